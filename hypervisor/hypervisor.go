@@ -1,0 +1,188 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package hypervisor describes a virtual machine (VMSpec), what starts one (Driver) and what
+// one can do once it runs (VM and the capability interfaces).
+//
+// A VMSpec is complete and immutable: it is the only input of the drivers and of the launch
+// measurement, so what is measured cannot differ from what is launched. Nothing that varies from
+// pod to pod (ids, MAC addresses, paths of sockets) may reach a measured field; the comments
+// of the fields say which are measured.
+//
+// The VMM process itself is forked before the VM is described, by package launch, because hooks
+// and networks need its pid and namespaces first.
+package hypervisor
+
+import (
+	"context"
+	"net"
+	"os"
+	"time"
+)
+
+// Accel is the way guest instructions are executed.
+type Accel string
+
+// The accelerators. The zero value lets the driver choose: KVM when usable, else TCG.
+const (
+	AccelAuto Accel = ""
+	AccelKVM  Accel = "kvm"
+	AccelTCG  Accel = "tcg"
+)
+
+// TEE names the trusted execution environment that a VM is launched in.
+type TEE string
+
+// The platforms. The zero value is a plain VM that nobody can verify.
+const (
+	TEENone TEE = ""
+	TEESNP  TEE = "snp"
+	TEETDX  TEE = "tdx"
+)
+
+// BlockBus is the bus on which block devices are attached.
+type BlockBus string
+
+// The block buses. SCSI needs one fixed controller and no PCI hot-plug; Blk is one PCI function
+// per device.
+const (
+	BlockSCSI BlockBus = "virtio-scsi"
+	BlockBlk  BlockBus = "virtio-blk"
+)
+
+// VMSpec is the whole description of a VM.
+type VMSpec struct {
+	ID      string // sandbox id: names only, never measured
+	Machine string // VMM machine type, "q35"; measured through ACPI on TDX
+	Accel   Accel
+	CPU     CPU
+	// MemoryMiB is the guest's RAM, fixed at launch. Measured on TDX, not on SNP.
+	MemoryMiB uint64
+	Boot      Boot
+	TEE       TEE
+	SNP       *SNP // set exactly when TEE is TEESNP
+	TDX       *TDX // set exactly when TEE is TEETDX
+	BlockBus  BlockBus
+	// HotplugPorts is the number of empty PCIe root ports made at boot, for BlockBlk and for
+	// interfaces added later. Part of the fixed PCI skeleton.
+	HotplugPorts int
+	Blocks       []Block // present from boot
+	NICs         []NIC   // present from boot
+	// BootTimeout bounds the time from exec of the VMM to the agent's answer.
+	BootTimeout time.Duration
+}
+
+// CPU is the number and model of virtual processors. Both are measured on SNP.
+type CPU struct {
+	Count int
+	Model string // VMM name, for example "max" or "EPYC-v4"; "" lets the driver choose
+}
+
+// Boot is the boot chain. On a TEE all of it is measured.
+type Boot struct {
+	Kernel   *os.File // opened once; drivers hand over this very descriptor
+	Initrd   *os.File // may be nil
+	Firmware *os.File // nil: the VMM's built-in loader (plain VMs only)
+	Cmdline  string   // bytes as the kernel sees them
+}
+
+// SNP holds what an SEV-SNP launch needs beyond the common fields.
+type SNP struct {
+	Policy   uint64
+	HostData [32]byte
+	IDBlock  []byte // 96 bytes or empty
+	IDAuth   []byte // 4096 bytes or empty
+}
+
+// TDX holds what a TDX launch needs beyond the common fields.
+type TDX struct {
+	MRConfigID [48]byte
+	QuoteVsock uint32 // vsock port of the quote generation service; 0: QuoteUnix
+	QuoteUnix  string // unix socket of the quote generation service
+}
+
+// Block is a disk image on the host.
+type Block struct {
+	ID       string   // unique within the VM: [a-z0-9-]{1,32}; the guest sees it as the serial
+	File     *os.File // opened by the caller, who keeps ownership; the VMM gets a duplicate
+	ReadOnly bool
+}
+
+// BlockAddress is where the guest finds a block device, in the terms of the agent protocol.
+type BlockAddress struct {
+	Driver string // agent storage driver: "scsi" or "blk"
+	Source string // "TARGET:LUN" for scsi, PCI path ("02" or "02/00") for blk
+}
+
+// NIC is a virtio network interface on a tap that already exists.
+type NIC struct {
+	ID  string
+	MAC string     // never measured
+	Tap []*os.File // one descriptor per queue, opened with IFF_VNET_HDR
+	MTU int
+}
+
+// Process is the forked but not yet executed VMM process: it already lives in the pod's
+// namespaces and cgroup. Exec turns it into the VMM. Package launch implements it.
+type Process interface {
+	// PID is stable across Exec: task pid = launcher pid = VMM pid.
+	PID() int
+	// Exec replaces the waiting process by argv[0]. files appear from descriptor 3 on,
+	// in order. It returns when execve has succeeded or failed.
+	Exec(ctx context.Context, argv, env []string, files []*os.File) error
+	// Done is closed when the process has ended and was reaped.
+	Done() <-chan struct{}
+	// ExitStatus says how it ended, in words ("exit status 1", "signal: killed"); valid
+	// after Done.
+	ExitStatus() string
+	// Kill ends the process with SIGKILL; it may be called at any time and more than once.
+	Kill() error
+	// Stderr is the tail of what the process wrote to its standard error.
+	Stderr() string
+}
+
+// Driver launches VMs with one kind of VMM.
+type Driver interface {
+	// Name is the driver's name in configuration and errors, for example "qemu".
+	Name() string
+	// Launch executes the VMM in proc and returns when it runs and the guest was released.
+	// It does not wait for the agent: that is what Dial is for. On error it leaves nothing
+	// behind but proc, which it has killed. dir is a private directory for sockets.
+	Launch(ctx context.Context, spec VMSpec, proc Process, dir string) (VM, error)
+}
+
+// VM is a running virtual machine.
+type VM interface {
+	ID() string
+	// Dial connects to a port of the guest. It waits until the guest accepts connections or
+	// the VM dies or ctx ends; the error then names the boot phase that was reached and
+	// carries the last console lines.
+	Dial(ctx context.Context, port uint32) (net.Conn, error)
+	// Done is closed once the VMM process is gone.
+	Done() <-chan struct{}
+	// Err is nil while the VM runs; after Done it says why it ended: a *DeadError.
+	Err() error
+	// Console returns the last lines of the guest's console.
+	Console() []string
+	// Stop ends the VM: asks the VMM to quit, kills it when ctx ends, waits until it is gone
+	// and releases everything that Launch made. Idempotent.
+	Stop(ctx context.Context) error
+}
+
+// BlockPlugger is a VM that can gain and lose block devices while it runs.
+type BlockPlugger interface {
+	PlugBlock(ctx context.Context, b Block) (BlockAddress, error)
+	UnplugBlock(ctx context.Context, id string) error
+}
+
+// BlockLocator tells where the guest finds a block device that was there from boot.
+type BlockLocator interface {
+	BlockAddress(id string) (BlockAddress, bool)
+}
+
+// NICPlugger is a VM that can gain and lose network interfaces while it runs. The returned
+// string is the guest's PCI path of the new interface.
+type NICPlugger interface {
+	PlugNIC(ctx context.Context, n NIC) (string, error)
+	UnplugNIC(ctx context.Context, id string) error
+}

@@ -1,0 +1,43 @@
+//go:build depshold
+
+// Package depshold holds requirements until their users are written.
+package depshold
+
+import (
+	_ "github.com/BurntSushi/toml"
+	_ "github.com/containerd/console"
+	_ "github.com/containerd/containerd/api/runtime/task/v2"
+	_ "github.com/containerd/containerd/api/runtime/task/v3"
+	_ "github.com/containerd/containerd/api/runtime/sandbox/v1"
+	_ "github.com/containerd/containerd/api/services/ttrpc/events/v1"
+	_ "github.com/containerd/containerd/api/types/runtimeoptions/v1"
+	_ "github.com/containerd/errdefs"
+	_ "github.com/containerd/errdefs/pkg/errgrpc"
+	_ "github.com/containerd/fifo"
+	_ "github.com/containerd/go-dmverity/pkg/verity"
+	_ "github.com/containerd/ttrpc"
+	_ "github.com/containerd/typeurl/v2"
+	_ "github.com/erofs/go-erofs"
+	_ "github.com/getkin/kin-openapi/openapi3"
+	_ "github.com/google/go-cmp/cmp"
+	_ "github.com/google/go-containerregistry/pkg/v1/tarball"
+	_ "github.com/google/go-containerregistry/pkg/v1/layout"
+	_ "github.com/google/go-containerregistry/pkg/v1/mutate"
+	_ "github.com/hashicorp/yamux"
+	_ "github.com/klauspost/compress/zstd"
+	_ "github.com/mdlayher/vsock"
+	_ "github.com/moby/sys/mountinfo"
+	_ "github.com/opencontainers/runtime-spec/specs-go"
+	_ "github.com/spf13/cobra"
+	_ "github.com/ulikunitz/xz"
+	_ "github.com/vbauerster/mpb/v8"
+	_ "github.com/vishvananda/netlink"
+	_ "github.com/vishvananda/netns"
+	_ "go.uber.org/goleak"
+	_ "golang.org/x/sync/errgroup"
+	_ "golang.org/x/sys/unix"
+	_ "golang.org/x/tools/go/packages"
+	_ "google.golang.org/protobuf/proto"
+	_ "pgregory.net/rapid"
+	_ "sigs.k8s.io/yaml"
+)
