@@ -1,0 +1,127 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package harness
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+)
+
+// Traces is the set of everything on the host that a pod can leave behind, one line each.
+type Traces map[string]bool
+
+// TakeTraces looks at processes, mounts, links, network namespaces, cgroups, sockets and files.
+func TakeTraces() (Traces, error) {
+	t := Traces{}
+	t.processes()
+	if err := t.mounts(); err != nil {
+		return nil, err
+	}
+	t.glob("link", "/sys/class/net/*")
+	t.glob("netns", "/run/netns/*")
+	t.glob("netns", "/run/coco/netns/*")
+	t.tree("file", "/run/coco")
+	t.glob("socket", "/run/containerd/s/*")
+	t.glob("layer temp", "/var/lib/coco/layers/*tmp*")
+	for _, root := range []string{"/sys/fs/cgroup/memory", "/sys/fs/cgroup/cpu", "/sys/fs/cgroup/pids", "/sys/fs/cgroup/unified"} {
+		t.tree("cgroup", root)
+	}
+	return t, nil
+}
+
+// processes notes every living process that is ours by its program name. Zombies wait for a PID 1
+// that reaps late here; they hold nothing.
+func (t Traces) processes() {
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, d := range dirs {
+		stat, err := os.ReadFile(filepath.Join(d, "stat"))
+		if err != nil {
+			continue
+		}
+		rest := string(stat[strings.LastIndexByte(string(stat), ')')+1:])
+		if f := strings.Fields(rest); len(f) == 0 || f[0] == "Z" || f[0] == "X" {
+			continue
+		}
+		cmd, err := os.ReadFile(filepath.Join(d, "cmdline"))
+		if err != nil {
+			continue
+		}
+		argv := strings.Split(string(cmd), "\x00")
+		name := filepath.Base(argv[0])
+		if strings.HasPrefix(name, "containerd-shim-coco") || strings.HasPrefix(name, "qemu-system") {
+			t[fmt.Sprintf("process %s (pid %s)", name, filepath.Base(d))] = true
+		}
+	}
+}
+
+func (t Traces) mounts() error {
+	infos, err := mountinfo.GetMounts(nil)
+	if err != nil {
+		return fmt.Errorf("read the mount table: %w", err)
+	}
+	for _, m := range infos {
+		t["mount "+m.Mountpoint] = true
+	}
+	return nil
+}
+
+func (t Traces) glob(kind, pattern string) {
+	names, _ := filepath.Glob(pattern)
+	for _, n := range names {
+		t[kind+" "+n] = true
+	}
+}
+
+func (t Traces) tree(kind, root string) {
+	_ = filepath.WalkDir(root, func(p string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return nil
+		}
+		if kind != "cgroup" || e.IsDir() {
+			t[kind+" "+p] = true
+		}
+		return nil
+	})
+}
+
+// ignored are traces that belong to the machine or to containerd itself, not to a pod.
+func ignored(line string) bool {
+	for _, s := range []string{"/run/coco ", "/var/lib/coco/layers"} {
+		if strings.Contains(line+" ", s) {
+			return true
+		}
+	}
+	return line == "file /run/coco" || line == "file /run/coco/netns"
+}
+
+// Leaks waits until nothing is left that was not in before, for at most patience, and returns what
+// still is there then.
+func Leaks(ctx context.Context, before Traces, patience time.Duration) ([]string, error) {
+	deadline := time.Now().Add(patience)
+	for {
+		now, err := TakeTraces()
+		if err != nil {
+			return nil, err
+		}
+		var left []string
+		for l := range now {
+			if !before[l] && !ignored(l) {
+				left = append(left, l)
+			}
+		}
+		sort.Strings(left)
+		if len(left) == 0 || time.Now().After(deadline) || ctx.Err() != nil {
+			return left, nil
+		}
+		time.Sleep(50 * time.Millisecond) // the kernel has no event for "nothing is left"
+	}
+}
