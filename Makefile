@@ -1,0 +1,99 @@
+# coco: confidential containers. `make` prints this help.
+SHELL       := /bin/bash
+PREFIX      ?= /usr/local
+DESTDIR     ?=
+GO          ?= $(shell command -v go 2>/dev/null || echo /usr/local/go/bin/go)
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS     := -s -w -X github.com/coco-shim/coco/internal/version.Version=$(VERSION)
+export CGO_ENABLED := 0
+export GOTOOLCHAIN := local
+BINARIES    := containerd-shim-coco-v2 coco-agent coco
+GUEST       := dist/guest
+STAGE       := $(CURDIR)/dist/prefix
+TOOLS       := $(CURDIR)/dist/tools
+RUNC_SUITE  ?= TestContainer|TestTask|TestExec|TestDaemon
+
+.PHONY: help
+help: ## print this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+## --- needs nothing but Go ---
+
+.PHONY: build
+build: $(addprefix bin/,$(BINARIES)) ## static binaries in bin/
+
+.PHONY: FORCE
+bin/%: FORCE
+	@mkdir -p bin
+	$(GO) build -trimpath -buildvcs=false -tags no_grpc -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
+
+.PHONY: unit
+unit: ## unit tests; those that need root, QEMU or an image skip with the reason
+	$(GO) test ./...
+
+.PHONY: lint
+lint: tools ## gofumpt, vet, staticcheck
+	@out=$$($(TOOLS)/gofumpt -l $$(git ls-files '*.go' | grep -v '\.pb\.go$$')); test -z "$$out" || { echo "not gofumpt'ed:"; echo "$$out"; exit 1; }
+	$(GO) vet ./...
+	$(TOOLS)/staticcheck ./...
+
+.PHONY: tools
+tools: ## the pinned tools of tools/go.mod, built into dist/tools
+	@mkdir -p $(TOOLS)
+	cd tools && GOBIN=$(TOOLS) $(GO) install -trimpath tool
+
+.PHONY: generate
+generate: tools ## regenerate the agent protocol from its .proto files
+	cd api/agent && PATH=$(TOOLS):$$PATH buf generate
+
+.PHONY: check-generate
+check-generate: generate ## fail when the committed generated code is stale
+	git diff --exit-code -- api
+
+.PHONY: fuzz-short
+fuzz-short: ## every fuzz target for FUZZTIME (default 10s) each
+	tests/fuzz.sh $${FUZZTIME:-10s}
+
+## --- needs a Debian host and its package archive ---
+
+.PHONY: image
+image: build ## guest image (kernel, initramfs, manifest) in dist/guest
+	bin/coco image build --agent bin/coco-agent --out $(GUEST)
+
+.PHONY: install
+install: build ## shim, CLI, guest image and configuration under DESTDIR/PREFIX
+	@test -s $(GUEST)/manifest.json || $(MAKE) image
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/coco/guest $(DESTDIR)$(PREFIX)/share/coco/configs
+	install -m 0755 bin/containerd-shim-coco-v2 bin/coco $(DESTDIR)$(PREFIX)/bin/
+	install -m 0644 $(GUEST)/vmlinux $(GUEST)/vmlinuz $(GUEST)/initrd.img $(GUEST)/manifest.json $(DESTDIR)$(PREFIX)/share/coco/guest/
+	install -m 0644 configs/*.toml $(DESTDIR)$(PREFIX)/share/coco/configs/
+
+.PHONY: stage
+stage: build image ## like install, into dist/prefix, for the tests and the demo
+	$(MAKE) --no-print-directory install PREFIX=$(STAGE) DESTDIR=
+
+## --- needs root on Debian 12 ---
+
+.PHONY: setup
+setup: ## packages and other versions of containerd that the tests need
+	tests/setup.sh packages containerd-1.7 containerd-2.1 containerd-2.4
+
+.PHONY: demo
+demo: ## set up everything, boot a microVM and run a container in it
+	tests/demo.sh
+
+.PHONY: test
+test: setup stage ## all tests: unit, real VMs, real containerd
+	COCO_GUEST_DIR=$(CURDIR)/$(GUEST) COCO_REQUIRE=all $(GO) test -p 1 -timeout 35m ./...
+
+.PHONY: bench
+bench: setup-bench stage ## figures beside their baselines, as a table and bench.json
+	$(GO) run ./tests/bench -out dist/bench.json
+
+.PHONY: setup-bench
+setup-bench:
+	tests/setup.sh packages containerd-2.4
+
+.PHONY: clean
+clean: ## remove bin/ and dist/
+	rm -rf bin dist

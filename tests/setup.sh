@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Installs what the tests need on Debian 12, as root. Each argument is one thing; what is there
+# already costs nothing.
+#
+#   packages         Debian packages: QEMU, containerd 1.6, runc, CNI plugins, busybox, tools
+#   containerd-1.7   containerd 1.7 from Debian trixie, unpacked into the cache (not installed)
+#   containerd-2.1   containerd 2.1 from Debian sid, likewise
+#   containerd-2.4   containerd 2.4 with ctr and its client test suite, built from the Go module proxy
+#
+# The cache is $COCO_TEST_CACHE, by default /var/cache/coco/test.
+set -euo pipefail
+CACHE=${COCO_TEST_CACHE:-/var/cache/coco/test}
+CONTAINERD_24=v2.4.2
+PACKAGES=(qemu-system-x86 containerd runc containernetworking-plugins busybox-static iproute2 iptables
+  erofs-utils cryptsetup-bin make git ca-certificates)
+
+say() { echo "setup: $*" >&2; }
+
+packages() {
+  local missing=()
+  for p in "${PACKAGES[@]}"; do
+    dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing+=("$p")
+  done
+  [ ${#missing[@]} -eq 0 ] && return
+  say "installing ${missing[*]}"
+  apt-get update -qq
+  # policy-rc.d keeps Debian from starting a containerd that nobody asked for.
+  local made=
+  [ -e /usr/sbin/policy-rc.d ] || { printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod 755 /usr/sbin/policy-rc.d; made=1; }
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null || { [ -n "$made" ] && rm -f /usr/sbin/policy-rc.d; exit 1; }
+  [ -n "$made" ] && rm -f /usr/sbin/policy-rc.d
+  return 0
+}
+
+# private_apt runs apt with a state of its own, so that the host's sources stay as they are.
+private_apt() { # SUITE COMMAND ARGS…
+  local suite=$1 tool=$2 s=$CACHE/apt-$1; shift 2
+  mkdir -p "$s"/{lists/partial,cache/archives/partial}
+  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian $suite main" >"$s/sources.list"
+  "$tool" -qq -o Dir::Etc::sourcelist="$s/sources.list" -o Dir::Etc::sourceparts=/dev/null -o Dir::Etc::preferences=/dev/null \
+    -o Dir::Etc::preferencesparts=/dev/null -o Dir::State::lists="$s/lists" -o Dir::Cache="$s/cache" -o Dir::State::status=/dev/null \
+    -o APT::Sandbox::User=root "$@"
+}
+
+containerd_from() { # VERSION SUITE
+  local dir=$CACHE/containerd-$1
+  [ -x "$dir/bin/containerd" ] && return
+  say "unpacking containerd $1 from Debian $2"
+  rm -rf "$dir"; mkdir -p "$dir/deb" "$dir/bin"
+  private_apt "$2" apt-get update
+  (cd "$dir/deb" && private_apt "$2" apt-get download containerd && dpkg -x containerd_*.deb .)
+  mv "$dir"/deb/usr/bin/* "$dir/bin/"
+  rm -rf "$dir/deb"
+  "$dir/bin/containerd" --version >&2
+}
+
+containerd_24() {
+  local dir=$CACHE/containerd-2.4
+  [ -x "$dir/bin/containerd" ] && [ -x "$dir/bin/client.test" ] && return
+  say "building containerd $CONTAINERD_24 (about two minutes)"
+  mkdir -p "$dir/src" "$dir/bin"
+  cd "$dir/src"
+  printf 'module coco/containerd\n\ngo 1.26\n\nrequire github.com/containerd/containerd/v2 %s\n' "$CONTAINERD_24" >go.mod
+  printf '//go:build tools\n\npackage tools\n\nimport (\n\t_ "github.com/containerd/containerd/v2/cmd/containerd"\n\t_ "github.com/containerd/containerd/v2/integration/client"\n)\n' >tools.go
+  export GOFLAGS=-mod=mod CGO_ENABLED=0
+  local ld="-s -w -X github.com/containerd/containerd/v2/version.Version=${CONTAINERD_24#v}"
+  for c in containerd-shim-runc-v2 ctr containerd; do
+    go build -trimpath -buildvcs=false -ldflags "$ld" -o "$dir/bin/$c" "github.com/containerd/containerd/v2/cmd/$c"
+  done
+  go test -c -trimpath -ldflags '-s -w' -o "$dir/bin/client.test" github.com/containerd/containerd/v2/integration/client
+  cd - >/dev/null
+}
+
+[ $# -gt 0 ] || { sed -n '2,10p' "$0"; exit 2; }
+[ "$(id -u)" = 0 ] || { echo "setup: run as root: sudo $0 $*" >&2; exit 1; }
+mkdir -p "$CACHE"
+for want in "$@"; do
+  case $want in
+    packages) packages ;;
+    containerd-1.7) containerd_from 1.7 trixie ;;
+    containerd-2.1) containerd_from 2.1 sid ;;
+    containerd-2.4) (containerd_24) ;;
+    *) echo "setup: unknown thing $want" >&2; exit 2 ;;
+  esac
+done
