@@ -1,0 +1,329 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package integration
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/console"
+
+	"github.com/coco-shim/coco/tests/harness"
+)
+
+func TestEveryContainerdRunsAContainer(t *testing.T) {
+	for _, v := range []string{"1.6", "1.7", "2.1", "2.4"} {
+		t.Run(v, func(t *testing.T) {
+			d := daemon(t, v)
+			noLeaks(t)
+			id := detached(t, d, harness.Runtime, "--env", "A=b", "--", "sleep", "1000")
+			if got := must(t, d, "task", "exec", "--exec-id", "e1", id, "sh", "-c", "echo $A; uname -r"); !strings.HasPrefix(got, "b\n") {
+				t.Errorf("exec printed %q", got)
+			}
+			if got := must(t, d, "task", "ls"); !regexp.MustCompile(id + `\s+\d+\s+RUNNING`).MatchString(got) {
+				t.Errorf("task ls = %q", got)
+			}
+			must(t, d, "task", "kill", "-s", "SIGKILL", id)
+			if r := ctr(t, d, "task", "delete", id); r.Code != 137 && !strings.Contains(r.Stdout+r.Stderr, "137") {
+				t.Errorf("task delete after SIGKILL: %+v, want exit status 137", r)
+			}
+		})
+	}
+}
+
+func TestGuestHasAKernelOfItsOwn(t *testing.T) {
+	d := daemon(t, primary)
+	host, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		t.Fatal(err)
+	}
+	guest := must(t, d, "run", "--rm", "--runtime", harness.Runtime, harness.Image, newID(t), "uname", "-r")
+	if guest == string(host) || guest == "" {
+		t.Errorf("uname -r in the container = %q, on the host %q", guest, host)
+	}
+}
+
+func TestExecParity(t *testing.T) {
+	d := daemon(t, primary)
+	noLeaks(t)
+	coco := detached(t, d, harness.Runtime, "sleep", "1000")
+	runc := detached(t, d, harness.RuncRuntime, "sleep", "1000")
+	for _, c := range []struct {
+		name  string
+		flags []string
+		cmd   []string
+		stdin string
+	}{
+		{name: "output", cmd: []string{"echo", "hi"}},
+		{name: "stderr and exit code", cmd: []string{"sh", "-c", "echo no >&2; exit 3"}},
+		{name: "signal", cmd: []string{"sh", "-c", "kill -KILL $$"}},
+		{name: "stdin", cmd: []string{"cat"}, stdin: "through\nexec"},
+		{name: "cwd", flags: []string{"--cwd", "/tmp"}, cmd: []string{"pwd"}},
+		{name: "user", flags: []string{"--user", "1000"}, cmd: []string{"id", "-u"}},
+		{name: "processes are visible", cmd: []string{"sh", "-c", "ps | grep -c 'sleep 1000$'"}},
+		{name: "missing command", cmd: []string{"/nope"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			see := func(id string) visible {
+				args := append([]string{"task", "exec", "--exec-id", newID(t)}, c.flags...)
+				r := ctrInput(t, d, []byte(c.stdin), append(append(args, id), c.cmd...)...)
+				return visible{r.Stdout, r.Stderr, r.Code}
+			}
+			want, got := see(runc), see(coco)
+			if c.name == "missing command" {
+				if got.Code == 0 || !strings.Contains(got.Stderr, "/nope") {
+					t.Errorf("got %+v, want a failure that names the command", got)
+				}
+				return
+			}
+			if got != want {
+				t.Errorf("exec: coco %+v, runc %+v", got, want)
+			}
+		})
+	}
+}
+
+func TestSixtyFourMebibytesEachWayBitForBit(t *testing.T) {
+	d := daemon(t, primary)
+	noLeaks(t)
+	data := make([]byte, 64<<20)
+	if _, err := rand.Read(data); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	r := d.CtrInput(ctx, data, "run", "--rm", "--runtime", harness.Runtime, harness.Image, newID(t), "cat")
+	if r.Err != nil || r.Code != 0 {
+		t.Fatalf("cat: exit %d, %v: %s", r.Code, r.Err, r.Stderr)
+	}
+	if sha256.Sum256([]byte(r.Stdout)) != sha256.Sum256(data) {
+		t.Errorf("%d bytes came back for %d, or they differ", len(r.Stdout), len(data))
+	}
+	t.Logf("64 MiB in and out in %v", r.Took.Round(time.Millisecond))
+}
+
+// terminal runs a ctr command on a new pseudo terminal, types input, and returns what it showed.
+func terminal(t *testing.T, d *harness.Daemon, size console.WinSize, input string, args ...string) (string, int) {
+	t.Helper()
+	pty, name, err := console.NewPty()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pty.Close()
+	if err := pty.Resize(size); err != nil {
+		t.Fatal(err)
+	}
+	tty, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), perCommand)
+	defer cancel()
+	cmd := d.Command(ctx, args...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	tty.Close()
+	var out bytes.Buffer
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		_, _ = io.Copy(&out, pty) // ends with EIO when the last writer is gone
+	}()
+	if _, err := pty.Write([]byte(input)); err != nil {
+		t.Fatal(err)
+	}
+	err = cmd.Wait()
+	<-read
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatalf("ctr %s: %v\n%s", strings.Join(args, " "), err, out.String())
+	}
+	return out.String(), cmd.ProcessState.ExitCode()
+}
+
+func TestTerminals(t *testing.T) {
+	d := daemon(t, primary)
+	noLeaks(t)
+	size := console.WinSize{Height: 33, Width: 99}
+	script := "stty size; tty; echo typed-$((40+2)); exit 5\n"
+	t.Run("run", func(t *testing.T) {
+		id := newID(t)
+		out, code := terminal(t, d, size, script, "run", "--rm", "-t", "--runtime", harness.Runtime, harness.Image, id, "sh")
+		for _, want := range []string{"33 99", "/dev/pts/0", "typed-42"} {
+			if !strings.Contains(out, want) {
+				t.Errorf("terminal shows no %q:\n%s", want, out)
+			}
+		}
+		if code != 5 {
+			t.Errorf("exit code %d, want 5", code)
+		}
+	})
+	t.Run("exec", func(t *testing.T) {
+		id := detached(t, d, harness.Runtime, "sleep", "1000")
+		out, code := terminal(t, d, size, script, "task", "exec", "-t", "--exec-id", "tty1", id, "sh")
+		for _, want := range []string{"33 99", "typed-42"} {
+			if !strings.Contains(out, want) {
+				t.Errorf("terminal shows no %q:\n%s", want, out)
+			}
+		}
+		if code != 5 {
+			t.Errorf("exit code %d, want 5", code)
+		}
+	})
+}
+
+func TestKillWithAnySignal(t *testing.T) {
+	d := daemon(t, primary)
+	noLeaks(t)
+	id := detached(t, d, harness.Runtime, "sh", "-c", "trap 'echo got-usr1 >> /log' USR1; trap 'exit 9' TERM; touch /log; while :; do sleep 0.1; done")
+	must(t, d, "task", "exec", "--exec-id", "w", id, "sh", "-c", "until [ -e /log ]; do sleep 0.05; done")
+	must(t, d, "task", "kill", "-s", "SIGUSR1", id)
+	must(t, d, "task", "exec", "--exec-id", "u", id, "sh", "-c", "until grep -q got-usr1 /log; do sleep 0.05; done")
+	must(t, d, "task", "kill", "-s", "SIGTERM", id)
+	if code := waitStopped(t, d, id); code != 9 {
+		t.Errorf("exit code after SIGTERM = %d, want 9 from the trap", code)
+	}
+	r := ctr(t, d, "task", "exec", "--exec-id", "late", id, "true")
+	if r.Code == 0 || !strings.Contains(r.Stderr, id) {
+		t.Errorf("exec in a stopped container: exit %d, %q; want an error that names it", r.Code, r.Stderr)
+	}
+}
+
+// waitStopped waits for the end of a task and returns its exit status.
+func waitStopped(t *testing.T, d *harness.Daemon, id string) int {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for time.Now().Before(deadline) {
+		if strings.Contains(statusOf(t, d, id), "STOPPED") {
+			r := ctr(t, d, "task", "delete", id)
+			return r.Code
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	t.Fatalf("task %s did not stop; it is %s", id, statusOf(t, d, id))
+	return -1
+}
+
+func statusOf(t *testing.T, d *harness.Daemon, id string) string {
+	t.Helper()
+	for _, l := range strings.Split(must(t, d, "task", "ls"), "\n") {
+		if f := strings.Fields(l); len(f) == 3 && f[0] == id {
+			return f[2]
+		}
+	}
+	return "absent"
+}
+
+func TestPauseAndResume(t *testing.T) {
+	d := daemon(t, primary)
+	noLeaks(t)
+	id := detached(t, d, harness.Runtime, "sh", "-c", "while :; do echo x >> /ticks; sleep 0.05; done")
+	must(t, d, "task", "pause", id)
+	if got := statusOf(t, d, id); got != "PAUSED" {
+		t.Errorf("status = %s, want PAUSED", got)
+	}
+	must(t, d, "task", "resume", id)
+	if got := statusOf(t, d, id); got != "RUNNING" {
+		t.Errorf("status = %s, want RUNNING", got)
+	}
+	must(t, d, "task", "exec", "--exec-id", "g", id, "sh", "-c", "n=$(wc -l < /ticks); until [ $(wc -l < /ticks) -gt $n ]; do sleep 0.05; done")
+}
+
+func TestPsAndMetrics(t *testing.T) {
+	d := daemon(t, primary)
+	noLeaks(t)
+	id := detached(t, d, harness.Runtime, "--memory-limit", "67108864", "--", "sleep", "1000")
+	if lines := strings.Count(must(t, d, "task", "ps", id), "\n"); lines < 2 {
+		t.Errorf("task ps shows no process:\n%s", must(t, d, "task", "ps", id))
+	}
+	out := must(t, d, "task", "metrics", id)
+	for _, want := range []string{"memory", "cpu"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("task metrics says nothing of %s:\n%s", want, out)
+		}
+	}
+	limit := must(t, d, "task", "exec", "--exec-id", "m", id, "sh", "-c", "cat /sys/fs/cgroup/memory.max")
+	if strings.TrimSpace(limit) != "67108864" {
+		t.Errorf("memory.max in the container = %q", limit)
+	}
+}
+
+func TestCPULimitShapesTheCgroup(t *testing.T) {
+	d := daemon(t, primary)
+	noLeaks(t)
+	out := must(t, d, "run", "--rm", "--runtime", harness.Runtime, "--cpus", "0.5", harness.Image, newID(t), "cat", "/sys/fs/cgroup/cpu.max")
+	f := strings.Fields(out)
+	if len(f) != 2 {
+		t.Fatalf("cpu.max = %q", out)
+	}
+	quota, _ := strconv.Atoi(f[0])
+	period, _ := strconv.Atoi(f[1])
+	if period == 0 || quota*2 != period {
+		t.Errorf("cpu.max = %q, want half of the period", out)
+	}
+}
+
+func TestAttach(t *testing.T) {
+	d := daemon(t, primary)
+	noLeaks(t)
+	id := newID(t)
+	ctx, cancel := context.WithTimeout(t.Context(), perCommand)
+	defer cancel()
+	must(t, d, "container", "create", "--runtime", harness.Runtime, harness.Image, id, "sh", "-c", "read x; echo got-$x; exit 4")
+	t.Cleanup(func() { remove(t, d, id) })
+	start := d.Command(ctx, "task", "start", "-d", id)
+	start.Stdin = nil
+	if out, err := start.CombinedOutput(); err != nil {
+		t.Fatalf("task start -d: %v: %s", err, out)
+	}
+	r := d.CtrInput(ctx, []byte("attached\n"), "task", "attach", id)
+	if !strings.Contains(r.Stdout, "got-attached") || r.Code != 4 {
+		t.Errorf("attach: exit %d, stdout %q, stderr %q", r.Code, r.Stdout, r.Stderr)
+	}
+}
+
+func TestDeleteForce(t *testing.T) {
+	d := daemon(t, primary)
+	noLeaks(t)
+	id := detached(t, d, harness.Runtime, "sh", "-c", "trap '' TERM; sleep 1000")
+	if r := ctr(t, d, "task", "delete", "--force", id); r.Code != 0 && r.Code != 137 {
+		t.Errorf("task delete --force: exit %d: %s", r.Code, r.Stderr)
+	}
+	if got := statusOf(t, d, id); got != "absent" {
+		t.Errorf("status after delete = %s", got)
+	}
+}
+
+func TestLogURIs(t *testing.T) {
+	d := daemon(t, primary)
+	noLeaks(t)
+	log := filepath.Join(t.TempDir(), "out.log")
+	id := newID(t)
+	must(t, d, "run", "-d", "--runtime", harness.Runtime, "--log-uri", "file://"+log, harness.Image, id, "sh", "-c", "echo to-log; echo err-log >&2")
+	t.Cleanup(func() { remove(t, d, id) })
+	waitStopped(t, d, id)
+	b, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"to-log\n", "err-log\n"} {
+		if !strings.Contains(string(b), want) {
+			t.Errorf("log file holds %q, want %q in it", b, want)
+		}
+	}
+}
