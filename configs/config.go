@@ -1,0 +1,109 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package configs is the host's configuration: its schema, its defaults, a strict TOML decoder,
+// validation, and the overrides that a pod's annotations may make.
+//
+// Text becomes a Config once, in Load or Decode, and is not written to afterwards. Decoding reports
+// every problem at once, each with file, line, key and what was expected. A table (schema.go) holds
+// for each key where its value goes, what it may be and whether an annotation may set it; the
+// decoder, the annotations and the documentation's test all read that table.
+//
+// The package reads configuration files and the guest image's manifest and looks whether files
+// exist (Boot, CheckFiles). It does not start or probe anything.
+package configs
+
+import "time"
+
+// Duration is written in TOML as a string: "60s", "1m30s".
+type Duration = time.Duration
+
+// MinMemoryMiB is the least guest memory that a stock kernel and the agent boot in.
+const MinMemoryMiB = 128
+
+// Config is the whole configuration. Treat it as a value: nothing writes to it after it was loaded.
+type Config struct {
+	Hypervisor Hypervisor
+	Runtime    Runtime
+	Network    Network
+
+	// Files are the files this came from, in the order they were merged; empty for the built-in
+	// defaults. It is not a key.
+	Files []string
+}
+
+// Hypervisor says which VMM runs a pod's VM and what the VM looks like.
+type Hypervisor struct {
+	Type     string // VMM driver: "qemu"
+	Path     string // absolute path of the VMM binary
+	Machine  string // machine type, "q35"
+	Accel    string // "", "kvm" or "tcg"; "" lets the driver choose
+	Platform string // "none", "snp" or "tdx"
+
+	GuestDir     string // directory of the guest image; "" is found relative to the executable
+	Kernel       string // "" is the guest image's kernel for the platform
+	Initrd       string // "" is the guest image's initramfs
+	Firmware     string // "" is the VMM's built-in loader; a TEE needs one
+	KernelParams string // words appended to the guest image's own command line
+
+	CPUModel          string // VMM's name of a CPU model; "" lets the driver choose
+	DefaultVCPUs      int    // for a pod without a CPU limit
+	MaxVCPUs          int    // upper bound for any pod; 0 is the number of the host's CPUs
+	DefaultMemoryMiB  uint64 // for a pod without a memory limit
+	MaxMemoryMiB      uint64 // upper bound for any pod; 0 is the host's memory
+	OverheadMemoryMiB uint64 // added to a pod's memory limit for guest kernel and agent
+
+	BlockBus     string   // "virtio-scsi" or "virtio-blk"
+	HotplugPorts int      // empty PCIe root ports made at boot
+	BootTimeout  Duration // from exec of the VMM to the agent's answer
+
+	Seccomp              bool // the VMM's own system call filter
+	InsecureDebugConsole bool // keep the guest's console verbose; refused on a TEE
+}
+
+// Runtime is what the shim does around the VM.
+type Runtime struct {
+	StateDir          string   // per-pod sockets and locks, on a tmpfs
+	LayerCache        string   // converted image layers
+	UpperSizeMiB      uint64   // limit of a container's writable layer, in guest memory
+	MaxCopyMiB        uint64   // limit of a bind-mounted file or directory that is copied in
+	CreateTimeout     Duration // for creating a container in the guest
+	StopTimeout       Duration // for a graceful stop before the VM is killed
+	LogLevel          string   // "error", "warn", "info" or "debug"
+	EnableAnnotations []string // "section.key" that pods may set by annotation
+}
+
+// Network is how the pod's interfaces reach the VM.
+type Network struct {
+	Model        string // "tcfilter" or "none"
+	QueuesPerNIC int    // queue pairs of each virtio network interface
+}
+
+// Default is the configuration without any file.
+func Default() Config {
+	return Config{
+		Hypervisor: Hypervisor{
+			Type:              "qemu",
+			Path:              "/usr/bin/qemu-system-x86_64",
+			Machine:           "q35",
+			Platform:          "none",
+			DefaultVCPUs:      1,
+			DefaultMemoryMiB:  512,
+			OverheadMemoryMiB: 96,
+			BlockBus:          "virtio-scsi",
+			BootTimeout:       60 * time.Second,
+			Seccomp:           true,
+		},
+		Runtime: Runtime{
+			StateDir:          "/run/coco",
+			LayerCache:        "/var/lib/coco/layers",
+			UpperSizeMiB:      256,
+			MaxCopyMiB:        32,
+			CreateTimeout:     60 * time.Second,
+			StopTimeout:       10 * time.Second,
+			LogLevel:          "info",
+			EnableAnnotations: []string{"hypervisor.default_vcpus", "hypervisor.default_memory_mib"},
+		},
+		Network: Network{Model: "tcfilter", QueuesPerNIC: 1},
+	}
+}
