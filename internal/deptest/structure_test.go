@@ -1,0 +1,148 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package deptest
+
+import (
+	"bufio"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// edges is the project's structure. internal/* is spelled out per tree so that measurement can be
+// kept free even of it.
+var edges = Edges{
+	"api/...":      {"api/..."},
+	"internal/...": {"internal/...", "api/..."},
+
+	"hypervisor":                  {},
+	"hypervisor/launch":           {"hypervisor", "internal/..."},
+	"hypervisor/qemu":             {"hypervisor", "hypervisor/qemu/qmp", "internal/..."},
+	"hypervisor/qemu/qmp":         {"internal/..."},
+	"hypervisor/probe":            {"internal/..."},
+	"hypervisor/hypervisortest":   {"hypervisor", "internal/..."},
+	"network/...":                 {"network/...", "api/...", "internal/..."},
+	"configs/...":                 {"hypervisor", "internal/..."},
+	"image/...":                   {"image/...", "internal/..."},
+	"virtcontainers":              {"virtcontainers/...", "hypervisor", "hypervisor/launch", "network", "configs", "api/...", "image/layer", "internal/..."},
+	"virtcontainers/spec":         {"api/...", "internal/..."},
+	"virtcontainers/storage":      {"hypervisor", "api/...", "image/layer", "internal/..."},
+	"virtcontainers/state":        {"internal/..."},
+	"shim/bootstrap":              {"internal/..."},
+	"shim/events":                 {"internal/..."},
+	"shim/stdio":                  {"internal/..."},
+	"shim/task":                   {"virtcontainers", "api/...", "configs", "shim/events", "shim/stdio", "internal/..."},
+	"agent":                       {"agent/...", "api/...", "internal/..."},
+	"agent/...":                   {"agent/...", "api/...", "image/verity/...", "image/erofs/...", "internal/..."},
+	"guest/...":                   {"guest/...", "image/...", "internal/..."},
+	"measurement":                 {},
+	"measurement/...":             {"measurement/..."},
+	"cmd/coco-agent":              {"agent/...", "internal/..."},
+	"cmd/containerd-shim-coco-v2": {"shim/...", "virtcontainers/...", "hypervisor/...", "network", "configs", "api/...", "image/...", "internal/..."},
+	"cmd/coco":                    {"configs", "guest/...", "hypervisor/...", "measurement/...", "image/...", "internal/..."},
+	"tests/...":                   {"*"},
+}
+
+func TestImportEdges(t *testing.T) {
+	edges.Check(t, List(t, Module+"/..."))
+}
+
+// Web servers, templates and gRPC double the memory that each pod pays for its shim and agent.
+var heavy = []string{"net/http", "html/template", "text/template", "google.golang.org/grpc/internal/transport", "golang.org/x/net/trace", "github.com/prometheus/client_golang/prometheus"}
+
+func TestShimLinksNothingHeavy(t *testing.T) {
+	Deny(t, Module+"/cmd/containerd-shim-coco-v2", append(heavy, Module+"/agent", Module+"/guest")...)
+}
+
+func TestAgentLinksNothingHeavy(t *testing.T) {
+	Deny(t, Module+"/cmd/coco-agent", append(heavy, Module+"/virtcontainers", Module+"/hypervisor", Module+"/shim/task")...)
+}
+
+func TestBinarySizes(t *testing.T) {
+	MaxSize(t, Module+"/cmd/containerd-shim-coco-v2", 9_000_000)
+	MaxSize(t, Module+"/cmd/coco-agent", 9_000_000)
+}
+
+func TestMeasurementKnowsOnlyTheStandardLibrary(t *testing.T) {
+	for _, p := range List(t, Module+"/measurement/...") {
+		for _, imp := range p.Imports {
+			if strings.Contains(strings.Split(imp, "/")[0], ".") && !strings.HasPrefix(imp, Module+"/measurement") {
+				t.Errorf("%s imports %s", p.ImportPath, imp)
+			}
+		}
+	}
+}
+
+// onlyIn says which trees may import a module; keys are import path prefixes.
+var onlyIn = map[string][]string{
+	"github.com/vishvananda/netlink":              {"network", "agent/netcfg", "agent/boot", "tests"},
+	"github.com/containerd/containerd/api":        {"shim", "cmd/containerd-shim-coco-v2", "tests"},
+	"github.com/open-policy-agent/opa":            {"policy"},
+	"github.com/opencontainers/runc/libcontainer": {},
+}
+
+func TestLibrariesStayWhereTheyBelong(t *testing.T) {
+	for _, p := range List(t, Module+"/...") {
+		from := strings.TrimPrefix(p.ImportPath, Module+"/")
+		for _, imp := range p.Imports {
+			for lib, trees := range onlyIn {
+				if imp != lib && !strings.HasPrefix(imp, lib+"/") {
+					continue
+				}
+				ok := false
+				for _, tree := range trees {
+					ok = ok || match(tree+"/...", from)
+				}
+				if !ok {
+					t.Errorf("%s imports %s; only %v may", from, imp, trees)
+				}
+			}
+		}
+	}
+}
+
+// longFiles may pass the limit, each with the reason.
+var longFiles = map[string]string{}
+
+func TestNoFileIsLongerThan500LinesWithoutAReason(t *testing.T) {
+	root := strings.TrimSpace(output(t, "git", "rev-parse", "--show-toplevel"))
+	for _, f := range strings.Fields(output(t, "git", "-C", root, "ls-files", "*.go")) {
+		if strings.HasSuffix(f, ".pb.go") || longFiles[f] != "" {
+			continue
+		}
+		if n := countLines(t, filepath.Join(root, f)); n > 500 {
+			t.Errorf("%s has %d lines: split it, or give the reason in longFiles", f, n)
+		}
+	}
+}
+
+func output(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), name, args...).Output()
+	if err != nil {
+		t.Skipf("%s %v: %v: not a git checkout", name, args, err)
+	}
+	return string(out)
+}
+
+func countLines(t *testing.T, path string) int {
+	t.Helper()
+	f, err := os.Open(path)
+	if os.IsNotExist(err) {
+		return 0 // deleted in the work tree
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	n := 0
+	sc := bufio.NewScanner(f)
+	sc.Buffer(nil, 1<<20)
+	for sc.Scan() {
+		n++
+	}
+	return n
+}
