@@ -92,32 +92,38 @@ func (im Image) Write(w io.Writer, ref string) error {
 	if err != nil {
 		return err
 	}
+	img, err := im.Build()
+	if err != nil {
+		return err
+	}
+	return tarball.Write(tag, img, w)
+}
+
+// Build returns the image as the registry library knows it.
+func (im Image) Build() (v1.Image, error) {
 	img := v1.Image(empty.Image)
 	for i, files := range im.Layers {
 		data, err := layerTar(files)
 		if err != nil {
-			return fmt.Errorf("layer %d: %w", i, err)
+			return nil, fmt.Errorf("layer %d: %w", i, err)
 		}
 		layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
 			return io.NopCloser(bytes.NewReader(data)), nil
 		})
 		if err != nil {
-			return fmt.Errorf("layer %d: %w", i, err)
+			return nil, fmt.Errorf("layer %d: %w", i, err)
 		}
 		if img, err = mutate.AppendLayers(img, layer); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	cf, err := img.ConfigFile()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	cf = cf.DeepCopy()
 	cf.Config, cf.Architecture, cf.OS = im.Config, "amd64", "linux"
-	if img, err = mutate.ConfigFile(img, cf); err != nil {
-		return err
-	}
-	return tarball.Write(tag, img, w)
+	return mutate.ConfigFile(img, cf)
 }
 
 // WriteFile is Write into a new file.
