@@ -1,0 +1,422 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package erofs
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Names that mean something else in a layer's tar (OCI image specification, layer.md, "Whiteouts").
+const (
+	whiteoutPrefix = ".wh."
+	whiteoutOpaque = ".wh..wh..opq"
+	whiteoutMeta   = ".wh..wh." // AUFS leftovers, not part of a layer
+	paxXattr       = "SCHILY.xattr."
+)
+
+const maxFollow = 40 // symbolic links on the way to one name, as in Linux
+
+// FromTar reads the tree of a layer's (uncompressed) tar. File contents of a stream are put into
+// spool, an empty file; of a seekable r that is also an io.ReaderAt, such as a file, they are left
+// where they are. spool may then be nil. The tree reads from r and spool until it is closed, but
+// closes neither.
+//
+// Names are resolved as an unpacker in a chroot would: beneath the root, through the layer's own
+// symbolic links. Whiteouts become what an overlay expects. A later entry replaces an earlier one.
+func FromTar(ctx context.Context, r io.Reader, spool *os.File) (*Tree, error) {
+	root := &node{mode: sIFDIR | 0o755, implied: true, index: map[string]*node{}}
+	t := &tarReader{root: root, content: &tarContent{}, spool: spool}
+	t.content.spool = spool
+	if in, ok := r.(readSeekerAt); ok {
+		t.in = in
+		t.content.in = in
+	}
+	t.tr = tar.NewReader(ctxReader{ctx, r})
+	if t.in != nil {
+		t.tr = tar.NewReader(ctxSeeker{ctxReader{ctx, r}, t.in})
+	}
+	for {
+		h, err := t.tr.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("layer tar: %w", err)
+		}
+		if err := t.add(h); err != nil {
+			return nil, fmt.Errorf("layer tar: entry %.200q: %w", h.Name, err)
+		}
+	}
+	freeze(root)
+	return newTree(root, t.content)
+}
+
+type readSeekerAt interface {
+	io.ReadSeeker
+	io.ReaderAt
+}
+
+// ctxSeeker lets the tar reader skip contents.
+type ctxSeeker struct {
+	ctxReader
+	io.Seeker
+}
+
+// tarReader builds a tree from entries.
+type tarReader struct {
+	tr      *tar.Reader
+	root    *node
+	in      readSeekerAt // nil for a stream
+	spool   *os.File
+	spooled int64
+	content *tarContent
+	count   int
+}
+
+func (t *tarReader) add(h *tar.Header) error {
+	if h.Typeflag == tar.TypeXGlobalHeader {
+		return nil
+	}
+	parts, err := splitPath(h.Name)
+	if err != nil {
+		return err
+	}
+	if len(parts) == 0 {
+		return t.describeRoot(h)
+	}
+	if t.count++; t.count > maxNodes {
+		return errTooManyFiles
+	}
+	dir, err := t.dir(t.root, parts[:len(parts)-1], 0)
+	if err != nil {
+		return err
+	}
+	base := parts[len(parts)-1]
+	switch {
+	case base == whiteoutOpaque:
+		return dir.setXattr(xattrOpaque, "y")
+	case strings.HasPrefix(base, whiteoutMeta):
+		return nil
+	case strings.HasPrefix(base, whiteoutPrefix):
+		return t.whiteout(dir, base[len(whiteoutPrefix):])
+	case h.Typeflag == tar.TypeLink:
+		return t.link(dir, base, h.Linkname)
+	}
+	return t.file(dir, base, h)
+}
+
+// splitPath cuts a name into its parts, dropping "." and keeping "..".
+func splitPath(name string) ([]string, error) {
+	if len(name) > maxPath {
+		return nil, fmt.Errorf("name of %d bytes is longer than %d", len(name), maxPath)
+	}
+	if strings.Contains(name, "\x00") {
+		return nil, errors.New("name holds a zero byte")
+	}
+	parts := slices.DeleteFunc(strings.Split(name, "/"), func(p string) bool { return p == "" || p == "." })
+	for _, p := range parts {
+		if len(p) > maxName {
+			return nil, fmt.Errorf("name part of %d bytes is longer than %d", len(p), maxName)
+		}
+	}
+	if len(parts) > 0 && parts[len(parts)-1] == ".." {
+		return nil, errors.New("name ends in ..")
+	}
+	return parts, nil
+}
+
+func (t *tarReader) describeRoot(h *tar.Header) error {
+	if h.Typeflag != tar.TypeDir {
+		return errors.New("the root is not a directory")
+	}
+	return t.describe(t.root, sIFDIR, h)
+}
+
+// dir finds the directory at parts below from, following the layer's symbolic links without leaving
+// the root, and makes what is missing.
+func (t *tarReader) dir(from *node, parts []string, followed int) (*node, error) {
+	for i, part := range parts {
+		if part == ".." {
+			if from.parent != nil {
+				from = from.parent
+			}
+			continue
+		}
+		n := from.index[part]
+		switch {
+		case n != nil && n.isDir():
+			from = n
+		case n != nil && n.mode&sIFMT == sIFLNK:
+			if followed++; followed > maxFollow {
+				return nil, errors.New("too many symbolic links")
+			}
+			target := slices.DeleteFunc(strings.Split(n.target, "/"), func(p string) bool { return p == "" || p == "." })
+			start := from
+			if strings.HasPrefix(n.target, "/") {
+				start = t.root
+			}
+			return t.dir(start, append(target, parts[i+1:]...), followed)
+		case n != nil && !isWhiteout(n):
+			return nil, fmt.Errorf("%q is not a directory", n.path())
+		default:
+			d, err := t.newDir(from, part, n != nil)
+			if err != nil {
+				return nil, err
+			}
+			d.mode, d.implied = d.mode|0o755, true
+			from = d
+		}
+	}
+	return from, nil
+}
+
+// newDir makes a directory; one that takes the place of a whiteout hides what is below it.
+func (t *tarReader) newDir(parent *node, name string, whitened bool) (*node, error) {
+	if len(name) > maxName {
+		return nil, fmt.Errorf("name part of %d bytes is longer than %d", len(name), maxName)
+	}
+	if t.count++; t.count > maxNodes {
+		return nil, errTooManyFiles
+	}
+	depth := 0
+	for p := parent; p != nil; p = p.parent {
+		if depth++; depth > maxPath/2 {
+			return nil, errors.New("directories are nested too deeply")
+		}
+	}
+	d := &node{parent: parent, name: name, mode: sIFDIR, index: map[string]*node{}}
+	parent.index[name] = d
+	if whitened {
+		return d, d.setXattr(xattrOpaque, "y")
+	}
+	return d, nil
+}
+
+func isWhiteout(n *node) bool { return n.mode&sIFMT == sIFCHR && n.rdev == 0 }
+
+// whiteout hides a name of the layers below. It never hides what this layer itself brings.
+func (t *tarReader) whiteout(dir *node, name string) error {
+	if name == "" || name == "." || name == ".." {
+		return errors.New("whiteout of nothing")
+	}
+	switch n := dir.index[name]; {
+	case n == nil:
+		n = &node{parent: dir, name: name}
+		makeWhiteout(n)
+		dir.index[name] = n
+	case n.isDir():
+		return n.setXattr(xattrOpaque, "y")
+	}
+	return nil
+}
+
+// link gives a file of this layer another name.
+func (t *tarReader) link(dir *node, name, target string) error {
+	parts, err := splitPath(target)
+	if err != nil || len(parts) == 0 {
+		return fmt.Errorf("hard link to %.200q, which cannot be linked", target)
+	}
+	td, err := t.lookupDir(parts[:len(parts)-1])
+	if err != nil {
+		return fmt.Errorf("hard link to %.200q: %w", target, err)
+	}
+	n := td.index[parts[len(parts)-1]]
+	if n == nil || isWhiteout(n) {
+		return fmt.Errorf("hard link to %.200q, which is not in this layer", target)
+	}
+	if n.isDir() {
+		return fmt.Errorf("hard link to %.200q, which is a directory", target)
+	}
+	if old := dir.index[name]; old == n {
+		return nil
+	}
+	dir.index[name] = n
+	return nil
+}
+
+// lookupDir is dir without making anything that is not there.
+func (t *tarReader) lookupDir(parts []string) (*node, error) {
+	before := t.count
+	d, err := t.dir(t.root, parts, 0)
+	if err == nil && t.count != before {
+		return nil, errors.New("no such directory in this layer")
+	}
+	return d, err
+}
+
+// file adds anything that is neither a whiteout nor a hard link.
+func (t *tarReader) file(dir *node, name string, h *tar.Header) error {
+	kind, err := tarKind(h)
+	if err != nil {
+		return err
+	}
+	old := dir.index[name]
+	whitened := old != nil && isWhiteout(old)
+	if kind == sIFDIR {
+		if old == nil || !old.isDir() {
+			if old, err = t.newDir(dir, name, whitened); err != nil {
+				return err
+			}
+		}
+		return t.describe(old, kind, h)
+	}
+	n := &node{parent: dir, name: name}
+	if kind == sIFCHR && h.Devmajor == 0 && h.Devminor == 0 {
+		makeWhiteout(n)
+		n.nlink = 0
+		dir.index[name] = n
+		return nil
+	}
+	dir.index[name] = n
+	if err := t.describe(n, kind, h); err != nil {
+		return err
+	}
+	switch kind {
+	case sIFREG:
+		return t.store(n, h)
+	case sIFLNK:
+		if len(h.Linkname) == 0 || len(h.Linkname) > maxSymlink {
+			return fmt.Errorf("symbolic link of %d bytes", len(h.Linkname))
+		}
+		n.target, n.size = h.Linkname, uint64(len(h.Linkname))
+	case sIFCHR, sIFBLK:
+		if h.Devmajor < 0 || h.Devmajor >= 1<<12 || h.Devminor < 0 || h.Devminor >= 1<<20 {
+			return fmt.Errorf("device number %d:%d is out of range", h.Devmajor, h.Devminor)
+		}
+		n.rdev = encodeDev(uint32(h.Devmajor), uint32(h.Devminor))
+	}
+	return nil
+}
+
+func tarKind(h *tar.Header) (uint32, error) {
+	switch h.Typeflag {
+	case tar.TypeReg, tar.TypeGNUSparse, '\x00':
+		return sIFREG, nil
+	case tar.TypeDir:
+		return sIFDIR, nil
+	case tar.TypeSymlink:
+		return sIFLNK, nil
+	case tar.TypeChar:
+		return sIFCHR, nil
+	case tar.TypeBlock:
+		return sIFBLK, nil
+	case tar.TypeFifo:
+		return sIFIFO, nil
+	}
+	return 0, fmt.Errorf("unknown entry type %q", h.Typeflag)
+}
+
+// describe takes over the attributes of an entry.
+func (t *tarReader) describe(n *node, kind uint32, h *tar.Header) error {
+	n.mode = kind | uint32(h.Mode)&0o7777
+	if kind == sIFLNK {
+		n.mode = kind | 0o777 // what Linux makes of it
+	}
+	n.implied = false
+	var err error
+	if n.uid, err = tarID(h.Uid); err != nil {
+		return err
+	}
+	if n.gid, err = tarID(h.Gid); err != nil {
+		return err
+	}
+	n.mtime = tarTime(h.ModTime)
+	for k, v := range h.PAXRecords {
+		if name, ok := strings.CutPrefix(k, paxXattr); ok {
+			if err := n.addXattr(name, v); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func tarID(id int) (uint32, error) {
+	if id < 0 || int64(id) > 1<<32-2 {
+		return 0, fmt.Errorf("owner %d is out of range", id)
+	}
+	return uint32(id), nil
+}
+
+// tarTime is what unpackers make of a time: nothing before 1970, and we keep whole seconds.
+func tarTime(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return max(t.Unix(), 0)
+}
+
+// store remembers where a file's content is, or keeps it in the spool.
+func (t *tarReader) store(n *node, h *tar.Header) error {
+	n.size = uint64(h.Size)
+	if t.in != nil && !isSparse(h) {
+		off, err := t.in.Seek(0, io.SeekCurrent)
+		n.data = off
+		return err
+	}
+	if h.Size == 0 {
+		return nil
+	}
+	if t.spool == nil {
+		return errors.New("sparse file needs a spool")
+	}
+	n.spool, n.data = true, t.spooled
+	got, err := io.Copy(t.spool, t.tr)
+	t.spooled += got
+	if err == nil && got != h.Size {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+func isSparse(h *tar.Header) bool {
+	if h.Typeflag == tar.TypeGNUSparse {
+		return true
+	}
+	for k := range h.PAXRecords {
+		if strings.HasPrefix(k, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
+}
+
+// freeze turns the maps of a tree into the lists that a Tree has.
+func freeze(dir *node) {
+	dir.kids = make([]entry, 0, len(dir.index))
+	for name, n := range dir.index {
+		dir.kids = append(dir.kids, entry{name, n})
+		if n.isDir() {
+			freeze(n)
+		}
+	}
+	dir.index = nil
+}
+
+// tarContent reads from the tar or its spool.
+type tarContent struct {
+	in    io.ReaderAt
+	spool *os.File
+}
+
+func (c *tarContent) open(n *node) (io.ReadCloser, error) {
+	src := c.in
+	if n.spool {
+		src = c.spool
+	}
+	if n.size == 0 {
+		src = strings.NewReader("")
+	}
+	return io.NopCloser(io.NewSectionReader(src, n.data, int64(n.size))), nil
+}
+
+func (c *tarContent) Close() error { return nil }

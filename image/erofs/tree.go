@@ -1,0 +1,143 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package erofs writes image layers as EROFS file systems: uncompressed, and such that the content
+// alone decides every byte. The same layer gives the same image whether it is read from the
+// directory that a snapshotter unpacked it to (FromDir) or from the registry's tar (FromTar).
+//
+// Both build a Tree from names and attributes; its layout, and so the image's size, is known before
+// any file's data is read. Write then produces the image front to back in one pass, each file being
+// read once, so that a hash tree can be computed along the way and memory does not depend on
+// the size of the data.
+//
+// What is normalised, so that both ways agree, is listed in docs/decisions/layers.md.
+package erofs
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+)
+
+// Limits on what a tree may hold: a hostile tar must not exhaust memory.
+const (
+	maxNodes   = 4 << 20
+	maxPath    = 4096 // bytes, as in Linux
+	maxSymlink = 4095
+)
+
+// inlineMax is the size up to which a regular file lives next to its inode instead of in
+// blocks of its own.
+const inlineMax = 2048
+
+// node is an inode. It can have several names when it is not a directory.
+type node struct {
+	parent *node  // directory of the first name
+	name   string // first name
+	mode   uint32
+	uid    uint32
+	gid    uint32
+	rdev   uint32 // encoded
+	nlink  uint32
+	mtime  int64
+	size   uint64
+	data   int64  // offset of the content in the tar or its spool
+	spool  bool   // content is in the spool
+	target string // of a symbolic link
+	xattrs []xattr
+	kids   []entry          // of a directory, sorted once the tree is finished
+	index  map[string]*node // of a directory while a tar is read
+
+	implied    bool // directory that no entry described
+	layout     byte
+	startBlock uint32
+	offset     uint64 // of the inode in the image
+}
+
+type entry struct {
+	name string
+	node *node
+}
+
+func (n *node) isDir() bool { return n.mode&sIFMT == sIFDIR }
+func (n *node) isReg() bool { return n.mode&sIFMT == sIFREG }
+
+// path is the node's first name, relative to the root.
+func (n *node) path() string {
+	var parts []string
+	for ; n.parent != nil; n = n.parent {
+		parts = append(parts, n.name)
+	}
+	slices.Reverse(parts)
+	return strings.Join(parts, "/")
+}
+
+// makeWhiteout normalises n: who unpacked a whiteout decides its owner and time, the image does not.
+func makeWhiteout(n *node) {
+	*n = node{parent: n.parent, name: n.name, mode: sIFCHR, nlink: 1}
+}
+
+// content opens the data of regular files.
+type content interface {
+	open(n *node) (io.ReadCloser, error)
+	io.Closer
+}
+
+// Tree is a file system that is ready to be written. Close releases what it reads from.
+type Tree struct {
+	root    *node
+	src     content
+	nodes   []*node // in the order of their inodes
+	metaEnd uint64  // end of the inode area
+	blocks  uint64
+}
+
+// Size is the size of the image in bytes, a multiple of BlockSize.
+func (t *Tree) Size() int64 { return int64(t.blocks) * BlockSize }
+
+// Inodes is the number of files, directories and other objects in the image.
+func (t *Tree) Inodes() int { return len(t.nodes) }
+
+// Close releases the source.
+func (t *Tree) Close() error { return t.src.Close() }
+
+// newTree sorts the directories, counts links and lays the image out.
+func newTree(root *node, src content) (*Tree, error) {
+	t := &Tree{root: root, src: src}
+	root.mtime = 0 // the time of the snapshot directory itself is the unpacker's
+	t.place(root)
+	t.placeUnder(root)
+	return t, t.layOut()
+}
+
+// place gives n the next inode, unless an earlier name already has.
+func (t *Tree) place(n *node) {
+	n.nlink++
+	if n.nlink == 1 {
+		t.nodes = append(t.nodes, n)
+	}
+}
+
+// placeUnder lists the inodes of a directory next to each other, then goes down.
+func (t *Tree) placeUnder(dir *node) {
+	slices.SortFunc(dir.kids, func(a, b entry) int { return strings.Compare(a.name, b.name) })
+	for _, e := range dir.kids {
+		t.place(e.node)
+	}
+	dir.nlink = 2
+	for _, e := range dir.kids {
+		if e.node.isDir() {
+			dir.nlink++
+			t.placeUnder(e.node)
+		}
+	}
+}
+
+var errTooManyFiles = fmt.Errorf("more than %d files", maxNodes)
+
+// pathError names the file that an error is about.
+func pathError(op, path string, err error) error {
+	return &os.PathError{Op: op, Path: "/" + path, Err: err}
+}
