@@ -5,6 +5,7 @@ package configs
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -95,16 +96,23 @@ type decoder struct {
 func merge(sources []source) (Config, error) {
 	d := &decoder{cfg: Default(), set: map[string]origin{}}
 	for _, s := range sources {
-		start := len(d.problems)
 		d.text(s)
-		slices.SortStableFunc(d.problems[start:], func(a, b Problem) int { return a.Line - b.Line })
 		d.cfg.Files = append(d.cfg.Files, s.name)
 	}
 	d.validate()
 	if len(d.problems) > 0 {
+		d.sort()
 		return Config{}, d.problems
 	}
 	return d.cfg, nil
+}
+
+// sort puts the problems in the order of the files and of their lines.
+func (d *decoder) sort() {
+	slices.SortStableFunc(d.problems, func(a, b Problem) int {
+		rank := slices.Index(d.cfg.Files, a.File) - slices.Index(d.cfg.Files, b.File)
+		return cmp.Or(rank, a.Line-b.Line, strings.Compare(a.Key, b.Key))
+	})
 }
 
 func (d *decoder) text(s source) {
@@ -119,17 +127,17 @@ func (d *decoder) text(s source) {
 		return
 	}
 	for name, prim := range sections {
-		pos := linePrefix(&md, prim)
+		pos := lineOf(&md, prim)
 		var keys map[string]toml.Primitive
 		if !knownSection(name) {
 			what, expect := "unknown section", "one of "+strings.Join(sectionNames(), ", ")
-			if md.Type(name) != "Hash" {
+			if !isTable(&md, prim) {
 				what = "unknown key outside of a section"
 			}
 			d.add(Problem{s.name, pos, name, what, expect})
 			continue
 		}
-		if md.Type(name) == "ArrayHash" || md.PrimitiveDecode(prim, &keys) != nil {
+		if !isTable(&md, prim) || md.PrimitiveDecode(prim, &keys) != nil {
 			d.add(Problem{s.name, pos, name, "is not a section", "a table [" + name + "]"})
 			continue
 		}
@@ -142,7 +150,7 @@ func (d *decoder) text(s source) {
 // key stores one value; every problem of syntax and type is noted here, those of its range in
 // validate, when all files have had their say.
 func (d *decoder) key(md *toml.MetaData, file, key string, prim toml.Primitive) {
-	at := linePrefix(md, prim)
+	at := lineOf(md, prim)
 	f, ok := lookup(key)
 	if !ok {
 		section, _, _ := strings.Cut(key, ".")
@@ -302,6 +310,14 @@ func syntaxProblem(file string, err error) Problem {
 	return Problem{File: file, What: "not TOML: " + err.Error()}
 }
 
+// isTable looks at the value itself: the library decodes anything but a table into a nil map without a word.
+func isTable(md *toml.MetaData, prim toml.Primitive) bool {
+	var v any
+	err := md.PrimitiveDecode(prim, &v)
+	_, ok := v.(map[string]any)
+	return err == nil && ok
+}
+
 // probe is decoded into only to learn a key's line: its error carries the position.
 type probe struct{}
 
@@ -310,8 +326,8 @@ var errProbe = errors.New("probe")
 // UnmarshalTOML always fails.
 func (*probe) UnmarshalTOML(any) error { return errProbe }
 
-// linePrefix is the line of a key, 0 when unknown.
-func linePrefix(md *toml.MetaData, prim toml.Primitive) int {
+// lineOf is the line of a key, 0 when unknown.
+func lineOf(md *toml.MetaData, prim toml.Primitive) int {
 	var pe toml.ParseError
 	var p probe
 	if err := md.PrimitiveDecode(prim, &p); errors.As(err, &pe) {
