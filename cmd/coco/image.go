@@ -1,0 +1,132 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/coco-shim/coco/guest"
+)
+
+func newImageCmd() *cobra.Command {
+	cmd := &cobra.Command{Use: "image", Short: "Build and inspect guest images"}
+	cmd.AddCommand(newImageBuildCmd(), newImageInspectCmd())
+	return cmd
+}
+
+func newImageBuildCmd() *cobra.Command {
+	var o guest.Options
+	var compression string
+	cmd := &cobra.Command{
+		Use:   "build",
+		Short: "Make a kernel and an initramfs from distribution packages",
+		Long: "Makes vmlinux, vmlinuz, initrd.img and manifest.json from packages of a Debian suite, which are\n" +
+			"fetched into a cache of their own; the host's packages and sources stay untouched. The same\n" +
+			"packages (see --lock) and the same agent give the same bytes.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			progress := newProgress(cmd.ErrOrStderr())
+			o.Progress, o.Compression = progress, guest.Compression(compression)
+			m, err := guest.Build(cmd.Context(), o)
+			progress.wait()
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: kernel %s, %s, %d files from %d packages\n", o.Out, m.Kernel.Release, m.Runtime, len(m.Files), len(m.Packages))
+			return err
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.Suite, "suite", guest.DefaultSuite, "Debian suite")
+	f.StringVar(&o.Version, "version", "", "state of the archive as snapshot.debian.org names it, such as 20260801T000000Z (default: the newest)")
+	f.StringVar(&o.Mirror, "mirror", "", "another archive of the suite")
+	f.StringVar(&o.SecurityMirror, "security-mirror", "", "with --mirror: the archive of its security updates")
+	f.StringVar(&o.Kernel, "kernel", guest.DefaultKernel, "kernel package, or one that depends on it")
+	f.StringVar(&o.Runtime, "runtime", guest.DefaultRuntime, "OCI runtime in the guest: crun or runc")
+	f.StringVar(&o.Agent, "agent", besideMe("coco-agent"), "coco-agent binary, static")
+	f.StringVar(&o.Out, "out", "dist/guest", "directory to write to")
+	f.StringVar(&o.Cache, "cache", guest.DefaultCache, "directory that keeps fetched packages")
+	f.StringVar(&o.Lock, "lock", "", "lock file: pins packages when it exists, is written when not")
+	f.StringVar(&compression, "compression", string(guest.DefaultCompression), "initramfs compression: none, zstd or gzip")
+	f.StringVar(&o.Cmdline, "cmdline", guest.DefaultCmdline, "default kernel command line, for the manifest")
+	f.BoolVar(&o.Offline, "offline", false, "use only what the cache has")
+	return cmd
+}
+
+// besideMe is the path of another program in the directory of this one.
+func besideMe(name string) string {
+	exe, err := os.Executable()
+	if err != nil {
+		return name
+	}
+	return filepath.Join(filepath.Dir(exe), name)
+}
+
+func newImageInspectCmd() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "inspect [DIR|INITRD]",
+		Short: "Show an image and compare it with its manifest",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			dir := "dist/guest"
+			if len(args) == 1 {
+				dir = args[0]
+			}
+			r, err := guest.Inspect(dir)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				enc := json.NewEncoder(cmd.OutOrStdout())
+				enc.SetIndent("", "  ")
+				err = enc.Encode(r)
+			} else {
+				err = printReport(cmd.OutOrStdout(), r)
+			}
+			if err != nil {
+				return err
+			}
+			return r.Err()
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func printReport(w io.Writer, r guest.Report) error {
+	m := r.Manifest
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	line := func(format string, args ...any) { _, _ = fmt.Fprintf(t, format+"\n", args...) } // errors surface in Flush
+	line("image\t%s", r.Dir)
+	line("kernel\t%s (%s %s, %s)", m.Kernel.Release, m.Kernel.Package, m.Kernel.Version, m.Suite)
+	line("command line\t%s", m.Cmdline)
+	line("runtime\t%s", m.Runtime)
+	line("initramfs\t%d files, %d KiB unpacked, compression %s", len(m.Files), r.Unpacked>>10, m.Compression)
+	for _, a := range m.Artifacts {
+		line("%s\t%d bytes\tsha256:%s", a.Name, a.Size, a.SHA256)
+	}
+	line("\nMODE\tSIZE\tSHA256\tPATH\tORIGIN")
+	for _, f := range m.Files {
+		name, sum := f.Path, "-"
+		if f.Target != "" {
+			name += " -> " + f.Target
+		}
+		if f.SHA256 != "" {
+			sum = f.SHA256[:12]
+		}
+		line("%s\t%d\t%s\t%s\t%s", f.Mode, f.Size, sum, name, f.Origin)
+	}
+	if len(r.Problems) == 0 {
+		line("\nEvery file is what the manifest says.")
+	}
+	return t.Flush()
+}

@@ -1,0 +1,92 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"sync"
+
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/guest"
+)
+
+// progress shows steps: as bars on a terminal, else as a line each.
+type progress interface {
+	guest.Progress
+	wait()
+}
+
+func newProgress(w io.Writer) progress {
+	if f, ok := w.(*os.File); ok {
+		if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err == nil {
+			return &bars{p: mpb.New(mpb.WithOutput(w), mpb.WithWidth(40))}
+		}
+	}
+	return &lines{w: w}
+}
+
+// lines writes a line when a step begins and one when it fails.
+type lines struct {
+	mu sync.Mutex
+	w  io.Writer // guarded by mu
+}
+
+func (l *lines) Step(title string, _ int64) guest.Task {
+	l.print(title)
+	return lineTask{l, title}
+}
+
+func (l *lines) print(s string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, _ = fmt.Fprintln(l.w, s) // progress only
+}
+
+func (l *lines) wait() {}
+
+type lineTask struct {
+	l     *lines
+	title string
+}
+
+func (t lineTask) Set(int64) {}
+
+func (t lineTask) Done(err error) {
+	if err != nil {
+		t.l.print(t.title + ": not done")
+	}
+}
+
+// bars draws with mpb.
+type bars struct{ p *mpb.Progress }
+
+func (b *bars) Step(title string, total int64) guest.Task {
+	if r := []rune(title); len(r) > 60 {
+		title = string(r[:59]) + "…"
+	}
+	name := mpb.PrependDecorators(decor.Name(title, decor.WCSyncSpaceR))
+	if total == 0 {
+		return barTask{b.p.AddSpinner(0, name)}
+	}
+	return barTask{b.p.AddBar(total, name, mpb.AppendDecorators(decor.Percentage()))}
+}
+
+func (b *bars) wait() { b.p.Wait() }
+
+type barTask struct{ bar *mpb.Bar }
+
+func (t barTask) Set(n int64) { t.bar.SetCurrent(n) }
+
+func (t barTask) Done(err error) {
+	if err != nil {
+		t.bar.Abort(false)
+		return
+	}
+	t.bar.SetTotal(-1, true)
+}

@@ -1,0 +1,196 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package guest
+
+import (
+	"bytes"
+	"debug/elf"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/ulikunitz/xz"
+)
+
+const (
+	maxModule  = 32 << 20
+	maxModinfo = 64 << 10
+)
+
+// section names the time at which the agent loads a module.
+type section string
+
+const (
+	sectionBoot   section = "boot"   // before the agent's channel opens
+	sectionRootfs section = "rootfs" // in parallel to serving
+	sectionLazy   section = "lazy"   // when a request needs it
+)
+
+// wantedModules is what a guest needs beyond what the cloud kernel has built in (virtio_pci and
+// virtio_console among them), in load order; dependencies are added.
+var wantedModules = []struct {
+	section section
+	names   []string
+}{
+	{sectionBoot, []string{"vmw_vsock_virtio_transport"}},
+	{sectionRootfs, []string{"virtio_scsi", "sd_mod", "dm_verity", "erofs", "overlay", "virtio_blk", "virtio_net"}},
+	{sectionLazy, []string{"dm_crypt", "xts", "aesni_intel"}},
+}
+
+// module is a kernel module of the package.
+type module struct {
+	name    string // with underscores
+	path    string // in the initramfs, without a leading slash
+	data    []byte
+	depends []string
+	softPre []string
+	section section
+}
+
+// moduleName turns a file name into the name the kernel uses.
+func moduleName(file string) string {
+	base, _, _ := strings.Cut(path.Base(file), ".ko")
+	return strings.ReplaceAll(base, "-", "_")
+}
+
+// moduleSet finds modules of one kernel package by name.
+type moduleSet struct {
+	files   map[string]tarFile // by module name
+	builtin map[string]bool    // by module name
+}
+
+// closure returns the wanted modules and all they depend on, each behind its dependencies.
+func (s moduleSet) closure() ([]module, error) {
+	var out []module
+	seen := map[string]bool{}
+	var visit func(name string, sec section, trail []string) error
+	visit = func(name string, sec section, trail []string) error {
+		if slices.Contains(trail, name) {
+			return fmt.Errorf("kernel module %s depends on itself through %s", name, strings.Join(trail, ", "))
+		}
+		if seen[name] || s.builtin[name] {
+			return nil
+		}
+		m, err := s.load(name)
+		if err != nil {
+			return err
+		}
+		trail = append(slices.Clone(trail), name)
+		for _, d := range m.depends {
+			if err := visit(d, sec, trail); err != nil {
+				return err
+			}
+		}
+		for _, d := range m.softPre {
+			if _, ok := s.files[d]; !ok { // an alias such as "crc32c": the kernel's own request_module finds it
+				continue
+			}
+			if err := visit(d, sec, trail); err != nil {
+				return err
+			}
+		}
+		seen[name] = true
+		m.section = sec
+		out = append(out, m)
+		return nil
+	}
+	for _, w := range wantedModules {
+		for _, name := range w.names {
+			if err := visit(name, w.section, nil); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return out, nil
+}
+
+func (s moduleSet) load(name string) (module, error) {
+	f, ok := s.files[name]
+	if !ok {
+		return module{}, fmt.Errorf("the kernel package has no module %s, neither as a file nor built in", name)
+	}
+	m := module{name: name, data: f.data}
+	var found bool
+	if m.path, found = strings.CutSuffix(f.path, ".xz"); found {
+		r, err := xz.NewReader(bytes.NewReader(f.data))
+		if err != nil {
+			return module{}, fmt.Errorf("inflate kernel module %s: %w", f.path, err)
+		}
+		if m.data, err = io.ReadAll(io.LimitReader(r, maxModule+1)); err != nil {
+			return module{}, fmt.Errorf("inflate kernel module %s: %w", f.path, err)
+		}
+		if len(m.data) > maxModule {
+			return module{}, fmt.Errorf("inflate kernel module %s: more than %d bytes", f.path, maxModule)
+		}
+	}
+	info, err := modinfo(m.data)
+	if err != nil {
+		return module{}, fmt.Errorf("kernel module %s: %w", f.path, err)
+	}
+	m.depends, m.softPre = info.depends, info.softPre
+	return m, nil
+}
+
+type moduleInfo struct {
+	depends, softPre []string
+}
+
+// modinfo reads the dependencies of a module from its .modinfo section. Debian's package has no
+// modules.dep, which depmod makes at installation out of the same words.
+func modinfo(ko []byte) (moduleInfo, error) {
+	f, err := elf.NewFile(bytes.NewReader(ko))
+	if err != nil {
+		return moduleInfo{}, err
+	}
+	s := f.Section(".modinfo")
+	if s == nil || s.Size > maxModinfo {
+		return moduleInfo{}, fmt.Errorf("no usable .modinfo section")
+	}
+	b, err := s.Data()
+	if err != nil {
+		return moduleInfo{}, fmt.Errorf(".modinfo: %w", err)
+	}
+	return parseModinfo(b), nil
+}
+
+func parseModinfo(b []byte) moduleInfo {
+	var info moduleInfo
+	for field := range strings.SplitSeq(string(b), "\x00") {
+		key, value, _ := strings.Cut(field, "=")
+		switch key {
+		case "depends":
+			for d := range strings.SplitSeq(value, ",") {
+				if d != "" {
+					info.depends = append(info.depends, moduleName(d))
+				}
+			}
+		case "softdep":
+			pre := false
+			for word := range strings.FieldsSeq(value) {
+				if strings.HasSuffix(word, ":") {
+					pre = word == "pre:"
+				} else if pre {
+					info.softPre = append(info.softPre, moduleName(word))
+				}
+			}
+		}
+	}
+	return info
+}
+
+// moduleList is the content of /etc/coco/modules: sections in load order, a name and a path per line.
+func moduleList(mods []module) []byte {
+	var b bytes.Buffer
+	for _, sec := range []section{sectionBoot, sectionRootfs, sectionLazy} {
+		fmt.Fprintf(&b, "# %s\n", sec)
+		for _, m := range mods {
+			if m.section == sec {
+				fmt.Fprintf(&b, "%s /%s\n", m.name, m.path)
+			}
+		}
+	}
+	return b.Bytes()
+}
