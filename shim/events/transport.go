@@ -1,0 +1,75 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package events
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os/exec"
+	"strings"
+
+	ttrpcevents "github.com/containerd/containerd/api/services/ttrpc/events/v1"
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/ttrpc"
+	"google.golang.org/protobuf/proto"
+)
+
+// ttrpcConn is one connection to containerd's event service.
+type ttrpcConn struct {
+	client *ttrpc.Client
+	events ttrpcevents.TTRPCEventsService
+}
+
+func dialTTRPC(ctx context.Context, address string) (forwarder, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", strings.TrimPrefix(address, "unix://"))
+	if err != nil {
+		return nil, fmt.Errorf("dial containerd's event service: %w", err)
+	}
+	client := ttrpc.NewClient(conn)
+	return &ttrpcConn{client: client, events: ttrpcevents.NewTTRPCEventsClient(client)}, nil
+}
+
+// Forward sends one envelope and waits for containerd's word.
+func (c *ttrpcConn) Forward(ctx context.Context, e *types.Envelope) error {
+	_, err := c.events.Forward(ctx, &ttrpcevents.ForwardRequest{Envelope: e})
+	if err == nil {
+		return nil
+	}
+	native := errgrpc.ToNative(err)
+	if errdefs.IsInvalidArgument(native) || errdefs.IsNotImplemented(native) {
+		return permanent{native}
+	}
+	return fmt.Errorf("forward %s: %w", e.Topic, native)
+}
+
+// Close ends the connection.
+func (c *ttrpcConn) Close() error { return c.client.Close() }
+
+// publishBinary runs `containerd publish` for each event.
+type publishBinary struct {
+	path, address string
+}
+
+// Forward runs the command with the event on its standard input.
+func (b publishBinary) Forward(ctx context.Context, e *types.Envelope) error {
+	data, err := proto.Marshal(e.Event)
+	if err != nil {
+		return permanent{fmt.Errorf("encode %s: %w", e.Topic, err)}
+	}
+	//nolint:gosec // the path is containerd's own executable, given by containerd
+	cmd := exec.CommandContext(ctx, b.path, "--address", b.address, "publish", "--topic", e.Topic, "--namespace", e.Namespace)
+	cmd.Stdin = bytes.NewReader(data)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("publish %s through %s: %w: %s", e.Topic, b.path, err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// Close has nothing to end.
+func (publishBinary) Close() error { return nil }

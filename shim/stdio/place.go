@@ -1,0 +1,225 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package stdio
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// sink is a place for output.
+type sink interface {
+	io.WriteCloser
+	// peerMatters says that the process has ended: from now on an absent reader is an error.
+	peerMatters()
+}
+
+// openSink opens a path or file target.
+func openSink(t target) (sink, error) {
+	if t.kind == kindFile {
+		f, err := os.OpenFile(t.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_CLOEXEC, 0o644)
+		if err != nil {
+			return nil, err
+		}
+		return plain{f}, nil
+	}
+	info, err := os.Stat(t.path)
+	if err != nil {
+		return nil, err
+	}
+	if info.Mode()&os.ModeNamedPipe != 0 {
+		e, err := openEnd(t.path, os.O_WRONLY)
+		if err != nil {
+			return nil, err
+		}
+		return &fifoSink{e}, nil
+	}
+	f, err := os.OpenFile(t.path, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return nil, err
+	}
+	return plain{f}, nil
+}
+
+// plain is a file or device: whether anybody reads does not matter.
+type plain struct{ *os.File }
+
+func (plain) peerMatters() {}
+
+// end is a FIFO that is first open both ways, so that no peer needs to be there, and after
+// switchOver only in the direction that is used, so that the peer's absence shows.
+type end struct {
+	path string
+	flag int // os.O_RDONLY or os.O_WRONLY
+
+	mu       sync.Mutex
+	file     *os.File // guarded by mu
+	switched bool     // guarded by mu
+	closed   bool     // guarded by mu
+}
+
+func openEnd(path string, flag int) (*end, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &end{path: path, flag: flag, file: f}, nil
+}
+
+func (e *end) current() (*os.File, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return nil, os.ErrClosed
+	}
+	return e.file, nil
+}
+
+// switchOver replaces the descriptor and wakes whoever waits on the old one. The old one stays
+// open until the new one is, so that nothing in the pipe is lost.
+func (e *end) switchOver() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed || e.switched {
+		return nil
+	}
+	f, err := reopen(e.file, e.flag)
+	if err != nil {
+		return fmt.Errorf("reopen %s: %w", e.path, err)
+	}
+	old := e.file
+	e.file, e.switched = f, true
+	_ = old.SetDeadline(time.Unix(1, 0)) // wakes a pending Read or Write; a FIFO always has deadlines
+	return old.Close()
+}
+
+// reopen opens the FIFO behind f once more, through the descriptor and not by its path, as the
+// client may have unlinked it already.
+func reopen(f *os.File, flag int) (out *os.File, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	cerr := raw.Control(func(fd uintptr) {
+		out, err = os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), flag|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	})
+	if cerr != nil {
+		return nil, cerr
+	}
+	return out, err
+}
+
+// Close closes the FIFO and ends a pending Read or Write.
+func (e *end) Close() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return nil
+	}
+	e.closed = true
+	return e.file.Close()
+}
+
+// moved says that an operation failed only because the descriptor was replaced under it.
+func (e *end) moved(f *os.File, err error) bool {
+	if !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, os.ErrClosed) {
+		return false
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return !e.closed && e.file != f
+}
+
+type fifoSink struct{ *end }
+
+// Write writes all of b, across a change of descriptors.
+func (s *fifoSink) Write(b []byte) (int, error) {
+	done := 0
+	for done < len(b) {
+		f, err := s.current()
+		if err != nil {
+			return done, err
+		}
+		n, err := f.Write(b[done:])
+		done += n
+		if err != nil && !s.moved(f, err) {
+			return done, err
+		}
+	}
+	return done, nil
+}
+
+func (s *fifoSink) peerMatters() { _ = s.switchOver() } // on failure the idle grace still bounds the wait
+
+// source is the place that input comes from.
+type source struct {
+	*end          // a FIFO, or
+	file *os.File // anything else
+}
+
+func openSource(path string) (*source, error) {
+	t, err := parseTarget(path)
+	if err != nil {
+		return nil, err
+	}
+	if t.kind == kindBinary {
+		return nil, fmt.Errorf("%s: input does not come from a log binary: %w", path, syscall.EINVAL)
+	}
+	info, err := os.Stat(t.path)
+	if err != nil {
+		return nil, err
+	}
+	if info.Mode()&os.ModeNamedPipe == 0 {
+		f, err := os.Open(t.path)
+		if err != nil {
+			return nil, err
+		}
+		return &source{file: f}, nil
+	}
+	e, err := openEnd(t.path, os.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	return &source{end: e}, nil
+}
+
+// finish lets the input end when the last writer is gone and all it wrote was read.
+func (s *source) finish() error {
+	if s.end == nil {
+		return nil
+	}
+	return s.switchOver()
+}
+
+// Read reads from whichever descriptor is current.
+func (s *source) Read(b []byte) (int, error) {
+	if s.end == nil {
+		return s.file.Read(b)
+	}
+	for {
+		f, err := s.current()
+		if err != nil {
+			return 0, err
+		}
+		n, err := f.Read(b)
+		if n > 0 || err == nil || !s.moved(f, err) {
+			return n, err
+		}
+	}
+}
+
+// Close closes the place and ends a pending Read.
+func (s *source) Close() error {
+	if s.end == nil {
+		return s.file.Close()
+	}
+	return s.end.Close()
+}
