@@ -121,7 +121,6 @@ func (w *walker) child(dir *node, fd int, name string) (*node, error) {
 	n := fromStat(dir, name, &st)
 	if kind == sIFCHR && st.Rdev == 0 {
 		makeWhiteout(n)
-		n.nlink = 0 // counted when placed
 		return n, nil
 	}
 	if err := w.readXattrs(n, "/proc/self/fd/"+strconv.Itoa(fd)+"/"+name, unix.Lgetxattr, unix.Llistxattr); err != nil {

@@ -272,7 +272,6 @@ func (t *tarReader) file(dir *node, name string, h *tar.Header) error {
 	n := &node{parent: dir, name: name}
 	if kind == sIFCHR && h.Devmajor == 0 && h.Devminor == 0 {
 		makeWhiteout(n)
-		n.nlink = 0
 		dir.index[name] = n
 		return nil
 	}

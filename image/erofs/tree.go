@@ -76,7 +76,7 @@ func (n *node) path() string {
 
 // makeWhiteout normalises n: who unpacked a whiteout decides its owner and time, the image does not.
 func makeWhiteout(n *node) {
-	*n = node{parent: n.parent, name: n.name, mode: sIFCHR, nlink: 1}
+	*n = node{parent: n.parent, name: n.name, mode: sIFCHR}
 }
 
 // content opens the data of regular files.

@@ -105,7 +105,7 @@ func Start(ctx context.Context, version, dir string) (*Daemon, error) {
 	config := fmt.Sprintf(`version = 2
 root = %q
 state = %q
-disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.nri.v1.nri"]
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [grpc]
   address = %q
 [plugins."io.containerd.internal.v1.opt"]

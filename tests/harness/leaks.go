@@ -95,10 +95,8 @@ func (t Traces) tree(kind, root string) {
 
 // ignored are traces that belong to the machine or to containerd itself, not to a pod.
 func ignored(line string) bool {
-	for _, s := range []string{"/run/coco ", "/var/lib/coco/layers"} {
-		if strings.Contains(line+" ", s) {
-			return true
-		}
+	if strings.HasPrefix(line, "cgroup ") && filepath.Base(line) == "default" {
+		return true // one directory per containerd namespace, made and kept by runc too
 	}
 	return line == "file /run/coco" || line == "file /run/coco/netns"
 }

@@ -37,8 +37,8 @@ func TestEveryContainerdRunsAContainer(t *testing.T) {
 				t.Errorf("task ls = %q", got)
 			}
 			must(t, d, "task", "kill", "-s", "SIGKILL", id)
-			if r := ctr(t, d, "task", "delete", id); r.Code != 137 && !strings.Contains(r.Stdout+r.Stderr, "137") {
-				t.Errorf("task delete after SIGKILL: %+v, want exit status 137", r)
+			if code := waitStopped(t, d, id); code != 137 {
+				t.Errorf("exit status after SIGKILL = %d, want 137", code)
 			}
 		})
 	}
@@ -160,7 +160,7 @@ func TestTerminals(t *testing.T) {
 	d := daemon(t, primary)
 	noLeaks(t)
 	size := console.WinSize{Height: 33, Width: 99}
-	script := "stty size; tty; echo typed-$((40+2)); exit 5\n"
+	script := "until stty size 2>/dev/null; do sleep 0.1; done; tty; echo typed-$((40+2)); exit 5\n"
 	t.Run("run", func(t *testing.T) {
 		id := newID(t)
 		out, code := terminal(t, d, size, script, "run", "--rm", "-t", "--runtime", harness.Runtime, harness.Image, id, "sh")
@@ -210,13 +210,31 @@ func waitStopped(t *testing.T, d *harness.Daemon, id string) int {
 	deadline := time.Now().Add(30 * time.Second)
 	for time.Now().Before(deadline) {
 		if strings.Contains(statusOf(t, d, id), "STOPPED") {
-			r := ctr(t, d, "task", "delete", id)
-			return r.Code
+			return exitCode(t, ctr(t, d, "task", "delete", id))
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
 	t.Fatalf("task %s did not stop; it is %s", id, statusOf(t, d, id))
 	return -1
+}
+
+var nonZero = regexp.MustCompile(`exit with non-zero exit code (\d+)`)
+
+// exitCode reads a task's exit status out of what `ctr task delete` says.
+func exitCode(t *testing.T, r harness.Result) int {
+	t.Helper()
+	if r.Code != 0 {
+		t.Fatalf("task delete: exit %d: %s", r.Code, r.Stderr)
+	}
+	m := nonZero.FindStringSubmatch(r.Stderr)
+	if m == nil {
+		return 0
+	}
+	code, err := strconv.Atoi(m[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return code
 }
 
 func statusOf(t *testing.T, d *harness.Daemon, id string) string {

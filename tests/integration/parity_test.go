@@ -28,6 +28,9 @@ var parity = []struct {
 	image string
 	cmd   []string
 	stdin string
+	// want replaces runc's result where ctr itself is at fault: it tells the runtime of the end of
+	// stdin only if that end comes after the task was made, so `true | ctr run … cat` hangs under runc.
+	want *visible
 }{
 	{name: "stdout", cmd: []string{"echo", "hello"}},
 	{name: "stderr and exit code", cmd: []string{"sh", "-c", "echo to-err >&2; exit 7"}},
@@ -45,8 +48,8 @@ var parity = []struct {
 	{name: "added capability", flags: []string{"--cap-add", "CAP_NET_ADMIN"}, cmd: []string{"grep", "CapEff", "/proc/self/status"}},
 	{name: "seccomp", flags: []string{"--seccomp"}, cmd: []string{"grep", "^Seccomp:", "/proc/self/status"}},
 	{name: "no new privileges", flags: []string{}, cmd: []string{"grep", "NoNewPrivs", "/proc/self/status"}},
-	{name: "stdin to its end", cmd: []string{"cat"}, stdin: "line one\nline two without newline"},
-	{name: "empty stdin", cmd: []string{"wc", "-c"}, stdin: ""},
+	{name: "stdin to its end", cmd: []string{"cat"}, stdin: "line one\nline two without newline", want: &visible{Stdout: "line one\nline two without newline"}},
+	{name: "empty stdin", cmd: []string{"wc", "-c"}, want: &visible{Stdout: "0\n"}},
 	{name: "bind mount of a file", flags: []string{"--mount", "type=bind,src=FILE,dst=/etc/from-host,options=rbind:ro"}, cmd: []string{"cat", "/etc/from-host"}},
 	{name: "bind mount of a directory", flags: []string{"--mount", "type=bind,src=DIR,dst=/mnt,options=rbind:ro"}, cmd: []string{"sh", "-c", "cd /mnt; find . | sort; cat sub/two"}},
 	{name: "tmpfs mount", flags: []string{"--mount", "type=tmpfs,src=tmpfs,dst=/mnt,options=size=1m:mode=700"}, cmd: []string{"sh", "-c", "stat -c %a /mnt; grep ' /mnt ' /proc/mounts | cut -d' ' -f1-3"}},
@@ -86,7 +89,14 @@ func TestRunLooksTheSameAsUnderRunc(t *testing.T) {
 				t.Cleanup(func() { remove(t, d, id) })
 				return visible{Stdout: r.Stdout, Stderr: r.Stderr, Code: r.Code}
 			}
-			want, got := see(harness.RuncRuntime), see(harness.Runtime)
+			got := see(harness.Runtime)
+			if c.want != nil {
+				if d := cmp.Diff(*c.want, got); d != "" {
+					t.Errorf("visible result (-want +coco):\n%s", d)
+				}
+				return
+			}
+			want := see(harness.RuncRuntime)
 			if c.name == "missing command" { // the sentence is the runtime's own
 				if got.Code == 0 || !strings.Contains(got.Stderr, "/does/not/exist") {
 					t.Errorf("got %+v, want a failure that names the command", got)
