@@ -1,0 +1,94 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package portmux carries many connections to numbered ports over one byte channel, such as a
+// virtio-serial port or a socket pair. The host dials (Dialer), the guest listens (Mux).
+//
+// On the wire it is hashicorp/yamux, the host being its client. Every stream starts with the
+// handshake of hybrid vsock: the host writes "CONNECT <port>\n" and the guest answers
+// "OK <port>\n", or closes the stream when nobody listens. What follows belongs to the two ends.
+//
+// A Conn behaves like a TCP connection: CloseWrite ends one direction and the peer reads io.EOF
+// after the last byte; Close ends both, and a peer that still writes gets EPIPE. Yamux itself knows
+// no such reset, therefore port 0 is a control stream on which each side names the streams that it
+// has given up.
+//
+// Nothing here starts, stops or looks after virtual machines. Who makes a Dialer or a Mux closes
+// it; closing ends all its connections and goroutines, and closes the channel.
+package portmux
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"strconv"
+	"time"
+
+	"github.com/hashicorp/yamux"
+)
+
+// Errors that callers tell apart.
+var (
+	// ErrRefused says that the guest runs but nobody listens on the port.
+	ErrRefused = errors.New("nobody listens on that guest port")
+	// ErrLost says that the channel under the connections has ended.
+	ErrLost = errors.New("the channel to the guest has ended")
+	// ErrProtocol says that the peer sent something that is not in the protocol.
+	ErrProtocol = errors.New("protocol error on the guest channel")
+)
+
+const (
+	maxLine          = 32               // bytes of a handshake or control line, newline included
+	controlPort      = 0                // the control stream
+	handshakeTimeout = 30 * time.Second // for the first line of a stream, seen by the guest
+	backlog          = 64               // connections that wait for Accept, per listener
+	maxFrame         = 32<<10 - 12      // with its header it fills one write to a virtio-serial port
+	streamWindow     = 256 << 10        // unread bytes per stream that a peer may send
+)
+
+// config is the same on both ends. There is no keep-alive: the channel ends with the VM. Writes
+// have no deadline of their own since a guest may be paused for any time. Streams may stay half
+// closed for ever.
+func config() *yamux.Config {
+	return &yamux.Config{
+		AcceptBacklog:          256,
+		KeepAliveInterval:      time.Hour, // must be positive although unused
+		ConnectionWriteTimeout: 10 * 365 * 24 * time.Hour,
+		MaxStreamWindowSize:    streamWindow,
+		Logger:                 log.New(io.Discard, "", 0),
+	}
+}
+
+// readLine reads up to a newline, byte by byte since what follows is not ours, and at most
+// maxLine bytes.
+func readLine(r io.Reader) (string, error) {
+	var buf [maxLine]byte
+	for n := 0; n < maxLine; n++ {
+		if _, err := io.ReadFull(r, buf[n:n+1]); err != nil {
+			return "", err
+		}
+		if buf[n] == '\n' {
+			return string(buf[:n]), nil
+		}
+	}
+	return "", fmt.Errorf("line longer than %d bytes: %w", maxLine, ErrProtocol)
+}
+
+// parseLine reads "<word> <number>": decimal, no sign, no leading zeros, nothing else.
+func parseLine(line, word string) (uint32, error) {
+	digits, ok := bytes.CutPrefix([]byte(line), []byte(word+" "))
+	if !ok {
+		return 0, fmt.Errorf("want \"%s <number>\", got %q: %w", word, line, ErrProtocol)
+	}
+	n, err := strconv.ParseUint(string(digits), 10, 32)
+	if err != nil || strconv.FormatUint(n, 10) != string(digits) {
+		return 0, fmt.Errorf("number %q after %s: %w", digits, word, ErrProtocol)
+	}
+	return uint32(n), nil
+}
+
+func formatLine(word string, n uint32) []byte {
+	return fmt.Appendf(nil, "%s %d\n", word, n)
+}
