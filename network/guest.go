@@ -1,0 +1,145 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package network
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+
+	"github.com/coco-shim/coco/api/agent/types"
+	"golang.org/x/sys/unix"
+)
+
+// Guest is the configuration that the agent gets, in the messages of its protocol: one
+// UpdateInterface per interface, then one UpdateRoutes and one AddARPNeighbors, each only when there is
+// something to send.
+type Guest struct {
+	Interfaces []*types.Interface
+	Routes     []*types.Route
+	Neighbours []*types.ARPNeighbor
+}
+
+// guestConfig takes over what hangs on the chosen links. What the protocol cannot carry is named in the
+// second result.
+func guestConfig(s Snapshot, chosen []Link) (Guest, []Skipped) {
+	var g Guest
+	var skipped []Skipped
+	names := map[int]string{}
+	for _, l := range chosen {
+		names[l.Index] = l.Name
+		ifc := &types.Interface{Device: l.Name, Name: l.Name, HwAddr: l.MAC, Mtu: uint64(max(l.MTU, 0)), Type: l.Kind}
+		if l.NoARP {
+			ifc.RawFlags = unix.IFF_NOARP
+		}
+		for _, a := range s.Addrs {
+			if a.Link != l.Index {
+				continue
+			}
+			if why := unusableAddr(a); why != "" {
+				skipped = append(skipped, Skipped{fmt.Sprintf("address %s of %s", a.Prefix, l.Name), why})
+				continue
+			}
+			ifc.IPAddresses = append(ifc.IPAddresses, ipAddress(a.Prefix))
+		}
+		g.Interfaces = append(g.Interfaces, ifc)
+	}
+	for _, r := range s.Routes {
+		msg, why := guestRoute(r, names)
+		switch {
+		case msg != nil:
+			g.Routes = append(g.Routes, msg)
+		case why != "":
+			skipped = append(skipped, Skipped{"route " + r.String(), why})
+		}
+	}
+	for _, n := range s.Neighbours {
+		if name, ok := names[n.Link]; ok && n.Permanent && unicastMAC(n.MAC) {
+			g.Neighbours = append(g.Neighbours, &types.ARPNeighbor{
+				ToIPAddress: ipAddress(netip.PrefixFrom(n.IP, n.IP.BitLen())),
+				Device:      name, Lladdr: n.MAC, State: unix.NUD_PERMANENT, Flags: int32(n.Flags), //nolint:gosec // one byte
+			})
+		}
+	}
+	return g, skipped
+}
+
+// unusableAddr says why the guest does not take an address over. Link-local IPv6 addresses are taken:
+// the link may have one that does not follow from its MAC.
+func unusableAddr(a Addr) string {
+	ip := a.Prefix.Addr()
+	switch {
+	case a.DADFailed:
+		return "another host on the network has it (duplicate address detection failed)"
+	case ip.Is6() && !a.Permanent:
+		return "was learnt from a router and has a lifetime; the guest learns its own"
+	}
+	return ""
+}
+
+func ipAddress(p netip.Prefix) *types.IPAddress {
+	return &types.IPAddress{Family: family(p.Addr()), Address: p.Addr().WithZone("").String(), Mask: strconv.Itoa(p.Bits())}
+}
+
+func family(ip netip.Addr) types.IPFamily {
+	if ip.Is6() {
+		return types.IPFamily_v6
+	}
+	return types.IPFamily_v4
+}
+
+// guestRoute turns a route into a message. Without a message and without a reason, the route does not
+// concern the guest.
+func guestRoute(r Route, names map[int]string) (msg *types.Route, why string) {
+	if r.Table == unix.RT_TABLE_LOCAL || r.Type != unix.RTN_UNICAST && r.Table != unix.RT_TABLE_MAIN {
+		return nil, ""
+	}
+	var note string
+	for _, h := range r.Multi { // the first way that the guest has
+		if _, ok := names[h.Link]; ok {
+			r.Link, r.Gateway, r.OnLink = h.Link, h.Gateway, h.OnLink
+			break
+		}
+	}
+	dev, ok := names[r.Link]
+	switch {
+	case r.Type != unix.RTN_UNICAST && r.Link == 0:
+		note = "is not a unicast route"
+	case !ok, r.Dst.Addr().IsMulticast():
+	case r.Type != unix.RTN_UNICAST:
+		note = "is not a unicast route"
+	case r.Table != unix.RT_TABLE_MAIN:
+		note = fmt.Sprintf("is in table %d; the agent protocol has the main table only", r.Table)
+	case r.Dst.Addr().Is6() && r.Proto == unix.RTPROT_RA:
+		note = "was learnt from a router; the guest learns its own"
+	default:
+		return &types.Route{
+			Dest: dest(r.Dst), Gateway: text(r.Gateway), Device: dev, Source: text(r.Source),
+			Scope: uint32(r.Scope), Family: family(r.Dst.Addr()), Flags: flags(r), Mtu: uint32(max(r.MTU, 0)), //nolint:gosec // an interface's MTU
+		}, ""
+	}
+	return nil, note
+}
+
+// dest is empty for a default route, as Kata's shims send it.
+func dest(p netip.Prefix) string {
+	if p.Bits() == 0 {
+		return ""
+	}
+	return p.Masked().String()
+}
+
+func text(ip netip.Addr) string {
+	if !ip.IsValid() {
+		return ""
+	}
+	return ip.WithZone("").String()
+}
+
+func flags(r Route) uint32 {
+	if r.OnLink {
+		return unix.RTNH_F_ONLINK
+	}
+	return 0
+}
