@@ -1,0 +1,144 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package testvm says what the machine offers to tests. A test names what it needs and is skipped
+// with the reason when something is missing; nothing here makes a test pass.
+package testvm
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Cap is something that a test may need.
+type Cap struct {
+	name  string
+	check func() error // what is missing and how to get it, or nil
+}
+
+// What tests may need.
+var (
+	Root       = Cap{"root", needRoot}
+	Netns      = Cap{"network namespaces", needNetns}
+	Tap        = Cap{"taps", needDevice("/dev/net/tun")}
+	QEMU       = Cap{"QEMU", needProgram("qemu-system-x86_64", "qemu-system-x86")}
+	KVM        = Cap{"KVM", needDevice("/dev/kvm")}
+	GuestImage = Cap{"a guest image", needGuestImage}
+	Containerd = Cap{"containerd", needProgram("containerd", "containerd")}
+	Ctr        = Cap{"ctr", needProgram("ctr", "containerd")}
+	Runc       = Cap{"runc", needProgram("runc", "runc")}
+	Busybox    = Cap{"a static busybox", needProgram("busybox", "busybox-static")}
+	Cgroupv1   = Cap{"cgroup v1", needCgroup(func(t int64) bool { return t != unix.CGROUP2_SUPER_MAGIC })}
+	Cgroupv2   = Cap{"cgroup v2", needCgroup(func(t int64) bool { return t == unix.CGROUP2_SUPER_MAGIC })}
+)
+
+// Need skips the test unless the machine has all that is named.
+func Need(t testing.TB, caps ...Cap) {
+	t.Helper()
+	for _, c := range caps {
+		if err := c.check(); err != nil {
+			t.Skipf("needs %s: %v", c.name, err)
+		}
+	}
+}
+
+// Has says whether the machine has it.
+func Has(c Cap) bool { return c.check() == nil }
+
+// GuestDir is the directory of the guest image for tests: $COCO_GUEST_DIR, else dist/guest of this
+// repository. It may not exist: Need(t, GuestImage) tells.
+func GuestDir() string {
+	if d := os.Getenv("COCO_GUEST_DIR"); d != "" {
+		return d
+	}
+	return filepath.Join(RepoRoot(), "dist", "guest")
+}
+
+// RepoRoot is the root of this repository's work tree.
+func RepoRoot() string {
+	_, file, _, _ := runtime.Caller(0) //nolint:dogsled // only the file matters
+	if dir := filepath.Dir(filepath.Dir(filepath.Dir(file))); filepath.IsAbs(dir) {
+		return dir
+	}
+	// Built with -trimpath: tests run in their package's directory.
+	dir, err := os.Getwd()
+	for err == nil && dir != "/" {
+		if _, serr := os.Stat(filepath.Join(dir, "go.mod")); serr == nil {
+			return dir
+		}
+		dir = filepath.Dir(dir)
+	}
+	return "."
+}
+
+func needRoot() error {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("running as uid %d; run with sudo", os.Geteuid())
+	}
+	return nil
+}
+
+// needNetns tries it once, in a child: a container may be root and yet not allowed to.
+var needNetns = sync.OnceValue(func() error {
+	if err := needRoot(); err != nil {
+		return err
+	}
+	cmd := exec.Command("/proc/self/exe", "-test.run=^$") //nolint:noctx // ends at once
+	cmd.SysProcAttr = &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("clone with CLONE_NEWNET: %w", err)
+	}
+	_ = cmd.Wait() // that it started is the answer
+	return nil
+})
+
+func needGuestImage() error {
+	for _, f := range []string{"vmlinux", "initrd.img"} {
+		if _, err := os.Stat(filepath.Join(GuestDir(), f)); err != nil {
+			return fmt.Errorf("%w; build it with make image, or set COCO_GUEST_DIR", err)
+		}
+	}
+	return nil
+}
+
+func needProgram(name, pkg string) func() error {
+	return func() error {
+		if _, err := exec.LookPath(name); err != nil {
+			return fmt.Errorf("no %s in PATH; apt-get install %s", name, pkg)
+		}
+		return nil
+	}
+}
+
+func needDevice(path string) func() error {
+	return func() error {
+		f, err := os.OpenFile(path, os.O_RDWR, 0) //nolint:gosec // a constant
+		if err != nil {
+			return err
+		}
+		return f.Close()
+	}
+}
+
+func needCgroup(ok func(fsType int64) bool) func() error {
+	return func() error {
+		var st unix.Statfs_t
+		if err := unix.Statfs("/sys/fs/cgroup", &st); err != nil {
+			return fmt.Errorf("/sys/fs/cgroup: %w", err)
+		}
+		if !ok(st.Type) {
+			text, err := os.ReadFile("/proc/self/cgroup")
+			return errors.Join(fmt.Errorf("the machine has the other version: %s", strings.ReplaceAll(strings.TrimSpace(string(text)), "\n", " ")), err)
+		}
+		return nil
+	}
+}
