@@ -95,7 +95,7 @@ func (t Traces) tree(kind, root string) {
 
 // ignored are traces that belong to the machine or to containerd itself, not to a pod.
 func ignored(line string) bool {
-	if strings.HasPrefix(line, "cgroup ") && filepath.Base(line) == "default" {
+	if base := filepath.Base(line); strings.HasPrefix(line, "cgroup ") && (base == "default" || base == "testing") {
 		return true // one directory per containerd namespace, made and kept by runc too
 	}
 	return line == "file /run/coco" || line == "file /run/coco/netns"
