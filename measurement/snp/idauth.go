@@ -1,0 +1,181 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package snp
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/sha512"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/big"
+
+	"github.com/coco-shim/coco/measurement"
+)
+
+// IDAuthSize is the length of an encoded ID authentication structure (56860, table 76).
+const IDAuthSize = 4096
+
+const (
+	algoNone       = 0
+	algoP384SHA384 = 1 // ECDSA on P-384 with SHA-384
+
+	offIDKeyAlgo, offAuthorAlgo = 0x00, 0x04
+	offBlockSig, offIDKey       = 0x40, 0x240
+	offKeySig, offAuthorKey     = 0x680, 0x880
+
+	sigSize    = 512
+	keySize    = 1028
+	coordinate = 72 // numbers are little-endian, zero-padded from 48 bytes
+	curveP384  = 2
+)
+
+// SignIDBlock returns the ID authentication structure for an ID block, signed with the owner's ID
+// key and, if author is not nil, with the ID key's author key. Signatures are deterministic (RFC 6979).
+func SignIDBlock(block IDBlock, id, author *ecdsa.PrivateKey) ([]byte, error) {
+	auth := make([]byte, IDAuthSize)
+	binary.LittleEndian.PutUint32(auth[offIDKeyAlgo:], algoP384SHA384)
+	if err := signInto(auth[offBlockSig:], id, block.Marshal()); err != nil {
+		return nil, fmt.Errorf("sign id block with id key: %w", err)
+	}
+	key, err := encodeKey(&id.PublicKey)
+	if err != nil {
+		return nil, fmt.Errorf("id key: %w", err)
+	}
+	copy(auth[offIDKey:], key)
+	if author == nil {
+		return auth, nil
+	}
+	binary.LittleEndian.PutUint32(auth[offAuthorAlgo:], algoP384SHA384)
+	if err := signInto(auth[offKeySig:], author, key); err != nil {
+		return nil, fmt.Errorf("sign id key with author key: %w", err)
+	}
+	if key, err = encodeKey(&author.PublicKey); err != nil {
+		return nil, fmt.Errorf("author key: %w", err)
+	}
+	copy(auth[offAuthorKey:], key)
+	return auth, nil
+}
+
+func signInto(dst []byte, key *ecdsa.PrivateKey, msg []byte) error {
+	if key == nil || key.Curve != elliptic.P384() {
+		return errors.New("key is not on curve P-384")
+	}
+	h := sha512.Sum384(msg)
+	der, err := key.Sign(nil, h[:], hash384{}) // without a source of randomness: RFC 6979
+	if err != nil {
+		return err
+	}
+	r, s, err := parseDER(der)
+	if err != nil {
+		return err
+	}
+	putNumber(dst, r)
+	putNumber(dst[coordinate:], s)
+	return nil
+}
+
+// encodeKey returns the 1028-byte form of a public key.
+func encodeKey(k *ecdsa.PublicKey) ([]byte, error) {
+	if k.Curve != elliptic.P384() {
+		return nil, errors.New("key is not on curve P-384")
+	}
+	raw, err := k.Bytes() // 04 ‖ X ‖ Y
+	if err != nil {
+		return nil, err
+	}
+	out := make([]byte, keySize)
+	binary.LittleEndian.PutUint32(out, curveP384)
+	putBytes(out[4:], raw[1:49])
+	putBytes(out[4+coordinate:], raw[49:])
+	return out, nil
+}
+
+func decodeKey(b []byte) (*ecdsa.PublicKey, error) {
+	if c := binary.LittleEndian.Uint32(b); c != curveP384 {
+		return nil, fmt.Errorf("key is on curve %d, not on P-384 (2)", c)
+	}
+	x, errX := takeBytes(b[4:])
+	y, errY := takeBytes(b[4+coordinate:])
+	if err := errors.Join(errX, errY, zero(b[4+2*coordinate:keySize])); err != nil {
+		return nil, err
+	}
+	return ecdsa.ParseUncompressedPublicKey(elliptic.P384(), append(append([]byte{4}, x...), y...))
+}
+
+// KeyDigest returns what the attestation report shows of an ID key or author key.
+func KeyDigest(k *ecdsa.PublicKey) (measurement.Digest, error) {
+	b, err := encodeKey(k)
+	if err != nil {
+		return nil, err
+	}
+	h := sha512.Sum384(b)
+	return h[:], nil
+}
+
+// KeyDigests are the fields of an attestation report that name the keys of an ID block.
+type KeyDigests struct {
+	ID     measurement.Digest
+	Author measurement.Digest // absent without an author key
+}
+
+// VerifyIDAuth checks an ID block against its authentication structure as the AMD firmware does at
+// launch, and returns the digests of the keys.
+func VerifyIDAuth(block, auth []byte) (KeyDigests, error) {
+	if _, err := ParseIDBlock(block); err != nil {
+		return KeyDigests{}, err
+	}
+	if len(auth) != IDAuthSize {
+		return KeyDigests{}, fmt.Errorf("id authentication has %d bytes, not %d", len(auth), IDAuthSize)
+	}
+	if a := binary.LittleEndian.Uint32(auth[offIDKeyAlgo:]); a != algoP384SHA384 {
+		return KeyDigests{}, fmt.Errorf("id key algorithm is %d, not %d", a, algoP384SHA384)
+	}
+	for _, r := range [][2]int{{8, offBlockSig}, {offIDKey + keySize, offKeySig}, {offAuthorKey + keySize, IDAuthSize}} {
+		if err := zero(auth[r[0]:r[1]]); err != nil {
+			return KeyDigests{}, fmt.Errorf("id authentication at %#x: %w", r[0], err)
+		}
+	}
+	idKey := auth[offIDKey : offIDKey+keySize]
+	if err := verify(idKey, auth[offBlockSig:offBlockSig+sigSize], block); err != nil {
+		return KeyDigests{}, fmt.Errorf("id block's signature by the id key: %w", err)
+	}
+	d := sha512.Sum384(idKey)
+	out := KeyDigests{ID: d[:]}
+	switch a := binary.LittleEndian.Uint32(auth[offAuthorAlgo:]); a {
+	case algoNone:
+		if err := zero(auth[offKeySig:]); err != nil {
+			return KeyDigests{}, fmt.Errorf("id authentication names no author key, yet: %w", err)
+		}
+		return out, nil
+	case algoP384SHA384:
+	default:
+		return KeyDigests{}, fmt.Errorf("author key algorithm is %d, not 0 or %d", a, algoP384SHA384)
+	}
+	authorKey := auth[offAuthorKey : offAuthorKey+keySize]
+	if err := verify(authorKey, auth[offKeySig:offKeySig+sigSize], idKey); err != nil {
+		return KeyDigests{}, fmt.Errorf("id key's signature by the author key: %w", err)
+	}
+	a := sha512.Sum384(authorKey)
+	out.Author = a[:]
+	return out, nil
+}
+
+func verify(key, sig, msg []byte) error {
+	pub, err := decodeKey(key)
+	if err != nil {
+		return err
+	}
+	r, errR := takeBytes(sig)
+	s, errS := takeBytes(sig[coordinate:])
+	if err := errors.Join(errR, errS, zero(sig[2*coordinate:sigSize])); err != nil {
+		return err
+	}
+	h := sha512.Sum384(msg)
+	if !ecdsa.Verify(pub, h[:], new(big.Int).SetBytes(r), new(big.Int).SetBytes(s)) {
+		return errors.New("does not match")
+	}
+	return nil
+}

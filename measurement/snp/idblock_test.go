@@ -1,0 +1,194 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package snp_test
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"io/fs"
+	"testing"
+
+	"github.com/coco-shim/coco/measurement"
+	"github.com/coco-shim/coco/measurement/snp"
+	"github.com/coco-shim/coco/tests/vectors"
+)
+
+func TestIDBlockAgreesWithPublishedVector(t *testing.T) {
+	dir := vectors.Dir(t)
+	var cases map[string]struct {
+		LD     []byte `json:"ld_b64"`
+		ID     string `json:"id_key"`
+		Author string `json:"author_key"`
+		Block  []byte `json:"id_block_b64"`
+		IDDig  []byte `json:"id_key_digest_b64"`
+		AuDig  []byte `json:"author_key_digest_b64"`
+	}
+	if err := json.Unmarshal(vectors.Read(t, dir, "idblock/cases.json"), &cases); err != nil || len(cases) == 0 {
+		t.Fatal(len(cases), err)
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			block, err := snp.NewIDBlock(c.LD, snp.DefaultPolicy)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := block.Marshal(); !bytes.Equal(got, c.Block) {
+				t.Errorf("Marshal = %x, want %x", got, c.Block)
+			}
+			auth, err := snp.SignIDBlock(block, readKey(t, dir, "idblock/"+c.ID), readKey(t, dir, "idblock/"+c.Author))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := snp.VerifyIDAuth(c.Block, auth)
+			if err != nil || !bytes.Equal(got.ID, c.IDDig) || !bytes.Equal(got.Author, c.AuDig) {
+				t.Errorf("VerifyIDAuth = %+v, %v, want %x, %x", got, err, c.IDDig, c.AuDig)
+			}
+		})
+	}
+}
+
+func readKey(t *testing.T, dir fs.FS, path string) *ecdsa.PrivateKey {
+	t.Helper()
+	b, _ := pem.Decode(vectors.Read(t, dir, path))
+	if b == nil {
+		t.Fatalf("%s is no PEM", path)
+	}
+	k, err := x509.ParseECPrivateKey(b.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func newKey(t testing.TB, c elliptic.Curve) *ecdsa.PrivateKey {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(c, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func testBlock() snp.IDBlock {
+	return snp.IDBlock{LaunchDigest: [48]byte{1, 2, 3}, FamilyID: [16]byte{4}, ImageID: [16]byte{5}, GuestSVN: 7, Policy: snp.DefaultPolicy}
+}
+
+func TestIDBlockSurvivesEncoding(t *testing.T) {
+	want := testBlock()
+	if got, err := snp.ParseIDBlock(want.Marshal()); err != nil || got != want {
+		t.Errorf("ParseIDBlock = %+v, %v, want %+v", got, err, want)
+	}
+}
+
+// authForms are the ways to authenticate the block.
+func authForms(t testing.TB, b snp.IDBlock) map[string][]byte {
+	t.Helper()
+	id, author := newKey(t, elliptic.P384()), newKey(t, elliptic.P384())
+	out := map[string][]byte{}
+	for name, f := range map[string]func() ([]byte, error){
+		"own key":        func() ([]byte, error) { return snp.SignIDBlock(b, id, nil) },
+		"own and author": func() ([]byte, error) { return snp.SignIDBlock(b, id, author) },
+		"anonymous":      func() ([]byte, error) { return snp.AnonymousIDAuth(b) },
+	} {
+		a, err := f()
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		again, err := f()
+		if err != nil || !bytes.Equal(a, again) {
+			t.Errorf("%s: a second run gives other bytes (%v)", name, err)
+		}
+		out[name] = a
+	}
+	return out
+}
+
+func TestVerifyIDAuthRefusesEverySingleBitChange(t *testing.T) {
+	b := testBlock()
+	raw := b.Marshal()
+	for name, auth := range authForms(t, b) {
+		t.Run(name, func(t *testing.T) {
+			want, err := snp.VerifyIDAuth(raw, auth)
+			if err != nil || (len(want.Author) != 0) != (name == "own and author") {
+				t.Fatalf("VerifyIDAuth = %+v, %v", want, err)
+			}
+			for i := range raw {
+				raw[i] ^= 1
+				if _, err := snp.VerifyIDAuth(raw, auth); err == nil {
+					t.Errorf("ID block with byte %d changed was accepted", i)
+				}
+				raw[i] ^= 1
+			}
+			for i := 0; i < len(auth); i += 3 {
+				auth[i] ^= 1
+				got, err := snp.VerifyIDAuth(raw, auth)
+				if err == nil && got.ID.Equal(want.ID) && bytes.Equal(got.Author, want.Author) {
+					t.Errorf("authentication with byte %#x changed was accepted", i)
+				}
+				auth[i] ^= 1
+			}
+		})
+	}
+}
+
+func TestAnonymousKeyIsAFunctionOfTheBlock(t *testing.T) {
+	digest := func(b snp.IDBlock) measurement.Digest {
+		a, err := snp.AnonymousIDAuth(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k, err := snp.VerifyIDAuth(b.Marshal(), a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k.ID
+	}
+	a, b := testBlock(), testBlock()
+	b.GuestSVN++
+	if digest(a).Equal(digest(b)) {
+		t.Error("two ID blocks have the same anonymous key")
+	}
+	const golden = "58cd1e97d543914be4d329f651f1c49804ef1ae36b0e59be26435043eee75f81dcf116a6ab152494b05fa2b6ab7a778d" // as first published; it must never change
+	if got := digest(a).String(); got != golden {
+		t.Errorf("anonymous key digest = %s, want %s", got, golden)
+	}
+}
+
+func TestIDBlockRefusals(t *testing.T) {
+	if _, err := snp.NewIDBlock(make([]byte, 32), snp.DefaultPolicy); err == nil {
+		t.Error("NewIDBlock(32 bytes) was accepted; only SNP has ID blocks")
+	}
+	if _, err := snp.NewIDBlock(make([]byte, 48), 0x10000); err == nil {
+		t.Error("policy without bit 17 was accepted")
+	}
+	if _, err := snp.NewIDBlock(make([]byte, 48), snp.DefaultPolicy|1<<40); err == nil {
+		t.Error("policy with reserved bits was accepted")
+	}
+	if err := (snp.DefaultPolicy | snp.PolicyDebug).CheckProduction(); err == nil {
+		t.Error("debug policy passes for production")
+	}
+	if _, err := snp.SignIDBlock(testBlock(), newKey(t, elliptic.P256()), nil); err == nil {
+		t.Error("a P-256 key was accepted")
+	}
+	if _, err := snp.SignIDBlock(testBlock(), nil, nil); err == nil {
+		t.Error("no key at all was accepted")
+	}
+}
+
+func FuzzVerifyIDAuth(f *testing.F) {
+	b := testBlock()
+	for _, a := range authForms(f, b) {
+		f.Add(b.Marshal(), a)
+	}
+	f.Fuzz(func(t *testing.T, block, auth []byte) {
+		if k, err := snp.VerifyIDAuth(block, auth); err == nil && len(k.ID) != 48 {
+			t.Errorf("VerifyIDAuth = %+v without an ID key", k)
+		}
+	})
+}
