@@ -1,0 +1,89 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package virtcontainers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/coco-shim/coco/network"
+	"github.com/coco-shim/coco/virtcontainers/cgroups"
+	"github.com/coco-shim/coco/virtcontainers/hooks"
+	"github.com/coco-shim/coco/virtcontainers/state"
+)
+
+// cleanTime bounds a clean-up whose caller has no deadline.
+const cleanTime = 30 * time.Second
+
+// Cleanup frees what a pod holds whose shim is gone, from the journal in its bundle. It is
+// idempotent: without a journal there is nothing to do, and the journal goes last, so that a
+// clean-up that failed can be repeated. A process that only has the id of the pod's VMM is not touched.
+func Cleanup(ctx context.Context, bundle string) error {
+	return cleanupWith(ctx, bundle, hostNetwork{})
+}
+
+func cleanupWith(ctx context.Context, bundle string, n Network) error {
+	j, err := state.Load(bundle)
+	if errors.Is(err, state.ErrNone) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("clean up: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, cleanTime)
+	defer cancel()
+	if err := cleanup(ctx, j, n); err != nil {
+		return fmt.Errorf("clean pod %s up: %w", j.ID, err)
+	}
+	return state.Remove(bundle)
+}
+
+func cleanup(ctx context.Context, j state.Pod, n Network) error {
+	var errs []error
+	boot, err := state.BootID()
+	if err != nil {
+		return err
+	}
+	if j.VMM != nil && j.BootID == boot {
+		if err := j.VMM.Kill(ctx); err != nil {
+			return err // everything else is in use as long as it lives
+		}
+	}
+	if j.NetNS != "" && len(j.Redirects) > 0 && j.BootID == boot {
+		var made []network.Redirect
+		for _, r := range j.Redirects {
+			made = append(made, network.Redirect{Link: r.Link, Tap: r.Tap})
+		}
+		errs = append(errs, n.Clean(ctx, j.NetNS, made))
+	}
+	if j.OwnNetNS != "" {
+		errs = append(errs, n.Delete(j.OwnNetNS))
+	}
+	errs = append(errs, cleanupHooks(ctx, j))
+	if j.BootID == boot {
+		errs = append(errs, cgroups.Remove(ctx, j.Cgroups))
+	}
+	if j.StateDir != "" {
+		errs = append(errs, os.RemoveAll(j.StateDir))
+	}
+	return errors.Join(errs...)
+}
+
+func cleanupHooks(ctx context.Context, j state.Pod) error {
+	var list []specs.Hook
+	for _, h := range j.Hooks {
+		s := specs.Hook{Path: h.Path, Args: h.Args, Env: h.Env}
+		if h.Timeout > 0 {
+			s.Timeout = &h.Timeout
+		}
+		list = append(list, s)
+	}
+	st := specs.State{Version: specs.Version, ID: j.ID, Status: specs.StateStopped, Bundle: j.Bundle, Annotations: j.Annotations}
+	return hooks.RunAll(ctx, "poststop", list, st)
+}

@@ -1,0 +1,344 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package virtcontainers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/internal/undo"
+	"github.com/coco-shim/coco/virtcontainers/hooks"
+	"github.com/coco-shim/coco/virtcontainers/spec"
+)
+
+// idPattern is what the agent takes for a container's id (kata-agent-protocol.md, section 4).
+var idPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{1,127}$`)
+
+var errBadID = fmt.Errorf("must be 2 to 128 letters, digits and _.-, the first a letter or digit: %w", errdefs.ErrInvalidArgument)
+
+func validID(id string) bool { return idPattern.MatchString(id) }
+
+// container is a container in the VM.
+type container struct {
+	id, bundle string
+	spec       *specs.Spec
+	init       *process
+	held       undo.Stack // what it holds: devices
+
+	mu    sync.Mutex
+	execs map[string]*process // guarded by mu
+}
+
+func (c *container) addExec(pr *process) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, ok := c.execs[pr.exec]; ok {
+		return fmt.Errorf("%s: %w", pr.name(), errdefs.ErrAlreadyExists)
+	}
+	c.execs[pr.exec] = pr
+	return nil
+}
+
+// processes are the first process and the execs.
+func (c *container) processes() []*process {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := []*process{c.init}
+	for _, e := range c.execs {
+		out = append(out, e)
+	}
+	return out
+}
+
+func (p *Pod) container(id string) (*container, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c, ok := p.containers[id]
+	if !ok {
+		return nil, fmt.Errorf("container %s: %w", id, errdefs.ErrNotFound)
+	}
+	return c, nil
+}
+
+func (p *Pod) process(containerID, execID string) (*process, error) {
+	c, err := p.container(containerID)
+	if err != nil {
+		return nil, err
+	}
+	if execID == "" {
+		return c.init, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	pr, ok := c.execs[execID]
+	if !ok {
+		return nil, fmt.Errorf("%s: %w", processName(containerID, execID), errdefs.ErrNotFound)
+	}
+	return pr, nil
+}
+
+// reserve takes the id, or refuses.
+func (p *Pod) reserve(c *container) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closing {
+		return fmt.Errorf("container %s: %w", c.id, errShutdown)
+	}
+	if _, ok := p.containers[c.id]; ok {
+		return fmt.Errorf("container %s: %w", c.id, errdefs.ErrAlreadyExists)
+	}
+	p.containers[c.id] = c
+	return nil
+}
+
+func (p *Pod) forget(id string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.containers, id)
+}
+
+func (p *Pod) isFirst(id string) bool { return p.opts.First != nil && p.opts.First.ID == id }
+
+// CreateContainer makes a container in the guest, up to the point where its process waits to be
+// started. On error nothing of it is left.
+func (p *Pod) CreateContainer(ctx context.Context, req ContainerRequest) (_ Streams, err error) {
+	if !validID(req.ID) {
+		return Streams{}, fmt.Errorf("container id %q: %w", req.ID, errBadID)
+	}
+	c := &container{
+		id: req.ID, bundle: req.Bundle, spec: req.Spec, execs: map[string]*process{},
+		init: newProcess(req.ID, "", req.Terminal, wants(req.Terminal, req.Stdin, req.Stdout, req.Stderr)),
+	}
+	if err := p.reserve(c); err != nil {
+		return Streams{}, err
+	}
+	var u undo.Stack
+	u.Push("forget container "+c.id, func(context.Context) error { p.forget(c.id); return nil })
+	defer u.RunOnError(&err)
+	ctx, cancel := context.WithTimeoutCause(ctx, p.opts.Config.Runtime.CreateTimeout,
+		fmt.Errorf("not done within runtime.create_timeout of %s: %w", p.opts.Config.Runtime.CreateTimeout, context.DeadlineExceeded))
+	defer cancel()
+	streams, err := p.createContainer(ctx, c, req, &u)
+	if err != nil {
+		return Streams{}, fmt.Errorf("create container %s: %w", c.id, err)
+	}
+	c.held.Adopt(&u)
+	return streams, nil
+}
+
+func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRequest, u *undo.Stack) (Streams, error) {
+	out, err := spec.Convert(spec.Input{ID: c.id, Spec: req.Spec, SharedShm: p.sharedShm})
+	if err != nil {
+		return Streams{}, err
+	}
+	if !p.isFirst(c.id) && req.Spec.Hooks != nil { // the first one's ran before the VM was launched
+		if err := p.runStartHooks(ctx, req.Spec, c.id, c.bundle); err != nil {
+			return Streams{}, err
+		}
+	}
+	storages, err := p.prepare(ctx, c, req, out.Copies, u)
+	if err != nil {
+		return Streams{}, err
+	}
+	s, n, err := p.openStreams(ctx, p.life.ctx, c.init.want, c.id, "")
+	if err != nil {
+		return Streams{}, p.agent.fault(ctx, err)
+	}
+	c.init.setPipes(s)
+	u.Push("close streams of container "+c.id, func(context.Context) error { return c.init.closePipes() })
+	u.Push("remove container "+c.id+" in the guest", func(ctx context.Context) error { return p.removeInGuest(ctx, c.id) })
+	out.OCI.Process.Terminal = req.Terminal
+	_, err = p.agent.CreateContainer(ctx, &agent.CreateContainerRequest{
+		ContainerId: c.id, ExecId: c.id, Storages: storages, OCI: out.OCI, SandboxPidns: out.SandboxPidNS,
+		StdinPort: n.stdin, StdoutPort: n.stdout, StderrPort: n.stderr,
+	})
+	if err != nil {
+		return Streams{}, p.agent.fault(ctx, err)
+	}
+	if err := c.init.to(evCreated); err != nil {
+		return Streams{}, err
+	}
+	p.await(c.init)
+	return s.Streams, nil
+}
+
+// removeInGuest removes a container from the guest. One that is not there, and a guest that is not,
+// are fine.
+func (p *Pod) removeInGuest(ctx context.Context, id string) error {
+	select {
+	case <-p.vm.Done():
+		return nil
+	default:
+	}
+	err := p.call(ctx, "remove container "+id, func(ctx context.Context) error {
+		_, err := p.agent.RemoveContainer(ctx, &agent.RemoveContainerRequest{ContainerId: id})
+		return err
+	})
+	if errdefs.IsNotFound(err) || errdefs.IsUnavailable(err) {
+		return nil
+	}
+	return err
+}
+
+// Start starts a container's first process, or an exec, whose streams it returns.
+func (p *Pod) Start(ctx context.Context, containerID, execID string) (Streams, error) {
+	c, err := p.container(containerID)
+	if err != nil {
+		return Streams{}, err
+	}
+	pr, err := p.process(containerID, execID)
+	if err != nil {
+		return Streams{}, err
+	}
+	if execID != "" {
+		return p.startExec(ctx, c, pr)
+	}
+	if err := pr.to(evStart); err != nil {
+		return Streams{}, err
+	}
+	err = p.call(ctx, "start container "+c.id, func(ctx context.Context) error {
+		_, err := p.agent.StartContainer(ctx, &agent.StartContainerRequest{ContainerId: c.id})
+		return err
+	})
+	if err != nil {
+		pr.startFailed()
+		return Streams{}, err
+	}
+	if err := pr.to(evStarted); err != nil {
+		return Streams{}, err
+	}
+	if h := c.spec.Hooks; h != nil && len(h.Poststart) > 0 {
+		if err := hooks.Run(ctx, "poststart", h.Poststart, p.ociState(c.spec, c.id, c.bundle, specs.StateRunning)); err != nil {
+			return Streams{}, errors.Join(err, p.Kill(ctx, c.id, "", sigkill, true))
+		}
+	}
+	return Streams{}, nil
+}
+
+// Pause freezes a container.
+func (p *Pod) Pause(ctx context.Context, containerID string) error {
+	return p.freeze(ctx, containerID, evPause, evPaused, evPauseFailed, func(ctx context.Context) error {
+		_, err := p.agent.PauseContainer(ctx, &agent.PauseContainerRequest{ContainerId: containerID})
+		return err
+	})
+}
+
+// Resume thaws a container.
+func (p *Pod) Resume(ctx context.Context, containerID string) error {
+	return p.freeze(ctx, containerID, evResume, evResumed, evResumeFailed, func(ctx context.Context) error {
+		_, err := p.agent.ResumeContainer(ctx, &agent.ResumeContainerRequest{ContainerId: containerID})
+		return err
+	})
+}
+
+func (p *Pod) freeze(ctx context.Context, id string, claim, ok, failed event, do func(context.Context) error) error {
+	c, err := p.container(id)
+	if err != nil {
+		return err
+	}
+	if err := c.init.to(claim); err != nil {
+		return err
+	}
+	if err := p.call(ctx, claim.String()+" container "+id, do); err != nil {
+		return errors.Join(err, c.init.to(failed))
+	}
+	return c.init.to(ok)
+}
+
+// Update changes a container's limits. The VM's own size does not change.
+func (p *Pod) Update(ctx context.Context, containerID string, res *specs.LinuxResources) error {
+	c, err := p.container(containerID)
+	if err != nil {
+		return err
+	}
+	if st := c.init.current().public(); st == Stopped {
+		return fmt.Errorf("update container %s: it is %s: %w", c.id, st, errdefs.ErrFailedPrecondition)
+	}
+	out, err := spec.Resources(c.id, res)
+	if err != nil {
+		return fmt.Errorf("update: %w", err)
+	}
+	return p.call(ctx, "update container "+c.id, func(ctx context.Context) error {
+		_, err := p.agent.UpdateContainer(ctx, &agent.UpdateContainerRequest{ContainerId: c.id, Resources: out})
+		return err
+	})
+}
+
+// Stats reads a container's usage.
+func (p *Pod) Stats(ctx context.Context, containerID string) (*agent.StatsContainerResponse, error) {
+	c, err := p.container(containerID)
+	if err != nil {
+		return nil, err
+	}
+	var res *agent.StatsContainerResponse
+	err = p.call(ctx, "stats of container "+c.id, func(ctx context.Context) (err error) {
+		res, err = p.agent.StatsContainer(ctx, &agent.StatsContainerRequest{ContainerId: c.id})
+		return err
+	})
+	return res, err
+}
+
+// Pids lists the container's processes as the host sees them: the protocol has no list of the
+// guest's, so it is the VMM.
+func (p *Pod) Pids(_ context.Context, containerID string) ([]uint32, error) {
+	if _, err := p.container(containerID); err != nil {
+		return nil, err
+	}
+	return []uint32{uint32(p.PID())}, nil //nolint:gosec // a pid
+}
+
+// Delete removes a process that has ended or was never started. A container's first process takes
+// the container with it. In a pod of one the guest keeps it: the VM is ended next.
+func (p *Pod) Delete(ctx context.Context, containerID, execID string) (ExitStatus, error) {
+	c, err := p.container(containerID)
+	if err != nil {
+		return ExitStatus{}, err
+	}
+	pr, err := p.process(containerID, execID)
+	if err != nil {
+		return ExitStatus{}, err
+	}
+	if err := pr.to(evDelete); err != nil {
+		return ExitStatus{}, err
+	}
+	if execID != "" {
+		err = pr.closePipes()
+		c.mu.Lock()
+		delete(c.execs, execID)
+		c.mu.Unlock()
+		pr.settle(ExitStatus{}, false)
+		return pr.status(), errors.Join(err, pr.to(evDeleted))
+	}
+	if err := p.release(ctx, c); err != nil {
+		return ExitStatus{}, errors.Join(fmt.Errorf("delete container %s: %w", c.id, err), pr.to(evDeleteFailed))
+	}
+	pr.settle(ExitStatus{Code: killedCode}, false)
+	return pr.status(), pr.to(evDeleted)
+}
+
+// release gives back what a container holds: in the guest, its streams, its devices, its name.
+func (p *Pod) release(ctx context.Context, c *container) error {
+	var errs []error
+	for _, pr := range c.processes() {
+		errs = append(errs, pr.closePipes())
+	}
+	if p.isFirst(c.id) {
+		p.forget(c.id)
+		return errors.Join(errs...)
+	}
+	if err := c.held.Run(ctx); err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	if h := c.spec.Hooks; h != nil {
+		errs = append(errs, hooks.RunAll(ctx, "poststop", h.Poststop, p.ociState(c.spec, c.id, c.bundle, specs.StateStopped)))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,507 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package virtcontainers
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/internal/undo"
+	"github.com/coco-shim/coco/network"
+	"github.com/coco-shim/coco/virtcontainers/cgroups"
+	"github.com/coco-shim/coco/virtcontainers/spec"
+	"github.com/coco-shim/coco/virtcontainers/state"
+)
+
+// creation is a pod being made: what one step leaves for the next.
+type creation struct {
+	*Pod
+	u        *undo.Stack
+	shape    Shape
+	vmspec   hypervisor.VMSpec
+	stateDir string
+	netns    string // path; the launcher's own once it runs
+	ownNetNS bool
+	attached Attachment
+}
+
+// step is one phase of a pod's start. Each pushes its own undo.
+type step struct {
+	name string
+	do   func(context.Context) error
+}
+
+// CreatePod makes a pod: its VM runs, the agent answers and the sandbox is set up. On error nothing is
+// left, and the error names the step.
+func CreatePod(ctx context.Context, opts Options) (_ *Pod, err error) {
+	if err := checkOptions(&opts); err != nil {
+		return nil, fmt.Errorf("create pod %s: %w", opts.ID, err)
+	}
+	p := &Pod{
+		opts: opts, log: opts.Log, life: newLife(), plugs: plugs{by: map[string]*plug{}},
+		containers: map[string]*container{}, done: make(chan struct{}), stopping: make(chan struct{}, 1),
+		sharedShm: needsSharedShm(opts),
+	}
+	p.stopping <- struct{}{}
+	c := &creation{Pod: p, u: &undo.Stack{}}
+	defer func() {
+		if err != nil { // before the undo: what it releases must not be in use any more
+			p.life.cancel(errShutdown)
+		}
+		c.u.RunOnError(&err)
+		if err != nil {
+			p.life.end(errShutdown)
+		}
+	}()
+	for _, s := range c.steps() {
+		start := time.Now()
+		if err := s.do(ctx); err != nil {
+			return nil, fmt.Errorf("create pod %s, %s: %w", opts.ID, s.name, err)
+		}
+		p.phases = append(p.phases, Phase{s.name, time.Since(start)})
+	}
+	p.undo.Adopt(c.u)
+	p.life.spawn(p.watchOOM)
+	return p, nil
+}
+
+func (c *creation) steps() []step {
+	return []step{
+		{"shape", c.decideShape},
+		{"layers", c.beginLayers},
+		{"boot files", c.openBootFiles},
+		{"journal", c.openJournal},
+		{"network namespace", c.makeNetNS},
+		{"launcher", c.launch},
+		{"cgroups", c.joinCgroups},
+		{"hooks", c.runHooks},
+		{"network", c.attachNetwork},
+		{"vmm", c.startVMM},
+		{"agent", c.awaitAgent},
+		{"guest network", c.configureNetwork},
+		{"sandbox", c.createSandbox},
+	}
+}
+
+// checkOptions refuses early what cannot become a pod.
+func checkOptions(o *Options) error {
+	if !validID(o.ID) {
+		return fmt.Errorf("pod id %q: %w", o.ID, errBadID)
+	}
+	if err := o.Host.check(); err != nil {
+		return err
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Spec == nil || o.Spec.Linux == nil {
+		return fmt.Errorf("the specification has no linux section: %w", errdefs.ErrInvalidArgument)
+	}
+	if !filepath.IsAbs(o.Bundle) {
+		return fmt.Errorf("the bundle %q is not an absolute path: %w", o.Bundle, errdefs.ErrInvalidArgument)
+	}
+	if _, ok := namespace(o.Spec, specs.NetworkNamespace); !ok {
+		return fmt.Errorf("the host's network is asked for (no network namespace in the specification), which a VM cannot give: run without host networking: %w", errdefs.ErrInvalidArgument)
+	}
+	if o.First == nil {
+		return nil
+	}
+	// What the guest could not run is refused before a VM is booted for it.
+	_, err := spec.Convert(spec.Input{ID: o.First.ID, Spec: o.First.Spec, SharedShm: needsSharedShm(*o)})
+	return err
+}
+
+func namespace(s *specs.Spec, kind specs.LinuxNamespaceType) (specs.LinuxNamespace, bool) {
+	i := slices.IndexFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == kind })
+	if i < 0 {
+		return specs.LinuxNamespace{}, false
+	}
+	return s.Linux.Namespaces[i], true
+}
+
+// needsSharedShm says whether the pod has a /dev/shm that its containers bind: always when containers
+// come later, else when the one container does.
+func needsSharedShm(o Options) bool {
+	if o.First == nil {
+		return true
+	}
+	return slices.ContainsFunc(o.First.Spec.Mounts, func(m specs.Mount) bool {
+		return spec.IsBind(m) && filepath.Clean(m.Destination) == "/dev/shm"
+	})
+}
+
+func (c *creation) decideShape(context.Context) (err error) {
+	c.shape, err = ShapeOf(c.opts.Config.Hypervisor, c.opts.Host.Machine, c.opts.Spec)
+	return err
+}
+
+// beginLayers starts the search for the first container's layers, which goes on beside everything
+// else.
+func (c *creation) beginLayers(context.Context) error {
+	if c.opts.First == nil {
+		return nil
+	}
+	o, err := c.open(*c.opts.First)
+	if err != nil {
+		return err
+	}
+	c.first = o
+	c.u.Push("give the layers up", func(context.Context) error {
+		c.mu.Lock()
+		o := c.first
+		c.first = nil
+		c.mu.Unlock()
+		if o == nil {
+			return nil
+		}
+		return o.close()
+	})
+	return nil
+}
+
+// openBootFiles opens the boot chain once: these descriptors are what is measured and launched.
+func (c *creation) openBootFiles(context.Context) error {
+	h := c.opts.Config.Hypervisor
+	if err := c.opts.Config.CheckFiles(); err != nil {
+		return err
+	}
+	files, err := h.Boot()
+	if err != nil {
+		return err
+	}
+	boot := hypervisor.Boot{Cmdline: files.Cmdline}
+	for _, f := range []struct {
+		path string
+		to   **os.File
+	}{{files.Kernel, &boot.Kernel}, {files.Initrd, &boot.Initrd}, {files.Firmware, &boot.Firmware}} {
+		if f.path == "" {
+			continue
+		}
+		file, err := os.Open(f.path)
+		if err != nil {
+			return err
+		}
+		c.u.Push("close "+f.path, func(context.Context) error { return closeOnce(file) })
+		*f.to = file
+	}
+	c.vmspec = vmSpec(c.opts, c.shape, boot)
+	return nil
+}
+
+func closeOnce(f *os.File) error {
+	if err := f.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// vmSpec is the VM's description, complete but for what the pod's network and layers add.
+func vmSpec(o Options, s Shape, boot hypervisor.Boot) hypervisor.VMSpec {
+	h := o.Config.Hypervisor
+	v := hypervisor.VMSpec{
+		ID: o.ID, Machine: h.Machine, Accel: hypervisor.Accel(h.Accel),
+		CPU: hypervisor.CPU{Count: s.VCPUs, Model: h.CPUModel}, MemoryMiB: s.MemoryMiB, Boot: boot,
+		BlockBus: hypervisor.BlockBus(h.BlockBus), HotplugPorts: h.HotplugPorts, BootTimeout: h.BootTimeout,
+	}
+	if h.Platform != "none" {
+		v.TEE = hypervisor.TEE(h.Platform)
+	}
+	return v
+}
+
+// stateDirName is the pod's directory below runtime.state_dir: short, because paths of sockets are
+// bounded, and the same for the same pod, so that two of one id collide.
+func stateDirName(namespace, id string) string {
+	sum := sha256.Sum256([]byte(namespace + "\x00" + id))
+	return hex.EncodeToString(sum[:12])
+}
+
+func (c *creation) openJournal(context.Context) error {
+	boot, err := state.BootID()
+	if err != nil {
+		return err
+	}
+	root := c.opts.Config.Runtime.StateDir
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return err
+	}
+	c.stateDir = filepath.Join(root, stateDirName(c.opts.Namespace, c.opts.ID))
+	c.journal, err = state.New(c.opts.Bundle, state.Pod{
+		ID: c.opts.ID, Namespace: c.opts.Namespace, BootID: boot, StateDir: c.stateDir,
+	})
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("the bundle %s belongs to a pod already: %w", c.opts.Bundle, errdefs.ErrAlreadyExists)
+	}
+	if err != nil {
+		return err
+	}
+	c.u.Push("remove the journal", func(context.Context) error { return c.journal.Remove() })
+	if err := os.Mkdir(c.stateDir, 0o700); err != nil {
+		if errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("%s exists, so a pod %s in namespace %s runs, or was not cleaned up: %w", c.stateDir, c.opts.ID, c.opts.Namespace, errdefs.ErrAlreadyExists)
+		}
+		return err
+	}
+	c.u.Push("remove "+c.stateDir, func(context.Context) error { return os.RemoveAll(c.stateDir) })
+	return nil
+}
+
+// makeNetNS finds the namespace that the specification names, or makes one. One of ours needs no
+// name once the launcher lives in it.
+func (c *creation) makeNetNS(context.Context) error {
+	ns, _ := namespace(c.opts.Spec, specs.NetworkNamespace)
+	if ns.Path != "" {
+		c.netns = ns.Path
+		if _, err := os.Stat(ns.Path); err != nil {
+			return fmt.Errorf("network namespace: %w", err)
+		}
+		return nil
+	}
+	c.netns, c.ownNetNS = filepath.Join(c.stateDir, "netns"), true
+	if err := c.journal.Update(func(p *state.Pod) { p.OwnNetNS = c.netns }); err != nil {
+		return err
+	}
+	path, n := c.netns, c.opts.Host.Network
+	if err := n.Make(path); err != nil {
+		return err
+	}
+	c.u.Push("delete the network namespace", func(context.Context) error { return n.Delete(path) })
+	return nil
+}
+
+func (c *creation) launch(ctx context.Context) error {
+	proc, err := c.opts.Host.Launcher.Launch(ctx, c.netns)
+	if err != nil {
+		return err
+	}
+	c.proc = proc
+	c.u.Push("end the VMM's process", func(ctx context.Context) error {
+		if err := proc.Kill(); err != nil {
+			return err
+		}
+		select {
+		case <-proc.Done():
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("process %d did not end: %w", proc.PID(), context.Cause(ctx))
+		}
+	})
+	// Nothing is lost when this shim dies before the next line: the launcher ends with it.
+	id, err := state.Identify(proc.PID())
+	if err != nil {
+		return err
+	}
+	if err := c.journal.Update(func(p *state.Pod) { p.VMM = &id }); err != nil {
+		return err
+	}
+	if !c.ownNetNS {
+		return nil
+	}
+	if err := c.opts.Host.Network.Delete(c.netns); err != nil {
+		return err
+	}
+	c.netns = fmt.Sprintf("/proc/%d/ns/net", proc.PID())
+	return c.journal.Update(func(p *state.Pod) { p.OwnNetNS = "" })
+}
+
+func (c *creation) joinCgroups(context.Context) error {
+	hs, err := cgroups.Hierarchies()
+	if err != nil {
+		return err
+	}
+	dirs, leaves, err := cgroups.Plan(hs, c.opts.Spec.Linux.CgroupsPath)
+	if err != nil {
+		return err
+	}
+	var made []string
+	c.u.Push("remove cgroups", func(ctx context.Context) error { return cgroups.Remove(ctx, made) })
+	return cgroups.Apply(dirs, leaves, c.proc.PID(), func(dir string) error {
+		made = append(made, dir)
+		return c.journal.Update(func(p *state.Pod) { p.Cgroups = slices.Clone(made) })
+	})
+}
+
+// runHooks runs the hooks of the pod's specification; the poststop hooks are due from here on, also
+// when the others fail.
+func (c *creation) runHooks(ctx context.Context) error {
+	h := c.opts.Spec.Hooks
+	if h == nil {
+		return nil
+	}
+	if err := c.journal.Update(func(p *state.Pod) {
+		p.Hooks, p.Annotations = journalHooks(h.Poststop), c.opts.Spec.Annotations
+	}); err != nil {
+		return err
+	}
+	c.u.Push("poststop hooks", func(ctx context.Context) error { return c.runPoststop(ctx) })
+	return c.runStartHooks(ctx, c.opts.Spec, c.opts.ID, c.opts.Bundle)
+}
+
+func (c *creation) attachNetwork(ctx context.Context) (err error) {
+	n := c.opts.Host.Network
+	c.attached, err = n.Attach(ctx, c.netns, func(made []network.Redirect) error {
+		if c.ownNetNS { // it goes with the VMM's process
+			return nil
+		}
+		return c.journal.Update(func(p *state.Pod) {
+			p.NetNS = c.netns
+			for _, r := range made {
+				p.Redirects = append(p.Redirects, state.Redirect{Link: r.Link, Tap: r.Tap})
+			}
+		})
+	})
+	if err != nil {
+		return err
+	}
+	detach := c.attached.Detach
+	c.u.Push("detach the network", detach)
+	for _, nic := range c.attached.NICs {
+		c.vmspec.NICs = append(c.vmspec.NICs, hypervisor.NIC{ID: nic.Name, MAC: nic.MAC, Tap: nic.Files, MTU: nic.MTU})
+	}
+	return nil
+}
+
+// startVMM launches the VM. Layers that are there by now are in it from boot; others are plugged
+// later, the boot does not wait for them.
+func (c *creation) startVMM(ctx context.Context) error {
+	if c.first != nil {
+		if layers, ok := c.first.ready(); ok {
+			c.vmspec.Blocks = blocks(layers)
+		} else if err := c.first.failed(); err != nil {
+			return fmt.Errorf("root file system: %w", err)
+		}
+	}
+	vm, err := c.opts.Host.Driver.Launch(ctx, c.vmspec, c.proc, c.stateDir)
+	if err != nil {
+		return err
+	}
+	c.vm = vm
+	c.u.Push("stop the VM", vm.Stop)
+	var errs []error
+	for _, nic := range c.attached.NICs {
+		errs = append(errs, nic.CloseFiles())
+	}
+	for _, f := range []*os.File{c.vmspec.Boot.Kernel, c.vmspec.Boot.Initrd, c.vmspec.Boot.Firmware} {
+		if f != nil {
+			errs = append(errs, closeOnce(f))
+		}
+	}
+	errs = append(errs, c.plugs.adopt(vm, c.vmspec.Blocks))
+	return errors.Join(errs...)
+}
+
+// awaitAgent waits for the agent, at most the boot's time. It ends early when the layers of the pod's
+// only container turn out to be impossible.
+func (c *creation) awaitAgent(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, c.vmspec.BootTimeout,
+		fmt.Errorf("no answer within hypervisor.boot_timeout of %s: %w", c.vmspec.BootTimeout, context.DeadlineExceeded))
+	defer cancel()
+	ctx, give := context.WithCancelCause(ctx)
+	defer give(nil)
+	if o := c.first; o != nil {
+		stop := make(chan struct{})
+		defer close(stop)
+		c.life.spawn(func(context.Context) {
+			select {
+			case <-o.done:
+				if o.err != nil {
+					give(fmt.Errorf("root file system: %w", o.err))
+				}
+			case <-stop:
+			}
+		})
+	}
+	l, err := connect(ctx, c.vm, c.opts.Config.Runtime.CreateTimeout)
+	if err != nil {
+		if o := c.first; o != nil && o.failed() != nil {
+			return fmt.Errorf("root file system: %w", o.failed())
+		}
+		return err
+	}
+	c.agent = l
+	c.life.spawn(c.watch)
+	c.u.Push("close the agent's connection", func(context.Context) error { return l.close() })
+	return nil
+}
+
+// configureNetwork gives the guest's interfaces what the namespace's had.
+func (c *creation) configureNetwork(ctx context.Context) error {
+	g := c.attached.Guest
+	for _, i := range g.Interfaces {
+		if err := c.call(ctx, "interface "+i.GetName(), func(ctx context.Context) error {
+			_, err := c.agent.UpdateInterface(ctx, &agent.UpdateInterfaceRequest{Interface: i})
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	if len(g.Routes) > 0 {
+		if err := c.call(ctx, "routes", func(ctx context.Context) error {
+			_, err := c.agent.UpdateRoutes(ctx, &agent.UpdateRoutesRequest{Routes: &agent.Routes{Routes: g.Routes}})
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	if len(g.Neighbours) == 0 {
+		return nil
+	}
+	return c.call(ctx, "neighbours", func(ctx context.Context) error {
+		_, err := c.agent.AddARPNeighbors(ctx, &agent.AddARPNeighborsRequest{Neighbors: &agent.ARPNeighbors{ARPNeighbors: g.Neighbours}})
+		return err
+	})
+}
+
+// shmOptions are those of the pod's /dev/shm (kata-agent-protocol.md, section 6).
+var shmOptions = []string{"noexec", "nosuid", "nodev", "mode=1777", "size=67108864"}
+
+func (c *creation) createSandbox(ctx context.Context) error {
+	req := &agent.CreateSandboxRequest{Hostname: c.opts.Spec.Hostname, SandboxId: c.opts.ID}
+	if c.sharedShm {
+		req.Storages = []*agent.Storage{{
+			Driver: "ephemeral", Source: "shm", Fstype: "tmpfs", Options: shmOptions, MountPoint: spec.SandboxShm,
+		}}
+	}
+	if err := c.call(ctx, "create sandbox", func(ctx context.Context) error {
+		_, err := c.agent.CreateSandbox(ctx, req)
+		return err
+	}); err != nil {
+		return err
+	}
+	dctx, cancel := c.agent.within(ctx)
+	defer cancel()
+	if _, err := c.agent.details(dctx); err != nil {
+		return err
+	}
+	return c.setClock(ctx)
+}
+
+// setClock makes the guest's clock exact; a policy may forbid it, and the clock that the VMM gave
+// has to do then.
+func (c *creation) setClock(ctx context.Context) error {
+	err := c.call(ctx, "set the clock", func(ctx context.Context) error {
+		now := time.Now()
+		_, err := c.agent.SetGuestDateTime(ctx, &agent.SetGuestDateTimeRequest{Sec: now.Unix(), Usec: int64(now.Nanosecond() / 1000)})
+		return err
+	})
+	if errdefs.IsPermissionDenied(err) || errdefs.IsNotImplemented(err) {
+		c.log.Info("the agent does not let the host set the clock", "pod", c.opts.ID)
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,207 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package virtcontainers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/ttrpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/agent/types"
+	"github.com/coco-shim/coco/hypervisor"
+)
+
+// Guest ports.
+const (
+	agentPort  = 1024
+	streamPort = 1027
+)
+
+// featureStreams is what an agent advertises that takes byte streams on streamPort.
+const featureStreams = "coco-streams"
+
+// The calls of the agent that a pod needs, by role. The ttrpc client satisfies all of them.
+type (
+	sandboxGuest interface {
+		CreateSandbox(context.Context, *agent.CreateSandboxRequest) (*emptypb.Empty, error)
+		DestroySandbox(context.Context, *agent.DestroySandboxRequest) (*emptypb.Empty, error)
+		GetGuestDetails(context.Context, *agent.GuestDetailsRequest) (*agent.GuestDetailsResponse, error)
+		SetGuestDateTime(context.Context, *agent.SetGuestDateTimeRequest) (*emptypb.Empty, error)
+		GetOOMEvent(context.Context, *agent.GetOOMEventRequest) (*agent.OOMEvent, error)
+		CopyFile(context.Context, *agent.CopyFileRequest) (*emptypb.Empty, error)
+	}
+	networkGuest interface {
+		UpdateInterface(context.Context, *agent.UpdateInterfaceRequest) (*types.Interface, error)
+		UpdateRoutes(context.Context, *agent.UpdateRoutesRequest) (*agent.Routes, error)
+		AddARPNeighbors(context.Context, *agent.AddARPNeighborsRequest) (*emptypb.Empty, error)
+	}
+	containerGuest interface {
+		CreateContainer(context.Context, *agent.CreateContainerRequest) (*emptypb.Empty, error)
+		StartContainer(context.Context, *agent.StartContainerRequest) (*emptypb.Empty, error)
+		RemoveContainer(context.Context, *agent.RemoveContainerRequest) (*emptypb.Empty, error)
+		UpdateContainer(context.Context, *agent.UpdateContainerRequest) (*emptypb.Empty, error)
+		StatsContainer(context.Context, *agent.StatsContainerRequest) (*agent.StatsContainerResponse, error)
+	}
+	freezeGuest interface {
+		PauseContainer(context.Context, *agent.PauseContainerRequest) (*emptypb.Empty, error)
+		ResumeContainer(context.Context, *agent.ResumeContainerRequest) (*emptypb.Empty, error)
+	}
+	processGuest interface {
+		ExecProcess(context.Context, *agent.ExecProcessRequest) (*emptypb.Empty, error)
+		SignalProcess(context.Context, *agent.SignalProcessRequest) (*emptypb.Empty, error)
+		WaitProcess(context.Context, *agent.WaitProcessRequest) (*agent.WaitProcessResponse, error)
+		TtyWinResize(context.Context, *agent.TtyWinResizeRequest) (*emptypb.Empty, error)
+	}
+	streamGuest interface {
+		WriteStdin(context.Context, *agent.WriteStreamRequest) (*agent.WriteStreamResponse, error)
+		ReadStdout(context.Context, *agent.ReadStreamRequest) (*agent.ReadStreamResponse, error)
+		ReadStderr(context.Context, *agent.ReadStreamRequest) (*agent.ReadStreamResponse, error)
+		CloseStdin(context.Context, *agent.CloseStdinRequest) (*emptypb.Empty, error)
+	}
+	guest interface {
+		sandboxGuest
+		networkGuest
+		containerGuest
+		freezeGuest
+		processGuest
+		streamGuest
+	}
+)
+
+// link is the connection with a VM's agent.
+type link struct {
+	guest
+	vm      hypervisor.VM
+	client  *ttrpc.Client
+	gone    chan struct{} // closed when the connection has ended
+	streams bool          // the agent takes byte streams
+	timeout time.Duration
+}
+
+// connect waits until the agent answers. The error of a VM that did not come up tells the phase and
+// the last console lines.
+func connect(ctx context.Context, vm hypervisor.VM, timeout time.Duration) (*link, error) {
+	conn, err := vm.Dial(ctx, agentPort)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the agent: %w", err)
+	}
+	gone := make(chan struct{})
+	client := ttrpc.NewClient(conn, ttrpc.WithOnClose(func() { close(gone) }))
+	l := &link{guest: agent.NewAgentServiceClient(client), vm: vm, client: client, gone: gone, timeout: timeout}
+	res, err := agent.NewHealthClient(client).Check(ctx, &agent.CheckRequest{})
+	if err == nil && res.GetStatus() != agent.HealthCheckResponse_SERVING {
+		err = fmt.Errorf("the agent answers %s: %w", res.GetStatus(), errdefs.ErrUnavailable)
+	}
+	if err != nil {
+		err = l.fault(ctx, err)
+		return nil, errors.Join(fmt.Errorf("agent health check: %w", err), l.close())
+	}
+	return l, nil
+}
+
+func (l *link) close() error {
+	if err := l.client.Close(); err != nil {
+		return fmt.Errorf("close the agent's connection: %w", err)
+	}
+	return nil
+}
+
+// details asks what the agent can do.
+func (l *link) details(ctx context.Context) (*agent.AgentDetails, error) {
+	res, err := l.GetGuestDetails(ctx, &agent.GuestDetailsRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("get guest details: %w", l.fault(ctx, err))
+	}
+	d := res.GetAgentDetails()
+	l.streams = slices.Contains(d.GetExtraFeatures(), featureStreams)
+	return d, nil
+}
+
+// within bounds a call that has no deadline of its own.
+func (l *link) within(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, l.timeout, fmt.Errorf("no answer from the agent within %s: %w", l.timeout, context.DeadlineExceeded))
+}
+
+// lostGrace is how long a VM may take to be seen as dead after its connection broke.
+const lostGrace = 2 * time.Second
+
+// fault gives an agent's error its class. When the connection broke, the reason is the VM's: it is
+// waited for shortly.
+func (l *link) fault(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil && !isStatus(err) {
+		return context.Cause(ctx)
+	}
+	if !lost(err) {
+		return classify(err)
+	}
+	t := time.NewTimer(lostGrace)
+	defer t.Stop()
+	select {
+	case <-l.vm.Done():
+		if dead := l.vm.Err(); dead != nil {
+			return fmt.Errorf("%w: %w", dead, errdefs.ErrUnavailable)
+		}
+	case <-t.C:
+	}
+	return fmt.Errorf("the agent's connection broke: %w: %w", err, errdefs.ErrUnavailable)
+}
+
+func lost(err error) bool {
+	return errors.Is(err, ttrpc.ErrClosed) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+}
+
+func isStatus(err error) bool {
+	s, ok := status.FromError(err)
+	return ok && s.Code() != codes.DeadlineExceeded && s.Code() != codes.Canceled
+}
+
+var classes = map[codes.Code]error{
+	codes.NotFound:           errdefs.ErrNotFound,
+	codes.AlreadyExists:      errdefs.ErrAlreadyExists,
+	codes.InvalidArgument:    errdefs.ErrInvalidArgument,
+	codes.FailedPrecondition: errdefs.ErrFailedPrecondition,
+	codes.Unavailable:        errdefs.ErrUnavailable,
+	codes.Unimplemented:      errdefs.ErrNotImplemented,
+	codes.PermissionDenied:   errdefs.ErrPermissionDenied,
+	codes.ResourceExhausted:  errdefs.ErrResourceExhausted,
+	codes.DeadlineExceeded:   context.DeadlineExceeded,
+	codes.Canceled:           context.Canceled,
+}
+
+// agentError carries the agent's own words and a class of ours.
+type agentError struct {
+	words string
+	class error
+}
+
+func (e *agentError) Error() string { return e.words }
+func (e *agentError) Unwrap() error { return e.class }
+
+func classify(err error) error {
+	s, ok := status.FromError(err)
+	if !ok {
+		return err
+	}
+	class := classes[s.Code()]
+	if class == nil {
+		class = errdefs.ErrUnknown
+	}
+	return &agentError{words: s.Message(), class: class}
+}

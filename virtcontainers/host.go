@@ -1,0 +1,82 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package virtcontainers
+
+import (
+	"context"
+	"errors"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/image/layer"
+	"github.com/coco-shim/coco/network"
+)
+
+// Host is what a pod needs of the machine. Package virtcontainers/host makes the real one; tests use
+// fakes. All of it is required.
+type Host struct {
+	Driver   hypervisor.Driver
+	Launcher Launcher
+	Network  Network
+	Layers   Layers
+	Machine  Machine
+}
+
+func (h Host) check() error {
+	if h.Driver == nil || h.Launcher == nil || h.Network == nil || h.Layers == nil {
+		return errors.Join(errors.New("options.host is incomplete: make it with package virtcontainers/host"), errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// Launcher forks the process that becomes the VMM.
+type Launcher interface {
+	// Launch forks a waiting process into the network namespace that the path names.
+	Launch(ctx context.Context, netns string) (hypervisor.Process, error)
+}
+
+// Network makes network namespaces and connects their interfaces with a VM.
+type Network interface {
+	// Make makes a namespace that lives as long as path, a file that must not exist. Delete ends
+	// that; it is idempotent.
+	Make(path string) error
+	Delete(path string) error
+	// Attach makes a tap for each usable interface of the namespace. Before it changes anything it
+	// calls record with what it is going to make. On error it leaves nothing.
+	Attach(ctx context.Context, netns string, record func([]network.Redirect) error) (Attachment, error)
+	// Clean undoes what an Attach recorded whose process is gone. It is idempotent, and fine with a
+	// namespace that is gone.
+	Clean(ctx context.Context, netns string, made []network.Redirect) error
+}
+
+// Attachment is what Attach made.
+type Attachment struct {
+	NICs  []network.NIC
+	Guest network.Guest
+	// Detach undoes everything in the namespace and in this process.
+	Detach func(ctx context.Context) error
+}
+
+// Layers finds or builds the image layers of a root file system.
+type Layers interface {
+	// Open returns the layers, opened and complete, the topmost first. It may take long and ends
+	// with ctx. Whoever called it closes them.
+	Open(ctx context.Context, req LayerRequest) ([]*layer.Layer, error)
+}
+
+// LayerRequest describes a root file system on the host.
+type LayerRequest struct {
+	Mounts   []Mount // the snapshotter's
+	Root     string  // the directory, when there are no mounts
+	ReadOnly bool
+}
+
+func closeLayers(layers []*layer.Layer) error {
+	var errs []error
+	for _, l := range layers {
+		errs = append(errs, l.Close())
+	}
+	return errors.Join(errs...)
+}

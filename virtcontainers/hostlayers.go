@@ -1,0 +1,63 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package virtcontainers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/coco-shim/coco/image/layer"
+	"github.com/coco-shim/coco/virtcontainers/storage"
+)
+
+// hostLayers is the Layers of this host: package storage decides, the cache builds.
+type hostLayers struct{ dir string }
+
+// NewLayers makes the Layers that keep what they build in dir.
+func NewLayers(dir string) Layers { return hostLayers{dir} }
+
+// Open implements Layers.
+func (h hostLayers) Open(ctx context.Context, req LayerRequest) (_ []*layer.Layer, err error) {
+	sources, err := sources(req)
+	if err != nil {
+		return nil, err
+	}
+	cache, err := layer.New(h.dir)
+	if err != nil {
+		return nil, err
+	}
+	var out []*layer.Layer
+	for _, s := range sources {
+		l, err := cache.Open(ctx, s)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("layer %s: %w", s, err), closeLayers(out))
+		}
+		out = append(out, l)
+	}
+	return out, nil
+}
+
+// sources lists the layers of a root file system, the topmost first.
+func sources(req LayerRequest) ([]layer.Source, error) {
+	sr := storage.Request{Root: req.Root, ReadOnly: req.ReadOnly}
+	for _, m := range req.Mounts {
+		sr.Mounts = append(sr.Mounts, storage.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
+	}
+	if len(sr.Mounts) == 0 {
+		var err error
+		if sr.HostMounts, err = storage.HostMounts(req.Root); err != nil {
+			return nil, err
+		}
+	}
+	plan, err := storage.Resolve(sr)
+	if err != nil {
+		return nil, err
+	}
+	empty, err := plan.Empty()
+	if err != nil {
+		return nil, err
+	}
+	return plan.Layers(empty), nil
+}

@@ -1,0 +1,76 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package virtcontainers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/coco-shim/coco/configs"
+	"github.com/coco-shim/coco/network"
+)
+
+// hostNetwork is the Network of this host: package network on real namespaces.
+type hostNetwork struct{ opts network.Options }
+
+// NewNetwork makes the Network that a configuration describes.
+func NewNetwork(c configs.Network) Network {
+	return hostNetwork{network.Options{Model: c.Model, Queues: c.QueuesPerNIC}}
+}
+
+// Make implements Network.
+func (hostNetwork) Make(path string) error { return network.NewNetns(path) }
+
+// Delete implements Network.
+func (hostNetwork) Delete(path string) error { return network.DeleteNetns(path) }
+
+// Attach implements Network.
+func (n hostNetwork) Attach(ctx context.Context, netns string, record func([]network.Redirect) error) (_ Attachment, err error) {
+	h, err := network.Open(netns)
+	if err != nil {
+		return Attachment{}, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, h.Close())
+		}
+	}()
+	s, err := h.Snapshot(ctx)
+	if err != nil {
+		return Attachment{}, fmt.Errorf("look at network namespace %s: %w", netns, err)
+	}
+	w, err := network.Plan(s, n.opts)
+	if err != nil {
+		return Attachment{}, err
+	}
+	if len(w.Redirects) > 0 {
+		if err := record(w.Redirects); err != nil {
+			return Attachment{}, err
+		}
+	}
+	nics, u, err := network.Apply(ctx, h, w)
+	if err != nil {
+		return Attachment{}, err
+	}
+	return Attachment{NICs: nics, Guest: w.Guest, Detach: func(ctx context.Context) error {
+		if err := u.Run(ctx); err != nil {
+			return err
+		}
+		return h.Close()
+	}}, nil
+}
+
+// Clean implements Network.
+func (hostNetwork) Clean(ctx context.Context, netns string, made []network.Redirect) error {
+	h, err := network.Open(netns)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(network.Remove(ctx, h, network.Wiring{Redirects: made}), h.Close())
+}

@@ -1,0 +1,233 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package virtcontainers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/internal/undo"
+	"github.com/coco-shim/coco/virtcontainers/hooks"
+	"github.com/coco-shim/coco/virtcontainers/spec"
+	"github.com/coco-shim/coco/virtcontainers/state"
+	"github.com/coco-shim/coco/virtcontainers/storage"
+)
+
+var errShutdown = fmt.Errorf("the pod is shut down: %w", errdefs.ErrUnavailable)
+
+// Pod is a VM and the containers in it. Its methods may be called from several goroutines.
+type Pod struct {
+	opts    Options
+	log     *slog.Logger
+	vm      hypervisor.VM
+	proc    hypervisor.Process
+	agent   *link
+	life    *life
+	undo    undo.Stack // what the pod holds on the host
+	journal *state.Journal
+	plugs   plugs
+	first   *opening // layers of the pod of one; nil once taken, guarded by mu
+	phases  []Phase  // written by CreatePod only
+
+	sharedShm    bool
+	streamNumber atomic.Uint32
+	done         chan struct{} // closed when the VM is gone and all exits are settled
+	stopping     chan struct{} // holds a token while nobody shuts down
+
+	mu         sync.Mutex
+	containers map[string]*container // guarded by mu
+	closing    bool                  // guarded by mu
+	death      error                 // guarded by mu; why the VM ended, when nobody asked it to
+}
+
+// PID is the VMM's process, the same from before the hooks until the end.
+func (p *Pod) PID() int { return p.proc.PID() }
+
+// Phases tells how long each step of the start took.
+func (p *Pod) Phases() []Phase { return p.phases }
+
+// Done is closed when the VM has ended and every process's exit is settled.
+func (p *Pod) Done() <-chan struct{} { return p.done }
+
+// Err says why the VM ended, when it did so by itself.
+func (p *Pod) Err() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.death
+}
+
+// call makes one call of the agent, bounded in time, and gives its error name and class.
+func (p *Pod) call(ctx context.Context, what string, fn func(context.Context) error) error {
+	ctx, cancel := p.agent.within(ctx)
+	defer cancel()
+	if err := fn(ctx); err != nil {
+		return fmt.Errorf("%s: %w", what, p.agent.fault(ctx, err))
+	}
+	return nil
+}
+
+// CopyFile sends a piece of a file to the guest.
+func (l *link) copyFile(ctx context.Context, req *agent.CopyFileRequest) error {
+	if _, err := l.guest.CopyFile(ctx, req); err != nil {
+		return l.fault(ctx, err)
+	}
+	return nil
+}
+
+type sinkFunc func(context.Context, *agent.CopyFileRequest) error
+
+// CopyFile makes a function a fileSink.
+func (f sinkFunc) CopyFile(ctx context.Context, req *agent.CopyFileRequest) error { return f(ctx, req) }
+
+// prepare brings what a container needs into the guest: its layers as devices, and the files of its
+// bind mounts. Both at once, since one waits for the disk and the other for the guest.
+func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, copies []spec.Copy, u *undo.Stack) ([]*agent.Storage, error) {
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		for _, cp := range copies {
+			if err := copyIn(gctx, sinkFunc(p.agent.copyFile), cp, p.opts.Config.Runtime.MaxCopyMiB); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	var attached []storage.Attached
+	g.Go(func() (err error) {
+		o, err := p.takeFirst(req)
+		if err != nil {
+			return err
+		}
+		layers, err := o.wait(gctx)
+		if err != nil {
+			return errors.Join(fmt.Errorf("root file system: %w", err), o.close())
+		}
+		o.cancel()
+		attached, err = p.attach(gctx, layers, u)
+		return err
+	})
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	return storage.Storages(c.id, attached, p.opts.Config.Runtime.UpperSizeMiB)
+}
+
+// takeFirst returns the search for the layers that was begun before the boot, or begins one.
+func (p *Pod) takeFirst(req ContainerRequest) (*opening, error) {
+	if p.isFirst(req.ID) {
+		p.mu.Lock()
+		o := p.first
+		p.first = nil
+		p.mu.Unlock()
+		if o != nil {
+			return o, nil
+		}
+	}
+	return p.open(req)
+}
+
+// ociState is the state that hooks read.
+func (p *Pod) ociState(s *specs.Spec, id, bundle string, status specs.ContainerState) specs.State {
+	return specs.State{Version: s.Version, ID: id, Status: status, Pid: p.proc.PID(), Bundle: bundle, Annotations: s.Annotations}
+}
+
+// runStartHooks runs the hooks that make the container's surroundings.
+func (p *Pod) runStartHooks(ctx context.Context, s *specs.Spec, id, bundle string) error {
+	if s.Hooks == nil {
+		return nil
+	}
+	st := p.ociState(s, id, bundle, specs.StateCreating)
+	if err := hooks.Run(ctx, "prestart", s.Hooks.Prestart, st); err != nil { //nolint:staticcheck // engines still use it
+		return err
+	}
+	return hooks.Run(ctx, "createRuntime", s.Hooks.CreateRuntime, st)
+}
+
+// lostVM is how long a VM may live on after its agent has gone.
+const lostVM = 5 * time.Second
+
+// watch waits for the VM's end, or its agent's, and settles the processes' exits.
+func (p *Pod) watch(ctx context.Context) {
+	defer close(p.done)
+	select {
+	case <-p.vm.Done():
+	case <-p.agent.gone:
+		p.endWithoutAgent(ctx)
+	}
+	p.mu.Lock()
+	err := p.vm.Err()
+	if p.closing {
+		err = errShutdown
+	} else {
+		p.death = err
+	}
+	p.mu.Unlock()
+	if err == nil {
+		err = fmt.Errorf("vm %s ended", p.vm.ID())
+	}
+	p.settleAll(err)
+}
+
+// endWithoutAgent gives a VM whose agent is gone a moment to end, then ends it: nothing in it can be
+// controlled any more.
+func (p *Pod) endWithoutAgent(ctx context.Context) {
+	t := time.NewTimer(lostVM)
+	defer t.Stop()
+	select {
+	case <-p.vm.Done():
+		return
+	case <-t.C:
+	case <-ctx.Done(): // shutting down: who does that stops the VM
+		<-p.vm.Done()
+		return
+	}
+	p.log.Warn("the agent's connection broke while the VM runs on; stopping it", "vm", p.vm.ID())
+	sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undo.StepTimeout)
+	defer cancel()
+	if err := p.vm.Stop(sctx); err != nil {
+		p.log.Error("stop a VM without agent", "vm", p.vm.ID(), "error", err)
+		if err := p.proc.Kill(); err != nil {
+			p.log.Error("kill a VM without agent", "vm", p.vm.ID(), "error", err)
+		}
+	}
+	<-p.vm.Done()
+}
+
+func (p *Pod) settleAll(reason error) {
+	p.mu.Lock()
+	var all []*process
+	for _, c := range p.containers {
+		all = append(all, c.processes()...)
+	}
+	p.mu.Unlock()
+	for _, pr := range all {
+		pr.settle(ExitStatus{Code: killedCode, Reason: reason.Error()}, true)
+	}
+}
+
+// watchOOM passes on what the guest killed for lack of memory, one event per call.
+func (p *Pod) watchOOM(ctx context.Context) {
+	for ctx.Err() == nil {
+		ev, err := p.agent.GetOOMEvent(ctx, &agent.GetOOMEventRequest{})
+		if err != nil {
+			if ctx.Err() == nil && !lost(err) {
+				p.log.Warn("no OOM events from the agent", "vm", p.vm.ID(), "error", classify(err))
+			}
+			return
+		}
+		if p.opts.OnOOM != nil && ev.GetContainerId() != "" {
+			p.opts.OnOOM(ev.GetContainerId())
+		}
+	}
+}

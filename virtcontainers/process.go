@@ -1,0 +1,299 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package virtcontainers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/virtcontainers/spec"
+)
+
+const (
+	// drainGrace is how long the exit of a process is held back when its output does not end: a
+	// child of it may keep the pipe, or nobody reads.
+	drainGrace = 2 * time.Second
+
+	killedCode  = 128 + 9 // exit code of what died with the VM
+	unknownCode = 255     // the process never ran, or the agent lost its status
+	sigkill     = 9
+)
+
+// process is a container's first process (exec is empty) or an exec.
+type process struct {
+	container, exec string
+	want            wanted
+	request         *agent.Process // of an exec; set before it is shared
+	done            chan struct{}  // closed when exit is set
+
+	mu       sync.Mutex
+	state    State      // guarded by mu
+	known    bool       // guarded by mu; the guest told the exit code, output drains
+	exit     ExitStatus // guarded by mu; final after done
+	settled  bool       // guarded by mu; done is closed
+	pipes    *pipes     // guarded by mu
+	terminal bool       // set before it is shared
+}
+
+func newProcess(container, exec string, terminal bool, want wanted) *process {
+	return &process{container: container, exec: exec, terminal: terminal, want: want, done: make(chan struct{})}
+}
+
+func processName(container, exec string) string {
+	if exec == "" {
+		return "container " + container
+	}
+	return "process " + exec + " of container " + container
+}
+
+func (pr *process) name() string { return processName(pr.container, pr.exec) }
+
+// to moves the process along its lifecycle, or says why not.
+func (pr *process) to(e event) error {
+	pr.mu.Lock()
+	defer pr.mu.Unlock()
+	return pr.toLocked(e)
+}
+
+func (pr *process) toLocked(e event) error {
+	next, err := transitions.Next(pr.state, e)
+	if err != nil {
+		return fmt.Errorf("%s is %s, cannot %s: %w", pr.name(), pr.state, e, errdefs.ErrFailedPrecondition)
+	}
+	pr.state = next
+	return nil
+}
+
+func (pr *process) current() State {
+	pr.mu.Lock()
+	defer pr.mu.Unlock()
+	return pr.state
+}
+
+func (pr *process) setPipes(s *pipes) {
+	pr.mu.Lock()
+	defer pr.mu.Unlock()
+	pr.pipes = s
+}
+
+// closePipes ends the streams; idempotent.
+func (pr *process) closePipes() error {
+	pr.mu.Lock()
+	s := pr.pipes
+	pr.pipes = nil
+	pr.mu.Unlock()
+	if s == nil {
+		return nil
+	}
+	return s.close()
+}
+
+// settle publishes the exit, once. The first to know wins; the VM's death does not overrule a code
+// that the guest has told and that only waits for the output.
+func (pr *process) settle(exit ExitStatus, fromVM bool) {
+	pr.mu.Lock()
+	defer pr.mu.Unlock()
+	if pr.settled || fromVM && pr.known {
+		return
+	}
+	if err := pr.toLocked(evExited); err != nil {
+		panic(err) // the table takes an exit in every state
+	}
+	exit.At = time.Now()
+	pr.exit, pr.settled = exit, true
+	close(pr.done)
+}
+
+// startFailed ends a process that never ran.
+func (pr *process) startFailed() {
+	pr.mu.Lock()
+	defer pr.mu.Unlock()
+	if err := pr.toLocked(evStartFailed); err != nil || pr.settled {
+		return
+	}
+	pr.exit, pr.settled = ExitStatus{Code: unknownCode, At: time.Now()}, true
+	close(pr.done)
+}
+
+// status is the exit status, valid after done.
+func (pr *process) status() ExitStatus {
+	pr.mu.Lock()
+	defer pr.mu.Unlock()
+	return pr.exit
+}
+
+// await asks the guest for the exit, from a goroutine of the pod.
+func (p *Pod) await(pr *process) {
+	if !p.life.spawn(func(ctx context.Context) { p.awaitExit(ctx, pr) }) {
+		pr.settle(ExitStatus{Code: killedCode, Reason: errShutdown.Error()}, true)
+	}
+}
+
+func (p *Pod) awaitExit(ctx context.Context, pr *process) {
+	res, err := p.agent.WaitProcess(ctx, &agent.WaitProcessRequest{ContainerId: pr.container, ExecId: pr.exec})
+	switch {
+	case err == nil:
+		pr.drain(ctx)
+		pr.settle(ExitStatus{Code: uint32(res.GetStatus())}, false) //nolint:gosec // an exit code
+	case ctx.Err() != nil:
+		pr.settle(ExitStatus{Code: killedCode, Reason: context.Cause(ctx).Error()}, true)
+	case lost(err):
+		// The watcher sees the VM's end, and then settles all with its reason.
+		p.log.Debug("wait for exit: connection broke", "process", pr.name(), "error", err)
+	default:
+		pr.settle(ExitStatus{Code: unknownCode, Reason: "the agent lost the exit status: " + classify(err).Error()}, false)
+	}
+}
+
+// drain waits for the end of the process's output, at most drainGrace.
+func (pr *process) drain(ctx context.Context) {
+	pr.mu.Lock()
+	pr.known = true
+	s := pr.pipes
+	pr.mu.Unlock()
+	if s == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, drainGrace)
+	defer cancel()
+	s.drained(ctx.Done())
+}
+
+// Wait returns when the process has ended. Any number of callers may wait.
+func (p *Pod) Wait(ctx context.Context, containerID, execID string) (ExitStatus, error) {
+	pr, err := p.process(containerID, execID)
+	if err != nil {
+		return ExitStatus{}, err
+	}
+	select {
+	case <-pr.done:
+		return pr.status(), nil
+	case <-ctx.Done():
+		return ExitStatus{}, fmt.Errorf("wait for %s: %w", pr.name(), context.Cause(ctx))
+	}
+}
+
+// State tells where a process stands, and its exit status once it is Stopped.
+func (p *Pod) State(containerID, execID string) (State, ExitStatus, error) {
+	pr, err := p.process(containerID, execID)
+	if err != nil {
+		return Stopped, ExitStatus{}, err
+	}
+	pr.mu.Lock()
+	defer pr.mu.Unlock()
+	return pr.state.public(), pr.exit, nil
+}
+
+// Kill sends a signal. all asks for every process of the container, which the protocol knows for
+// SIGKILL only; other signals go to the first process.
+func (p *Pod) Kill(ctx context.Context, containerID, execID string, sig uint32, all bool) error {
+	pr, err := p.process(containerID, execID)
+	if err != nil {
+		return err
+	}
+	switch st := pr.current(); st {
+	case Stopped, deleting, deleted:
+		return fmt.Errorf("%s has already ended: %w", pr.name(), errdefs.ErrNotFound)
+	case creating:
+		return fmt.Errorf("%s is %s: %w", pr.name(), st, errdefs.ErrFailedPrecondition)
+	case Created, starting:
+		if execID != "" {
+			return fmt.Errorf("%s is not started: %w", pr.name(), errdefs.ErrFailedPrecondition)
+		}
+	}
+	req := &agent.SignalProcessRequest{ContainerId: containerID, ExecId: execID, Signal: sig}
+	if all && sig == sigkill {
+		req.ExecId = "" // with signal 9 this means every process of the container
+	}
+	return p.call(ctx, "signal "+pr.name(), func(ctx context.Context) error {
+		_, err := p.agent.SignalProcess(ctx, req)
+		return err
+	})
+}
+
+// Resize sets the size of the process's terminal. Before an exec is started the size is kept for it.
+func (p *Pod) Resize(ctx context.Context, containerID, execID string, w, h uint32) error {
+	pr, err := p.process(containerID, execID)
+	if err != nil {
+		return err
+	}
+	if !pr.terminal {
+		return fmt.Errorf("%s has no terminal: %w", pr.name(), errdefs.ErrFailedPrecondition)
+	}
+	pr.mu.Lock()
+	waiting := execID != "" && pr.state == Created
+	if waiting {
+		pr.request.ConsoleSize = &agent.Box{Width: w, Height: h}
+	}
+	pr.mu.Unlock()
+	if waiting {
+		return nil
+	}
+	return p.call(ctx, "resize the terminal of "+pr.name(), func(ctx context.Context) error {
+		_, err := p.agent.TtyWinResize(ctx, &agent.TtyWinResizeRequest{ContainerId: containerID, ExecId: execID, Row: h, Column: w})
+		return err
+	})
+}
+
+// Exec records a further process. The guest gets it in Start.
+func (p *Pod) Exec(_ context.Context, req ExecRequest) error {
+	c, err := p.container(req.ContainerID)
+	if err != nil {
+		return err
+	}
+	if !validID(req.ExecID) {
+		return fmt.Errorf("exec id %q: %w", req.ExecID, errBadID)
+	}
+	switch st := c.init.current(); st {
+	case Created, starting, Running, pausing, Paused, resuming:
+	default:
+		return fmt.Errorf("exec %s: container %s is %s: %w", req.ExecID, c.id, st, errdefs.ErrFailedPrecondition)
+	}
+	pr := newProcess(c.id, req.ExecID, req.Terminal, wants(req.Terminal, req.Stdin, req.Stdout, req.Stderr))
+	if pr.request, err = spec.Process(c.id, req.Process); err != nil {
+		return fmt.Errorf("exec %s: %w", req.ExecID, err)
+	}
+	pr.request.Terminal = req.Terminal
+	if err := pr.to(evCreated); err != nil {
+		return err
+	}
+	return c.addExec(pr)
+}
+
+func (p *Pod) startExec(ctx context.Context, c *container, pr *process) (_ Streams, err error) {
+	if st := c.init.current(); st != Running {
+		return Streams{}, fmt.Errorf("start %s: the container is %s: %w", pr.name(), st, errdefs.ErrFailedPrecondition)
+	}
+	if err := pr.to(evStart); err != nil {
+		return Streams{}, err
+	}
+	ctx, cancel := p.agent.within(ctx)
+	defer cancel()
+	s, n, err := p.openStreams(ctx, p.life.ctx, pr.want, pr.container, pr.exec)
+	if err != nil {
+		pr.startFailed()
+		return Streams{}, fmt.Errorf("start %s: %w", pr.name(), p.agent.fault(ctx, err))
+	}
+	pr.setPipes(s)
+	_, err = p.agent.ExecProcess(ctx, &agent.ExecProcessRequest{
+		ContainerId: pr.container, ExecId: pr.exec, Process: pr.request,
+		StdinPort: n.stdin, StdoutPort: n.stdout, StderrPort: n.stderr,
+	})
+	if err != nil {
+		pr.startFailed()
+		err = fmt.Errorf("start %s: %w", pr.name(), p.agent.fault(ctx, err))
+		return Streams{}, errors.Join(err, pr.closePipes())
+	}
+	p.await(pr)
+	if err := pr.to(evStarted); err != nil {
+		return Streams{}, err
+	}
+	return s.Streams, nil
+}

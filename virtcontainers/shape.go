@@ -1,0 +1,183 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package virtcontainers
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/coco-shim/coco/configs"
+)
+
+// Shape is a VM's fixed size.
+type Shape struct {
+	VCPUs     int
+	MemoryMiB uint64
+}
+
+// Machine bounds what a pod can get where the configuration names no maximum.
+type Machine struct {
+	CPUs      int
+	MemoryMiB uint64
+}
+
+// Annotations by which CRI tells a pod's limits: the sums over its containers.
+const (
+	annMemory = "io.kubernetes.cri.sandbox-memory"     // bytes, 0: none
+	annQuota  = "io.kubernetes.cri.sandbox-cpu-quota"  // µs per period, ≤ 0: none
+	annPeriod = "io.kubernetes.cri.sandbox-cpu-period" // µs
+	annShares = "io.kubernetes.cri.sandbox-cpu-shares" // 1024 per requested CPU
+)
+
+const (
+	mib             = 1 << 20
+	defaultPeriod   = 100_000 // µs, the kernel's
+	sharesPerCPU    = 1024
+	unlimitedMemory = 1 << 60 // engines write "no limit" as a number near 2^63
+)
+
+// vcpuGrid are the numbers of virtual CPUs that a VM has: few shapes, few launch digests.
+var vcpuGrid = []int{1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024}
+
+// memoryGrid is the step that memory is rounded up to, by size.
+var memoryGrid = []struct{ below, step uint64 }{ // MiB
+	{2 << 10, 128}, {8 << 10, 512}, {32 << 10, 2 << 10}, {1 << 62, 8 << 10},
+}
+
+// limits are what a pod may use; zero is no limit.
+type limits struct {
+	cpus   int   // may use
+	wanted int   // asks for, without being limited to it
+	memory int64 // bytes
+}
+
+// ShapeOf decides the size of a pod's VM.
+//
+// The limits are those of the CRI annotations when there are any, else those of the specification.
+// vCPUs: the CPU limit rounded up to whole CPUs; without a limit the requested share of CPUs or the
+// configured default, whichever is more; then up to 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, …, but never
+// above the maximum (a limit above it simply is not reached). Memory: the limit, or the configured
+// default, plus the configured overhead, rounded up to 128 MiB below 2 GiB, 512 MiB below 8 GiB,
+// 2 GiB below 32 GiB, 8 GiB above. More memory than the maximum is refused: a container must not
+// find less memory than its limit promises.
+func ShapeOf(h configs.Hypervisor, m Machine, s *specs.Spec) (Shape, error) {
+	l, err := limitsOf(s)
+	if err != nil {
+		return Shape{}, err
+	}
+	vcpus := max(h.DefaultVCPUs, l.wanted)
+	if l.cpus > 0 {
+		vcpus = l.cpus
+	}
+	maxVCPUs := h.MaxVCPUs
+	if maxVCPUs == 0 {
+		maxVCPUs = max(m.CPUs, 1)
+	}
+	memory := h.DefaultMemoryMiB
+	if l.memory > 0 {
+		memory = (uint64(l.memory) + mib - 1) / mib
+	}
+	total := roundMemory(memory + h.OverheadMemoryMiB)
+	maxMemory, whose := h.MaxMemoryMiB, "hypervisor.max_memory_mib"
+	if maxMemory == 0 {
+		maxMemory, whose = m.MemoryMiB, "the host's memory"
+	}
+	if total > maxMemory {
+		return Shape{}, fmt.Errorf("the pod's memory of %d MiB with an overhead of %d MiB makes a VM of %d MiB, above %s of %d MiB: lower the limit or raise the maximum: %w",
+			memory, h.OverheadMemoryMiB, total, whose, maxMemory, errdefs.ErrInvalidArgument)
+	}
+	return Shape{VCPUs: roundVCPUs(vcpus, maxVCPUs), MemoryMiB: total}, nil
+}
+
+func roundVCPUs(n, limit int) int {
+	for _, g := range vcpuGrid {
+		if g >= n {
+			n = g
+			break
+		}
+	}
+	return min(n, limit)
+}
+
+func roundMemory(n uint64) uint64 {
+	for _, g := range memoryGrid {
+		if n <= g.below {
+			return (n + g.step - 1) / g.step * g.step
+		}
+	}
+	return n
+}
+
+// limitsOf reads the limits of a pod: annotations first, then the specification's resources.
+func limitsOf(s *specs.Spec) (limits, error) {
+	if s == nil {
+		return limits{}, nil
+	}
+	a := s.Annotations
+	_, hasMemory := a[annMemory]
+	_, hasQuota := a[annQuota]
+	_, hasShares := a[annShares]
+	if hasMemory || hasQuota || hasShares {
+		return annotated(a)
+	}
+	if s.Linux == nil || s.Linux.Resources == nil {
+		return limits{}, nil
+	}
+	var l limits
+	if m := s.Linux.Resources.Memory; m != nil && m.Limit != nil && *m.Limit < unlimitedMemory {
+		l.memory = *m.Limit
+	}
+	if c := s.Linux.Resources.CPU; c != nil {
+		l.cpus, l.wanted = cpus(deref(c.Quota), deref(c.Period), deref(c.Shares))
+	}
+	return l, nil
+}
+
+func annotated(a map[string]string) (limits, error) {
+	var errs []error
+	number := func(key string) int64 {
+		v, ok := a[key]
+		if !ok {
+			return 0
+		}
+		n, err := strconv.ParseInt(v, 10, 64)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("annotation %s: %q is not a number: %w", key, v, errdefs.ErrInvalidArgument))
+		}
+		return n
+	}
+	var l limits
+	if m := number(annMemory); m > 0 && m < unlimitedMemory {
+		l.memory = m
+	}
+	l.cpus, l.wanted = cpus(number(annQuota), uint64(max(number(annPeriod), 0)), uint64(max(number(annShares), 0)))
+	return l, errors.Join(errs...)
+}
+
+// cpus is the number of CPUs that a quota allows, and the number that shares ask for.
+func cpus(quota int64, period, shares uint64) (limit, wanted int) {
+	if period == 0 {
+		period = defaultPeriod
+	}
+	const most = 1 << 20
+	if quota > 0 {
+		limit = int(min((uint64(quota)-1)/period+1, most)) //nolint:gosec // bounded
+	}
+	if shares > 0 {
+		wanted = int(min((shares-1)/sharesPerCPU+1, most)) //nolint:gosec // bounded
+	}
+	return limit, wanted
+}
+
+func deref[T any](p *T) T {
+	var zero T
+	if p == nil {
+		return zero
+	}
+	return *p
+}

@@ -1,0 +1,124 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package virtcontainers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/virtcontainers/hooks"
+	"github.com/coco-shim/coco/virtcontainers/state"
+)
+
+// partTime is what the agent gets to end containers that still run. Nothing in the guest outlives
+// it, so there is nothing to save.
+const partTime = time.Second
+
+// Shutdown ends the VM and gives everything back, in the reverse order of its making. It is
+// idempotent; a call after one that failed goes on with what is left.
+func (p *Pod) Shutdown(ctx context.Context) error {
+	select {
+	case <-p.stopping: // one at a time
+		defer func() { p.stopping <- struct{}{} }()
+	case <-ctx.Done():
+		return fmt.Errorf("shut pod %s down: %w", p.opts.ID, context.Cause(ctx))
+	}
+	p.mu.Lock()
+	p.closing = true
+	p.mu.Unlock()
+	p.part(ctx)
+	if err := p.stopVM(ctx); err != nil {
+		p.log.Warn("stop the VM; killing it", "pod", p.opts.ID, "error", err)
+		if err := p.proc.Kill(); err != nil {
+			return fmt.Errorf("shut pod %s down: %w", p.opts.ID, err)
+		}
+	}
+	select {
+	case <-p.done:
+	case <-ctx.Done():
+		return fmt.Errorf("shut pod %s down: the VM does not end: %w", p.opts.ID, context.Cause(ctx))
+	}
+	errs := []error{p.closeAllPipes()}
+	p.life.end(errShutdown)
+	errs = append(errs, p.undo.Run(ctx))
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("shut pod %s down: %w", p.opts.ID, err)
+	}
+	return nil
+}
+
+func (p *Pod) stopVM(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, p.opts.Config.Runtime.StopTimeout)
+	defer cancel()
+	return p.vm.Stop(ctx)
+}
+
+// part tells the agent to end what still runs. A VM without running processes is just stopped.
+func (p *Pod) part(ctx context.Context) {
+	if !p.anyRunning() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, partTime)
+	defer cancel()
+	if _, err := p.agent.DestroySandbox(ctx, &agent.DestroySandboxRequest{}); err != nil && !lost(err) {
+		p.log.Debug("destroy sandbox", "pod", p.opts.ID, "error", err)
+	}
+}
+
+func (p *Pod) anyRunning() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.containers {
+		if st := c.init.current().public(); st == Running || st == Paused {
+			return true
+		}
+	}
+	return false
+}
+
+// closeAllPipes ends the streams of processes that nobody deleted.
+func (p *Pod) closeAllPipes() error {
+	p.mu.Lock()
+	var all []*process
+	for _, c := range p.containers {
+		all = append(all, c.processes()...)
+	}
+	p.mu.Unlock()
+	var errs []error
+	for _, pr := range all {
+		errs = append(errs, pr.closePipes())
+	}
+	return errors.Join(errs...)
+}
+
+// runPoststop runs the poststop hooks of the pod's specification. That one of them fails is logged:
+// the others have to run, and trying again would run them twice.
+func (p *Pod) runPoststop(ctx context.Context) error {
+	h := p.opts.Spec.Hooks
+	if h == nil || len(h.Poststop) == 0 {
+		return nil
+	}
+	st := p.ociState(p.opts.Spec, p.opts.ID, p.opts.Bundle, specs.StateStopped)
+	if err := hooks.RunAll(ctx, "poststop", h.Poststop, st); err != nil {
+		p.log.Error("poststop hooks", "pod", p.opts.ID, "error", err)
+	}
+	return p.journal.Update(func(p *state.Pod) { p.Hooks = nil })
+}
+
+func journalHooks(in []specs.Hook) []state.Hook {
+	var out []state.Hook
+	for _, h := range in {
+		s := state.Hook{Path: h.Path, Args: h.Args, Env: h.Env}
+		if h.Timeout != nil {
+			s.Timeout = *h.Timeout
+		}
+		out = append(out, s)
+	}
+	return out
+}

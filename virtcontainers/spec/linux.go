@@ -1,0 +1,249 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package spec
+
+import (
+	"maps"
+	"slices"
+	"sort"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/coco-shim/coco/api/agent"
+)
+
+func (r *refusals) linux(id string, s *specs.Spec) (*agent.Linux, bool) {
+	l := s.Linux
+	if len(l.NetDevices) > 0 {
+		r.add("linux.netDevices: a device of the host cannot be moved into the VM's namespace")
+	}
+	if l.IntelRdt != nil {
+		r.add("linux.intelRdt: cache allocation of the host is not available in the VM")
+	}
+	if l.MemoryPolicy != nil {
+		r.add("linux.memoryPolicy does not travel to the guest")
+	}
+	if p := l.Personality; p != nil && (p.Domain != specs.PerLinux || len(p.Flags) > 0) {
+		r.add("linux.personality %q does not travel to the guest", p.Domain)
+	}
+	if len(l.TimeOffsets) > 0 {
+		r.add("linux.timeOffsets does not travel to the guest")
+	}
+	namespaces, pidns := r.namespaces(l)
+	sysctl := maps.Clone(l.Sysctl)
+	if s.Domainname != "" {
+		// The protocol has no field for it; the sysctl is the same thing.
+		if sysctl == nil {
+			sysctl = map[string]string{}
+		}
+		sysctl["kernel.domainname"] = s.Domainname
+	}
+	return &agent.Linux{
+		Sysctl:            sysctl,
+		Resources:         r.resources(l.Resources),
+		CgroupsPath:       cgroupBase + id,
+		Namespaces:        namespaces,
+		Devices:           r.devices(l.Devices),
+		Seccomp:           r.seccomp(l.Seccomp),
+		RootfsPropagation: l.RootfsPropagation,
+		MaskedPaths:       slices.Clone(l.MaskedPaths),
+		ReadonlyPaths:     slices.Clone(l.ReadonlyPaths),
+	}, pidns
+}
+
+// namespaces keeps mount, ipc and uts, without paths: the agent's sandbox has its own. Network is the
+// VM's; pid and cgroup are made by the agent. A namespace that is absent would be the host's, which
+// a VM cannot give.
+func (r *refusals) namespaces(l *specs.Linux) (out []*agent.LinuxNamespace, sandboxPidNS bool) {
+	seen := map[specs.LinuxNamespaceType]bool{}
+	for _, ns := range l.Namespaces {
+		seen[ns.Type] = true
+		switch ns.Type {
+		case specs.MountNamespace, specs.IPCNamespace, specs.UTSNamespace:
+			out = append(out, &agent.LinuxNamespace{Type: string(ns.Type)})
+		case specs.PIDNamespace:
+			sandboxPidNS = ns.Path != ""
+		case specs.NetworkNamespace, specs.CgroupNamespace:
+		case specs.TimeNamespace:
+			// Without offsets (refused above) a time namespace changes nothing.
+		case specs.UserNamespace:
+			r.add("linux.namespaces: user namespaces are not supported; root in the container is root of the VM only")
+		default:
+			r.add("linux.namespaces: unknown type %q", ns.Type)
+		}
+	}
+	for _, ns := range []specs.LinuxNamespaceType{specs.MountNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.PIDNamespace} {
+		if !seen[ns] {
+			r.add("linux.namespaces: no %s namespace, so the host's is asked for, which a VM cannot give", ns)
+		}
+	}
+	if len(l.UIDMappings)+len(l.GIDMappings) > 0 && !seen[specs.UserNamespace] {
+		r.add("linux.uidMappings: user namespaces are not supported")
+	}
+	return out, sandboxPidNS
+}
+
+// standardDevices are what a runtime makes in every container, here as everywhere: a specification
+// that lists them asks for nothing of the host.
+var standardDevices = map[string][2]int64{
+	"/dev/null": {1, 3}, "/dev/zero": {1, 5}, "/dev/full": {1, 7}, "/dev/random": {1, 8},
+	"/dev/urandom": {1, 9}, "/dev/tty": {5, 0}, "/dev/console": {5, 1}, "/dev/ptmx": {5, 2},
+}
+
+func (r *refusals) devices(in []specs.LinuxDevice) []*agent.LinuxDevice {
+	var out []*agent.LinuxDevice
+	for _, d := range in {
+		if want, ok := standardDevices[d.Path]; !ok || want != [2]int64{d.Major, d.Minor} {
+			r.add("linux.devices: %s (%s %d:%d) is a device of the host and cannot be given into a VM", d.Path, d.Type, d.Major, d.Minor)
+			continue
+		}
+		g := &agent.LinuxDevice{Path: d.Path, Type: d.Type, Major: d.Major, Minor: d.Minor, FileMode: 0o666}
+		if d.FileMode != nil {
+			g.FileMode = uint32(d.FileMode.Perm())
+		}
+		if d.UID != nil {
+			g.UID = *d.UID
+		}
+		if d.GID != nil {
+			g.GID = *d.GID
+		}
+		out = append(out, g)
+	}
+	return out
+}
+
+// seccompDefaultErrno is what a runtime answers for SCMP_ACT_ERRNO without a number: EPERM.
+const seccompDefaultErrno = 1
+
+func (r *refusals) seccomp(s *specs.LinuxSeccomp) *agent.LinuxSeccomp {
+	if s == nil {
+		return nil
+	}
+	if s.DefaultErrnoRet != nil && *s.DefaultErrnoRet != seccompDefaultErrno && s.DefaultAction == specs.ActErrno {
+		r.add("linux.seccomp.defaultErrnoRet %d does not travel to the guest, only %d (EPERM) does", *s.DefaultErrnoRet, seccompDefaultErrno)
+	}
+	if s.ListenerPath != "" || s.DefaultAction == specs.ActNotify {
+		r.add("linux.seccomp.listenerPath: a listener on the host cannot serve a process in the VM")
+	}
+	out := &agent.LinuxSeccomp{DefaultAction: string(s.DefaultAction)}
+	for _, a := range s.Architectures {
+		out.Architectures = append(out.Architectures, string(a))
+	}
+	for _, f := range s.Flags {
+		out.Flags = append(out.Flags, string(f))
+	}
+	for _, c := range s.Syscalls {
+		if c.Action == specs.ActNotify {
+			r.add("linux.seccomp: %s for %v: a listener on the host cannot serve a process in the VM", c.Action, c.Names)
+		}
+		out.Syscalls = append(out.Syscalls, syscall(c))
+	}
+	return out
+}
+
+func syscall(c specs.LinuxSyscall) *agent.LinuxSyscall {
+	g := &agent.LinuxSyscall{Names: slices.Clone(c.Names), Action: string(c.Action)}
+	if c.ErrnoRet != nil {
+		g.ErrnoRet = &agent.LinuxSyscall_Errnoret{Errnoret: uint32(*c.ErrnoRet)} //nolint:gosec // an errno
+	}
+	for _, a := range c.Args {
+		g.Args = append(g.Args, &agent.LinuxSeccompArg{Index: uint64(a.Index), Value: a.Value, ValueTwo: a.ValueTwo, Op: string(a.Op)})
+	}
+	return g
+}
+
+// resources keeps what the guest's cgroups can enforce. What names the host's devices, CPUs or
+// memory nodes is refused or, where it only places the container on the host, left out.
+func (r *refusals) resources(in *specs.LinuxResources) *agent.LinuxResources {
+	if in == nil {
+		return nil
+	}
+	out := &agent.LinuxResources{Memory: r.memory(in.Memory), CPU: r.cpu(in.CPU)}
+	for _, d := range in.Devices {
+		g := &agent.LinuxDeviceCgroup{Allow: d.Allow, Type: d.Type, Major: -1, Minor: -1, Access: d.Access}
+		if d.Major != nil {
+			g.Major = *d.Major
+		}
+		if d.Minor != nil {
+			g.Minor = *d.Minor
+		}
+		out.Devices = append(out.Devices, g)
+	}
+	if in.Pids != nil && in.Pids.Limit != nil {
+		out.Pids = &agent.LinuxPids{Limit: *in.Pids.Limit}
+	}
+	for _, h := range in.HugepageLimits {
+		if h.Limit != 0 {
+			r.add("linux.resources.hugepageLimits: the VM has no huge pages of %s to give", h.Pagesize)
+		}
+	}
+	if n := in.Network; n != nil && (n.ClassID != nil && *n.ClassID != 0 || len(n.Priorities) > 0) {
+		r.add("linux.resources.network: packet classes of the host do not exist in the VM")
+	}
+	if len(in.Rdma) > 0 {
+		r.add("linux.resources.rdma: there is no such device in the VM")
+	}
+	for _, k := range sortedKeys(in.Unified) {
+		if k != "memory.oom.group" { // kubelet sets it on cgroup v2 nodes
+			r.add("linux.resources.unified %q does not travel to the guest", k)
+		}
+	}
+	r.blockIO(in.BlockIO)
+	return out
+}
+
+func (r *refusals) memory(m *specs.LinuxMemory) *agent.LinuxMemory {
+	if m == nil {
+		return nil
+	}
+	if m.DisableOOMKiller != nil && *m.DisableOOMKiller {
+		r.add("linux.resources.memory.disableOOMKiller: cgroup v2 in the VM cannot do it")
+	}
+	if m.CheckBeforeUpdate != nil && *m.CheckBeforeUpdate {
+		r.add("linux.resources.memory.checkBeforeUpdate does not travel to the guest")
+	}
+	return &agent.LinuxMemory{Limit: value(m.Limit), Reservation: value(m.Reservation), Swap: value(m.Swap)}
+}
+
+func (r *refusals) cpu(c *specs.LinuxCPU) *agent.LinuxCPU {
+	if c == nil {
+		return nil
+	}
+	if value(c.RealtimeRuntime) != 0 {
+		r.add("linux.resources.cpu.realtimeRuntime: cgroup v2 in the VM cannot do it")
+	}
+	if value(c.Burst) != 0 {
+		r.add("linux.resources.cpu.burst does not travel to the guest")
+	}
+	if value(c.Idle) != 0 {
+		r.add("linux.resources.cpu.idle does not travel to the guest")
+	}
+	return &agent.LinuxCPU{Shares: value(c.Shares), Quota: value(c.Quota), Period: value(c.Period)}
+}
+
+func (r *refusals) blockIO(b *specs.LinuxBlockIO) {
+	if b == nil {
+		return
+	}
+	if len(b.WeightDevice)+len(b.ThrottleReadBpsDevice)+len(b.ThrottleWriteBpsDevice)+len(b.ThrottleReadIOPSDevice)+len(b.ThrottleWriteIOPSDevice) > 0 {
+		r.add("linux.resources.blockIO names devices of the host, which the VM does not have")
+	}
+}
+
+func value[T any](p *T) T {
+	var zero T
+	if p == nil {
+		return zero
+	}
+	return *p
+}
+
+func sortedKeys(m map[string]string) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	sort.Strings(keys)
+	return keys
+}

@@ -1,0 +1,226 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package spec turns an OCI runtime specification into what travels to the guest.
+//
+// It is pure: no files, no clock, no environment. What the specification asks of the host is taken
+// out (namespaces that the VM replaces, paths of the host's cgroups, hooks, labels of the host's
+// security modules), what the guest can do is carried over, and what can neither travel nor be
+// ignored without a container behaving otherwise than asked is refused with a sentence naming the
+// field. All refusals are reported at once. docs/decisions/spec-conversion.md lists what is ignored
+// and why.
+package spec
+
+import (
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/coco-shim/coco/api/agent"
+)
+
+// Guest paths, policy-visible constants (kata-agent-protocol.md, section 6).
+const (
+	GuestRoot   = "/run/kata-containers"                             // bundles
+	SharedDir   = GuestRoot + "/shared/containers"                   // copied files
+	SandboxShm  = GuestRoot + "/sandbox/shm"                         // the pod's /dev/shm
+	UpperPrefix = GuestRoot + "/sandbox/upper/"                      // writable layers
+	cgroupBase  = "/coco/"                                           // containers' cgroups in the guest
+	initdataKey = "io.katacontainers.config.hypervisor.cc_init_data" // never sent to the guest
+	policyKey   = "io.katacontainers.config.agent.policy"            // likewise
+	sandboxType = "io.kubernetes.cri.container-type"                 // "sandbox" or "container"
+	shmPath     = "/dev/shm"
+)
+
+// Input is what a conversion needs to know.
+type Input struct {
+	ID   string      // container id
+	Spec *specs.Spec // not written to
+	// SharedShm says that the pod has a /dev/shm of its own in the guest, which a bind mount onto
+	// /dev/shm (that is how CRI describes it) is replaced by.
+	SharedShm bool
+}
+
+// Output is a container as the guest gets it, before storages, devices and ports are added.
+type Output struct {
+	OCI           *agent.Spec
+	SandboxPidNS  bool   // the container joins the pod's process namespace
+	Copies        []Copy // files and directories of the host that the mounts refer to
+	GuestRootPath string // where the root file system is mounted in the guest
+}
+
+// Copy is a bind mount of the host: its source has to be in the guest at Guest before the container
+// is made.
+type Copy struct {
+	Source      string // on the host
+	Guest       string // in the guest
+	Destination string // in the container, for errors
+}
+
+// RootPath is where the root file system of a container is mounted in the guest.
+func RootPath(id string) string { return path.Join(GuestRoot, id, "rootfs") }
+
+// refusals collects what cannot be done; all of it is told at once.
+type refusals []string
+
+func (r *refusals) add(format string, args ...any) { *r = append(*r, fmt.Sprintf(format, args...)) }
+
+func (r refusals) err(id string) error {
+	if len(r) == 0 {
+		return nil
+	}
+	return fmt.Errorf("container %s cannot run in a VM as specified: %s: %w", id, strings.Join(r, "; "), errdefs.ErrInvalidArgument)
+}
+
+// Convert makes the guest's view of a container.
+func Convert(in Input) (Output, error) {
+	var r refusals
+	s := in.Spec
+	if s == nil || s.Process == nil || s.Linux == nil {
+		r.add("the specification has no process or linux section")
+		return Output{}, r.err(in.ID)
+	}
+	r.platforms(s)
+	r.hooks(s.Hooks)
+	out := Output{GuestRootPath: RootPath(in.ID)}
+	linux, pidns := r.linux(in.ID, s)
+	mounts, copies := r.mounts(in)
+	out.SandboxPidNS, out.Copies = pidns, copies
+	out.OCI = &agent.Spec{
+		Version:     s.Version,
+		Process:     r.process("process", s.Process),
+		Root:        &agent.Root{Path: out.GuestRootPath},
+		Hostname:    s.Hostname,
+		Mounts:      mounts,
+		Annotations: annotations(s.Annotations),
+		Linux:       linux,
+	}
+	if s.Root != nil {
+		out.OCI.Root.Readonly = s.Root.Readonly
+	}
+	return out, r.err(in.ID)
+}
+
+// Process converts the process of an exec.
+func Process(id string, p *specs.Process) (*agent.Process, error) {
+	var r refusals
+	if p == nil {
+		r.add("the exec has no process")
+		return nil, r.err(id)
+	}
+	out := r.process("process", p)
+	return out, r.err(id)
+}
+
+// Resources converts the limits of an update.
+func Resources(id string, res *specs.LinuxResources) (*agent.LinuxResources, error) {
+	var r refusals
+	out := r.resources(res)
+	return out, r.err(id)
+}
+
+func (r *refusals) platforms(s *specs.Spec) {
+	for _, p := range []struct {
+		name string
+		set  bool
+	}{
+		{"solaris", s.Solaris != nil}, {"windows", s.Windows != nil}, {"vm", s.VM != nil},
+		{"zos", s.ZOS != nil}, {"freebsd", s.FreeBSD != nil},
+	} {
+		if p.set {
+			r.add("%s: only Linux containers are supported", p.name)
+		}
+	}
+}
+
+// hooks refuses what would have to run in the container's namespaces: those are in the guest, the
+// hook's program is on the host. The others run on the host (package hooks).
+func (r *refusals) hooks(h *specs.Hooks) {
+	if h == nil {
+		return
+	}
+	for _, k := range []struct {
+		name  string
+		hooks []specs.Hook
+	}{{"createContainer", h.CreateContainer}, {"startContainer", h.StartContainer}} {
+		if len(k.hooks) > 0 {
+			r.add("hooks.%s: %s would have to run in the container's namespaces, which are inside the VM", k.name, k.hooks[0].Path)
+		}
+	}
+}
+
+// annotations drops the two that configure the VM: they were consumed on the host.
+func annotations(in map[string]string) map[string]string {
+	out := maps.Clone(in)
+	delete(out, initdataKey)
+	delete(out, policyKey)
+	return out
+}
+
+func (r *refusals) process(at string, p *specs.Process) *agent.Process {
+	if len(p.Args) == 0 {
+		r.add("%s.args is empty", at)
+	}
+	if p.CommandLine != "" {
+		r.add("%s.commandLine is for Windows", at)
+	}
+	if u := p.User.Umask; u != nil && *u != 0o022 {
+		r.add("%s.user.umask %#o does not travel to the guest, only 0022 does", at, *u)
+	}
+	if p.Scheduler != nil {
+		r.add("%s.scheduler does not travel to the guest", at)
+	}
+	if p.IOPriority != nil {
+		r.add("%s.ioPriority does not travel to the guest", at)
+	}
+	if p.ExecCPUAffinity != nil {
+		r.add("%s.execCPUAffinity names the host's CPUs and does not travel to the guest", at)
+	}
+	r.labels(at, p)
+	out := &agent.Process{
+		Terminal: p.Terminal,
+		User: &agent.User{
+			UID: p.User.UID, GID: p.User.GID,
+			AdditionalGids: slices.Clone(p.User.AdditionalGids), Username: p.User.Username,
+		},
+		Args: slices.Clone(p.Args), Env: slices.Clone(p.Env), Cwd: p.Cwd,
+		NoNewPrivileges: p.NoNewPrivileges,
+	}
+	if b := p.ConsoleSize; b != nil {
+		out.ConsoleSize = &agent.Box{Height: uint32(b.Height), Width: uint32(b.Width)} //nolint:gosec // a terminal's size
+	}
+	if c := p.Capabilities; c != nil {
+		out.Capabilities = &agent.LinuxCapabilities{
+			Bounding: slices.Clone(c.Bounding), Effective: slices.Clone(c.Effective),
+			Inheritable: slices.Clone(c.Inheritable), Permitted: slices.Clone(c.Permitted),
+			Ambient: slices.Clone(c.Ambient),
+		}
+	}
+	for _, l := range p.Rlimits {
+		out.Rlimits = append(out.Rlimits, &agent.POSIXRlimit{Type: l.Type, Hard: l.Hard, Soft: l.Soft})
+	}
+	if p.OOMScoreAdj != nil {
+		out.OOMScoreAdj = int64(*p.OOMScoreAdj)
+	}
+	return out
+}
+
+// defaultProfiles are AppArmor profiles that engines set on every container of a host with AppArmor.
+var defaultProfiles = []string{"", "unconfined", "docker-default", "cri-containerd.apparmor.d", "crio-default"}
+
+// labels drops the labels of the host's security modules that engines set by default: they confine a
+// container against the host, which is what the VM does here. One that somebody chose is refused.
+func (r *refusals) labels(at string, p *specs.Process) {
+	a := p.ApparmorProfile
+	if !slices.Contains(defaultProfiles, a) && !strings.HasPrefix(a, "containers-default-") {
+		r.add("%s.apparmorProfile %q is a profile of the host's kernel and cannot be applied in the VM", at, a)
+	}
+	if f := strings.Split(p.SelinuxLabel, ":"); p.SelinuxLabel != "" && (len(f) < 3 || !slices.Contains([]string{"container_t", "spc_t", "container_kvm_t", "container_init_t", "svirt_lxc_net_t"}, f[2])) {
+		r.add("%s.selinuxLabel %q is a label of the host's kernel and cannot be applied in the VM", at, p.SelinuxLabel)
+	}
+}

@@ -1,0 +1,307 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package virtcontainers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/coco-shim/coco/api/agent"
+)
+
+// maxRead is what one Read call of the protocol asks for.
+const maxRead = 32 << 10
+
+// wanted says which streams a process shall have.
+type wanted struct{ stdin, stdout, stderr bool }
+
+func wants(terminal, stdin, stdout, stderr bool) wanted {
+	return wanted{stdin, stdout, stderr && !terminal}
+}
+
+// ports names a process's byte streams in a request; 0 is none.
+type ports struct{ stdin, stdout, stderr uint32 }
+
+// pipes are the host's ends of a process's streams.
+type pipes struct {
+	Streams
+	outs []*output // those that have to be drained before the exit is told
+	in   *input
+}
+
+// close ends all streams. Idempotent.
+func (s *pipes) close() error {
+	var errs []error
+	if s.in != nil {
+		errs = append(errs, s.in.release())
+	}
+	for _, o := range s.outs {
+		errs = append(errs, o.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// drained waits until every output was read to its end, or until stop is closed.
+func (s *pipes) drained(stop <-chan struct{}) {
+	for _, o := range s.outs {
+		select {
+		case <-o.ended:
+		case <-stop:
+			return
+		}
+	}
+}
+
+func newPipes(in *input, stdout, stderr *output) *pipes {
+	p := &pipes{in: in}
+	if in != nil {
+		p.Stdin = in
+	}
+	if stdout != nil {
+		p.Stdout = stdout
+		p.outs = append(p.outs, stdout)
+	}
+	if stderr != nil {
+		p.Stderr = stderr
+		p.outs = append(p.outs, stderr)
+	}
+	return p
+}
+
+// output is a stream from the guest that remembers having ended.
+type output struct {
+	r     io.ReadCloser
+	once  sync.Once
+	ended chan struct{}
+}
+
+func newOutput(r io.ReadCloser) *output { return &output{r: r, ended: make(chan struct{})} }
+
+// Read reads from the guest.
+func (o *output) Read(p []byte) (int, error) {
+	n, err := o.r.Read(p)
+	if err != nil {
+		o.end()
+	}
+	return n, err
+}
+
+// Close gives the stream up.
+func (o *output) Close() error {
+	o.end()
+	if err := o.r.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+func (o *output) end() { o.once.Do(func() { close(o.ended) }) }
+
+// input is a stream to the guest. Close is the end of input; release frees it.
+type input struct {
+	w    io.WriteCloser
+	once sync.Once
+	err  error
+}
+
+// Write writes to the guest.
+func (i *input) Write(p []byte) (int, error) { return i.w.Write(p) }
+
+// Close tells the process that no more input comes.
+func (i *input) Close() error {
+	i.once.Do(func() {
+		if h, ok := i.w.(interface{ CloseWrite() error }); ok {
+			i.err = h.CloseWrite()
+			return
+		}
+		i.err = i.w.Close()
+	})
+	return i.err
+}
+
+func (i *input) release() error {
+	i.once.Do(func() {})
+	if err := i.w.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// openStreams connects the streams that a process wants, before the guest is asked to make it. ctx
+// bounds the connecting only; life the calls of an agent without byte streams.
+func (p *Pod) openStreams(ctx, life context.Context, w wanted, container, exec string) (*pipes, ports, error) {
+	if !p.agent.streams {
+		return p.rpcStreams(life, w, container, exec), ports{}, nil
+	}
+	var s ports
+	var in *input
+	var outs [2]*output
+	var err error
+	if w.stdin {
+		var c net.Conn
+		if c, s.stdin, err = p.dialStream(ctx); err == nil {
+			in = &input{w: c}
+		}
+	}
+	for i, o := range []struct {
+		wanted bool
+		port   *uint32
+	}{{w.stdout, &s.stdout}, {w.stderr, &s.stderr}} {
+		if !o.wanted || err != nil {
+			continue
+		}
+		var c net.Conn
+		if c, *o.port, err = p.dialStream(ctx); err == nil {
+			outs[i] = newOutput(c)
+		}
+	}
+	pp := newPipes(in, outs[0], outs[1])
+	if err != nil {
+		return nil, ports{}, errors.Join(fmt.Errorf("connect streams of %s: %w", processName(container, exec), err), pp.close())
+	}
+	return pp, s, nil
+}
+
+// dialStream opens a byte stream with a number that no other stream of the VM has.
+func (p *Pod) dialStream(ctx context.Context) (net.Conn, uint32, error) {
+	n := p.streamNumber.Add(1)
+	conn, err := p.vm.Dial(ctx, streamPort)
+	if err != nil {
+		return nil, 0, err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() }) //nolint:errcheck // ends the handshake
+	err = announce(conn, n)
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		return nil, 0, errors.Join(fmt.Errorf("announce stream %d: %w", n, err), ignoreClosed(conn.Close()))
+	}
+	return conn, n, nil
+}
+
+// announce tells the agent the stream's number and reads its "ok": "stream <n>\n", "ok\n".
+func announce(conn io.ReadWriter, n uint32) error {
+	if _, err := fmt.Fprintf(conn, "stream %d\n", n); err != nil {
+		return err
+	}
+	var answer [3]byte // read no further: what follows is the process's
+	if _, err := io.ReadFull(conn, answer[:]); err != nil {
+		return err
+	}
+	if string(answer[:]) != "ok\n" {
+		return fmt.Errorf("the agent answered %q instead of ok", answer)
+	}
+	return nil
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// rpcStreams are streams over the protocol's own calls, for agents that have nothing better.
+func (p *Pod) rpcStreams(life context.Context, w wanted, container, exec string) *pipes {
+	var in *input
+	var stdout, stderr *output
+	if w.stdin {
+		in = &input{w: &rpcWriter{life, p.agent, container, exec}}
+	}
+	reader := func(call func(context.Context, *agent.ReadStreamRequest) (*agent.ReadStreamResponse, error)) *output {
+		ctx, cancel := context.WithCancel(life)
+		return newOutput(&rpcReader{ctx: ctx, cancel: cancel, call: call, container: container, exec: exec})
+	}
+	if w.stdout {
+		stdout = reader(p.agent.ReadStdout)
+	}
+	if w.stderr {
+		stderr = reader(p.agent.ReadStderr)
+	}
+	return newPipes(in, stdout, stderr)
+}
+
+// rpcReader is an io.ReadCloser over ReadStdout or ReadStderr. It has a context because io.Reader
+// has none to pass.
+type rpcReader struct {
+	ctx             context.Context //nolint:containedctx // see above
+	cancel          context.CancelFunc
+	call            func(context.Context, *agent.ReadStreamRequest) (*agent.ReadStreamResponse, error)
+	container, exec string
+	rest            []byte
+}
+
+func (r *rpcReader) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if len(r.rest) == 0 {
+		res, err := r.call(r.ctx, &agent.ReadStreamRequest{
+			ContainerId: r.container, ExecId: r.exec, Len: uint32(min(len(p), maxRead)), //nolint:gosec // bounded
+		})
+		if err != nil {
+			return 0, readError(err)
+		}
+		if r.rest = res.GetData(); len(r.rest) == 0 {
+			return 0, io.EOF
+		}
+	}
+	n := copy(p, r.rest)
+	r.rest = r.rest[n:]
+	return n, nil
+}
+
+// readError turns the agent's ways of saying "no more" into io.EOF.
+func readError(err error) error {
+	c := classify(err)
+	if errdefs.IsNotFound(c) || errors.Is(c, context.Canceled) || strings.Contains(strings.ToLower(c.Error()), "eof") {
+		return io.EOF
+	}
+	return c
+}
+
+func (r *rpcReader) Close() error {
+	r.cancel()
+	return nil
+}
+
+// rpcWriter is an io.WriteCloser over WriteStdin and CloseStdin.
+type rpcWriter struct {
+	ctx             context.Context //nolint:containedctx // io.Writer has none to pass
+	guest           streamGuest
+	container, exec string
+}
+
+func (w *rpcWriter) Write(p []byte) (int, error) {
+	done := 0
+	for done < len(p) {
+		chunk := p[done:min(done+maxRead, len(p))]
+		res, err := w.guest.WriteStdin(w.ctx, &agent.WriteStreamRequest{ContainerId: w.container, ExecId: w.exec, Data: chunk})
+		if err != nil {
+			return done, classify(err)
+		}
+		if n := int(res.GetLen()); n == 0 || n > len(chunk) {
+			return done, io.ErrShortWrite
+		} else {
+			done += n
+		}
+	}
+	return done, nil
+}
+
+func (w *rpcWriter) Close() error {
+	_, err := w.guest.CloseStdin(w.ctx, &agent.CloseStdinRequest{ContainerId: w.container, ExecId: w.exec})
+	if err = classify(err); err != nil && !errdefs.IsNotFound(err) && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,83 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package virtcontainers is the pod model: a Pod is one VM with its network, cgroups and files on
+// the host; containers and their processes live in it.
+//
+// CreatePod acquires everything in order and writes each thing to the journal in the bundle before
+// it has it; Shutdown gives everything back in reverse order; Cleanup does the same from the journal
+// when the process that made the pod is gone. What the package decides it decides in pure functions
+// (Shape here, package spec, package storage); what it does on the host it does through the narrow
+// interfaces in Host, which tests replace by fakes that behave.
+//
+// It knows neither containerd nor any VMM, and it relays no bytes: Streams hands the ends of a
+// process's streams to the caller.
+package virtcontainers
+
+import (
+	"io"
+	"log/slog"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/coco-shim/coco/configs"
+)
+
+// Streams are the host's ends of a process's streams, nil where none was asked for. Closing Stdin
+// is the end of the process's input. With a terminal, Stdout carries everything.
+type Streams struct {
+	Stdin          io.WriteCloser
+	Stdout, Stderr io.ReadCloser
+}
+
+// Mount is a mount of the container's root file system, as containerd describes it.
+type Mount struct {
+	Type, Source, Target string
+	Options              []string
+}
+
+// ContainerRequest asks for a container.
+type ContainerRequest struct {
+	ID, Bundle            string
+	Spec                  *specs.Spec
+	Rootfs                []Mount // empty: Spec.Root.Path, a directory
+	Terminal              bool
+	Stdin, Stdout, Stderr bool // which streams are wanted
+}
+
+// ExecRequest asks for a further process in a container.
+type ExecRequest struct {
+	ContainerID, ExecID   string
+	Process               *specs.Process
+	Terminal              bool
+	Stdin, Stdout, Stderr bool
+}
+
+// ExitStatus says how and when a process ended. Reason is set when it ended because the VM did.
+type ExitStatus struct {
+	Code   uint32
+	At     time.Time
+	Reason string
+}
+
+// Options is what a pod is made from.
+type Options struct {
+	ID, Namespace, Bundle string
+	Spec                  *specs.Spec
+	Config                configs.Config
+	// First is the container of a pod of one: its layers are in the VM from boot when they are
+	// there in time, and the VM ends with it.
+	First *ContainerRequest
+	// OnOOM is called, from a goroutine of the pod, when the guest killed for lack of memory.
+	OnOOM   func(containerID string)
+	Log     *slog.Logger
+	ShimExe string // the program that can be the launcher; for Host's maker
+	Host    Host
+}
+
+// Phase is a step of a pod's start and how long it took.
+type Phase struct {
+	Name     string
+	Duration time.Duration
+}
