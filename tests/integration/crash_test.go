@@ -6,9 +6,6 @@ package integration
 import (
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -42,28 +39,6 @@ func TestContainerdRestartsUnderARunningContainer(t *testing.T) {
 	}
 }
 
-// pidsOf returns the processes of a pod by role; argv carries the container id for both.
-func pidsOf(id string) (shim, vmm int) {
-	dirs, _ := filepath.Glob("/proc/[0-9]*")
-	for _, dir := range dirs {
-		cmd, err := os.ReadFile(filepath.Join(dir, "cmdline"))
-		if err != nil || !strings.Contains(string(cmd), id) {
-			continue
-		}
-		argv := strings.Split(string(cmd), "\x00")
-		pid, _ := strconv.Atoi(filepath.Base(dir))
-		switch name := filepath.Base(argv[0]); {
-		case strings.HasPrefix(name, "containerd-shim-coco"):
-			if !strings.Contains(string(cmd), "\x00launch\x00") {
-				shim = pid
-			}
-		case strings.HasPrefix(name, "qemu-system"):
-			vmm = pid
-		}
-	}
-	return shim, vmm
-}
-
 func TestKillOfShimVMMOrAgentWhileRunning(t *testing.T) {
 	d := daemon(t, primary)
 	for _, c := range []struct {
@@ -87,9 +62,9 @@ func TestKillOfShimVMMOrAgentWhileRunning(t *testing.T) {
 				args = []string{"--privileged", "--mount", "type=proc,src=proc,dst=/host-proc,options=rw", "--", "sleep", "1000"}
 			}
 			id := detached(t, d, harness.Runtime, args...)
-			shim, vmm := pidsOf(id)
-			if shim == 0 || vmm == 0 {
-				t.Fatalf("shim pid %d, vmm pid %d: processes of %s not found", shim, vmm, id)
+			shim, vmm, err := harness.Pids(id)
+			if err != nil {
+				t.Fatal(err)
 			}
 			c.kill(t, id, shim, vmm)
 			within(t, 5*time.Second, func() error {
@@ -99,7 +74,7 @@ func TestKillOfShimVMMOrAgentWhileRunning(t *testing.T) {
 				return nil
 			})
 			within(t, 5*time.Second, func() error {
-				if s, v := pidsOf(id); v != 0 || (c.victim == "shim" && s != 0) {
+				if s, v, _ := harness.Pids(id); v != 0 || (c.victim == "shim" && s != 0) {
 					return fmt.Errorf("still running: shim %d, vmm %d", s, v)
 				}
 				return nil
@@ -150,7 +125,7 @@ func TestKillDuringStart(t *testing.T) {
 				}()
 				pid := 0
 				within(t, 10*time.Second, func() error {
-					shim, vmm := pidsOf(id)
+					shim, vmm, _ := harness.Pids(id)
 					if victim == "vmm" {
 						pid = vmm
 					} else {

@@ -52,7 +52,10 @@ func TestTwoHundredExecsDoNotGrowTheShim(t *testing.T) {
 	d := daemon(t, primary)
 	noLeaks(t)
 	id := detached(t, d, harness.Runtime, "sleep", "1000")
-	shim, _ := pidsOf(id)
+	shim, _, err := harness.Pids(id)
+	if err != nil {
+		t.Fatal(err)
+	}
 	exec := func(n int) {
 		must(t, d, "task", "exec", "--exec-id", fmt.Sprintf("x%d", n), id, "true")
 	}

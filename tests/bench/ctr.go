@@ -1,0 +1,195 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coco-shim/coco/tests/harness"
+)
+
+// benchExec is figure 3: `true` in a running container, under coco and under runc.
+func benchExec(ctx context.Context, b *bench) ([]Figure, error) {
+	var coco, runc []float64
+	for rt, dst := range map[string]*[]float64{harness.Runtime: &coco, harness.RuncRuntime: &runc} {
+		id, remove, err := b.detached(ctx, rt)
+		if err != nil {
+			return nil, err
+		}
+		defer remove()
+		for range b.runs * 2 {
+			r, err := b.ctr(ctx, "task", "exec", "--exec-id", b.id(), id, "true")
+			if err != nil {
+				return nil, err
+			}
+			*dst = append(*dst, r.Took.Seconds())
+		}
+	}
+	return []Figure{against("exec", "ctr task exec true", "s", "", coco, "runc", runc)}, nil
+}
+
+// benchParallel is figure 7: eight pods at once against eight times one.
+func benchParallel(ctx context.Context, b *bench) ([]Figure, error) {
+	run := func() error {
+		_, err := b.ctr(ctx, "run", "--rm", "--runtime", harness.Runtime, harness.Image, b.id(), "true")
+		return err
+	}
+	var single []float64
+	for range b.runs {
+		start := time.Now()
+		if err := run(); err != nil {
+			return nil, err
+		}
+		single = append(single, time.Since(start).Seconds())
+	}
+	const n = 8
+	ids := make([]string, n)
+	for i := range ids {
+		ids[i] = b.id()
+	}
+	errs := make([]error, n)
+	var wg sync.WaitGroup
+	start := time.Now()
+	for i, id := range ids {
+		wg.Go(func() {
+			_, errs[i] = b.ctr(ctx, "run", "--rm", "--runtime", harness.Runtime, harness.Image, id, "true")
+		})
+	}
+	wg.Wait()
+	took := time.Since(start).Seconds()
+	for _, err := range errs {
+		if err != nil {
+			return nil, err
+		}
+	}
+	return []Figure{against("parallel", "8 × ctr run --rm true at once", "s", "≤ 0.8", []float64{took}, "8 × one", []float64{n * median(single)})}, nil
+}
+
+// benchMemory is figure 5.
+func benchMemory(ctx context.Context, b *bench) ([]Figure, error) {
+	id, remove, err := b.detached(ctx, harness.Runtime)
+	if err != nil {
+		return nil, err
+	}
+	defer remove()
+	shim, vmm, err := harness.Pids(id)
+	if err != nil {
+		return nil, err
+	}
+	s, err := smaps(shim)
+	if err != nil {
+		return nil, err
+	}
+	v, err := smaps(vmm)
+	if err != nil {
+		return nil, err
+	}
+	guestRAM, err := b.guestMeminfo(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	const mib = 1024 // smaps and meminfo count KiB
+	figures := []Figure{
+		alone("memory", "shim RSS, one container", "MiB", "≤ 16", s["Rss"]/mib),
+		alone("memory", "shim anonymous", "MiB", "≤ 4", s["Anonymous"]/mib),
+		alone("memory", "VMM anonymous + private, beyond guest RAM touched", "MiB", "", (v["Pss"]-v["guest"])/mib),
+		alone("memory", "guest memory in use at idle (MemTotal − MemAvailable)", "MiB", "≤ 64", (guestRAM["MemTotal"]-guestRAM["MemAvailable"])/mib),
+	}
+	for _, bin := range []string{"containerd-shim-coco-v2", "coco"} {
+		info, err := os.Stat(filepath.Join(harness.Prefix(), "bin", bin))
+		if err != nil {
+			return nil, err
+		}
+		goal := ""
+		if strings.HasPrefix(bin, "containerd-shim") {
+			goal = "≤ 9"
+		}
+		figures = append(figures, alone("memory", bin+" stripped", "MB", goal, float64(info.Size())/1e6))
+	}
+	info, err := os.Stat(filepath.Join(harness.Prefix(), "share/coco/guest/initrd.img"))
+	if err != nil {
+		return nil, err
+	}
+	return append(figures, alone("memory", "initramfs", "MB", "", float64(info.Size())/1e6)), nil
+}
+
+// smaps sums a process's mappings in KiB by field; "guest" is the Pss of guest RAM, the one
+// mapping that is by far the largest.
+func smaps(pid int) (map[string]float64, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
+	if err != nil {
+		return nil, err
+	}
+	sum := map[string]float64{}
+	var size, largest float64
+	for _, l := range strings.Split(string(data), "\n") {
+		f := strings.Fields(l)
+		if len(f) != 3 || f[2] != "kB" {
+			continue
+		}
+		key := strings.TrimSuffix(f[0], ":")
+		n, err := strconv.ParseFloat(f[1], 64)
+		if err != nil {
+			continue
+		}
+		sum[key] += n
+		switch key {
+		case "Size":
+			size = n
+		case "Pss":
+			if size > largest {
+				largest, sum["guest"] = size, n
+			}
+		}
+	}
+	return sum, nil
+}
+
+func (b *bench) guestMeminfo(ctx context.Context, id string) (map[string]float64, error) {
+	r, err := b.ctr(ctx, "task", "exec", "--exec-id", b.id(), id, "cat", "/proc/meminfo")
+	if err != nil {
+		return nil, err
+	}
+	m := map[string]float64{}
+	for _, l := range strings.Split(r.Stdout, "\n") {
+		if f := strings.Fields(l); len(f) == 3 {
+			m[strings.TrimSuffix(f[0], ":")], _ = strconv.ParseFloat(f[1], 64)
+		}
+	}
+	return m, nil
+}
+
+// throughput runs a command with a stream on one side and returns MiB/s over size bytes.
+func (b *bench) throughput(ctx context.Context, size int64, stdin io.Reader, args ...string) (float64, error) {
+	cmd := b.daemon.Command(ctx, args...)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return 0, err
+	}
+	cmd.Stdin = stdin
+	cmd.Stderr = os.Stderr
+	start := time.Now()
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	n, err := io.Copy(io.Discard, out)
+	if err != nil {
+		return 0, err
+	}
+	if err := cmd.Wait(); err != nil {
+		return 0, err
+	}
+	if stdin == nil && n != size {
+		return 0, fmt.Errorf("%d bytes came out of %d", n, size)
+	}
+	return float64(size) / (1 << 20) / time.Since(start).Seconds(), nil
+}
