@@ -1,0 +1,199 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package mount
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// blockDevice is a disk as sysfs shows it.
+type blockDevice struct {
+	path   string // /dev/…
+	number string // "major:minor"
+	size   uint64 // bytes
+}
+
+// blockDevice finds the disk of a storage, waiting for it if need be.
+func (m *Manager) blockDevice(ctx context.Context, mt *mounted) (blockDevice, error) {
+	s := mt.storage
+	dev, sysdir, err := m.findDisk(ctx, s.GetDriver(), s.GetSource())
+	if err != nil {
+		return blockDevice{}, err
+	}
+	if sysdir != "" {
+		mt.undo.Push("forget disk "+s.GetSource(), func(context.Context) error { return forgetSCSI(sysdir) })
+	}
+	return dev, nil
+}
+
+// findDisk returns the disk at an address of the given driver. For SCSI it also returns the device's
+// sysfs directory, through which the guest lets go of it.
+func (m *Manager) findDisk(ctx context.Context, driver, source string) (dev blockDevice, scsiDir string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, DeviceTimeout)
+	defer cancel()
+	var find func() (string, error)
+	scan := func() error { return nil }
+	switch driver {
+	case "scsi":
+		target, lun, err := parseSCSI(source)
+		if err != nil {
+			return blockDevice{}, "", invalid(err)
+		}
+		scsiDir = filepath.Join(m.sys, "bus/scsi/devices", fmt.Sprintf("0:0:%d:%d", target, lun))
+		find = func() (string, error) { return onlyEntry(filepath.Join(scsiDir, "block")) }
+		scan = func() error {
+			file := filepath.Join(m.sys, "class/scsi_host/host0/scan")
+			return os.WriteFile(file, fmt.Appendf(nil, "0 %d %d", target, lun), 0)
+		}
+	case "blk":
+		if find, err = m.blkFinder(source); err != nil {
+			return blockDevice{}, "", invalid(err)
+		}
+	default:
+		return blockDevice{}, "", invalid(fmt.Errorf("%.40q is no kind of disk", driver))
+	}
+	name, err := waitFor(ctx, scan, find)
+	if err != nil {
+		return blockDevice{}, "", fmt.Errorf("disk %s %s: %w", driver, source, err)
+	}
+	dev, err = m.describe(name)
+	return dev, scsiDir, err
+}
+
+// describe reads what sysfs says about a block device.
+func (m *Manager) describe(name string) (blockDevice, error) {
+	dir := filepath.Join(m.sys, "class/block", name)
+	number, err := os.ReadFile(filepath.Join(dir, "dev"))
+	if err != nil {
+		return blockDevice{}, err
+	}
+	sectors, err := readInt(filepath.Join(dir, "size"))
+	if err != nil {
+		return blockDevice{}, err
+	}
+	return blockDevice{path: "/dev/" + name, number: strings.TrimSpace(string(number)), size: uint64(sectors) * 512}, nil
+}
+
+// parseSCSI reads "TARGET:LUN".
+func parseSCSI(s string) (target, lun int, err error) {
+	t, l, ok := strings.Cut(s, ":")
+	target, terr := parseSmall(t, 255)
+	lun, lerr := parseSmall(l, 16383)
+	if !ok || terr != nil || lerr != nil {
+		return 0, 0, fmt.Errorf("%.40q is not a SCSI address TARGET:LUN", s)
+	}
+	return target, lun, nil
+}
+
+// parseSmall accepts a decimal number in its canonical form.
+func parseSmall(s string, limit int) (int, error) {
+	n, err := strconv.Atoi(s)
+	if err != nil || strconv.Itoa(n) != s || n < 0 || n > limit {
+		return 0, errors.New("not a number in range")
+	}
+	return n, nil
+}
+
+var (
+	pciPart  = regexp.MustCompile(`^[0-9a-f]{2}(\.[0-7])?$`)
+	diskName = regexp.MustCompile(`^/dev/[a-z][a-z0-9]{1,30}$`)
+)
+
+// blkFinder understands a PCI path, the slots from the root bus down ("02" or "02/00"), and a device
+// name.
+func (m *Manager) blkFinder(source string) (func() (string, error), error) {
+	if diskName.MatchString(source) {
+		name := strings.TrimPrefix(source, "/dev/")
+		return func() (string, error) {
+			_, err := os.Stat(filepath.Join(m.sys, "class/block", name))
+			return name, err
+		}, nil
+	}
+	parts := strings.Split(source, "/")
+	if len(parts) > 8 || slices.ContainsFunc(parts, func(p string) bool { return !pciPart.MatchString(p) }) {
+		return nil, fmt.Errorf("%.80q is neither a PCI path nor a device name", source)
+	}
+	return func() (string, error) {
+		dir := filepath.Join(m.sys, "devices/pci0000:00")
+		for _, p := range parts {
+			if !strings.Contains(p, ".") {
+				p += ".0"
+			}
+			next, err := filepath.Glob(filepath.Join(dir, "0000:[0-9a-f][0-9a-f]:"+p))
+			if err != nil || len(next) != 1 {
+				return "", os.ErrNotExist
+			}
+			dir = next[0]
+		}
+		disks, err := filepath.Glob(filepath.Join(dir, "virtio*", "block", "*"))
+		if err != nil || len(disks) != 1 {
+			return "", os.ErrNotExist
+		}
+		return filepath.Base(disks[0]), nil
+	}, nil
+}
+
+// onlyEntry returns the single name in a directory.
+func onlyEntry(dir string) (string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return "", err
+	}
+	if len(entries) != 1 {
+		return "", os.ErrNotExist
+	}
+	return entries[0].Name(), nil
+}
+
+// waitFor starts listening for kernel events, then calls scan, and then find until it has found
+// something: first at once, then after each event.
+func waitFor(ctx context.Context, scan func() error, find func() (string, error)) (string, error) {
+	if name, err := find(); err == nil {
+		return name, nil
+	}
+	events, err := listenUevents()
+	if err != nil {
+		return "", err
+	}
+	defer events.Close()
+	stop := context.AfterFunc(ctx, events.cancel)
+	defer stop()
+	if err := scan(); err != nil {
+		return "", fmt.Errorf("scan: %w", err)
+	}
+	for {
+		name, err := find()
+		if err == nil {
+			return name, nil
+		}
+		if !errors.Is(err, os.ErrNotExist) {
+			return "", err
+		}
+		if err := events.wait(); err != nil {
+			if ctx.Err() != nil {
+				return "", fmt.Errorf("did not appear in the guest: %w", ctx.Err())
+			}
+			return "", err
+		}
+	}
+}
+
+// forgetSCSI removes a disk from the guest, so that its address can be used for another one.
+func forgetSCSI(sysdir string) error {
+	err := os.WriteFile(filepath.Join(sysdir, "delete"), []byte("1"), 0)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return nil // the host has unplugged it already
+	}
+	return err
+}

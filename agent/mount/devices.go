@@ -1,0 +1,112 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package mount
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/containerd/errdefs"
+)
+
+const maxDevices = 256
+
+// Devices waits for the block devices that a container gets as such and puts their numbers in the
+// guest into its specification: into Linux.Devices and into the device cgroup's rules.
+func (m *Manager) Devices(ctx context.Context, cid string, devices []*agent.Device, spec *agent.Spec) error {
+	if len(devices) > maxDevices {
+		return fmt.Errorf("%d devices are more than %d: %w", len(devices), maxDevices, errdefs.ErrInvalidArgument)
+	}
+	renumber := map[number]number{}
+	for _, d := range devices {
+		if err := m.device(ctx, cid, d, spec, renumber); err != nil {
+			return fmt.Errorf("device %.80q (type %.40q, address %.80q): %w", d.GetContainerPath(), d.GetType(), d.GetVmPath(), err)
+		}
+	}
+	for _, rule := range spec.GetLinux().GetResources().GetDevices() {
+		if rule.GetType() != "b" && rule.GetType() != "" {
+			continue
+		}
+		if to, ok := renumber[number{rule.GetMajor(), rule.GetMinor()}]; ok {
+			rule.Type, rule.Major, rule.Minor = "b", to.major, to.minor
+		}
+	}
+	return nil
+}
+
+type number struct{ major, minor int64 }
+
+func (m *Manager) device(ctx context.Context, cid string, d *agent.Device, spec *agent.Spec, renumber map[number]number) error {
+	if d.GetType() != "blk" && d.GetType() != "scsi" {
+		return fmt.Errorf("unknown type; known are blk and scsi: %w", errdefs.ErrNotImplemented)
+	}
+	address := d.GetVmPath()
+	if address == "" {
+		address = d.GetId()
+	}
+	disk, scsiDir, err := m.findDisk(ctx, d.GetType(), address)
+	if err != nil {
+		return err
+	}
+	if scsiDir != "" {
+		m.mu.Lock()
+		m.devices[cid] = append(m.devices[cid], scsiDir)
+		m.mu.Unlock()
+	}
+	to, err := parseNumber(disk.number)
+	if err != nil {
+		return err
+	}
+	found := false
+	for _, ld := range spec.GetLinux().GetDevices() {
+		if ld.GetPath() != d.GetContainerPath() {
+			continue
+		}
+		if ld.GetType() != "b" {
+			return invalid(fmt.Errorf("the specification has it as type %.10q, not as a block device", ld.GetType()))
+		}
+		renumber[number{ld.GetMajor(), ld.GetMinor()}] = to
+		ld.Major, ld.Minor = to.major, to.minor
+		found = true
+	}
+	if !found {
+		return invalid(errors.New("the specification has no device at this path"))
+	}
+	return nil
+}
+
+func parseNumber(s string) (number, error) {
+	a, b, _ := strings.Cut(s, ":")
+	major, err1 := strconv.ParseInt(a, 10, 32)
+	minor, err2 := strconv.ParseInt(b, 10, 32)
+	if err := errors.Join(err1, err2); err != nil {
+		return number{}, fmt.Errorf("device number %q: %w", s, err)
+	}
+	return number{major, minor}, nil
+}
+
+// removeDevices lets go of the disks that a container had. What fails stays for the next try.
+func (m *Manager) removeDevices(cid string) error {
+	m.mu.Lock()
+	dirs := m.devices[cid]
+	delete(m.devices, cid)
+	m.mu.Unlock()
+	var errs []error
+	var left []string
+	for _, d := range dirs {
+		if err := forgetSCSI(d); err != nil {
+			errs, left = append(errs, err), append(left, d)
+		}
+	}
+	if len(left) > 0 {
+		m.mu.Lock()
+		m.devices[cid] = append(left, m.devices[cid]...)
+		m.mu.Unlock()
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,110 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package mount
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/agent/types"
+	"golang.org/x/sys/unix"
+)
+
+// Permissions that an fs_group volume gets, as Kubernetes gives them.
+const (
+	groupWrite = 0o660
+	groupDir   = unix.S_ISGID | 0o110
+)
+
+// applyFSGroup gives a volume to a group, recursively.
+func (m *Manager) applyFSGroup(point string, g *agent.FSGroup) error {
+	if g == nil {
+		return nil
+	}
+	dir, err := m.open(point)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	var st unix.Stat_t
+	var fs unix.Statfs_t
+	if err := errors.Join(unix.Fstat(int(dir.Fd()), &st), unix.Fstatfs(int(dir.Fd()), &fs)); err != nil {
+		return fmt.Errorf("fs_group: %w", err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return invalid(errors.New("fs_group on something that is not a directory"))
+	}
+	rw := uint32(groupWrite)
+	if fs.Flags&unix.ST_RDONLY != 0 {
+		return nil // cannot be changed, and is the same for everybody
+	}
+	want := rw | groupDir
+	if g.GetGroupChangePolicy() == types.FSGroupChangePolicy_OnRootMismatch && st.Gid == g.GetGroupId() && st.Mode&want == want {
+		return nil
+	}
+	if err := chgrpTree(int(dir.Fd()), ".", int(g.GetGroupId()), 0); err != nil {
+		return fmt.Errorf("fs_group %d: %w", g.GetGroupId(), err)
+	}
+	return nil
+}
+
+const maxDepth = 1024
+
+// chgrpTree changes a directory after what is in it, so that a half-done change shows at the root.
+func chgrpTree(parent int, name string, gid, depth int) error {
+	if depth > maxDepth {
+		return fmt.Errorf("directories are nested more than %d deep", maxDepth)
+	}
+	fd, err := unix.Openat(parent, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	dir := os.NewFile(uintptr(fd), name)
+	defer dir.Close()
+	for {
+		names, err := dir.Readdirnames(256)
+		for _, n := range names {
+			if err := chgrpEntry(fd, n, gid, depth); err != nil {
+				return err
+			}
+		}
+		if err != nil { // io.EOF, or something that the chown below will meet as well
+			break
+		}
+	}
+	return chgrp(fd, ".", gid, groupWrite|groupDir)
+}
+
+func chgrpEntry(fd int, name string, gid, depth int) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return &os.PathError{Op: "stat", Path: name, Err: err}
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		return chgrpTree(fd, name, gid, depth+1)
+	case unix.S_IFLNK:
+		return os.NewSyscallError("lchown", unix.Fchownat(fd, name, -1, gid, unix.AT_SYMLINK_NOFOLLOW))
+	}
+	return chgrp(fd, name, gid, groupWrite)
+}
+
+func chgrp(fd int, name string, gid int, add uint32) error {
+	path := "/proc/self/fd/" + strconv.Itoa(fd) + "/" + name
+	var st unix.Stat_t
+	err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if err == nil {
+		err = unix.Fchownat(fd, name, -1, gid, unix.AT_SYMLINK_NOFOLLOW)
+	}
+	if err == nil {
+		err = unix.Chmod(path, st.Mode&0o7777|add) // after chown, which clears set-id bits
+	}
+	if err != nil {
+		return &os.PathError{Op: "chgrp", Path: name, Err: err}
+	}
+	return nil
+}

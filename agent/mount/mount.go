@@ -1,0 +1,305 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package mount is the guest's side of storage: it turns the agent protocol's Storage entries into
+// mounts, and its Device entries into device numbers of the container's specification.
+//
+// A Manager counts the users of each mount point: a layer that several containers of a pod share
+// is mounted once, and unmounted with its last user. Add either makes all mounts of a request or
+// none. Everything in a request comes from the host and is checked: mount points and
+// directories lie below the Manager's root and are reached without following symbolic links; block
+// devices that hold layers are opened through dm-verity, never directly.
+package mount
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/image/verity/dm"
+	"github.com/coco-shim/coco/internal/undo"
+	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
+)
+
+// Root is where everything that a host may name lies in the guest.
+const Root = "/run/kata-containers"
+
+// DeviceTimeout bounds the wait for a device to appear.
+const DeviceTimeout = 20 * time.Second
+
+// maxStorages bounds a request.
+const maxStorages = 1024
+
+// Manager owns the mounts that were made on the host's request.
+type Manager struct {
+	root string
+	sys  string // sysfs
+
+	mu      sync.Mutex
+	mounts  map[string]*mounted // guarded by mu; by mount point
+	serial  uint64              // guarded by mu; order of mounting
+	devices map[string][]string // guarded by mu; sysfs directories of SCSI devices by container
+	closed  bool                // guarded by mu
+}
+
+// mounted is one mount point.
+type mounted struct {
+	storage *agent.Storage
+	serial  uint64
+	users   map[string]bool // guarded by Manager.mu; container ids, "" for the sandbox
+	ready   chan struct{}   // closed when mounting or unmounting has ended
+	err     error           // of mounting; valid once ready is closed
+	undo    undo.Stack
+	verity  *verityLayer // valid once ready is closed
+}
+
+// verityLayer is what is mounted from a layer's device.
+type verityLayer struct {
+	rootHash string
+	device   dm.Device
+}
+
+// New returns a Manager for mounts below root, an absolute path without symbolic links.
+func New(root string) *Manager {
+	return &Manager{root: root, sys: "/sys", mounts: map[string]*mounted{}, devices: map[string][]string{}}
+}
+
+// Add makes the storages of a container available, in order; cid "" stands for the sandbox. If
+// one fails, those that this call has made are undone. The error names the storage.
+func (m *Manager) Add(ctx context.Context, cid string, storages []*agent.Storage) (err error) {
+	if len(storages) > maxStorages {
+		return fmt.Errorf("%d storages are more than %d: %w", len(storages), maxStorages, errdefs.ErrInvalidArgument)
+	}
+	var u undo.Stack
+	defer u.RunOnError(&err)
+	for i, s := range storages {
+		if s == nil {
+			return fmt.Errorf("storage %d is empty: %w", i, errdefs.ErrInvalidArgument)
+		}
+		fresh, err := m.acquire(ctx, cid, s)
+		if err != nil {
+			return fmt.Errorf("storage %d (driver %.40q, source %.80q) at %.200q: %w", i, s.GetDriver(), s.GetSource(), s.GetMountPoint(), err)
+		}
+		if fresh {
+			u.Push("release "+s.GetMountPoint(), func(ctx context.Context) error {
+				return m.release(ctx, cid, s.GetMountPoint())
+			})
+		}
+	}
+	return nil
+}
+
+// acquire makes cid a user of the storage and reports whether it was not one before.
+func (m *Manager) acquire(ctx context.Context, cid string, s *agent.Storage) (bool, error) {
+	point, err := m.clean(s.GetMountPoint())
+	if err != nil {
+		return false, err
+	}
+	for {
+		mt, mine, err := m.claim(cid, point, s)
+		if err != nil {
+			return false, err
+		}
+		if mine {
+			return true, m.settle(ctx, point, mt)
+		}
+		select {
+		case <-mt.ready:
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
+		if fresh, ok := m.join(cid, point, mt); ok {
+			return fresh, nil
+		}
+	}
+}
+
+// claim returns the mount at point; mine says that the caller has to make it.
+func (m *Manager) claim(cid, point string, s *agent.Storage) (mt *mounted, mine bool, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil, false, fmt.Errorf("storage is shut down: %w", errdefs.ErrFailedPrecondition)
+	}
+	if mt := m.mounts[point]; mt != nil {
+		if !same(mt.storage, s) {
+			return nil, false, fmt.Errorf("another storage is already mounted there: %w", errdefs.ErrAlreadyExists)
+		}
+		return mt, false, nil
+	}
+	m.serial++
+	s = proto.CloneOf(s)
+	mt = &mounted{storage: s, serial: m.serial, users: map[string]bool{cid: true}, ready: make(chan struct{})}
+	if s.GetShared() {
+		mt.users[""] = true
+	}
+	m.mounts[point] = mt
+	return mt, true, nil
+}
+
+// join adds a user to a mount that was there already. It fails when the mount has gone meanwhile.
+func (m *Manager) join(cid, point string, mt *mounted) (fresh, ok bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.mounts[point] != mt || mt.err != nil || len(mt.users) == 0 {
+		return false, false
+	}
+	fresh = !mt.users[cid]
+	mt.users[cid] = true
+	return fresh, true
+}
+
+// settle makes a claimed mount, or forgets it.
+func (m *Manager) settle(ctx context.Context, point string, mt *mounted) error {
+	err := m.mount(ctx, point, mt)
+	if err != nil {
+		err = errors.Join(err, mt.undo.Run(ctx))
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err != nil {
+		mt.err = err
+		delete(m.mounts, point)
+	}
+	close(mt.ready)
+	return err
+}
+
+// same reports whether two requests for a mount point want the same thing.
+func same(a, b *agent.Storage) bool {
+	a, b = proto.CloneOf(a), proto.CloneOf(b)
+	a.Shared, b.Shared = false, false
+	return proto.Equal(a, b)
+}
+
+// release takes a user off a mount point and undoes the mount if that was the last one. On
+// failure the mount stays known, with what is left of it, so that a later call goes on.
+func (m *Manager) release(ctx context.Context, cid, point string) error {
+	m.mu.Lock()
+	mt := m.mounts[point]
+	if mt == nil || !mt.users[cid] {
+		m.mu.Unlock()
+		return nil
+	}
+	if len(mt.users) > 1 {
+		delete(mt.users, cid)
+		m.mu.Unlock()
+		return nil
+	}
+	clear(mt.users) // nobody can join any more; whoever wants to, waits
+	mt.ready = make(chan struct{})
+	m.mu.Unlock()
+
+	err := mt.undo.Run(ctx)
+
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err == nil {
+		delete(m.mounts, point)
+	} else {
+		mt.users[cid] = true
+	}
+	close(mt.ready)
+	return err
+}
+
+// Remove gives up everything that a container uses, in reverse order. What cannot be undone is
+// reported and tried again by the next call.
+func (m *Manager) Remove(ctx context.Context, cid string) error {
+	var errs []error
+	for _, point := range m.pointsOf(func(mt *mounted) bool { return mt.users[cid] }) {
+		if err := m.release(ctx, cid, point); err != nil {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", point, err))
+		}
+	}
+	return errors.Join(append(errs, m.removeDevices(cid))...)
+}
+
+// Shutdown undoes all mounts, whoever uses them, and lets nobody add new ones.
+func (m *Manager) Shutdown(ctx context.Context) error {
+	m.mu.Lock()
+	m.closed = true
+	m.mu.Unlock()
+	var errs []error
+	for _, point := range m.pointsOf(func(*mounted) bool { return true }) {
+		m.mu.Lock()
+		mt := m.mounts[point]
+		var users []string
+		if mt != nil {
+			for u := range mt.users {
+				users = append(users, u)
+			}
+		}
+		m.mu.Unlock()
+		for _, u := range users {
+			if err := m.release(ctx, u, point); err != nil {
+				errs = append(errs, fmt.Errorf("unmount %s: %w", point, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// pointsOf lists mount points, the newest first.
+func (m *Manager) pointsOf(want func(*mounted) bool) []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var points []string
+	for p, mt := range m.mounts {
+		if want(mt) {
+			points = append(points, p)
+		}
+	}
+	slices.SortFunc(points, func(a, b string) int {
+		return int(int64(m.mounts[b].serial) - int64(m.mounts[a].serial))
+	})
+	return points
+}
+
+// Corrupted returns an error that names the layers of a container in which a block has failed
+// verification so far. Call it when a container's process could not be started or died.
+func (m *Manager) Corrupted(cid string) error {
+	m.mu.Lock()
+	layers := map[string]*verityLayer{}
+	for point, mt := range m.mounts {
+		select {
+		case <-mt.ready:
+			if mt.users[cid] && mt.verity != nil {
+				layers[point] = mt.verity
+			}
+		default: // still being mounted: not of a container that runs
+		}
+	}
+	m.mu.Unlock()
+	var errs []error
+	for point, l := range layers {
+		if err := l.check(point); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// check asks the kernel whether all blocks read so far were good.
+func (l *verityLayer) check(point string) error {
+	bad, err := l.device.Corrupted()
+	if err != nil {
+		return fmt.Errorf("layer %s at %s: %w", l.rootHash, point, err)
+	}
+	if bad {
+		return &CorruptLayerError{RootHash: l.rootHash, MountPoint: point}
+	}
+	return nil
+}
+
+// CorruptLayerError says that a layer's data is not what its root hash stands for.
+type CorruptLayerError struct{ RootHash, MountPoint string }
+
+func (e *CorruptLayerError) Error() string {
+	return fmt.Sprintf("layer %s at %s is corrupted: a block that was read does not match the root hash; remove the layer from the node's cache so that it is built again", e.RootHash, e.MountPoint)
+}

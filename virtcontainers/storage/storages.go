@@ -1,0 +1,89 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package storage
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/image/verity"
+)
+
+// Where things are in the guest. The agent accepts mount points only below GuestRoot.
+const (
+	GuestRoot   = "/run/kata-containers"
+	guestLayers = GuestRoot + "/virtual-volumes/"
+	guestUpper  = GuestRoot + "/sandbox/upper/"
+)
+
+// Driver options and names of the agent protocol.
+const (
+	createDirectory = "io.katacontainers.volume.overlayfs.create_directory="
+	driverEphemeral = "ephemeral"
+	driverOverlay   = "overlayfs"
+)
+
+// Attached is a layer that the guest can see.
+type Attached struct {
+	verity.Params
+	Address hypervisor.BlockAddress
+}
+
+// GuestRootfs is the root file system of a container in the guest.
+func GuestRootfs(cid string) string { return GuestRoot + "/" + cid + "/rootfs" }
+
+// Storages lists what the agent mounts for a container's root file system, in order: each layer,
+// a tmpfs of the given size for the writable layer, the overlay of all of them. layers has the
+// topmost first; the same layer twice is mounted once.
+func Storages(cid string, layers []Attached, upperMiB uint64) ([]*agent.Storage, error) {
+	if err := checkID(cid); err != nil {
+		return nil, err
+	}
+	if len(layers) == 0 {
+		return nil, fmt.Errorf("container %s: root file system without layers", cid)
+	}
+	if upperMiB == 0 {
+		return nil, fmt.Errorf("container %s: size of the writable layer is zero", cid)
+	}
+	var out []*agent.Storage
+	var lower []string
+	seen := map[string]bool{}
+	for _, l := range layers {
+		point := guestLayers + l.Hex()
+		if seen[point] {
+			// An overlay refuses one directory twice. Only the upper of two equal layers matters:
+			// what it does to the layers in between, it does again.
+			continue
+		}
+		seen[point] = true
+		lower = append(lower, point)
+		out = append(out, &agent.Storage{
+			Driver: l.Address.Driver, Source: l.Address.Source, Fstype: "erofs",
+			Options: []string{"ro"}, DriverOptions: l.Options(), MountPoint: point,
+		})
+	}
+	upper := guestUpper + cid
+	out = append(out, &agent.Storage{
+		Driver: driverEphemeral, Source: "tmpfs", Fstype: "tmpfs", MountPoint: upper,
+		Options: []string{fmt.Sprintf("size=%dm", upperMiB), "mode=0700"},
+	}, &agent.Storage{
+		Driver: driverOverlay, Source: "none", Fstype: "overlay", MountPoint: GuestRootfs(cid),
+		Options: []string{
+			"lowerdir=" + strings.Join(lower, ":"), "upperdir=" + upper + "/fs", "workdir=" + upper + "/work",
+		},
+		DriverOptions: []string{createDirectory + upper + "/fs", createDirectory + upper + "/work"},
+	})
+	return out, nil
+}
+
+// checkID refuses what could lead out of the guest's directories.
+func checkID(cid string) error {
+	if cid == "" || strings.ContainsAny(cid, "/,:\\\x00") || cid == "." || cid == ".." {
+		return errors.New("container id " + fmt.Sprintf("%.80q", cid) + " cannot be part of a path")
+	}
+	return nil
+}
