@@ -4,9 +4,11 @@
 package network
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
 
 	"github.com/coco-shim/coco/api/agent/types"
 	"golang.org/x/sys/unix"
@@ -19,6 +21,37 @@ type Guest struct {
 	Interfaces []*types.Interface
 	Routes     []*types.Route
 	Neighbours []*types.ARPNeighbor
+}
+
+// String is the configuration in one line, for logs.
+func (g Guest) String() string {
+	var parts []string
+	for _, i := range g.Interfaces {
+		s := fmt.Sprintf("%s %s mtu %d", i.GetName(), i.GetHwAddr(), i.GetMtu())
+		for _, a := range i.GetIPAddresses() {
+			s += " " + a.GetAddress() + "/" + a.GetMask()
+		}
+		parts = append(parts, s)
+	}
+	for _, r := range g.Routes {
+		s := cmp.Or(r.GetDest(), "default")
+		for _, w := range [][2]string{{"via", r.GetGateway()}, {"dev", r.GetDevice()}, {"src", r.GetSource()}} {
+			if w[1] != "" {
+				s += " " + w[0] + " " + w[1]
+			}
+		}
+		if r.GetMtu() > 0 {
+			s += fmt.Sprintf(" mtu %d", r.GetMtu())
+		}
+		if r.GetFlags()&unix.RTNH_F_ONLINK != 0 {
+			s += " onlink"
+		}
+		parts = append(parts, s)
+	}
+	for _, n := range g.Neighbours {
+		parts = append(parts, n.GetToIPAddress().GetAddress()+" lladdr "+n.GetLladdr())
+	}
+	return strings.Join(parts, "; ")
 }
 
 // guestConfig takes over what hangs on the chosen links. What the protocol cannot carry is named in the
