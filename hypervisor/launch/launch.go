@@ -1,0 +1,275 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package launch forks the process that becomes the VMM before anything is known about the VM:
+// the pod's hooks and network need its pid and its namespaces first.
+//
+// The process is the calling program itself, run as "<exe> launch" (Main). It is born in the pod's
+// network namespace, in a session of its own, with SIGKILL as its parent-death signal, and waits
+// on a socket. Exec sends it a command line, an environment and open files, and it becomes that
+// program. From birth to death it has one pid, and no moment in which it could outlive its parent.
+//
+// Cgroups are left to the caller, who moves the pid before Exec.
+package launch
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/internal/fdpass"
+)
+
+const (
+	// Arg is the argument that makes the program call Main.
+	Arg = "launch"
+	// MaxFiles is how many files Exec can hand over.
+	MaxFiles = 250
+
+	firstFD    = 3
+	controlFD  = firstFD + MaxFiles // where the process finds its socket
+	maxMessage = 128 << 10
+	stderrTail = 8 << 10
+	stderrWait = time.Second // for the pipe to drain when a grandchild holds it open
+)
+
+// Options say where the process lives.
+type Options struct {
+	// Exe is the program to run, which calls Main when its first argument is Arg. Empty: ourselves.
+	Exe string
+	// NetNS is the path of a network namespace; empty: ours.
+	NetNS string
+}
+
+// Process is a launched process. It implements hypervisor.Process.
+type Process struct {
+	cmd     *exec.Cmd
+	control *net.UnixConn
+	stderr  *tail
+	done    chan struct{}
+	status  string // valid after done
+
+	execOnce sync.Once
+}
+
+var _ hypervisor.Process = (*Process)(nil)
+
+// message is what Exec sends; the files travel beside it.
+type message struct {
+	Argv  []string `json:"argv"`
+	Env   []string `json:"env"`
+	Files int      `json:"files"`
+}
+
+// Start forks the process. ctx bounds the start only. The caller ends it with Kill and
+// waits for Done.
+func Start(ctx context.Context, opts Options) (*Process, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("start launcher: %w", err)
+	}
+	exe := opts.Exe
+	if exe == "" {
+		exe = "/proc/self/exe"
+	}
+	control, peer, err := fdpass.Pair("launcher", unix.SOCK_SEQPACKET)
+	if err != nil {
+		return nil, fmt.Errorf("start launcher: %w", err)
+	}
+	p := &Process{
+		cmd:     exec.Command(exe, Arg), //nolint:noctx // outlives every request; ended by Kill
+		control: control,
+		stderr:  &tail{},
+		done:    make(chan struct{}),
+	}
+	// The files of Exec will take the descriptors from 3 on. They are occupied from the start, so
+	// that the Go runtime of the process, which has its own, never sits on one of them.
+	null, err := os.Open(os.DevNull)
+	if err == nil {
+		for range MaxFiles {
+			p.cmd.ExtraFiles = append(p.cmd.ExtraFiles, null)
+		}
+		p.cmd.ExtraFiles = append(p.cmd.ExtraFiles, peer)
+		p.cmd.Stderr = p.stderr
+		p.cmd.WaitDelay = stderrWait
+		p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+		started := make(chan error)
+		onOwnThread(func() { p.live(opts.NetNS, started) })
+		err = <-started
+		_ = null.Close() // only read
+		p.cmd.ExtraFiles = nil
+	}
+	_ = peer.Close() // the process has its duplicate
+	if err != nil {
+		_ = control.Close() // nothing was written
+		return nil, fmt.Errorf("start launcher: %w", err)
+	}
+	return p, nil
+}
+
+// live forks and reaps the process on a thread of its own. The thread enters the namespace,
+// which the child inherits, and it stays until the child is gone since the parent-death signal
+// is sent when the forking thread ends, not the process.
+func (p *Process) live(path string, started chan<- error) {
+	if err := p.fork(path); err != nil {
+		started <- err
+		return
+	}
+	started <- nil
+	err := p.cmd.Wait()
+	if s := p.cmd.ProcessState; s != nil {
+		p.status = s.String()
+	} else {
+		p.status = err.Error()
+	}
+	_ = p.control.Close() // the peer is gone
+	close(p.done)
+}
+
+// onOwnThread runs fn in a goroutine on a thread that nothing else uses and that is destroyed
+// afterwards. It is not the main thread, whose namespaces others see as those of the process.
+func onOwnThread(fn func()) {
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() != unix.Getpid() {
+			fn()
+			return // still locked: the thread ends
+		}
+		locked := make(chan struct{})
+		go func() {
+			runtime.LockOSThread() // another thread, since this one is taken
+			close(locked)
+			fn()
+		}()
+		<-locked
+		runtime.UnlockOSThread()
+	}()
+}
+
+func (p *Process) fork(path string) error {
+	if path != "" {
+		ns, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("open network namespace %s: %w", path, err)
+		}
+		defer unix.Close(ns) //nolint:errcheck // nothing was written
+		if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter network namespace %s: %w", path, err)
+		}
+	}
+	return p.cmd.Start()
+}
+
+// PID is the process id, the same before and after Exec.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Done is closed when the process has ended and was reaped.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// ExitStatus says how the process ended; valid after Done.
+func (p *Process) ExitStatus() string {
+	select {
+	case <-p.done:
+		return p.status
+	default:
+		return "running"
+	}
+}
+
+// Stderr is the tail of what the process wrote to its standard error.
+func (p *Process) Stderr() string { return p.stderr.String() }
+
+// Kill ends the process with SIGKILL.
+func (p *Process) Kill() error {
+	if err := p.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("kill process %d: %w", p.PID(), err)
+	}
+	return nil
+}
+
+// Exec turns the process into argv[0]. It can be called once.
+func (p *Process) Exec(ctx context.Context, argv, env []string, files []*os.File) error {
+	if len(argv) == 0 {
+		return errors.New("exec in launcher: empty command line")
+	}
+	err := errors.New("it was called before")
+	p.execOnce.Do(func() { err = p.exec(ctx, message{argv, env, len(files)}, files) })
+	if err != nil {
+		return fmt.Errorf("exec %s in launcher %d: %w", argv[0], p.PID(), err)
+	}
+	return nil
+}
+
+func (p *Process) exec(ctx context.Context, m message, files []*os.File) error {
+	if len(files) > MaxFiles {
+		return fmt.Errorf("%d open files to hand over, at most %d are possible", len(files), MaxFiles)
+	}
+	data, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	if len(data) > maxMessage {
+		return fmt.Errorf("command line and environment take %d bytes, at most %d are possible", len(data), maxMessage)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = p.control.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if err := fdpass.Send(p.control, data, files...); err != nil {
+		return p.explain(ctx, err)
+	}
+	// The socket closes on exec: its end is the sign of success, a message that of failure. But it
+	// closes on death too.
+	reply := make([]byte, 4096)
+	n, err := p.control.Read(reply)
+	switch {
+	case n > 0:
+		return errors.New(string(reply[:n]))
+	case err != nil && !errors.Is(err, io.EOF):
+		return p.explain(ctx, err)
+	}
+	return nil
+}
+
+func (p *Process) explain(ctx context.Context, err error) error {
+	if cerr := context.Cause(ctx); cerr != nil {
+		return cerr
+	}
+	select {
+	case <-p.done:
+		return fmt.Errorf("it has ended (%s) %s", p.status, p.stderr)
+	default:
+		return err
+	}
+}
+
+// tail keeps the last bytes that were written to it.
+type tail struct {
+	mu  sync.Mutex
+	buf []byte // guarded by mu
+}
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.buf = append(t.buf, p...)
+	if over := len(t.buf) - stderrTail; over > 0 {
+		t.buf = append(t.buf[:0], t.buf[over:]...)
+	}
+	return len(p), nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return string(t.buf)
+}
