@@ -1,0 +1,120 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package boot turns a process that the kernel started as PID 1 into a working user space: root,
+// mounts, modules, loopback, entropy, clock, and power-off at the end. Each step is a function that
+// the agent's main calls in order; none waits by sleeping. Children are package reap's.
+package boot
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+	"unsafe"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// LoopbackUp sets lo up; the kernel then gives it its addresses.
+func LoopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("set lo up: %w", err)
+	}
+	defer unix.Close(fd)
+	ifr, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, ifr); err != nil {
+		return fmt.Errorf("read flags of lo: %w", err)
+	}
+	ifr.SetUint16(ifr.Uint16() | unix.IFF_UP)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr); err != nil {
+		return fmt.Errorf("set lo up: %w", err)
+	}
+	return nil
+}
+
+// maxSeed bounds the entropy taken in one call; the kernel's pool is 512 bytes.
+const maxSeed = 4096
+
+// AddEntropy mixes data into the kernel's random number generator and has it reseed itself.
+func AddEntropy(data []byte) error {
+	if len(data) == 0 || len(data) > maxSeed {
+		return fmt.Errorf("reseed: %d bytes of entropy, want 1 to %d: %w", len(data), maxSeed, errdefs.ErrInvalidArgument)
+	}
+	f, err := os.OpenFile("/dev/random", os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("reseed: %w", err)
+	}
+	defer f.Close()
+	// struct rand_pool_info, random(4): int entropy_count (bits), int buf_size (bytes), the data.
+	buf := make([]byte, 8+len(data))
+	binary.NativeEndian.PutUint32(buf, uint32(len(data)*8)) // #nosec G115 -- bounded by maxSeed
+	binary.NativeEndian.PutUint32(buf[4:], uint32(len(data)))
+	copy(buf[8:], data)
+	if err := ioctlPtr(f, unix.RNDADDENTROPY, unsafe.Pointer(&buf[0])); err != nil {
+		return fmt.Errorf("add entropy: %w", err)
+	}
+	if err := ioctlPtr(f, rndReseedCRNG, nil); err != nil && !errors.Is(err, unix.ENODATA) {
+		return fmt.Errorf("reseed the random number generator: %w", err)
+	}
+	return nil
+}
+
+const rndReseedCRNG = 0x5207 // random(4), RNDRESEEDCRNG = _IO('R', 0x07)
+
+func ioctlPtr(f *os.File, req uint, p unsafe.Pointer) error {
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), uintptr(req), uintptr(p))
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// SetClock sets the wall clock.
+func SetClock(sec, usec int64) error {
+	if sec < 0 || usec < 0 || usec >= int64(time.Second/time.Microsecond) {
+		return fmt.Errorf("set clock to %d s %d µs: out of range: %w", sec, usec, errdefs.ErrInvalidArgument)
+	}
+	tv := unix.Timeval{Sec: sec, Usec: usec}
+	if err := unix.Settimeofday(&tv); err != nil {
+		return fmt.Errorf("set clock: %w", err)
+	}
+	return nil
+}
+
+// PowerOff writes out what is dirty and stops the machine. It returns only on error.
+func PowerOff() error {
+	unix.Sync()
+	return unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+}
+
+// Console opens the system console for messages.
+func Console() (*os.File, error) {
+	return os.OpenFile("/dev/console", os.O_WRONLY|unix.O_NOCTTY, 0)
+}
+
+// KernelParam returns the value of a word `key=value` on the kernel command line; a bare word has
+// the value "".
+func KernelParam(key string) (string, bool) {
+	b, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return "", false
+	}
+	return findParam(string(b), key)
+}
+
+func findParam(cmdline, key string) (value string, found bool) {
+	for _, w := range strings.Fields(cmdline) {
+		if k, v, _ := strings.Cut(w, "="); k == key {
+			value, found = v, true // the last one counts
+		}
+	}
+	return value, found
+}

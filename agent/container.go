@@ -1,0 +1,324 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/coco-shim/coco/agent/cgroup"
+	"github.com/coco-shim/coco/agent/ocispec"
+	"github.com/coco-shim/coco/agent/runner"
+	"github.com/coco-shim/coco/agent/stdio"
+	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/internal/undo"
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/types/known/emptypb"
+)
+
+// container is one container and its processes.
+type container struct {
+	id     string
+	bundle string
+	group  cgroup.Group
+	undo   undo.Stack // what RemoveContainer releases, last first
+
+	termination string // guest path of the termination log, or ""
+
+	mu      sync.Mutex
+	state   state               // guarded by mu
+	init    *process            // guarded by mu; set once created
+	execs   map[string]*process // guarded by mu; nil value: being started
+	retired []exited            // guarded by mu; execs that are gone
+}
+
+// CreateContainer prepares a container up to its init process, which waits for StartContainer.
+func (s *Service) CreateContainer(ctx context.Context, req *pb.CreateContainerRequest) (_ *emptypb.Empty, err error) {
+	if err := checkContainerID(req.ContainerId); err != nil {
+		return nil, err
+	}
+	if len(req.SharedMounts) > 0 {
+		return nil, no("shared mounts")
+	}
+	spec, err := ocispec.Spec(req.OCI)
+	if err != nil {
+		return nil, fmt.Errorf("create container %s: %w", req.ContainerId, err)
+	}
+	box, err := s.ready(req.SandboxPidns)
+	if err != nil {
+		return nil, fmt.Errorf("create container %s: %w", req.ContainerId, err)
+	}
+	c, err := s.addContainer(req.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.build(ctx, c, req, spec, box); err != nil {
+		err = fmt.Errorf("create container %s: %w", c.id, errors.Join(s.Storage.Corrupted(c.id), err))
+		err = errors.Join(err, c.undo.Run(ctx))
+		s.dropContainer(c)
+		return nil, err
+	}
+	return &emptypb.Empty{}, nil
+}
+
+func (s *Service) addContainer(id string) (*container, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.containers[id]; ok {
+		return nil, fmt.Errorf("container %s: %w", id, errdefs.ErrAlreadyExists)
+	}
+	c := &container{
+		id: id, bundle: filepath.Join(s.RunDir, id),
+		group: cgroup.At(s.CgroupRoot, cgroupPath(id)), execs: map[string]*process{},
+	}
+	s.containers[id] = c
+	return c, nil
+}
+
+// cgroupPath is where a container's group is; the host's idea of it does not matter in here.
+func cgroupPath(id string) string { return "/coco/" + id }
+
+func (s *Service) dropContainer(c *container) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.containers, c.id)
+}
+
+// container finds a container.
+func (s *Service) container(id string) (*container, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, ok := s.containers[id]
+	if !ok {
+		return nil, fmt.Errorf("container %s: %w", id, errdefs.ErrNotFound)
+	}
+	return c, nil
+}
+
+// build does the work of CreateContainer; each step pushes its undo.
+func (s *Service) build(ctx context.Context, c *container, req *pb.CreateContainerRequest, spec *specs.Spec, box sandbox) error {
+	io, err := s.openIO(spec.Process.Terminal, req.StdinPort, req.StdoutPort, req.StderrPort)
+	if err != nil {
+		return err
+	}
+	c.undo.Push("close streams", func(context.Context) error { io.Close(); return nil })
+	if err := s.Modules.Wait(ctx); err != nil {
+		return err
+	}
+	if err := s.mountRootfs(ctx, c, req, spec); err != nil {
+		return err
+	}
+	if len(req.Devices) > 0 { // they change numbers in the specification
+		if err := s.Storage.Devices(ctx, c.id, req.Devices, req.OCI); err != nil {
+			return err
+		}
+		if spec, err = ocispec.Spec(req.OCI); err != nil {
+			return err
+		}
+	}
+	c.termination = terminationLog(spec)
+	sysctls, err := adapt(spec, surroundings{
+		bundle: c.bundle, hostname: box.hostname, cgroup: cgroupPath(c.id), ns: box.ns,
+	})
+	if err != nil {
+		return err
+	}
+	if err := confine(spec.Mounts); err != nil {
+		return err
+	}
+	if err := setSysctls(sysctls); err != nil {
+		return err
+	}
+	child, err := s.Runner.Create(ctx, runner.Container{ID: c.id, Bundle: c.bundle, Spec: spec, Streams: io})
+	if err != nil {
+		return err
+	}
+	c.undo.Push("delete container", func(ctx context.Context) error { return s.Runner.Delete(ctx, c.id) })
+	if err := s.OOM.Add(c.id, c.group); err != nil {
+		s.Log.Warn("no memory events", "container", c.id, "error", err)
+	}
+	c.undo.Push("forget memory events", func(context.Context) error { s.OOM.Remove(c.id); return nil })
+	s.adopt(c, newProcess("", spec.Process.Terminal, io, child))
+	return nil
+}
+
+// adopt makes p the container's init process and watches it.
+func (s *Service) adopt(c *container, p *process) {
+	c.mu.Lock()
+	c.init = p
+	c.mu.Unlock()
+	_ = c.to(evCreated)
+	s.tasks.Go(func() {
+		<-p.child.Done()
+		s.OOM.Check(c.id)                      // the news of the kill comes before the news of the exit
+		if err := c.group.Kill(); err != nil { // a shared pid namespace leaves the others alive
+			s.Log.Warn("kill what init left", "container", c.id, "error", err)
+		}
+		_ = c.to(evExited)
+		p.exit()
+	})
+}
+
+// mountRootfs makes the bundle and mounts the container's storages; the root file system ends up
+// at <bundle>/rootfs.
+func (s *Service) mountRootfs(ctx context.Context, c *container, req *pb.CreateContainerRequest, spec *specs.Spec) error {
+	rootfs := filepath.Join(c.bundle, "rootfs")
+	if err := os.MkdirAll(rootfs, 0o755); err != nil {
+		return fmt.Errorf("make bundle: %w", err)
+	}
+	c.undo.Push("remove bundle", func(context.Context) error { return removeBundle(c.bundle) })
+	if err := s.Storage.Add(ctx, c.id, req.Storages); err != nil {
+		return err
+	}
+	c.undo.Push("unmount storages", func(ctx context.Context) error { return s.Storage.Remove(ctx, c.id) })
+	src := spec.Root.Path
+	if !filepath.IsAbs(src) {
+		src = filepath.Join(c.bundle, src)
+	}
+	if src = filepath.Clean(src); src == rootfs {
+		return nil
+	}
+	src, err := resolveInside(src, s.RunDir)
+	if err != nil {
+		return fmt.Errorf("root file system: %w", err)
+	}
+	if err := bindMount(src, rootfs); err != nil {
+		return fmt.Errorf("root file system: %w", err)
+	}
+	c.undo.Push("unmount root file system", func(context.Context) error { return unmount(rootfs) })
+	return nil
+}
+
+// openIO claims the streams that a request names and makes the process's side of them.
+func (s *Service) openIO(terminal bool, stdin, stdout, stderr uint32) (*stdio.IO, error) {
+	if terminal {
+		stderr = 0
+	}
+	conns, err := s.Streams.Claim(stdin, stdout, stderr)
+	if err != nil {
+		return nil, err
+	}
+	return stdio.New(stdio.Wiring{
+		Terminal: terminal,
+		Streams:  stdin != 0 || stdout != 0 || stderr != 0,
+		Stdin:    conns[0], Stdout: conns[1], Stderr: conns[2],
+	})
+}
+
+// StartContainer lets the init process run.
+func (s *Service) StartContainer(ctx context.Context, req *pb.StartContainerRequest) (*emptypb.Empty, error) {
+	c, err := s.container(req.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.to(evStart); err != nil {
+		return nil, err
+	}
+	err = s.Runner.Start(ctx, c.id)
+	c.settle(err == nil, evStarted, evStartFailed)
+	if err != nil {
+		return nil, err
+	}
+	return &emptypb.Empty{}, nil
+}
+
+// RemoveContainer kills what runs and releases everything that belongs to the container. After an
+// error it can be repeated and goes on where it stopped.
+func (s *Service) RemoveContainer(ctx context.Context, req *pb.RemoveContainerRequest) (*emptypb.Empty, error) {
+	c, err := s.container(req.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	if req.Timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(req.Timeout)*time.Second)
+		defer cancel()
+	}
+	if err := c.to(evRemove); err != nil {
+		return nil, err
+	}
+	if err := s.tearDown(ctx, c); err != nil {
+		_ = c.to(evRemoveFailed)
+		return nil, fmt.Errorf("remove container %s: %w", c.id, err)
+	}
+	s.dropContainer(c)
+	return &emptypb.Empty{}, nil
+}
+
+func (s *Service) tearDown(ctx context.Context, c *container) error {
+	if err := c.group.Kill(); err != nil {
+		return err
+	}
+	_ = c.init.child.Signal(sigKill) // where there is no cgroup.kill; ESRCH is what we want
+	for _, p := range c.processes() {
+		select {
+		case <-p.done:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for process %q: %w", p.id, ctx.Err())
+		}
+		if p.id != "" {
+			p.io.Close()
+		}
+	}
+	return c.undo.Run(ctx)
+}
+
+// PauseContainer freezes the container's processes.
+func (s *Service) PauseContainer(ctx context.Context, req *pb.PauseContainerRequest) (*emptypb.Empty, error) {
+	c, err := s.container(req.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.to(evPause); err != nil {
+		return nil, err
+	}
+	err = c.group.Freeze(ctx, true)
+	if err != nil {
+		err = errors.Join(err, c.group.Freeze(context.WithoutCancel(ctx), false))
+	}
+	c.settle(err == nil, evPaused, evPauseFailed)
+	if err != nil {
+		return nil, fmt.Errorf("pause container %s: %w", c.id, err)
+	}
+	return &emptypb.Empty{}, nil
+}
+
+// ResumeContainer thaws the container's processes.
+func (s *Service) ResumeContainer(ctx context.Context, req *pb.ResumeContainerRequest) (*emptypb.Empty, error) {
+	c, err := s.container(req.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.to(evResume); err != nil {
+		return nil, err
+	}
+	err = c.group.Freeze(ctx, false)
+	c.settle(err == nil, evResumed, evResumeFailed)
+	if err != nil {
+		return nil, fmt.Errorf("resume container %s: %w", c.id, err)
+	}
+	return &emptypb.Empty{}, nil
+}
+
+// UpdateContainer changes the limits of a container.
+func (s *Service) UpdateContainer(_ context.Context, req *pb.UpdateContainerRequest) (*emptypb.Empty, error) {
+	c, err := s.container(req.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	res, err := ocispec.Resources(req.Resources)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.group.Update(res); err != nil {
+		return nil, fmt.Errorf("update container %s: %w", c.id, err)
+	}
+	return &emptypb.Empty{}, nil
+}

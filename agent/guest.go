@@ -1,0 +1,238 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/metrics"
+	"strconv"
+	"strings"
+
+	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/agent/types"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/emptypb"
+)
+
+// FeatureStreams is announced in extra_features: byte streams by port are served.
+const FeatureStreams = "coco-streams"
+
+// storageHandlers and deviceHandlers are the drivers that agent/mount serves.
+var (
+	storageHandlers = []string{"blk", "scsi", "ephemeral", "local", "overlayfs"}
+	deviceHandlers  = []string{"blk", "scsi"}
+)
+
+// GetGuestDetails tells what this guest can do.
+func (s *Service) GetGuestDetails(_ context.Context, req *pb.GuestDetailsRequest) (*pb.GuestDetailsResponse, error) {
+	resp := &pb.GuestDetailsResponse{AgentDetails: &pb.AgentDetails{
+		Version:         s.Config.Version,
+		InitDaemon:      os.Getpid() == 1,
+		DeviceHandlers:  deviceHandlers,
+		StorageHandlers: storageHandlers,
+		SupportsSeccomp: true,
+		ExtraFeatures:   []string{"seccomp", FeatureStreams},
+	}}
+	if req.MemBlockSize {
+		if b, err := os.ReadFile("/sys/devices/system/memory/block_size_bytes"); err == nil {
+			resp.MemBlockSizeBytes, _ = strconv.ParseUint(strings.TrimSpace(string(b)), 16, 64)
+		}
+	}
+	return resp, nil
+}
+
+// SetGuestDateTime sets the wall clock.
+func (s *Service) SetGuestDateTime(_ context.Context, req *pb.SetGuestDateTimeRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, s.System.SetClock(req.Sec, req.Usec)
+}
+
+// ReseedRandomDev feeds the random number generator.
+func (s *Service) ReseedRandomDev(_ context.Context, req *pb.ReseedRandomDevRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, s.System.AddEntropy(req.Data)
+}
+
+// CopyFile writes a piece of a file, a directory or a link below the shared directory.
+func (s *Service) CopyFile(_ context.Context, req *pb.CopyFileRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, s.copy.Copy(req)
+}
+
+// OnlineCPUMem brings processors and memory blocks into use that the VMM has added.
+func (s *Service) OnlineCPUMem(_ context.Context, req *pb.OnlineCPUMemRequest) (*emptypb.Empty, error) {
+	if err := online("/sys/devices/system/cpu/cpu[0-9]*/online", "0", "1"); err != nil {
+		return nil, err
+	}
+	if !req.CpuOnly {
+		if err := online("/sys/devices/system/memory/memory*/state", "offline", "online"); err != nil {
+			return nil, err
+		}
+	}
+	if n := runtime.NumCPU(); req.Wait && req.NbCpus > uint32(min(n, math.MaxInt32)) { // #nosec G115 -- bounded
+		return nil, fmt.Errorf("%d processors are asked for, %d are there: %w", req.NbCpus, n, errdefs.ErrFailedPrecondition)
+	}
+	return &emptypb.Empty{}, nil
+}
+
+func online(pattern, from, to string) error {
+	names, err := filepath.Glob(pattern)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		b, err := os.ReadFile(n)
+		if err != nil || strings.TrimSpace(string(b)) != from {
+			continue
+		}
+		if err := os.WriteFile(n, []byte(to), 0); err != nil {
+			return fmt.Errorf("bring into use: %w", err)
+		}
+	}
+	return nil
+}
+
+// UpdateInterface configures a network interface.
+func (s *Service) UpdateInterface(ctx context.Context, req *pb.UpdateInterfaceRequest) (*types.Interface, error) {
+	if req.Interface == nil {
+		return nil, fmt.Errorf("no interface in the request: %w", errdefs.ErrInvalidArgument)
+	}
+	if err := s.Modules.Wait(ctx); err != nil {
+		return nil, err
+	}
+	return s.Network.UpdateInterface(ctx, req.Interface)
+}
+
+// UpdateRoutes replaces the routes.
+func (s *Service) UpdateRoutes(ctx context.Context, req *pb.UpdateRoutesRequest) (*pb.Routes, error) {
+	if req.Routes == nil {
+		return nil, fmt.Errorf("no routes in the request: %w", errdefs.ErrInvalidArgument)
+	}
+	return s.Network.UpdateRoutes(ctx, req.Routes)
+}
+
+// ListInterfaces lists the guest's interfaces.
+func (s *Service) ListInterfaces(ctx context.Context, _ *pb.ListInterfacesRequest) (*pb.Interfaces, error) {
+	return s.Network.ListInterfaces(ctx)
+}
+
+// ListRoutes lists the guest's routes.
+func (s *Service) ListRoutes(ctx context.Context, _ *pb.ListRoutesRequest) (*pb.Routes, error) {
+	return s.Network.ListRoutes(ctx)
+}
+
+// AddARPNeighbors adds entries of the neighbour table.
+func (s *Service) AddARPNeighbors(ctx context.Context, req *pb.AddARPNeighborsRequest) (*emptypb.Empty, error) {
+	if req.Neighbors == nil {
+		return nil, fmt.Errorf("no neighbours in the request: %w", errdefs.ErrInvalidArgument)
+	}
+	return &emptypb.Empty{}, s.Network.AddNeighbors(ctx, req.Neighbors)
+}
+
+// UpdateEphemeralMounts changes mounts that live in memory, or adds them to the sandbox.
+func (s *Service) UpdateEphemeralMounts(ctx context.Context, req *pb.UpdateEphemeralMountsRequest) (*emptypb.Empty, error) {
+	if _, err := s.ready(false); err != nil {
+		return nil, err
+	}
+	return &emptypb.Empty{}, s.Storage.Add(ctx, sandboxStorage, req.Storages)
+}
+
+// GetVolumeStats tells how full a volume is.
+func (s *Service) GetVolumeStats(_ context.Context, req *pb.VolumeStatsRequest) (*pb.VolumeStatsResponse, error) {
+	p, err := resolveInside(filepath.Clean(req.VolumeGuestPath), s.RunDir)
+	if err != nil {
+		return nil, fmt.Errorf("statistics of volume: %w", err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(p, &st); err != nil {
+		return nil, fmt.Errorf("statistics of volume %s: %w", p, err)
+	}
+	size := uint64(max(st.Bsize, 0)) // #nosec G115 -- not negative
+	return &pb.VolumeStatsResponse{
+		Usage: []*pb.VolumeUsage{
+			{Unit: pb.VolumeUsage_BYTES, Total: st.Blocks * size, Available: st.Bavail * size, Used: (st.Blocks - st.Bfree) * size},
+			{Unit: pb.VolumeUsage_INODES, Total: st.Files, Available: st.Ffree, Used: st.Files - st.Ffree},
+		},
+		VolumeCondition: &pb.VolumeCondition{},
+	}, nil
+}
+
+// maxTermination is as much of a termination log as Kubernetes ever asks for, and some.
+const maxTermination = 64 << 10
+
+// GetDiagnosticData returns a container's termination log.
+func (s *Service) GetDiagnosticData(_ context.Context, req *pb.GetDiagnosticDataRequest) (*pb.GetDiagnosticDataResponse, error) {
+	if req.LogType != "termination_log" {
+		return nil, no("diagnostic data " + strconv.Quote(req.LogType))
+	}
+	c, err := s.container(req.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	if c.termination == "" {
+		return nil, fmt.Errorf("container %s has no termination log: %w", c.id, errdefs.ErrNotFound)
+	}
+	p, err := resolveInside(c.termination, s.RunDir)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(p)
+	if err != nil {
+		return nil, fmt.Errorf("termination log of container %s: %w", c.id, err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxTermination))
+	if err != nil {
+		return nil, fmt.Errorf("termination log of container %s: %w", c.id, err)
+	}
+	return &pb.GetDiagnosticDataResponse{Data: strings.ToValidUTF8(string(b), "\uFFFD")}, nil
+}
+
+// GetMetrics tells in Prometheus' text format how the agent and the guest are.
+func (s *Service) GetMetrics(context.Context, *pb.GetMetricsRequest) (*pb.Metrics, error) {
+	var out bytes.Buffer
+	gauge := func(name, help string, v uint64) {
+		fmt.Fprintf(&out, "# HELP %s %s\n# TYPE %s gauge\n%s %d\n", name, help, name, name, v)
+	}
+	samples := []metrics.Sample{{Name: "/sched/goroutines:goroutines"}, {Name: "/memory/classes/total:bytes"}}
+	metrics.Read(samples)
+	gauge("coco_agent_goroutines", "Goroutines of the agent.", samples[0].Value.Uint64())
+	gauge("coco_agent_go_memory_bytes", "Memory mapped by the Go runtime of the agent.", samples[1].Value.Uint64())
+	status, serr := keysKiB("/proc/self/status")
+	gauge("coco_agent_resident_bytes", "Resident set of the agent.", status["VmRSS"])
+	mem, merr := keysKiB("/proc/meminfo")
+	gauge("coco_guest_memory_total_bytes", "Memory of the guest.", mem["MemTotal"])
+	gauge("coco_guest_memory_available_bytes", "Memory that new processes could have.", mem["MemAvailable"])
+	s.mu.Lock()
+	n := len(s.containers)
+	s.mu.Unlock()
+	gauge("coco_agent_containers", "Containers that exist.", uint64(n)) // #nosec G115 -- a length
+	if err := errors.Join(serr, merr); err != nil {
+		return nil, fmt.Errorf("metrics: %w", err)
+	}
+	return &pb.Metrics{Metrics: out.String()}, nil
+}
+
+// keysKiB reads a file of "Key:  n kB" lines, in bytes.
+func keysKiB(name string) (map[string]uint64, error) {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	m := map[string]uint64{}
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) == 3 && f[2] == "kB" {
+			n, _ := strconv.ParseUint(f[1], 10, 64)
+			m[strings.TrimSuffix(f[0], ":")] = n << 10
+		}
+	}
+	return m, nil
+}

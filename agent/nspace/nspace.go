@@ -1,0 +1,131 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package nspace makes the namespaces that the containers of a pod share and keeps them alive by
+// bind mounts, so that containers join them by path. A shared pid namespace needs a process that is
+// its init for as long as the pod lives: the agent's binary, run again under the name "pause".
+package nspace
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"syscall"
+
+	"github.com/coco-shim/coco/agent/reap"
+	"golang.org/x/sys/unix"
+)
+
+// PauseName is argv[0] under which the binary is to call Pause.
+const PauseName = "pause"
+
+// Maker makes namespaces below a directory.
+type Maker struct {
+	Dir    string
+	Reaper *reap.Reaper
+}
+
+// Make makes an IPC and a UTS namespace with the given host name, and a pid namespace if asked for.
+// It returns their paths by type. What was made before an error is released.
+func (m *Maker) Make(hostname string, pid bool) (_ map[string]string, err error) {
+	if err := os.MkdirAll(m.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	paths := map[string]string{"ipc": filepath.Join(m.Dir, "ipc"), "uts": filepath.Join(m.Dir, "uts")}
+	defer func() {
+		if err != nil {
+			for _, p := range paths {
+				_ = unix.Unmount(p, unix.MNT_DETACH) // most were not mounted
+			}
+		}
+	}()
+	done := make(chan error, 1)
+	go func() {
+		// The thread has namespaces of its own afterwards, so it must not run other goroutines:
+		// without an unlock it ends with this one.
+		runtime.LockOSThread()
+		done <- makeHere(hostname, paths)
+	}()
+	if err := <-done; err != nil {
+		return nil, err
+	}
+	if pid {
+		paths["pid"] = filepath.Join(m.Dir, "pid")
+		if err := m.pause(paths["pid"]); err != nil {
+			return nil, err
+		}
+	}
+	return paths, nil
+}
+
+func makeHere(hostname string, paths map[string]string) error {
+	if err := unix.Unshare(unix.CLONE_NEWIPC | unix.CLONE_NEWUTS); err != nil {
+		return fmt.Errorf("make namespaces of the sandbox: %w", err)
+	}
+	if hostname != "" {
+		if err := unix.Sethostname([]byte(hostname)); err != nil {
+			return fmt.Errorf("set host name %q: %w", hostname, err)
+		}
+	}
+	for t, p := range paths {
+		if err := pin(fmt.Sprintf("/proc/self/task/%d/ns/%s", unix.Gettid(), t), p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pin binds a namespace to a file.
+func pin(ns, file string) error {
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_RDONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_ = f.Close()
+	if err := unix.Mount(ns, file, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("keep namespace %s: %w", ns, err)
+	}
+	return nil
+}
+
+// pause starts the init process of a new pid namespace. It ends with the machine.
+func (m *Maker) pause(file string) error {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	child, err := m.Reaper.Spawn("/proc/self/exe", []string{PauseName}, &syscall.ProcAttr{
+		Dir:   "/",
+		Env:   []string{"GOMAXPROCS=1", "GOGC=off"},
+		Files: []uintptr{null.Fd(), null.Fd(), null.Fd()},
+		Sys:   &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID},
+	})
+	if err != nil {
+		return fmt.Errorf("make shared pid namespace: %w", err)
+	}
+	if err := pin(fmt.Sprintf("/proc/%d/ns/pid", child.Pid()), file); err != nil {
+		return errors.Join(err, child.Signal(unix.SIGKILL))
+	}
+	return nil
+}
+
+// Pause is the life of a pid namespace's init: it collects orphans until it is killed.
+func Pause() {
+	ch := make(chan os.Signal, 1)
+	signal.Notify(ch, unix.SIGCHLD)
+	for range ch {
+		for {
+			pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil)
+			if errors.Is(err, unix.EINTR) {
+				continue
+			}
+			if err != nil || pid <= 0 {
+				break
+			}
+		}
+	}
+}

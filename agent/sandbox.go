@@ -1,0 +1,164 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/internal/fsm"
+	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/types/known/emptypb"
+)
+
+// sandboxState is the life of the one sandbox of a guest.
+type sandboxState int
+
+const (
+	sandboxNone sandboxState = iota
+	sandboxCreating
+	sandboxReady
+	sandboxGone
+)
+
+func (s sandboxState) String() string {
+	return [...]string{"absent", "being created", "ready", "destroyed"}[s]
+}
+
+type sandboxEvent string
+
+const (
+	sandboxCreate  sandboxEvent = "create"
+	sandboxCreated sandboxEvent = "created"
+	sandboxFailed  sandboxEvent = "creation failed"
+	sandboxDestroy sandboxEvent = "destroy"
+)
+
+// sandboxTable: a guest has one sandbox in its life, and ends with it.
+var sandboxTable = fsm.Table[sandboxState, sandboxEvent]{
+	{State: sandboxNone, Event: sandboxCreate}:      sandboxCreating,
+	{State: sandboxCreating, Event: sandboxCreated}: sandboxReady,
+	{State: sandboxCreating, Event: sandboxFailed}:  sandboxNone,
+	{State: sandboxNone, Event: sandboxDestroy}:     sandboxGone,
+	{State: sandboxReady, Event: sandboxDestroy}:    sandboxGone,
+}
+
+type sandbox struct {
+	state    sandboxState
+	id       string
+	hostname string
+	ns       map[string]string // by type; "pid" only with a shared one
+}
+
+// sandboxStorage is the owner of the sandbox's own storages, as package mount has it.
+const sandboxStorage = ""
+
+func (s *Service) sandboxTo(e sandboxEvent) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next, err := sandboxTable.Next(s.sandbox.state, e)
+	if err != nil {
+		if e == sandboxCreate && s.sandbox.state != sandboxGone {
+			return fmt.Errorf("sandbox %s is %s: %w", s.sandbox.id, s.sandbox.state, errdefs.ErrAlreadyExists)
+		}
+		return fmt.Errorf("sandbox is %s: %w", s.sandbox.state, errdefs.ErrFailedPrecondition)
+	}
+	s.sandbox.state = next
+	return nil
+}
+
+// CreateSandbox prepares what the pod's containers share.
+func (s *Service) CreateSandbox(ctx context.Context, req *pb.CreateSandboxRequest) (*emptypb.Empty, error) {
+	if req.SandboxId != "" {
+		if err := checkContainerID(req.SandboxId); err != nil {
+			return nil, err
+		}
+	}
+	if req.GuestHookPath != "" {
+		return nil, no("hooks in the guest")
+	}
+	if err := s.sandboxTo(sandboxCreate); err != nil {
+		return nil, err
+	}
+	box, err := s.makeSandbox(ctx, req)
+	if err != nil {
+		_ = s.sandboxTo(sandboxFailed)
+		return nil, fmt.Errorf("create sandbox %s: %w", req.SandboxId, err)
+	}
+	s.mu.Lock()
+	box.state = s.sandbox.state
+	s.sandbox = box
+	s.mu.Unlock()
+	return &emptypb.Empty{}, s.sandboxTo(sandboxCreated)
+}
+
+func (s *Service) makeSandbox(ctx context.Context, req *pb.CreateSandboxRequest) (sandbox, error) {
+	box := sandbox{id: req.SandboxId, hostname: req.Hostname}
+	for _, m := range req.KernelModules {
+		if err := s.Modules.Load(m.Name, m.Parameters...); err != nil {
+			return box, err
+		}
+	}
+	if len(req.Dns) > 0 {
+		if err := s.Network.SetDNS(ctx, req.Dns); err != nil {
+			return box, err
+		}
+	}
+	if len(req.Storages) > 0 {
+		if err := s.Modules.Wait(ctx); err != nil {
+			return box, err
+		}
+		if err := s.Storage.Add(ctx, sandboxStorage, req.Storages); err != nil {
+			return box, err
+		}
+	}
+	ns, err := s.System.Namespaces(req.Hostname, req.SandboxPidns)
+	if err != nil {
+		return box, errors.Join(err, s.Storage.Remove(ctx, sandboxStorage))
+	}
+	box.ns = ns
+	return box, nil
+}
+
+// ready returns the sandbox for a container, joining its process ids or not.
+func (s *Service) ready(sharedPID bool) (sandbox, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	box := s.sandbox
+	if box.state != sandboxReady {
+		return box, fmt.Errorf("sandbox is %s: %w", box.state, errdefs.ErrFailedPrecondition)
+	}
+	ns := map[string]string{"ipc": box.ns["ipc"], "uts": box.ns["uts"]}
+	if sharedPID {
+		if box.ns["pid"] == "" {
+			return box, fmt.Errorf("sandbox has no shared process ids: %w", errdefs.ErrFailedPrecondition)
+		}
+		ns["pid"] = box.ns["pid"]
+	}
+	box.ns = ns
+	return box, nil
+}
+
+// DestroySandbox kills every container and answers; the machine is then powered off by whoever
+// waits for Stopped.
+func (s *Service) DestroySandbox(ctx context.Context, _ *pb.DestroySandboxRequest) (*emptypb.Empty, error) {
+	if err := s.sandboxTo(sandboxDestroy); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	all := make([]*container, 0, len(s.containers))
+	for _, c := range s.containers {
+		all = append(all, c)
+	}
+	s.mu.Unlock()
+	for _, c := range all {
+		if err := c.group.Kill(); err != nil {
+			s.Log.Warn("kill container", "container", c.id, "error", err)
+		}
+	}
+	close(s.stopped)
+	return &emptypb.Empty{}, nil
+}

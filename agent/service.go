@@ -1,0 +1,192 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package agent serves the guest's side of the agent protocol: sandbox, containers, processes and
+// their streams. It decides and keeps state; what touches the machine is in the packages below it
+// and reaches it through narrow interfaces.
+//
+// Lifecycle: New makes a Service, Register puts it on a ttrpc server, Stopped is closed once the
+// host has asked to destroy the sandbox, Close ends what is left.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+
+	"github.com/coco-shim/coco/agent/cgroup"
+	"github.com/coco-shim/coco/agent/copyin"
+	"github.com/coco-shim/coco/agent/runner"
+	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/agent/types"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/ttrpc"
+)
+
+// Runner runs containers; package runner implements it.
+type Runner interface {
+	Create(context.Context, runner.Container) (runner.Process, error)
+	Start(ctx context.Context, id string) error
+	Exec(context.Context, runner.Exec) (runner.Process, error)
+	Delete(ctx context.Context, id string) error
+}
+
+// Storage turns storages into mounts; package mount implements it.
+type Storage interface {
+	Add(ctx context.Context, cid string, list []*pb.Storage) error
+	Remove(ctx context.Context, cid string) error
+	Devices(ctx context.Context, cid string, list []*pb.Device, spec *pb.Spec) error
+	// Corrupted names the layers of a container that failed verification.
+	Corrupted(cid string) error
+}
+
+// Network configures the guest's network; package netcfg implements it.
+type Network interface {
+	UpdateInterface(context.Context, *types.Interface) (*types.Interface, error)
+	UpdateRoutes(context.Context, *pb.Routes) (*pb.Routes, error)
+	ListInterfaces(context.Context) (*pb.Interfaces, error)
+	ListRoutes(context.Context) (*pb.Routes, error)
+	AddNeighbors(context.Context, *pb.ARPNeighbors) error
+	SetDNS(ctx context.Context, lines []string) error
+}
+
+// Claimer hands out byte streams that the host has opened; stdio.Broker implements it.
+type Claimer interface {
+	Claim(numbers ...uint32) ([]net.Conn, error)
+}
+
+// Modules loads kernel modules; boot.Loader implements it.
+type Modules interface {
+	Wait(ctx context.Context) error
+	Load(name string, params ...string) error
+}
+
+// OOM reports groups in which the kernel killed; cgroup.OOMWatcher implements it.
+type OOM interface {
+	Add(name string, g cgroup.Group) error
+	Remove(name string)
+	Check(name string)
+	Next(ctx context.Context) (string, error)
+}
+
+// System is what concerns the machine as a whole.
+type System interface {
+	SetClock(sec, usec int64) error
+	AddEntropy(data []byte) error
+	// Namespaces makes the namespaces that the sandbox's containers share, and returns their paths
+	// by type.
+	Namespaces(hostname string, pid bool) (map[string]string, error)
+}
+
+// Config is what a Service works with.
+type Config struct {
+	Runner     Runner
+	Storage    Storage
+	Network    Network
+	Streams    Claimer
+	Modules    Modules
+	OOM        OOM
+	System     System
+	CgroupRoot string
+	RunDir     string // /run/kata-containers, but for tests
+	Version    string
+	Log        *slog.Logger
+}
+
+// Service implements grpc.AgentService and grpc.Health.
+type Service struct {
+	unsupported
+	Config
+	copy *copyin.Receiver
+
+	stopped chan struct{}  // closed by DestroySandbox
+	tasks   sync.WaitGroup // watchers of processes
+	life    context.Context
+	end     context.CancelFunc
+
+	mu         sync.Mutex
+	sandbox    sandbox               // guarded by mu
+	containers map[string]*container // guarded by mu
+}
+
+var _ pb.AgentServiceService = (*Service)(nil)
+var _ pb.HealthService = (*Service)(nil)
+
+// New makes a Service.
+func New(cfg Config) *Service {
+	if cfg.RunDir == "" {
+		cfg.RunDir = runDir
+	}
+	life, end := context.WithCancel(context.Background())
+	return &Service{
+		Config: cfg, copy: copyin.New(cfg.RunDir + "/shared/containers"),
+		stopped: make(chan struct{}), life: life, end: end,
+		containers: map[string]*container{},
+	}
+}
+
+// Register puts both services on a server.
+func (s *Service) Register(srv *ttrpc.Server) {
+	pb.RegisterAgentServiceService(srv, s)
+	pb.RegisterHealthService(srv, s)
+}
+
+// Stopped is closed when the host has destroyed the sandbox.
+func (s *Service) Stopped() <-chan struct{} { return s.stopped }
+
+// Close ends blocked calls and waits, until ctx is done, for processes to end.
+func (s *Service) Close(ctx context.Context) error {
+	s.end()
+	idle := make(chan struct{})
+	go func() {
+		s.tasks.Wait()
+		close(idle)
+	}()
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for processes to end: %w", ctx.Err())
+	}
+}
+
+// Intercept maps errors to the protocol's codes, and notes what failed.
+func (s *Service) Intercept(ctx context.Context, u ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
+	resp, err := method(ctx, u)
+	if err == nil {
+		return resp, nil
+	}
+	s.Log.Debug("request failed", "method", info.FullMethod, "error", err)
+	return nil, errgrpc.ToGRPC(classify(err))
+}
+
+// classify gives errors without a class the one that hosts expect.
+func classify(err error) error {
+	switch {
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return err
+	case errdefs.IsUnknown(err), errdefs.IsNotFound(err), errdefs.IsInvalidArgument(err), errdefs.IsAlreadyExists(err),
+		errdefs.IsFailedPrecondition(err), errdefs.IsUnavailable(err), errdefs.IsNotImplemented(err),
+		errdefs.IsResourceExhausted(err), errdefs.IsPermissionDenied(err), errdefs.IsAborted(err),
+		errdefs.IsDataLoss(err), errdefs.IsOutOfRange(err), errdefs.IsDeadlineExceeded(err):
+		return err
+	}
+	return fmt.Errorf("%w: %w", err, errdefs.ErrInternal)
+}
+
+// Check answers that the agent serves.
+func (s *Service) Check(context.Context, *pb.CheckRequest) (*pb.HealthCheckResponse, error) {
+	return &pb.HealthCheckResponse{Status: pb.HealthCheckResponse_SERVING}, nil
+}
+
+// protocolVersion is what every agent of this protocol answers; there is no negotiation.
+const protocolVersion = "0.0.1"
+
+// Version answers the versions of protocol and agent.
+func (s *Service) Version(context.Context, *pb.CheckRequest) (*pb.VersionCheckResponse, error) {
+	return &pb.VersionCheckResponse{GrpcVersion: protocolVersion, AgentVersion: s.Config.Version}, nil
+}

@@ -1,0 +1,140 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"fmt"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// Guest paths that hosts and policies name (reference/kata-agent-protocol.md, section 6).
+const (
+	runDir     = "/run/kata-containers"
+	sharedDir  = runDir + "/shared/containers"
+	sandboxDir = runDir + "/sandbox"
+)
+
+// reserved are names below runDir that are not containers.
+var reserved = []string{"shared", "sandbox", "image", "virtual-volumes"}
+
+// idPattern admits what containerd and the protocol admit; it cannot name another directory.
+var idPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]*$`)
+
+const maxID = 128
+
+func checkContainerID(id string) error {
+	if len(id) > maxID || !idPattern.MatchString(id) || slices.Contains(reserved, id) {
+		return fmt.Errorf("container id %q: want up to %d letters, digits, '_', '.', '-', and not a reserved name: %w", id, maxID, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+func checkExecID(id string) error {
+	if len(id) > maxID || !idPattern.MatchString(id) {
+		return fmt.Errorf("exec id %q: want up to %d letters, digits, '_', '.', '-': %w", id, maxID, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// surroundings is what a container finds in its sandbox.
+type surroundings struct {
+	bundle   string
+	hostname string            // of the sandbox
+	cgroup   string            // path for the container
+	ns       map[string]string // namespace type to path, of the sandbox; "" or absent: none
+}
+
+// adapt changes a specification that the host wrote into one for this guest. It is pure but for the
+// specification, which it owns. Network sysctls are returned: they concern the guest's own network
+// namespace, which the runtime would refuse to touch.
+func adapt(s *specs.Spec, env surroundings) (sysctls map[string]string, err error) {
+	if err := checkHooks(s.Hooks); err != nil {
+		return nil, err
+	}
+	if err := checkMounts(s.Mounts, env.bundle); err != nil {
+		return nil, err
+	}
+	s.Root.Path = filepath.Join(env.bundle, "rootfs")
+	s.Linux.CgroupsPath = env.cgroup
+	// Profiles and labels name policies that were loaded on the host; this kernel has none.
+	s.Process.ApparmorProfile, s.Process.SelinuxLabel, s.Linux.MountLabel = "", "", ""
+	s.Linux.Namespaces = namespaces(s.Linux.Namespaces, s.Hostname, env)
+	if s.Hostname == env.hostname || s.Hostname == "" {
+		s.Hostname = "" // the joined namespace has it
+	}
+	sysctls = map[string]string{}
+	for k, v := range s.Linux.Sysctl {
+		if strings.HasPrefix(k, "net.") || strings.HasPrefix(k, "net/") {
+			sysctls[k] = v
+			delete(s.Linux.Sysctl, k)
+		}
+	}
+	return sysctls, nil
+}
+
+// checkHooks admits only hooks that run inside the container: others would run the host's choice of
+// program in the guest.
+func checkHooks(h *specs.Hooks) error {
+	if h == nil {
+		return nil
+	}
+	//nolint:staticcheck // Prestart is deprecated, and refused here
+	if len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.Poststart)+len(h.Poststop) > 0 {
+		return fmt.Errorf("hooks other than startContainer run on the host, not in the guest: %w", errdefs.ErrNotImplemented)
+	}
+	return nil
+}
+
+// checkMounts keeps bind mounts within what belongs to the pod.
+func checkMounts(mounts []specs.Mount, bundle string) error {
+	for _, m := range mounts {
+		if m.Type != "bind" && !slices.Contains(m.Options, "bind") && !slices.Contains(m.Options, "rbind") {
+			continue
+		}
+		src := path.Clean(m.Source)
+		inside := strings.HasPrefix(src, runDir+"/") && (src != bundle && src != sharedDir && src != sandboxDir)
+		if !path.IsAbs(m.Source) || !inside {
+			return fmt.Errorf("mount on %s: source %q is not below %s: copy it or send a storage for it: %w", m.Destination, m.Source, runDir, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
+}
+
+// namespaces decides which namespaces the container makes and which of the sandbox's it joins.
+// Paths from the host mean nothing here.
+func namespaces(in []specs.LinuxNamespace, hostname string, env surroundings) []specs.LinuxNamespace {
+	out := []specs.LinuxNamespace{{Type: specs.MountNamespace}, {Type: specs.CgroupNamespace}}
+	for _, t := range []specs.LinuxNamespaceType{specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace} {
+		p := env.ns[string(t)]
+		if t == specs.UTSNamespace && hostname != "" && hostname != env.hostname {
+			p = "" // a name of its own needs a namespace of its own
+		}
+		out = append(out, specs.LinuxNamespace{Type: t, Path: p})
+	}
+	for _, n := range in {
+		if n.Type == specs.UserNamespace || n.Type == specs.TimeNamespace {
+			out = append(out, specs.LinuxNamespace{Type: n.Type})
+		}
+	}
+	return out
+}
+
+// sysctlFile is the path of a network sysctl below /proc/sys, both spellings ("net.a.b", "net/a/b").
+func sysctlFile(key string) (string, error) {
+	p := key
+	if !strings.Contains(key, "/") {
+		p = strings.ReplaceAll(key, ".", "/")
+	}
+	if path.Clean(p) != p || !strings.HasPrefix(p, "net/") || strings.Contains(p, "..") {
+		return "", fmt.Errorf("sysctl %q: %w", key, errdefs.ErrInvalidArgument)
+	}
+	return p, nil
+}

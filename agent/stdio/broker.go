@@ -1,0 +1,208 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package stdio
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+// Bounds of the broker.
+const (
+	maxPending       = 64               // streams that wait for a request
+	maxGreeting      = 32               // bytes of the first line
+	greetingDeadline = 10 * time.Second // for the first line
+	defaultClaimTime = 30 * time.Second // for a request that names the stream
+)
+
+// Broker holds byte streams that the host has opened until a request claims them by number. A
+// client writes "stream <n>\n" and reads "ok\n"; from then on the connection is stream n.
+type Broker struct {
+	claimTime time.Duration
+
+	mu      sync.Mutex
+	closed  bool                 // guarded by mu
+	conns   map[net.Conn]bool    // guarded by mu; being greeted
+	pending map[uint32]*unlooked // guarded by mu
+	wg      sync.WaitGroup       // greetings
+}
+
+// unlooked is a stream that nobody has claimed.
+type unlooked struct {
+	conn  net.Conn
+	timer *time.Timer
+}
+
+// NewBroker makes a broker.
+func NewBroker() *Broker {
+	return &Broker{claimTime: defaultClaimTime, conns: map[net.Conn]bool{}, pending: map[uint32]*unlooked{}}
+}
+
+// Serve greets connections of l until l is closed.
+func (b *Broker) Serve(l net.Listener) error {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		if !b.enter(c) {
+			_ = c.Close()
+			continue
+		}
+		go func() {
+			defer b.wg.Done()
+			if err := b.greet(c); err != nil {
+				_ = c.Close()
+			}
+			b.mu.Lock()
+			delete(b.conns, c)
+			b.mu.Unlock()
+		}()
+	}
+}
+
+func (b *Broker) enter(c net.Conn) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed || len(b.conns)+len(b.pending) >= maxPending {
+		return false
+	}
+	b.conns[c] = true
+	b.wg.Add(1)
+	return true
+}
+
+// greet reads the first line and registers the stream. The stream is registered before the answer,
+// so that a client that has read it can name the stream in a request at once.
+func (b *Broker) greet(c net.Conn) error {
+	if err := c.SetDeadline(time.Now().Add(greetingDeadline)); err != nil {
+		return err
+	}
+	line, err := readLine(c)
+	if err != nil {
+		return err
+	}
+	n, err := parseGreeting(line)
+	if err != nil {
+		return err
+	}
+	if err := b.register(n, c); err != nil {
+		return err
+	}
+	if _, err := io.WriteString(c, "ok\n"); err != nil {
+		b.drop(n, c)
+		return err
+	}
+	return c.SetDeadline(time.Time{})
+}
+
+// readLine reads up to a newline and not a byte further: what follows belongs to the stream.
+func readLine(r io.Reader) (string, error) {
+	var line [maxGreeting]byte
+	for i := range line {
+		if _, err := io.ReadFull(r, line[i:i+1]); err != nil {
+			return "", err
+		}
+		if line[i] == '\n' {
+			return string(line[:i]), nil
+		}
+	}
+	return "", fmt.Errorf("stream greeting is longer than %d bytes: %w", maxGreeting, errdefs.ErrInvalidArgument)
+}
+
+// parseGreeting reads "stream <n>", n being decimal, from 1 up, without sign or leading zero.
+func parseGreeting(line string) (uint32, error) {
+	s, ok := strings.CutPrefix(line, "stream ")
+	n, err := strconv.ParseUint(s, 10, 32)
+	if !ok || err != nil || n == 0 || strconv.FormatUint(n, 10) != s {
+		return 0, fmt.Errorf("stream greeting %q, want \"stream <number>\": %w", line, errdefs.ErrInvalidArgument)
+	}
+	return uint32(n), nil
+}
+
+func (b *Broker) register(n uint32, c net.Conn) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return net.ErrClosed
+	}
+	if _, ok := b.pending[n]; ok {
+		return fmt.Errorf("stream %d is open already: %w", n, errdefs.ErrAlreadyExists)
+	}
+	b.pending[n] = &unlooked{conn: c, timer: time.AfterFunc(b.claimTime, func() { b.drop(n, c) })}
+	return nil
+}
+
+// drop closes stream n if it is still c and unclaimed.
+func (b *Broker) drop(n uint32, c net.Conn) {
+	b.mu.Lock()
+	u, ok := b.pending[n]
+	if ok && u.conn == c {
+		u.timer.Stop()
+		delete(b.pending, n)
+	}
+	b.mu.Unlock()
+	if ok && u.conn == c {
+		_ = c.Close()
+	}
+}
+
+// Claim takes the streams with the given numbers; 0 yields nil. It takes all of them or none: when
+// one is not there the others are closed, for the request that named them has failed.
+func (b *Broker) Claim(numbers ...uint32) ([]net.Conn, error) {
+	b.mu.Lock()
+	conns := make([]net.Conn, len(numbers))
+	var errs []error
+	for i, n := range numbers {
+		if n == 0 {
+			continue
+		}
+		u, ok := b.pending[n]
+		if !ok {
+			errs = append(errs, fmt.Errorf("stream %d is not connected: connect it before the request names it: %w", n, errdefs.ErrInvalidArgument))
+			continue
+		}
+		u.timer.Stop()
+		delete(b.pending, n)
+		conns[i] = u.conn
+	}
+	b.mu.Unlock()
+	if err := errors.Join(errs...); err != nil {
+		closeAll(conns)
+		return nil, err
+	}
+	return conns, nil
+}
+
+func closeAll(conns []net.Conn) {
+	for _, c := range conns {
+		if c != nil {
+			_ = c.Close()
+		}
+	}
+}
+
+// Close drops every unclaimed stream and waits for greetings to end.
+func (b *Broker) Close() {
+	b.mu.Lock()
+	b.closed = true
+	for c := range b.conns {
+		_ = c.Close()
+	}
+	for n, u := range b.pending {
+		u.timer.Stop()
+		_ = u.conn.Close()
+		delete(b.pending, n)
+	}
+	b.mu.Unlock()
+	b.wg.Wait()
+}

@@ -1,0 +1,126 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package transport turns whatever connects guest and host into net.Listeners for port numbers:
+// AF_VSOCK where the machine has the device, a virtio-serial port multiplexed by portmux otherwise,
+// both where both are there. What is served on a port is the caller's.
+//
+// Lifecycle: Serve blocks until its context is done and has then closed everything it opened. A
+// virtio-serial session that ends (the host went away) is followed by a new one.
+package transport
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/coco-shim/coco/internal/portmux"
+	"github.com/mdlayher/vsock"
+)
+
+// Ports of the guest.
+const (
+	PortAgent   = 1024 // ttrpc: grpc.AgentService and grpc.Health
+	PortStreams = 1027 // byte streams of processes
+)
+
+// Ports says what serves each port. A server returns when its listener is closed; it is called
+// once for each transport and session.
+type Ports map[uint32]func(net.Listener) error
+
+// virtioVsock is the device id of a socket device; virtio 1.2, section 5 "Device Types".
+const virtioVsock = "0x0013"
+
+// HasVsock tells whether the machine has a virtio socket device, with or without a driver.
+func HasVsock() bool {
+	ids, _ := filepath.Glob("/sys/bus/virtio/devices/*/device") // the pattern is valid
+	for _, name := range ids {
+		b, err := os.ReadFile(name)
+		if err == nil && strings.TrimSpace(string(b)) == virtioVsock {
+			return true
+		}
+	}
+	return false
+}
+
+// Serve serves the ports on every transport until ctx is done.
+func Serve(ctx context.Context, ports Ports, log *slog.Logger) error {
+	var wg sync.WaitGroup
+	var verr, serr error
+	if HasVsock() {
+		wg.Go(func() { verr = serveVsock(ctx, ports, log) })
+	}
+	wg.Go(func() { serr = serveSerial(ctx, ports, log) })
+	wg.Wait()
+	return errors.Join(verr, serr)
+}
+
+func serveVsock(ctx context.Context, ports Ports, log *slog.Logger) error {
+	var wg sync.WaitGroup
+	var err error
+	for port, serve := range ports {
+		var l net.Listener
+		if l, err = vsock.Listen(port, nil); err != nil {
+			err = fmt.Errorf("listen on vsock port %d: %w", port, err)
+			break
+		}
+		stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+		wg.Go(func() {
+			defer stop()
+			logEnd(log, "vsock", port, serve(l))
+		})
+	}
+	wg.Wait()
+	return err
+}
+
+// serveSerial waits for the port and serves sessions on it, one after the other.
+func serveSerial(ctx context.Context, ports Ports, log *slog.Logger) error {
+	dev, err := WaitPort(ctx, PortName)
+	if ctx.Err() != nil {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for ctx.Err() == nil {
+		port, err := OpenSerial(dev)
+		if err != nil {
+			return err
+		}
+		if err := serveSession(ctx, port, ports, log); err != nil && ctx.Err() == nil {
+			log.Warn("session on virtio-serial port ended", "error", err)
+		}
+	}
+	return nil
+}
+
+func serveSession(ctx context.Context, channel io.ReadWriteCloser, ports Ports, log *slog.Logger) error {
+	mux := portmux.NewMux(channel)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer mux.Close()
+	for port, serve := range ports {
+		l, err := mux.Listen(port)
+		if err != nil {
+			return err
+		}
+		wg.Go(func() { logEnd(log, "virtio-serial", port, serve(l)) })
+	}
+	stop := context.AfterFunc(ctx, func() { _ = mux.Close() })
+	defer stop()
+	return mux.Serve()
+}
+
+func logEnd(log *slog.Logger, name string, port uint32, err error) {
+	if err != nil && !errors.Is(err, net.ErrClosed) {
+		log.Warn("port is no longer served", "transport", name, "port", port, "error", err)
+	}
+}

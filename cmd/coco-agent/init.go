@@ -1,0 +1,221 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"time"
+
+	"github.com/coco-shim/coco/agent"
+	"github.com/coco-shim/coco/agent/boot"
+	"github.com/coco-shim/coco/agent/cgroup"
+	"github.com/coco-shim/coco/agent/mount"
+	"github.com/coco-shim/coco/agent/nspace"
+	"github.com/coco-shim/coco/agent/reap"
+	"github.com/coco-shim/coco/agent/runner"
+	"github.com/coco-shim/coco/agent/stdio"
+	"github.com/coco-shim/coco/agent/transport"
+	"github.com/coco-shim/coco/internal/version"
+	"github.com/containerd/ttrpc"
+)
+
+// Where things are in the guest.
+const (
+	runtimeState = "/run/crun"
+	workDir      = "/run/coco"
+	nsDir        = "/run/sandbox-ns"
+)
+
+// runtimes are the OCI runtimes that an image may carry, the preferred one first.
+var runtimes = []string{"/usr/bin/crun", "/usr/sbin/runc", "/usr/bin/runc"}
+
+// logLevels are the values of agent.log= on the kernel command line. The default is quiet, because
+// a serial console takes its time for each byte.
+var logLevels = map[string]slog.Level{
+	"trace": slog.LevelDebug, "debug": slog.LevelDebug, "info": slog.LevelInfo,
+	"warn": slog.LevelWarn, "error": slog.LevelError, "critical": slog.LevelError,
+}
+
+// runInit is the life of the guest. It does not return: PID 1 must not.
+func runInit() {
+	err := life()
+	if err != nil {
+		say(fmt.Sprintf("coco-agent: fatal: %v; the guest powers off\n", err))
+	}
+	err = boot.PowerOff()
+	say(fmt.Sprintf("coco-agent: power off: %v\n", err))
+	select {} // the kernel would panic if PID 1 ended
+}
+
+// say writes to the console, whatever there is of it.
+func say(msg string) {
+	c, err := boot.Console()
+	if err != nil {
+		_, _ = os.Stderr.WriteString(msg)
+		return
+	}
+	_, _ = c.WriteString(msg)
+	_ = c.Close()
+}
+
+// life boots, serves until the sandbox is destroyed, and stops.
+func life() (err error) {
+	if err := boot.EnterRoot(); err != nil {
+		return err
+	}
+	if err := boot.MountEarly(); err != nil {
+		return err
+	}
+	log := newLog()
+	mods, err := boot.LoaderFromFile(boot.ModulesFile)
+	if err != nil {
+		return err
+	}
+	if err := mods.LoadBoot(); err != nil {
+		log.Error("load modules", "error", err)
+	}
+	if transport.HasVsock() && mods.Has("vmw_vsock_virtio_transport") {
+		if err := mods.Load("vmw_vsock_virtio_transport"); err != nil {
+			log.Error("load vsock", "error", err)
+		}
+	}
+	g, err := newGuest(mods, log)
+	if err != nil {
+		return err
+	}
+	return g.run()
+}
+
+func newLog() *slog.Logger {
+	level := slog.LevelWarn
+	if v, ok := boot.KernelParam("agent.log"); ok {
+		if l, known := logLevels[v]; known {
+			level = l
+		}
+	}
+	var w io.Writer = os.Stderr
+	if c, err := boot.Console(); err == nil {
+		w = c
+	}
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
+}
+
+// guest is what serves.
+type guest struct {
+	log     *slog.Logger
+	mods    *boot.Loader
+	reaper  *reap.Reaper
+	broker  *stdio.Broker
+	oom     *cgroup.OOMWatcher
+	mounts  *mount.Manager
+	service *agent.Service
+	server  *ttrpc.Server
+}
+
+func newGuest(mods *boot.Loader, log *slog.Logger) (*guest, error) {
+	g := &guest{log: log, mods: mods, reaper: reap.New(), broker: stdio.NewBroker(), mounts: mount.New(mount.Root)}
+	var err error
+	if g.oom, err = cgroup.NewOOMWatcher(); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(mount.Root, 0o755); err != nil {
+		return nil, err
+	}
+	g.service = agent.New(agent.Config{
+		Runner: runner.New(runner.Config{
+			Binary: findRuntime(), StateDir: runtimeState, WorkDir: workDir, CgroupRoot: boot.CgroupRoot, Reaper: g.reaper,
+		}),
+		Storage:    g.mounts,
+		Network:    noNetwork{},
+		Streams:    g.broker,
+		Modules:    mods,
+		OOM:        g.oom,
+		System:     machine{&nspace.Maker{Dir: nsDir, Reaper: g.reaper}},
+		CgroupRoot: boot.CgroupRoot,
+		Version:    version.Version,
+		Log:        log,
+	})
+	if g.server, err = ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(g.service.Intercept)); err != nil {
+		return nil, err
+	}
+	g.service.Register(g.server)
+	return g, nil
+}
+
+func findRuntime() string {
+	for _, r := range runtimes {
+		if _, err := os.Stat(r); err == nil {
+			return r
+		}
+	}
+	return runtimes[0] // its absence is reported by the first container
+}
+
+// run serves while the rest of the boot goes on beside it.
+func (g *guest) run() error {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		ended <- transport.Serve(ctx, transport.Ports{
+			transport.PortAgent:   func(l net.Listener) error { return g.server.Serve(ctx, l) },
+			transport.PortStreams: g.broker.Serve,
+		}, g.log)
+	}()
+	go g.finishBoot()
+	select {
+	case err := <-ended:
+		return errors.Join(errors.New("no transport is served any more"), err)
+	case <-g.service.Stopped():
+	}
+	g.stop()
+	cancel()
+	return <-ended
+}
+
+// finishBoot does what containers need and the channel does not. Whoever needs it waits for the
+// modules, which come last.
+func (g *guest) finishBoot() {
+	for _, step := range []func() error{boot.MountLate, boot.LoopbackUp, g.mods.LoadRootfs} {
+		if err := step(); err != nil {
+			g.log.Error("boot", "error", err)
+		}
+	}
+}
+
+// stopTimeout bounds the orderly end.
+const stopTimeout = 3 * time.Second
+
+// stop ends calls that are under way, of which the one that destroys the sandbox is answered, and
+// unmounts.
+func (g *guest) stop() {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	if err := g.service.Close(ctx); err != nil {
+		g.log.Warn("stop", "error", err)
+	}
+	if err := g.server.Shutdown(ctx); err != nil {
+		g.log.Warn("stop serving", "error", err)
+	}
+	g.broker.Close()
+	g.oom.Close()
+	if err := g.mounts.Shutdown(ctx); err != nil {
+		g.log.Warn("unmount", "error", err)
+	}
+}
+
+// machine is the system as the service sees it.
+type machine struct{ ns *nspace.Maker }
+
+func (machine) SetClock(sec, usec int64) error { return boot.SetClock(sec, usec) }
+func (machine) AddEntropy(data []byte) error   { return boot.AddEntropy(data) }
+func (m machine) Namespaces(hostname string, pid bool) (map[string]string, error) {
+	return m.ns.Make(hostname, pid)
+}

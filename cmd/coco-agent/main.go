@@ -1,0 +1,33 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Command coco-agent is PID 1 of the guest: it brings the machine up, serves the agent protocol on
+// every transport that the machine has, and powers it off at the end.
+package main
+
+import (
+	"os"
+	"runtime/debug"
+
+	"github.com/coco-shim/coco/agent/nspace"
+)
+
+// The guest's memory is the pod's: the agent keeps its heap small and gives pages back.
+const (
+	gcPercent   = 50
+	memoryLimit = 24 << 20
+)
+
+func main() {
+	if len(os.Args) > 0 && os.Args[0] == nspace.PauseName {
+		nspace.Pause()
+		return
+	}
+	debug.SetGCPercent(gcPercent)
+	debug.SetMemoryLimit(memoryLimit)
+	if os.Getpid() != 1 {
+		os.Stderr.WriteString("coco-agent is the first process of a guest and does nothing elsewhere\n")
+		os.Exit(2)
+	}
+	runInit()
+}
