@@ -1,0 +1,226 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package task
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	eventsapi "github.com/containerd/containerd/api/events"
+	api "github.com/containerd/containerd/api/runtime/task/v2"
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/coco-shim/coco/internal/undo"
+	"github.com/coco-shim/coco/shim/bundle"
+	"github.com/coco-shim/coco/shim/stdio"
+	"github.com/coco-shim/coco/virtcontainers"
+)
+
+// maxSpec bounds the OCI spec; containerd's own messages hold 4 MiB.
+const maxSpec = 16 << 20
+
+// Create makes a container, and first of all its pod.
+func (s *Service) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.CreateTaskResponse, error) {
+	if r.Checkpoint != "" {
+		return nil, fmt.Errorf("create %s from a checkpoint: a VM's processes cannot be restored: %w", r.ID, errdefs.ErrNotImplemented)
+	}
+	if err := bundle.CheckName("container id", r.ID); err != nil {
+		return nil, err
+	}
+	spec, err := readSpec(r.Bundle)
+	if err != nil {
+		return nil, fmt.Errorf("create %s: %w", r.ID, err)
+	}
+	role, err := bundle.RoleOf(r.ID, spec.Annotations)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.life, cancel)()
+
+	c := &container{
+		id: r.ID, dir: bundle.Dir(r.Bundle), sandbox: role.Sandbox, creating: true,
+		execs: map[string]*process{}, killed: make(chan uint32, 1),
+		init: newProcess("", stdio.Config{
+			Namespace: s.cfg.Namespace, ID: r.ID, Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr,
+			Terminal: r.Terminal, Log: s.log,
+		}),
+	}
+	if err := s.claim(c, role.PodID); err != nil {
+		return nil, err
+	}
+	pod, err := s.create(ctx, c, role, spec, r)
+	if err != nil {
+		s.unclaim(c)
+		return nil, fmt.Errorf("create %s: %w", r.ID, err)
+	}
+	s.cfg.Events.Send(&eventsapi.TaskCreate{
+		ContainerID: r.ID, Bundle: r.Bundle, Rootfs: r.Rootfs, Pid: c.pid,
+		IO: &eventsapi.TaskIO{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
+	})
+	s.watchProcess(c, c.init, pod)
+	s.settled(c)
+	return &api.CreateTaskResponse{Pid: c.pid}, nil
+}
+
+// claim reserves the id, and the making of the pod if there is none.
+func (s *Service) claim(c *container, podID string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.stopping:
+		return fmt.Errorf("create %s: the shim is stopping: %w", c.id, errdefs.ErrUnavailable)
+	case s.containers[c.id] != nil:
+		return fmt.Errorf("container %s: %w", c.id, errdefs.ErrAlreadyExists)
+	case s.making:
+		return fmt.Errorf("create %s: pod %s is still being made: %w", c.id, s.podID, errdefs.ErrFailedPrecondition)
+	case s.pod == nil && podID != c.id:
+		return fmt.Errorf("create %s: its sandbox %s does not run here: %w", c.id, podID, errdefs.ErrFailedPrecondition)
+	case s.ended:
+		return fmt.Errorf("create %s: pod %s has ended: %w", c.id, s.podID, errdefs.ErrFailedPrecondition)
+	case s.pod != nil && podID != s.podID:
+		return fmt.Errorf("create %s of pod %s: this shim serves pod %s: %w", c.id, podID, s.podID, errdefs.ErrFailedPrecondition)
+	}
+	if s.pod == nil {
+		s.making, s.podID = true, podID
+	}
+	s.containers[c.id] = c
+	return nil
+}
+
+func (s *Service) unclaim(c *container) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.containers, c.id)
+	if c.id == s.podID {
+		s.making = false
+	}
+}
+
+func (s *Service) settled(c *container) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.creating = false
+	if c.id == s.podID {
+		s.making = false
+	}
+}
+
+// create acquires everything that a container has. On error nothing is left.
+func (s *Service) create(ctx context.Context, c *container, role bundle.Role, spec *specs.Spec, r *api.CreateTaskRequest) (_ Pod, err error) {
+	var u undo.Stack
+	defer u.RunOnError(&err)
+	if !role.Sandbox {
+		relay, err := stdio.Open(ctx, c.init.stdio)
+		if err != nil {
+			return nil, err
+		}
+		u.Push("close streams", func(context.Context) error { return relay.Close() })
+		if err := c.init.setRelay(relay); err != nil {
+			return nil, err
+		}
+	}
+	req := containerRequest(r, spec, c.init.stdio)
+	pod, err := s.podFor(ctx, role, req, r, &u)
+	if err != nil {
+		return nil, err
+	}
+	c.pid = uint32(pod.PID()) //nolint:gosec // a pid
+	if err := c.dir.WriteInit(c.pid); err != nil {
+		return nil, err
+	}
+	if role.Sandbox {
+		return pod, nil
+	}
+	streams, err := pod.CreateContainer(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	c.init.currentRelay().Start(stdio.Streams(streams))
+	return pod, nil
+}
+
+// podFor returns the pod, making it for its first container.
+func (s *Service) podFor(ctx context.Context, role bundle.Role, req virtcontainers.ContainerRequest, r *api.CreateTaskRequest, u *undo.Stack) (Pod, error) {
+	s.mu.Lock()
+	pod := s.pod
+	s.mu.Unlock()
+	if pod != nil {
+		return pod, nil
+	}
+	opts, err := DecodeOptions(r.Options)
+	if err != nil {
+		return nil, err
+	}
+	pr := PodRequest{ID: r.ID, Bundle: r.Bundle, Spec: req.Spec, Options: opts, OnOOM: s.onOOM}
+	if !role.Sandbox {
+		pr.First = &req
+	}
+	pod, err = s.cfg.MakePod(ctx, pr)
+	if err != nil {
+		return nil, err
+	}
+	u.Push("end pod", func(ctx context.Context) error {
+		s.setPod(nil)
+		return pod.Shutdown(ctx)
+	})
+	if !s.setPod(pod) {
+		return nil, fmt.Errorf("the shim was told to stop: %w", errdefs.ErrUnavailable)
+	}
+	return pod, nil
+}
+
+// setPod makes the pod known, unless Stop would not see it any more.
+func (s *Service) setPod(pod Pod) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pod = pod
+	return pod == nil || !s.stopping
+}
+
+func (s *Service) onOOM(containerID string) {
+	s.cfg.Events.Send(&eventsapi.TaskOOM{ContainerID: containerID})
+}
+
+func containerRequest(r *api.CreateTaskRequest, spec *specs.Spec, io stdio.Config) virtcontainers.ContainerRequest {
+	req := virtcontainers.ContainerRequest{ID: r.ID, Bundle: r.Bundle, Spec: spec, Terminal: r.Terminal}
+	req.Stdin, req.Stdout, req.Stderr = io.Wants()
+	for _, m := range r.Rootfs {
+		req.Rootfs = append(req.Rootfs, virtcontainers.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
+	}
+	return req
+}
+
+func readSpec(dir string) (*specs.Spec, error) {
+	path := filepath.Join(dir, "config.json")
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("OCI spec: %w", classifyMissing(err))
+	}
+	if info.Size() > maxSpec {
+		return nil, fmt.Errorf("OCI spec %s has %d bytes, at most %d are read: %w", path, info.Size(), maxSpec, errdefs.ErrInvalidArgument)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("OCI spec: %w", err)
+	}
+	var spec specs.Spec
+	if err := json.Unmarshal(data, &spec); err != nil {
+		return nil, fmt.Errorf("OCI spec %s: %w: %w", path, err, errdefs.ErrInvalidArgument)
+	}
+	return &spec, nil
+}
+
+func classifyMissing(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return err
+}

@@ -1,0 +1,274 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package task
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	eventsapi "github.com/containerd/containerd/api/events"
+	api "github.com/containerd/containerd/api/runtime/task/v2"
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/coco-shim/coco/shim/bundle"
+	"github.com/coco-shim/coco/shim/stdio"
+	"github.com/coco-shim/coco/virtcontainers"
+)
+
+// Exec records a further process. It starts with Start.
+func (s *Service) Exec(ctx context.Context, r *api.ExecProcessRequest) (*emptypb.Empty, error) {
+	c, pod, err := s.lookup(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	if err := bundle.CheckName("exec id", r.ExecID); err != nil {
+		return nil, err
+	}
+	if c.sandbox {
+		return nil, fmt.Errorf("exec %s in sandbox %s: a sandbox has no processes in the guest: %w", r.ExecID, r.ID, errdefs.ErrFailedPrecondition)
+	}
+	if c.init.hasExited() {
+		return nil, fmt.Errorf("exec %s: container %s has stopped: %w", r.ExecID, r.ID, errdefs.ErrFailedPrecondition)
+	}
+	var spec specs.Process
+	if err := decodeJSON(r.Spec, "Process", &spec); err != nil {
+		return nil, fmt.Errorf("exec %s in container %s: %w", r.ExecID, r.ID, err)
+	}
+	p := newProcess(r.ExecID, stdio.Config{
+		Namespace: s.cfg.Namespace, ID: r.ID, Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr,
+		Terminal: r.Terminal, Log: s.log,
+	})
+	if err := c.addExec(p); err != nil {
+		return nil, err
+	}
+	req := virtcontainers.ExecRequest{ContainerID: r.ID, ExecID: r.ExecID, Process: &spec, Terminal: r.Terminal}
+	req.Stdin, req.Stdout, req.Stderr = p.stdio.Wants()
+	if err := pod.Exec(ctx, req); err != nil {
+		c.removeExec(r.ExecID)
+		return nil, fmt.Errorf("exec %s in container %s: %w", r.ExecID, r.ID, err)
+	}
+	s.cfg.Events.Send(&eventsapi.TaskExecAdded{ContainerID: r.ID, ExecID: r.ExecID})
+	return &emptypb.Empty{}, nil
+}
+
+// Start starts an init or an exec.
+func (s *Service) Start(ctx context.Context, r *api.StartRequest) (*api.StartResponse, error) {
+	c, p, pod, err := s.process(r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	settle, err := p.beginStart()
+	if err != nil {
+		return nil, fmt.Errorf("start process %q in container %s: %w", r.ExecID, r.ID, err)
+	}
+	ctx, cancel := s.detached(ctx, startTimeout)
+	defer cancel()
+	if r.ExecID == "" {
+		err = s.startInit(ctx, c, pod)
+	} else {
+		err = s.startExec(ctx, c, p, pod)
+	}
+	settle(err == nil)
+	if err != nil {
+		return nil, fmt.Errorf("start process %q in container %s: %w", r.ExecID, r.ID, err)
+	}
+	return &api.StartResponse{Pid: c.pid}, nil
+}
+
+func (s *Service) startInit(ctx context.Context, c *container, pod Pod) error {
+	if !c.sandbox {
+		if _, err := pod.Start(ctx, c.id, ""); err != nil {
+			return err
+		}
+	}
+	s.cfg.Events.Send(&eventsapi.TaskStart{ContainerID: c.id, Pid: c.pid})
+	return nil
+}
+
+func (s *Service) startExec(ctx context.Context, c *container, p *process, pod Pod) error {
+	if c.init.hasExited() {
+		return fmt.Errorf("the container has stopped: %w", errdefs.ErrFailedPrecondition)
+	}
+	relay, err := stdio.Open(ctx, p.stdio)
+	if err != nil {
+		return err
+	}
+	if err := p.setRelay(relay); err != nil {
+		return errors.Join(err, relay.Close())
+	}
+	streams, err := pod.Start(ctx, c.id, p.exec)
+	if err != nil {
+		return errors.Join(err, relay.Close())
+	}
+	relay.Start(stdio.Streams(streams))
+	s.cfg.Events.Send(&eventsapi.TaskExecStarted{ContainerID: c.id, ExecID: p.exec, Pid: c.pid})
+	s.watchProcess(c, p, pod) // tells the exit when the start is settled, not before
+	return nil
+}
+
+// Kill sends a signal.
+func (s *Service) Kill(ctx context.Context, r *api.KillRequest) (*emptypb.Empty, error) {
+	c, p, pod, err := s.process(r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	if p.hasExited() {
+		return nil, fmt.Errorf("kill process %q in container %s: process already finished: %w", r.ExecID, r.ID, errdefs.ErrNotFound)
+	}
+	if c.sandbox {
+		c.kill(r.Signal)
+		return &emptypb.Empty{}, nil
+	}
+	if err := pod.Kill(ctx, r.ID, r.ExecID, r.Signal, r.All); err != nil {
+		return nil, fmt.Errorf("kill process %q in container %s: %w", r.ExecID, r.ID, err)
+	}
+	return &emptypb.Empty{}, nil
+}
+
+// kill does to a sandbox what a signal does to the pause process: it leaves on the polite ones
+// and ignores, as the first process of its namespace, those it has no handler for.
+func (c *container) kill(signal uint32) {
+	var code uint32
+	switch unix.Signal(signal) { //nolint:exhaustive // see above
+	case unix.SIGTERM, unix.SIGINT:
+	case unix.SIGKILL:
+		code = killedCode
+	default:
+		return
+	}
+	select {
+	case c.killed <- code:
+	default: // it is on its way out
+	}
+}
+
+// Delete frees an exec or a container. With the pod's own container goes the pod.
+func (s *Service) Delete(ctx context.Context, r *api.DeleteRequest) (*api.DeleteResponse, error) {
+	c, p, pod, err := s.process(r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	if p.isAlive() {
+		return nil, fmt.Errorf("delete process %q in container %s: it runs; kill it first: %w", r.ExecID, r.ID, errdefs.ErrFailedPrecondition)
+	}
+	ctx, cancel := s.detached(ctx, stopTimeout)
+	defer cancel()
+	if r.ExecID != "" {
+		err = s.deleteExec(ctx, c, p, pod)
+	} else {
+		err = s.deleteContainer(ctx, c, pod)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("delete process %q in container %s: %w", r.ExecID, r.ID, err)
+	}
+	return &api.DeleteResponse{Pid: c.pid, ExitStatus: p.status.Code, ExitedAt: timestamppb.New(p.status.At)}, nil
+}
+
+func (s *Service) deleteExec(ctx context.Context, c *container, p *process, pod Pod) error {
+	if _, err := pod.Delete(ctx, c.id, p.exec); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	p.end(virtcontainers.ExitStatus{Code: killedCode, At: time.Now()}) // in case it never ran
+	c.removeExec(p.exec)
+	s.logClose(c, p.closeRelay())
+	return nil
+}
+
+func (s *Service) deleteContainer(ctx context.Context, c *container, pod Pod) error {
+	if !c.beginDelete() {
+		return fmt.Errorf("it is being deleted: %w", errdefs.ErrFailedPrecondition)
+	}
+	defer c.endDelete()
+	if err := s.freeContainer(ctx, c, pod); err != nil {
+		return err
+	}
+	select {
+	case <-c.init.exited:
+	case <-ctx.Done():
+		return fmt.Errorf("wait for its exit: %w", ctx.Err())
+	}
+	s.logClose(c, c.closeRelays())
+	s.mu.Lock()
+	last := c.id == s.podID
+	s.mu.Unlock()
+	if last {
+		if err := pod.Shutdown(ctx); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	s.ended = s.ended || last
+	delete(s.containers, c.id)
+	s.mu.Unlock()
+	s.cfg.Events.Send(&eventsapi.TaskDelete{
+		ContainerID: c.id, Pid: c.pid, ExitStatus: c.init.status.Code, ExitedAt: timestamppb.New(c.init.status.At),
+	})
+	return nil
+}
+
+// freeContainer makes the pod forget the container, at most once.
+func (s *Service) freeContainer(ctx context.Context, c *container, pod Pod) error {
+	c.mu.Lock()
+	freed := c.freed
+	c.mu.Unlock()
+	if freed {
+		return nil
+	}
+	if c.sandbox {
+		c.kill(uint32(unix.SIGKILL)) // a sandbox that was never started
+	} else if _, err := pod.Delete(ctx, c.id, ""); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	c.mu.Lock()
+	c.freed = true
+	c.mu.Unlock()
+	return nil
+}
+
+func (c *container) beginDelete() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.deleted {
+		return false
+	}
+	c.deleted = true
+	return true
+}
+
+func (c *container) endDelete() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.deleted = false
+}
+
+// logClose reports what closing relays brought up. The container is gone all the same.
+func (s *Service) logClose(c *container, err error) {
+	if err != nil {
+		s.log.Warn("close streams", "container", c.id, "error", err)
+	}
+}
+
+// Shutdown ends the shim when it has no containers any more.
+func (s *Service) Shutdown(ctx context.Context, _ *api.ShutdownRequest) (*emptypb.Empty, error) {
+	s.mu.Lock()
+	if len(s.containers) > 0 {
+		s.mu.Unlock()
+		return &emptypb.Empty{}, nil
+	}
+	s.stopping = true
+	s.mu.Unlock()
+	flush, cancel := context.WithTimeout(ctx, flushTimeout)
+	defer cancel()
+	if err := s.cfg.Events.Flush(flush); err != nil {
+		s.log.Warn("events are late", "error", err)
+	}
+	s.once.Do(func() { close(s.done) })
+	return &emptypb.Empty{}, nil
+}

@@ -1,0 +1,219 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package task
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+
+	eventsapi "github.com/containerd/containerd/api/events"
+	api "github.com/containerd/containerd/api/runtime/task/v2"
+	tasktypes "github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/coco-shim/coco/virtcontainers"
+)
+
+// State says where a process stands. It has stopped when its exit was published, not before.
+func (s *Service) State(_ context.Context, r *api.StateRequest) (*api.StateResponse, error) {
+	c, p, pod, err := s.process(r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	id := r.ExecID
+	if id == "" {
+		id = r.ID
+	}
+	resp := &api.StateResponse{
+		ID: id, ExecID: r.ExecID, Bundle: string(c.dir), Pid: c.pid, Status: tasktypes.Status_CREATED,
+		Stdin: p.stdio.Stdin, Stdout: p.stdio.Stdout, Stderr: p.stdio.Stderr, Terminal: p.stdio.Terminal,
+	}
+	switch {
+	case p.hasExited():
+		resp.Status = tasktypes.Status_STOPPED
+		resp.ExitStatus = p.status.Code
+		resp.ExitedAt = timestamppb.New(p.status.At)
+	case p.wasStarted():
+		resp.Status = tasktypes.Status_RUNNING
+		if !c.sandbox && p.exec == "" {
+			if st, _, err := pod.State(c.id, ""); err == nil && st == virtcontainers.Paused {
+				resp.Status = tasktypes.Status_PAUSED
+			}
+		}
+	}
+	return resp, nil
+}
+
+// Wait waits for the exit of a process.
+func (s *Service) Wait(ctx context.Context, r *api.WaitRequest) (*api.WaitResponse, error) {
+	_, p, _, err := s.process(r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-p.exited:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	return &api.WaitResponse{ExitStatus: p.status.Code, ExitedAt: timestamppb.New(p.status.At)}, nil
+}
+
+// Pids lists a container's processes by their numbers in the guest. The first, its init, goes by
+// the number that containerd knows it by.
+func (s *Service) Pids(ctx context.Context, r *api.PidsRequest) (*api.PidsResponse, error) {
+	c, pod, err := s.lookup(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	resp := &api.PidsResponse{}
+	if c.init.hasExited() {
+		return resp, nil
+	}
+	pids := []uint32{c.pid}
+	if !c.sandbox {
+		if pids, err = pod.Pids(ctx, r.ID); err != nil {
+			return nil, fmt.Errorf("list processes of container %s: %w", r.ID, err)
+		}
+	}
+	slices.Sort(pids)
+	for i, pid := range pids {
+		if i == 0 {
+			pid = c.pid
+		}
+		resp.Processes = append(resp.Processes, &tasktypes.ProcessInfo{Pid: pid})
+	}
+	return resp, nil
+}
+
+// Pause stops a container's processes for a while.
+func (s *Service) Pause(ctx context.Context, r *api.PauseRequest) (*emptypb.Empty, error) {
+	pod, err := s.inGuest(r.ID, "pause")
+	if err != nil {
+		return nil, err
+	}
+	if err := pod.Pause(ctx, r.ID); err != nil {
+		return nil, fmt.Errorf("pause container %s: %w", r.ID, err)
+	}
+	s.cfg.Events.Send(&eventsapi.TaskPaused{ContainerID: r.ID})
+	return &emptypb.Empty{}, nil
+}
+
+// Resume lets them go on.
+func (s *Service) Resume(ctx context.Context, r *api.ResumeRequest) (*emptypb.Empty, error) {
+	pod, err := s.inGuest(r.ID, "resume")
+	if err != nil {
+		return nil, err
+	}
+	if err := pod.Resume(ctx, r.ID); err != nil {
+		return nil, fmt.Errorf("resume container %s: %w", r.ID, err)
+	}
+	s.cfg.Events.Send(&eventsapi.TaskResumed{ContainerID: r.ID})
+	return &emptypb.Empty{}, nil
+}
+
+// inGuest finds a container that has processes.
+func (s *Service) inGuest(id, what string) (Pod, error) {
+	c, pod, err := s.lookup(id)
+	if err != nil {
+		return nil, err
+	}
+	if c.sandbox {
+		return nil, fmt.Errorf("%s %s: a sandbox has no processes in the guest: %w", what, id, errdefs.ErrFailedPrecondition)
+	}
+	if c.init.hasExited() {
+		return nil, fmt.Errorf("%s: container %s has stopped: %w", what, id, errdefs.ErrFailedPrecondition)
+	}
+	return pod, nil
+}
+
+// ResizePty changes the size of a terminal.
+func (s *Service) ResizePty(ctx context.Context, r *api.ResizePtyRequest) (*emptypb.Empty, error) {
+	c, p, pod, err := s.process(r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	if c.sandbox || !p.stdio.Terminal {
+		return nil, fmt.Errorf("resize terminal of process %q in container %s: it has none: %w", r.ExecID, r.ID, errdefs.ErrFailedPrecondition)
+	}
+	if err := pod.Resize(ctx, r.ID, r.ExecID, r.Width, r.Height); err != nil {
+		return nil, fmt.Errorf("resize terminal of process %q in container %s: %w", r.ExecID, r.ID, err)
+	}
+	return &emptypb.Empty{}, nil
+}
+
+// CloseIO ends a process's input.
+func (s *Service) CloseIO(_ context.Context, r *api.CloseIORequest) (*emptypb.Empty, error) {
+	_, p, _, err := s.process(r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	if r.Stdin {
+		if err := p.closeStdin(); err != nil {
+			return nil, fmt.Errorf("close stdin of process %q in container %s: %w", r.ExecID, r.ID, err)
+		}
+	}
+	return &emptypb.Empty{}, nil
+}
+
+// Checkpoint is not possible.
+func (s *Service) Checkpoint(_ context.Context, r *api.CheckpointTaskRequest) (*emptypb.Empty, error) {
+	return nil, fmt.Errorf("checkpoint %s: the processes of a VM cannot be checkpointed: %w", r.ID, errdefs.ErrNotImplemented)
+}
+
+// Update changes a container's limits.
+func (s *Service) Update(ctx context.Context, r *api.UpdateTaskRequest) (*emptypb.Empty, error) {
+	var res specs.LinuxResources
+	if err := decodeJSON(r.Resources, "LinuxResources", &res); err != nil {
+		return nil, fmt.Errorf("update %s: %w", r.ID, err)
+	}
+	c, _, err := s.lookup(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	if c.sandbox {
+		return &emptypb.Empty{}, nil // a VM's shape is fixed at its start; the containers' limits are what counts
+	}
+	pod, err := s.inGuest(r.ID, "update")
+	if err != nil {
+		return nil, err
+	}
+	if err := pod.Update(ctx, r.ID, &res); err != nil {
+		return nil, fmt.Errorf("update container %s: %w", r.ID, err)
+	}
+	return &emptypb.Empty{}, nil
+}
+
+// Stats measures a container.
+func (s *Service) Stats(ctx context.Context, r *api.StatsRequest) (*api.StatsResponse, error) {
+	c, pod, err := s.lookup(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	if c.sandbox {
+		return &api.StatsResponse{Stats: encodeStats(nil)}, nil
+	}
+	if c.init.hasExited() {
+		return nil, fmt.Errorf("measure: container %s has stopped: %w", r.ID, errdefs.ErrNotFound)
+	}
+	st, err := pod.Stats(ctx, r.ID)
+	if err != nil {
+		return nil, fmt.Errorf("measure container %s: %w", r.ID, err)
+	}
+	return &api.StatsResponse{Stats: encodeStats(st)}, nil
+}
+
+// Connect says who serves, also for a container that is not there: containerd asks so to find out
+// whether anybody answers.
+func (s *Service) Connect(_ context.Context, r *api.ConnectRequest) (*api.ConnectResponse, error) {
+	resp := &api.ConnectResponse{ShimPid: uint32(os.Getpid())} //nolint:gosec // a pid
+	if c, _, err := s.lookup(r.ID); err == nil {
+		resp.TaskPid = c.pid
+	}
+	return resp, nil
+}

@@ -1,0 +1,197 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package task is containerd's task service over the pod model: it decodes requests, calls the pod,
+// relays its streams and publishes what happens.
+//
+// A Service serves one pod. The first Create makes it: a pod of one for `ctr run` and Docker, whose VM
+// ends with its container, or the pod of a CRI sandbox, whose containers follow. The sandbox's own
+// container is the VM itself: no process runs for it in the guest, it ends when it is killed or the VM
+// dies.
+//
+// Each process has one goroutine, from Create (a container's init) or Start (an exec) to its exit. It
+// waits for the process, then for its output, then until its start was told, and for an init until the
+// container's execs have ended; then it publishes the exit, once. So a start is told before its exit,
+// output is delivered before its exit, and an init's exit comes last.
+//
+// Errors get their gRPC codes here, in register.go, and nowhere else.
+package task
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/virtcontainers"
+)
+
+// Pod is what the service needs of virtcontainers.Pod.
+type Pod interface {
+	podLife
+	podContainers
+	podProcesses
+	podUsage
+}
+
+type podLife interface {
+	PID() int
+	Done() <-chan struct{}
+	Err() error
+	Shutdown(ctx context.Context) error
+}
+
+type podContainers interface {
+	CreateContainer(ctx context.Context, r virtcontainers.ContainerRequest) (virtcontainers.Streams, error)
+	Delete(ctx context.Context, containerID, execID string) (virtcontainers.ExitStatus, error)
+	Pause(ctx context.Context, containerID string) error
+	Resume(ctx context.Context, containerID string) error
+	Update(ctx context.Context, containerID string, r *specs.LinuxResources) error
+}
+
+type podProcesses interface {
+	Exec(ctx context.Context, r virtcontainers.ExecRequest) error
+	Start(ctx context.Context, containerID, execID string) (virtcontainers.Streams, error)
+	Wait(ctx context.Context, containerID, execID string) (virtcontainers.ExitStatus, error)
+	Kill(ctx context.Context, containerID, execID string, sig uint32, all bool) error
+	Resize(ctx context.Context, containerID, execID string, w, h uint32) error
+	State(containerID, execID string) (virtcontainers.State, virtcontainers.ExitStatus, error)
+}
+
+type podUsage interface {
+	Stats(ctx context.Context, containerID string) (*agent.StatsContainerResponse, error)
+	Pids(ctx context.Context, containerID string) ([]uint32, error)
+}
+
+// PodRequest asks for a pod.
+type PodRequest struct {
+	ID, Bundle string
+	Spec       *specs.Spec
+	Options    Options
+	First      *virtcontainers.ContainerRequest // of a pod of one
+	OnOOM      func(containerID string)
+}
+
+// Events is where events go; package events has the real one.
+type Events interface {
+	Send(event proto.Message)
+	Flush(ctx context.Context) error
+	Close(ctx context.Context) error
+}
+
+// Config is what a service is made from.
+type Config struct {
+	Namespace string
+	MakePod   func(ctx context.Context, r PodRequest) (Pod, error)
+	Events    Events
+	Log       *slog.Logger
+}
+
+const (
+	// flushTimeout bounds how long Shutdown waits for containerd to take the last events. It waits
+	// 3 s for the answer itself.
+	flushTimeout = 2 * time.Second
+	// execsTimeout bounds how long an init's exit waits for those of its execs.
+	execsTimeout = 10 * time.Second
+	// startTimeout and stopTimeout bound operations that go on although their caller has gone:
+	// containerd may restart meanwhile, and they must not be left half done.
+	startTimeout = 2 * time.Minute
+	stopTimeout  = time.Minute
+)
+
+// Service is the task service of one pod.
+type Service struct {
+	cfg    Config
+	log    *slog.Logger
+	life   context.Context // ends with Stop; only for goroutines that the service owns
+	cancel context.CancelFunc
+	group  sync.WaitGroup // of those goroutines
+	done   chan struct{}
+	once   sync.Once
+
+	mu         sync.Mutex
+	pod        Pod                   // guarded by mu; nil until the first Create
+	podID      string                // guarded by mu
+	making     bool                  // guarded by mu; a Create makes the pod
+	ended      bool                  // guarded by mu; the pod was shut down
+	stopping   bool                  // guarded by mu
+	containers map[string]*container // guarded by mu; includes those that are being created
+}
+
+// New makes a service without a pod.
+func New(cfg Config) *Service {
+	life, cancel := context.WithCancel(context.Background())
+	return &Service{
+		cfg: cfg, log: cfg.Log, life: life, cancel: cancel,
+		done: make(chan struct{}), containers: map[string]*container{},
+	}
+}
+
+// Done is closed when the last container is gone and containerd wants the shim gone too.
+func (s *Service) Done() <-chan struct{} { return s.done }
+
+// Stop ends the pod, if it is still there, tells all exits and delivers all events.
+func (s *Service) Stop(ctx context.Context) error {
+	s.mu.Lock()
+	s.stopping = true
+	pod := s.pod
+	containers := make([]*container, 0, len(s.containers))
+	for _, c := range s.containers {
+		containers = append(containers, c)
+	}
+	s.mu.Unlock()
+
+	var errs []error
+	if pod != nil {
+		errs = append(errs, pod.Shutdown(ctx)) // every Wait returns
+	}
+	for _, c := range containers {
+		errs = append(errs, c.settle(ctx))
+	}
+	s.cancel()
+	s.group.Wait()
+	for _, c := range containers {
+		errs = append(errs, c.closeRelays())
+	}
+	errs = append(errs, s.cfg.Events.Close(ctx))
+	return errors.Join(errs...)
+}
+
+// lookup finds a container that was created.
+func (s *Service) lookup(id string) (*container, Pod, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.containers[id]
+	if c == nil || c.creating {
+		return nil, nil, fmt.Errorf("container %s: %w", id, errdefs.ErrNotFound)
+	}
+	return c, s.pod, nil
+}
+
+// process finds a process of a container that was created.
+func (s *Service) process(id, exec string) (*container, *process, Pod, error) {
+	c, pod, err := s.lookup(id)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	p, err := c.process(exec)
+	return c, p, pod, err
+}
+
+// detached is a context for an operation that must be finished although its caller goes away.
+func (s *Service) detached(ctx context.Context, most time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), most)
+}
+
+// watch runs f as a goroutine that Stop waits for.
+func (s *Service) watch(f func(ctx context.Context)) {
+	s.group.Go(func() { f(s.life) })
+}

@@ -1,0 +1,102 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package task
+
+import (
+	"context"
+	"time"
+
+	eventsapi "github.com/containerd/containerd/api/events"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/coco-shim/coco/shim/bundle"
+	"github.com/coco-shim/coco/virtcontainers"
+)
+
+const killedCode = 128 + uint32(unix.SIGKILL)
+
+// watchProcess waits for the exit of a process and publishes it.
+func (s *Service) watchProcess(c *container, p *process, pod Pod) {
+	p.setWatched()
+	s.watch(func(ctx context.Context) {
+		st := s.await(ctx, c, p, pod)
+		p.currentRelay().Drain(ctx)
+		p.awaitStart()
+		if p.exec == "" {
+			s.awaitExecs(ctx, c)
+		}
+		s.publishExit(c, p, st)
+	})
+}
+
+// await returns when the process has ended.
+func (s *Service) await(ctx context.Context, c *container, p *process, pod Pod) virtcontainers.ExitStatus {
+	if c.sandbox {
+		return awaitSandbox(ctx, c, pod)
+	}
+	st, err := pod.Wait(ctx, c.id, p.exec)
+	if err == nil && st.At.IsZero() {
+		st.At = time.Now()
+	}
+	if err != nil {
+		// It was deleted without having been started, or nobody can tell any more.
+		s.log.Debug("wait for process", "container", c.id, "exec", p.exec, "error", err)
+		return virtcontainers.ExitStatus{Code: killedCode, At: time.Now()}
+	}
+	return st
+}
+
+// awaitSandbox waits until the sandbox was killed or its VM has died.
+func awaitSandbox(ctx context.Context, c *container, pod Pod) virtcontainers.ExitStatus {
+	select {
+	case code := <-c.killed:
+		return virtcontainers.ExitStatus{Code: code, At: time.Now()}
+	case <-pod.Done():
+	case <-ctx.Done():
+	}
+	st := virtcontainers.ExitStatus{Code: killedCode, At: time.Now()}
+	if err := pod.Err(); err != nil {
+		st.Reason = err.Error()
+	}
+	return st
+}
+
+// awaitExecs lets the exits of a container's execs be told first. They end with the init, which is
+// the parent of their PID namespace, so this takes no time; the limit is for a guest gone wrong.
+func (s *Service) awaitExecs(ctx context.Context, c *container) {
+	limit := time.NewTimer(execsTimeout)
+	defer limit.Stop()
+	for _, p := range c.listExecs() {
+		p.awaitStart()
+		if !p.isWatched() {
+			continue
+		}
+		select {
+		case <-p.exited:
+		case <-ctx.Done():
+			return
+		case <-limit.C:
+			s.log.Warn("exec outlives its container: exit published first", "container", c.id, "exec", p.exec)
+			return
+		}
+	}
+}
+
+func (s *Service) publishExit(c *container, p *process, st virtcontainers.ExitStatus) {
+	id := p.exec
+	if id == "" {
+		id = c.id
+		if err := c.dir.WriteExit(bundle.Exit{Status: st.Code, At: st.At}); err != nil {
+			s.log.Warn("exit not recorded in the bundle", "container", c.id, "error", err)
+		}
+	}
+	if st.Reason != "" {
+		s.log.Error("process ended with its VM", "container", c.id, "exec", p.exec, "reason", st.Reason)
+	}
+	s.cfg.Events.Send(&eventsapi.TaskExit{
+		ContainerID: c.id, ID: id, Pid: c.pid, ExitStatus: st.Code, ExitedAt: timestamppb.New(st.At),
+	})
+	p.end(st)
+}
