@@ -9,6 +9,7 @@ import "github.com/spf13/cobra"
 func commands() []*cobra.Command {
 	return []*cobra.Command{
 		newImageCmd(),
+		newMeasureCmd(),
 		newVersionCmd(),
 	}
 }

@@ -1,0 +1,261 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/coco-shim/coco/measurement"
+	"github.com/coco-shim/coco/measurement/ovmf"
+	"github.com/coco-shim/coco/measurement/snp"
+)
+
+// snpOptions are the flags of coco measure snp.
+type snpOptions struct {
+	output
+	boot                       bootFiles
+	firmware, hash, metadata   string
+	vcpus, model, sig          string
+	family, cpuModel, stepping uint32
+	features, vmm, mode        string
+	id                         idOptions
+}
+
+func newMeasureSNPCmd() *cobra.Command {
+	var o snpOptions
+	cmd := &cobra.Command{
+		Use:   "snp",
+		Short: "Launch digest of an AMD SEV-SNP (SEV-ES, SEV) VM",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			results, err := o.run(cmd)
+			if err != nil {
+				return fmt.Errorf("measure snp: %w", err)
+			}
+			return o.print(cmd, results)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.firmware, "firmware", "", "firmware image, as given to -bios")
+	f.StringVar(&o.hash, "firmware-hash", "", "digest of the firmware's pages (see --mode ovmf-hash); then --metadata can stand for --firmware")
+	f.StringVar(&o.metadata, "metadata", "", "JSON file with ovmf_sections, ap_eip and hash_table_gpa of a firmware known by its hash")
+	f.StringVar(&o.boot.kernel, "kernel", "", "kernel of a measured direct boot (kernel-hashes=on)")
+	f.StringVar(&o.boot.initrd, "initrd", "", "initrd of the direct boot")
+	f.StringVar(&o.boot.cmdline, "append", "", "kernel command line; every byte counts")
+	f.StringVar(&o.vcpus, "vcpus", "", "number of vCPUs; several (1,2,4-8) give a digest each")
+	f.StringVar(&o.model, "cpu-model", "", "QEMU's name of the vCPU model, such as EPYC-v4")
+	f.StringVar(&o.sig, "vcpu-sig", "", "signature of the vCPU (CPUID 1 EAX) instead of a model")
+	f.Uint32Var(&o.family, "vcpu-family", 0, "family, with --vcpu-model and --vcpu-stepping instead of a model")
+	f.Uint32Var(&o.cpuModel, "vcpu-model", 0, "model number, see --vcpu-family")
+	f.Uint32Var(&o.stepping, "vcpu-stepping", 0, "stepping, see --vcpu-family")
+	f.StringVar(&o.features, "features", "0x1", "SEV_FEATURES of the guest")
+	f.StringVar(&o.vmm, "vmm", "qemu", "hypervisor: qemu, qemu-legacy, ec2, ec2-2023, gce")
+	f.StringVar(&o.mode, "mode", "snp", "snp, es or sev; ovmf-hash for the firmware's part alone")
+	o.output.flags(cmd)
+	o.id.flags(cmd)
+	return cmd
+}
+
+func (o *snpOptions) run(cmd *cobra.Command) ([]result, error) {
+	if err := errors.Join(o.check(), o.boot.check()); err != nil {
+		return nil, err
+	}
+	if o.mode == "ovmf-hash" {
+		return o.firmwareHash()
+	}
+	d, counts, err := o.describe(cmd)
+	if err != nil {
+		return nil, err
+	}
+	if err := o.load(&d); err != nil {
+		return nil, err
+	}
+	return o.measure(d, counts)
+}
+
+func (o *snpOptions) firmwareHash() ([]result, error) {
+	if o.firmware == "" {
+		return nil, errors.New("--mode ovmf-hash wants --firmware")
+	}
+	fw, err := readLimited(o.firmware, maxFirmware)
+	if err != nil {
+		return nil, err
+	}
+	h, err := snp.FirmwareHash(fw)
+	if err != nil {
+		return nil, err
+	}
+	return []result{&snpResult{Platform: "snp", Mode: o.mode, Measurement: h}}, nil
+}
+
+// describe turns the flags that need no file into a description.
+func (o *snpOptions) describe(cmd *cobra.Command) (d snp.Description, counts []int, err error) {
+	mode, ok := map[string]snp.Mode{"snp": snp.SNP, "es": snp.ES, "sev": snp.SEV}[o.mode]
+	if !ok {
+		return d, nil, fmt.Errorf("--mode %q: known are snp, es, sev, ovmf-hash", o.mode)
+	}
+	d.Mode = mode
+	if d.VMM, err = snp.ParseVMM(o.vmm); err != nil {
+		return d, nil, fmt.Errorf("--vmm: %w", err)
+	}
+	if d.Features, err = strconv.ParseUint(o.features, 0, 64); err != nil {
+		return d, nil, fmt.Errorf("--features %q is not a 64-bit number", o.features)
+	}
+	if o.hash != "" {
+		if d.FirmwareHash, err = measurement.ParseDigest(strings.ToLower(o.hash)); err != nil {
+			return d, nil, fmt.Errorf("--firmware-hash: %w", err)
+		}
+	}
+	if counts, err = parseCounts(o.vcpus); err != nil && (mode != snp.SEV || o.vcpus != "") {
+		return d, nil, fmt.Errorf("--vcpus: %w", err)
+	}
+	if mode == snp.SEV {
+		counts = []int{1} // processors are not measured
+	}
+	d.Signature, err = o.signature(cmd, d)
+	return d, counts, err
+}
+
+// signature returns the vCPU's signature from whichever flag gives it.
+func (o *snpOptions) signature(cmd *cobra.Command, d snp.Description) (uint32, error) {
+	changed := cmd.Flags().Changed
+	parts := changed("vcpu-family") || changed("vcpu-model") || changed("vcpu-stepping")
+	given := 0
+	for _, b := range []bool{changed("cpu-model"), changed("vcpu-sig"), parts} {
+		if b {
+			given++
+		}
+	}
+	switch {
+	case given > 1:
+		return 0, errors.New("give one of --cpu-model, --vcpu-sig and --vcpu-family with its companions")
+	case changed("cpu-model"):
+		s, err := snp.ModelSignature(o.model)
+		if err != nil {
+			return 0, fmt.Errorf("--cpu-model: %w", err)
+		}
+		return s, nil
+	case changed("vcpu-sig"):
+		s, err := strconv.ParseUint(o.sig, 0, 32)
+		if err != nil {
+			return 0, fmt.Errorf("--vcpu-sig %q is not a 32-bit number", o.sig)
+		}
+		return uint32(s), nil
+	case parts && !changed("vcpu-family"):
+		return 0, errors.New("--vcpu-model and --vcpu-stepping want --vcpu-family")
+	case parts:
+		return snp.Signature(o.family, o.cpuModel, o.stepping)
+	}
+	if d.Mode == snp.SEV || d.VMM != snp.QEMU && d.VMM != snp.QEMULegacy {
+		return 0, nil // not measured
+	}
+	return 0, errors.New("give --cpu-model (such as EPYC-v4) or --vcpu-sig: under QEMU the digest depends on it")
+}
+
+// parseCounts reads a list of counts and ranges.
+func parseCounts(s string) ([]int, error) {
+	if s == "" {
+		return nil, errors.New("give the number of vCPUs: the digest depends on it")
+	}
+	var out []int
+	for part := range strings.SplitSeq(s, ",") {
+		first, last, isRange := strings.Cut(part, "-")
+		a, err := strconv.Atoi(first)
+		b := a
+		if err == nil && isRange {
+			b, err = strconv.Atoi(last)
+		}
+		if err != nil || a < 1 || b < a || b > snp.MaxVCPUs {
+			return nil, fmt.Errorf("%q is not a count or range between 1 and %d", part, snp.MaxVCPUs)
+		}
+		for n := a; n <= b; n++ {
+			out = append(out, n)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out), nil
+}
+
+// load reads the files into a description, kernel and initrd beside the firmware.
+func (o *snpOptions) load(d *snp.Description) error {
+	var g errgroup.Group
+	hashes := o.boot.hash(&g)
+	err := o.loadFirmware(d)
+	if err := errors.Join(err, g.Wait()); err != nil {
+		return err
+	}
+	d.Kernel = hashes()
+	return nil
+}
+
+func (o *snpOptions) loadFirmware(d *snp.Description) (err error) {
+	if o.metadata != "" {
+		if d.Metadata, err = readMetadata(o.metadata, d); err != nil {
+			return err
+		}
+	}
+	if o.firmware == "" {
+		if d.Metadata == nil {
+			return errors.New("give --firmware, or --firmware-hash with --metadata")
+		}
+		return nil
+	}
+	if d.Metadata != nil {
+		return errors.New("give --firmware or --metadata, not both: an image has its own metadata")
+	}
+	d.Firmware, err = readLimited(o.firmware, maxFirmware)
+	return err
+}
+
+// readMetadata reads what is needed of a firmware known by its hash. The file may carry the hash
+// too; other fields of the vectors' case format are ignored.
+func readMetadata(path string, d *snp.Description) (*snp.Metadata, error) {
+	raw, err := readLimited(path, 1<<20)
+	if err != nil {
+		return nil, err
+	}
+	var doc struct {
+		Sections []struct {
+			GPA  uint32 `json:"gpa"`
+			Size uint32 `json:"size"`
+			Type uint32 `json:"type"`
+		} `json:"ovmf_sections"`
+		APEIP        uint32 `json:"ap_eip"`
+		HashTableGPA uint32 `json:"hash_table_gpa"`
+		Hash         string `json:"ovmf_hash"`
+	}
+	if err := json.Unmarshal(raw, &doc); err != nil {
+		return nil, fmt.Errorf("--metadata %s: %w", path, err)
+	}
+	if len(doc.Sections) == 0 {
+		return nil, fmt.Errorf("--metadata %s: no ovmf_sections", path)
+	}
+	if doc.Hash != "" {
+		h, err := hex.DecodeString(doc.Hash)
+		if err != nil {
+			return nil, fmt.Errorf("--metadata %s: ovmf_hash is not hexadecimal", path)
+		}
+		if d.FirmwareHash != nil && !d.FirmwareHash.Equal(h) {
+			return nil, fmt.Errorf("--metadata %s: its ovmf_hash is not that of --firmware-hash", path)
+		}
+		d.FirmwareHash = h
+	}
+	if d.FirmwareHash == nil {
+		return nil, fmt.Errorf("--metadata %s: the firmware's pages are unknown without --firmware-hash", path)
+	}
+	m := &snp.Metadata{APEIP: doc.APEIP, HashTableGPA: doc.HashTableGPA}
+	for _, s := range doc.Sections {
+		m.Sections = append(m.Sections, ovmf.Section{GPA: s.GPA, Size: s.Size, Type: ovmf.SectionType(s.Type)})
+	}
+	return m, nil
+}

@@ -1,0 +1,269 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
+	"github.com/coco-shim/coco/measurement/snp"
+	"github.com/coco-shim/coco/tests/vectors"
+)
+
+// measure runs the command and returns its two streams.
+func measure(t testing.TB, args ...string) (stdout, stderr string, err error) {
+	t.Helper()
+	cmd := newRootCmd()
+	var out, errs bytes.Buffer
+	cmd.SetOut(&out)
+	cmd.SetErr(&errs)
+	cmd.SetArgs(append([]string{"measure"}, args...))
+	err = cmd.Execute()
+	return out.String(), errs.String(), err
+}
+
+func write(t testing.TB, name string, b []byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func firmware(t testing.TB, size int) string {
+	t.Helper()
+	return write(t, "fw.fd", ovmftest.Build(ovmftest.Layout{Size: size, Seed: 1, EIP: 0x80b004, HashBase: 0x810c00, SEV: ovmftest.Sections(), TDX: ovmftest.TDXSections(size)}))
+}
+
+func TestMeasureSNPPrintsTheExpectedDigests(t *testing.T) {
+	t.Run("synthetic", func(t *testing.T) { commandCases(t, vectors.Synthetic(t), ".") })
+	t.Run("published", func(t *testing.T) {
+		dir := vectors.Dir(t)
+		for _, folder := range []string{"virtee", "metadata-only", "dstack"} {
+			commandCases(t, dir, "snp/"+folder)
+		}
+	})
+}
+
+func commandCases(t *testing.T, dir fs.FS, folder string) {
+	t.Helper()
+	file := func(name string) string {
+		return write(t, filepath.Base(name), vectors.Read(t, dir, strings.TrimPrefix(folder+"/"+name, "./")))
+	}
+	var raw []json.RawMessage
+	if err := json.Unmarshal(vectors.Read(t, dir, strings.TrimPrefix(folder+"/cases.json", "./")), &raw); err != nil {
+		t.Fatal(err)
+	}
+	for i, c := range vectors.Cases(t, dir, strings.TrimPrefix(folder+"/cases.json", "./")) {
+		if c.KernelSHA256 != "" {
+			continue // no file has that hash
+		}
+		args := []string{"snp", "--mode", c.Mode, "--append", c.Append, "--vmm", c.VMM}
+		add := func(on bool, flag string, value any) {
+			if on {
+				args = append(args, flag, fmt.Sprint(value))
+			}
+		}
+		add(c.FirmwareHash != "", "--firmware-hash", c.FirmwareHash)
+		add(c.VCPUs != 0, "--vcpus", c.VCPUs)
+		add(c.Features != 0, "--features", c.Features)
+		add(c.Type != "", "--cpu-model", c.Type)
+		add(c.Type == "", "--vcpu-sig", c.Signature)
+		if c.Firmware != "" {
+			add(true, "--firmware", file(c.Firmware))
+		} else {
+			add(true, "--metadata", write(t, "meta.json", raw[i]))
+		}
+		if c.Kernel != nil {
+			add(true, "--kernel", file(*c.Kernel))
+		}
+		if c.Initrd != nil {
+			add(true, "--initrd", file(*c.Initrd))
+		}
+		out, errs, err := measure(t, args...)
+		switch {
+		case c.Expect == "error" && (err == nil || out != ""):
+			t.Errorf("%s: stdout %q, error %v, want a refusal", c.Name, out, err)
+		case c.Expect != "error" && (err != nil || out != c.Expect+"\n" || errs != ""):
+			t.Errorf("%s: stdout %q, stderr %q, error %v, want %s", c.Name, out, errs, err, c.Expect)
+		}
+	}
+}
+
+func TestMeasureSNPRefuses(t *testing.T) {
+	fw := firmware(t, 64<<10)
+	ok := []string{"snp", "--firmware", fw, "--vcpus", "1", "--cpu-model", "EPYC-v4"}
+	if out, _, err := measure(t, ok...); err != nil || len(out) != 97 {
+		t.Fatalf("measure = %q, %v", out, err)
+	}
+	meta := write(t, "meta.json", []byte(`{"ovmf_sections":[{"gpa":4096,"size":4096,"type":1}],"ap_eip":1}`))
+	for _, tt := range []struct {
+		name string
+		args []string
+	}{
+		{"no firmware", []string{"snp", "--vcpus", "1", "--cpu-model", "EPYC"}},
+		{"missing firmware", []string{"snp", "--firmware", "/nonexistent", "--vcpus", "1", "--cpu-model", "EPYC"}},
+		{"firmware is a directory", []string{"snp", "--firmware", "/", "--vcpus", "1", "--cpu-model", "EPYC"}},
+		{"no vcpus", []string{"snp", "--firmware", fw, "--cpu-model", "EPYC"}},
+		{"no model", []string{"snp", "--firmware", fw, "--vcpus", "1"}},
+		{"model and signature", append(ok, "--vcpu-sig", "1")},
+		{"zero vcpus", append(ok, "--vcpus", "0")},
+		{"word for vcpus", append(ok, "--vcpus", "two")},
+		{"host model", append(ok, "--cpu-model", "host")},
+		{"initrd without kernel", append(ok, "--initrd", fw)},
+		{"append without kernel", append(ok, "--append", "quiet")},
+		{"missing kernel", append(ok, "--kernel", "/nonexistent")},
+		{"bad features", append(ok, "--features", "x")},
+		{"bad vmm", append(ok, "--vmm", "xen")},
+		{"bad mode", append(ok, "--mode", "tdx")},
+		{"bad hash", append(ok, "--firmware-hash", "00")},
+		{"firmware and metadata", append(ok, "--metadata", meta, "--firmware-hash", strings.Repeat("00", 48))},
+		{"metadata without hash", []string{"snp", "--metadata", meta, "--vcpus", "1", "--cpu-model", "EPYC"}},
+		{"kernel with metadata without table", []string{"snp", "--metadata", meta, "--firmware-hash", strings.Repeat("00", 48), "--vcpus", "1", "--cpu-model", "EPYC", "--kernel", fw}},
+		{"debug policy", append(ok, "--id-block", "--policy", "0xb0000")},
+		{"id key without id block", append(ok, "--id-key", fw)},
+		{"id key that is none", append(ok, "--id-block", "--id-key", fw)},
+		{"argument", append(ok, "extra")},
+		{"unknown form of reference values", append(ok, "--reference-values", "x")},
+		{"unknown platform", []string{"sgx"}},
+		{"diff with one file", []string{"--diff", fw}},
+		{"diff of something else", []string{"--diff", fw, fw}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			out, _, err := measure(t, tt.args...)
+			if err == nil || out != "" {
+				t.Errorf("measure %v = %q, %v, want a refusal with an empty stdout", tt.args, out, err)
+			} else {
+				t.Log(err)
+			}
+		})
+	}
+}
+
+func TestMeasureSNPSeveralCountsEqualSingleOnes(t *testing.T) {
+	fw := firmware(t, 64<<10)
+	args := []string{"snp", "--firmware", fw, "--cpu-model", "EPYC-Milan", "--kernel", fw, "--vcpus"}
+	many, _, err := measure(t, append(args, "1-3,255")...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want strings.Builder
+	for _, n := range []string{"1", "2", "3", "255"} {
+		out, _, err := measure(t, append(args, n)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want.WriteString(out)
+	}
+	if diff := cmp.Diff(want.String(), many); diff != "" {
+		t.Errorf("digests (-single +several):\n%s", diff)
+	}
+}
+
+func TestMeasureSNPForms(t *testing.T) {
+	fw := firmware(t, 64<<10)
+	args := []string{"snp", "--firmware", fw, "--cpu-model", "EPYC-v4", "--vcpus", "2"}
+	digest, _, err := measure(t, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest = strings.TrimSpace(digest)
+	t.Run("json", func(t *testing.T) {
+		out, _, err := measure(t, append(args, "--json", "--explain")...)
+		var r snpResult
+		if err != nil || json.Unmarshal([]byte(out), &r) != nil || r.Measurement.String() != digest || r.CPUSignature != "0x800f12" || len(r.Trace.Steps) != 16+31+2 {
+			t.Errorf("measure --json = %v, %+v", err, r)
+		}
+	})
+	t.Run("explain", func(t *testing.T) {
+		out, errs, err := measure(t, append(args, "--explain")...)
+		if err != nil || out != digest+"\n" || strings.Count(errs, "\n") != 49 {
+			t.Errorf("measure --explain = %q, %d lines, %v", out, strings.Count(errs, "\n"), err)
+		}
+	})
+	t.Run("rvps", func(t *testing.T) {
+		out, _, err := measure(t, append(args, "--reference-values", "rvps")...)
+		var m struct {
+			Version, Type string
+			Payload       []byte
+		}
+		var values map[string][]string
+		if err != nil || json.Unmarshal([]byte(out), &m) != nil || json.Unmarshal(m.Payload, &values) != nil {
+			t.Fatal(err, out)
+		}
+		if diff := cmp.Diff(map[string][]string{"snp_launch_measurement": {digest}}, values); diff != "" || m.Version != "0.1.0" || m.Type != "sample" {
+			t.Errorf("reference values %+v (-want +got):\n%s", m, diff)
+		}
+	})
+	t.Run("broker", func(t *testing.T) {
+		out, _, err := measure(t, append(args, "--reference-values", "broker")...)
+		var m struct {
+			Type   string
+			Values []snpResult
+		}
+		if err != nil || json.Unmarshal([]byte(out), &m) != nil || len(m.Values) != 1 || m.Values[0].Measurement.String() != digest {
+			t.Errorf("reference values = %v, %+v", err, m)
+		}
+	})
+	t.Run("id block", func(t *testing.T) {
+		out, _, err := measure(t, append(args, "--id-block")...)
+		lines := strings.Split(out, "\n")
+		if err != nil || len(lines) != 4 || lines[0] != digest {
+			t.Fatalf("measure --id-block = %q, %v", out, err)
+		}
+		block, err1 := base64.StdEncoding.DecodeString(strings.TrimPrefix(lines[1], "id-block="))
+		auth, err2 := base64.StdEncoding.DecodeString(strings.TrimPrefix(lines[2], "id-auth="))
+		if _, err := snp.VerifyIDAuth(block, auth); err != nil || err1 != nil || err2 != nil {
+			t.Errorf("ID block does not verify: %v, %v, %v", err, err1, err2)
+		}
+	})
+	t.Run("ovmf-hash seeds", func(t *testing.T) {
+		h, _, err := measure(t, "snp", "--mode", "ovmf-hash", "--firmware", fw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out, _, err := measure(t, append(args, "--firmware-hash", strings.TrimSpace(h))...); err != nil || out != digest+"\n" {
+			t.Errorf("seeded = %q, %v, want %s", out, err, digest)
+		}
+	})
+}
+
+func TestMeasureDiffSaysWhatDiffers(t *testing.T) {
+	fw := firmware(t, 64<<10)
+	save := func(vcpus string) string {
+		out, _, err := measure(t, "snp", "--firmware", fw, "--cpu-model", "EPYC-v4", "--vcpus", vcpus, "--json", "--explain")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return write(t, "trace.json", []byte(out))
+	}
+	a, b := save("1"), save("2")
+	if out, _, err := measure(t, "--diff", a, a); err != nil || out != "" {
+		t.Errorf("diff of a trace with itself = %q, %v", out, err)
+	}
+	if out, _, err := measure(t, "--diff", a, b); err == nil || !strings.Contains(out, "only in B") || !strings.Contains(out, "vcpu 1") {
+		t.Errorf("diff = %q, %v", out, err)
+	}
+}
+
+func BenchmarkMeasureSNP(b *testing.B) {
+	fw := firmware(b, 4<<20)
+	kernel, initrd := write(b, "kernel", make([]byte, 12<<20)), write(b, "initrd", make([]byte, 60<<20))
+	for b.Loop() {
+		if _, _, err := measure(b, "snp", "--firmware", fw, "--kernel", kernel, "--initrd", initrd, "--vcpus", "4", "--cpu-model", "EPYC-v4"); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
