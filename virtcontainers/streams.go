@@ -97,19 +97,26 @@ func (o *output) Read(p []byte) (int, error) {
 // Close gives the stream up.
 func (o *output) Close() error {
 	o.end()
-	if err := o.r.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-		return err
-	}
-	return nil
+	return ignoreClosed(o.r.Close())
 }
 
 func (o *output) end() { o.once.Do(func() { close(o.ended) }) }
 
 // input is a stream to the guest. Close is the end of input; release frees it.
 type input struct {
-	w    io.WriteCloser
+	w    io.Writer
+	end  func() error // tells the guest
+	free func() error // may be nil
 	once sync.Once
 	err  error
+}
+
+func connInput(c net.Conn) *input {
+	in := &input{w: c, end: c.Close, free: c.Close}
+	if h, ok := c.(interface{ CloseWrite() error }); ok {
+		in.end = h.CloseWrite
+	}
+	return in
 }
 
 // Write writes to the guest.
@@ -117,22 +124,16 @@ func (i *input) Write(p []byte) (int, error) { return i.w.Write(p) }
 
 // Close tells the process that no more input comes.
 func (i *input) Close() error {
-	i.once.Do(func() {
-		if h, ok := i.w.(interface{ CloseWrite() error }); ok {
-			i.err = h.CloseWrite()
-			return
-		}
-		i.err = i.w.Close()
-	})
+	i.once.Do(func() { i.err = i.end() })
 	return i.err
 }
 
 func (i *input) release() error {
 	i.once.Do(func() {})
-	if err := i.w.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-		return err
+	if i.free == nil {
+		return nil
 	}
-	return nil
+	return ignoreClosed(i.free())
 }
 
 // openStreams connects the streams that a process wants, before the guest is asked to make it. ctx
@@ -148,7 +149,7 @@ func (p *Pod) openStreams(ctx, life context.Context, w wanted, container, exec s
 	if w.stdin {
 		var c net.Conn
 		if c, s.stdin, err = p.dialStream(ctx); err == nil {
-			in = &input{w: c}
+			in = connInput(c)
 		}
 	}
 	for i, o := range []struct {
@@ -215,7 +216,8 @@ func (p *Pod) rpcStreams(life context.Context, w wanted, container, exec string)
 	var in *input
 	var stdout, stderr *output
 	if w.stdin {
-		in = &input{w: &rpcWriter{life, p.agent, container, exec}}
+		w := &rpcWriter{life, p.agent, container, exec}
+		in = &input{w: w, end: w.Close}
 	}
 	reader := func(call func(context.Context, *agent.ReadStreamRequest) (*agent.ReadStreamResponse, error)) *output {
 		ctx, cancel := context.WithCancel(life)

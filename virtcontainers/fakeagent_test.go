@@ -1,0 +1,437 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package virtcontainers
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+
+	"github.com/containerd/ttrpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/agent/types"
+	"github.com/coco-shim/coco/network"
+)
+
+func guestNetwork() network.Guest {
+	return network.Guest{
+		Interfaces: []*types.Interface{{Name: "eth0", Device: "eth0", HwAddr: "02:00:00:00:00:01"}},
+		Routes:     []*types.Route{{Device: "eth0", Gateway: "10.0.0.1"}},
+		Neighbours: []*types.ARPNeighbor{{Device: "eth0"}},
+	}
+}
+
+// fakeAgent is a guest that behaves: containers are programs written in Go. Calls that a pod does not
+// make are those of the embedded nil interface.
+type fakeAgent struct {
+	agent.AgentServiceService
+	vm     *fakeVM
+	server *ttrpc.Server
+	wg     sync.WaitGroup
+	lis    *oneListener
+	ctx    context.Context //nolint:containedctx // of the guest
+	cancel context.CancelFunc
+
+	mu         sync.Mutex
+	sandbox    bool                              // guarded by mu
+	streams    map[uint32]*net.UnixConn          // guarded by mu
+	containers map[string]map[string]*guestProc  // guarded by mu
+	files      map[string]*agent.CopyFileRequest // guarded by mu
+	oom        chan string
+	conn       *net.UnixConn // of the protocol; guarded by mu
+}
+
+// guestProc is a process: it runs until a signal or its own end.
+type guestProc struct {
+	args                  []string
+	stdin, stdout, stderr *net.UnixConn
+	rpcOut                chan []byte
+	signal                chan uint32
+	exited                chan struct{}
+	code                  int32
+}
+
+func newFakeAgent(vm *fakeVM) *fakeAgent {
+	ctx, cancel := context.WithCancel(context.Background())
+	a := &fakeAgent{
+		vm: vm, ctx: ctx, cancel: cancel, lis: &oneListener{conns: make(chan net.Conn), done: make(chan struct{})},
+		streams: map[uint32]*net.UnixConn{}, containers: map[string]map[string]*guestProc{},
+		files: map[string]*agent.CopyFileRequest{}, oom: make(chan string),
+	}
+	var err error
+	if a.server, err = ttrpc.NewServer(); err != nil {
+		panic(err)
+	}
+	agent.RegisterAgentServiceService(a.server, a)
+	agent.RegisterHealthService(a.server, a)
+	a.wg.Go(func() { _ = a.server.Serve(ctx, a.lis) })
+	return a
+}
+
+func (a *fakeAgent) close() {
+	a.cancel()
+	_ = a.lis.Close()
+	_ = a.server.Close()
+	a.mu.Lock()
+	for _, c := range a.streams {
+		_ = c.Close()
+	}
+	for _, ps := range a.containers {
+		for _, p := range ps {
+			p.closeStreams()
+		}
+	}
+	a.mu.Unlock()
+	a.wg.Wait()
+}
+
+type oneListener struct {
+	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once
+}
+
+func (l *oneListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
+}
+func (l *oneListener) Close() error   { l.once.Do(func() { close(l.done) }); return nil }
+func (l *oneListener) Addr() net.Addr { return &net.UnixAddr{Name: "fake"} }
+
+func (a *fakeAgent) accept(port uint32) (net.Conn, error) {
+	host, guest, err := socketPair()
+	if err != nil {
+		return nil, err
+	}
+	switch port {
+	case agentPort:
+		a.mu.Lock()
+		a.conn = guest
+		a.mu.Unlock()
+		select {
+		case a.lis.conns <- guest:
+		case <-a.lis.done:
+			return nil, errors.Join(net.ErrClosed, guest.Close(), host.Close())
+		}
+	case streamPort:
+		a.wg.Go(func() { a.announced(guest) })
+	}
+	return host, nil
+}
+
+func (a *fakeAgent) announced(c *net.UnixConn) {
+	line, err := bufio.NewReaderSize(c, 16).ReadString('\n') // the host writes no more before "ok"
+	var n uint32
+	if _, serr := fmt.Sscanf(line, "stream %d\n", &n); err != nil || serr != nil {
+		_ = c.Close()
+		return
+	}
+	a.mu.Lock()
+	a.streams[n] = c
+	a.mu.Unlock()
+	if _, err := io.WriteString(c, "ok\n"); err != nil {
+		_ = c.Close()
+	}
+}
+
+func (a *fakeAgent) claimLocked(n uint32) *net.UnixConn {
+	if n == 0 {
+		return nil
+	}
+	c := a.streams[n]
+	delete(a.streams, n)
+	return c
+}
+
+// crash breaks the connection: the agent is gone, the VM is not.
+func (a *fakeAgent) crash() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_ = a.conn.Close()
+}
+
+// fail is the world's turn to fail a call.
+func (a *fakeAgent) fail(name string) error {
+	if err := a.vm.w.op("agent " + name); err != nil {
+		return status.Error(codes.Internal, err.Error())
+	}
+	return nil
+}
+
+func (a *fakeAgent) Check(context.Context, *agent.CheckRequest) (*agent.HealthCheckResponse, error) {
+	return &agent.HealthCheckResponse{Status: agent.HealthCheckResponse_SERVING}, a.fail("check")
+}
+
+func (a *fakeAgent) Version(context.Context, *agent.CheckRequest) (*agent.VersionCheckResponse, error) {
+	return &agent.VersionCheckResponse{}, nil
+}
+
+func (a *fakeAgent) UpdateInterface(_ context.Context, r *agent.UpdateInterfaceRequest) (*types.Interface, error) {
+	return r.GetInterface(), a.fail("interface")
+}
+
+func (a *fakeAgent) UpdateRoutes(_ context.Context, r *agent.UpdateRoutesRequest) (*agent.Routes, error) {
+	return r.GetRoutes(), a.fail("routes")
+}
+
+func (a *fakeAgent) AddARPNeighbors(context.Context, *agent.AddARPNeighborsRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, a.fail("neighbours")
+}
+
+func (a *fakeAgent) CreateSandbox(context.Context, *agent.CreateSandboxRequest) (*emptypb.Empty, error) {
+	a.mu.Lock()
+	a.sandbox = true
+	a.mu.Unlock()
+	return &emptypb.Empty{}, a.fail("sandbox")
+}
+
+func (a *fakeAgent) DestroySandbox(context.Context, *agent.DestroySandboxRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, nil
+}
+
+func (a *fakeAgent) GetGuestDetails(context.Context, *agent.GuestDetailsRequest) (*agent.GuestDetailsResponse, error) {
+	d := &agent.AgentDetails{Version: "fake", SupportsSeccomp: true}
+	if !a.vm.w.noStreams {
+		d.ExtraFeatures = []string{featureStreams}
+	}
+	return &agent.GuestDetailsResponse{AgentDetails: d}, a.fail("details")
+}
+
+func (a *fakeAgent) SetGuestDateTime(context.Context, *agent.SetGuestDateTimeRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, a.fail("clock")
+}
+
+func (a *fakeAgent) GetOOMEvent(ctx context.Context, _ *agent.GetOOMEventRequest) (*agent.OOMEvent, error) {
+	select {
+	case id := <-a.oom:
+		return &agent.OOMEvent{ContainerId: id}, nil
+	case <-ctx.Done():
+	case <-a.ctx.Done():
+	}
+	return nil, status.Error(codes.Canceled, "the sandbox ends")
+}
+
+func (a *fakeAgent) CopyFile(_ context.Context, r *agent.CopyFileRequest) (*emptypb.Empty, error) {
+	if err := a.fail("copy"); err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if old := a.files[r.GetPath()]; old != nil && r.GetOffset() > 0 {
+		old.Data = append(old.Data, r.GetData()...)
+	} else {
+		a.files[r.GetPath()] = r
+	}
+	return &emptypb.Empty{}, nil
+}
+
+func (a *fakeAgent) CreateContainer(_ context.Context, r *agent.CreateContainerRequest) (*emptypb.Empty, error) {
+	if err := a.fail("create"); err != nil {
+		return nil, err
+	}
+	for _, s := range r.GetStorages() {
+		if s.GetDriver() == "scsi" && !a.vm.hasBlockAt(s.GetSource()) {
+			return nil, status.Errorf(codes.Internal, "no device at %s", s.GetSource())
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.sandbox {
+		return nil, status.Error(codes.FailedPrecondition, "no sandbox")
+	}
+	if a.containers[r.GetContainerId()] != nil {
+		return nil, status.Error(codes.AlreadyExists, "container exists")
+	}
+	p := a.newProcLocked(r.GetOCI().GetProcess().GetArgs(), r.GetStdinPort(), r.GetStdoutPort(), r.GetStderrPort())
+	a.containers[r.GetContainerId()] = map[string]*guestProc{"": p}
+	return &emptypb.Empty{}, nil
+}
+
+func (a *fakeAgent) newProcLocked(args []string, in, out, errs uint32) *guestProc {
+	return &guestProc{
+		args: args, stdin: a.claimLocked(in), stdout: a.claimLocked(out), stderr: a.claimLocked(errs),
+		rpcOut: make(chan []byte, 16), signal: make(chan uint32, 4), exited: make(chan struct{}),
+	}
+}
+
+func (a *fakeAgent) proc(container, exec string) (*guestProc, error) {
+	if exec == container {
+		exec = ""
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	p := a.containers[container][exec]
+	if p == nil {
+		return nil, status.Errorf(codes.NotFound, "process %q of container %q", exec, container)
+	}
+	return p, nil
+}
+
+func (a *fakeAgent) StartContainer(_ context.Context, r *agent.StartContainerRequest) (*emptypb.Empty, error) {
+	if err := a.fail("start"); err != nil {
+		return nil, err
+	}
+	p, err := a.proc(r.GetContainerId(), "")
+	if err != nil {
+		return nil, err
+	}
+	a.wg.Go(func() { p.run(a.ctx) })
+	return &emptypb.Empty{}, nil
+}
+
+func (a *fakeAgent) ExecProcess(_ context.Context, r *agent.ExecProcessRequest) (*emptypb.Empty, error) {
+	if err := a.fail("exec"); err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	c := a.containers[r.GetContainerId()]
+	if c == nil {
+		a.mu.Unlock()
+		return nil, status.Error(codes.NotFound, "no container")
+	}
+	p := a.newProcLocked(r.GetProcess().GetArgs(), r.GetStdinPort(), r.GetStdoutPort(), r.GetStderrPort())
+	if p.args[0] == "missing" {
+		a.mu.Unlock()
+		p.closeStreams()
+		return nil, status.Error(codes.InvalidArgument, "missing: no such file")
+	}
+	c[r.GetExecId()] = p
+	a.mu.Unlock()
+	a.wg.Go(func() { p.run(a.ctx) })
+	return &emptypb.Empty{}, nil
+}
+
+func (a *fakeAgent) SignalProcess(_ context.Context, r *agent.SignalProcessRequest) (*emptypb.Empty, error) {
+	p, err := a.proc(r.GetContainerId(), r.GetExecId())
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case p.signal <- r.GetSignal():
+	default:
+	}
+	return &emptypb.Empty{}, nil
+}
+
+func (a *fakeAgent) WaitProcess(ctx context.Context, r *agent.WaitProcessRequest) (*agent.WaitProcessResponse, error) {
+	p, err := a.proc(r.GetContainerId(), r.GetExecId())
+	if err != nil {
+		return nil, err
+	}
+	for {
+		select {
+		case <-p.exited:
+			return &agent.WaitProcessResponse{Status: p.code}, nil
+		case <-ctx.Done():
+			return nil, status.Error(codes.Canceled, "canceled")
+		case <-a.ctx.Done():
+			return nil, status.Error(codes.Internal, "guest ends")
+		}
+	}
+}
+
+func (a *fakeAgent) RemoveContainer(_ context.Context, r *agent.RemoveContainerRequest) (*emptypb.Empty, error) {
+	if err := a.fail("remove"); err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c := a.containers[r.GetContainerId()]
+	if c == nil {
+		return nil, status.Error(codes.NotFound, "no container")
+	}
+	for _, p := range c {
+		select {
+		case p.signal <- 9:
+		default:
+		}
+		p.closeStreams()
+	}
+	delete(a.containers, r.GetContainerId())
+	return &emptypb.Empty{}, nil
+}
+
+func (a *fakeAgent) PauseContainer(context.Context, *agent.PauseContainerRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, a.fail("pause")
+}
+
+func (a *fakeAgent) ResumeContainer(context.Context, *agent.ResumeContainerRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, a.fail("resume")
+}
+
+func (a *fakeAgent) TtyWinResize(context.Context, *agent.TtyWinResizeRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, a.fail("resize")
+}
+
+func (a *fakeAgent) UpdateContainer(context.Context, *agent.UpdateContainerRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, a.fail("update")
+}
+
+func (a *fakeAgent) StatsContainer(context.Context, *agent.StatsContainerRequest) (*agent.StatsContainerResponse, error) {
+	return &agent.StatsContainerResponse{}, a.fail("stats")
+}
+
+func (a *fakeAgent) ReadStdout(_ context.Context, r *agent.ReadStreamRequest) (*agent.ReadStreamResponse, error) {
+	p, err := a.proc(r.GetContainerId(), r.GetExecId())
+	if err != nil {
+		return nil, err
+	}
+	return &agent.ReadStreamResponse{Data: <-p.rpcOut}, nil
+}
+
+func (a *fakeAgent) ReadStderr(context.Context, *agent.ReadStreamRequest) (*agent.ReadStreamResponse, error) {
+	return &agent.ReadStreamResponse{}, nil
+}
+
+func (a *fakeAgent) CloseStdin(context.Context, *agent.CloseStdinRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, nil
+}
+
+func (p *guestProc) closeStreams() {
+	for _, c := range []*net.UnixConn{p.stdin, p.stdout, p.stderr} {
+		if c != nil {
+			_ = c.Close()
+		}
+	}
+}
+
+// run is the process's program.
+func (p *guestProc) run(ctx context.Context) {
+	defer close(p.exited)
+	defer p.closeStreams()
+	defer close(p.rpcOut)
+	switch p.args[0] {
+	case "echo":
+		text := strings.Join(p.args[1:], " ") + "\n"
+		if p.stdout != nil {
+			_, _ = io.WriteString(p.stdout, text)
+		} else {
+			p.rpcOut <- []byte(text)
+		}
+	case "cat":
+		_, _ = io.Copy(p.stdout, p.stdin)
+	case "false":
+		p.code = 1
+	case "sleep":
+		select {
+		case s := <-p.signal:
+			p.code = 128 + int32(s) //nolint:gosec // a signal
+		case <-ctx.Done():
+			p.code = 137
+		}
+	}
+}

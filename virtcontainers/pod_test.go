@@ -1,0 +1,526 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package virtcontainers
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"go.uber.org/goleak"
+
+	"github.com/coco-shim/coco/hypervisor"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// start makes a pod of one with its container created, and checks at the end that nothing is left.
+func start(t *testing.T, w *world, o Options) (*Pod, Streams) {
+	t.Helper()
+	p, err := CreatePod(t.Context(), o)
+	if err != nil {
+		t.Fatalf("CreatePod() = %v", err)
+	}
+	t.Cleanup(func() {
+		if err := p.Shutdown(context.Background()); err != nil {
+			t.Errorf("Shutdown() = %v", err)
+		}
+		if err := p.Shutdown(context.Background()); err != nil {
+			t.Errorf("second Shutdown() = %v", err)
+		}
+		if left := w.left(); len(left) > 0 {
+			t.Errorf("left after Shutdown: %q", left)
+		}
+	})
+	if o.First == nil {
+		return p, Streams{}
+	}
+	s, err := p.CreateContainer(t.Context(), *o.First)
+	if err != nil {
+		t.Fatalf("CreateContainer() = %v", err)
+	}
+	return p, s
+}
+
+func wait(t *testing.T, p *Pod, exec string) ExitStatus {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	st, err := p.Wait(ctx, "c1", exec)
+	if err != nil {
+		t.Fatalf("Wait(%q) = %v", exec, err)
+	}
+	return st
+}
+
+func checkState(t *testing.T, p *Pod, exec string, want State) {
+	t.Helper()
+	got, _, err := p.State("c1", exec)
+	if err != nil || got != want {
+		t.Errorf("State(%q) = %v, %v, want %v", exec, got, err, want)
+	}
+}
+
+func TestAContainerRunsFromCreateToDelete(t *testing.T) {
+	w := newWorld(t)
+	p, s := start(t, w, w.options("cat"))
+	checkState(t, p, "", Created)
+	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+		t.Fatalf("Start() = %v", err)
+	}
+	checkState(t, p, "", Running)
+	if _, err := io.WriteString(s.Stdin, "through the guest"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Stdin.Close(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := io.ReadAll(s.Stdout)
+	if err != nil || string(out) != "through the guest" {
+		t.Errorf("stdout = %q, %v, want what went in", out, err)
+	}
+	if out, err := io.ReadAll(s.Stderr); err != nil || len(out) != 0 {
+		t.Errorf("stderr = %q, %v, want nothing", out, err)
+	}
+	if st := wait(t, p, ""); st.Code != 0 || st.Reason != "" || st.At.IsZero() {
+		t.Errorf("exit = %+v, want 0", st)
+	}
+	checkState(t, p, "", Stopped)
+	if err := p.Exec(t.Context(), ExecRequest{ContainerID: "c1", ExecID: "late", Process: &specs.Process{Args: []string{"true"}, Cwd: "/"}}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("Exec() in a stopped container = %v, want failed precondition", err)
+	}
+	if err := p.Kill(t.Context(), "c1", "", 15, false); !errdefs.IsNotFound(err) {
+		t.Errorf("Kill() of a stopped container = %v, want not found", err)
+	}
+	if _, err := p.Delete(t.Context(), "c1", ""); err != nil {
+		t.Errorf("Delete() = %v", err)
+	}
+	if _, _, err := p.State("c1", ""); !errdefs.IsNotFound(err) {
+		t.Errorf("State() after Delete = %v, want not found", err)
+	}
+}
+
+func TestReadyLayersAreThereFromBootAndSlowOnesArePluggedLater(t *testing.T) {
+	w := newWorld(t)
+	w.slow["make netns"] = make(chan string)
+	go func() { // the launch goes on when the layers are open
+		for w.count() < 2 {
+			time.Sleep(time.Millisecond)
+		}
+		close(w.slow["make netns"])
+	}()
+	p, _ := start(t, w, w.options("sleep"))
+	_ = p
+	if n := len(w.vm().spec.Blocks); n != 2 {
+		t.Errorf("the VM booted with %d blocks, want 2", n)
+	}
+
+	slow := newWorld(t)
+	gate := make(chan string)
+	slow.slow["layers"] = gate
+	o := slow.options("sleep")
+	sp, err := CreatePod(t.Context(), o)
+	if err != nil {
+		t.Fatalf("CreatePod() waits for its layers: %v", err)
+	}
+	if n := len(slow.vm().spec.Blocks); n != 0 {
+		t.Errorf("the VM booted with %d blocks, want none", n)
+	}
+	close(gate)
+	if _, err := sp.CreateContainer(t.Context(), *o.First); err != nil {
+		t.Errorf("CreateContainer() = %v", err)
+	}
+	if n := len(slow.vm().plugged()); n != 2 {
+		t.Errorf("%d blocks plugged, want 2", n)
+	}
+	if err := sp.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if left := slow.left(); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+}
+
+func TestASharedLayerIsPluggedOnceAndGoesWithItsLastContainer(t *testing.T) {
+	w := newWorld(t)
+	o := w.options()
+	o.First = nil
+	p, _ := start(t, w, o)
+	req := func(id string) ContainerRequest {
+		return ContainerRequest{ID: id, Bundle: t.TempDir(), Spec: newSpec()}
+	}
+	for _, id := range []string{"c1", "c2"} {
+		if _, err := p.CreateContainer(t.Context(), req(id)); err != nil {
+			t.Fatalf("CreateContainer(%s) = %v", id, err)
+		}
+	}
+	if _, err := p.CreateContainer(t.Context(), req("c1")); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("CreateContainer() of a known id = %v, want already exists", err)
+	}
+	for i, id := range []string{"c1", "c2"} {
+		if n := len(w.vm().plugged()); n != 2 {
+			t.Errorf("%d blocks before Delete(%s), want 2", n, id)
+		}
+		if _, err := p.Delete(t.Context(), id, ""); err != nil {
+			t.Errorf("Delete(%s) = %v", id, err)
+		}
+		_ = i
+	}
+	if n := len(w.vm().plugged()); n != 0 {
+		t.Errorf("%d blocks after the last Delete, want 0", n)
+	}
+}
+
+func TestExecs(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		rpc     bool
+		args    []string
+		kill    uint32
+		want    string
+		code    uint32
+		wantErr error
+	}{
+		{name: "prints", args: []string{"echo", "hi"}, want: "hi\n"},
+		{name: "prints without byte streams", rpc: true, args: []string{"echo", "hi"}, want: "hi\n"},
+		{name: "fails", args: []string{"false"}, code: 1},
+		{name: "is killed", args: []string{"sleep"}, kill: 15, code: 143},
+		{name: "does not exist", args: []string{"missing"}, wantErr: errdefs.ErrInvalidArgument},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.noStreams = tt.rpc
+			p, _ := start(t, w, w.options("sleep"))
+			if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+				t.Fatal(err)
+			}
+			req := ExecRequest{ContainerID: "c1", ExecID: "e1", Process: &specs.Process{Args: tt.args, Cwd: "/"}, Stdout: true, Stderr: true}
+			if err := p.Exec(t.Context(), req); err != nil {
+				t.Fatalf("Exec() = %v", err)
+			}
+			if err := p.Exec(t.Context(), req); !errdefs.IsAlreadyExists(err) {
+				t.Errorf("second Exec() = %v, want already exists", err)
+			}
+			checkState(t, p, "e1", Created)
+			s, err := p.Start(t.Context(), "c1", "e1")
+			if !errors.Is(err, tt.wantErr) {
+				t.Fatalf("Start() = %v, want %v", err, tt.wantErr)
+			}
+			if err != nil {
+				checkState(t, p, "e1", Stopped)
+				if _, err := p.Delete(t.Context(), "c1", "e1"); err != nil {
+					t.Errorf("Delete() = %v", err)
+				}
+				return
+			}
+			if tt.kill != 0 {
+				if err := p.Kill(t.Context(), "c1", "e1", tt.kill, false); err != nil {
+					t.Errorf("Kill() = %v", err)
+				}
+			}
+			out, err := io.ReadAll(s.Stdout)
+			if err != nil || string(out) != tt.want {
+				t.Errorf("stdout = %q, %v, want %q", out, err, tt.want)
+			}
+			if _, err := io.ReadAll(s.Stderr); err != nil {
+				t.Error(err)
+			}
+			if st := wait(t, p, "e1"); st.Code != tt.code {
+				t.Errorf("exit = %+v, want %d", st, tt.code)
+			}
+			if st, err := p.Delete(t.Context(), "c1", "e1"); err != nil || st.Code != tt.code {
+				t.Errorf("Delete() = %+v, %v", st, err)
+			}
+			checkState(t, p, "", Running)
+		})
+	}
+}
+
+func TestExitIsToldAfterTheOutput(t *testing.T) {
+	w := newWorld(t)
+	p, s := start(t, w, w.options("echo", "last words"))
+	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if st, err := p.Wait(ctx, "c1", ""); err == nil {
+		t.Errorf("Wait() = %+v before the output was read", st)
+	}
+	if out, err := io.ReadAll(s.Stdout); err != nil || string(out) != "last words\n" {
+		t.Errorf("stdout = %q, %v", out, err)
+	}
+	if _, err := io.ReadAll(s.Stderr); err != nil {
+		t.Error(err)
+	}
+	if st := wait(t, p, ""); st.Code != 0 {
+		t.Errorf("exit = %+v", st)
+	}
+}
+
+func TestTheVMsDeathEndsEveryProcessWithItsReason(t *testing.T) {
+	w := newWorld(t)
+	p, _ := start(t, w, w.options("sleep"))
+	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Exec(t.Context(), ExecRequest{ContainerID: "c1", ExecID: "e1", Process: &specs.Process{Args: []string{"sleep"}, Cwd: "/"}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Start(t.Context(), "c1", "e1"); err != nil {
+		t.Fatal(err)
+	}
+	w.vm().die(&hypervisor.DeadError{VM: "c1", Phase: hypervisor.PhaseRun, Reason: "VMM ended: signal: killed", Console: []string{"Kernel panic"}})
+	for _, exec := range []string{"", "e1"} {
+		st := wait(t, p, exec)
+		if st.Code != 137 || !strings.Contains(st.Reason, "signal: killed") || !strings.Contains(st.Reason, "Kernel panic") {
+			t.Errorf("exit of %q = %+v, want 137 with the VM's reason", exec, st)
+		}
+	}
+	<-p.Done()
+	var dead *hypervisor.DeadError
+	if !errors.As(p.Err(), &dead) {
+		t.Errorf("Err() = %v, want a DeadError", p.Err())
+	}
+	if _, err := p.Stats(t.Context(), "c1"); !errdefs.IsUnavailable(err) || !errors.As(err, &dead) {
+		t.Errorf("Stats() of a dead VM = %v, want unavailable with the reason", err)
+	}
+}
+
+func TestAnAgentThatLeavesEndsTheVM(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for the VM's grace")
+	}
+	w := newWorld(t)
+	p, _ := start(t, w, w.options("sleep"))
+	w.vm().agent.crash()
+	select {
+	case <-p.Done():
+	case <-time.After(2 * lostVM):
+		t.Fatal("the VM runs on without its agent")
+	}
+	if st := wait(t, p, ""); st.Code != 137 {
+		t.Errorf("exit = %+v, want 137", st)
+	}
+}
+
+func TestPauseAndResume(t *testing.T) {
+	w := newWorld(t)
+	p, _ := start(t, w, w.options("sleep"))
+	ctx := t.Context()
+	if err := p.Pause(ctx, "c1"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("Pause() of a created container = %v, want failed precondition", err)
+	}
+	if _, err := p.Start(ctx, "c1", ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Pause(ctx, "c1"); err != nil {
+		t.Errorf("Pause() = %v", err)
+	}
+	checkState(t, p, "", Paused)
+	if err := p.Resume(ctx, "c1"); err != nil {
+		t.Errorf("Resume() = %v", err)
+	}
+	checkState(t, p, "", Running)
+	if _, err := p.Delete(ctx, "c1", ""); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("Delete() of a running container = %v, want failed precondition", err)
+	}
+	if err := p.Kill(ctx, "c1", "", 9, true); err != nil {
+		t.Errorf("Kill() = %v", err)
+	}
+	if st := wait(t, p, ""); st.Code != 137 {
+		t.Errorf("exit = %+v, want 137", st)
+	}
+}
+
+func TestOOMEventsArePassedOn(t *testing.T) {
+	w := newWorld(t)
+	o := w.options("sleep")
+	got := make(chan string, 1)
+	o.OnOOM = func(id string) { got <- id }
+	start(t, w, o)
+	w.vm().agent.oom <- "c1"
+	if id := <-got; id != "c1" {
+		t.Errorf("OnOOM(%q), want c1", id)
+	}
+}
+
+// The property of undo: whichever operation fails, nothing is left.
+func TestWhateverFailsNothingIsLeft(t *testing.T) {
+	var started int // operations after this one belong to Shutdown, which tries again
+	run := func(w *world, o Options) (err error) {
+		p, err := CreatePod(t.Context(), o)
+		if err != nil {
+			return err
+		}
+		defer func() {
+			if serr := p.Shutdown(context.Background()); serr != nil {
+				// A failed step is retried by the next call.
+				if serr = p.Shutdown(context.Background()); serr != nil {
+					err = errors.Join(err, serr)
+				}
+			}
+		}()
+		if _, err := p.CreateContainer(t.Context(), *o.First); err != nil {
+			if _, _, serr := p.State("c1", ""); !errdefs.IsNotFound(serr) {
+				t.Errorf("the container is known after CreateContainer failed: %v", serr)
+			}
+			if n := len(w.vm().agent.containers); n != 0 {
+				t.Errorf("%d containers in the guest after CreateContainer failed", n)
+			}
+			return err
+		}
+		_, err = p.Start(t.Context(), "c1", "")
+		started = w.count()
+		return err
+	}
+	options := func(w *world) Options {
+		o := w.options("sleep")
+		o.Spec.Mounts = []specs.Mount{{Type: "bind", Source: w.file("hosts", 0o644), Destination: "/etc/hosts"}}
+		return o
+	}
+	good := newWorld(t)
+	if err := run(good, options(good)); err != nil {
+		t.Fatal(err)
+	}
+	if left := good.left(); len(left) > 0 {
+		t.Fatalf("left without a failure: %q", left)
+	}
+	startOps := started
+	for i := range good.ops {
+		w := newWorld(t)
+		w.failAt = i + 1
+		err := run(w, options(w))
+		name := w.ops[i]
+		if err == nil && i < startOps {
+			t.Errorf("operation %d (%s) failed and nobody noticed", i+1, name)
+		}
+		if err != nil && !strings.Contains(err.Error(), "injected") {
+			t.Errorf("operation %d (%s) failed, the error is %v", i+1, name, err)
+		}
+		if left := w.left(); len(left) > 0 {
+			t.Errorf("operation %d (%s) failed, left: %q", i+1, name, left)
+		}
+	}
+}
+
+func TestCreatePodRefuses(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		change func(*world, *Options)
+		want   []string
+	}{
+		{"host networking", func(_ *world, o *Options) {
+			o.Spec.Linux.Namespaces = o.Spec.Linux.Namespaces[:4]
+		}, []string{"host's network"}},
+		{"a missing kernel", func(_ *world, o *Options) { o.Config.Hypervisor.Kernel = "/nowhere/vmlinux" }, []string{"/nowhere/vmlinux", "does not exist"}},
+		{"too much memory", func(_ *world, o *Options) {
+			limit := int64(1 << 40)
+			o.Spec.Linux.Resources = &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}
+		}, []string{"1048576 MiB", "8192 MiB"}},
+		{"an id that is a path", func(_ *world, o *Options) { o.ID = "../x" }, []string{`"../x"`}},
+		{"a device of the host", func(_ *world, o *Options) {
+			o.Spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/sda", Type: "b", Major: 8}}
+		}, []string{"/dev/sda"}},
+		{"an agent that never answers", func(w *world, o *Options) {
+			w.mute = true
+			o.Config.Hypervisor.BootTimeout = 50 * time.Millisecond
+		}, []string{"phase kernel", "boot_timeout"}},
+		{"a hook that fails", func(_ *world, o *Options) {
+			o.Spec.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "echo no network >&2; exit 3"}}}}
+		}, []string{"createRuntime hook 0 (/bin/sh)", "exit status 3", "no network"}},
+		{"a root file system that does not exist", func(w *world, _ *Options) {
+			w.failAt = 1
+			gate := make(chan string)
+			w.slow["make netns"] = gate
+			go func() {
+				for w.count() < 2 {
+					time.Sleep(time.Millisecond)
+				}
+				close(gate)
+			}()
+		}, []string{"root file system", "open layers"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t)
+			o := w.options("sleep")
+			tt.change(w, &o)
+			_, err := CreatePod(t.Context(), o)
+			if err == nil {
+				t.Fatal("CreatePod() succeeded")
+			}
+			for _, s := range tt.want {
+				if !strings.Contains(err.Error(), s) {
+					t.Errorf("CreatePod() = %v, want %q in it", err, s)
+				}
+			}
+			if left := w.left(); len(left) > 0 {
+				t.Errorf("left: %q", left)
+			}
+		})
+	}
+}
+
+func TestTwoPodsOfOneIDCollide(t *testing.T) {
+	w := newWorld(t)
+	o := w.options("sleep")
+	start(t, w, o)
+	before := w.left()
+	if _, err := CreatePod(t.Context(), o); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("CreatePod() in a used bundle = %v, want already exists", err)
+	}
+	o.Bundle = t.TempDir()
+	if _, err := CreatePod(t.Context(), o); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("CreatePod() of a used id = %v, want already exists", err)
+	}
+	if diff := cmp.Diff(before, w.left()); diff != "" {
+		t.Errorf("the refused pod changed what the first holds (-before +after):\n%s", diff)
+	}
+}
+
+func TestHooksRunInOrderWithTheState(t *testing.T) {
+	w := newWorld(t)
+	log := filepath.Join(t.TempDir(), "log")
+	hook := func(name string) []specs.Hook {
+		return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", `read s; echo "` + name + ` $s" >> ` + log}}}
+	}
+	o := w.options("sleep")
+	o.Spec.Hooks = &specs.Hooks{Prestart: hook("prestart"), CreateRuntime: hook("createRuntime"), Poststart: hook("poststart"), Poststop: hook("poststop")}
+	p, err := CreatePod(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.CreateContainer(t.Context(), *o.First); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for line := range strings.Lines(string(b)) {
+		name, state, _ := strings.Cut(line, " ")
+		got = append(got, name)
+		if !strings.Contains(state, `"id":"c1"`) || !strings.Contains(state, `"pid":`) {
+			t.Errorf("%s read %s, want id and pid", name, state)
+		}
+	}
+	if diff := cmp.Diff([]string{"prestart", "createRuntime", "poststart", "poststop"}, got); diff != "" {
+		t.Errorf("hooks (-want +got):\n%s", diff)
+	}
+}
