@@ -23,6 +23,10 @@ const (
 	paxXattr       = "SCHILY.xattr."
 )
 
+// maxSparse bounds what the sparse files of a layer may grow to when they are filled: a few bytes of
+// tar can claim any size.
+var maxSparse int64 = 4 << 30
+
 const maxFollow = 40 // symbolic links on the way to one name, as in Linux
 
 // FromTar reads the tree of a layer's (uncompressed) tar. File contents of a stream are put into
@@ -78,6 +82,7 @@ type tarReader struct {
 	in      readSeekerAt // nil for a stream
 	spool   *os.File
 	spooled int64
+	sparse  int64
 	content *tarContent
 	count   int
 }
@@ -108,11 +113,15 @@ func (t *tarReader) add(h *tar.Header) error {
 		return nil
 	case strings.HasPrefix(base, whiteoutPrefix):
 		return t.whiteout(dir, base[len(whiteoutPrefix):])
+	case len(base) > maxName:
+		return errNameTooLong
 	case h.Typeflag == tar.TypeLink:
 		return t.link(dir, base, h.Linkname)
 	}
 	return t.file(dir, base, h)
 }
+
+var errNameTooLong = fmt.Errorf("part of the name is longer than %d bytes", maxName)
 
 // splitPath cuts a name into its parts, dropping "." and keeping "..".
 func splitPath(name string) ([]string, error) {
@@ -124,8 +133,8 @@ func splitPath(name string) ([]string, error) {
 	}
 	parts := slices.DeleteFunc(strings.Split(name, "/"), func(p string) bool { return p == "" || p == "." })
 	for _, p := range parts {
-		if len(p) > maxName {
-			return nil, fmt.Errorf("name part of %d bytes is longer than %d", len(p), maxName)
+		if len(strings.TrimPrefix(p, whiteoutPrefix)) > maxName {
+			return nil, errNameTooLong
 		}
 	}
 	if len(parts) > 0 && parts[len(parts)-1] == ".." {
@@ -182,7 +191,7 @@ func (t *tarReader) dir(from *node, parts []string, followed int) (*node, error)
 // newDir makes a directory; one that takes the place of a whiteout hides what is below it.
 func (t *tarReader) newDir(parent *node, name string, whitened bool) (*node, error) {
 	if len(name) > maxName {
-		return nil, fmt.Errorf("name part of %d bytes is longer than %d", len(name), maxName)
+		return nil, errNameTooLong
 	}
 	if t.count++; t.count > maxNodes {
 		return nil, errTooManyFiles
@@ -367,6 +376,11 @@ func (t *tarReader) store(n *node, h *tar.Header) error {
 	}
 	if t.spool == nil {
 		return errors.New("sparse file needs a spool")
+	}
+	if isSparse(h) {
+		if t.sparse += h.Size; h.Size > maxSparse || t.sparse > maxSparse {
+			return fmt.Errorf("sparse files of more than %d MiB", maxSparse>>20)
+		}
 	}
 	n.spool, n.data = true, t.spooled
 	got, err := io.Copy(t.spool, t.tr)
