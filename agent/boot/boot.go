@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package boot turns a process that the kernel started as PID 1 into a working user space: root,
-// mounts, modules, loopback, entropy, clock, and power-off at the end. Each step is a function that
+// mounts, modules, entropy, clock, and power-off at the end. Each step is a function that
 // the agent's main calls in order; none waits by sleeping. Children are package reap's.
 package boot
 
@@ -18,27 +18,6 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
-
-// LoopbackUp sets lo up; the kernel then gives it its addresses.
-func LoopbackUp() error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("set lo up: %w", err)
-	}
-	defer unix.Close(fd)
-	ifr, err := unix.NewIfreq("lo")
-	if err != nil {
-		return err
-	}
-	if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, ifr); err != nil {
-		return fmt.Errorf("read flags of lo: %w", err)
-	}
-	ifr.SetUint16(ifr.Uint16() | unix.IFF_UP)
-	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr); err != nil {
-		return fmt.Errorf("set lo up: %w", err)
-	}
-	return nil
-}
 
 // maxSeed bounds the entropy taken in one call; the kernel's pool is 512 bytes.
 const maxSeed = 4096

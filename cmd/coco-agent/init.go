@@ -17,6 +17,8 @@ import (
 	"github.com/coco-shim/coco/agent/boot"
 	"github.com/coco-shim/coco/agent/cgroup"
 	"github.com/coco-shim/coco/agent/mount"
+	"github.com/coco-shim/coco/agent/netcfg"
+	"github.com/coco-shim/coco/agent/netcfg"
 	"github.com/coco-shim/coco/agent/nspace"
 	"github.com/coco-shim/coco/agent/reap"
 	"github.com/coco-shim/coco/agent/runner"
@@ -115,6 +117,7 @@ type guest struct {
 	broker  *stdio.Broker
 	oom     *cgroup.OOMWatcher
 	mounts  *mount.Manager
+	net     *netcfg.Net
 	service *agent.Service
 	server  *ttrpc.Server
 }
@@ -125,7 +128,14 @@ func newGuest(mods *boot.Loader, log *slog.Logger) (*guest, error) {
 	if g.oom, err = cgroup.NewOOMWatcher(); err != nil {
 		return nil, err
 	}
+	if g.net, err = netcfg.New(netcfg.Options{}); err != nil { // brings the loopback up
+		return nil, err
+	}
 	if err := os.MkdirAll(mount.Root, 0o755); err != nil {
+		return nil, err
+	}
+	network, err := netcfg.New(netcfg.Options{}) // lives as long as the machine
+	if err != nil {
 		return nil, err
 	}
 	g.service = agent.New(agent.Config{
@@ -133,7 +143,7 @@ func newGuest(mods *boot.Loader, log *slog.Logger) (*guest, error) {
 			Binary: findRuntime(), StateDir: runtimeState, WorkDir: workDir, CgroupRoot: boot.CgroupRoot, Reaper: g.reaper,
 		}),
 		Storage:    g.mounts,
-		Network:    noNetwork{},
+		Network:    g.net,
 		Streams:    g.broker,
 		Modules:    mods,
 		OOM:        g.oom,
@@ -183,7 +193,7 @@ func (g *guest) run() error {
 // finishBoot does what containers need and the channel does not. Whoever needs it waits for the
 // modules, which come last.
 func (g *guest) finishBoot() {
-	for _, step := range []func() error{boot.MountLate, boot.LoopbackUp, g.mods.LoadRootfs} {
+	for _, step := range []func() error{boot.MountLate, g.mods.LoadRootfs} {
 		if err := step(); err != nil {
 			g.log.Error("boot", "error", err)
 		}
@@ -206,6 +216,7 @@ func (g *guest) stop() {
 	}
 	g.broker.Close()
 	g.oom.Close()
+	g.net.Close()
 	if err := g.mounts.Shutdown(ctx); err != nil {
 		g.log.Warn("unmount", "error", err)
 	}
