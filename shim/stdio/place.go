@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -101,6 +102,42 @@ func (e *end) switchOver() error {
 	return old.Close()
 }
 
+// reopenIfWritten goes back to both directions when a writer is still there, so that it may leave
+// and another may come.
+func (e *end) reopenIfWritten() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed || !e.switched {
+		return nil
+	}
+	gone, err := hungUp(e.file)
+	if err != nil || gone {
+		return err
+	}
+	f, err := reopen(e.file, os.O_RDWR)
+	if err != nil {
+		return fmt.Errorf("reopen %s: %w", e.path, err)
+	}
+	old := e.file
+	e.file, e.switched = f, false
+	_ = old.SetDeadline(time.Unix(1, 0)) // as in switchOver
+	return old.Close()
+}
+
+// hungUp tells whether the FIFO's last writer has gone.
+func hungUp(f *os.File) (gone bool, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	cerr := raw.Control(func(fd uintptr) {
+		p := []unix.PollFd{{Fd: int32(fd)}}
+		_, err = unix.Poll(p, 0)
+		gone = p[0].Revents&unix.POLLHUP != 0
+	})
+	return gone, errors.Join(err, cerr)
+}
+
 // reopen opens the FIFO behind f once more, through the descriptor and not by its path, as the
 // client may have unlinked it already.
 func reopen(f *os.File, flag int) (out *os.File, err error) {
@@ -161,8 +198,9 @@ func (s *fifoSink) peerMatters() { _ = s.switchOver() } // on failure the idle g
 
 // source is the place that input comes from.
 type source struct {
-	*end          // a FIFO, or
-	file *os.File // anything else
+	*end              // a FIFO, or
+	file  *os.File    // anything else
+	wrote atomic.Bool // something was read
 }
 
 func openSource(path string) (*source, error) {
@@ -199,6 +237,35 @@ func (s *source) finish() error {
 	return s.switchOver()
 }
 
+// settle is called when the process starts. A client that wrote something and has gone by then
+// will not write more: its input ends. That matters because the client may have been told nothing
+// else to say so: ctr asks for the end of input only if stdin ends after the task was made, and
+// making one takes as long as a VM boots. A client that wrote nothing may come back (attach).
+func (s *source) settle() error {
+	if s.end == nil || !s.wrote.Load() && !s.waiting() {
+		return nil
+	}
+	if err := s.switchOver(); err != nil {
+		return err
+	}
+	return s.reopenIfWritten()
+}
+
+// waiting tells whether the FIFO holds bytes that nobody has read yet.
+func (s *source) waiting() bool {
+	f, err := s.current()
+	if err != nil {
+		return false
+	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return false
+	}
+	n := 0
+	_ = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.FIONREAD) })
+	return n > 0
+}
+
 // Read reads from whichever descriptor is current.
 func (s *source) Read(b []byte) (int, error) {
 	if s.end == nil {
@@ -210,6 +277,9 @@ func (s *source) Read(b []byte) (int, error) {
 			return 0, err
 		}
 		n, err := f.Read(b)
+		if n > 0 {
+			s.wrote.Store(true)
+		}
 		if n > 0 || err == nil || !s.moved(f, err) {
 			return n, err
 		}

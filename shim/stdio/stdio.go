@@ -215,6 +215,16 @@ func (r *Relay) CloseStdin() error {
 	return r.stdin.finish()
 }
 
+// ProcessStarts is called when the process begins to run; see source.settle.
+func (r *Relay) ProcessStarts() {
+	if r == nil || r.stdin == nil {
+		return
+	}
+	if err := r.stdin.settle(); err != nil {
+		r.log.Warn("stdin of a client that left may not end", "error", err)
+	}
+}
+
 // Drain is called when the process has ended. It returns when all output was written, or when
 // waiting longer makes no sense: the output stands still, the limit is over, or ctx ends.
 func (r *Relay) Drain(ctx context.Context) {

@@ -87,6 +87,7 @@ func (s *Service) startInit(ctx context.Context, c *container, pod Pod) error {
 		if _, err := pod.Start(ctx, c.id, ""); err != nil {
 			return err
 		}
+		c.init.currentRelay().ProcessStarts()
 	}
 	s.cfg.Events.Send(&eventsapi.TaskStart{ContainerID: c.id, Pid: c.pid})
 	return nil
@@ -108,6 +109,7 @@ func (s *Service) startExec(ctx context.Context, c *container, p *process, pod P
 		return errors.Join(err, relay.Close())
 	}
 	relay.Start(stdio.Streams(streams))
+	relay.ProcessStarts()
 	s.cfg.Events.Send(&eventsapi.TaskExecStarted{ContainerID: c.id, ExecID: p.exec, Pid: c.pid})
 	s.watchProcess(c, p, pod) // tells the exit when the start is settled, not before
 	return nil
