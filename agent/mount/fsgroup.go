@@ -6,6 +6,7 @@ package mount
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 
@@ -72,8 +73,11 @@ func chgrpTree(parent int, name string, gid, depth int) error {
 				return err
 			}
 		}
-		if err != nil { // io.EOF, or something that the chown below will meet as well
+		if errors.Is(err, io.EOF) {
 			break
+		}
+		if err != nil {
+			return &os.PathError{Op: "list", Path: name, Err: err}
 		}
 	}
 	return chgrp(fd, ".", gid, groupWrite|groupDir)
