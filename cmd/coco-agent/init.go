@@ -18,7 +18,6 @@ import (
 	"github.com/coco-shim/coco/agent/cgroup"
 	"github.com/coco-shim/coco/agent/mount"
 	"github.com/coco-shim/coco/agent/netcfg"
-	"github.com/coco-shim/coco/agent/netcfg"
 	"github.com/coco-shim/coco/agent/nspace"
 	"github.com/coco-shim/coco/agent/reap"
 	"github.com/coco-shim/coco/agent/runner"
@@ -132,10 +131,6 @@ func newGuest(mods *boot.Loader, log *slog.Logger) (*guest, error) {
 		return nil, err
 	}
 	if err := os.MkdirAll(mount.Root, 0o755); err != nil {
-		return nil, err
-	}
-	network, err := netcfg.New(netcfg.Options{}) // lives as long as the machine
-	if err != nil {
 		return nil, err
 	}
 	g.service = agent.New(agent.Config{
