@@ -93,8 +93,8 @@ func writeCpio(w *bytes.Buffer, name string, mode uint32, data []byte) {
 	pad()
 }
 
-// boot starts a VM and waits until the agent answers.
-func boot(t *testing.T, initrd string) *vm {
+// boot starts a VM, with further arguments for QEMU, and waits until the agent answers.
+func boot(t *testing.T, initrd string, devices ...string) *vm {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -115,6 +115,7 @@ func boot(t *testing.T, initrd string) *vm {
 		"-append", "console=ttyS0 quiet panic=-1 reboot=t scsi_mod.scan=none cgroup_no_v1=all agent.log="+os.Getenv("COCO_AGENT_LOG"),
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,fd=3", "-device", "virtserialport,chardev=agent,name=org.coco.agent",
 		"-device", "virtio-rng-pci")
+	v.cmd.Args = append(v.cmd.Args, devices...)
 	v.cmd.ExtraFiles = []*os.File{theirs}
 	v.cmd.Stdout, v.cmd.Stderr = v.console, v.console
 	v.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
