@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -54,7 +55,14 @@ func (m *Manager) findDisk(ctx context.Context, driver, source string) (dev bloc
 		find = func() (string, error) { return onlyEntry(filepath.Join(scsiDir, "block")) }
 		scan = func() error {
 			file := filepath.Join(m.sys, "class/scsi_host/host0/scan")
-			return os.WriteFile(file, fmt.Appendf(nil, "0 %d %d", target, lun), 0)
+			if err := os.WriteFile(file, fmt.Appendf(nil, "0 %d %d", target, lun), 0); err != nil {
+				return err
+			}
+			// The scan is done; only the disk's name may come a little later.
+			if _, err := os.Stat(scsiDir); err != nil {
+				return fmt.Errorf("there is nothing at this address: %w", errdefs.ErrNotFound)
+			}
+			return nil
 		}
 	case "blk":
 		if find, err = m.blkFinder(source); err != nil {

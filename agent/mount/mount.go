@@ -30,7 +30,7 @@ import (
 const Root = "/run/kata-containers"
 
 // DeviceTimeout bounds the wait for a device to appear.
-const DeviceTimeout = 20 * time.Second
+const DeviceTimeout = 10 * time.Second
 
 // maxStorages bounds a request.
 const maxStorages = 1024

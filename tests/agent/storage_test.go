@@ -150,7 +150,7 @@ func TestLayers(t *testing.T) {
 		ghost.Address.Source = "7:7"
 		ghost.RootHash[0] ^= 1
 		_, err := v.createOn(t, "ghost", 25*time.Second, ghost)
-		if err == nil || !strings.Contains(err.Error(), "7:7") || !strings.Contains(err.Error(), "did not appear") {
+		if err == nil || !strings.Contains(err.Error(), "7:7") || !strings.Contains(err.Error(), "nothing at this address") {
 			t.Errorf("CreateContainer = %v", err)
 		}
 	})
