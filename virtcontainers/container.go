@@ -139,6 +139,9 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 	if err != nil {
 		return Streams{}, err
 	}
+	if out.OCI.GetLinux().GetSeccomp() != nil && !p.agent.seccomp {
+		return Streams{}, fmt.Errorf("linux.seccomp: the guest's agent cannot apply filters: %w", errdefs.ErrNotImplemented)
+	}
 	if !p.isFirst(c.id) && req.Spec.Hooks != nil { // the first one's ran before the VM was launched
 		if err := p.runStartHooks(ctx, req.Spec, c.id, c.bundle); err != nil {
 			return Streams{}, err

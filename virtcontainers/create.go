@@ -483,9 +483,7 @@ func (c *creation) createSandbox(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	dctx, cancel := c.agent.within(ctx)
-	defer cancel()
-	if _, err := c.agent.details(dctx); err != nil {
+	if err := c.agent.askDetails(ctx); err != nil {
 		return err
 	}
 	return c.setClock(ctx)

@@ -37,6 +37,7 @@ type world struct {
 	held   map[string]int // guarded by mu
 	ops    []string       // guarded by mu
 	failAt int            // guarded by mu; the operation, from 1, that fails; 0: none
+	fail   string         // the name of the operation that fails
 	vms    []*fakeVM      // guarded by mu
 
 	layers    int                    // how many layers a root file system has
@@ -59,7 +60,7 @@ func (w *world) op(name string) error {
 	if wait != nil {
 		<-wait
 	}
-	if n == at {
+	if n == at || name == w.fail {
 		return fmt.Errorf("%s: %w", name, errInjected)
 	}
 	return nil
@@ -105,6 +106,25 @@ func (w *world) vm() *fakeVM {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.vms[len(w.vms)-1]
+}
+
+// holdUntil keeps an operation from going on before another was done.
+func (w *world) holdUntil(held, done string) {
+	gate := make(chan string)
+	w.slow[held] = gate
+	go func() {
+		for !w.did(done) {
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(10 * time.Millisecond) // its caller notes the outcome
+		close(gate)
+	}()
+}
+
+func (w *world) did(name string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Contains(w.ops, name)
 }
 
 // options are those of a pod of one in this world.

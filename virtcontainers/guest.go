@@ -86,6 +86,7 @@ type link struct {
 	client  *ttrpc.Client
 	gone    chan struct{} // closed when the connection has ended
 	streams bool          // the agent takes byte streams
+	seccomp bool          // the guest can apply filters
 	timeout time.Duration
 }
 
@@ -117,15 +118,18 @@ func (l *link) close() error {
 	return nil
 }
 
-// details asks what the agent can do.
-func (l *link) details(ctx context.Context) (*agent.AgentDetails, error) {
+// askDetails finds out what the agent can do.
+func (l *link) askDetails(ctx context.Context) error {
+	ctx, cancel := l.within(ctx)
+	defer cancel()
 	res, err := l.GetGuestDetails(ctx, &agent.GuestDetailsRequest{})
 	if err != nil {
-		return nil, fmt.Errorf("get guest details: %w", l.fault(ctx, err))
+		return fmt.Errorf("get guest details: %w", l.fault(ctx, err))
 	}
 	d := res.GetAgentDetails()
 	l.streams = slices.Contains(d.GetExtraFeatures(), featureStreams)
-	return d, nil
+	l.seccomp = d.GetSupportsSeccomp()
+	return nil
 }
 
 // within bounds a call that has no deadline of its own.

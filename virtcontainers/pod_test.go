@@ -111,15 +111,8 @@ func TestAContainerRunsFromCreateToDelete(t *testing.T) {
 
 func TestReadyLayersAreThereFromBootAndSlowOnesArePluggedLater(t *testing.T) {
 	w := newWorld(t)
-	w.slow["make netns"] = make(chan string)
-	go func() { // the launch goes on when the layers are open
-		for w.count() < 2 {
-			time.Sleep(time.Millisecond)
-		}
-		close(w.slow["make netns"])
-	}()
-	p, _ := start(t, w, w.options("sleep"))
-	_ = p
+	w.holdUntil("make netns", "open layers")
+	start(t, w, w.options("sleep"))
 	if n := len(w.vm().spec.Blocks); n != 2 {
 		t.Errorf("the VM booted with %d blocks, want 2", n)
 	}
@@ -439,15 +432,8 @@ func TestCreatePodRefuses(t *testing.T) {
 			o.Spec.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "echo no network >&2; exit 3"}}}}
 		}, []string{"createRuntime hook 0 (/bin/sh)", "exit status 3", "no network"}},
 		{"a root file system that does not exist", func(w *world, _ *Options) {
-			w.failAt = 1
-			gate := make(chan string)
-			w.slow["make netns"] = gate
-			go func() {
-				for w.count() < 2 {
-					time.Sleep(time.Millisecond)
-				}
-				close(gate)
-			}()
+			w.fail = "open layers"
+			w.holdUntil("make netns", "open layers")
 		}, []string{"root file system", "open layers"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -33,7 +33,6 @@ const (
 	cgroupBase  = "/coco/"                                           // containers' cgroups in the guest
 	initdataKey = "io.katacontainers.config.hypervisor.cc_init_data" // never sent to the guest
 	policyKey   = "io.katacontainers.config.agent.policy"            // likewise
-	sandboxType = "io.kubernetes.cri.container-type"                 // "sandbox" or "container"
 	shmPath     = "/dev/shm"
 )
 
@@ -86,7 +85,6 @@ func Convert(in Input) (Output, error) {
 		return Output{}, r.err(in.ID)
 	}
 	r.platforms(s)
-	r.hooks(s.Hooks)
 	out := Output{GuestRootPath: RootPath(in.ID)}
 	linux, pidns := r.linux(in.ID, s)
 	mounts, copies := r.mounts(in)
@@ -97,6 +95,7 @@ func Convert(in Input) (Output, error) {
 		Root:        &agent.Root{Path: out.GuestRootPath},
 		Hostname:    s.Hostname,
 		Mounts:      mounts,
+		Hooks:       r.hooks(s.Hooks),
 		Annotations: annotations(s.Annotations),
 		Linux:       linux,
 	}
@@ -138,20 +137,26 @@ func (r *refusals) platforms(s *specs.Spec) {
 	}
 }
 
-// hooks refuses what would have to run in the container's namespaces: those are in the guest, the
-// hook's program is on the host. The others run on the host (package hooks).
-func (r *refusals) hooks(h *specs.Hooks) {
+// hooks carries over what runs inside the container, from the container's own files, and refuses what
+// would be a program of the host inside the container's namespaces. The others run on the host
+// (package hooks).
+func (r *refusals) hooks(h *specs.Hooks) *agent.Hooks {
 	if h == nil {
-		return
+		return nil
 	}
-	for _, k := range []struct {
-		name  string
-		hooks []specs.Hook
-	}{{"createContainer", h.CreateContainer}, {"startContainer", h.StartContainer}} {
-		if len(k.hooks) > 0 {
-			r.add("hooks.%s: %s would have to run in the container's namespaces, which are inside the VM", k.name, k.hooks[0].Path)
-		}
+	if len(h.CreateContainer) > 0 {
+		r.add("hooks.createContainer: %s is a program of the host that would have to run in the container's namespaces, which are inside the VM", h.CreateContainer[0].Path)
 	}
+	if len(h.StartContainer) == 0 {
+		return nil
+	}
+	out := &agent.Hooks{}
+	for _, k := range h.StartContainer {
+		out.StartContainer = append(out.StartContainer, &agent.Hook{
+			Path: k.Path, Args: slices.Clone(k.Args), Env: slices.Clone(k.Env), Timeout: int64(value(k.Timeout)),
+		})
+	}
+	return out
 }
 
 // annotations drops the two that configure the VM: they were consumed on the host.
