@@ -1,0 +1,183 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package snp_test
+
+import (
+	"bytes"
+	"testing"
+
+	"github.com/coco-shim/coco/measurement"
+	"github.com/coco-shim/coco/measurement/igvm"
+	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
+	"github.com/coco-shim/coco/measurement/snp"
+)
+
+func contents() snp.IGVMContents {
+	return snp.IGVMContents{
+		Policy: snp.DefaultPolicy, Firmware: ovmftest.Build(layout()), Hashes: withKernel(), Signature: 0xa00f11, Features: 1,
+		Blobs: []snp.Blob{{Name: "kernel", GPA: 0x1000000, Data: []byte("kernel")}, {Name: "initrd", GPA: 0x4000000, Data: bytes.Repeat([]byte("i"), 9000)}},
+	}
+}
+
+func compose(t testing.TB, c snp.IGVMContents) *igvm.File {
+	t.Helper()
+	raw, err := snp.ComposeIGVM(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := snp.ComposeIGVM(c)
+	if err != nil || !bytes.Equal(raw, again) {
+		t.Fatalf("a second run gives another file (%v)", err)
+	}
+	f, err := igvm.Parse(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// Without blobs, what Cloud Hypervisor launches from the file is what QEMU launches from the firmware
+// itself, as long as the processors look alike.
+func TestComposedFileHasTheDigestOfADirectLaunch(t *testing.T) {
+	c := contents()
+	c.Blobs = nil
+	d := description(c.Firmware)
+	d.VCPUs = 1
+	want := mustMeasure(t, d)
+	var trace measurement.Trace
+	got, err := snp.MeasureIGVM(snp.IGVMLaunch{File: compose(t, c), VCPUs: 1}, &trace)
+	if err != nil || !got.Equal(want) {
+		t.Errorf("MeasureIGVM = %v, %v, want %s", got, err, want)
+	}
+	if r := replay(trace); !r.Equal(got) {
+		t.Errorf("replay of the trace = %s, want %s", r, got)
+	}
+}
+
+func TestLoadersMeasureTheSameFileDifferently(t *testing.T) {
+	f := compose(t, contents())
+	seen := map[string]snp.Loader{}
+	for _, l := range []snp.Loader{snp.CloudHypervisorKVM, snp.IGVMMeasure, snp.IGVMMeasureZero} {
+		var trace measurement.Trace
+		got, err := snp.MeasureIGVM(snp.IGVMLaunch{File: f, Loader: l, VCPUs: 2}, &trace)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r := replay(trace); !r.Equal(got) {
+			t.Errorf("%s: replay of the trace = %s, want %s", l, r, got)
+		}
+		if o, ok := seen[got.String()]; ok {
+			t.Errorf("%s and %s agree", l, o)
+		}
+		seen[got.String()] = l
+	}
+}
+
+func TestParameterAreasByLoader(t *testing.T) {
+	w := igvm.Writer{Policy: 0x30000}
+	w.Parameters(0, 0x2000, 0x3000, 0, -1, -1)
+	w.Context(0, igvm.KVMVMSAGPA, snp.BootContext(0, 1))
+	raw, err := w.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := igvm.Parse(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for l, want := range map[snp.Loader]int{snp.CloudHypervisorKVM: 3, snp.IGVMMeasure: 1, snp.IGVMMeasureZero: 1, snp.IGVMCrate: 3} {
+		var trace measurement.Trace
+		if _, err := snp.MeasureIGVM(snp.IGVMLaunch{File: f, Loader: l, VCPUs: 1}, &trace); err != nil {
+			t.Fatal(err)
+		}
+		if got := len(trace.Steps) - 1; got != want {
+			t.Errorf("%s measures %d pages of the area, want %d", l, got, want)
+		}
+	}
+}
+
+func TestKernelBesideTheFile(t *testing.T) {
+	c := contents()
+	c.Hashes = nil
+	measure := func(c snp.IGVMContents) *measurement.Trace {
+		var trace measurement.Trace
+		if _, err := snp.MeasureIGVM(snp.IGVMLaunch{File: compose(t, c), VCPUs: 1, Kernel: withKernel()}, &trace); err != nil {
+			t.Fatal(err)
+		}
+		return &trace
+	}
+	last := measure(c).Steps
+	if s := last[len(last)-2]; s.GPA != 0x10000 || s.Kind != "NORMAL" {
+		t.Errorf("page before the processor = %s, want the hashes at 0x10000", s)
+	}
+	c.Blobs = append(c.Blobs, snp.Blob{Name: "stub", GPA: 0x10000, Data: bytes.Repeat([]byte{1}, 4096)})
+	merged := 0
+	for _, s := range measure(c).Steps {
+		if s.GPA == 0x10000 {
+			merged++
+		}
+	}
+	if merged != 1 {
+		t.Errorf("page 0x10000 is measured %d times, want the hashes merged into it", merged)
+	}
+}
+
+func TestProcessorsWithoutContextAreMeasuredUntouched(t *testing.T) {
+	f := compose(t, contents())
+	var trace measurement.Trace
+	if _, err := snp.MeasureIGVM(snp.IGVMLaunch{File: f, VCPUs: 3}, &trace); err != nil {
+		t.Fatal(err)
+	}
+	s := trace.Steps[len(trace.Steps)-3:]
+	if s[0].Content.Equal(s[1].Content) || !s[1].Content.Equal(s[2].Content) || s[2].GPA != igvm.KVMVMSAGPA {
+		t.Errorf("processors = %v", s)
+	}
+}
+
+func TestIGVMRefusals(t *testing.T) {
+	f := compose(t, contents())
+	for name, l := range map[string]snp.IGVMLaunch{
+		"no vcpus":                     {File: f},
+		"kernel with another loader":   {File: f, Loader: snp.IGVMMeasure, Kernel: withKernel()},
+		"file for no platform of ours": {File: &igvm.File{}, VCPUs: 1},
+	} {
+		if d, err := snp.MeasureIGVM(l, nil); err == nil {
+			t.Errorf("%s: MeasureIGVM = %s, want a refusal", name, d)
+		}
+	}
+	for name, change := range map[string]func(*snp.IGVMContents){
+		"overlapping blobs":       func(c *snp.IGVMContents) { c.Blobs[1].GPA = c.Blobs[0].GPA },
+		"blob over the firmware":  func(c *snp.IGVMContents) { c.Blobs[0].GPA = 0xffff0000 },
+		"odd blob":                func(c *snp.IGVMContents) { c.Blobs[0].GPA++ },
+		"empty blob":              func(c *snp.IGVMContents) { c.Blobs[0].Data = nil },
+		"policy without bit 17":   func(c *snp.IGVMContents) { c.Policy = 0 },
+		"short context":           func(c *snp.IGVMContents) { c.Context = []byte{1} },
+		"hashes without firmware": func(c *snp.IGVMContents) { c.Firmware = nil },
+		"id block without auth":   func(c *snp.IGVMContents) { c.IDBlock = testBlock().Marshal() },
+	} {
+		c := contents()
+		change(&c)
+		if _, err := snp.ComposeIGVM(c); err == nil {
+			t.Errorf("%s: ComposeIGVM succeeded, want a refusal", name)
+		}
+	}
+}
+
+func FuzzMeasureIGVM(f *testing.F) {
+	raw, err := snp.ComposeIGVM(contents())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(raw, uint8(0))
+	f.Fuzz(func(t *testing.T, raw []byte, loader uint8) {
+		file, err := igvm.Parse(raw)
+		if err != nil {
+			return
+		}
+		d, err := snp.MeasureIGVM(snp.IGVMLaunch{File: file, Loader: snp.Loader(loader % 4), VCPUs: 2}, nil)
+		if err == nil && len(d) != 48 {
+			t.Errorf("MeasureIGVM = %x", d)
+		}
+	})
+}
