@@ -114,8 +114,9 @@ type plug struct {
 	err   error
 }
 
-// blockID names a layer as a device: its root hash, as much of it as a serial number holds.
-func blockID(l *layer.Layer) string { return "l-" + l.Hex()[:30] }
+// blockID names a layer as a device: as much of its root hash as a serial number holds (20 bytes on
+// virtio).
+func blockID(l *layer.Layer) string { return l.Hex()[:20] }
 
 // blocks describes layers to the hypervisor, each once.
 func blocks(layers []*layer.Layer) []hypervisor.Block {

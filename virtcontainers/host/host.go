@@ -1,0 +1,61 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package host chooses the hypervisor, the launcher, the network and the layer cache that a
+// configuration asks for. It is the one place where package virtcontainers meets the real machine.
+package host
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/configs"
+	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/hypervisor/launch"
+	"github.com/coco-shim/coco/hypervisor/qemu"
+	"github.com/coco-shim/coco/virtcontainers"
+)
+
+// New makes the Host that a configuration describes. exe is the program that is run as the launcher,
+// with the one argument launch.Arg; empty: this one.
+func New(c configs.Config, exe string, log *slog.Logger) (virtcontainers.Host, error) {
+	if c.Hypervisor.Type != "qemu" {
+		return virtcontainers.Host{}, fmt.Errorf("hypervisor.type %q: %w", c.Hypervisor.Type, errdefs.ErrNotImplemented)
+	}
+	m, err := machine()
+	if err != nil {
+		return virtcontainers.Host{}, err
+	}
+	return virtcontainers.Host{
+		Driver:   qemu.New(qemu.Options{Path: c.Hypervisor.Path, Log: log}),
+		Launcher: launcher{exe},
+		Network:  virtcontainers.NewNetwork(c.Network),
+		Layers:   virtcontainers.NewLayers(c.Runtime.LayerCache),
+		Machine:  m,
+	}, nil
+}
+
+// launcher forks a program of ours.
+type launcher struct{ exe string }
+
+// Launch implements virtcontainers.Launcher.
+func (l launcher) Launch(ctx context.Context, netns string) (hypervisor.Process, error) {
+	p, err := launch.Start(ctx, launch.Options{Exe: l.exe, NetNS: netns})
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func machine() (virtcontainers.Machine, error) {
+	var si unix.Sysinfo_t
+	if err := unix.Sysinfo(&si); err != nil {
+		return virtcontainers.Machine{}, fmt.Errorf("size of the host's memory: %w", err)
+	}
+	return virtcontainers.Machine{CPUs: runtime.NumCPU(), MemoryMiB: uint64(si.Totalram) * uint64(si.Unit) >> 20}, nil
+}

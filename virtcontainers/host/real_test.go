@@ -1,0 +1,283 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package host_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/coco-shim/coco/configs"
+	"github.com/coco-shim/coco/hypervisor/launch"
+	"github.com/coco-shim/coco/internal/testvm"
+	"github.com/coco-shim/coco/virtcontainers"
+	"github.com/coco-shim/coco/virtcontainers/host"
+)
+
+// The test program is its own launcher.
+func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == launch.Arg {
+		if err := launch.Main(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+		os.Exit(125)
+	}
+	os.Exit(m.Run())
+}
+
+// rootfs makes a root file system of one busybox.
+func rootfs(t *testing.T, dir string) {
+	t.Helper()
+	for _, d := range []string{"bin", "proc", "sys", "dev", "tmp", "etc"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bb, err := exec.LookPath("busybox")
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(bb)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "bin/busybox"), data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range []string{"sh", "true", "echo", "cat", "sleep", "uname", "stty", "id", "ls", "wc", "head"} {
+		if err := os.Symlink("busybox", filepath.Join(dir, "bin", a)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func spec(args ...string) *specs.Spec {
+	var ns []specs.LinuxNamespace
+	for _, k := range []specs.LinuxNamespaceType{specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.MountNamespace, specs.NetworkNamespace} {
+		ns = append(ns, specs.LinuxNamespace{Type: k})
+	}
+	caps := []string{"CAP_CHOWN", "CAP_KILL", "CAP_SETUID", "CAP_SETGID"}
+	return &specs.Spec{
+		Version: "1.0.2", Root: &specs.Root{Path: "rootfs"}, Hostname: "box",
+		Process: &specs.Process{
+			Args: args, Cwd: "/", Env: []string{"PATH=/bin"}, NoNewPrivileges: true,
+			Capabilities: &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
+			Rlimits:      []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 1024, Soft: 1024}},
+		},
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
+			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+			{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"}},
+			{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
+			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
+		},
+		Linux: &specs.Linux{
+			Namespaces: ns, CgroupsPath: "/coco-test/" + "box",
+			Resources:     &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}},
+			MaskedPaths:   []string{"/proc/kcore"},
+			ReadonlyPaths: []string{"/proc/sys"},
+		},
+	}
+}
+
+type real struct {
+	*virtcontainers.Pod
+	t *testing.T
+}
+
+// boot makes a real pod of one.
+func boot(t *testing.T, change func(*specs.Spec, *virtcontainers.ContainerRequest), args ...string) (real, virtcontainers.Streams) {
+	t.Helper()
+	testvm.Need(t, testvm.Root, testvm.QEMU, testvm.GuestImage, testvm.Busybox, testvm.Netns)
+	dir := t.TempDir()
+	rootfs(t, filepath.Join(dir, "rootfs"))
+	cfg := configs.Default()
+	cfg.Hypervisor.GuestDir = testvm.GuestDir()
+	cfg.Runtime.StateDir, cfg.Runtime.LayerCache = filepath.Join(dir, "run"), filepath.Join(dir, "layers")
+	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	h, err := host.New(cfg, "", log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := spec(args...)
+	first := &virtcontainers.ContainerRequest{ID: "box", Bundle: dir, Spec: s, Stdin: true, Stdout: true, Stderr: true}
+	if change != nil {
+		change(s, first)
+	}
+	p, err := virtcontainers.CreatePod(t.Context(), virtcontainers.Options{
+		ID: "box", Namespace: "test", Bundle: dir, Spec: s, Config: cfg, First: first, Host: h, Log: log,
+	})
+	if err != nil {
+		t.Fatalf("CreatePod() = %v", err)
+	}
+	t.Cleanup(func() {
+		start := time.Now()
+		if err := p.Shutdown(context.Background()); err != nil {
+			t.Errorf("Shutdown() = %v", err)
+		}
+		t.Logf("shutdown took %s", time.Since(start))
+		for _, d := range []string{"run", "coco-state.json"} {
+			if names, _ := filepath.Glob(filepath.Join(dir, d, "*")); len(names) > 0 {
+				t.Errorf("left: %q", names)
+			}
+		}
+	})
+	for _, ph := range p.Phases() {
+		t.Logf("%-18s %s", ph.Name, ph.Duration.Round(time.Millisecond/10))
+	}
+	start := time.Now()
+	st, err := p.CreateContainer(t.Context(), *first)
+	if err != nil {
+		t.Fatalf("CreateContainer() = %v", err)
+	}
+	t.Logf("%-18s %s", "create container", time.Since(start))
+	start = time.Now()
+	if _, err := p.Start(t.Context(), "box", ""); err != nil {
+		t.Fatalf("Start() = %v", err)
+	}
+	t.Logf("%-18s %s", "start container", time.Since(start))
+	return real{p, t}, st
+}
+
+func (r real) wait(exec string) virtcontainers.ExitStatus {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(r.t.Context(), 20*time.Second)
+	defer cancel()
+	st, err := r.Wait(ctx, "box", exec)
+	if err != nil {
+		r.t.Fatalf("Wait(%q) = %v", exec, err)
+	}
+	return st
+}
+
+func (r real) exec(id string, tty bool, args ...string) virtcontainers.Streams {
+	r.t.Helper()
+	start := time.Now()
+	req := virtcontainers.ExecRequest{ContainerID: "box", ExecID: id, Process: &specs.Process{Args: args, Cwd: "/", Env: []string{"PATH=/bin"}}, Terminal: tty, Stdin: true, Stdout: true, Stderr: !tty}
+	if err := r.Exec(r.t.Context(), req); err != nil {
+		r.t.Fatalf("Exec() = %v", err)
+	}
+	s, err := r.Start(r.t.Context(), "box", id)
+	if err != nil {
+		r.t.Fatalf("Start(%s) = %v", id, err)
+	}
+	r.t.Logf("exec of %s took %s", args[0], time.Since(start))
+	return s
+}
+
+func read(t *testing.T, r io.Reader) string {
+	t.Helper()
+	b, err := io.ReadAll(r)
+	if err != nil {
+		t.Errorf("read: %v", err)
+	}
+	return string(b)
+}
+
+func TestRealEcho(t *testing.T) {
+	r, s := boot(t, nil, "sh", "-c", "uname -r; hostname; echo err >&2; exit 7")
+	out, errs := read(t, s.Stdout), read(t, s.Stderr)
+	host, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out == "" || strings.HasPrefix(out, string(host)) {
+		t.Errorf("uname -r in the container = %q, the host's is %q", out, host)
+	}
+	if errs != "err\n" {
+		t.Errorf("stderr = %q", errs)
+	}
+	if st := r.wait(""); st.Code != 7 {
+		t.Errorf("exit = %+v, want 7", st)
+	}
+}
+
+func TestRealProcesses(t *testing.T) {
+	hosts := filepath.Join(t.TempDir(), "hosts")
+	if err := os.WriteFile(hosts, []byte("10.1.2.3 there\n"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	r, s := boot(t, func(s *specs.Spec, _ *virtcontainers.ContainerRequest) {
+		s.Mounts = append(s.Mounts, specs.Mount{Destination: "/etc/hosts", Type: "bind", Source: hosts, Options: []string{"rbind", "ro"}})
+	}, "sleep", "1000")
+	_ = s
+	e := r.exec("e1", false, "sh", "-c", "cat /etc/hosts; ls -l /etc/hosts; exit 3")
+	if out := read(t, e.Stdout); !strings.HasPrefix(out, "10.1.2.3 there\n-rw-r-----") {
+		t.Errorf("the copied file = %q", out)
+	}
+	if st := r.wait("e1"); st.Code != 3 {
+		t.Errorf("exit = %+v, want 3", st)
+	}
+
+	e = r.exec("tty", true, "sh", "-c", "read x; stty size; echo got $x")
+	if err := r.Resize(t.Context(), "box", "tty", 91, 33); err != nil {
+		t.Errorf("Resize() = %v", err)
+	}
+	if _, err := io.WriteString(e.Stdin, "word\n"); err != nil {
+		t.Error(err)
+	}
+	if out := read(t, e.Stdout); !strings.Contains(out, "33 91\r\n") || !strings.Contains(out, "got word\r\n") {
+		t.Errorf("terminal = %q", out)
+	}
+	r.wait("tty")
+
+	e = r.exec("cat", false, "cat")
+	const size = 8 << 20
+	sum, start := sha256.New(), time.Now()
+	go func() {
+		block := make([]byte, 64<<10)
+		for i := range block {
+			block[i] = byte(i * 7)
+		}
+		for n := 0; n < size; n += len(block) {
+			sum.Write(block)
+			if _, err := e.Stdin.Write(block); err != nil {
+				t.Errorf("stdin: %v", err)
+				break
+			}
+		}
+		if err := e.Stdin.Close(); err != nil {
+			t.Errorf("close stdin: %v", err)
+		}
+	}()
+	back := sha256.New()
+	n, err := io.Copy(back, e.Stdout)
+	if err != nil || n != size || string(back.Sum(nil)) != string(sum.Sum(nil)) {
+		t.Errorf("cat gave %d bytes, %v; equal: %v", n, err, string(back.Sum(nil)) == string(sum.Sum(nil)))
+	}
+	t.Logf("8 MiB through cat in %s", time.Since(start))
+	if st := r.wait("cat"); st.Code != 0 {
+		t.Errorf("exit of cat = %+v", st)
+	}
+
+	if err := r.Pause(t.Context(), "box"); err != nil {
+		t.Errorf("Pause() = %v", err)
+	}
+	if err := r.Resume(t.Context(), "box"); err != nil {
+		t.Errorf("Resume() = %v", err)
+	}
+	if st, err := r.Stats(t.Context(), "box"); err != nil || st.GetCgroupStats().GetMemoryStats().GetUsage().GetUsage() == 0 {
+		t.Errorf("Stats() = %v, %v", st, err)
+	}
+	if err := r.Kill(t.Context(), "box", "", 9, true); err != nil {
+		t.Errorf("Kill() = %v", err)
+	}
+	if st := r.wait(""); st.Code != 137 {
+		t.Errorf("exit = %+v, want 137", st)
+	}
+	if _, err := r.Delete(t.Context(), "box", ""); err != nil {
+		t.Errorf("Delete() = %v", err)
+	}
+}
