@@ -85,8 +85,10 @@ func loadFile(path string) (Config, error) {
 
 func fileProblem(file string, err error) Problem {
 	if errors.Is(err, fs.ErrNotExist) {
-		return Problem{File: file, What: "the configuration file does not exist",
-			Expect: "a readable TOML file (an example is configs/config-qemu.toml)"}
+		return Problem{
+			File: file, What: "the configuration file does not exist",
+			Expect: "a readable TOML file (an example is configs/config-qemu.toml)",
+		}
 	}
 	var pe *fs.PathError
 	if errors.As(err, &pe) {

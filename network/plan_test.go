@@ -144,7 +144,8 @@ func TestPlanOfLinks(t *testing.T) {
 		{
 			name: "what the pod needs and cannot have is refused, all at once",
 			links: []Link{
-				{Index: 5, Name: "tun0", Kind: "tuntap", Up: true}, with(net1, func(l *Link) { l.Ingress = IngressForeign }),
+				{Index: 5, Name: "tun0", Kind: "tuntap", Up: true},
+				with(net1, func(l *Link) { l.Ingress = IngressForeign }),
 				{Index: 6, Name: "mac0", Kind: "dummy", Ethernet: true, Up: true, MAC: "00:00:00:00:00:00"},
 			},
 			addrs: append(given(5), given(6)...),

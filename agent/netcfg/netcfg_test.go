@@ -263,8 +263,11 @@ func TestUpdateRoutes(t *testing.T) {
 		{
 			name: "several ways to one destination, first preferred",
 			in: []*types.Route{
-				connected, {Gateway: "10.1.0.1", Device: "eth0"}, {Gateway: "10.1.0.9", Device: "eth0"},
-				{Dest: "fd07::/64", Gateway: "fd00::1", Device: "eth0", Family: v6}, {Dest: "fd07::/64", Gateway: "fd00::9", Device: "eth0", Family: v6},
+				connected,
+				{Gateway: "10.1.0.1", Device: "eth0"},
+				{Gateway: "10.1.0.9", Device: "eth0"},
+				{Dest: "fd07::/64", Gateway: "fd00::1", Device: "eth0", Family: v6},
+				{Dest: "fd07::/64", Gateway: "fd00::9", Device: "eth0", Family: v6},
 			},
 			want: []string{"0.0.0.0/0 via 10.1.0.1 dev eth0", "0.0.0.0/0 via 10.1.0.9 dev eth0", "10.1.0.0/24 dev eth0 src 10.1.0.2", "fd07::/64 via fd00::1 dev eth0", "fd07::/64 via fd00::9 dev eth0"},
 		},
