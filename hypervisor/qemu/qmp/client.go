@@ -25,6 +25,10 @@ import (
 // ErrClosed says that the connection has ended: the VMM is gone, or Close was called.
 var ErrClosed = errors.New("control connection to the VMM has ended")
 
+// sendTimeout bounds the sending of a command, which fits into the socket's buffer: a VMM
+// that does not even read is beyond help.
+const sendTimeout = 10 * time.Second
+
 // Client is a connection in command mode.
 type Client struct {
 	conn    *net.UnixConn
@@ -118,27 +122,16 @@ func (c *Client) call(ctx context.Context, command string, args any, files []*os
 		<-c.slot // nothing was sent
 		return message{}, err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetWriteDeadline(time.Unix(1, 0)) })
-	err = fdpass.Send(c.conn, append(line, '\n'), files...)
-	if !stop() && err == nil {
-		err = context.Cause(ctx)
-	}
-	if err != nil {
+	_ = c.conn.SetWriteDeadline(time.Now().Add(sendTimeout)) // fails only with what follows
+	if err := fdpass.Send(c.conn, append(line, '\n'), files...); err != nil {
 		_ = c.conn.Close() // half a command may be on its way: the connection is of no more use
-		return message{}, c.sendError(ctx, err)
+		<-c.done
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return message{}, fmt.Errorf("%w: the VMM has not read for %v", ErrClosed, sendTimeout)
+		}
+		return message{}, c.closedError()
 	}
 	return c.await(ctx, wait)
-}
-
-func (c *Client) sendError(ctx context.Context, err error) error {
-	<-c.done
-	if cerr := context.Cause(ctx); cerr != nil {
-		return cerr
-	}
-	if errors.Is(err, os.ErrClosed) || errors.Is(err, net.ErrClosed) {
-		return c.closedError()
-	}
-	return fmt.Errorf("%w: %w", ErrClosed, err)
 }
 
 func (c *Client) await(ctx context.Context, wait <-chan answer) (message, error) {

@@ -1,0 +1,268 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package qemu
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/coco-shim/coco/hypervisor"
+)
+
+const firstFD = 3 // the descriptor of Command.Files[0]
+
+// DefaultTCGCacheMiB bounds QEMU's cache of translated code. QEMU's own default is 1 GiB.
+const DefaultTCGCacheMiB = 128
+
+// Params is what a command line needs besides the VM's description.
+type Params struct {
+	Binary      string
+	TCGCacheMiB int
+	// CBitPos and ReducedPhysBits are the processor's, CPUID 8000001F EBX; only for SNP.
+	CBitPos, ReducedPhysBits int
+	// Agent, Control and Console are the VMM's ends of socket pairs.
+	Agent, Control, Console *os.File
+}
+
+// Command is a command line with the files that it refers to: Files[i] must be descriptor 3+i.
+type Command struct {
+	Argv  []string
+	Files []*os.File
+}
+
+// builder collects a command line.
+type builder struct {
+	cmd  Command
+	spec hypervisor.VMSpec
+	par  Params
+}
+
+// Build makes the command line of a VM. It is a pure function of its arguments; of files it
+// uses the identity only. The spec must be valid and its accelerator decided.
+func Build(spec hypervisor.VMSpec, par Params) Command {
+	b := &builder{spec: spec, par: par}
+	b.cmd.Argv = []string{par.Binary}
+	b.base()
+	b.platform()
+	b.boot()
+	b.channels()
+	b.skeleton()
+	for i, blk := range spec.Blocks {
+		b.block(i, blk)
+	}
+	for i, n := range spec.NICs {
+		b.nic(i, n)
+	}
+	return b.cmd
+}
+
+func (b *builder) arg(words ...string) { b.cmd.Argv = append(b.cmd.Argv, words...) }
+
+// fd adds a file and returns its descriptor in the VMM.
+func (b *builder) fd(f *os.File) int {
+	b.cmd.Files = append(b.cmd.Files, f)
+	return firstFD + len(b.cmd.Files) - 1
+}
+
+func (b *builder) path(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", b.fd(f)) }
+
+func (b *builder) base() {
+	b.arg("-name", "coco-"+b.spec.ID,
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+	n := b.spec.CPU.Count
+	b.arg("-smp", fmt.Sprintf("%d,maxcpus=%d", n, n), "-m", fmt.Sprintf("%dM", b.spec.MemoryMiB))
+	if b.spec.Accel == hypervisor.AccelKVM {
+		b.arg("-accel", "kvm")
+		return
+	}
+	cache := b.par.TCGCacheMiB
+	if cache == 0 {
+		cache = DefaultTCGCacheMiB
+	}
+	b.arg("-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", cache))
+}
+
+// platform sets machine, memory, processor and TEE. Devices of the machine that a pod does not
+// use are off: they cost boot time, and on TDX they would be in measured tables.
+func (b *builder) platform() {
+	machine := b.spec.Machine + ",memory-backend=ram0,smm=off,hpet=off,sata=off,smbus=off,i8042=off,vmport=off"
+	memory, model := "memory-backend-ram", b.spec.CPU.Model
+	switch b.spec.TEE {
+	case hypervisor.TEESNP:
+		memory = "memory-backend-memfd"
+		b.arg("-object", b.snp())
+	case hypervisor.TEETDX:
+		memory = "memory-backend-memfd"
+		model = "host,pmu=off"
+		b.arg("-object", b.tdx())
+	case hypervisor.TEENone:
+		if model == "" {
+			model = defaultModel(b.spec.Accel)
+		}
+	}
+	if b.spec.TEE != hypervisor.TEENone {
+		machine += ",kernel_irqchip=split,confidential-guest-support=tee0"
+	}
+	b.arg("-machine", machine, "-cpu", model,
+		"-object", fmt.Sprintf("%s,id=ram0,size=%dM", memory, b.spec.MemoryMiB))
+}
+
+func defaultModel(a hypervisor.Accel) string {
+	if a == hypervisor.AccelKVM {
+		return "host"
+	}
+	return "max"
+}
+
+func (b *builder) snp() string {
+	s, e := b.spec.SNP, base64.StdEncoding
+	o := fmt.Sprintf("sev-snp-guest,id=tee0,cbitpos=%d,reduced-phys-bits=%d,policy=%#x,kernel-hashes=on,host-data=%s",
+		b.par.CBitPos, b.par.ReducedPhysBits, s.Policy, e.EncodeToString(s.HostData[:]))
+	if len(s.IDBlock) > 0 {
+		o += ",id-block=" + e.EncodeToString(s.IDBlock) + ",id-auth=" + e.EncodeToString(s.IDAuth)
+	}
+	return o
+}
+
+func (b *builder) tdx() string {
+	t := b.spec.TDX
+	o := map[string]any{
+		"qom-type": "tdx-guest", "id": "tee0",
+		"mrconfigid": base64.StdEncoding.EncodeToString(t.MRConfigID[:]),
+	}
+	const hostCID = "2" // VMADDR_CID_HOST
+	switch {
+	case t.QuoteVsock != 0:
+		o["quote-generation-socket"] = map[string]any{"type": "vsock", "cid": hostCID, "port": fmt.Sprint(t.QuoteVsock)}
+	case t.QuoteUnix != "":
+		o["quote-generation-socket"] = map[string]any{"type": "unix", "path": t.QuoteUnix}
+	}
+	return mustJSON(o)
+}
+
+func (b *builder) boot() {
+	if f := b.spec.Boot.Firmware; f != nil {
+		b.arg("-bios", b.path(f))
+	}
+	b.arg("-kernel", b.path(b.spec.Boot.Kernel))
+	if f := b.spec.Boot.Initrd; f != nil {
+		b.arg("-initrd", b.path(f))
+	}
+	b.arg("-append", b.spec.Boot.Cmdline)
+}
+
+// channels connects the socket pairs: control, console, agent.
+func (b *builder) channels() {
+	b.arg("-chardev", fmt.Sprintf("socket,id=control,fd=%d", b.fd(b.par.Control)), "-mon", "chardev=control,mode=control",
+		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", b.fd(b.par.Console)), "-serial", "chardev:console",
+		"-chardev", fmt.Sprintf("socket,id=agent,fd=%d", b.fd(b.par.Agent)))
+}
+
+// skeleton is the part of the PCI bus that every VM has.
+func (b *builder) skeleton() {
+	b.arg("-device", b.virtio("virtio-serial-pci", "serial0", slotSerial)+",max_ports=2",
+		"-device", "virtserialport,bus=serial0.0,nr=1,chardev=agent,id="+agentDevice+",name="+serialName)
+	if b.spec.BlockBus == hypervisor.BlockSCSI {
+		b.arg("-device", b.virtio("virtio-scsi-pci", scsiDevice, slotSCSI)+",num_queues=1")
+	}
+	for n := range b.spec.HotplugPorts {
+		b.arg("-device", fmt.Sprintf("pcie-root-port,id=%s,bus=pcie.0,addr=%#x,chassis=%d,slot=%d", portID(n), slotPorts+n, n+1, n+1))
+	}
+}
+
+// virtio is a virtio device on the root bus.
+func (b *builder) virtio(driver, id string, slot int) string {
+	d := fmt.Sprintf("%s,id=%s,bus=pcie.0,addr=%#x,disable-legacy=on", driver, id, slot)
+	if b.spec.TEE != hypervisor.TEENone {
+		d += ",iommu_platform=on"
+	}
+	return d
+}
+
+// block attaches a disk from boot, in place i of its bus.
+func (b *builder) block(i int, blk hypervisor.Block) {
+	set := i + 1
+	b.arg("-add-fd", fmt.Sprintf("fd=%d,set=%d", b.fd(blk.File), set),
+		"-blockdev", mustJSON(blockNode(blk, set)),
+		"-device", mustJSON(b.diskDevice(i, blk)))
+}
+
+func (b *builder) diskDevice(i int, blk hypervisor.Block) map[string]any {
+	return diskDevice(b.spec, i, blk)
+}
+
+// blockNode describes a disk image, given as a set of descriptors. Layers are shared among
+// pods and never written: no locks are needed, and none must be in the way.
+func blockNode(blk hypervisor.Block, set int) map[string]any {
+	return map[string]any{
+		"driver": "raw", "node-name": nodeName(blk.ID), "read-only": blk.ReadOnly,
+		"file": map[string]any{
+			"driver": "file", "filename": fmt.Sprintf("/dev/fdset/%d", set), "locking": "off", "read-only": blk.ReadOnly,
+		},
+	}
+}
+
+func nodeName(id string) string   { return "n-" + id }
+func deviceName(id string) string { return "d-" + id }
+
+// diskDevice describes the device in place n of the VM's block bus.
+func diskDevice(spec hypervisor.VMSpec, n int, blk hypervisor.Block) map[string]any {
+	d := map[string]any{"id": deviceName(blk.ID), "drive": nodeName(blk.ID), "share-rw": blk.ReadOnly}
+	if spec.BlockBus == hypervisor.BlockSCSI {
+		d["driver"], d["bus"], d["scsi-id"], d["lun"] = "scsi-hd", scsiDevice+".0", n, 0
+		d["serial"] = blk.ID
+		return d
+	}
+	d["driver"], d["bus"] = "virtio-blk-pci", portID(n)
+	d["disable-legacy"] = "on"
+	d["serial"] = blk.ID[:min(len(blk.ID), 20)] // VIRTIO_BLK_ID_BYTES
+	if spec.TEE != hypervisor.TEENone {
+		d["iommu_platform"] = true
+	}
+	return d
+}
+
+// nic attaches an interface from boot.
+func (b *builder) nic(i int, n hypervisor.NIC) {
+	fds := make([]string, len(n.Tap))
+	for q, f := range n.Tap {
+		fds[q] = fmt.Sprint(b.fd(f))
+	}
+	b.arg("-netdev", fmt.Sprintf("tap,id=%s,fds=%s,vhost=off", nodeName(n.ID), strings.Join(fds, ":")))
+	d := nicDevice(b.spec, n)
+	d["bus"], d["addr"] = "pcie.0", fmt.Sprintf("%#x", slotNICs+i)
+	b.arg("-device", mustJSON(d))
+}
+
+// nicDevice describes an interface, without its place. It has no option ROM, which would not be
+// measured.
+func nicDevice(spec hypervisor.VMSpec, n hypervisor.NIC) map[string]any {
+	d := map[string]any{
+		"driver": "virtio-net-pci", "id": deviceName(n.ID), "netdev": nodeName(n.ID), "mac": n.MAC,
+		"romfile": "", "disable-legacy": "on",
+	}
+	if n.MTU != 0 {
+		d["host_mtu"] = n.MTU
+	}
+	if q := len(n.Tap); q > 1 {
+		d["mq"], d["vectors"] = true, 2*q+2
+	}
+	if spec.TEE != hypervisor.TEENone {
+		d["iommu_platform"] = true
+	}
+	return d
+}
+
+// mustJSON encodes values made here, of types that cannot fail. Keys are sorted.
+func mustJSON(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return string(b)
+}

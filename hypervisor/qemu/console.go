@@ -1,0 +1,105 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package qemu
+
+import (
+	"io"
+	"strings"
+	"sync"
+
+	"github.com/coco-shim/coco/hypervisor"
+)
+
+const (
+	keepLines = 4 * hypervisor.ConsoleLines // what a panic prints after its reason
+	lineBytes = 240
+)
+
+// console keeps the last lines that the guest printed. The guest may print what it likes:
+// lines are bounded and reduced to printable ASCII.
+type console struct {
+	mu    sync.Mutex
+	lines []string // guarded by mu; at most keepLines
+	cur   []byte   // guarded by mu; the unfinished line
+	panic string   // guarded by mu; the kernel's words when it gave up
+}
+
+// readFrom reads until the console ends.
+func (c *console) readFrom(r io.Reader) {
+	buf := make([]byte, 2048)
+	for {
+		n, err := r.Read(buf)
+		c.write(buf[:n])
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (c *console) write(p []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, ch := range p {
+		switch {
+		case ch == '\n':
+			c.endLineLocked()
+		case ch == '\t', ch >= ' ' && ch < 0x7f:
+			if len(c.cur) < lineBytes {
+				c.cur = append(c.cur, ch)
+			}
+		}
+	}
+}
+
+const panicWords = "Kernel panic - not syncing: "
+
+func (c *console) endLineLocked() {
+	line := string(c.cur)
+	c.cur = c.cur[:0]
+	if strings.TrimSpace(line) == "" {
+		return
+	}
+	if _, words, ok := strings.Cut(line, panicWords); ok && c.panic == "" {
+		c.panic = words
+	}
+	if len(c.lines) == keepLines {
+		c.lines = append(c.lines[:0], c.lines[1:]...)
+	}
+	c.lines = append(c.lines, line)
+}
+
+// tail returns the last lines, the unfinished one included.
+func (c *console) tail() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := append([]string(nil), c.lines...)
+	if len(c.cur) > 0 {
+		all = append(all, string(c.cur))
+	}
+	if len(all) > hypervisor.ConsoleLines {
+		all = all[len(all)-hypervisor.ConsoleLines:]
+	}
+	return all
+}
+
+// panicked returns the kernel's last words, or "".
+func (c *console) panicked() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.panic
+}
+
+// mentions tells whether one of the kept lines contains one of the words.
+func (c *console) mentions(words ...string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, l := range c.lines {
+		for _, w := range words {
+			if strings.Contains(l, w) {
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -1,0 +1,200 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package qemu runs virtual machines with QEMU 7.2 or later.
+//
+// Launch turns a waiting process into QEMU. Everything that QEMU needs is handed to it as an open
+// descriptor: kernel, initramfs and firmware are those that were measured, taps and disks are
+// those that the caller opened, and control, console and agent channel are socket pairs, so
+// there is nothing in the file system that could be mistaken, attacked or left behind.
+//
+// A VM goes through the phases of package hypervisor. Events of the control socket move it on; a
+// deadline ends it when the agent does not answer in time. However it ends, the error says in which
+// phase, why, and what the guest printed last.
+//
+// Layers, networks, the measurement and the agent's protocol are others' business.
+package qemu
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/hypervisor/qemu/qmp"
+	"github.com/coco-shim/coco/internal/cpuid"
+	"github.com/coco-shim/coco/internal/fdpass"
+	"github.com/coco-shim/coco/internal/kvm"
+	"github.com/coco-shim/coco/internal/portmux"
+)
+
+const (
+	vmmTimeout  = 15 * time.Second // from exec to the greeting; 0.03 to 0.1 s when the host is idle
+	reapTimeout = 10 * time.Second // from SIGKILL to the end
+)
+
+// Options configure a driver.
+type Options struct {
+	// Path is QEMU's binary, absolute.
+	Path string
+	// TCGCacheMiB bounds the cache of translated code; 0: DefaultTCGCacheMiB.
+	TCGCacheMiB int
+	// Precheck refuses a spec before launch for reasons that need more knowledge than the driver
+	// has, such as the contents of firmware. May be nil.
+	Precheck func(hypervisor.VMSpec) error
+	// Log receives what happens to VMs. nil: nothing is logged.
+	Log *slog.Logger
+}
+
+// Driver launches VMs.
+type Driver struct {
+	opts      Options
+	kvmUsable func() error // replaced in tests
+}
+
+var _ hypervisor.Driver = (*Driver)(nil)
+
+// New makes a driver.
+func New(opts Options) *Driver {
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Driver{opts: opts, kvmUsable: func() error { return kvm.Usable("/") }}
+}
+
+// Name is "qemu".
+func (d *Driver) Name() string { return "qemu" }
+
+// Launch turns proc into a VM. dir is not used: QEMU gets descriptors.
+func (d *Driver) Launch(ctx context.Context, spec hypervisor.VMSpec, proc hypervisor.Process, _ string) (hypervisor.VM, error) {
+	vm, err := d.launch(ctx, spec, proc)
+	if err != nil {
+		_ = proc.Kill() // it may be dead already
+		<-proc.Done()
+		return nil, err
+	}
+	return vm, nil
+}
+
+func (d *Driver) launch(ctx context.Context, spec hypervisor.VMSpec, proc hypervisor.Process) (*machine, error) {
+	spec, err := d.resolve(spec)
+	if err != nil {
+		return nil, err
+	}
+	ends, err := openEnds()
+	if err != nil {
+		return nil, fmt.Errorf("launch VM %s: %w", spec.ID, err)
+	}
+	defer ends.closePeers()
+	par := Params{
+		Binary: d.opts.Path, TCGCacheMiB: d.opts.TCGCacheMiB,
+		Agent: ends.peers[0], Control: ends.peers[1], Console: ends.peers[2],
+	}
+	if spec.TEE == hypervisor.TEESNP {
+		r := cpuid.Query(0x8000001f, 0) // AMD APM 3: EBX[5:0] C-bit, [11:6] reduction
+		par.CBitPos, par.ReducedPhysBits = int(r.EBX&0x3f), int(r.EBX>>6&0x3f)
+	}
+	cmd := Build(spec, par)
+	if err := proc.Exec(ctx, cmd.Argv, environment(), cmd.Files); err != nil {
+		ends.closeOurs()
+		return nil, fmt.Errorf("launch VM %s: %w", spec.ID, err)
+	}
+	ends.closePeers() // from now on the end of the VMM ends our side
+	return d.attend(ctx, spec, proc, ends)
+}
+
+// attend connects to the running VMM and starts what watches it.
+func (d *Driver) attend(ctx context.Context, spec hypervisor.VMSpec, proc hypervisor.Process, ends *endpoints) (*machine, error) {
+	m := newMachine(spec, proc, d.opts.Log)
+	m.consoleConn = ends.ours[2]
+	m.consoleDone = make(chan struct{})
+	go func() {
+		defer close(m.consoleDone)
+		m.console.readFrom(ends.ours[2])
+	}()
+	vctx, cancel := context.WithTimeoutCause(ctx, vmmTimeout, fmt.Errorf("no greeting within %v", vmmTimeout))
+	defer cancel()
+	var err error
+	if m.qmp, err = qmp.Connect(vctx, ends.ours[1], m.event); err != nil {
+		dead := m.abandon(err)
+		_ = ends.ours[0].Close() // nothing was sent
+		return nil, dead
+	}
+	m.mux = portmux.NewDialer(ends.ours[0])
+	m.enter(hypervisor.PhaseKernel)
+	d.opts.Log.Info("VM runs", "vm", spec.ID, "pid", proc.PID(), "qemu", m.qmp.Version().String(), "accel", string(spec.Accel))
+	go m.watch()
+	return m, nil
+}
+
+// resolve validates the spec and decides what it leaves open.
+func (d *Driver) resolve(spec hypervisor.VMSpec) (hypervisor.VMSpec, error) {
+	if err := Validate(spec); err != nil {
+		return spec, err
+	}
+	if d.opts.Precheck != nil {
+		if err := d.opts.Precheck(spec); err != nil {
+			return spec, fmt.Errorf("VM %s cannot be launched: %w", spec.ID, err)
+		}
+	}
+	if spec.Accel == hypervisor.AccelTCG {
+		return spec, nil
+	}
+	err := d.kvmUsable()
+	switch {
+	case err == nil:
+		spec.Accel = hypervisor.AccelKVM
+	case spec.Accel == hypervisor.AccelKVM || spec.TEE != hypervisor.TEENone:
+		return spec, fmt.Errorf("VM %s cannot be launched: it needs KVM: %w", spec.ID, err)
+	default:
+		d.opts.Log.Info("VM runs under TCG, slowly", "vm", spec.ID, "reason", err)
+		spec.Accel = hypervisor.AccelTCG
+	}
+	return spec, nil
+}
+
+// environment is all that QEMU needs; nothing of ours leaks into it.
+func environment() []string {
+	return []string{"PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C"}
+}
+
+// endpoints are the socket pairs to a VMM: agent, control, console.
+type endpoints struct {
+	ours  [3]*net.UnixConn
+	peers [3]*os.File
+}
+
+func openEnds() (*endpoints, error) {
+	var e endpoints
+	for i, name := range []string{"agent channel", "control", "console"} {
+		var err error
+		if e.ours[i], e.peers[i], err = fdpass.Pair(name, unix.SOCK_STREAM); err != nil {
+			e.closePeers()
+			e.closeOurs()
+			return nil, err
+		}
+	}
+	return &e, nil
+}
+
+func (e *endpoints) closePeers() {
+	for i, f := range e.peers {
+		if f != nil {
+			_ = f.Close() // nothing was written to it
+			e.peers[i] = nil
+		}
+	}
+}
+
+func (e *endpoints) closeOurs() {
+	for _, c := range e.ours {
+		if c != nil {
+			_ = c.Close() // likewise
+		}
+	}
+}
