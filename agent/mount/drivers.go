@@ -12,7 +12,6 @@ import (
 
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/image/verity"
-	"github.com/coco-shim/coco/image/verity/dm"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
@@ -101,13 +100,13 @@ func (m *Manager) mountLayer(ctx context.Context, point string, mt *mounted, p v
 	if dev.size < p.Size() {
 		return invalid(fmt.Errorf("layer %s: device has %d bytes, data and hash tree need %d", p.Hex(), dev.size, p.Size()))
 	}
-	vd, err := dm.Open(p.Hex(), p, dev.number)
+	vd, path, err := m.openVerity(p.Hex(), p, dev.number)
 	if err != nil {
 		return fmt.Errorf("layer %s: %w", p.Hex(), err)
 	}
-	mt.undo.Push("close "+vd.Path, func(context.Context) error { return vd.Close() })
+	mt.undo.Push("close "+path, func(context.Context) error { return vd.Close() })
 	layer := &verityLayer{rootHash: p.Hex(), device: vd}
-	err = m.mountAt(point, mt, vd.Path, "erofs", opts.flags|unix.MS_RDONLY, "")
+	err = m.mountAt(point, mt, path, "erofs", opts.flags|unix.MS_RDONLY, "")
 	// A mount that failed because of a bad block must say so, and one that worked in spite of one
 	// (the kernel may read ahead) must not pass.
 	if cerr := layer.check(point); cerr != nil {

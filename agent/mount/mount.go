@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/image/verity"
 	"github.com/coco-shim/coco/image/verity/dm"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/containerd/errdefs"
@@ -39,6 +40,9 @@ const maxStorages = 1024
 type Manager struct {
 	root string
 	sys  string // sysfs
+	// openVerity makes a verity device over a disk ("major:minor"); tests on hosts without
+	// device-mapper put something else here.
+	openVerity func(name string, p verity.Params, disk string) (verityDevice, string, error)
 
 	mu      sync.Mutex
 	mounts  map[string]*mounted // guarded by mu; by mount point
@@ -61,12 +65,27 @@ type mounted struct {
 // verityLayer is what is mounted from a layer's device.
 type verityLayer struct {
 	rootHash string
-	device   dm.Device
+	device   verityDevice
+}
+
+// verityDevice is an open dm.Device.
+type verityDevice interface {
+	Corrupted() (bool, error)
+	Close() error
+}
+
+// openDM opens a verity device with the kernel's device-mapper.
+func openDM(name string, p verity.Params, disk string) (verityDevice, string, error) {
+	d, err := dm.Open(name, p, disk)
+	return d, d.Path, err
 }
 
 // New returns a Manager for mounts below root, an absolute path without symbolic links.
 func New(root string) *Manager {
-	return &Manager{root: root, sys: "/sys", mounts: map[string]*mounted{}, devices: map[string][]string{}}
+	return &Manager{
+		root: root, sys: "/sys", openVerity: openDM,
+		mounts: map[string]*mounted{}, devices: map[string][]string{},
+	}
 }
 
 // Add makes the storages of a container available, in order; cid "" stands for the sandbox. If
