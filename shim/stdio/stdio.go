@@ -185,6 +185,9 @@ func (r *Relay) pumpOut(from io.ReadCloser, to sink) {
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
 	defer func() { _ = from.Close() }() // read to its end, or given up
+	if to != nil {
+		defer func() { _ = to.Close() }() // the reader's end of output, before any Delete
+	}
 	lost := to == nil
 	for {
 		n, err := from.Read(*buf)
