@@ -1,0 +1,510 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/ttrpc"
+	"github.com/google/go-cmp/cmp"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+)
+
+var discard = slog.New(slog.NewTextHandler(io.Discard, nil))
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func within(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func spec() *pb.Spec {
+	return &pb.Spec{Process: &pb.Process{Args: []string{"x"}}, Root: &pb.Root{Path: "rootfs"}, Linux: &pb.Linux{}}
+}
+
+func (f *fixture) sandbox(t *testing.T) {
+	t.Helper()
+	if _, err := f.CreateSandbox(within(t), &pb.CreateSandboxRequest{SandboxId: "pod", Hostname: "pod", SandboxPidns: true}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (f *fixture) create(t *testing.T, id string) error {
+	_, err := f.CreateContainer(within(t), &pb.CreateContainerRequest{ContainerId: id, OCI: spec(), Storages: []*pb.Storage{{}}})
+	return err
+}
+
+func (f *fixture) start(t *testing.T, id string) error {
+	_, err := f.StartContainer(within(t), &pb.StartContainerRequest{ContainerId: id})
+	return err
+}
+
+func (f *fixture) exec(t *testing.T, id, exec string) error {
+	_, err := f.ExecProcess(within(t), &pb.ExecProcessRequest{ContainerId: id, ExecId: exec, Process: &pb.Process{Args: []string{"x"}}})
+	return err
+}
+
+func (f *fixture) kill(t *testing.T, id, exec string, sig uint32) error {
+	_, err := f.SignalProcess(within(t), &pb.SignalProcessRequest{ContainerId: id, ExecId: exec, Signal: sig})
+	return err
+}
+
+func (f *fixture) wait(t *testing.T, id, exec string) (int32, error) {
+	r, err := f.WaitProcess(within(t), &pb.WaitProcessRequest{ContainerId: id, ExecId: exec})
+	return r.GetStatus(), err
+}
+
+func (f *fixture) remove(t *testing.T, id string) error {
+	_, err := f.RemoveContainer(within(t), &pb.RemoveContainerRequest{ContainerId: id})
+	return err
+}
+
+// TestEveryStateAndEvent walks the table: what is not in it is refused and changes nothing.
+func TestEveryStateAndEvent(t *testing.T) {
+	events := []event{
+		evCreated, evStart, evStarted, evStartFailed, evPause, evPaused, evPauseFailed, evResume, evResumed,
+		evResumeFailed, evExited, evRemove, evRemoveFailed,
+	}
+	reached := map[state]bool{creating: true}
+	for s := creating; s <= removing; s++ {
+		for _, e := range events {
+			c := &container{id: "c", state: s}
+			err := c.to(e)
+			next, ok := transitions[key{State: s, Event: e}]
+			switch {
+			case ok && (err != nil || c.state != next):
+				t.Errorf("%s, %s: %s, %v; want %s", s, e, c.state, err, next)
+			case !ok && (!errdefs.IsFailedPrecondition(err) || c.state != s):
+				t.Errorf("%s, %s: %s, %v; want a refusal", s, e, c.state, err)
+			}
+			reached[c.state] = true
+		}
+	}
+	if len(reached) != int(removing)+1 {
+		t.Errorf("states that are reached: %v", reached)
+	}
+	// Whatever is under way, an exit is not forgotten: only a container that is not there yet cannot exit.
+	for s := created; s <= removing; s++ {
+		if s == stopped {
+			continue
+		}
+		if next := transitions[key{State: s, Event: evExited}]; next != stopped && next != removing {
+			t.Errorf("an exit while %s leads to %s", s, next)
+		}
+	}
+}
+
+func TestLifecycle(t *testing.T) {
+	f := newFixture(t)
+	if err := f.create(t, "c1"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("create without sandbox = %v", err)
+	}
+	f.sandbox(t)
+	if _, err := f.CreateSandbox(within(t), &pb.CreateSandboxRequest{}); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("second sandbox = %v", err)
+	}
+	for _, step := range []struct {
+		name  string
+		err   error
+		class func(error) bool
+	}{
+		{"start unknown", f.start(t, "c1"), errdefs.IsNotFound},
+		{"create", f.create(t, "c1"), nil},
+		{"create twice", f.create(t, "c1"), errdefs.IsAlreadyExists},
+		{"exec before start", f.exec(t, "c1", "x"), errdefs.IsFailedPrecondition},
+		{"start", f.start(t, "c1"), nil},
+		{"start twice", f.start(t, "c1"), errdefs.IsFailedPrecondition},
+		{"exec", f.exec(t, "c1", "x"), nil},
+		{"exec twice", f.exec(t, "c1", "x"), errdefs.IsAlreadyExists},
+		{"exec with the container's id", f.exec(t, "c1", "c1"), errdefs.IsAlreadyExists},
+		{"exec with a bad id", f.exec(t, "c1", "../x"), errdefs.IsInvalidArgument},
+		{"signal unknown exec", f.kill(t, "c1", "y", 15), errdefs.IsNotFound},
+		{"signal 0", f.kill(t, "c1", "", 0), errdefs.IsInvalidArgument},
+		{"signal exec", f.kill(t, "c1", "x", 15), nil},
+	} {
+		if step.class == nil && step.err != nil || step.class != nil && !step.class(step.err) {
+			t.Errorf("%s = %v", step.name, step.err)
+		}
+	}
+	if code, err := f.wait(t, "c1", "x"); code != 143 || err != nil {
+		t.Errorf("wait exec = %d, %v", code, err)
+	}
+	go func() { _ = f.kill(t, "c1", "", 9) }()
+	for _, id := range []string{"", "c1"} {
+		if code, err := f.wait(t, "c1", id); code != 137 || err != nil {
+			t.Errorf("wait init by %q = %d, %v", id, code, err)
+		}
+	}
+	if err := f.exec(t, "c1", "z"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("exec in a stopped container = %v", err)
+	}
+	if err := f.remove(t, "c1"); err != nil {
+		t.Error(err)
+	}
+	if _, err := f.wait(t, "c1", ""); !errdefs.IsNotFound(err) {
+		t.Errorf("wait after removal = %v", err)
+	}
+	if left, _ := os.ReadDir(f.RunDir); len(left) != 0 || len(f.storage.mounts) != 0 || len(f.runner.containers) != 0 {
+		t.Errorf("left behind: %v, %v, %v", left, f.storage.mounts, f.runner.containers)
+	}
+}
+
+func TestManyWaiters(t *testing.T) {
+	f := newFixture(t)
+	f.sandbox(t)
+	if err := errors.Join(f.create(t, "c1"), f.start(t, "c1"), f.exec(t, "c1", "x")); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			if code, err := f.wait(t, "c1", "x"); code != 5 || err != nil {
+				t.Errorf("wait = %d, %v", code, err)
+			}
+		})
+	}
+	f.runner.get("c1").execs[0].end(5)
+	wg.Wait()
+	if code, err := f.wait(t, "c1", "x"); code != 5 || err != nil {
+		t.Errorf("late wait = %d, %v", code, err)
+	}
+	if err := f.kill(t, "c1", "x", 9); err != nil {
+		t.Errorf("signal to an exec that has ended = %v", err)
+	}
+}
+
+func TestWaitIsGivenUpWithItsCaller(t *testing.T) {
+	f := newFixture(t)
+	f.sandbox(t)
+	if err := f.create(t, "c1"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := f.WaitProcess(ctx, &pb.WaitProcessRequest{ContainerId: "c1"}); !errors.Is(err, context.Canceled) {
+		t.Errorf("wait = %v", err)
+	}
+}
+
+// TestFailuresLeaveNothing injects a failure at each step of creation.
+func TestFailuresLeaveNothing(t *testing.T) {
+	boom := errors.New("boom")
+	for name, spoil := range map[string]func(*fixture){
+		"storage": func(f *fixture) { f.storage.fail = boom },
+		"runtime": func(f *fixture) { f.runner.fail["create"] = boom },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			f.sandbox(t)
+			spoil(f)
+			if err := f.create(t, "c1"); !errors.Is(err, boom) || !strings.Contains(err.Error(), "c1") {
+				t.Errorf("create = %v", err)
+			}
+			if left, _ := os.ReadDir(f.RunDir); len(left) != 0 || len(f.storage.mounts) != 0 {
+				t.Errorf("left behind: %v, %v", left, f.storage.mounts)
+			}
+			f.storage.fail, f.runner.fail = nil, map[string]error{}
+			if err := f.create(t, "c1"); err != nil {
+				t.Errorf("create again = %v", err)
+			}
+		})
+	}
+}
+
+func TestACorruptLayerIsNamed(t *testing.T) {
+	f := newFixture(t)
+	f.sandbox(t)
+	f.storage.bad = errors.New("layer abc at /x is corrupted")
+	f.runner.fail["create"] = errors.New("input/output error")
+	if err := f.create(t, "c1"); err == nil || !strings.Contains(err.Error(), "layer abc") {
+		t.Errorf("create = %v, want the layer", err)
+	}
+}
+
+func TestStartAndExecCanBeTriedAgain(t *testing.T) {
+	f := newFixture(t)
+	f.sandbox(t)
+	if err := f.create(t, "c1"); err != nil {
+		t.Fatal(err)
+	}
+	boom := errors.New("boom")
+	f.runner.fail["start"], f.runner.fail["exec"] = boom, boom
+	if err := f.start(t, "c1"); !errors.Is(err, boom) {
+		t.Errorf("start = %v", err)
+	}
+	delete(f.runner.fail, "start")
+	if err := f.start(t, "c1"); err != nil {
+		t.Errorf("start again = %v", err)
+	}
+	if err := f.exec(t, "c1", "x"); !errors.Is(err, boom) {
+		t.Errorf("exec = %v", err)
+	}
+	delete(f.runner.fail, "exec")
+	if err := f.exec(t, "c1", "x"); err != nil {
+		t.Errorf("exec again = %v", err)
+	}
+}
+
+func TestRemovalGoesOnWhereItStopped(t *testing.T) {
+	f := newFixture(t)
+	f.sandbox(t)
+	if err := errors.Join(f.create(t, "c1"), f.start(t, "c1")); err != nil {
+		t.Fatal(err)
+	}
+	f.runner.fail["delete"] = errors.New("busy")
+	if err := f.remove(t, "c1"); err == nil {
+		t.Error("remove = nil")
+	}
+	if err := f.start(t, "c1"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("start after half a removal = %v", err)
+	}
+	delete(f.runner.fail, "delete")
+	if err := f.remove(t, "c1"); err != nil {
+		t.Errorf("remove again = %v", err)
+	}
+	if err := f.create(t, "c1"); err != nil {
+		t.Errorf("create anew = %v", err)
+	}
+}
+
+func TestDevicesMayChangeTheSpecification(t *testing.T) {
+	f := newFixture(t)
+	f.sandbox(t)
+	_, err := f.CreateContainer(within(t), &pb.CreateContainerRequest{ContainerId: "c1", OCI: spec(), Devices: []*pb.Device{{}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := f.runner.get("c1").spec.Spec.Annotations["devices"]; got != "seen" {
+		t.Errorf("what the storage wrote did not reach the runtime: %q", got)
+	}
+}
+
+func TestSandboxEffects(t *testing.T) {
+	f := newFixture(t)
+	_, err := f.CreateSandbox(within(t), &pb.CreateSandboxRequest{
+		Dns: []string{"nameserver 1.1.1.1"}, KernelModules: []*pb.KernelModule{{Name: "m"}}, Storages: []*pb.Storage{{}, {}},
+	})
+	if err != nil || !slices.Equal(f.network.dns, []string{"nameserver 1.1.1.1"}) || !slices.Equal(f.modules.loaded, []string{"m"}) || f.storage.mounts[""] != 2 {
+		t.Errorf("%v; dns %v, modules %v, mounts %v", err, f.network.dns, f.modules.loaded, f.storage.mounts)
+	}
+	if _, err := f.CreateContainer(within(t), &pb.CreateContainerRequest{ContainerId: "c1", OCI: spec(), SandboxPidns: true}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("shared process ids that the sandbox has not = %v", err)
+	}
+	if _, err := f.DestroySandbox(within(t), &pb.DestroySandboxRequest{}); err != nil {
+		t.Error(err)
+	}
+	<-f.Stopped()
+	if _, err := f.DestroySandbox(within(t), &pb.DestroySandboxRequest{}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("destroy twice = %v", err)
+	}
+}
+
+func TestOOMEvents(t *testing.T) {
+	f := newFixture(t)
+	f.oom.ch <- "c1"
+	if e, err := f.GetOOMEvent(within(t), &pb.GetOOMEventRequest{}); err != nil || e.ContainerId != "c1" {
+		t.Errorf("GetOOMEvent = %v, %v", e, err)
+	}
+	go f.end()
+	if _, err := f.GetOOMEvent(within(t), &pb.GetOOMEventRequest{}); !errdefs.IsUnavailable(err) {
+		t.Errorf("GetOOMEvent at the end = %v, want ErrUnavailable", err)
+	}
+}
+
+func TestIDs(t *testing.T) {
+	for id, ok := range map[string]bool{
+		"a": true, "abc.DEF_0-9": true, strings.Repeat("a", maxID): true, strings.Repeat("a", maxID+1): false,
+		"": false, ".": false, "..": false, "a/b": false, "-a": false, "a\n": false, "a b": false, "shared": false, "sandbox": false,
+	} {
+		if err := checkContainerID(id); (err == nil) != ok || err != nil && !errdefs.IsInvalidArgument(err) {
+			t.Errorf("checkContainerID(%q) = %v", id, err)
+		}
+	}
+}
+
+func TestAdapt(t *testing.T) {
+	s := &specs.Spec{
+		Process: &specs.Process{ApparmorProfile: "p", SelinuxLabel: "l"}, Root: &specs.Root{Path: "/x"}, Hostname: "pod",
+		Linux: &specs.Linux{
+			CgroupsPath: "../../../etc", MountLabel: "m",
+			Sysctl:     map[string]string{"net.ipv4.ip_forward": "1", "kernel.shmmax": "2"},
+			Namespaces: []specs.LinuxNamespace{{Type: "network", Path: "/proc/1/ns/net"}, {Type: "pid", Path: "/evil"}, {Type: "user"}},
+		},
+	}
+	sysctls, err := adapt(s, surroundings{bundle: "/b", hostname: "pod", cgroup: "/coco/c", ns: map[string]string{"ipc": "/i", "uts": "/u"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &specs.Spec{
+		Process: &specs.Process{}, Root: &specs.Root{Path: "/b/rootfs"},
+		Linux: &specs.Linux{
+			CgroupsPath: "/coco/c", Sysctl: map[string]string{"kernel.shmmax": "2"},
+			Namespaces: []specs.LinuxNamespace{{Type: "mount"}, {Type: "cgroup"}, {Type: "pid"}, {Type: "ipc", Path: "/i"}, {Type: "uts", Path: "/u"}, {Type: "user"}},
+		},
+	}
+	if d := cmp.Diff(want, s); d != "" {
+		t.Errorf("adapt (-want +got):\n%s", d)
+	}
+	if d := cmp.Diff(map[string]string{"net.ipv4.ip_forward": "1"}, sysctls); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestAdaptRefuses(t *testing.T) {
+	base := func() *specs.Spec {
+		return &specs.Spec{Process: &specs.Process{}, Root: &specs.Root{}, Linux: &specs.Linux{}}
+	}
+	bind := func(src string) func(*specs.Spec) {
+		return func(s *specs.Spec) {
+			s.Mounts = []specs.Mount{{Destination: "/d", Source: src, Type: "bind"}}
+		}
+	}
+	for name, tc := range map[string]struct {
+		spoil func(*specs.Spec)
+		class func(error) bool
+	}{
+		"a hook":              {func(s *specs.Spec) { s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/x"}}} }, errdefs.IsNotImplemented},
+		"a mount of /":        {bind("/"), errdefs.IsInvalidArgument},
+		"a relative mount":    {bind("run/kata-containers/x"), errdefs.IsInvalidArgument},
+		"a mount beside":      {bind(runDir + "-x/y"), errdefs.IsInvalidArgument},
+		"a mount by dots":     {bind(runDir + "/shared/../../../etc"), errdefs.IsInvalidArgument},
+		"everybody's files":   {bind(sharedDir), errdefs.IsInvalidArgument},
+		"its own bundle":      {bind(runDir + "/c"), errdefs.IsInvalidArgument},
+		"an option that says": {func(s *specs.Spec) { s.Mounts = []specs.Mount{{Source: "/etc", Options: []string{"rbind"}}} }, errdefs.IsInvalidArgument},
+	} {
+		s := base()
+		tc.spoil(s)
+		if _, err := adapt(s, surroundings{bundle: runDir + "/c"}); !tc.class(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	ok := base()
+	bind(sharedDir + "/c-0123456789abcdef-hosts")(ok)
+	if _, err := adapt(ok, surroundings{bundle: runDir + "/c"}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestResolveInside(t *testing.T) {
+	top := t.TempDir()
+	base := filepath.Join(top, "base")
+	for _, d := range []string{base + "/d", top + "/out"} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for link, target := range map[string]string{"in": "d", "out": "../out", "abs": "/etc", "self": "."} {
+		if err := os.Symlink(target, filepath.Join(base, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for p, want := range map[string]string{"d": base + "/d", "in": base + "/d", "out": "", "abs": "", "self": "", "none": ""} {
+		got, err := resolveInside(filepath.Join(base, p), base)
+		if got != want || (want == "") != errdefs.IsInvalidArgument(err) {
+			t.Errorf("resolveInside(%s) = %q, %v; want %q", p, got, err, want)
+		}
+	}
+}
+
+func TestSysctlFile(t *testing.T) {
+	for in, want := range map[string]string{
+		"net.ipv4.ip_forward": "net/ipv4/ip_forward", "net/ipv4/conf/eth0.1/x": "net/ipv4/conf/eth0.1/x",
+		"kernel.x": "", "net..x": "", "net/../kernel/x": "", "net.": "",
+	} {
+		if got, err := sysctlFile(in); got != want || (err == nil) != (want != "") {
+			t.Errorf("sysctlFile(%q) = %q, %v", in, got, err)
+		}
+	}
+}
+
+func TestParseNetDev(t *testing.T) {
+	const text = `Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo:     100       1    0    0    0     0          0         0      100       1    0    0    0     0       0          0
+  eth0:     123       4    5    6    0     0          0         0      789      10   11   12    0     0       0          0
+  bad0:     x 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
+`
+	got := parseNetDev(strings.NewReader(text))
+	if len(got) != 1 || fmt.Sprint(got[0].Name, got[0].RxBytes, got[0].RxPackets, got[0].RxErrors, got[0].RxDropped) != "eth01234 5 6" && got[0].RxBytes != 123 ||
+		got[0].TxBytes != 789 || got[0].TxPackets != 10 || got[0].TxErrors != 11 || got[0].TxDropped != 12 {
+		t.Errorf("parseNetDev = %v", got)
+	}
+}
+
+// TestCodes: what a handler returns becomes the protocol's code.
+func TestCodes(t *testing.T) {
+	f := newFixture(t)
+	for _, tc := range []struct {
+		err  error
+		want func(error) bool
+	}{
+		{errdefs.ErrNotFound, errdefs.IsNotFound},
+		{fmt.Errorf("x: %w", errdefs.ErrInvalidArgument), errdefs.IsInvalidArgument},
+		{errors.Join(errors.New("a"), errdefs.ErrFailedPrecondition), errdefs.IsFailedPrecondition},
+		{unix.EIO, errdefs.IsInternal},
+		{errors.New("anything"), errdefs.IsInternal},
+		{context.Canceled, errdefs.IsCanceled},
+		{errdefs.ErrNotImplemented, errdefs.IsNotImplemented},
+	} {
+		_, err := f.Intercept(within(t), nil, &ttrpc.UnaryServerInfo{}, func(context.Context, func(any) error) (any, error) { return nil, tc.err })
+		if !tc.want(errgrpc.ToNative(err)) {
+			t.Errorf("%v became %v", tc.err, err)
+		}
+	}
+}
+
+func TestUnsupportedCallsSaySo(t *testing.T) {
+	f := newFixture(t)
+	ctx := within(t)
+	_, e1 := f.SetPolicy(ctx, nil)
+	_, e2 := f.ResizeVolume(ctx, nil)
+	_, e3 := f.GetIPTables(ctx, nil)
+	_, e4 := f.SetIPTables(ctx, nil)
+	_, e5 := f.AddSwap(ctx, nil)
+	_, e6 := f.AddSwapPath(ctx, nil)
+	_, e7 := f.MemAgentMemcgSet(ctx, nil)
+	_, e8 := f.MemAgentCompactSet(ctx, nil)
+	_, e9 := f.MemHotplugByProbe(ctx, nil)
+	_, e10 := f.RemoveStaleVirtiofsShareMounts(ctx, nil)
+	for i, err := range []error{e1, e2, e3, e4, e5, e6, e7, e8, e9, e10} {
+		if !errdefs.IsNotImplemented(err) {
+			t.Errorf("call %d = %v", i, err)
+		}
+	}
+}
+
+func FuzzHostText(f *testing.F) {
+	f.Add("net.ipv4.x", "/run/kata-containers/a")
+	f.Fuzz(func(t *testing.T, a, b string) {
+		if p, err := sysctlFile(a); err == nil && (strings.Contains(p, "..") || !strings.HasPrefix(p, "net/")) {
+			t.Errorf("sysctlFile(%q) = %q", a, p)
+		}
+		if checkContainerID(a) == nil && filepath.Dir(filepath.Join(runDir, a)) != runDir {
+			t.Errorf("id %q leaves the directory", a)
+		}
+		err := checkMounts([]specs.Mount{{Source: b, Type: "bind"}}, runDir+"/c")
+		if err == nil && !strings.HasPrefix(filepath.Clean(b), runDir+"/") {
+			t.Errorf("mount of %q", b)
+		}
+		parseNetDev(strings.NewReader(a))
+	})
+}
