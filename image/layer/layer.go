@@ -53,6 +53,9 @@ type Source struct {
 
 func (s Source) String() string { return string(s.Kind) + " " + s.Path }
 
+// Params is what one must know to open a layer: see package verity.
+type Params = verity.Params
+
 // Layer is an opened layer. Whoever opened it closes it once no guest uses it any more; a descriptor
 // that was handed to a VMM keeps the layer in use as well.
 type Layer struct {

@@ -10,7 +10,7 @@ import (
 
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/hypervisor"
-	"github.com/coco-shim/coco/image/verity"
+	"github.com/coco-shim/coco/image/layer"
 )
 
 // Where things are in the guest. The agent accepts mount points only below GuestRoot.
@@ -29,7 +29,7 @@ const (
 
 // Attached is a layer that the guest can see.
 type Attached struct {
-	verity.Params
+	layer.Params
 	Address hypervisor.BlockAddress
 }
 

@@ -1,0 +1,226 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package mount
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestHugePages(t *testing.T) {
+	g := newGuest(t)
+	g.write("kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "3\n")
+	mt := &mounted{}
+	o, err := parseOptions([]string{"pagesize=2Mi", "size=8m"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.reserveHugePages(mt, o); err != nil {
+		t.Fatal(err)
+	}
+	count := func() int64 {
+		n, err := readInt(filepath.Join(g.sys, "kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if n := count(); n != 7 {
+		t.Errorf("%d huge pages, want 7", n)
+	}
+	if err := mt.undo.Run(t.Context()); err != nil || count() != 3 {
+		t.Errorf("after undo: %d huge pages, %v, want 3", count(), err)
+	}
+	o.data = []string{"pagesize=2M", "size=3m"}
+	if err := g.reserveHugePages(mt, o); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("reserveHugePages of one and a half pages = %v", err)
+	}
+}
+
+func TestDevicesGetTheGuestsNumbers(t *testing.T) {
+	g := newGuest(t)
+	file := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(file, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := g.disk(file)
+	number, err := g.describe(filepath.Base(firstEntry(t, filepath.Join(g.sys, "bus/scsi/devices/0:0:0:0/block"))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := parseNumber(number.number)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := &agent.Spec{Linux: &agent.Linux{
+		Devices:   []*agent.LinuxDevice{{Path: "/dev/x", Type: "b", Major: 259, Minor: 4}, {Path: "/dev/null", Type: "c", Major: 1, Minor: 3}},
+		Resources: &agent.LinuxResources{Devices: []*agent.LinuxDeviceCgroup{{Type: "b", Major: 259, Minor: 4}, {Type: "c", Major: 259, Minor: 4}, {Allow: false}}},
+	}}
+	dev := &agent.Device{Type: "scsi", VmPath: a.Source, ContainerPath: "/dev/x"}
+	if err := g.Devices(t.Context(), "c", []*agent.Device{dev}, spec); err != nil {
+		t.Fatal(err)
+	}
+	rules := spec.Linux.Resources.Devices
+	got := []number2{{spec.Linux.Devices[0].Major, spec.Linux.Devices[0].Minor}, {rules[0].Major, rules[0].Minor}, {rules[1].Major, rules[1].Minor}}
+	if diff := cmp.Diff([]number2{{want.major, want.minor}, {want.major, want.minor}, {259, 4}}, got); diff != "" {
+		t.Errorf("numbers (-want +got):\n%s", diff)
+	}
+	for _, bad := range []*agent.Device{
+		{Type: "vfio-pci", ContainerPath: "/dev/x"}, {Type: "scsi", VmPath: "0:0", ContainerPath: "/dev/other"},
+		{Type: "scsi", VmPath: "0:0", ContainerPath: "/dev/null"}, {Type: "blk", VmPath: "../x", ContainerPath: "/dev/x"},
+	} {
+		if err := g.Devices(t.Context(), "c", []*agent.Device{bad}, spec); err == nil {
+			t.Errorf("Devices(%v) succeeded", bad)
+		}
+	}
+	if err := g.Remove(t.Context(), "c"); err != nil {
+		t.Error(err)
+	}
+	if b, _ := os.ReadFile(filepath.Join(g.sys, "bus/scsi/devices/0:0:0:0/delete")); !bytes.HasPrefix(b, []byte("1")) {
+		t.Error("the container's disk was not let go")
+	}
+}
+
+type number2 struct{ Major, Minor int64 }
+
+func firstEntry(t *testing.T, dir string) string {
+	t.Helper()
+	name, err := onlyEntry(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+func TestPCIPaths(t *testing.T) {
+	m := New("/r")
+	m.sys = t.TempDir()
+	dir := filepath.Join(m.sys, "devices/pci0000:00/0000:00:02.0/0000:01:00.0/virtio3/block/vda")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{"02/00": "vda", "02.0/00.0": "vda", "02": "", "03/00": ""} {
+		find, err := m.blkFinder(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := find(); got != want || (err == nil) != (want != "") {
+			t.Errorf("PCI path %s = %q, %v, want %q", path, got, err, want)
+		}
+	}
+	for _, bad := range []string{"", "2", "02/", "../02", "02/*", "/dev/../sda", "/dev/", strings.Repeat("02/", 9) + "02"} {
+		if _, err := m.blkFinder(bad); err == nil {
+			t.Errorf("PCI path %q is accepted", bad)
+		}
+	}
+}
+
+func TestWaitingEndsWithAnEventOrTheContext(t *testing.T) {
+	if _, err := os.Stat("/sys/class/block/loop0/uevent"); err != nil || os.Geteuid() != 0 {
+		t.Skip("needs root and a loop device to make an event with")
+	}
+	scanned := make(chan struct{}, 10)
+	appears := false
+	name, err := waitFor(t.Context(), func() error {
+		scanned <- struct{}{}
+		return nil
+	}, func() (string, error) {
+		if appears {
+			return "disk", nil
+		}
+		select {
+		case <-scanned: // the device appears after the scan, with an event
+			appears = true
+			if err := os.WriteFile("/sys/class/block/loop0/uevent", []byte("change"), 0); err != nil {
+				return "", err
+			}
+		default:
+		}
+		return "", os.ErrNotExist
+	})
+	if name != "disk" || err != nil {
+		t.Errorf("waitFor = %q, %v", name, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	_, err = waitFor(ctx, func() error { return nil }, func() (string, error) { return "", os.ErrNotExist })
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "did not appear") {
+		t.Errorf("waitFor = %v", err)
+	}
+}
+
+func TestShutdownClosesTheDoor(t *testing.T) {
+	g := newGuest(t)
+	if err := g.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s := &agent.Storage{Driver: "local", MountPoint: g.root + "/l"}
+	if err := g.Add(t.Context(), "", []*agent.Storage{s}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("Add after Shutdown = %v", err)
+	}
+}
+
+func TestParseSize(t *testing.T) {
+	for in, want := range map[string]uint64{"0": 0, "12": 12, "2k": 2048, "2Ki": 2048, "2KiB": 2048, "3M": 3 << 20, "1g": 1 << 30} {
+		if got, err := parseSize(in); got != want || err != nil {
+			t.Errorf("parseSize(%q) = %d, %v, want %d", in, got, err, want)
+		}
+	}
+	for _, in := range []string{"", "k", "-1", "1x", "1kk", "99999999999g", "1 m"} {
+		if _, err := parseSize(in); err == nil {
+			t.Errorf("parseSize(%q) succeeded", in)
+		}
+	}
+}
+
+func FuzzParseOptions(f *testing.F) {
+	f.Add("ro,nosuid\nsize=1m,mode=0700\nfsgid=5")
+	f.Fuzz(func(t *testing.T, s string) {
+		o, err := parseOptions(strings.Split(s, "\n"))
+		if err != nil {
+			return
+		}
+		if strings.ContainsRune(o.joined(), 0) || len(o.data) > maxOptions {
+			t.Fatalf("options %q", o.data)
+		}
+		if mode, err := o.takeMode(0); err == nil && mode > 0o7777 {
+			t.Fatalf("mode %o", mode)
+		}
+		if id, _, err := o.takeID("fsgid"); err == nil && id < 0 {
+			t.Fatalf("id %d", id)
+		}
+		v, _, _ := o.take("size")
+		_, _ = parseSize(v) // must not panic
+	})
+}
+
+func FuzzAddresses(f *testing.F) {
+	f.Add("1:2")
+	f.Add("02/00")
+	f.Add("/dev/vda")
+	f.Add("/run/kata-containers/a/../b")
+	m := New(Root)
+	f.Fuzz(func(t *testing.T, s string) {
+		if a, b, err := parseSCSI(s); err == nil && fmt.Sprintf("%d:%d", a, b) != s {
+			t.Fatalf("SCSI address %q = %d:%d", s, a, b)
+		}
+		if _, err := m.blkFinder(s); err == nil && strings.Contains(s, "..") {
+			t.Fatalf("disk address %q is accepted", s)
+		}
+		if c, err := m.clean(s); err == nil && (!strings.HasPrefix(c, Root+"/") || strings.Contains(c, "/../")) {
+			t.Fatalf("path %q became %q", s, c)
+		}
+	})
+}

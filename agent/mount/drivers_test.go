@@ -1,0 +1,164 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package mount
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/coco-shim/coco/api/agent"
+	"golang.org/x/sys/unix"
+)
+
+func TestStoragesThatAreRefused(t *testing.T) {
+	g := newGuest(t)
+	l := g.layer("f", "x")
+	at := func(p string) string { return g.root + "/" + p }
+	if err := os.Symlink("/", at("out")); err != nil {
+		t.Fatal(err)
+	}
+	good := func() *agent.Storage { return g.storages("c", l)[0] }
+	change := func(f func(*agent.Storage)) *agent.Storage { s := good(); f(s); return s }
+	for _, tc := range []struct {
+		name string
+		s    *agent.Storage
+		want string
+	}{
+		{"nothing", nil, "empty"},
+		{"an unknown driver", &agent.Storage{Driver: "nvme", MountPoint: at("a")}, "unknown storage driver"},
+		{"a mount point elsewhere", change(func(s *agent.Storage) { s.MountPoint = "/etc" }), "not a plain path below"},
+		{"the root itself", change(func(s *agent.Storage) { s.MountPoint = g.root }), "not a plain path below"},
+		{"a way out", change(func(s *agent.Storage) { s.MountPoint = at("x/../../y") }), "not a plain path below"},
+		{"a symbolic link on the way", change(func(s *agent.Storage) { s.MountPoint = at("out/tmp/x") }), "mkdir"},
+		{"erofs without a root hash", change(func(s *agent.Storage) { s.DriverOptions = nil }), "without coco.verity.root_hash"},
+		{"half of the verity options", change(func(s *agent.Storage) { s.DriverOptions = s.DriverOptions[:2] }), "missing"},
+		{"verity on something else", change(func(s *agent.Storage) { s.Driver = "ephemeral" }), "belong to an erofs"},
+		{"a layer on ext4", change(func(s *agent.Storage) { s.Fstype = "ext4" }), "belong to an erofs"},
+		{"an unknown driver option", change(func(s *agent.Storage) { s.DriverOptions = append(s.DriverOptions, "encryption_key=ephemeral") }), "encryption_key"},
+		{"a device that is too small", change(func(s *agent.Storage) {
+			p := l.Params
+			p.DataBlocks, p.HashOffset = 1<<20, 1<<32
+			s.DriverOptions = p.Options()
+		}), "data and hash tree need"},
+		{"an address that is none", change(func(s *agent.Storage) { s.Source = "0:00" }), "not a SCSI address"},
+		{"nothing at the address", change(func(s *agent.Storage) { s.Source = "9:9" }), "nothing at this address"},
+		{"tmpfs that is not", &agent.Storage{Driver: "ephemeral", Fstype: "proc", MountPoint: at("a")}, "is not memory"},
+		{"an unknown tmpfs option", &agent.Storage{Driver: "ephemeral", Fstype: "tmpfs", Options: []string{"usrquota"}, MountPoint: at("a")}, "usrquota"},
+		{"overlay of nothing", &agent.Storage{Driver: "overlayfs", Fstype: "overlay", MountPoint: at("a")}, "without lowerdir"},
+		{"overlay of the guest's root", &agent.Storage{Driver: "overlayfs", Options: []string{"lowerdir=/"}, MountPoint: at("a")}, "lowerdir"},
+		{"overlay with half an upper", &agent.Storage{Driver: "overlayfs", Options: []string{"lowerdir=" + at("a"), "upperdir=" + at("u")}, MountPoint: at("a")}, "only one of"},
+		{"bind of the guest's root", &agent.Storage{Driver: "bind", Source: "/", MountPoint: at("a")}, "source"},
+		{"bind through a symbolic link", &agent.Storage{Driver: "bind", Source: at("out/etc"), MountPoint: at("a")}, "source"},
+		{"a volume of an unknown kind", &agent.Storage{Driver: "scsi", Source: "0:0", Fstype: "vfat", MountPoint: at("a")}, "not supported on block devices"},
+		{"a strange tag", &agent.Storage{Driver: "virtio-fs", Source: "../x", MountPoint: at("a")}, "tag"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			err := g.Add(t.Context(), "c", []*agent.Storage{tc.s})
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("Add = %v, want an error with %q", err, tc.want)
+			}
+			if m := g.mounted(); len(m) != 0 {
+				t.Errorf("still mounted: %v", m)
+			}
+		})
+	}
+}
+
+func TestMemoryLocalAndBind(t *testing.T) {
+	g := newGuest(t)
+	at := func(p string) string { return g.root + "/" + p }
+	err := g.Add(t.Context(), "c", []*agent.Storage{
+		{Driver: "ephemeral", Fstype: "tmpfs", Options: []string{"nosuid,size=1m", "mode=0750", "fsgid=77"}, MountPoint: at("e")},
+		{Driver: "local", Options: []string{"mode=0711", "fsgid=78"}, MountPoint: at("l")},
+		{Driver: "bind", Source: at("e"), Options: []string{"rbind", "ro"}, MountPoint: at("b")},
+		{Driver: "ephemeral", Fstype: "tmpfs", MountPoint: at("g"), FsGroup: &agent.FSGroup{GroupId: 79}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(at("e/f"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := g.read("b/f"); got != "x" {
+		t.Errorf("bind shows %q", got)
+	}
+	if err := os.WriteFile(at("b/g"), nil, 0o600); !errors.Is(err, unix.EROFS) {
+		t.Errorf("write to a read-only bind = %v", err)
+	}
+	for path, want := range map[string]string{"e": "2770 77", "l": "2771 78", "g": "3777 79"} {
+		var st unix.Stat_t
+		if err := unix.Stat(at(path), &st); err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprintf("%o %d", st.Mode&0o7777, st.Gid); got != want {
+			t.Errorf("%s has mode and group %s, want %s", path, got, want)
+		}
+	}
+}
+
+func TestFSGroupReachesEverything(t *testing.T) {
+	g := newGuest(t)
+	dir := filepath.Join(g.root, "v")
+	if err := errors.Join(os.MkdirAll(dir+"/d/e", 0o700), os.WriteFile(dir+"/d/f", nil, 0o600), os.Symlink("/etc/passwd", dir+"/l")); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.applyFSGroup(dir, &agent.FSGroup{GroupId: 4321}); err != nil {
+		t.Fatal(err)
+	}
+	for path, mode := range map[string]uint32{"": 0o2770, "/d": 0o2770, "/d/e": 0o2770, "/d/f": 0o660} {
+		var st unix.Stat_t
+		if err := unix.Lstat(dir+path, &st); err != nil {
+			t.Fatal(err)
+		}
+		if st.Gid != 4321 || st.Mode&mode != mode {
+			t.Errorf("%s has group %d and mode %o", path, st.Gid, st.Mode)
+		}
+	}
+	var st unix.Stat_t
+	if err := unix.Stat("/etc/passwd", &st); err != nil || st.Gid == 4321 {
+		t.Errorf("a symbolic link was followed (%v)", err)
+	}
+}
+
+func TestAnOverlayOfManyLayers(t *testing.T) {
+	g := newGuest(t)
+	var lower []string
+	for i := range 120 {
+		d := filepath.Join(g.root, "virtual-volumes", strings.Repeat("0", 61)+fmt.Sprintf("%03d", i))
+		if err := errors.Join(os.MkdirAll(d, 0o755), os.WriteFile(fmt.Sprintf("%s/f%d", d, i), nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		lower = append(lower, d)
+	}
+	if err := os.Chmod(lower[0], 0o751); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(lower[0], 12, 34); err != nil {
+		t.Fatal(err)
+	}
+	upper := g.root + "/sandbox/upper/c"
+	err := g.Add(t.Context(), "c", []*agent.Storage{
+		{Driver: "ephemeral", Fstype: "tmpfs", MountPoint: upper},
+		{
+			Driver: "overlayfs", Fstype: "overlay", MountPoint: g.root + "/c/rootfs",
+			Options:       []string{"lowerdir=" + strings.Join(lower, ":"), "upperdir=" + upper + "/fs", "workdir=" + upper + "/work"},
+			DriverOptions: []string{createDirectory + upper + "/fs", createDirectory + upper + "/work"},
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(g.root + "/c/rootfs")
+	if err != nil || len(entries) != 120 {
+		t.Errorf("%d files, %v", len(entries), err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(g.root+"/c/rootfs", &st); err != nil || st.Mode&0o7777 != 0o751 || st.Uid != 12 || st.Gid != 34 {
+		t.Errorf("root has mode %o, owner %d:%d (%v), want those of the top layer", st.Mode&0o7777, st.Uid, st.Gid, err)
+	}
+}
