@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"regexp"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -151,7 +152,9 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 	if err != nil {
 		return Streams{}, err
 	}
+	start := time.Now()
 	s, n, err := p.openStreams(ctx, p.life.ctx, c.init.want, c.id, "")
+	p.took("streams of "+c.id, start)
 	if err != nil {
 		return Streams{}, p.agent.fault(ctx, err)
 	}
@@ -159,6 +162,7 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 	u.Push("close streams of container "+c.id, func(context.Context) error { return c.init.closePipes() })
 	u.Push("remove container "+c.id+" in the guest", func(ctx context.Context) error { return p.removeInGuest(ctx, c.id) })
 	out.OCI.Process.Terminal = req.Terminal
+	defer p.took("create "+c.id+" in the guest", time.Now())
 	_, err = p.agent.CreateContainer(ctx, &agent.CreateContainerRequest{
 		ContainerId: c.id, ExecId: c.id, Storages: storages, OCI: out.OCI, SandboxPidns: out.SandboxPidNS,
 		StdinPort: n.stdin, StdoutPort: n.stdout, StderrPort: n.stderr,
@@ -207,10 +211,12 @@ func (p *Pod) Start(ctx context.Context, containerID, execID string) (Streams, e
 	if err := pr.to(evStart); err != nil {
 		return Streams{}, err
 	}
+	began := time.Now()
 	err = p.call(ctx, "start container "+c.id, func(ctx context.Context) error {
 		_, err := p.agent.StartContainer(ctx, &agent.StartContainerRequest{ContainerId: c.id})
 		return err
 	})
+	p.took("start "+c.id, began)
 	if err != nil {
 		pr.startFailed()
 		return Streams{}, err

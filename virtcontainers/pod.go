@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,7 +40,6 @@ type Pod struct {
 	journal *state.Journal
 	plugs   plugs
 	first   *opening // layers of the pod of one; nil once taken, guarded by mu
-	phases  []Phase  // written by CreatePod only
 
 	sharedShm    bool
 	streamNumber atomic.Uint32
@@ -49,14 +49,32 @@ type Pod struct {
 	mu         sync.Mutex
 	containers map[string]*container // guarded by mu
 	closing    bool                  // guarded by mu
+	phases     []Phase               // guarded by mu
 	death      error                 // guarded by mu; why the VM ended, when nobody asked it to
 }
 
 // PID is the VMM's process, the same from before the hooks until the end.
 func (p *Pod) PID() int { return p.proc.PID() }
 
-// Phases tells how long each step of the start took.
-func (p *Pod) Phases() []Phase { return p.phases }
+// Phases tells how long each step of the pod's start took, and then each step of its containers'.
+func (p *Pod) Phases() []Phase {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.phases)
+}
+
+// maxPhases bounds what is kept of a pod that makes containers for ever.
+const maxPhases = 128
+
+// took notes the duration of a step.
+func (p *Pod) took(name string, start time.Time) {
+	d := time.Since(start)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.phases) < maxPhases {
+		p.phases = append(p.phases, Phase{name, d})
+	}
+}
 
 // Done is closed when the VM has ended and every process's exit is settled.
 func (p *Pod) Done() <-chan struct{} { return p.done }
@@ -96,6 +114,7 @@ func (f sinkFunc) CopyFile(ctx context.Context, req *agent.CopyFileRequest) erro
 func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, copies []spec.Copy, u *undo.Stack) ([]*agent.Storage, error) {
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
+		defer p.took("copy files of "+c.id, time.Now())
 		for _, cp := range copies {
 			if err := copyIn(gctx, sinkFunc(p.agent.copyFile), cp, p.opts.Config.Runtime.MaxCopyMiB); err != nil {
 				return err
@@ -105,6 +124,7 @@ func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, c
 	})
 	var attached []storage.Attached
 	g.Go(func() (err error) {
+		defer p.took("layers of "+c.id, time.Now())
 		o, err := p.takeFirst(req)
 		if err != nil {
 			return err

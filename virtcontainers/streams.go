@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/coco-shim/coco/api/agent"
 )
@@ -143,32 +144,40 @@ func (p *Pod) openStreams(ctx, life context.Context, w wanted, container, exec s
 		return p.rpcStreams(life, w, container, exec), ports{}, nil
 	}
 	var s ports
-	var in *input
-	var outs [2]*output
-	var err error
-	if w.stdin {
-		var c net.Conn
-		if c, s.stdin, err = p.dialStream(ctx); err == nil {
-			in = connInput(c)
-		}
-	}
+	var conns [3]net.Conn
+	g, gctx := errgroup.WithContext(ctx) // each connection takes some round trips
 	for i, o := range []struct {
 		wanted bool
 		port   *uint32
-	}{{w.stdout, &s.stdout}, {w.stderr, &s.stderr}} {
-		if !o.wanted || err != nil {
-			continue
-		}
-		var c net.Conn
-		if c, *o.port, err = p.dialStream(ctx); err == nil {
-			outs[i] = newOutput(c)
+	}{{w.stdin, &s.stdin}, {w.stdout, &s.stdout}, {w.stderr, &s.stderr}} {
+		if o.wanted {
+			g.Go(func() (err error) {
+				conns[i], *o.port, err = p.dialStream(gctx)
+				return err
+			})
 		}
 	}
-	pp := newPipes(in, outs[0], outs[1])
-	if err != nil {
-		return nil, ports{}, errors.Join(fmt.Errorf("connect streams of %s: %w", processName(container, exec), err), pp.close())
+	if err := g.Wait(); err != nil {
+		err = fmt.Errorf("connect streams of %s: %w", processName(container, exec), err)
+		for _, c := range conns {
+			if c != nil {
+				err = errors.Join(err, ignoreClosed(c.Close()))
+			}
+		}
+		return nil, ports{}, err
 	}
-	return pp, s, nil
+	var in *input
+	if conns[0] != nil {
+		in = connInput(conns[0])
+	}
+	return newPipes(in, connOutput(conns[1]), connOutput(conns[2])), s, nil
+}
+
+func connOutput(c net.Conn) *output {
+	if c == nil {
+		return nil
+	}
+	return newOutput(c)
 }
 
 // dialStream opens a byte stream with a number that no other stream of the VM has.

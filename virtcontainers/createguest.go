@@ -1,0 +1,115 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package virtcontainers
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/virtcontainers/spec"
+)
+
+// awaitAgent waits for the agent, at most the boot's time. It ends early when the layers of the pod's
+// only container turn out to be impossible.
+func (c *creation) awaitAgent(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, c.vmspec.BootTimeout,
+		fmt.Errorf("no answer within hypervisor.boot_timeout of %s: %w", c.vmspec.BootTimeout, context.DeadlineExceeded))
+	defer cancel()
+	ctx, give := context.WithCancelCause(ctx)
+	defer give(nil)
+	if o := c.first; o != nil {
+		stop := make(chan struct{})
+		defer close(stop)
+		c.life.spawn(func(context.Context) {
+			select {
+			case <-o.done:
+				if o.err != nil {
+					give(fmt.Errorf("root file system: %w", o.err))
+				}
+			case <-stop:
+			}
+		})
+	}
+	l, err := connect(ctx, c.vm, c.opts.Config.Runtime.CreateTimeout)
+	if err != nil {
+		if o := c.first; o != nil && o.failed() != nil {
+			return fmt.Errorf("root file system: %w", o.failed())
+		}
+		return err
+	}
+	c.agent = l
+	c.life.spawn(c.watch)
+	c.u.Push("close the agent's connection", func(context.Context) error { return l.close() })
+	return nil
+}
+
+// configureNetwork gives the guest's interfaces what the namespace's had.
+func (c *creation) configureNetwork(ctx context.Context) error {
+	g := c.attached.Guest
+	for _, i := range g.Interfaces {
+		if err := c.call(ctx, "interface "+i.GetName(), func(ctx context.Context) error {
+			_, err := c.agent.UpdateInterface(ctx, &agent.UpdateInterfaceRequest{Interface: i})
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	if len(g.Routes) > 0 {
+		if err := c.call(ctx, "routes", func(ctx context.Context) error {
+			_, err := c.agent.UpdateRoutes(ctx, &agent.UpdateRoutesRequest{Routes: &agent.Routes{Routes: g.Routes}})
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	if len(g.Neighbours) == 0 {
+		return nil
+	}
+	return c.call(ctx, "neighbours", func(ctx context.Context) error {
+		_, err := c.agent.AddARPNeighbors(ctx, &agent.AddARPNeighborsRequest{Neighbors: &agent.ARPNeighbors{ARPNeighbors: g.Neighbours}})
+		return err
+	})
+}
+
+// shmOptions are those of the pod's /dev/shm (kata-agent-protocol.md, section 6).
+var shmOptions = []string{"noexec", "nosuid", "nodev", "mode=1777", "size=67108864"}
+
+func (c *creation) createSandbox(ctx context.Context) error {
+	req := &agent.CreateSandboxRequest{Hostname: c.opts.Spec.Hostname, SandboxId: c.opts.ID}
+	if c.sharedShm {
+		req.Storages = []*agent.Storage{{
+			Driver: "ephemeral", Source: "shm", Fstype: "tmpfs", Options: shmOptions, MountPoint: spec.SandboxShm,
+		}}
+	}
+	g, ctx := errgroup.WithContext(ctx) // the three do not depend on each other
+	g.Go(func() error {
+		return c.call(ctx, "create sandbox", func(ctx context.Context) error {
+			_, err := c.agent.CreateSandbox(ctx, req)
+			return err
+		})
+	})
+	g.Go(func() error { return c.agent.askDetails(ctx) })
+	g.Go(func() error { return c.setClock(ctx) })
+	return g.Wait()
+}
+
+// setClock makes the guest's clock exact; a policy may forbid it, and the clock that the VMM gave
+// has to do then.
+func (c *creation) setClock(ctx context.Context) error {
+	err := c.call(ctx, "set the clock", func(ctx context.Context) error {
+		now := time.Now()
+		_, err := c.agent.SetGuestDateTime(ctx, &agent.SetGuestDateTimeRequest{Sec: now.Unix(), Usec: int64(now.Nanosecond() / 1000)})
+		return err
+	})
+	if errdefs.IsPermissionDenied(err) || errdefs.IsNotImplemented(err) {
+		c.log.Info("the agent does not let the host set the clock", "pod", c.opts.ID)
+		return nil
+	}
+	return err
+}
