@@ -95,8 +95,25 @@ func TestSpawnFailureIsTheCallers(t *testing.T) {
 	}
 }
 
-// leave starts a process that leaves an orphan behind, which ends after the file gate exists, or at
-// once without a gate, and returns the orphan's pid.
+// gate makes a FIFO on which a script can wait.
+func gate(t *testing.T) string {
+	t.Helper()
+	fifo := filepath.Join(t.TempDir(), "gate")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return fifo
+}
+
+// open lets the script go on.
+func open(t *testing.T, fifo string) {
+	t.Helper()
+	if err := os.WriteFile(fifo, []byte("go\n"), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// leave starts a process that leaves an orphan behind and returns the orphan's pid.
 func leave(t *testing.T, script string) int {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "pid")
@@ -115,10 +132,7 @@ func leave(t *testing.T, script string) int {
 }
 
 func TestWatchOrphan(t *testing.T) {
-	fifo := filepath.Join(t.TempDir(), "gate")
-	if err := unix.Mkfifo(fifo, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	fifo := gate(t)
 	release := reaper.Hold()
 	defer release()
 	c, err := reaper.Watch(leave(t, "read x < "+fifo+"; exit 5"))
@@ -130,9 +144,7 @@ func TestWatchOrphan(t *testing.T) {
 		t.Fatal("it has ended before it could")
 	default:
 	}
-	if err := os.WriteFile(fifo, []byte("go\n"), 0); err != nil {
-		t.Fatal(err)
-	}
+	open(t, fifo)
 	if got := wait(t, c); got != 5 {
 		t.Errorf("orphan ended with %d, want 5", got)
 	}
@@ -140,7 +152,9 @@ func TestWatchOrphan(t *testing.T) {
 
 func TestWatchFindsAnOrphanThatHasEnded(t *testing.T) {
 	release := reaper.Hold()
-	pid := leave(t, "exit 6")
+	fifo := gate(t) // the shell would collect an orphan that ends before itself
+	pid := leave(t, "read x < "+fifo+"; exit 6")
+	open(t, fifo)
 	for gone := false; !gone; { // until it was collected
 		gone = unix.Kill(pid, 0) != nil
 	}
