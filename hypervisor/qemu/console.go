@@ -69,7 +69,11 @@ func (c *console) endLineLocked() {
 	c.lines = append(c.lines, line)
 }
 
-// tail returns the last lines, the unfinished one included.
+// beforePanic is how many lines in front of a kernel's last words are worth more than the
+// registers and call trace behind them.
+const beforePanic = hypervisor.ConsoleLines / 2
+
+// tail returns the last lines, the unfinished one included; after a panic those around its reason.
 func (c *console) tail() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -77,10 +81,14 @@ func (c *console) tail() []string {
 	if len(c.cur) > 0 {
 		all = append(all, string(c.cur))
 	}
-	if len(all) > hypervisor.ConsoleLines {
-		all = all[len(all)-hypervisor.ConsoleLines:]
+	start := max(0, len(all)-hypervisor.ConsoleLines)
+	for i, l := range all {
+		if strings.Contains(l, panicWords) {
+			start = min(start, max(0, i-beforePanic))
+			break
+		}
 	}
-	return all
+	return all[start:min(len(all), start+hypervisor.ConsoleLines)]
 }
 
 // panicked returns the kernel's last words, or "".
@@ -88,6 +96,13 @@ func (c *console) panicked() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.panic
+}
+
+// silent tells that the guest printed nothing at all.
+func (c *console) silent() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.lines) == 0 && len(c.cur) == 0
 }
 
 // mentions tells whether one of the kept lines contains one of the words.

@@ -258,6 +258,9 @@ func (m *machine) autopsy() *hypervisor.DeadError {
 	default:
 		e.Reason = "VMM ended: " + m.proc.ExitStatus()
 	}
+	if strings.HasPrefix(shutdown, "guest") && why == "" && phase == hypervisor.PhaseKernel && m.console.silent() {
+		e.Reason = fmt.Sprintf("the guest crashed before its kernel printed anything: %d MiB of memory may be too little for this kernel and initramfs", m.spec.MemoryMiB)
+	}
 	if m.console.mentions("Initramfs unpacking failed", "deadlocked on memory", "Out of memory") && phase != hypervisor.PhaseRun {
 		e.Reason += fmt.Sprintf(" (%d MiB of memory are too little for this guest image)", m.spec.MemoryMiB)
 	}
