@@ -181,7 +181,7 @@ func (n *Net) waitLink(ctx context.Context, mac net.HardwareAddr) (netlink.Link,
 		case <-ctx.Done():
 			why = ctx.Err().Error()
 		}
-		return nil, fmt.Errorf("Link not found: hardware address %s: %s: %w", mac, why, errdefs.ErrNotFound) //nolint:revive,staticcheck // protocol text
+		return nil, fmt.Errorf("%s: hardware address %s: %s: %w", linkNotFound, mac, why, errdefs.ErrNotFound)
 	}
 }
 

@@ -99,12 +99,15 @@ func (n *Net) links(ctx context.Context) ([]netlink.Link, error) {
 	return dump(ctx, "links", n.nl.LinkList)
 }
 
-// linkByName finds a link; its error keeps the phrase that Kata's shims look for.
+// linkNotFound is the phrase by which Kata's shims know that they should ask again.
+const linkNotFound = "Link not found"
+
+// linkByName finds a link.
 func (n *Net) linkByName(name string) (netlink.Link, error) {
 	l, err := n.nl.LinkByName(name)
 	var none netlink.LinkNotFoundError
 	if errors.As(err, &none) {
-		return nil, fmt.Errorf("Link not found: %s: %w", name, errdefs.ErrNotFound) //nolint:revive,staticcheck // protocol text
+		return nil, fmt.Errorf("%s: %s: %w", linkNotFound, name, errdefs.ErrNotFound)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("look up link %s: %w", name, err)
