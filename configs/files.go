@@ -16,7 +16,7 @@ import (
 )
 
 // DefaultCmdline is the kernel command line for a guest image whose manifest has none.
-const DefaultCmdline = "console=ttyS0 quiet panic=-1 reboot=t scsi_mod.scan=none cgroup_no_v1=all"
+const DefaultCmdline = "console=ttyS0 quiet panic=-1 reboot=t no_timer_check scsi_mod.scan=none cgroup_no_v1=all"
 
 // Names of the guest image's files.
 const (

@@ -60,7 +60,7 @@ type Options struct {
 const (
 	DefaultRuntime     = "crun"
 	DefaultCompression = CompressNone
-	DefaultCmdline     = "console=ttyS0 quiet panic=-1 reboot=t scsi_mod.scan=none cgroup_no_v1=all"
+	DefaultCmdline     = "console=ttyS0 quiet panic=-1 reboot=t no_timer_check scsi_mod.scan=none cgroup_no_v1=all"
 )
 
 // runtimes maps an OCI runtime to its program; the package has the runtime's name.
