@@ -198,7 +198,7 @@ func (c *creation) openBootFiles(context.Context) error {
 		c.u.Push("close "+f.path, func(context.Context) error { return closeOnce(file) })
 		*f.to = file
 	}
-	c.vmspec = vmSpec(c.opts, c.shape, boot)
+	c.vmspec = VMSpec(c.opts, c.shape, boot)
 	return nil
 }
 
@@ -209,8 +209,8 @@ func closeOnce(f *os.File) error {
 	return nil
 }
 
-// vmSpec is the VM's description, complete but for what the pod's network and layers add.
-func vmSpec(o Options, s Shape, boot hypervisor.Boot) hypervisor.VMSpec {
+// VMSpec is the VM's description, complete but for what the pod's network and layers add.
+func VMSpec(o Options, s Shape, boot hypervisor.Boot) hypervisor.VMSpec {
 	h := o.Config.Hypervisor
 	v := hypervisor.VMSpec{
 		ID: o.ID, Machine: h.Machine, Accel: hypervisor.Accel(h.Accel),
