@@ -36,6 +36,8 @@ const DefaultCache = "/var/cache/coco/image"
 const (
 	originAgent = "coco-agent build"
 	originImage = "coco image build"
+
+	originUnsigned = ", signature removed"
 )
 
 // Options says what to build.
@@ -323,7 +325,7 @@ func (b *builder) addSkeleton(agent []byte, program string) {
 }
 
 func (b *builder) addModules(mods []module) {
-	origin := b.kernel.Package + "=" + b.kernel.Version
+	origin := b.kernel.Package + "=" + b.kernel.Version + originUnsigned
 	for _, m := range mods {
 		b.add(Entry{Path: m.path, Mode: modeRegular | 0o644, Data: m.data, Origin: origin})
 	}

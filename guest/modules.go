@@ -6,6 +6,7 @@ package guest
 import (
 	"bytes"
 	"debug/elf"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"path"
@@ -35,9 +36,8 @@ var wantedModules = []struct {
 	section section
 	names   []string
 }{
-	{sectionBoot, []string{"vmw_vsock_virtio_transport"}},
 	{sectionRootfs, []string{"virtio_scsi", "sd_mod", "dm_verity", "erofs", "overlay", "virtio_blk", "virtio_net"}},
-	{sectionLazy, []string{"dm_crypt", "xts", "aesni_intel"}},
+	{sectionLazy, []string{"vmw_vsock_virtio_transport", "dm_crypt", "xts", "aesni_intel", "sha256_ssse3"}},
 }
 
 // module is a kernel module of the package.
@@ -131,7 +131,31 @@ func (s moduleSet) load(name string) (module, error) {
 		return module{}, fmt.Errorf("kernel module %s: %w", f.path, err)
 	}
 	m.depends, m.softPre = info.depends, info.softPre
+	m.data = stripSignature(m.data)
 	return m, nil
+}
+
+// moduleSigMagic ends a signed module; before it stand the signature and its 12-byte description, the
+// last four of which are the signature's length (struct module_signature in
+// include/linux/module_signature.h).
+const (
+	moduleSigMagic = "~Module signature appended~\n"
+	moduleSigInfo  = 12
+)
+
+// stripSignature removes a module's signature. To check it takes 10 to 20 ms a module under emulation, and
+// adds nothing: the whole initramfs is measured where that counts, and the stock kernel does not
+// insist on signatures.
+func stripSignature(ko []byte) []byte {
+	body, signed := bytes.CutSuffix(ko, []byte(moduleSigMagic))
+	if !signed || len(body) < moduleSigInfo {
+		return ko
+	}
+	n := uint64(binary.BigEndian.Uint32(body[len(body)-4:]))
+	if n > uint64(len(body)-moduleSigInfo) {
+		return ko
+	}
+	return body[:len(body)-moduleSigInfo-int(n)]
 }
 
 type moduleInfo struct {
