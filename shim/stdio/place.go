@@ -55,6 +55,14 @@ type plain struct{ *os.File }
 
 func (plain) peerMatters() {}
 
+// Close may be called again: the relay closes a place when its output ends and once more at the end.
+func (p plain) Close() error {
+	if err := p.File.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
 // end is a FIFO that is first open both ways, so that no peer needs to be there, and after
 // switchOver only in the direction that is used, so that the peer's absence shows.
 type end struct {
