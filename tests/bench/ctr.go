@@ -97,11 +97,16 @@ func benchMemory(ctx context.Context, b *bench) ([]Figure, error) {
 	if err != nil {
 		return nil, err
 	}
+	rss, err := agentRSS(ctx)
+	if err != nil {
+		return nil, err
+	}
 	const mib = 1024 // smaps and meminfo count KiB
 	figures := []Figure{
 		alone("memory", "shim RSS, one container", "MiB", "≤ 16", s["Rss"]/mib),
 		alone("memory", "shim anonymous", "MiB", "≤ 4", s["Anonymous"]/mib),
 		alone("memory", "VMM anonymous + private, beyond guest RAM touched", "MiB", "", (v["Pss"]-v["guest"])/mib),
+		alone("memory", "agent RSS, at boot", "MiB", "", rss),
 		alone("memory", "guest memory in use at idle (MemTotal − MemAvailable)", "MiB", "≤ 64", (guestRAM["MemTotal"]-guestRAM["MemAvailable"])/mib),
 	}
 	for _, bin := range []string{"containerd-shim-coco-v2", "coco"} {

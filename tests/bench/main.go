@@ -70,7 +70,16 @@ func main() {
 	out := flag.String("out", "dist/bench.json", "file for the JSON report")
 	only := flag.String("only", "", "comma-separated groups to run (default: all): start,exec,stream,memory,layer,parallel")
 	runs := flag.Int("runs", 5, "runs per figure; the median counts")
+	tree := flag.String("build-layer", "", "internal: build one layer from this directory, and end")
+	cache := flag.String("build-cache", "", "internal: cache for -build-layer")
 	flag.Parse()
+	if *tree != "" {
+		if err := buildLayer(*tree, *cache); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	if err := run(ctx, *out, *only, *runs); err != nil {

@@ -1,0 +1,138 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/ttrpc"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/configs"
+	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/hypervisor/launch"
+	"github.com/coco-shim/coco/hypervisor/qemu"
+	"github.com/coco-shim/coco/tests/harness"
+	"github.com/coco-shim/coco/virtcontainers"
+)
+
+// bareSpec is the VM of a pod of the default shape, without disks and interfaces.
+func bareSpec() (hypervisor.VMSpec, func(), error) {
+	cfg := configs.Default()
+	cfg.Hypervisor.GuestDir = filepath.Join(harness.Prefix(), "share/coco/guest")
+	files, err := cfg.Hypervisor.Boot()
+	if err != nil {
+		return hypervisor.VMSpec{}, nil, err
+	}
+	kernel, err := os.Open(files.Kernel)
+	if err != nil {
+		return hypervisor.VMSpec{}, nil, err
+	}
+	initrd, err := os.Open(files.Initrd)
+	if err != nil {
+		return hypervisor.VMSpec{}, nil, errors.Join(err, kernel.Close())
+	}
+	shape := virtcontainers.Shape{VCPUs: cfg.Hypervisor.DefaultVCPUs, MemoryMiB: cfg.Hypervisor.DefaultMemoryMiB}
+	spec := virtcontainers.VMSpec(virtcontainers.Options{ID: "bench-floor", Config: cfg}, shape,
+		hypervisor.Boot{Kernel: kernel, Initrd: initrd, Cmdline: files.Cmdline})
+	return spec, func() { _ = kernel.Close(); _ = initrd.Close() }, nil
+}
+
+// floor boots the bare VM and returns the time from exec of QEMU to the agent's answer to
+// Health.Check, and what the agent says of itself.
+func floor(ctx context.Context) (took time.Duration, metrics string, err error) {
+	spec, release, err := bareSpec()
+	if err != nil {
+		return 0, "", err
+	}
+	defer release()
+	proc, err := launch.Start(ctx, launch.Options{Exe: filepath.Join(harness.Prefix(), "bin/containerd-shim-coco-v2")})
+	if err != nil {
+		return 0, "", err
+	}
+	start := time.Now()
+	vm, err := qemu.New(qemu.Options{Path: configs.Default().Hypervisor.Path}).Launch(ctx, spec, proc, "")
+	if err != nil {
+		return 0, "", err
+	}
+	defer func() { err = errors.Join(err, vm.Stop(context.Background())) }()
+	conn, err := vm.Dial(ctx, 1024)
+	if err != nil {
+		return 0, "", err
+	}
+	client := ttrpc.NewClient(conn)
+	defer client.Close()
+	if _, err := agent.NewHealthClient(client).Check(ctx, &agent.CheckRequest{}); err != nil {
+		return 0, "", err
+	}
+	took = time.Since(start)
+	m, err := agent.NewAgentServiceClient(client).GetMetrics(ctx, &agent.GetMetricsRequest{})
+	if err != nil {
+		return 0, "", err
+	}
+	return took, m.GetMetrics(), nil
+}
+
+// benchStart is figures 1 and 2: the floor and the real thing take turns.
+func benchStart(ctx context.Context, b *bench) ([]Figure, error) {
+	run := func(image string, extra ...string) (float64, error) {
+		args := append([]string{"run", "--rm", "--runtime", harness.Runtime}, extra...)
+		r, err := b.ctr(ctx, append(args, image, b.id(), "true")...)
+		return r.Took.Seconds(), err
+	}
+	if _, err := run(harness.Image); err != nil { // fills the layer cache
+		return nil, err
+	}
+	var floors, cached, cold []float64
+	for i := range b.runs {
+		took, _, err := floor(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("floor: %w", err)
+		}
+		floors = append(floors, took.Seconds())
+		s, err := run(harness.Image)
+		if err != nil {
+			return nil, err
+		}
+		cached = append(cached, s)
+		config := filepath.Join(b.dir, "cold.toml")
+		text := fmt.Sprintf("[runtime]\nlayer_cache = %q\n", filepath.Join(b.dir, "cold-"+strconv.Itoa(i)))
+		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+			return nil, err
+		}
+		if s, err = run(harness.Image, "--runtime-config-path", config); err != nil {
+			return nil, err
+		}
+		cold = append(cold, s)
+	}
+	const base = "bare VM to Health.Check"
+	return []Figure{
+		alone("start", base, "s", "", floors...),
+		against("start", "ctr run --rm true, layers cached", "s", "≤ 1.3", cached, base, floors),
+		against("start", "ctr run --rm true, layers cold", "s", "", cold, base, floors),
+	}, nil
+}
+
+// agentRSS reads the agent's resident memory, in MiB, out of its metrics.
+func agentRSS(ctx context.Context) (float64, error) {
+	_, text, err := floor(ctx)
+	if err != nil {
+		return 0, err
+	}
+	for _, l := range strings.Split(text, "\n") {
+		f := strings.Fields(l)
+		if len(f) == 2 && strings.HasPrefix(f[0], "coco_agent_resident_bytes") {
+			v, err := strconv.ParseFloat(f[1], 64)
+			return v / (1 << 20), err
+		}
+	}
+	return 0, fmt.Errorf("the agent's metrics have no coco_agent_resident_bytes:\n%s", text)
+}
