@@ -138,7 +138,7 @@ func (w *walker) child(dir *node, fd int, name string) (*node, error) {
 }
 
 func fromStat(parent *node, name string, st *unix.Stat_t) *node {
-	n := &node{parent: parent, name: name, mode: st.Mode, uid: st.Uid, gid: st.Gid, mtime: max(st.Mtim.Sec, 0)}
+	n := &node{parent: parent, name: name, mode: st.Mode, uid: st.Uid, gid: st.Gid, mtime: wholeSeconds(st.Mode, st.Mtim.Sec, st.Mtim.Nsec)}
 	switch st.Mode & sIFMT {
 	case sIFREG:
 		n.size = uint64(st.Size)

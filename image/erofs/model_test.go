@@ -50,6 +50,9 @@ func unpack(root string, items []item) error {
 	for _, it := range slices.Backward(items) { // directory times, after their content is there
 		if it.kind != 'w' && it.kind != 'o' && it.kind != tar.TypeLink {
 			ts := []unix.Timespec{{Sec: it.mtime, Nsec: 123456789}, {Sec: it.mtime, Nsec: 987654321}}
+			if it.kind == tar.TypeDir {
+				ts[1].Nsec = 0
+			}
 			if err := unix.UtimesNanoAt(unix.AT_FDCWD, filepath.Join(root, it.path), ts, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 				return err
 			}
@@ -107,6 +110,9 @@ func pack(t testing.TB, items []item) []byte {
 			Name: it.path, Typeflag: it.kind, Mode: it.mode, Uid: it.uid, Gid: it.gid, Linkname: it.target,
 			Devmajor: it.major, Devminor: it.minor, Size: int64(len(it.data)),
 			ModTime: time.Unix(it.mtime, 500), Format: tar.FormatPAX,
+		}
+		if it.kind == tar.TypeDir {
+			h.ModTime = time.Unix(it.mtime, 0)
 		}
 		switch it.kind {
 		case 'w':

@@ -12,7 +12,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"time"
 )
 
 // Names that mean something else in a layer's tar (OCI image specification, layer.md, "Whiteouts").
@@ -36,7 +35,10 @@ const maxFollow = 40 // symbolic links on the way to one name, as in Linux
 //
 // Names are resolved as an unpacker in a chroot would: beneath the root, through the layer's own
 // symbolic links. Whiteouts become what an overlay expects. A later entry replaces an earlier one.
-func FromTar(ctx context.Context, r io.Reader, spool *os.File) (*Tree, error) {
+//
+// lower are the layers below, the topmost first. A directory that is not described but must be there
+// takes mode and owner from them, as it does when containerd unpacks the layer.
+func FromTar(ctx context.Context, r io.Reader, spool *os.File, lower ...*Tree) (*Tree, error) {
 	root := &node{mode: sIFDIR | 0o755, implied: true, index: map[string]*node{}}
 	t := &tarReader{root: root, content: &tarContent{}, spool: spool}
 	t.content.spool = spool
@@ -60,7 +62,12 @@ func FromTar(ctx context.Context, r io.Reader, spool *os.File) (*Tree, error) {
 			return nil, fmt.Errorf("layer tar: entry %.200q: %w", h.Name, err)
 		}
 	}
-	freeze(root)
+	if root.implied && len(lower) > 0 {
+		root.uid, root.gid = lower[0].root.uid, lower[0].root.gid
+	}
+	if err := freeze(root, lower); err != nil {
+		return nil, fmt.Errorf("layer tar: %w", err)
+	}
 	return newTree(root, t.content)
 }
 
@@ -337,7 +344,10 @@ func (t *tarReader) describe(n *node, kind uint32, h *tar.Header) error {
 	if n.gid, err = tarID(h.Gid); err != nil {
 		return err
 	}
-	n.mtime = tarTime(h.ModTime)
+	n.mtime = 0
+	if !h.ModTime.IsZero() {
+		n.mtime = wholeSeconds(n.mode, h.ModTime.Unix(), int64(h.ModTime.Nanosecond()))
+	}
 	for k, v := range h.PAXRecords {
 		if name, ok := strings.CutPrefix(k, paxXattr); ok {
 			if err := n.addXattr(name, v); err != nil {
@@ -353,14 +363,6 @@ func tarID(id int) (uint32, error) {
 		return 0, fmt.Errorf("owner %d is out of range", id)
 	}
 	return uint32(id), nil
-}
-
-// tarTime is what unpackers make of a time: nothing before 1970, and we keep whole seconds.
-func tarTime(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return max(t.Unix(), 0)
 }
 
 // store remembers where a file's content is, or keeps it in the spool.
@@ -404,15 +406,61 @@ func isSparse(h *tar.Header) bool {
 }
 
 // freeze turns the maps of a tree into the lists that a Tree has.
-func freeze(dir *node) {
+func freeze(dir *node, lower []*Tree) error {
 	dir.kids = make([]entry, 0, len(dir.index))
 	for name, n := range dir.index {
 		dir.kids = append(dir.kids, entry{name, n})
-		if n.isDir() {
-			freeze(n)
+		if !n.isDir() {
+			continue
+		}
+		if n.implied {
+			if err := n.inherit(lower); err != nil {
+				return pathError("describe", n.path(), err)
+			}
+		}
+		if err := freeze(n, lower); err != nil {
+			return err
 		}
 	}
 	dir.index = nil
+	return nil
+}
+
+// inherit describes a directory by what the layers below have in its place.
+func (n *node) inherit(lower []*Tree) error {
+	for _, t := range lower {
+		l := t.find(n.path())
+		if l == nil {
+			continue
+		}
+		if !l.isDir() {
+			return nil
+		}
+		n.mode, n.uid, n.gid = l.mode, l.uid, l.gid
+		for _, x := range l.xattrs {
+			if strings.HasPrefix(x.name, "trusted.") {
+				continue
+			}
+			if err := n.setXattr(x.name, x.value); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return nil
+}
+
+// find returns what a finished tree has at a path, without following symbolic links.
+func (t *Tree) find(path string) *node {
+	n := t.root
+	for part := range strings.SplitSeq(path, "/") {
+		i, ok := slices.BinarySearchFunc(n.kids, part, func(e entry, s string) int { return strings.Compare(e.name, s) })
+		if !ok {
+			return nil
+		}
+		n = n.kids[i].node
+	}
+	return n
 }
 
 // tarContent reads from the tar or its spool.

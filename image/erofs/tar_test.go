@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 // listing shows a tree's names with just enough to tell them apart.
@@ -76,6 +77,42 @@ func TestTarSemantics(t *testing.T) {
 				t.Errorf("tree (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// A directory that the tar does not mention looks the same from the tar as from a snapshot, where it
+// has the time of the unpacking.
+func TestDirectoriesThatNoEntryDescribes(t *testing.T) {
+	lower, err := FromTar(t.Context(), bytes.NewReader(pack(t, []item{
+		{path: "home", kind: tar.TypeDir, mode: 0o2710, uid: 7, gid: 8, mtime: 1000, xattrs: map[string]string{"user.a": "b"}},
+	})), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	items := []item{{path: "home/new/file", kind: tar.TypeReg, mode: 0o644, mtime: 5}}
+	tree, err := FromTar(t.Context(), bytes.NewReader(pack(t, items)), nil, lower)
+	if err != nil {
+		t.Fatal(err)
+	}
+	viaTar := image(t, tree)
+	needRoot(t)
+	dir := t.TempDir()
+	home := filepath.Join(dir, "home")
+	if err := os.MkdirAll(filepath.Join(home, "new"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unpack(dir, items); err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range []error{
+		os.Chown(home, 7, 8), unix.Chmod(home, 0o2710), unix.Setxattr(home, "user.a", []byte("b"), 0), os.Chmod(dir, 0o755),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !bytes.Equal(viaTar, fromDir(t, dir)) {
+		t.Error("image differs between tar and directory")
 	}
 }
 

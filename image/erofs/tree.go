@@ -50,7 +50,7 @@ type node struct {
 	kids   []entry          // of a directory, sorted once the tree is finished
 	index  map[string]*node // of a directory while a tar is read
 
-	implied    bool // directory that no entry described
+	implied    bool // directory that no entry of the tar has described
 	layout     byte
 	startBlock uint32
 	offset     uint64 // of the inode in the image
@@ -72,6 +72,17 @@ func (n *node) path() string {
 	}
 	slices.Reverse(parts)
 	return strings.Join(parts, "/")
+}
+
+// wholeSeconds is the time that a file keeps: nothing before 1970, which unpackers do not make either,
+// and no fractions. A directory whose time has a fraction keeps none at all: a directory that
+// the layer's tar did not mention, but that the unpacker had to make for what is in it, has the time of
+// the unpacking, and this is how it can be told from one with a time of its own.
+func wholeSeconds(mode uint32, sec int64, nsec int64) int64 {
+	if mode&sIFMT == sIFDIR && nsec != 0 {
+		return 0
+	}
+	return max(sec, 0)
 }
 
 // makeWhiteout normalises n: who unpacked a whiteout decides its owner and time, the image does not.
