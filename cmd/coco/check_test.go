@@ -1,0 +1,57 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/coco-shim/coco/hypervisor/probe"
+)
+
+func TestCheckNamesWhatIsWrongWithTheConfiguration(t *testing.T) {
+	config := filepath.Join(t.TempDir(), "config.toml")
+	if err := os.WriteFile(config, []byte("[hypervisor]\npth = \"/x\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := newCheckCmd()
+	var out bytes.Buffer
+	cmd.SetOut(&out)
+	cmd.SetArgs([]string{"--json", "--config", config})
+	cmd.SilenceErrors, cmd.SilenceUsage = true, true
+	if err := cmd.Execute(); err == nil || !strings.Contains(err.Error(), "config") {
+		t.Errorf("coco check = %v, want that the configuration is in the way", err)
+	}
+	var r probe.Report
+	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range r.Findings {
+		if f.Name == "config" && (f.Status != probe.No || !strings.Contains(f.Fix, "pth")) {
+			t.Errorf("config = %+v, want the unknown key", f)
+		}
+	}
+}
+
+func TestCheckPrintsSentences(t *testing.T) {
+	var out bytes.Buffer
+	err := printCheck(&out, probe.Report{
+		Platforms: []probe.Platform{{Name: "none", Usable: true, How: "KVM"}, {Name: "snp", Missing: []string{"snp.cpu"}}},
+		Findings:  []probe.Finding{{Name: "kvm", Status: probe.Yes, Detail: "usable"}, {Name: "snp.cpu", Status: probe.No, Detail: "none", Fix: "buy one"}},
+	})
+	want := `platform none  can run, under KVM
+platform snp   cannot run: snp.cpu
+
+yes  kvm           usable
+NO   snp.cpu       none
+                -> buy one
+`
+	if err != nil || out.String() != want {
+		t.Errorf("printCheck() = %v, %q, want %q", err, out.String(), want)
+	}
+}

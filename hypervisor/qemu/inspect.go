@@ -1,0 +1,77 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"sort"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/hypervisor/qemu/qmp"
+	"github.com/coco-shim/coco/internal/fdpass"
+)
+
+// Info is what a QEMU binary says about itself.
+type Info struct {
+	Version qmp.Version
+	Objects []string // types that -object takes, sorted
+}
+
+// Inspect starts a QEMU binary without a machine and asks it.
+func Inspect(ctx context.Context, path string) (Info, error) {
+	conn, peer, err := fdpass.Pair("control", unix.SOCK_STREAM)
+	if err != nil {
+		return Info{}, err
+	}
+	defer conn.Close() //nolint:errcheck // the client does
+	var stderr strings.Builder
+	cmd := exec.CommandContext(ctx, path, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "none",
+		"-chardev", fmt.Sprintf("socket,id=control,fd=%d", firstFD), "-mon", "chardev=control,mode=control")
+	cmd.ExtraFiles, cmd.Stderr, cmd.Env = []*os.File{peer}, &stderr, environment()
+	err = cmd.Start()
+	_ = peer.Close() // QEMU has its duplicate
+	if err != nil {
+		return Info{}, fmt.Errorf("start %s: %w", path, err)
+	}
+	info, err := interview(ctx, conn)
+	_ = cmd.Process.Kill() // it holds nothing
+	_ = cmd.Wait()         // killed
+	if err != nil {
+		if s := strings.TrimSpace(stderr.String()); s != "" {
+			err = fmt.Errorf("%w; it says: %s", err, s)
+		}
+		return Info{}, fmt.Errorf("ask %s: %w", path, err)
+	}
+	return info, nil
+}
+
+func interview(ctx context.Context, conn *net.UnixConn) (Info, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, vmmTimeout, errors.New("no answer within "+vmmTimeout.Round(time.Second).String()))
+	defer cancel()
+	c, err := qmp.Connect(ctx, conn, func(qmp.Event) {})
+	if err != nil {
+		return Info{}, err
+	}
+	defer c.Close()
+	var types []struct {
+		Name string `json:"name"`
+	}
+	if err := c.Call(ctx, "qom-list-types", map[string]any{"implements": "user-creatable"}, &types); err != nil {
+		return Info{}, err
+	}
+	info := Info{Version: c.Version()}
+	for _, t := range types {
+		info.Objects = append(info.Objects, t.Name)
+	}
+	sort.Strings(info.Objects)
+	return info, nil
+}
