@@ -1,0 +1,250 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package tdx_test
+
+import (
+	"bytes"
+	"crypto/sha512"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/coco-shim/coco/measurement"
+	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
+	"github.com/coco-shim/coco/measurement/tdx"
+	"github.com/coco-shim/coco/tests/vectors"
+)
+
+// The registers of a TD quote lie at fixed places (Intel DCAP, TD report 1.0 body after the 48-byte header).
+func quoteRegisters(q []byte) (r tdx.Registers) {
+	for i := range r {
+		at := 48 + 328 + 48*i
+		r[i] = q[at : at+48]
+	}
+	return r
+}
+
+func TestReplayLeadsToTheQuotesRegisters(t *testing.T) {
+	dir := vectors.Dir(t)
+	log, err := tdx.ParseLog(vectors.Read(t, dir, "tdx/go-tdx-guest/ccel_data.dat"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, want := log.Replay(nil), quoteRegisters(vectors.Read(t, dir, "tdx/go-tdx-guest/cos-113-tdx-quote.dat"))
+	for i := range 3 {
+		if !got[i].Equal(want[i]) {
+			t.Errorf("RTMR%d = %s, the quote has %s", i, got[i], want[i])
+		}
+	}
+}
+
+// The log of dstack comes without its quote; its authors state what it leads to.
+func TestReplayLeadsToThePublishedRegisters(t *testing.T) {
+	log, err := tdx.ParseLog(vectors.Read(t, vectors.Dir(t), "tdx/dstack/ccel.bin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{"274c2344", "bdcf4ee0", "00000000", "00000000"} {
+		if got := log.Replay(nil)[i].String(); got[:8] != want {
+			t.Errorf("RTMR%d = %s, want %s…", i, got, want)
+		}
+	}
+}
+
+func TestParseLogAgreesWithPublishedParse(t *testing.T) {
+	dir := vectors.Dir(t)
+	var want struct {
+		Events []struct {
+			Matches bool `json:"digest_matches_event"`
+			Digests []struct{ Digest string }
+			Event   []byte
+			Index   uint32
+			Type    string `json:"type_name"`
+			Details struct {
+				Name   string `json:"unicode_name"`
+				String string
+			}
+		} `json:"uefi_event_logs"`
+	}
+	if err := json.Unmarshal(vectors.Read(t, dir, "tdx/trustee/el_CCEL_data_ovmf_out.json"), &want); err != nil {
+		t.Fatal(err)
+	}
+	log, err := tdx.ParseLog(vectors.Read(t, dir, "tdx/trustee/CCEL_data_ovmf"))
+	if err != nil || len(log.Events) != len(want.Events) {
+		t.Fatalf("ParseLog = %d events, %v, want %d", len(log.Events), err, len(want.Events))
+	}
+	for i, w := range want.Events {
+		e := log.Events[i]
+		x := e.Explain()
+		if e.MR != w.Index || e.Type.String() != w.Type || e.Digest.String() != w.Digests[0].Digest || !bytes.Equal(e.Data, w.Event) {
+			t.Errorf("event %d = %d %s %s %s, want %d %s", i, e.MR, e.Type, e.Digest, base64.StdEncoding.EncodeToString(e.Data), w.Index, w.Type)
+		}
+		if (x.Coverage == tdx.CoversEvent) != w.Matches || x.Coverage == tdx.Contradicted {
+			t.Errorf("event %d: %s, want digest_matches_event %v", i, x.Coverage, w.Matches)
+		}
+		if w.Details.Name != "" && x.Name != w.Details.Name {
+			t.Errorf("event %d: name %q, want %q", i, x.Name, w.Details.Name)
+		}
+		if w.Details.String != "" && !strings.Contains(x.Name+x.Detail, w.Details.String) {
+			t.Errorf("event %d: %q %q, want %q", i, x.Name, x.Detail, w.Details.String)
+		}
+	}
+}
+
+// sampleLog is a log that our own description leads to.
+func sampleLog(events ...tdx.Event) []byte {
+	le := binary.LittleEndian
+	b := make([]byte, 32)
+	le.PutUint32(b, 1)
+	le.PutUint32(b[4:], uint32(tdx.EvNoAction))
+	spec := append([]byte("Spec ID Event03\x00"), 0, 0, 0, 0, 0, 2, 0, 2, 1, 0, 0, 0, 0x0c, 0, 48, 0, 0)
+	le.PutUint32(b[28:], uint32(len(spec)))
+	b = append(b, spec...)
+	for _, e := range events {
+		b = le.AppendUint32(le.AppendUint32(le.AppendUint32(b, e.MR), uint32(e.Type)), 1)
+		b = append(le.AppendUint16(b, 0x0c), e.Digest...)
+		b = append(le.AppendUint32(b, uint32(len(e.Data))), e.Data...)
+	}
+	return append(b, bytes.Repeat([]byte{0xff}, 64)...)
+}
+
+func event(mr uint32, kind tdx.EventType, data string) tdx.Event {
+	h := sha512.Sum384([]byte(data))
+	return tdx.Event{MR: mr, Type: kind, Digest: h[:], Data: []byte(data)}
+}
+
+func TestReplayEqualsTheComputedRegisters(t *testing.T) {
+	d := description(t, newer)
+	var trace measurement.Trace
+	want := must(t)(tdx.RTMR1(d, &trace))
+	var events []tdx.Event
+	for _, s := range trace.Steps {
+		events = append(events, tdx.Event{MR: 2, Type: tdx.EvAction, Digest: s.Content})
+	}
+	log, err := tdx.ParseLog(sampleLog(events...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := log.Replay(nil)[1]; !got.Equal(want) {
+		t.Errorf("Replay = %s, want %s", got, want)
+	}
+}
+
+func TestExplainShowsAForgedEvent(t *testing.T) {
+	forged := event(2, tdx.EvAction, "Exit Boot Services Invocation")
+	forged.Data = []byte("Something harmless\x1b[2J")
+	log, err := tdx.ParseLog(sampleLog(forged, event(1, tdx.EvSeparator, "\x00\x00\x00\x00")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if x := log.Events[0].Explain(); x.Coverage != tdx.Contradicted || strings.ContainsRune(x.Detail, 0x1b) {
+		t.Errorf("forged event = %+v, want it contradicted and harmless to print", x)
+	}
+	if x := log.Events[1].Explain(); x.Coverage != tdx.CoversEvent {
+		t.Errorf("separator = %+v", x)
+	}
+}
+
+func TestParseLogRefusesMalformedLogs(t *testing.T) {
+	le := binary.LittleEndian
+	const first = 32 + 33
+	for name, change := range map[string]func([]byte) []byte{
+		"empty":                 func([]byte) []byte { return nil },
+		"no specification":      func(b []byte) []byte { b[4] = 4; return b },
+		"other specification":   func(b []byte) []byte { b[32] = 'X'; return b },
+		"huge first event":      func(b []byte) []byte { le.PutUint32(b[28:], 1<<31); return b },
+		"many algorithms":       func(b []byte) []byte { le.PutUint32(b[56:], 1<<20); return b },
+		"short SHA-384":         func(b []byte) []byte { b[62] = 47; return b },
+		"register 5":            func(b []byte) []byte { b[first] = 5; return b },
+		"no digest":             func(b []byte) []byte { b[first+8] = 0; return b },
+		"many digests":          func(b []byte) []byte { b[first+8] = 255; return b },
+		"unannounced algorithm": func(b []byte) []byte { b[first+12] = 4; return b },
+		"huge event":            func(b []byte) []byte { le.PutUint32(b[first+12+50:], 1<<31); return b },
+		"cut":                   func(b []byte) []byte { return b[:first+20] },
+		"rubbish at the end":    func(b []byte) []byte { b[len(b)-1] = 1; return b },
+	} {
+		if l, err := tdx.ParseLog(change(sampleLog(event(1, tdx.EvSeparator, "\x00\x00\x00\x00")))); err == nil {
+			t.Errorf("%s: ParseLog = %d events, want a refusal", name, len(l.Events))
+		}
+	}
+}
+
+func TestAnySingleBitOfADigestChangesTheReplay(t *testing.T) {
+	base := []tdx.Event{event(1, tdx.EvSeparator, "a"), event(2, tdx.EvAction, "b"), event(3, tdx.EvIPL, "c"), event(4, tdx.EvIPL, "d")}
+	log, err := tdx.ParseLog(sampleLog(base...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := log.Replay(nil)
+	rapid.Check(t, func(t *rapid.T) {
+		n, bit := rapid.IntRange(0, 3).Draw(t, "event"), rapid.IntRange(0, 383).Draw(t, "bit")
+		events := append([]tdx.Event(nil), base...)
+		events[n].Digest = append(measurement.Digest(nil), events[n].Digest...)
+		events[n].Digest[bit/8] ^= 1 << (bit % 8)
+		l, err := tdx.ParseLog(sampleLog(events...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, r := range l.Replay(nil) {
+			if r.Equal(want[i]) == (i == n) {
+				t.Fatalf("RTMR%d changed = %v after event %d changed", i, !r.Equal(want[i]), n)
+			}
+		}
+	})
+}
+
+func FuzzParseLog(f *testing.F) {
+	f.Add(sampleLog(event(1, tdx.EvSeparator, "\x00\x00\x00\x00"), event(3, tdx.EvEventTag, "\xed\x22\x3b\x8f\x00\x00\x00\x00x"), event(1, tdx.EvVarBoot, strings.Repeat("\x00", 40)), event(2, tdx.EvBootApplication, strings.Repeat("\x04\x04\x08\x00", 12)), event(1, tdx.EvFirmwareBlob2, "\x01a0123456789abcdef")))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		l, err := tdx.ParseLog(b)
+		if err != nil {
+			return
+		}
+		var trace measurement.Trace
+		l.Replay(&trace)
+		if len(trace.Steps) != len(l.Events) || len(l.Events) > len(b) {
+			t.Errorf("%d events, %d steps of %d bytes", len(l.Events), len(trace.Steps), len(b))
+		}
+	})
+}
+
+func FuzzAuthenticode(f *testing.F) {
+	f.Add(bzImage())
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h := sha512.New384()
+		if err := tdx.Authenticode(b, h); err == nil && len(b) < 0x40 {
+			t.Error("an image without headers was hashed")
+		}
+		d := tdx.Description{Profile: tdx.Profile{EDK2: 202408, QEMUMajor: 9}, Kernel: tdx.Content{Data: b}, Initrd: content("x"), Memory: 1 << 30}
+		_, _ = tdx.RTMR1(d, nil)
+	})
+}
+
+// FuzzFirmware covers TDX metadata and variable stores.
+func FuzzFirmware(f *testing.F) {
+	small := ovmftest.Build(ovmftest.Layout{Size: 16 << 10, TDX: ovmftest.TDXSections(16 << 10)})
+	cfv := emptyCFV(f)[:4096]
+	binary.LittleEndian.PutUint32(cfv[0x48+16:], 4096-0x48)
+	copy(small, cfv)
+	f.Add(small)
+	f.Fuzz(func(t *testing.T, tail []byte) {
+		fw := append(make([]byte, (4096-len(tail)%4096)%4096), tail...)
+		d := tdx.Description{Profile: tdx.Profile{EDK2: 202408, QEMUMajor: 10, QEMUMinor: 1}, Firmware: fw, Memory: 2 << 30, ACPI: &tdx.ACPI{Loader: content("a"), RSDP: content("b"), Tables: content("c")}}
+		_, _ = tdx.RTMR0(d, nil)
+		if len(fw) <= 64<<10 {
+			_, _ = tdx.MRTD(fw, tdx.TwoPass, nil, nil)
+		}
+	})
+}
+
+func BenchmarkMRTD(b *testing.B) {
+	fw := image(b, emptyCFV(b))
+	for b.Loop() {
+		must(b)(tdx.MRTD(fw, tdx.SinglePass, nil, nil))
+	}
+}
