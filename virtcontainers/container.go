@@ -129,7 +129,7 @@ func (p *Pod) CreateContainer(ctx context.Context, req ContainerRequest) (_ Stre
 	defer cancel()
 	streams, err := p.createContainer(ctx, c, req, &u)
 	if err != nil {
-		return Streams{}, fmt.Errorf("create container %s: %w", c.id, err)
+		return Streams{}, named("create container "+c.id, err)
 	}
 	c.held.Adopt(&u)
 	return streams, nil
@@ -173,6 +173,7 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 	if err := c.init.to(evCreated); err != nil {
 		return Streams{}, err
 	}
+	p.begin(s)
 	p.await(c.init)
 	return s.Streams, nil
 }

@@ -157,6 +157,13 @@ func (a *fakeAgent) claimLocked(n uint32) *net.UnixConn {
 	return c
 }
 
+// count is the number of containers in the guest.
+func (a *fakeAgent) count() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.containers)
+}
+
 // crash breaks the connection: the agent is gone, the VM is not.
 func (a *fakeAgent) crash() {
 	a.mu.Lock()
@@ -421,6 +428,14 @@ func (p *guestProc) run(ctx context.Context) {
 			_, _ = io.WriteString(p.stdout, text)
 		} else {
 			p.rpcOut <- []byte(text)
+		}
+	case "spam":
+		for range 64 {
+			if p.stdout != nil {
+				_, _ = p.stdout.Write(make([]byte, 64<<10))
+			} else {
+				p.rpcOut <- make([]byte, 1<<10)
+			}
 		}
 	case "cat":
 		_, _ = io.Copy(p.stdout, p.stdin)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -165,6 +166,14 @@ func (l *link) fault(ctx context.Context, err error) error {
 	case <-t.C:
 	}
 	return fmt.Errorf("the agent's connection broke: %w: %w", err, errdefs.ErrUnavailable)
+}
+
+// named says what was done, unless the agent's words begin with just that.
+func named(what string, err error) error {
+	if strings.HasPrefix(err.Error(), what+":") {
+		return err
+	}
+	return fmt.Errorf("%s: %w", what, err)
 }
 
 func lost(err error) bool {

@@ -91,7 +91,7 @@ func (p *Pod) call(ctx context.Context, what string, fn func(context.Context) er
 	ctx, cancel := p.agent.within(ctx)
 	defer cancel()
 	if err := fn(ctx); err != nil {
-		return fmt.Errorf("%s: %w", what, p.agent.fault(ctx, err))
+		return named(what, p.agent.fault(ctx, err))
 	}
 	return nil
 }

@@ -238,6 +238,25 @@ func TestExecs(t *testing.T) {
 	}
 }
 
+func TestAnOutputThatNobodyWantsBlocksNobody(t *testing.T) {
+	for _, rpc := range []bool{false, true} {
+		w := newWorld(t)
+		w.noStreams = rpc
+		o := w.options("spam")
+		o.First.Stdin, o.First.Stdout, o.First.Stderr = false, false, false
+		p, s := start(t, w, o)
+		if s != (Streams{}) {
+			t.Errorf("streams that nobody asked for: %+v", s)
+		}
+		if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+			t.Fatal(err)
+		}
+		if st := wait(t, p, ""); st.Code != 0 || st.Reason != "" {
+			t.Errorf("exit = %+v, want 0", st)
+		}
+	}
+}
+
 func TestExitIsToldAfterTheOutput(t *testing.T) {
 	w := newWorld(t)
 	p, s := start(t, w, w.options("echo", "last words"))

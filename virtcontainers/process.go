@@ -291,6 +291,7 @@ func (p *Pod) startExec(ctx context.Context, c *container, pr *process) (_ Strea
 		err = fmt.Errorf("start %s: %w", pr.name(), p.agent.fault(ctx, err))
 		return Streams{}, errors.Join(err, pr.closePipes())
 	}
+	p.begin(s)
 	p.await(pr)
 	if err := pr.to(evStarted); err != nil {
 		return Streams{}, err

@@ -22,10 +22,10 @@ import (
 const maxRead = 32 << 10
 
 // wanted says which streams a process shall have.
-type wanted struct{ stdin, stdout, stderr bool }
+type wanted struct{ stdin, stdout, stderr, terminal bool }
 
 func wants(terminal, stdin, stdout, stderr bool) wanted {
-	return wanted{stdin, stdout, stderr && !terminal}
+	return wanted{stdin, stdout, stderr && !terminal, terminal}
 }
 
 // ports names a process's byte streams in a request; 0 is none.
@@ -34,20 +34,39 @@ type ports struct{ stdin, stdout, stderr uint32 }
 // pipes are the host's ends of a process's streams.
 type pipes struct {
 	Streams
-	outs []*output // those that have to be drained before the exit is told
-	in   *input
+	outs  []*output // those that have to be drained before the exit is told
+	in    *input
+	waste []*output // outputs that nobody wants, which would block the process
+	hush  *input    // an input that nobody has
 }
 
 // close ends all streams. Idempotent.
 func (s *pipes) close() error {
 	var errs []error
-	if s.in != nil {
-		errs = append(errs, s.in.release())
+	for _, in := range []*input{s.in, s.hush} {
+		if in != nil {
+			errs = append(errs, in.release())
+		}
 	}
 	for _, o := range s.outs {
 		errs = append(errs, o.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// begin serves what nobody wants, once the process is there: an output that is not read blocks its
+// writer, an input that does not end blocks its reader.
+func (p *Pod) begin(s *pipes) {
+	for _, o := range s.waste {
+		p.life.spawn(func(context.Context) { _, _ = io.Copy(io.Discard, o) }) // nobody wants its error either
+	}
+	if s.hush != nil {
+		p.life.spawn(func(context.Context) {
+			if err := s.hush.Close(); err != nil {
+				p.log.Debug("end an input that nobody has", "error", err)
+			}
+		})
+	}
 }
 
 // drained waits until every output was read to its end, or until stop is closed.
@@ -144,6 +163,10 @@ func (p *Pod) openStreams(ctx, life context.Context, w wanted, container, exec s
 		return p.rpcStreams(life, w, container, exec), ports{}, nil
 	}
 	var s ports
+	nobody := !w.stdin && !w.stdout && !w.stderr
+	// An agent that is given streams puts /dev/null in the place of those that are missing; one
+	// that is given none expects Read and Write calls.
+	w.stdout = w.stdout || nobody
 	var conns [3]net.Conn
 	g, gctx := errgroup.WithContext(ctx) // each connection takes some round trips
 	for i, o := range []struct {
@@ -169,6 +192,10 @@ func (p *Pod) openStreams(ctx, life context.Context, w wanted, container, exec s
 	var in *input
 	if conns[0] != nil {
 		in = connInput(conns[0])
+	}
+	if nobody {
+		o := connOutput(conns[1])
+		return &pipes{outs: []*output{o}, waste: []*output{o}}, s, nil
 	}
 	return newPipes(in, connOutput(conns[1]), connOutput(conns[2])), s, nil
 }
@@ -222,23 +249,33 @@ func ignoreClosed(err error) error {
 
 // rpcStreams are streams over the protocol's own calls, for agents that have nothing better.
 func (p *Pod) rpcStreams(life context.Context, w wanted, container, exec string) *pipes {
-	var in *input
-	var stdout, stderr *output
-	if w.stdin {
-		w := &rpcWriter{life, p.agent, container, exec}
-		in = &input{w: w, end: w.Close}
-	}
+	wr := &rpcWriter{life, p.agent, container, exec}
+	in := &input{w: wr, end: wr.Close}
 	reader := func(call func(context.Context, *agent.ReadStreamRequest) (*agent.ReadStreamResponse, error)) *output {
 		ctx, cancel := context.WithCancel(life)
 		return newOutput(&rpcReader{ctx: ctx, cancel: cancel, call: call, container: container, exec: exec})
 	}
-	if w.stdout {
-		stdout = reader(p.agent.ReadStdout)
+	stdout, stderr := reader(p.agent.ReadStdout), reader(p.agent.ReadStderr)
+	s := &pipes{outs: []*output{stdout, stderr}}
+	if w.terminal {
+		s.outs = s.outs[:1]
 	}
-	if w.stderr {
-		stderr = reader(p.agent.ReadStderr)
+	if w.stdin {
+		s.in, s.Stdin = in, in
+	} else if !w.terminal { // the end of a terminal's input would hang it up
+		s.hush = in
 	}
-	return newPipes(in, stdout, stderr)
+	for i, o := range s.outs {
+		switch {
+		case i == 0 && w.stdout:
+			s.Stdout = o
+		case i == 1 && w.stderr:
+			s.Stderr = o
+		default:
+			s.waste = append(s.waste, o)
+		}
+	}
+	return s
 }
 
 // rpcReader is an io.ReadCloser over ReadStdout or ReadStderr. It has a context because io.Reader

@@ -35,7 +35,7 @@ func TestWhateverFailsNothingIsLeft(t *testing.T) {
 			if _, _, serr := p.State("c1", ""); !errdefs.IsNotFound(serr) {
 				t.Errorf("the container is known after CreateContainer failed: %v", serr)
 			}
-			if n := len(w.vm().agent.containers); n != 0 {
+			if n := w.vm().agent.count(); n != 0 {
 				t.Errorf("%d containers in the guest after CreateContainer failed", n)
 			}
 			return err

@@ -97,11 +97,10 @@ type real struct {
 	t *testing.T
 }
 
-// boot makes a real pod of one.
-func boot(t *testing.T, change func(*specs.Spec, *virtcontainers.ContainerRequest), args ...string) (real, virtcontainers.Streams) {
+// makePod makes a real pod in dir; first may be nil.
+func makePod(t *testing.T, dir string, s *specs.Spec, first *virtcontainers.ContainerRequest) real {
 	t.Helper()
 	testvm.Need(t, testvm.Root, testvm.QEMU, testvm.GuestImage, testvm.Busybox, testvm.Netns)
-	dir := t.TempDir()
 	rootfs(t, filepath.Join(dir, "rootfs"))
 	cfg := configs.Default()
 	cfg.Hypervisor.GuestDir = testvm.GuestDir()
@@ -111,11 +110,6 @@ func boot(t *testing.T, change func(*specs.Spec, *virtcontainers.ContainerReques
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := spec(args...)
-	first := &virtcontainers.ContainerRequest{ID: "box", Bundle: dir, Spec: s, Stdin: true, Stdout: true, Stderr: true}
-	if change != nil {
-		change(s, first)
-	}
 	p, err := virtcontainers.CreatePod(t.Context(), virtcontainers.Options{
 		ID: "box", Namespace: "test", Bundle: dir, Spec: s, Config: cfg, First: first, Host: h, Log: log,
 	})
@@ -123,6 +117,9 @@ func boot(t *testing.T, change func(*specs.Spec, *virtcontainers.ContainerReques
 		t.Fatalf("CreatePod() = %v", err)
 	}
 	t.Cleanup(func() {
+		for _, ph := range p.Phases() {
+			t.Logf("%-24s %s", ph.Name, ph.Duration.Round(time.Millisecond/10))
+		}
 		start := time.Now()
 		if err := p.Shutdown(context.Background()); err != nil {
 			t.Errorf("Shutdown() = %v", err)
@@ -134,17 +131,26 @@ func boot(t *testing.T, change func(*specs.Spec, *virtcontainers.ContainerReques
 			}
 		}
 	})
-	st, err := p.CreateContainer(t.Context(), *first)
+	return real{p, t}
+}
+
+// boot makes a real pod of one and starts its container.
+func boot(t *testing.T, change func(*specs.Spec), args ...string) (real, virtcontainers.Streams) {
+	t.Helper()
+	dir, s := t.TempDir(), spec(args...)
+	if change != nil {
+		change(s)
+	}
+	first := &virtcontainers.ContainerRequest{ID: "box", Bundle: dir, Spec: s, Stdin: true, Stdout: true, Stderr: true}
+	r := makePod(t, dir, s, first)
+	st, err := r.CreateContainer(t.Context(), *first)
 	if err != nil {
 		t.Fatalf("CreateContainer() = %v", err)
 	}
-	if _, err := p.Start(t.Context(), "box", ""); err != nil {
+	if _, err := r.Start(t.Context(), "box", ""); err != nil {
 		t.Fatalf("Start() = %v", err)
 	}
-	for _, ph := range p.Phases() {
-		t.Logf("%-24s %s", ph.Name, ph.Duration.Round(time.Millisecond/10))
-	}
-	return real{p, t}, st
+	return r, st
 }
 
 func (r real) wait(exec string) virtcontainers.ExitStatus {
@@ -205,7 +211,7 @@ func TestRealProcesses(t *testing.T) {
 	if err := os.WriteFile(hosts, []byte("10.1.2.3 there\n"), 0o640); err != nil {
 		t.Fatal(err)
 	}
-	r, s := boot(t, func(s *specs.Spec, _ *virtcontainers.ContainerRequest) {
+	r, s := boot(t, func(s *specs.Spec) {
 		s.Mounts = append(s.Mounts, specs.Mount{Destination: "/etc/hosts", Type: "bind", Source: hosts, Options: []string{"rbind", "ro"}})
 	}, "sleep", "1000")
 	_ = s
@@ -276,4 +282,74 @@ func TestRealProcesses(t *testing.T) {
 	if _, err := r.Delete(t.Context(), "box", ""); err != nil {
 		t.Errorf("Delete() = %v", err)
 	}
+}
+
+// A pod of several containers: a layer that is plugged while the VM runs, shared, unplugged with its
+// last container, plugged again; a spoiled one; and the end of the VMM.
+func TestRealPodOfMany(t *testing.T) {
+	dir := t.TempDir()
+	r := makePod(t, dir, spec("true"), nil)
+	ctx := t.Context()
+	create := func(id string, args ...string) (virtcontainers.Streams, error) {
+		return r.CreateContainer(ctx, virtcontainers.ContainerRequest{ID: id, Bundle: dir, Spec: spec(args...), Stdout: true})
+	}
+	run := func(id string) {
+		t.Helper()
+		s, err := create(id, "echo", id)
+		if err != nil {
+			t.Fatalf("CreateContainer(%s) = %v", id, err)
+		}
+		if _, err := r.Start(ctx, id, ""); err != nil {
+			t.Fatalf("Start(%s) = %v", id, err)
+		}
+		if out := read(t, s.Stdout); out != id+"\n" {
+			t.Errorf("%s says %q", id, out)
+		}
+		if st, err := r.Wait(ctx, id, ""); err != nil || st.Code != 0 {
+			t.Errorf("Wait(%s) = %+v, %v", id, st, err)
+		}
+	}
+	remove := func(id string) {
+		t.Helper()
+		if _, err := r.Delete(ctx, id, ""); err != nil {
+			t.Errorf("Delete(%s) = %v", id, err)
+		}
+	}
+	run("one")
+	run("two")
+	remove("one")
+	remove("two")
+	run("three")
+	remove("three")
+
+	if _, err := create("none", "/does/not/exist"); err == nil {
+		_, err = r.Start(ctx, "none", "")
+		if err == nil {
+			t.Error("a program that does not exist was started")
+		}
+		t.Logf("Start() = %v", err)
+	} else {
+		t.Logf("CreateContainer() = %v", err)
+	}
+
+	if _, err := create("last", "sleep", "1000"); err != nil {
+		t.Fatalf("CreateContainer() = %v", err)
+	}
+	if _, err := r.Start(ctx, "last", ""); err != nil {
+		t.Fatal(err)
+	}
+	vmm, err := os.FindProcess(r.PID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := vmm.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	wctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	st, err := r.Wait(wctx, "last", "")
+	if err != nil || st.Code != 137 || !strings.Contains(st.Reason, "killed") {
+		t.Errorf("exit after the VMM was killed = %+v, %v, want 137 with the reason", st, err)
+	}
+	t.Logf("reason: %s", st.Reason)
 }
