@@ -29,12 +29,12 @@ const (
 type Options struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Path of a configuration file on this host.
-	ConfigPath string `protobuf:"bytes,1,opt,name=config_path,json=configPath,proto3" json:"config_path,omitempty"`
+	ConfigPath string `protobuf:"bytes,2,opt,name=config_path,json=configPath,proto3" json:"config_path,omitempty"`
 	// A configuration as text, used when config_path is empty.
-	ConfigBody []byte `protobuf:"bytes,2,opt,name=config_body,json=configBody,proto3" json:"config_body,omitempty"`
+	ConfigBody []byte `protobuf:"bytes,3,opt,name=config_body,json=configBody,proto3" json:"config_body,omitempty"`
 	// Configuration overrides by annotation name, as if they stood in the OCI spec. The same
 	// allow-list applies.
-	Annotations   map[string]string `protobuf:"bytes,3,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Annotations   map[string]string `protobuf:"bytes,4,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -94,16 +94,16 @@ var File_coco_shim_v1_options_proto protoreflect.FileDescriptor
 
 const file_coco_shim_v1_options_proto_rawDesc = "" +
 	"\n" +
-	"\x1acoco/shim/v1/options.proto\x12\fcoco.shim.v1\"\xd5\x01\n" +
+	"\x1acoco/shim/v1/options.proto\x12\fcoco.shim.v1\"\xdb\x01\n" +
 	"\aOptions\x12\x1f\n" +
-	"\vconfig_path\x18\x01 \x01(\tR\n" +
+	"\vconfig_path\x18\x02 \x01(\tR\n" +
 	"configPath\x12\x1f\n" +
-	"\vconfig_body\x18\x02 \x01(\fR\n" +
+	"\vconfig_body\x18\x03 \x01(\fR\n" +
 	"configBody\x12H\n" +
-	"\vannotations\x18\x03 \x03(\v2&.coco.shim.v1.Options.AnnotationsEntryR\vannotations\x1a>\n" +
+	"\vannotations\x18\x04 \x03(\v2&.coco.shim.v1.Options.AnnotationsEntryR\vannotations\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B7Z5github.com/coco-shim/coco/api/shimoptions;shimoptionsb\x06proto3"
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x01\x10\x02B7Z5github.com/coco-shim/coco/api/shimoptions;shimoptionsb\x06proto3"
 
 var (
 	file_coco_shim_v1_options_proto_rawDescOnce sync.Once

@@ -1,0 +1,534 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package task
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	eventsapi "github.com/containerd/containerd/api/events"
+	api "github.com/containerd/containerd/api/runtime/task/v2"
+	"github.com/containerd/containerd/api/types/runtimeoptions/v1"
+	tasktypes "github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/coco-shim/coco/shim/bundle"
+	"github.com/coco-shim/coco/shim/shimtest/hostpod"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// recorder is a containerd that notes events.
+type recorder struct {
+	mu  sync.Mutex
+	got []string
+}
+
+func (r *recorder) Send(m proto.Message) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	name := strings.TrimPrefix(string(m.ProtoReflect().Descriptor().Name()), "Task")
+	switch e := m.(type) {
+	case *eventsapi.TaskExit:
+		name += fmt.Sprintf(" %s %d", e.ID, e.ExitStatus)
+	case *eventsapi.TaskExecStarted:
+		name += " " + e.ExecID
+	}
+	r.got = append(r.got, name)
+}
+func (r *recorder) Flush(context.Context) error { return nil }
+func (r *recorder) Close(context.Context) error { return nil }
+
+func (r *recorder) events() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]string(nil), r.got...)
+}
+
+// fixture is a service whose pods are host processes in the host's own root.
+type fixture struct {
+	*Service
+	t      *testing.T
+	events *recorder
+	pod    *hostpod.Pod
+	asked  PodRequest
+}
+
+func newFixture(t *testing.T) *fixture {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: the test pod changes root directories")
+	}
+	f := &fixture{t: t, events: &recorder{}}
+	f.Service = New(Config{
+		Namespace: "ns", Events: f.events, Log: slog.New(slog.DiscardHandler),
+		MakePod: func(_ context.Context, r PodRequest) (Pod, error) {
+			f.asked = r
+			p, err := hostpod.New()
+			if err != nil {
+				return nil, err
+			}
+			f.pod = p
+			return p, nil
+		},
+	})
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := f.Stop(ctx); err != nil {
+			t.Errorf("Stop: %v", err)
+		}
+	})
+	return f
+}
+
+func (f *fixture) bundle(annotations map[string]string, args ...string) string {
+	f.t.Helper()
+	dir := f.t.TempDir()
+	spec := specs.Spec{
+		Annotations: annotations, Root: &specs.Root{Path: "/"},
+		Process: &specs.Process{Args: args, Cwd: "/", Env: []string{"PATH=/bin:/usr/bin"}},
+	}
+	data, err := json.Marshal(spec)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), data, 0o600); err != nil {
+		f.t.Fatal(err)
+	}
+	return dir
+}
+
+func (f *fixture) create(id string, args ...string) string {
+	f.t.Helper()
+	dir := f.bundle(nil, args...)
+	if _, err := f.Create(f.t.Context(), &api.CreateTaskRequest{ID: id, Bundle: dir}); err != nil {
+		f.t.Fatalf("Create(%s): %v", id, err)
+	}
+	return dir
+}
+
+func (f *fixture) start(id, execID string) {
+	f.t.Helper()
+	if _, err := f.Start(f.t.Context(), &api.StartRequest{ID: id, ExecID: execID}); err != nil {
+		f.t.Fatalf("Start(%s, %s): %v", id, execID, err)
+	}
+}
+
+func (f *fixture) exec(id, execID string, args ...string) {
+	f.t.Helper()
+	if _, err := f.Exec(f.t.Context(), &api.ExecProcessRequest{ID: id, ExecID: execID, Spec: processSpec(f.t, args...)}); err != nil {
+		f.t.Fatalf("Exec(%s, %s): %v", id, execID, err)
+	}
+}
+
+func processSpec(t *testing.T, args ...string) *anypb.Any {
+	t.Helper()
+	data, err := json.Marshal(specs.Process{Args: args, Cwd: "/"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &anypb.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/Process", Value: data}
+}
+
+func (f *fixture) wait(id, execID string) uint32 {
+	f.t.Helper()
+	ctx, cancel := context.WithTimeout(f.t.Context(), 10*time.Second)
+	defer cancel()
+	r, err := f.Wait(ctx, &api.WaitRequest{ID: id, ExecID: execID})
+	if err != nil {
+		f.t.Fatalf("Wait(%s, %s): %v", id, execID, err)
+	}
+	return r.ExitStatus
+}
+
+func (f *fixture) kill(id, execID string, sig unix.Signal) {
+	f.t.Helper()
+	if _, err := f.Kill(f.t.Context(), &api.KillRequest{ID: id, ExecID: execID, Signal: uint32(sig)}); err != nil {
+		f.t.Fatalf("Kill(%s, %s): %v", id, execID, err)
+	}
+}
+
+func (f *fixture) remove(id, execID string) *api.DeleteResponse {
+	f.t.Helper()
+	r, err := f.Delete(f.t.Context(), &api.DeleteRequest{ID: id, ExecID: execID})
+	if err != nil {
+		f.t.Fatalf("Delete(%s, %s): %v", id, execID, err)
+	}
+	return r
+}
+
+func (f *fixture) status(id, execID string) tasktypes.Status {
+	f.t.Helper()
+	r, err := f.State(f.t.Context(), &api.StateRequest{ID: id, ExecID: execID})
+	if err != nil {
+		f.t.Fatalf("State(%s, %s): %v", id, execID, err)
+	}
+	return r.Status
+}
+
+func (f *fixture) wantEvents(want ...string) {
+	f.t.Helper()
+	if diff := cmp.Diff(want, f.events.events()); diff != "" {
+		f.t.Errorf("events (-want +got):\n%s", diff)
+	}
+}
+
+func wantClass(t *testing.T, what string, err, class error) {
+	t.Helper()
+	if !errors.Is(err, class) {
+		t.Errorf("%s = %v, want %v", what, err, class)
+	}
+}
+
+func TestAPodOfOneFromCreateToShutdown(t *testing.T) {
+	f := newFixture(t)
+	dir := f.create("c1", "/bin/sh", "-c", "exit 3")
+	if f.asked.First == nil || f.asked.First.ID != "c1" {
+		t.Errorf("pod request = %+v, want c1 as its first container", f.asked)
+	}
+	if s := f.status("c1", ""); s != tasktypes.Status_CREATED {
+		t.Errorf("state after create = %v", s)
+	}
+	f.start("c1", "")
+	if code := f.wait("c1", ""); code != 3 {
+		t.Errorf("exit status = %d, want 3", code)
+	}
+	if s := f.status("c1", ""); s != tasktypes.Status_STOPPED {
+		t.Errorf("state after exit = %v", s)
+	}
+	if e, ok := bundle.Dir(dir).Exit(); !ok || e.Status != 3 {
+		t.Errorf("exit in the bundle = %+v, %v", e, ok)
+	}
+	if _, err := f.Shutdown(t.Context(), &api.ShutdownRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-f.Done():
+		t.Fatal("shut down with a container")
+	default:
+	}
+	if r := f.remove("c1", ""); r.ExitStatus != 3 || r.Pid == 0 {
+		t.Errorf("Delete = %v", r)
+	}
+	select {
+	case <-f.pod.Done():
+	default:
+		t.Error("the VM outlives its container")
+	}
+	if _, err := f.Shutdown(t.Context(), &api.ShutdownRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	<-f.Done()
+	f.wantEvents("Create", "Start", "Exit c1 3", "Delete")
+	_, err := f.Delete(t.Context(), &api.DeleteRequest{ID: "c1"})
+	wantClass(t, "second Delete", err, errdefs.ErrNotFound)
+}
+
+func TestStartIsToldBeforeTheExitOfWhatEndsAtOnce(t *testing.T) {
+	f := newFixture(t)
+	f.create("c1", "/bin/sleep", "1000")
+	f.start("c1", "")
+	want := []string{"Create", "Start"}
+	for i := range 40 {
+		id := fmt.Sprint("x", i)
+		f.exec("c1", id, "/bin/true")
+		f.start("c1", id)
+		if code := f.wait("c1", id); code != 0 {
+			t.Errorf("%s exits %d", id, code)
+		}
+		f.remove("c1", id)
+		want = append(want, "ExecAdded", "ExecStarted "+id, "Exit "+id+" 0")
+	}
+	f.wantEvents(want...)
+}
+
+func TestTheInitsExitIsToldLast(t *testing.T) {
+	f := newFixture(t)
+	f.create("c1", "/bin/sleep", "1000")
+	f.start("c1", "")
+	f.exec("c1", "x1", "/bin/sh", "-c", "sleep 0.3")
+	f.start("c1", "x1")
+	f.kill("c1", "", unix.SIGKILL) // here the exec lives on: nothing confines it
+	if code := f.wait("c1", ""); code != 137 {
+		t.Errorf("exit status = %d, want 137", code)
+	}
+	f.wantEvents("Create", "Start", "ExecAdded", "ExecStarted x1", "Exit x1 0", "Exit c1 137")
+}
+
+func TestOutputIsDeliveredBeforeTheExit(t *testing.T) {
+	f := newFixture(t)
+	log := filepath.Join(t.TempDir(), "log")
+	dir := f.bundle(nil, "/bin/sh", "-c", "i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done")
+	if _, err := f.Create(t.Context(), &api.CreateTaskRequest{ID: "c1", Bundle: dir, Stdout: "file://" + log}); err != nil {
+		t.Fatal(err)
+	}
+	f.start("c1", "")
+	f.wait("c1", "")
+	if data, err := os.ReadFile(log); err != nil || strings.Count(string(data), "\n") != 3000 {
+		t.Errorf("%d lines at the exit, %v, want 3000", strings.Count(string(data), "\n"), err)
+	}
+}
+
+func TestKillBeforeStart(t *testing.T) {
+	f := newFixture(t)
+	f.create("c1", "/bin/sleep", "1000")
+	f.kill("c1", "", unix.SIGKILL)
+	if code := f.wait("c1", ""); code != 137 {
+		t.Errorf("exit status = %d, want 137", code)
+	}
+	_, err := f.Start(t.Context(), &api.StartRequest{ID: "c1"})
+	wantClass(t, "Start after the exit", err, errdefs.ErrFailedPrecondition)
+	_, err = f.Kill(t.Context(), &api.KillRequest{ID: "c1", Signal: 9})
+	wantClass(t, "second Kill", err, errdefs.ErrNotFound)
+	f.remove("c1", "")
+	f.wantEvents("Create", "Exit c1 137", "Delete")
+}
+
+func TestDeleteOfWhatWasNeverStarted(t *testing.T) {
+	f := newFixture(t)
+	f.create("c1", "/bin/sleep", "1000")
+	if r := f.remove("c1", ""); r.ExitStatus != 137 {
+		t.Errorf("Delete = %v", r)
+	}
+	f.wantEvents("Create", "Exit c1 137", "Delete")
+}
+
+func TestPauseResumeUpdateAndCounts(t *testing.T) {
+	f := newFixture(t)
+	f.create("c1", "/bin/sleep", "1000")
+	f.start("c1", "")
+	ctx := t.Context()
+	if _, err := f.Pause(ctx, &api.PauseRequest{ID: "c1"}); err != nil || f.status("c1", "") != tasktypes.Status_PAUSED {
+		t.Errorf("Pause = %v", err)
+	}
+	if _, err := f.Resume(ctx, &api.ResumeRequest{ID: "c1"}); err != nil || f.status("c1", "") != tasktypes.Status_RUNNING {
+		t.Errorf("Resume = %v", err)
+	}
+	res := &anypb.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources", Value: []byte(`{}`)}
+	if _, err := f.Update(ctx, &api.UpdateTaskRequest{ID: "c1", Resources: res}); err != nil {
+		t.Error(err)
+	}
+	_, err := f.Update(ctx, &api.UpdateTaskRequest{ID: "c1", Resources: processSpec(t)})
+	wantClass(t, "Update with a process", err, errdefs.ErrInvalidArgument)
+	if r, err := f.Pids(ctx, &api.PidsRequest{ID: "c1"}); err != nil || len(r.Processes) != 1 || int(r.Processes[0].Pid) != f.pod.PID() {
+		t.Errorf("Pids = %v, %v", r, err)
+	}
+	if r, err := f.Connect(ctx, &api.ConnectRequest{ID: "c1"}); err != nil || int(r.TaskPid) != f.pod.PID() || int(r.ShimPid) != os.Getpid() {
+		t.Errorf("Connect = %v, %v", r, err)
+	}
+	_, err = f.Checkpoint(ctx, &api.CheckpointTaskRequest{ID: "c1"})
+	wantClass(t, "Checkpoint", err, errdefs.ErrNotImplemented)
+	_, err = f.ResizePty(ctx, &api.ResizePtyRequest{ID: "c1"})
+	wantClass(t, "ResizePty without a terminal", err, errdefs.ErrFailedPrecondition)
+	_, err = f.Delete(ctx, &api.DeleteRequest{ID: "c1"})
+	wantClass(t, "Delete while it runs", err, errdefs.ErrFailedPrecondition)
+	_, err = f.Start(ctx, &api.StartRequest{ID: "c1"})
+	wantClass(t, "second Start", err, errdefs.ErrFailedPrecondition)
+}
+
+func TestTheVMDies(t *testing.T) {
+	f := newFixture(t)
+	f.create("c1", "/bin/sleep", "1000")
+	f.start("c1", "")
+	f.exec("c1", "x1", "/bin/sleep", "1000")
+	f.start("c1", "x1")
+	if err := unix.Kill(f.pod.PID(), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if code := f.wait("c1", ""); code != 137 {
+		t.Errorf("exit status = %d, want 137", code)
+	}
+	_, err := f.Exec(t.Context(), &api.ExecProcessRequest{ID: "c1", ExecID: "x2", Spec: processSpec(t, "/bin/true")})
+	wantClass(t, "Exec in a stopped container", err, errdefs.ErrFailedPrecondition)
+	f.remove("c1", "")
+	f.wantEvents("Create", "Start", "ExecAdded", "ExecStarted x1", "Exit x1 137", "Exit c1 137", "Delete")
+}
+
+func TestACRIPod(t *testing.T) {
+	const kind, id = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
+	f := newFixture(t)
+	ctx := t.Context()
+	member := f.bundle(map[string]string{kind: "container", id: "p1"}, "/bin/sleep", "1000")
+	_, err := f.Create(ctx, &api.CreateTaskRequest{ID: "c1", Bundle: member})
+	wantClass(t, "Create before the sandbox", err, errdefs.ErrFailedPrecondition)
+	sandbox := f.bundle(map[string]string{kind: "sandbox", id: "p1"}, "/pause")
+	if _, err := f.Create(ctx, &api.CreateTaskRequest{ID: "p1", Bundle: sandbox}); err != nil {
+		t.Fatal(err)
+	}
+	if f.asked.First != nil {
+		t.Error("a sandbox's pod has a first container")
+	}
+	f.start("p1", "")
+	if _, err := f.Create(ctx, &api.CreateTaskRequest{ID: "c1", Bundle: member}); err != nil {
+		t.Fatal(err)
+	}
+	f.start("c1", "")
+	other := f.bundle(map[string]string{kind: "container", id: "p2"}, "/bin/true")
+	_, err = f.Create(ctx, &api.CreateTaskRequest{ID: "c2", Bundle: other})
+	wantClass(t, "Create of another pod's container", err, errdefs.ErrFailedPrecondition)
+	_, err = f.Create(ctx, &api.CreateTaskRequest{ID: "c1", Bundle: member})
+	wantClass(t, "second Create", err, errdefs.ErrAlreadyExists)
+	_, err = f.Exec(ctx, &api.ExecProcessRequest{ID: "p1", ExecID: "x", Spec: processSpec(t, "/bin/true")})
+	wantClass(t, "Exec in a sandbox", err, errdefs.ErrFailedPrecondition)
+
+	f.kill("c1", "", unix.SIGKILL)
+	f.wait("c1", "")
+	f.remove("c1", "")
+	select {
+	case <-f.pod.Done():
+		t.Fatal("the VM ended with one of its containers")
+	default:
+	}
+	f.kill("p1", "", unix.SIGUSR1) // ignored, as by the pause process
+	f.kill("p1", "", unix.SIGTERM)
+	if code := f.wait("p1", ""); code != 0 {
+		t.Errorf("sandbox exits %d on SIGTERM, want 0", code)
+	}
+	f.remove("p1", "")
+	<-f.pod.Done()
+	f.wantEvents("Create", "Start", "Create", "Start", "Exit c1 137", "Delete", "Exit p1 0", "Delete")
+}
+
+func TestAFailedCreateLeavesNothing(t *testing.T) {
+	f := newFixture(t)
+	ctx := t.Context()
+	_, err := f.Create(ctx, &api.CreateTaskRequest{ID: "c1", Bundle: t.TempDir()})
+	wantClass(t, "Create without a spec", err, errdefs.ErrInvalidArgument)
+	dir := f.bundle(nil, "/bin/true")
+	_, err = f.Create(ctx, &api.CreateTaskRequest{ID: "c1", Bundle: dir, Checkpoint: "/x"})
+	wantClass(t, "Create from a checkpoint", err, errdefs.ErrNotImplemented)
+	_, err = f.Create(ctx, &api.CreateTaskRequest{ID: "c1", Bundle: dir, Stdout: "/no/such/fifo"})
+	if err == nil || f.pod != nil {
+		t.Errorf("Create without its output = %v, pod made = %v", err, f.pod != nil)
+	}
+	_, err = f.Create(ctx, &api.CreateTaskRequest{
+		ID: "c1", Bundle: dir,
+		Rootfs: nil, Options: &anypb.Any{TypeUrl: "containerd.runc.v1.Options"},
+	})
+	wantClass(t, "Create with runc's options", err, errdefs.ErrInvalidArgument)
+	f.create("c1", "/bin/true") // the id is free
+}
+
+func TestAFailedExecCanBeDeleted(t *testing.T) {
+	f := newFixture(t)
+	f.create("c1", "/bin/sleep", "1000")
+	f.start("c1", "")
+	f.exec("c1", "x1", "/no/such")
+	_, err := f.Start(t.Context(), &api.StartRequest{ID: "c1", ExecID: "x1"})
+	wantClass(t, "Start of a missing program", err, errdefs.ErrInvalidArgument)
+	_, err = f.Exec(t.Context(), &api.ExecProcessRequest{ID: "c1", ExecID: "x1", Spec: processSpec(t, "/bin/true")})
+	wantClass(t, "Exec with a used id", err, errdefs.ErrAlreadyExists)
+	f.remove("c1", "x1")
+	f.exec("c1", "x1", "/bin/true")
+	f.remove("c1", "x1") // never started
+	_, err = f.State(t.Context(), &api.StateRequest{ID: "c1", ExecID: "x1"})
+	wantClass(t, "State of a deleted exec", err, errdefs.ErrNotFound)
+}
+
+func TestStopTellsTheExits(t *testing.T) {
+	f := newFixture(t)
+	f.create("c1", "/bin/sleep", "1000")
+	f.start("c1", "")
+	if err := f.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.wantEvents("Create", "Start", "Exit c1 137")
+	_, err := f.Create(t.Context(), &api.CreateTaskRequest{ID: "c2", Bundle: f.bundle(nil, "/bin/true")})
+	wantClass(t, "Create while stopping", err, errdefs.ErrUnavailable)
+}
+
+func TestNothingGrowsOverManyExecs(t *testing.T) {
+	f := newFixture(t)
+	f.create("c1", "/bin/sleep", "1000")
+	f.start("c1", "")
+	fds := func() int {
+		list, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	out := filepath.Join(t.TempDir(), "out")
+	before := fds()
+	for i := range 200 {
+		id := fmt.Sprint("x", i)
+		r := &api.ExecProcessRequest{ID: "c1", ExecID: id, Stdout: "file://" + out, Spec: processSpec(t, "/bin/true")}
+		if _, err := f.Exec(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+		f.start("c1", id)
+		f.wait("c1", id)
+		f.remove("c1", id)
+	}
+	if after := fds(); after > before+2 {
+		t.Errorf("%d descriptors after 200 execs, %d before", after, before)
+	}
+}
+
+func TestDecodeOptions(t *testing.T) {
+	pack := func(m proto.Message) []byte {
+		data, err := proto.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	body := pack(&runtimeoptions.Options{ConfigPath: "/c.toml", ConfigBody: []byte("x")})
+	for _, tc := range []struct {
+		name    string
+		in      *anypb.Any
+		want    Options
+		wantErr string
+	}{
+		{"none", nil, Options{}, ""},
+		{"empty", &anypb.Any{}, Options{}, ""},
+		{"containerd's", &anypb.Any{TypeUrl: "runtimeoptions.v1.Options", Value: body}, Options{ConfigPath: "/c.toml", ConfigBody: []byte("x")}, ""},
+		{"with a prefix", &anypb.Any{TypeUrl: "type.googleapis.com/runtimeoptions.v1.Options", Value: body}, Options{ConfigPath: "/c.toml", ConfigBody: []byte("x")}, ""},
+		{"ours", &anypb.Any{TypeUrl: "coco.shim.v1.Options", Value: body}, Options{ConfigPath: "/c.toml", ConfigBody: []byte("x")}, ""},
+		{"runc's", &anypb.Any{TypeUrl: "containerd.runc.v1.Options"}, Options{}, `"containerd.runc.v1.Options"`},
+		{"broken", &anypb.Any{TypeUrl: "runtimeoptions.v1.Options", Value: []byte{0xff}}, Options{}, "runtimeoptions.v1.Options"},
+		{"untyped", &anypb.Any{Value: body}, Options{}, "no type"},
+		{"relative path", &anypb.Any{TypeUrl: "runtimeoptions.v1.Options", Value: pack(&runtimeoptions.Options{ConfigPath: "c"})}, Options{}, `"c"`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got, err := DecodeOptions(tc.in)
+			if tc.wantErr != "" {
+				if !errors.Is(err, errdefs.ErrInvalidArgument) || !strings.Contains(err.Error(), tc.wantErr) {
+					t.Errorf("DecodeOptions = %v, want ErrInvalidArgument that says %s", err, tc.wantErr)
+				}
+				return
+			}
+			if diff := cmp.Diff(tc.want, got); err != nil || diff != "" {
+				t.Errorf("DecodeOptions = %v (-want +got):\n%s", err, diff)
+			}
+		})
+	}
+}
+
+func FuzzDecodeOptions(f *testing.F) {
+	f.Add("runtimeoptions.v1.Options", []byte{})
+	f.Add("x/coco.shim.v1.Options", []byte("\x0a\x02/c"))
+	f.Fuzz(func(t *testing.T, url string, value []byte) {
+		o, err := DecodeOptions(&anypb.Any{TypeUrl: url, Value: value})
+		if err == nil && o.ConfigPath != "" && !filepath.IsAbs(o.ConfigPath) {
+			t.Errorf("DecodeOptions(%q, %x) = %+v: relative path", url, value, o)
+		}
+	})
+}
