@@ -9,7 +9,8 @@
 // being built has no name; it gets its names, blobs/<root hash> and keys/<key>.json, when it is
 // complete. What a process that died left behind is swept by the next build. Nothing is synced to
 // disk: a layer that was built before the last boot is verified against its root hash when it is
-// first used again, and rebuilt if the disk did not keep it.
+// first used again, and rebuilt if the disk did not keep it. A layer that somebody has written to
+// since it was built is verified as well; if its content is not the same, Open fails and says so.
 //
 // A Layer holds a shared lock on its file until it is closed, so that Prune leaves it alone.
 package layer
@@ -163,7 +164,7 @@ func (c *Cache) Open(ctx context.Context, s Source) (*Layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if l, err := c.lookup(key, id, false); err == nil {
+	if l, err := c.lookup(ctx, key, id, false); err == nil {
 		return l, nil
 	}
 	lock, err := lockFile(ctx, c.path(dirLocks, key))
@@ -171,15 +172,20 @@ func (c *Cache) Open(ctx context.Context, s Source) (*Layer, error) {
 		return nil, fmt.Errorf("layer %s: wait for whoever builds it: %w", s, err)
 	}
 	defer lock.Close()
-	if l, err := c.lookup(key, id, true); err == nil || ctx.Err() != nil {
-		return l, errors.Join(err, ctx.Err())
+	l, err := c.lookup(ctx, key, id, true)
+	if err == nil {
+		return l, nil
+	}
+	var modified *ModifiedError
+	if errors.As(err, &modified) {
+		return nil, fmt.Errorf("layer of %s: %w", s, err)
 	}
 	c.sweep()
 	return c.build(ctx, s, func(l *Layer) error {
 		if now, err := identify(s); err != nil || now != id {
 			return errors.Join(fmt.Errorf("%s changed while the layer was being built", s.Path), err)
 		}
-		return c.writeMeta(key, id, l.Params, false)
+		return c.writeMeta(key, id, l.File, l.Params, false)
 	})
 }
 

@@ -333,6 +333,32 @@ func TestLayersOfAnEarlierBootAreVerified(t *testing.T) {
 	}
 }
 
+func TestAModifiedLayerIsRefusedAndNamed(t *testing.T) {
+	c, s := newCache(t), Source{Kind: Dir, Path: snapshot(t, 20, 10000)}
+	good := open(t, c, s)
+	name := c.path(dirBlobs, good.Hex())
+	if err := os.Chmod(name, 0o600); err != nil { // changed, but not its content
+		t.Fatal(err)
+	}
+	if l := open(t, c, s); inode(t, l) != inode(t, good) {
+		t.Error("a good layer was built again")
+	}
+	for _, off := range []int64{100, 100000, int64(good.HashOffset) + 1} {
+		damage(t, name, off)
+		_, err := c.Open(t.Context(), s)
+		var modified *ModifiedError
+		if !errors.As(err, &modified) || !strings.Contains(err.Error(), good.Hex()) || !strings.Contains(err.Error(), "is corrupted") {
+			t.Errorf("damage at %d: Open = %v, want a ModifiedError that names the layer", off, err)
+		}
+	}
+	if err := os.Remove(name); err != nil {
+		t.Fatal(err)
+	}
+	if err := verity.Verify(t.Context(), open(t, c, s).File, good.Params); err != nil {
+		t.Error(err)
+	}
+}
+
 func damage(t *testing.T, path string, off int64) {
 	t.Helper()
 	if err := os.Chmod(path, 0o600); err != nil {
@@ -384,43 +410,6 @@ func TestATruncatedBlobIsNotUsed(t *testing.T) {
 	if err := verity.Verify(t.Context(), again.File, again.Params); err != nil {
 		t.Error(err)
 	}
-}
-
-func TestPruneRemovesWhatNobodyNeeds(t *testing.T) {
-	c := newCache(t)
-	kept, gone, used := snapshot(t, 1, 100), snapshot(t, 2, 200), snapshot(t, 3, 300)
-	for _, dir := range []string{kept, gone} {
-		if err := open(t, c, Source{Kind: Dir, Path: dir}).Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	inUse, err := c.Open(t.Context(), Source{Kind: Dir, Path: used})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, dir := range []string{gone, used} {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Fatal(err)
-		}
-	}
-	p, err := c.Prune(t.Context())
-	if err != nil || p.Layers != 1 || p.Bytes == 0 {
-		t.Errorf("Prune = %+v, %v, want one layer", p, err)
-	}
-	if err := verity.Verify(t.Context(), inUse.File, inUse.Params); err != nil {
-		t.Error(err)
-	}
-	if _, err := os.Stat(c.path(dirBlobs, inUse.Hex())); err != nil {
-		t.Errorf("a layer in use was removed: %v", err)
-	}
-	inUse.Close()
-	if p, err := c.Prune(t.Context()); err != nil || p.Layers != 1 {
-		t.Errorf("second Prune = %+v, %v, want one layer", p, err)
-	}
-	if b, k, l := left(t, c, dirBlobs), left(t, c, dirKeys), left(t, c, dirLocks); len(b) != 1 || len(k) != 1 || len(l) != 1 {
-		t.Errorf("left are blobs %v, keys %v, locks %v, want one of each", b, k, l)
-	}
-	open(t, c, Source{Kind: Dir, Path: kept})
 }
 
 func TestOpenGivesUpWhenItsContextEnds(t *testing.T) {
@@ -482,7 +471,7 @@ func TestACacheThatOthersCanWriteToIsRefused(t *testing.T) {
 
 func FuzzDecodeMeta(f *testing.F) {
 	f.Add([]byte(`{"identity":{"version":1,"kind":"dir","path":"/x","fsid":[1,2],"inode":3,"birth":[4,5],"ctime":[6,7]},"root_hash":"` +
-		strings.Repeat("ab", 32) + `","salt":"","data_blocks":2,"hash_offset":8192,"size":12288,"boot_id":"x","durable":false}`))
+		strings.Repeat("ab", 32) + `","salt":"","data_blocks":2,"hash_offset":8192,"size":12288,"boot_id":"x","durable":false,"blob":[1,2,3]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, p, err := decodeMeta(b)
 		if err == nil && (p.Size() != m.Size || p.Validate() != nil || p.Hex() != m.RootHash) {

@@ -32,6 +32,19 @@ type meta struct {
 	// that boot: the disk may have lost it in a crash.
 	BootID  string `json:"boot_id"`
 	Durable bool   `json:"durable"`
+	// Blob tells whether somebody has written to the file since.
+	Blob blobState `json:"blob"`
+}
+
+// blobState is a file's inode and change time.
+type blobState [3]int64
+
+func stateOf(f *os.File) (blobState, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return blobState{}, os.NewSyscallError("fstat", err)
+	}
+	return blobState{int64(st.Ino), st.Ctim.Sec, st.Ctim.Nsec}, nil
 }
 
 func decodeMeta(b []byte) (meta, verity.Params, error) {
@@ -73,10 +86,15 @@ func (c *Cache) readMeta(key string) (meta, verity.Params, error) {
 	return decodeMeta(b)
 }
 
-func (c *Cache) writeMeta(key string, id identity, p verity.Params, durable bool) error {
+// writeMeta makes the layer in f, which has its final name, known under a key.
+func (c *Cache) writeMeta(key string, id identity, f *os.File, p verity.Params, durable bool) error {
+	state, err := stateOf(f)
+	if err != nil {
+		return err
+	}
 	b, err := json.MarshalIndent(meta{
 		Identity: id, RootHash: p.Hex(), Salt: hex.EncodeToString(p.Salt), DataBlocks: p.DataBlocks,
-		HashOffset: p.HashOffset, Size: p.Size(), BootID: c.bootID, Durable: durable,
+		HashOffset: p.HashOffset, Size: p.Size(), BootID: c.bootID, Durable: durable, Blob: state,
 	}, "", "  ")
 	if err != nil {
 		return err
@@ -94,9 +112,10 @@ func (c *Cache) writeMeta(key string, id identity, p verity.Params, durable bool
 
 var errNotReady = errors.New("layer must be verified first")
 
-// lookup opens a layer that was built earlier. Any error means that there is none. When the
-// caller holds the key's lock, a layer from an earlier boot is verified.
-func (c *Cache) lookup(key string, id identity, locked bool) (_ *Layer, err error) {
+// lookup opens a layer that was built earlier. When the caller holds the key's lock, a layer is verified
+// in full if there is a reason to doubt it. A *ModifiedError means that somebody has changed it; any
+// other error, that there is none.
+func (c *Cache) lookup(ctx context.Context, key string, id identity, locked bool) (_ *Layer, err error) {
 	m, p, err := c.readMeta(key)
 	if err != nil {
 		return nil, err
@@ -104,39 +123,59 @@ func (c *Cache) lookup(key string, id identity, locked bool) (_ *Layer, err erro
 	if m.Identity != id {
 		return nil, errors.New("meta is of another source")
 	}
-	trusted := m.Durable || m.BootID == c.bootID
-	if !trusted && !locked {
-		return nil, errNotReady
-	}
 	f, err := openShared(c.path(dirBlobs, m.RootHash))
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			f.Close()
-		}
-	}()
-	st, err := f.Stat()
-	if err != nil {
+	if err := c.check(ctx, key, m, p, f, locked); err != nil {
+		f.Close()
 		return nil, err
-	}
-	if uint64(st.Size()) != m.Size {
-		return nil, fmt.Errorf("file has %d bytes instead of %d", st.Size(), m.Size)
-	}
-	if err := verity.VerifyTop(f, p); err != nil {
-		return nil, err
-	}
-	if !trusted {
-		if err := verity.Verify(context.Background(), f, p); err != nil {
-			return nil, err
-		}
-		if err := c.writeMeta(key, id, p, true); err != nil {
-			return nil, err
-		}
 	}
 	return &Layer{File: f, Params: p}, nil
 }
+
+// check decides whether an opened blob is the layer that its metadata describes.
+func (c *Cache) check(ctx context.Context, key string, m meta, p verity.Params, f *os.File, locked bool) error {
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if uint64(st.Size()) != m.Size {
+		return fmt.Errorf("file has %d bytes instead of %d", st.Size(), m.Size)
+	}
+	state, err := stateOf(f)
+	if err != nil {
+		return err
+	}
+	kept := m.Durable || m.BootID == c.bootID
+	if kept && state == m.Blob {
+		return verity.VerifyTop(f, p)
+	}
+	if !locked {
+		return errNotReady
+	}
+	var corrupt *verity.CorruptError
+	err = verity.Verify(ctx, f, p)
+	if errors.As(err, &corrupt) && kept {
+		return &ModifiedError{Path: c.path(dirBlobs, m.RootHash), Err: err}
+	}
+	if err != nil {
+		return err
+	}
+	return c.writeMeta(key, m.Identity, f, p, m.BootID != c.bootID || m.Durable)
+}
+
+// ModifiedError says that a file of the cache is not what the cache has put there.
+type ModifiedError struct {
+	Path string
+	Err  error
+}
+
+func (e *ModifiedError) Error() string {
+	return fmt.Sprintf("%v: somebody has changed %s, or the disk is bad; remove this file, and the layer is built again", e.Err, e.Path)
+}
+
+func (e *ModifiedError) Unwrap() error { return e.Err }
 
 // openShared opens a blob and locks it against Prune.
 func openShared(path string) (*os.File, error) {
