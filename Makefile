@@ -44,7 +44,7 @@ tools: ## the pinned tools of tools/go.mod, built into dist/tools
 
 .PHONY: generate
 generate: tools ## regenerate the agent protocol from its .proto files
-	cd api/agent && PATH=$(TOOLS):$$PATH buf generate
+	for d in agent shimoptions; do (cd api/$$d && PATH=$(TOOLS):$$PATH buf generate) || exit 1; done
 
 .PHONY: check-generate
 check-generate: generate ## fail when the committed generated code is stale
