@@ -207,6 +207,7 @@ func (s *Service) GetMetrics(context.Context, *pb.GetMetricsRequest) (*pb.Metric
 	gauge("coco_agent_go_memory_bytes", "Memory mapped by the Go runtime of the agent.", samples[1].Value.Uint64())
 	status, serr := keysKiB("/proc/self/status")
 	gauge("coco_agent_resident_bytes", "Resident set of the agent.", status["VmRSS"])
+	gauge("coco_agent_anonymous_bytes", "Memory of the agent that is not its binary.", status["RssAnon"])
 	mem, merr := keysKiB("/proc/meminfo")
 	gauge("coco_guest_memory_total_bytes", "Memory of the guest.", mem["MemTotal"])
 	gauge("coco_guest_memory_available_bytes", "Memory that new processes could have.", mem["MemAvailable"])

@@ -74,6 +74,12 @@ func PowerOff() error {
 	return unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 }
 
+// ExpediteRCU makes the kernel's grace periods short, at the price of interrupts to the few
+// processors that a guest has. Loading modules, unmounting and making containers otherwise consist
+// mostly of waiting for them: 15 modules took 1.73 s, and 0.33 s with it (QEMU's instruction
+// counter, kernel 6.12). The kernel does the same until it starts its first process.
+func ExpediteRCU() error { return writeFile("/sys/kernel/rcu_expedited", "1") }
+
 // Console opens the system console for messages.
 func Console() (*os.File, error) {
 	return os.OpenFile("/dev/console", os.O_WRONLY|unix.O_NOCTTY, 0)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -60,6 +61,7 @@ func TestLoader(t *testing.T) {
 	var order []string
 	l := NewLoader([]Module{
 		{"boot1", write("boot1", ""), SectionBoot},
+		{"absent", write("absent", ""), SectionBoot},
 		{"root1", write("root1", ""), SectionRootfs},
 		{"bad", write("bad", ""), SectionRootfs},
 		{"root2", write("root2", "root1"), SectionRootfs},
@@ -67,7 +69,10 @@ func TestLoader(t *testing.T) {
 		{"mid_dle", write("middle", "root1"), SectionLazy},
 	})
 	broken := errors.New("broken")
+	var mu sync.Mutex
 	l.insert = func(path, params string) error {
+		mu.Lock()
+		defer mu.Unlock()
 		name := strings.TrimSuffix(filepath.Base(path), ".ko")
 		if name == "bad" {
 			return broken
@@ -75,7 +80,7 @@ func TestLoader(t *testing.T) {
 		order = append(order, strings.TrimSpace(name+" "+params))
 		return nil
 	}
-	if err := l.LoadBoot(); err != nil {
+	if err := l.LoadBoot(func(name string) bool { return name == "absent" }); err != nil {
 		t.Error(err)
 	}
 	if err := l.Load("leaf", "a=1", "b=2"); err != nil {
@@ -90,7 +95,7 @@ func TestLoader(t *testing.T) {
 	if err := l.Load("nonesuch"); !errdefs.IsNotFound(err) {
 		t.Errorf("Load of what is not there = %v", err)
 	}
-	want := []string{"boot1", "root1", "middle", "leaf a=1 b=2", "root2"}
+	want := []string{"boot1", "root1", "middle", "leaf a=1 b=2", "root2"} // each after what it depends on
 	if d := cmp.Diff(want, order); d != "" {
 		t.Errorf("order (-want +got):\n%s", d)
 	}

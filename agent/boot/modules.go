@@ -78,13 +78,19 @@ type Loader struct {
 	ready  chan struct{} // closed when the rootfs section is loaded
 	err    error         // of the rootfs section; valid once ready is closed
 
-	mu     sync.Mutex
-	loaded map[string]bool // guarded by mu
+	mu    sync.Mutex
+	loads map[string]*load // guarded by mu; by module name
+}
+
+// load is one module's insertion.
+type load struct {
+	done chan struct{}
+	err  error // valid once done is closed
 }
 
 // NewLoader makes a loader for the modules of an image.
 func NewLoader(mods []Module) *Loader {
-	return &Loader{insert: insertModule, mods: mods, ready: make(chan struct{}), loaded: map[string]bool{}}
+	return &Loader{insert: insertModule, mods: mods, ready: make(chan struct{}), loads: map[string]*load{}}
 }
 
 // LoaderFromFile reads the modules file. An image without one has everything built in.
@@ -104,13 +110,31 @@ func LoaderFromFile(name string) (*Loader, error) {
 	return NewLoader(mods), nil
 }
 
-// LoadBoot loads the boot section. It goes on after a failure: a device that is missing shows
-// itself where it is needed.
-func (l *Loader) LoadBoot() error { return l.section(SectionBoot) }
+// LoadBoot loads the boot section, but for modules that skip names: what serves a device that the
+// machine has not is time lost. It goes on after a failure: a device that is missing shows itself
+// where it is needed.
+func (l *Loader) LoadBoot(skip func(name string) bool) error {
+	var errs []error
+	for _, m := range l.mods {
+		if m.Section == SectionBoot && !skip(m.Name) {
+			errs = append(errs, l.once(m, ""))
+		}
+	}
+	return errors.Join(errs...)
+}
 
-// LoadRootfs loads the rootfs section and lets Wait return.
+// LoadRootfs loads the rootfs section and lets Wait return. Modules that do not depend on each other
+// are loaded side by side: the kernel waits more than it works.
 func (l *Loader) LoadRootfs() error {
-	l.err = l.section(SectionRootfs)
+	var wg sync.WaitGroup
+	errs := make([]error, len(l.mods))
+	for i, m := range l.mods {
+		if m.Section == SectionRootfs {
+			wg.Go(func() { errs[i] = l.withDeps(m, "", 0) })
+		}
+	}
+	wg.Wait()
+	l.err = errors.Join(errs...)
 	close(l.ready)
 	return l.err
 }
@@ -123,16 +147,6 @@ func (l *Loader) Wait(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("wait for kernel modules: %w", ctx.Err())
 	}
-}
-
-func (l *Loader) section(s Section) error {
-	var errs []error
-	for _, m := range l.mods {
-		if m.Section == s {
-			errs = append(errs, l.once(m, ""))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // Has tells whether the image carries a module of this name.
@@ -164,11 +178,11 @@ func (l *Loader) withDeps(m Module, params string, depth int) error {
 	if depth > 16 {
 		return fmt.Errorf("kernel module %s: dependencies nest too deep", m.Name)
 	}
-	b, err := os.ReadFile(m.Path)
+	deps, err := dependsOf(m.Path)
 	if err != nil {
 		return fmt.Errorf("kernel module %s: %w", m.Name, err)
 	}
-	for _, d := range depends(b) {
+	for _, d := range deps {
 		if dep, ok := l.find(d); ok { // others are built in
 			if err := l.withDeps(dep, "", depth+1); err != nil {
 				return err
@@ -176,6 +190,25 @@ func (l *Loader) withDeps(m Module, params string, depth int) error {
 		}
 	}
 	return l.once(m, params)
+}
+
+// dependsOf looks into a module file without copying it: the initramfs is memory already.
+func dependsOf(path string) ([]string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil || st.Size() == 0 {
+		return nil, err
+	}
+	b, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ, unix.MAP_PRIVATE)
+	if err != nil {
+		return nil, fmt.Errorf("map %s: %w", path, err)
+	}
+	deps := depends(b) // strings of its own
+	return deps, unix.Munmap(b)
 }
 
 // depends reads the `depends=` entry of a module's .modinfo section: NUL-terminated key=value words.
@@ -193,17 +226,24 @@ func depends(b []byte) []string {
 	return strings.Split(string(rest[:end]), ",")
 }
 
+// once loads a module; callers that come while another does so wait for its result.
 func (l *Loader) once(m Module, params string) error {
 	l.mu.Lock()
-	defer l.mu.Unlock() // serialises insertion: two callers must not race for one module
-	if l.loaded[m.Name] {
-		return nil
+	e, ok := l.loads[m.Name]
+	if !ok {
+		e = &load{done: make(chan struct{})}
+		l.loads[m.Name] = e
 	}
+	l.mu.Unlock()
+	if ok {
+		<-e.done
+		return e.err
+	}
+	defer close(e.done)
 	if err := l.insert(m.Path, params); err != nil {
-		return fmt.Errorf("load kernel module %s (%s): %w", m.Name, m.Path, err)
+		e.err = fmt.Errorf("load kernel module %s (%s): %w", m.Name, m.Path, err)
 	}
-	l.loaded[m.Name] = true
-	return nil
+	return e.err
 }
 
 func insertModule(path, params string) error {

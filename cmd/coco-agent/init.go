@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/coco-shim/coco/agent"
@@ -25,6 +26,7 @@ import (
 	"github.com/coco-shim/coco/agent/transport"
 	"github.com/coco-shim/coco/internal/version"
 	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
 )
 
 // Where things are in the guest.
@@ -75,23 +77,43 @@ func life() (err error) {
 		return err
 	}
 	log := newLog()
+	if err := boot.ExpediteRCU(); err != nil {
+		log.Warn("the guest will be slow", "error", err)
+	}
+	log.Debug("mounted", "uptime", uptime())
 	mods, err := boot.LoaderFromFile(boot.ModulesFile)
 	if err != nil {
 		return err
 	}
-	if err := mods.LoadBoot(); err != nil {
+	if err := loadBoot(mods); err != nil {
 		log.Error("load modules", "error", err)
 	}
-	if transport.HasVsock() && mods.Has("vmw_vsock_virtio_transport") {
-		if err := mods.Load("vmw_vsock_virtio_transport"); err != nil {
-			log.Error("load vsock", "error", err)
-		}
-	}
+	log.Debug("boot modules loaded", "uptime", uptime())
 	g, err := newGuest(mods, log)
 	if err != nil {
 		return err
 	}
 	return g.run()
+}
+
+// loadBoot loads what the channel needs. The socket device's modules are loaded where there is one.
+func loadBoot(mods *boot.Loader) error {
+	const vsock = "vmw_vsock_virtio_transport"
+	if !transport.HasVsock() {
+		return mods.LoadBoot(func(name string) bool { return strings.Contains(name, "vsock") })
+	}
+	err := mods.LoadBoot(func(string) bool { return false })
+	if mods.Has(vsock) {
+		err = errors.Join(err, mods.Load(vsock))
+	}
+	return err
+}
+
+// uptime is the time since the kernel began.
+func uptime() time.Duration {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) // cannot fail
+	return time.Duration(ts.Nano()).Round(time.Millisecond)
 }
 
 func newLog() *slog.Logger {
@@ -168,6 +190,7 @@ func (g *guest) run() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	ended := make(chan error, 1)
+	g.log.Debug("serving", "uptime", uptime())
 	go func() {
 		ended <- transport.Serve(ctx, transport.Ports{
 			transport.PortAgent:   func(l net.Listener) error { return g.server.Serve(ctx, l) },
@@ -193,6 +216,7 @@ func (g *guest) finishBoot() {
 			g.log.Error("boot", "error", err)
 		}
 	}
+	g.log.Debug("boot is over", "uptime", uptime())
 }
 
 // stopTimeout bounds the orderly end.

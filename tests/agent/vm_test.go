@@ -115,7 +115,10 @@ func boot(t *testing.T, initrd string, devices ...string) *vm {
 		"-append", "console=ttyS0 quiet panic=-1 reboot=t scsi_mod.scan=none cgroup_no_v1=all agent.log="+os.Getenv("COCO_AGENT_LOG"),
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,fd=3", "-device", "virtserialport,chardev=agent,name=org.coco.agent",
 		"-device", "virtio-rng-pci")
+	// For measuring on a busy machine: -icount shift=0,sleep=off counts instructions, not time.
 	v.cmd.Args = append(v.cmd.Args, devices...)
+	// For measuring on a busy machine: -icount shift=0,sleep=off counts instructions, not time.
+	v.cmd.Args = append(v.cmd.Args, strings.Fields(os.Getenv("COCO_TEST_QEMU_ARGS"))...)
 	v.cmd.ExtraFiles = []*os.File{theirs}
 	v.cmd.Stdout, v.cmd.Stderr = v.console, v.console
 	v.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
