@@ -45,7 +45,8 @@ func (c Compression) compress(b []byte) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("zstd: %w", err)
 		}
-		return enc.EncodeAll(b, nil), enc.Close()
+		out := enc.EncodeAll(b, nil)
+		return out, enc.Close()
 	case CompressGzip:
 		var out bytes.Buffer
 		w, err := gzip.NewWriterLevel(&out, gzip.BestCompression)
@@ -53,7 +54,8 @@ func (c Compression) compress(b []byte) ([]byte, error) {
 			return nil, fmt.Errorf("gzip: %w", err)
 		}
 		_, err = w.Write(b)
-		return out.Bytes(), errors.Join(err, w.Close())
+		err = errors.Join(err, w.Close()) // before Bytes: closing writes the tail
+		return out.Bytes(), err
 	}
 	return nil, fmt.Errorf("compression %q is unknown", c)
 }
