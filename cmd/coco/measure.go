@@ -41,7 +41,7 @@ func newMeasureCmd() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&a, "diff", "", "compare the trace in this file with the one in the file that follows")
-	cmd.AddCommand(newMeasureSNPCmd(), newMeasureIGVMCmd())
+	cmd.AddCommand(newMeasureSNPCmd(), newMeasureIGVMCmd(), newMeasureTDXCmd())
 	return cmd
 }
 

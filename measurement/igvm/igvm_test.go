@@ -6,12 +6,13 @@ package igvm_test
 import (
 	"bytes"
 	"encoding/binary"
-	"hash/crc32"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/coco-shim/coco/measurement/igvm"
+	"github.com/coco-shim/coco/measurement/igvm/igvmtest"
 )
 
 func sample(t testing.TB) []byte {
@@ -65,15 +66,6 @@ func TestParseReadsWhatWriterWrote(t *testing.T) {
 	}
 }
 
-// resum writes the checksum that a changed file needs to be looked at further.
-func resum(b []byte) []byte {
-	le := binary.LittleEndian
-	clear(b[20:24])
-	end := le.Uint32(b[8:]) + le.Uint32(b[12:])
-	le.PutUint32(b[20:], crc32.ChecksumIEEE(b[:end]))
-	return b
-}
-
 func TestParseRefusesMalformedFiles(t *testing.T) {
 	le := binary.LittleEndian
 	first := 24 + 24 + 24 // the first page directive, after platform and policy
@@ -82,23 +74,23 @@ func TestParseRefusesMalformedFiles(t *testing.T) {
 		change func(b []byte) []byte
 	}{
 		{"empty", func([]byte) []byte { return nil }},
-		{"magic", func(b []byte) []byte { b[0] = 'X'; return resum(b) }},
-		{"version", func(b []byte) []byte { b[4] = 3; return resum(b) }},
+		{"magic", func(b []byte) []byte { b[0] = 'X'; return igvmtest.Resum(b) }},
+		{"version", func(b []byte) []byte { b[4] = 3; return igvmtest.Resum(b) }},
 		{"checksum", func(b []byte) []byte { b[20] ^= 1; return b }},
 		{"a header bit", func(b []byte) []byte { b[first+8] ^= 1; return b }},
 		{"total size", func(b []byte) []byte { return append(b, 0) }},
-		{"headers inside the fixed header", func(b []byte) []byte { le.PutUint32(b[8:], 16); return resum(b) }},
-		{"header length past the end", func(b []byte) []byte { le.PutUint32(b[first+4:], 1<<30); return resum(b) }},
-		{"header of other length", func(b []byte) []byte { le.PutUint32(b[first+4:], 16); return resum(b) }},
-		{"unknown type", func(b []byte) []byte { le.PutUint32(b[first:], 0x3ff); return resum(b) }},
-		{"odd address", func(b []byte) []byte { b[first+8] = 1; return resum(b) }},
-		{"data offset outside", func(b []byte) []byte { le.PutUint32(b[first+8+12:], uint32(len(b)-4095)); return resum(b) }},
-		{"data offset in the headers", func(b []byte) []byte { le.PutUint32(b[first+8+12:], 8); return resum(b) }},
-		{"large page", func(b []byte) []byte { b[first+8+16] = 1; return resum(b) }},
-		{"unknown flag", func(b []byte) []byte { b[first+8+16] = 8; return resum(b) }},
-		{"unknown page type", func(b []byte) []byte { b[first+8+20] = 4; return resum(b) }},
-		{"mask of two bits", func(b []byte) []byte { b[24+8] = 3; return resum(b) }},
-		{"relocation", func(b []byte) []byte { le.PutUint32(b[first:], 0x102); return resum(b) }},
+		{"headers inside the fixed header", func(b []byte) []byte { le.PutUint32(b[8:], 16); return igvmtest.Resum(b) }},
+		{"header length past the end", func(b []byte) []byte { le.PutUint32(b[first+4:], 1<<30); return igvmtest.Resum(b) }},
+		{"header of other length", func(b []byte) []byte { le.PutUint32(b[first+4:], 16); return igvmtest.Resum(b) }},
+		{"unknown type", func(b []byte) []byte { le.PutUint32(b[first:], 0x3ff); return igvmtest.Resum(b) }},
+		{"odd address", func(b []byte) []byte { b[first+8] = 1; return igvmtest.Resum(b) }},
+		{"data offset outside", func(b []byte) []byte { le.PutUint32(b[first+8+12:], uint32(len(b)-4095)); return igvmtest.Resum(b) }},
+		{"data offset in the headers", func(b []byte) []byte { le.PutUint32(b[first+8+12:], 8); return igvmtest.Resum(b) }},
+		{"large page", func(b []byte) []byte { b[first+8+16] = 1; return igvmtest.Resum(b) }},
+		{"unknown flag", func(b []byte) []byte { b[first+8+16] = 8; return igvmtest.Resum(b) }},
+		{"unknown page type", func(b []byte) []byte { b[first+8+20] = 4; return igvmtest.Resum(b) }},
+		{"mask of two bits", func(b []byte) []byte { b[24+8] = 3; return igvmtest.Resum(b) }},
+		{"relocation", func(b []byte) []byte { le.PutUint32(b[first:], 0x102); return igvmtest.Resum(b) }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if f, err := igvm.Parse(tt.change(sample(t))); err == nil {
@@ -128,15 +120,17 @@ func TestWriterRefuses(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	f.Add(sample(f))
+	w := igvm.Writer{Policy: 1}
+	w.Data(0x1000, []byte{1})
+	w.Parameters(3, 0x8000, 0x2000, 0, 0x1000, 0x1800)
+	w.IDBlock(make([]byte, 96), make([]byte, 4096))
+	small, err := w.Bytes()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(small)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if len(b) >= 24 { // most inputs would end at the checksum
-			le := binary.LittleEndian
-			if end := uint64(le.Uint32(b[8:])) + uint64(le.Uint32(b[12:])); end <= uint64(len(b)) && end >= 24 && le.Uint32(b[8:]) == 24 {
-				le.PutUint32(b[16:], uint32(len(b)))
-				resum(b)
-			}
-		}
+		b = igvmtest.Resum(slices.Clone(b)) // most inputs would end at the checksum
 		p, err := igvm.Parse(b)
 		if err != nil {
 			return

@@ -28,6 +28,10 @@ const (
 	// QEMU reads at most this much of an image through -bios; TDVF images are far smaller.
 	maxImage = 256 << 20
 
+	// QEMU loads images in this unit. Smaller ones, of whole pages, are taken for fragments: the last
+	// page of an image stands for it in published vectors.
+	biosUnit = 64 << 10
+
 	fourGiB = 1 << 32
 )
 
@@ -59,8 +63,11 @@ type Image struct {
 // Parse reads the footer table and the SEV metadata of an image. An image without a table is valid
 // (plain SEV measures any blob); one with a broken table or broken metadata is not.
 func Parse(fw []byte) (*Image, error) {
-	if len(fw) == 0 || len(fw)%pageSize != 0 || len(fw) > maxImage {
-		return nil, fmt.Errorf("firmware has %d bytes, not a multiple of %d up to %d", len(fw), pageSize, maxImage)
+	switch n := len(fw); {
+	case n == 0 || n%pageSize != 0 || n > maxImage:
+		return nil, fmt.Errorf("firmware has %d bytes, not a multiple of %d up to %d", n, pageSize, maxImage)
+	case n > biosUnit && n%biosUnit != 0:
+		return nil, fmt.Errorf("firmware has %d bytes, not a multiple of 64 KiB, which -bios demands", n)
 	}
 	im := &Image{data: fw}
 	if err := im.walk(); err != nil {
@@ -186,10 +193,10 @@ func (im *Image) HashArea() (Area, error) {
 	return a, nil
 }
 
-// LaunchProblem returns why QEMU would not load the image with -bios, or nil. Measuring is possible
-// all the same (fragments of images are used as test vectors), launching is not.
+// LaunchProblem returns why QEMU would not load the image with -bios, or nil: a fragment can be
+// measured, but not launched.
 func (im *Image) LaunchProblem() error {
-	if len(im.data)%(64<<10) != 0 {
+	if len(im.data)%biosUnit != 0 {
 		return fmt.Errorf("firmware has %d bytes, not a multiple of 64 KiB, which -bios demands", len(im.data))
 	}
 	return nil

@@ -107,6 +107,7 @@ func TestParseRefusesMalformedImages(t *testing.T) {
 		change func(fw []byte) []byte
 	}{
 		{"empty", func([]byte) []byte { return nil }},
+		{"page more than 64 KiB", func(fw []byte) []byte { return append(make([]byte, 64<<10-4096), fw...) }},
 		{"not whole pages", func(fw []byte) []byte { return fw[1:] }},
 		{"footer shorter than itself", func(fw []byte) []byte { le.PutUint16(fw[foot:], 17); return fw }},
 		{"footer longer than the image", func(fw []byte) []byte { le.PutUint16(fw[foot:], 0xffff); return fw }},
@@ -204,6 +205,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(ovmftest.Build(ovmftest.Layout{Size: 4096, EIP: 1, HashBase: 0x810c00, SEV: ovmftest.Sections()}))
 	f.Add(ovmftest.Build(ovmftest.Layout{Size: 8192, EIP: 1, TDX: ovmftest.TDXSections(8192), Decoys: true}))
 	f.Fuzz(func(t *testing.T, tail []byte) {
+		tail = tail[max(0, len(tail)-64<<10):]
 		fw := append(make([]byte, (4096-len(tail)%4096)%4096), tail...)
 		im, err := ovmf.Parse(fw)
 		if err != nil {

@@ -5,10 +5,12 @@ package snp_test
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 
 	"github.com/coco-shim/coco/measurement"
 	"github.com/coco-shim/coco/measurement/igvm"
+	"github.com/coco-shim/coco/measurement/igvm/igvmtest"
 	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
 	"github.com/coco-shim/coco/measurement/snp"
 )
@@ -165,12 +167,19 @@ func TestIGVMRefusals(t *testing.T) {
 }
 
 func FuzzMeasureIGVM(f *testing.F) {
-	raw, err := snp.ComposeIGVM(contents())
+	w := igvm.Writer{Policy: 0x30000}
+	w.Data(0x10000, []byte("stub"))
+	w.Secrets(0x6000)
+	w.CPUID(0x7000)
+	w.Parameters(3, 0x8000, 0x2000, 0, 0x1000, 0x1800)
+	w.Context(0, igvm.KVMVMSAGPA, snp.BootContext(0, 1))
+	raw, err := w.Bytes()
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(raw, uint8(0))
 	f.Fuzz(func(t *testing.T, raw []byte, loader uint8) {
+		raw = igvmtest.Resum(slices.Clone(raw))
 		file, err := igvm.Parse(raw)
 		if err != nil {
 			return

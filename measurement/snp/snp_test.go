@@ -299,8 +299,9 @@ func TestTraceExplainsTheDifference(t *testing.T) {
 }
 
 func FuzzMeasure(f *testing.F) {
-	f.Add(ovmftest.Build(layout()), uint8(0), 2)
 	l := layout()
+	l.Size = 4096
+	f.Add(ovmftest.Build(l), uint8(0), 2)
 	l.Size, l.Decoys = 8192, true
 	f.Add(ovmftest.Build(l), uint8(3), 255)
 	f.Fuzz(func(t *testing.T, tail []byte, mode uint8, vcpus int) {

@@ -1,0 +1,278 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"crypto/sha512"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/coco-shim/coco/measurement"
+	"github.com/coco-shim/coco/measurement/ovmf"
+	"github.com/coco-shim/coco/measurement/tdx"
+)
+
+// registerNames are the registers in the order in which they are printed.
+var registerNames = []string{"mrtd", "rtmr0", "rtmr1", "rtmr2"}
+
+// maxKernel bounds a kernel, which must be held in memory: its parts are hashed out of order.
+const maxKernel = 256 << 20
+
+// tdxOptions are the flags of coco measure tdx.
+type tdxOptions struct {
+	output
+	boot                  bootFiles
+	firmware, profile     string
+	memory, registers     string
+	loader, rsdp, tables  string
+	smbios                string
+	fwCfg                 []string
+	shim, secureBootBuild bool
+}
+
+// tdxResult is the set of registers of one VM.
+type tdxResult struct {
+	Platform string                        `json:"platform"`
+	Profile  string                        `json:"profile,omitempty"`
+	Memory   uint64                        `json:"memory,omitempty"`
+	Values   map[string]measurement.Digest `json:"registers"`
+	Trace    *measurement.Trace            `json:"trace,omitempty"`
+
+	order []string
+}
+
+func (r *tdxResult) lines() []string {
+	out := make([]string, 0, len(r.order))
+	for _, n := range r.order {
+		out = append(out, r.Values[n].String())
+	}
+	return out
+}
+
+func (r *tdxResult) references() map[string]string {
+	names := map[string]string{"mrtd": "mr_td", "rtmr0": "rtmr_0", "rtmr1": "rtmr_1", "rtmr2": "rtmr_2"}
+	out := map[string]string{}
+	for n, d := range r.Values {
+		out[names[n]] = d.String()
+	}
+	return out
+}
+
+func (r *tdxResult) trace() *measurement.Trace { return r.Trace }
+
+func newMeasureTDXCmd() *cobra.Command {
+	var o tdxOptions
+	cmd := &cobra.Command{
+		Use:   "tdx",
+		Short: "MRTD and RTMR0 to RTMR2 of an Intel TDX VM",
+		Long: "Prints the registers one per line, in the order of --registers: mrtd alone if only the firmware is\n" +
+			"given, else mrtd, rtmr0, rtmr1, rtmr2.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			r, err := o.run(cmd)
+			if err != nil {
+				return fmt.Errorf("measure tdx: %w", err)
+			}
+			return o.print(cmd, []result{r})
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.firmware, "firmware", "", "firmware image, as given to -bios")
+	f.StringVar(&o.profile, "profile", "", "releases of firmware and VMM, such as edk2-stable202508+qemu-11.0")
+	f.StringVar(&o.memory, "memory", "", "memory of the VM: bytes, or with K, M, G, T")
+	f.StringVar(&o.registers, "registers", "", "which registers, such as mrtd,rtmr1,rtmr2")
+	f.StringVar(&o.boot.kernel, "kernel", "", "kernel of the direct boot (bzImage with EFI stub)")
+	f.StringVar(&o.boot.initrd, "initrd", "", "initrd of the direct boot")
+	f.StringVar(&o.boot.cmdline, "append", "", "kernel command line; every byte counts")
+	f.BoolVar(&o.shim, "shim", false, "the kernel is started through QEMU's -shim")
+	f.StringVar(&o.loader, "acpi-loader", "", "the VM's etc/table-loader, for rtmr0")
+	f.StringVar(&o.rsdp, "acpi-rsdp", "", "the VM's etc/acpi/rsdp")
+	f.StringVar(&o.tables, "acpi-tables", "", "the VM's etc/acpi/tables")
+	f.StringVar(&o.smbios, "smbios", "", "the SMBIOS table that the firmware measures (edk2-stable202505 and later)")
+	f.StringArrayVar(&o.fwCfg, "fw-cfg", nil, "NAME=FILE: a fw_cfg item that the firmware measures (edk2-stable202505 and later)")
+	f.BoolVar(&o.secureBootBuild, "secure-boot-build", false, "the firmware was built with secure boot, though it has no keys")
+	o.output.flags(cmd)
+	cmd.AddCommand(newMeasureTDXLogCmd())
+	return cmd
+}
+
+func (o *tdxOptions) run(cmd *cobra.Command) (*tdxResult, error) {
+	if err := errors.Join(o.check(), o.boot.check()); err != nil {
+		return nil, err
+	}
+	names, err := o.names(cmd)
+	if err != nil {
+		return nil, err
+	}
+	d, err := o.load(names)
+	if err != nil {
+		return nil, err
+	}
+	r := &tdxResult{Platform: "tdx", Profile: o.profile, Memory: d.Memory, Values: map[string]measurement.Digest{}, order: names}
+	if o.explain {
+		r.Trace = &measurement.Trace{}
+	}
+	for _, n := range names {
+		if r.Values[n], err = compute(n, d, r.Trace); err != nil {
+			if errors.Is(err, tdx.ErrMissing) {
+				err = fmt.Errorf("%w; give it, or leave %s out of --registers", err, n)
+			}
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+func compute(name string, d tdx.Description, t *measurement.Trace) (measurement.Digest, error) {
+	switch name {
+	case "rtmr0":
+		return tdx.RTMR0(d, t)
+	case "rtmr1":
+		return tdx.RTMR1(d, t)
+	case "rtmr2":
+		return tdx.RTMR2(d, t)
+	}
+	var hob []byte
+	if d.Memory != 0 {
+		im, err := ovmf.Parse(d.Firmware)
+		if err != nil {
+			return nil, err
+		}
+		sections, err := im.TDX()
+		if err != nil {
+			return nil, err
+		}
+		if hob, err = tdx.HOB(sections, d.Memory); err != nil {
+			return nil, err
+		}
+	}
+	return tdx.MRTD(d.Firmware, d.Profile.Order(), hob, t)
+}
+
+// names returns the registers to compute.
+func (o *tdxOptions) names(cmd *cobra.Command) ([]string, error) {
+	if o.registers != "" {
+		names := strings.Split(o.registers, ",")
+		for i, n := range names {
+			if !slices.Contains(registerNames, n) || slices.Contains(names[:i], n) {
+				return nil, fmt.Errorf("--registers %q: each of %s may occur once", o.registers, strings.Join(registerNames, ", "))
+			}
+		}
+		return names, nil
+	}
+	for _, f := range []string{"kernel", "memory", "acpi-loader", "acpi-rsdp", "acpi-tables", "smbios", "fw-cfg"} {
+		if cmd.Flags().Changed(f) {
+			return registerNames, nil
+		}
+	}
+	return registerNames[:1], nil
+}
+
+// load reads what the chosen registers need.
+func (o *tdxOptions) load(names []string) (d tdx.Description, err error) {
+	d.Profile = tdx.Profile{EDK2: 202508, QEMUMajor: 11} // MRTD alone: every release since 9.0 agrees
+	needs := func(n string) bool { return slices.Contains(names, n) }
+	switch {
+	case o.profile != "":
+		if d.Profile, err = tdx.ParseProfile(o.profile); err != nil {
+			return d, fmt.Errorf("--profile: %w", err)
+		}
+	case len(names) > 1 || names[0] != "mrtd":
+		return d, errors.New("give --profile (such as edk2-stable202508+qemu-11.0): the registers but mrtd depend on it")
+	}
+	if o.memory != "" {
+		if d.Memory, err = parseSize(o.memory); err != nil {
+			return d, fmt.Errorf("--memory: %w", err)
+		}
+	}
+	if needs("mrtd") || needs("rtmr0") {
+		if o.firmware == "" {
+			return d, errors.New("give --firmware")
+		}
+		if d.Firmware, err = readLimited(o.firmware, maxFirmware); err != nil {
+			return d, err
+		}
+	}
+	if needs("rtmr0") {
+		if err := o.loadTables(&d); err != nil {
+			return d, err
+		}
+	}
+	d.Cmdline, d.Shim, d.SecureBootBuild = o.boot.cmdline, o.shim, o.secureBootBuild
+	if o.boot.kernel == "" && needs("rtmr2") {
+		return d, errors.New("give --kernel: without one nothing is known of rtmr2")
+	}
+	if needs("rtmr1") && o.boot.kernel != "" {
+		if d.Kernel.Data, err = readLimited(o.boot.kernel, maxKernel); err != nil {
+			return d, err
+		}
+	}
+	if o.boot.initrd != "" {
+		d.Initrd, err = digestFile(o.boot.initrd)
+	}
+	return d, err
+}
+
+func (o *tdxOptions) loadTables(d *tdx.Description) error {
+	read := func(path string, dst *tdx.Content) error {
+		if path == "" {
+			return nil
+		}
+		b, err := readLimited(path, 16<<20)
+		dst.Data = b
+		return err
+	}
+	acpi := &tdx.ACPI{}
+	err := errors.Join(read(o.loader, &acpi.Loader), read(o.rsdp, &acpi.RSDP), read(o.tables, &acpi.Tables), read(o.smbios, &d.SMBIOS))
+	if o.loader != "" || o.rsdp != "" || o.tables != "" {
+		d.ACPI = acpi
+	}
+	for _, s := range o.fwCfg {
+		name, path, ok := strings.Cut(s, "=")
+		if !ok {
+			return fmt.Errorf("--fw-cfg %q is not of the form NAME=FILE", s)
+		}
+		item := tdx.Item{Name: name}
+		err = errors.Join(err, read(path, &item.Content))
+		d.FwCfg = append(d.FwCfg, item)
+	}
+	return err
+}
+
+// digestFile streams a file through SHA-384.
+func digestFile(path string) (tdx.Content, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return tdx.Content{}, err
+	}
+	defer f.Close()
+	h := sha512.New384()
+	n, err := io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{f}, make([]byte, 256<<10))
+	if err != nil {
+		return tdx.Content{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return tdx.Content{Digest: h.Sum(nil), Size: uint64(n)}, nil
+}
+
+// parseSize reads a number of bytes with an optional binary suffix.
+func parseSize(s string) (uint64, error) {
+	shift := 0
+	digits := strings.TrimSuffix(s, "iB")
+	if i := strings.IndexAny(digits, "KMGT"); i == len(digits)-1 && i > 0 {
+		shift = 10 * (1 + strings.IndexByte("KMGT", digits[i]))
+		digits = digits[:i]
+	}
+	n, err := strconv.ParseUint(digits, 0, 64)
+	if err != nil || n == 0 || n > 1<<50>>shift {
+		return 0, fmt.Errorf("%q is not a size such as 2G", s)
+	}
+	return n << shift, nil
+}
