@@ -125,6 +125,15 @@ func (p *Pod) Shutdown(context.Context) error {
 	return errors.Join(errs...)
 }
 
+// Cleanup unmounts the root file system of a pod whose shim is gone. Its processes died with it.
+func Cleanup(_ context.Context, bundle string) error {
+	err := unix.Unmount(filepath.Join(bundle, "rootfs"), unix.MNT_DETACH)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+		return nil // not mounted
+	}
+	return err
+}
+
 // CreateContainer makes the streams; the process starts with Start.
 func (p *Pod) CreateContainer(_ context.Context, r virtcontainers.ContainerRequest) (virtcontainers.Streams, error) {
 	root := r.Spec.Root.Path

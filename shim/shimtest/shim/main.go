@@ -24,6 +24,6 @@ func main() {
 				return p, nil
 			}
 		},
-		Cleanup: func(context.Context, string) error { return nil },
+		Cleanup: hostpod.Cleanup,
 	}))
 }
