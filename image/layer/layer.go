@@ -180,13 +180,16 @@ func (c *Cache) Open(ctx context.Context, s Source) (*Layer, error) {
 	if errors.As(err, &modified) {
 		return nil, fmt.Errorf("layer of %s: %w", s, err)
 	}
-	c.sweep()
-	return c.build(ctx, s, func(l *Layer) error {
+	publish := func(l *Layer) error {
 		if now, err := identify(s); err != nil || now != id {
 			return errors.Join(fmt.Errorf("%s changed while the layer was being built", s.Path), err)
 		}
 		return c.writeMeta(key, id, l.File, l.Params, false)
-	})
+	}
+	// Each build is an occasion to remove what is not needed any more, and a full disk is a reason
+	// to. Best effort: what cannot be removed is no failure of this layer.
+	_, _ = c.Prune(ctx)
+	return c.build(ctx, s, publish)
 }
 
 // build makes the layer. publish, unless nil, is called when the layer has its name; without it the

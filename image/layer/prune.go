@@ -17,7 +17,7 @@ type Pruned struct {
 }
 
 // Prune removes the layers whose source is gone or has changed and that no pod uses, and what dead
-// processes left behind. Layers that are in use stay, and go next time.
+// processes left behind. Layers that are in use stay, and go next time. Every build calls it.
 func (c *Cache) Prune(ctx context.Context) (Pruned, error) {
 	c.sweep()
 	live, err := c.pruneKeys(ctx)

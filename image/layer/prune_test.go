@@ -4,6 +4,7 @@
 package layer
 
 import (
+	"errors"
 	"os"
 	"testing"
 
@@ -45,4 +46,20 @@ func TestPruneRemovesWhatNobodyNeeds(t *testing.T) {
 		t.Errorf("left are blobs %v, keys %v, locks %v, want one of each", b, k, l)
 	}
 	open(t, c, Source{Kind: Dir, Path: kept})
+}
+
+func TestABuildMakesRoomByRemovingDeadLayers(t *testing.T) {
+	c, dead := newCache(t), snapshot(t, 1, 100)
+	l, err := c.Open(t.Context(), Source{Kind: Dir, Path: dead})
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := c.path(dirBlobs, l.Hex())
+	if err := errors.Join(l.Close(), os.RemoveAll(dead)); err != nil {
+		t.Fatal(err)
+	}
+	open(t, c, Source{Kind: Dir, Path: snapshot(t, 2, 200)})
+	if _, err := os.Stat(name); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the layer of a snapshot that is gone is still there (%v)", err)
+	}
 }
