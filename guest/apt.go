@@ -195,15 +195,15 @@ func errorLines(b []byte) string {
 	return strings.Join(out[:min(len(out), 4)], "; ")
 }
 
-// resolve finds the candidate version of a package, or the named one.
-func (a *apt) resolve(ctx context.Context, name, version string) (Package, error) {
-	arg := name
-	if version != "" {
-		arg += "=" + version
-	}
-	out, err := a.command(ctx, "apt-cache", "show", "--no-all-versions", arg).Output()
+// resolve finds the candidate version of a package.
+func (a *apt) resolve(ctx context.Context, arg string) (Package, error) {
+	out, err := a.command(ctx, "apt-cache", "show", "--no-all-versions", "--", arg).Output()
 	if err != nil {
-		return Package{}, fmt.Errorf("find package %s in %s of %s: %w", arg, a.suite, a.mirror, withStderr(err))
+		hint := ""
+		if a.offline {
+			hint = " (--offline knows only what earlier builds left in " + a.dir + ")"
+		}
+		return Package{}, fmt.Errorf("find package %s in %s of %s: %w%s", arg, a.suite, a.mirror, withStderr(err), hint)
 	}
 	p, err := parseShow(out)
 	if err != nil {

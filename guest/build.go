@@ -229,7 +229,7 @@ func (b *builder) resolve(ctx context.Context, name string) (Package, error) {
 	if b.lock != nil { // fetch compares the digest with the lock's, not with the archive's
 		return pinned, nil
 	}
-	return b.apt.resolve(ctx, name, "")
+	return b.apt.resolve(ctx, name)
 }
 
 func (b *builder) record(p Package) {

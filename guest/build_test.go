@@ -47,7 +47,7 @@ func TestLoadLock(t *testing.T) {
 		{"a good one", `{"suite":"trixie","kernel":"linux-image-6","packages":[` + pkg + `]}`, ""},
 		{"of another suite", `{"suite":"sid","kernel":"linux-image-6","packages":[` + pkg + `]}`, "is for suite sid, not trixie"},
 		{"without its kernel", `{"suite":"trixie","kernel":"linux-image-7","packages":[` + pkg + `]}`, "linux-image-7 is not among"},
-		{"with an option as a version", `{"suite":"trixie","kernel":"k","packages":[{"name":"k","version":"a b","sha256":"","size":1}]}`, "malformed"},
+		{"with an option as a version", `{"suite":"trixie","kernel":"k","packages":[{"name":"--option","version":"1","sha256":"` + strings.Repeat("ab", 32) + `","size":1}]}`, "malformed"},
 		{"with an unknown key", `{"suit":"trixie"}`, "unknown field"},
 		{"cut short", `{"suite":"trixie"`, "unexpected EOF"},
 	} {

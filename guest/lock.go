@@ -12,11 +12,18 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 )
 
 const maxLock = 1 << 20
+
+// Names and versions as Debian Policy 5.6.1 and 5.6.12 allow them: no option of apt, no path.
+var (
+	packageName    = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]*$`)
+	packageVersion = regexp.MustCompile(`^[0-9][0-9A-Za-z.+:~-]*$`)
+)
 
 // Lock pins the packages of an image: a build with the same lock, agent and options gives the same bytes.
 type Lock struct {
@@ -35,7 +42,7 @@ func ReadLock(r io.Reader) (Lock, error) {
 		return Lock{}, errors.New("suite or kernel is missing")
 	}
 	for i, p := range l.Packages {
-		if p.Name == "" || p.Version == "" || !isSHA256(p.SHA256) || strings.ContainsAny(p.Name+p.Version, "/ \x00") {
+		if !packageName.MatchString(p.Name) || !packageVersion.MatchString(p.Version) || !isSHA256(p.SHA256) {
 			return Lock{}, fmt.Errorf("package %d (%q): name, version or sha256 is missing or malformed", i, p.Name)
 		}
 	}
