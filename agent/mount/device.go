@@ -71,15 +71,20 @@ func (m *Manager) findDisk(ctx context.Context, driver, source string) (dev bloc
 	default:
 		return blockDevice{}, "", invalid(fmt.Errorf("%.40q is no kind of disk", driver))
 	}
-	name, err := waitFor(ctx, scan, find)
+	_, err = waitFor(ctx, scan, func() (name string, err error) {
+		if name, err = find(); err == nil {
+			dev, err = m.describe(name)
+		}
+		return name, err
+	})
 	if err != nil {
 		return blockDevice{}, "", fmt.Errorf("disk %s %s: %w", driver, source, err)
 	}
-	dev, err = m.describe(name)
-	return dev, scsiDir, err
+	return dev, scsiDir, nil
 }
 
-// describe reads what sysfs says about a block device.
+// describe reads what sysfs says about a block device. The kernel registers a disk step by step, and
+// it can be seen before it can be used; until then the error is os.ErrNotExist.
 func (m *Manager) describe(name string) (blockDevice, error) {
 	dir := filepath.Join(m.sys, "class/block", name)
 	number, err := os.ReadFile(filepath.Join(dir, "dev"))
@@ -90,7 +95,16 @@ func (m *Manager) describe(name string) (blockDevice, error) {
 	if err != nil {
 		return blockDevice{}, err
 	}
-	return blockDevice{path: "/dev/" + name, number: strings.TrimSpace(string(number)), size: uint64(sectors) * 512}, nil
+	path := "/dev/" + name
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) {
+		err = os.ErrNotExist
+	}
+	if err != nil {
+		return blockDevice{}, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	unix.Close(fd)
+	return blockDevice{path: path, number: strings.TrimSpace(string(number)), size: uint64(sectors) * 512}, nil
 }
 
 // parseSCSI reads "TARGET:LUN".

@@ -4,6 +4,7 @@
 package agent_test
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"os"
@@ -55,14 +56,30 @@ func (d *disks) add(dir string, spoil func(storage.Attached, []byte) int64) stor
 	if spoil != nil {
 		b[spoil(a, b)] ^= 0x01
 	}
+	d.drive(b, fmt.Sprintf("scsi-hd,scsi-id=0,lun=%d", d.n))
+	return a
+}
+
+// addBlk is add for a virtio-blk device.
+func (d *disks) addBlk(dir string) storage.Attached {
+	d.t.Helper()
+	a := d.add(dir, nil)
+	d.args[len(d.args)-1] = fmt.Sprintf("virtio-blk-pci,addr=0x10,drive=d%d", d.n-1)
+	a.Address = hypervisor.BlockAddress{Driver: "blk", Source: "10"}
+	return a
+}
+
+// drive attaches a disk with some content and returns its logical unit.
+func (d *disks) drive(content []byte, device string) int {
+	d.t.Helper()
 	file := filepath.Join(d.dir, fmt.Sprintf("disk%d", d.n))
-	if err := os.WriteFile(file, b, 0o600); err != nil {
+	if err := os.WriteFile(file, content, 0o600); err != nil {
 		d.t.Fatal(err)
 	}
 	d.args = append(d.args, "-drive", fmt.Sprintf("file=%s,if=none,id=d%d,format=raw,readonly=on", file, d.n),
-		"-device", fmt.Sprintf("scsi-hd,drive=d%d,scsi-id=0,lun=%d", d.n, d.n))
+		"-device", fmt.Sprintf("%s,drive=d%d", device, d.n))
 	d.n++
-	return a
+	return d.n - 1
 }
 
 // bottom is a root file system around busybox.
@@ -129,6 +146,8 @@ func TestLayers(t *testing.T) {
 		"hash tree":  d.add(other(t, base, "b"), tree),
 	}
 	late := d.add(other(t, base, "c"), binary)
+	onBlk := d.addBlk(other(t, base, "d"))
+	raw := d.drive(bytes.Repeat([]byte("raw data\n"), 4096), fmt.Sprintf("scsi-hd,scsi-id=0,lun=%d", d.n))
 
 	v := boot(t, buildInitrd(t), d.args...)
 	if _, err := v.agent.CreateSandbox(within(t, 10*time.Second), &pb.CreateSandboxRequest{SandboxId: "pod"}); err != nil {
@@ -136,6 +155,8 @@ func TestLayers(t *testing.T) {
 	}
 	t.Run("layers are stacked", func(t *testing.T) { v.testStack(t, upper, lower) })
 	t.Run("two containers share layers", func(t *testing.T) { v.testShare(t, upper, lower) })
+	t.Run("a layer on virtio-blk", func(t *testing.T) { v.testStack(t, upper, onBlk) })
+	t.Run("a disk as a device", func(t *testing.T) { v.testDevice(t, raw, lower) })
 	for what, a := range spoiled {
 		t.Run("one flipped byte in the "+what, func(t *testing.T) { v.testSpoiled(t, a) })
 	}
@@ -232,6 +253,29 @@ func (v *vm) testShare(t *testing.T, layers ...storage.Attached) {
 		t.Errorf("second container says %q", got)
 	}
 	v.remove(t, "share2")
+}
+
+// testDevice gives a container a disk, which has other numbers on the host.
+func (v *vm) testDevice(t *testing.T, lun int, layers ...storage.Attached) {
+	storages, err := storage.Storages("device", layers, 16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sp := spec("sh")
+	sp.Root.Path = storage.GuestRootfs("device")
+	sp.Linux.Devices = []*pb.LinuxDevice{{Path: "/dev/data", Type: "b", Major: 259, Minor: 77, FileMode: 0o600}}
+	sp.Linux.Resources.Devices = []*pb.LinuxDeviceCgroup{{Access: "rwm"}, {Allow: true, Type: "b", Major: 259, Minor: 77, Access: "r"}}
+	s := v.open(t)
+	if _, err := v.agent.CreateContainer(within(t, 30*time.Second), &pb.CreateContainerRequest{
+		ContainerId: "device", OCI: sp, Storages: storages, StdinPort: s.ports[0], StdoutPort: s.ports[1], StderrPort: s.ports[2],
+		Devices: []*pb.Device{{Type: "scsi", VmPath: fmt.Sprintf("0:%d", lun), ContainerPath: "/dev/data"}},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := v.script(t, "device", s, "dd if=/dev/data bs=9 count=2 2>/dev/null; echo x > /dev/data\n"); !strings.HasPrefix(got, "raw data\nraw data\n") || !strings.Contains(got, "not permitted") {
+		t.Errorf("container says %q", got)
+	}
+	v.remove(t, "device")
 }
 
 // testSpoiled wants an error that names the layer, and that nothing is left of the container.
