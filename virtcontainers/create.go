@@ -75,6 +75,7 @@ func CreatePod(ctx context.Context, opts Options) (_ *Pod, err error) {
 		p.took(s.name, start)
 	}
 	p.undo.Adopt(c.u)
+	p.logPhases()
 	p.life.spawn(p.watchOOM)
 	return p, nil
 }

@@ -86,6 +86,15 @@ func (p *Pod) Err() error {
 	return p.death
 }
 
+// logPhases tells where the time of the start went.
+func (p *Pod) logPhases() {
+	var attrs []any
+	for _, ph := range p.Phases() {
+		attrs = append(attrs, slog.Duration(ph.Name, ph.Duration.Round(time.Microsecond)))
+	}
+	p.log.Info("pod is up", slog.String("pod", p.opts.ID), slog.Group("took", attrs...))
+}
+
 // call makes one call of the agent, bounded in time, and gives its error name and class.
 func (p *Pod) call(ctx context.Context, what string, fn func(context.Context) error) error {
 	ctx, cancel := p.agent.within(ctx)
