@@ -196,6 +196,7 @@ func (*fakeNetwork) UpdateRoutes(_ context.Context, r *pb.Routes) (*pb.Routes, e
 func (*fakeNetwork) ListInterfaces(context.Context) (*pb.Interfaces, error) {
 	return &pb.Interfaces{}, nil
 }
+
 func (*fakeNetwork) ListRoutes(context.Context) (*pb.Routes, error)       { return &pb.Routes{}, nil }
 func (*fakeNetwork) AddNeighbors(context.Context, *pb.ARPNeighbors) error { return nil }
 func (f *fakeNetwork) SetDNS(_ context.Context, lines []string) error     { f.dns = lines; return nil }

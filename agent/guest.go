@@ -27,11 +27,8 @@ import (
 // FeatureStreams is announced in extra_features: byte streams by port are served.
 const FeatureStreams = "coco-streams"
 
-// storageHandlers and deviceHandlers are the drivers that agent/mount serves.
-var (
-	storageHandlers = []string{"blk", "scsi", "ephemeral", "local", "overlayfs"}
-	deviceHandlers  = []string{"blk", "scsi"}
-)
+// deviceHandlers are the types of Device entries that package mount serves.
+var deviceHandlers = []string{"blk", "scsi"}
 
 // GetGuestDetails tells what this guest can do.
 func (s *Service) GetGuestDetails(_ context.Context, req *pb.GuestDetailsRequest) (*pb.GuestDetailsResponse, error) {
@@ -39,7 +36,7 @@ func (s *Service) GetGuestDetails(_ context.Context, req *pb.GuestDetailsRequest
 		Version:         s.Config.Version,
 		InitDaemon:      os.Getpid() == 1,
 		DeviceHandlers:  deviceHandlers,
-		StorageHandlers: storageHandlers,
+		StorageHandlers: s.StorageHandlers,
 		SupportsSeccomp: true,
 		ExtraFeatures:   []string{"seccomp", FeatureStreams},
 	}}

@@ -92,9 +92,11 @@ type Config struct {
 	OOM        OOM
 	System     System
 	CgroupRoot string
-	RunDir     string // /run/kata-containers, but for tests
-	Version    string
-	Log        *slog.Logger
+	// StorageHandlers are the drivers that Storage serves, for GetGuestDetails.
+	StorageHandlers []string
+	RunDir          string // /run/kata-containers, but for tests
+	Version         string
+	Log             *slog.Logger
 }
 
 // Service implements grpc.AgentService and grpc.Health.
@@ -113,8 +115,10 @@ type Service struct {
 	containers map[string]*container // guarded by mu
 }
 
-var _ pb.AgentServiceService = (*Service)(nil)
-var _ pb.HealthService = (*Service)(nil)
+var (
+	_ pb.AgentServiceService = (*Service)(nil)
+	_ pb.HealthService       = (*Service)(nil)
+)
 
 // New makes a Service.
 func New(cfg Config) *Service {

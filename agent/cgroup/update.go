@@ -147,8 +147,10 @@ func planIO(b *specs.LinuxBlockIO) []Setting {
 		key string
 		dev []specs.LinuxThrottleDevice
 	}{
-		{"rbps", b.ThrottleReadBpsDevice}, {"wbps", b.ThrottleWriteBpsDevice},
-		{"riops", b.ThrottleReadIOPSDevice}, {"wiops", b.ThrottleWriteIOPSDevice},
+		{"rbps", b.ThrottleReadBpsDevice},
+		{"wbps", b.ThrottleWriteBpsDevice},
+		{"riops", b.ThrottleReadIOPSDevice},
+		{"wiops", b.ThrottleWriteIOPSDevice},
 	} {
 		for _, d := range t.dev {
 			rate := "max"

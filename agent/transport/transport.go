@@ -6,7 +6,9 @@
 // both where both are there. What is served on a port is the caller's.
 //
 // Lifecycle: Serve blocks until its context is done and has then closed everything it opened. A
-// virtio-serial session that ends (the host went away) is followed by a new one.
+// virtio-serial session that ends (the host went away) is followed by a new one. The port does not
+// tell one host from the next: a host that connects again before the guest has noticed the first
+// one's end ends the session by speaking out of turn, and has to connect once more.
 package transport
 
 import (

@@ -166,8 +166,11 @@ func newGuest(mods *boot.Loader, log *slog.Logger) (*guest, error) {
 		OOM:        g.oom,
 		System:     machine{&nspace.Maker{Dir: nsDir, Reaper: g.reaper}},
 		CgroupRoot: boot.CgroupRoot,
-		Version:    version.Version,
-		Log:        log,
+
+		StorageHandlers: mount.Drivers(),
+
+		Version: version.Version,
+		Log:     log,
 	})
 	if g.server, err = ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(g.service.Intercept)); err != nil {
 		return nil, err

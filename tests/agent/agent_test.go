@@ -8,6 +8,8 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"net"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -47,6 +49,43 @@ func TestVM(t *testing.T) {
 	t.Run("guest calls", v.testGuest)
 	t.Run("growth", v.testGrowth)
 	t.Run("destroy", v.testDestroy)
+}
+
+// TestHostComesAndGoes: the channel has no peer at first, then one, then another. The sandbox stays.
+// A host that comes back before the guest has noticed that it was gone is taken for the old one
+// speaking nonsense; that session ends, and the host has to try again.
+func TestHostComesAndGoes(t *testing.T) {
+	testvm.Need(t, testvm.QEMU, testvm.GuestImage)
+	sock := filepath.Join(t.TempDir(), "s")
+	v := launch(t, buildInitrd(t), "path="+sock+",server=on,wait=off", nil)
+	for round := range 2 {
+		begin := time.Now()
+		attempts := 1
+		for v.dialSocket(t, sock, bootDeadline>>(2*round)) != nil {
+			v.disconnect()
+			if attempts++; time.Since(begin) > 2*bootDeadline {
+				t.Fatalf("session %d: no answer in %d attempts\n%s", round, attempts, v.log())
+			}
+		}
+		t.Logf("session %d: answers at attempt %d", round, attempts)
+		_, err := v.agent.CreateSandbox(within(t, 30*time.Second), &pb.CreateSandboxRequest{SandboxId: "pod"})
+		if round == 0 && err != nil || round > 0 && !is(err, errdefs.IsAlreadyExists) {
+			t.Errorf("session %d: CreateSandbox = %v", round, err)
+		}
+		v.disconnect()
+	}
+}
+
+// dialSocket connects to QEMU's socket, as soon as there is one, and to the agent behind it.
+func (v *vm) dialSocket(t *testing.T, sock string, limit time.Duration) error {
+	var c net.Conn
+	var err error
+	for end := time.Now().Add(bootDeadline); time.Now().Before(end); {
+		if c, err = net.Dial("unix", sock); err == nil {
+			return v.session(t, c, limit)
+		}
+	}
+	return err
 }
 
 func is(err error, class func(error) bool) bool { return err != nil && class(errgrpc.ToNative(err)) }
@@ -304,6 +343,7 @@ func (v *vm) testTerminal(t *testing.T) {
 	if _, err := v.agent.TtyWinResize(within(t, 10*time.Second), &pb.TtyWinResizeRequest{ContainerId: "t1", Row: 40, Column: 50}); err != nil {
 		t.Error(err)
 	}
+	v.testExecTerminal(t)
 	_, _ = io.WriteString(s.in, "\nword\n")
 	out, _ := io.ReadAll(s.out)
 	for _, want := range []string{"40 50\r\n", "got word\r\n"} {
@@ -315,6 +355,25 @@ func (v *vm) testTerminal(t *testing.T) {
 		t.Errorf("exit code %d, want 5", got)
 	}
 	v.remove(t, "t1")
+}
+
+func (v *vm) testExecTerminal(t *testing.T) {
+	x := v.open(t)
+	p := spec("sh", "-c", "tty; stty size; read a; exit 6").Process
+	p.Terminal, p.ConsoleSize = true, &pb.Box{Height: 11, Width: 22}
+	if _, err := v.agent.ExecProcess(within(t, 30*time.Second), &pb.ExecProcessRequest{
+		ContainerId: "t1", ExecId: "tty", Process: p, StdinPort: x.ports[0], StdoutPort: x.ports[1],
+	}); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.WriteString(x.in, "\n")
+	out, _ := io.ReadAll(x.out)
+	if !strings.HasPrefix(string(out), "/dev/pts/") || !strings.Contains(string(out), "11 22\r\n") {
+		t.Errorf("exec with a terminal: output %q", out)
+	}
+	if got := v.wait(t, "t1", "tty"); got != 6 {
+		t.Errorf("exec with a terminal: exit code %d, want 6", got)
+	}
 }
 
 func (v *vm) testSignals(t *testing.T) {

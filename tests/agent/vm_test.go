@@ -93,7 +93,8 @@ func writeCpio(w *bytes.Buffer, name string, mode uint32, data []byte) {
 	pad()
 }
 
-// boot starts a VM, with further arguments for QEMU, and waits until the agent answers.
+// boot starts a VM on a channel that is connected from the start, with further arguments for QEMU,
+// and waits until the agent answers.
 func boot(t *testing.T, initrd string, devices ...string) *vm {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -108,48 +109,73 @@ func boot(t *testing.T, initrd string, devices ...string) *vm {
 	if err != nil {
 		t.Fatal(err)
 	}
+	start := time.Now()
+	v := launch(t, initrd, "fd=3", []*os.File{theirs}, devices...)
+	v.connect(t, channel)
+	t.Logf("agent answers %v after exec of QEMU", time.Since(start).Round(time.Millisecond))
+	return v
+}
+
+// launch starts QEMU with a channel.
+func launch(t *testing.T, initrd, channel string, files []*os.File, devices ...string) *vm {
+	t.Helper()
 	v := &vm{console: &bytes.Buffer{}, exited: make(chan error, 1)}
 	v.cmd = exec.Command("qemu-system-x86_64", "-machine", "q35", "-accel", "tcg", "-cpu", "max",
 		"-m", "512", "-smp", "1", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-kernel", filepath.Join(testvm.GuestDir(), "vmlinux"), "-initrd", initrd,
 		"-append", "console=ttyS0 quiet panic=-1 reboot=t scsi_mod.scan=none cgroup_no_v1=all agent.log="+os.Getenv("COCO_AGENT_LOG"),
-		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,fd=3", "-device", "virtserialport,chardev=agent,name=org.coco.agent",
+		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,"+channel, "-device", "virtserialport,chardev=agent,name=org.coco.agent",
 		"-device", "virtio-rng-pci")
-	// For measuring on a busy machine: -icount shift=0,sleep=off counts instructions, not time.
 	v.cmd.Args = append(v.cmd.Args, devices...)
 	// For measuring on a busy machine: -icount shift=0,sleep=off counts instructions, not time.
 	v.cmd.Args = append(v.cmd.Args, strings.Fields(os.Getenv("COCO_TEST_QEMU_ARGS"))...)
-	v.cmd.ExtraFiles = []*os.File{theirs}
+	v.cmd.ExtraFiles = files
 	v.cmd.Stdout, v.cmd.Stderr = v.console, v.console
 	v.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
-	start := time.Now()
 	if err := v.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	go func() { v.exited <- v.cmd.Wait(); channel.Close() }()
+	go func() { v.exited <- v.cmd.Wait() }()
 	t.Cleanup(func() { v.stop(t) })
-	v.dialer = portmux.NewDialer(channel)
-	conn, err := v.dialer.Dial(within(t, bootDeadline), 1024)
-	if err != nil {
-		t.Fatalf("dial agent: %v\n%s", err, v.log())
-	}
-	v.client = ttrpc.NewClient(conn)
-	v.agent, v.health = pb.NewAgentServiceClient(v.client), pb.NewHealthClient(v.client)
-	if _, err := v.health.Check(within(t, bootDeadline), &pb.CheckRequest{}); err != nil {
-		t.Fatalf("check: %v\n%s", err, v.log())
-	}
-	t.Logf("agent answers %v after exec of QEMU", time.Since(start).Round(time.Millisecond))
 	return v
 }
 
-func (v *vm) stop(t *testing.T) {
+// connect begins a session on a channel; the channel ends with the VM.
+func (v *vm) connect(t *testing.T, channel net.Conn) {
+	t.Helper()
+	if err := v.session(t, channel, bootDeadline); err != nil {
+		t.Fatalf("%v\n%s", err, v.log())
+	}
+}
+
+func (v *vm) session(t *testing.T, channel net.Conn, limit time.Duration) error {
+	v.dialer = portmux.NewDialer(channel)
+	conn, err := v.dialer.Dial(within(t, limit), 1024)
+	if err != nil {
+		return fmt.Errorf("dial agent: %w", err)
+	}
+	v.client = ttrpc.NewClient(conn)
+	v.agent, v.health = pb.NewAgentServiceClient(v.client), pb.NewHealthClient(v.client)
+	if _, err := v.health.Check(within(t, limit), &pb.CheckRequest{}); err != nil {
+		return fmt.Errorf("check: %w", err)
+	}
+	return nil
+}
+
+func (v *vm) disconnect() {
 	if v.client != nil {
 		v.client.Close()
 	}
+	if v.dialer != nil {
+		v.dialer.Close()
+	}
+}
+
+func (v *vm) stop(t *testing.T) {
 	_ = v.cmd.Process.Kill()
 	err := <-v.exited
 	v.exited <- err
-	v.dialer.Close()
+	v.disconnect()
 	if t.Failed() {
 		t.Logf("console:\n%s", v.log())
 	}
