@@ -60,7 +60,7 @@ func TestDigestText(t *testing.T) {
 			t.Errorf("ParseDigest(%q) = %s, want a refusal", s, d)
 		}
 	}
-	if (measurement.Digest)(nil).Equal(nil) {
+	if measurement.Digest(nil).Equal(nil) {
 		t.Error("no digest equals no digest; that would accept an absent measurement")
 	}
 }

@@ -54,12 +54,19 @@ func TestParseReadsWhatWriterWrote(t *testing.T) {
 		got = append(got, brief{d.Type, d.GPA, d.Size, d.Index, d.Offset, len(d.Data), d.DataType})
 	}
 	want := []brief{
-		{Type: igvm.PageData, GPA: 0x1000, Data: 4096}, {Type: igvm.PageData, GPA: 0x2000, Data: 4096},
-		{Type: igvm.PageData, GPA: 0x4000}, {Type: igvm.PageData, GPA: 0x5000},
-		{Type: igvm.PageData, GPA: 0x6000, Page: igvm.SecretsPage}, {Type: igvm.PageData, GPA: 0x7000, Page: igvm.CPUIDPage},
-		{Type: igvm.ParameterArea, Size: 0x2000, Index: 3}, {Type: igvm.MemoryMap, Index: 3}, {Type: igvm.VPCount, Index: 3, Offset: 0x1000},
-		{Type: igvm.CommandLine, Index: 3, Offset: 0x1800}, {Type: igvm.ParameterInsert, GPA: 0x8000, Index: 3},
-		{Type: igvm.VPContext, GPA: igvm.KVMVMSAGPA, Data: 4096}, {Type: igvm.SNPIDBlock, Data: 696},
+		{Type: igvm.PageData, GPA: 0x1000, Data: 4096},
+		{Type: igvm.PageData, GPA: 0x2000, Data: 4096},
+		{Type: igvm.PageData, GPA: 0x4000},
+		{Type: igvm.PageData, GPA: 0x5000},
+		{Type: igvm.PageData, GPA: 0x6000, Page: igvm.SecretsPage},
+		{Type: igvm.PageData, GPA: 0x7000, Page: igvm.CPUIDPage},
+		{Type: igvm.ParameterArea, Size: 0x2000, Index: 3},
+		{Type: igvm.MemoryMap, Index: 3},
+		{Type: igvm.VPCount, Index: 3, Offset: 0x1000},
+		{Type: igvm.CommandLine, Index: 3, Offset: 0x1800},
+		{Type: igvm.ParameterInsert, GPA: 0x8000, Index: 3},
+		{Type: igvm.VPContext, GPA: igvm.KVMVMSAGPA, Data: 4096},
+		{Type: igvm.SNPIDBlock, Data: 696},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("directives (-want +got):\n%s", diff)

@@ -47,10 +47,14 @@ func recoverKey(msg []byte) (x, y *big.Int, err error) {
 	u.Mod(u, n)
 	v := new(big.Int).Mul(new(big.Int).SetBytes(h[:]), inv)
 	v.Neg(v).Mod(v, n)
-	// The points are public and checked to be on the curve; the deprecated operations are exact.
-	ax, ay := c.ScalarMult(r, ry, u.Bytes()) //nolint:staticcheck // no other P-384 arithmetic in the standard library
-	bx, by := c.ScalarBaseMult(v.Bytes())    //nolint:staticcheck // as above
-	x, y = c.Add(ax, ay, bx, by)             //nolint:staticcheck // as above
+	// The standard library has no other arithmetic on P-384. The points are public and checked to be on
+	// the curve, so that neither time nor invalid inputs matter.
+	//lint:ignore SA1019 see above
+	ax, ay := c.ScalarMult(r, ry, u.Bytes())
+	//lint:ignore SA1019 see above
+	bx, by := c.ScalarBaseMult(v.Bytes())
+	//lint:ignore SA1019 see above
+	x, y = c.Add(ax, ay, bx, by)
 	if x.Sign() == 0 && y.Sign() == 0 {
 		return nil, nil, errors.New("no key fits the ID block; this has a probability of 2^-384")
 	}

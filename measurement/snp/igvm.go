@@ -132,7 +132,7 @@ func (r *igvmRun) directive(i int, d igvm.Directive) error {
 		return r.context(source, d)
 	case igvm.MMIORanges, igvm.SRAT, igvm.MADT, igvm.SLIT, igvm.PPTT, igvm.DeviceTree, igvm.EnvironmentInfo, igvm.ErrorRange:
 		if r.clh {
-			return errors.New("Cloud Hypervisor does not support this directive")
+			return errors.New("not supported by Cloud Hypervisor")
 		}
 	}
 	return nil
@@ -157,7 +157,7 @@ func (r *igvmRun) insert(source string, d igvm.Directive) error {
 func (r *igvmRun) page(source string, d igvm.Directive) error {
 	if d.Flags&igvm.FlagShared != 0 {
 		if r.clh {
-			return errors.New("Cloud Hypervisor does not know shared pages and would measure it")
+			return errors.New("shared pages are unknown to Cloud Hypervisor, which would measure this one")
 		}
 		return nil
 	}
@@ -170,7 +170,7 @@ func (r *igvmRun) page(source string, d igvm.Directive) error {
 		r.chain.blank(pageSecrets, d.GPA, pageSize, source, "secrets")
 	case igvm.CPUIDPage, igvm.CPUIDXFPage:
 		if r.clh && d.DataType == igvm.CPUIDXFPage {
-			return errors.New("Cloud Hypervisor does not support pages of type CPUID_XF")
+			return errors.New("pages of type CPUID_XF are not supported by Cloud Hypervisor")
 		}
 		if hashes {
 			return errors.New("the CPUID page lies over the kernel hashes")

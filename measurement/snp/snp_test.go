@@ -231,9 +231,17 @@ func TestModelSignatures(t *testing.T) {
 		model string
 		want  uint32
 	}{
-		{"EPYC", 0x800f12}, {"EPYC-v5", 0x800f12}, {"EPYC-IBPB", 0x800f12}, {"EPYC-Rome", 0x830f10}, {"EPYC-Rome-v5", 0x830f10},
-		{"EPYC-Milan-v4", 0xa00f11}, {"EPYC-Genoa-v3", 0xa10f10}, {"EPYC-Turin", 0xb00f00}, {"EPYC-Turin-v2", 0xb00f00},
-		{"qemu64", 0x60fb1}, {"Dhyana-v3", 0x900f01},
+		{"EPYC", 0x800f12},
+		{"EPYC-v5", 0x800f12},
+		{"EPYC-IBPB", 0x800f12},
+		{"EPYC-Rome", 0x830f10},
+		{"EPYC-Rome-v5", 0x830f10},
+		{"EPYC-Milan-v4", 0xa00f11},
+		{"EPYC-Genoa-v3", 0xa10f10},
+		{"EPYC-Turin", 0xb00f00},
+		{"EPYC-Turin-v2", 0xb00f00},
+		{"qemu64", 0x60fb1},
+		{"Dhyana-v3", 0x900f01},
 	} {
 		if got, err := snp.ModelSignature(tt.model); err != nil || got != tt.want {
 			t.Errorf("ModelSignature(%s) = %#x, %v, want %#x", tt.model, got, err, tt.want)
@@ -245,8 +253,18 @@ func TestModelSignatures(t *testing.T) {
 		}
 	}
 	for _, tt := range []struct{ family, model, stepping, want uint32 }{
-		{23, 1, 2, 0x800f12}, {23, 49, 0, 0x830f10}, {25, 1, 1, 0xa00f11}, {25, 17, 0, 0xa10f10}, {26, 0, 0, 0xb00f00},
-		{15, 107, 1, 0x60fb1}, {6, 2, 3, 0x623}, {16, 2, 3, 0x100f23}, {21, 1, 2, 0x600f12}, {21, 2, 0, 0x600f20}, {24, 0, 1, 0x900f01}, {0, 0, 0, 0},
+		{23, 1, 2, 0x800f12},
+		{23, 49, 0, 0x830f10},
+		{25, 1, 1, 0xa00f11},
+		{25, 17, 0, 0xa10f10},
+		{26, 0, 0, 0xb00f00},
+		{15, 107, 1, 0x60fb1},
+		{6, 2, 3, 0x623},
+		{16, 2, 3, 0x100f23},
+		{21, 1, 2, 0x600f12},
+		{21, 2, 0, 0x600f20},
+		{24, 0, 1, 0x900f01},
+		{0, 0, 0, 0},
 	} {
 		if got, err := snp.Signature(tt.family, tt.model, tt.stepping); err != nil || got != tt.want {
 			t.Errorf("Signature(%d, %d, %d) = %#x, %v, want %#x", tt.family, tt.model, tt.stepping, got, err, tt.want)

@@ -90,7 +90,7 @@ func (p Profile) initrdFirst() bool      { return p.EDK2 >= edk2InitrdFirst }
 
 const (
 	ovmfVolume  = "7cb8bdc9-f8eb-4f34-aaea-3ee4af6516a1" // OVMF's DXE volume
-	fileUiApp   = "462caa21-7614-4503-836e-8ab6f4662331"
+	fileUIApp   = "462caa21-7614-4503-836e-8ab6f4662331"
 	fileMenuApp = "eec25bdc-67f2-4d95-b1d5-f81b2039d11d"
 )
 
@@ -98,10 +98,10 @@ const (
 // without disks, in order.
 func (p Profile) BootOptions() []BootOption {
 	if !p.measuresFwCfg() {
-		return []BootOption{{0x109, "UiApp", ovmfVolume, fileUiApp}}
+		return []BootOption{{0x109, "UiApp", ovmfVolume, fileUIApp}}
 	}
 	return []BootOption{
 		{0x109, "BootManagerMenuApp", ovmfVolume, fileMenuApp},
-		{0x101, "EFI Firmware Setup", ovmfVolume, fileUiApp},
+		{0x101, "EFI Firmware Setup", ovmfVolume, fileUIApp},
 	}
 }

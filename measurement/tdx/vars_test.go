@@ -66,8 +66,11 @@ func TestSecureBootVariables(t *testing.T) {
 	}{
 		{"no keys", false, nil, []string{"", "", "", "", ""}},
 		{"no keys in a build with secure boot", true, nil, []string{"\x00", "", "", "", ""}},
-		{"keys", false, []stored{pk, {guidGlobal, "KEK", []byte("kek"), varAdded}, {guidImageSecurity, "db", []byte("db!"), varAdded}, {guidImageSecurity, "dbx", []byte("x"), varAdded}},
-			[]string{"\x01", "platform", "kek", "db!", "x"}},
+		{
+			"keys", false,
+			[]stored{pk, {guidGlobal, "KEK", []byte("kek"), varAdded}, {guidImageSecurity, "db", []byte("db!"), varAdded}, {guidImageSecurity, "dbx", []byte("x"), varAdded}},
+			[]string{"\x01", "platform", "kek", "db!", "x"},
+		},
 		{"keys, switched off", false, []stored{pk, {guidEnableDisable, "SecureBootEnable", []byte{0}, varAdded}}, []string{"\x00", "platform", "", "", ""}},
 		{"deleted key", false, []stored{{guidGlobal, "PK", []byte("old"), 0x3c}}, []string{"", "", "", "", ""}},
 		{"key being replaced", false, []stored{{guidGlobal, "PK", []byte("old"), varReplaced}, {guidGlobal, "PK", []byte("new"), varAdded}}, []string{"\x01", "new", "", "", ""}},

@@ -44,9 +44,12 @@ type Layout struct {
 // Sections is the section list of a current edk2 build.
 func Sections() []ovmf.Section {
 	return []ovmf.Section{
-		{GPA: 0x800000, Size: 0x9000, Type: ovmf.SecMem}, {GPA: 0x80a000, Size: 0x3000, Type: ovmf.SecMem},
-		{GPA: 0x80d000, Size: 0x1000, Type: ovmf.Secrets}, {GPA: 0x80e000, Size: 0x1000, Type: ovmf.CPUID},
-		{GPA: 0x80f000, Size: 0x1000, Type: ovmf.SVSMCAA}, {GPA: 0x811000, Size: 0xf000, Type: ovmf.SecMem},
+		{GPA: 0x800000, Size: 0x9000, Type: ovmf.SecMem},
+		{GPA: 0x80a000, Size: 0x3000, Type: ovmf.SecMem},
+		{GPA: 0x80d000, Size: 0x1000, Type: ovmf.Secrets},
+		{GPA: 0x80e000, Size: 0x1000, Type: ovmf.CPUID},
+		{GPA: 0x80f000, Size: 0x1000, Type: ovmf.SVSMCAA},
+		{GPA: 0x811000, Size: 0xf000, Type: ovmf.SecMem},
 		{GPA: 0x810000, Size: 0x1000, Type: ovmf.KernelHashes},
 	}
 }
