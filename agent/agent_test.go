@@ -10,7 +10,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -21,8 +20,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
-	"github.com/google/go-cmp/cmp"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 )
@@ -330,126 +327,6 @@ func TestOOMEvents(t *testing.T) {
 	}
 }
 
-func TestIDs(t *testing.T) {
-	for id, ok := range map[string]bool{
-		"a": true, "abc.DEF_0-9": true, strings.Repeat("a", maxID): true, strings.Repeat("a", maxID+1): false,
-		"": false, ".": false, "..": false, "a/b": false, "-a": false, "a\n": false, "a b": false, "shared": false, "sandbox": false,
-	} {
-		if err := checkContainerID(id); (err == nil) != ok || err != nil && !errdefs.IsInvalidArgument(err) {
-			t.Errorf("checkContainerID(%q) = %v", id, err)
-		}
-	}
-}
-
-func TestAdapt(t *testing.T) {
-	s := &specs.Spec{
-		Process: &specs.Process{ApparmorProfile: "p", SelinuxLabel: "l"}, Root: &specs.Root{Path: "/x"}, Hostname: "pod",
-		Linux: &specs.Linux{
-			CgroupsPath: "../../../etc", MountLabel: "m",
-			Sysctl:     map[string]string{"net.ipv4.ip_forward": "1", "kernel.shmmax": "2"},
-			Namespaces: []specs.LinuxNamespace{{Type: "network", Path: "/proc/1/ns/net"}, {Type: "pid", Path: "/evil"}, {Type: "user"}},
-		},
-	}
-	sysctls, err := adapt(s, surroundings{bundle: "/b", hostname: "pod", cgroup: "/coco/c", ns: map[string]string{"ipc": "/i", "uts": "/u"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := &specs.Spec{
-		Process: &specs.Process{}, Root: &specs.Root{Path: "/b/rootfs"},
-		Linux: &specs.Linux{
-			CgroupsPath: "/coco/c", Sysctl: map[string]string{"kernel.shmmax": "2"},
-			Namespaces: []specs.LinuxNamespace{{Type: "mount"}, {Type: "cgroup"}, {Type: "pid"}, {Type: "ipc", Path: "/i"}, {Type: "uts", Path: "/u"}, {Type: "user"}},
-		},
-	}
-	if d := cmp.Diff(want, s); d != "" {
-		t.Errorf("adapt (-want +got):\n%s", d)
-	}
-	if d := cmp.Diff(map[string]string{"net.ipv4.ip_forward": "1"}, sysctls); d != "" {
-		t.Error(d)
-	}
-}
-
-func TestAdaptRefuses(t *testing.T) {
-	base := func() *specs.Spec {
-		return &specs.Spec{Process: &specs.Process{}, Root: &specs.Root{}, Linux: &specs.Linux{}}
-	}
-	bind := func(src string) func(*specs.Spec) {
-		return func(s *specs.Spec) {
-			s.Mounts = []specs.Mount{{Destination: "/d", Source: src, Type: "bind"}}
-		}
-	}
-	for name, tc := range map[string]struct {
-		spoil func(*specs.Spec)
-		class func(error) bool
-	}{
-		"a hook":              {func(s *specs.Spec) { s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/x"}}} }, errdefs.IsNotImplemented},
-		"a mount of /":        {bind("/"), errdefs.IsInvalidArgument},
-		"a relative mount":    {bind("run/kata-containers/x"), errdefs.IsInvalidArgument},
-		"a mount beside":      {bind(runDir + "-x/y"), errdefs.IsInvalidArgument},
-		"a mount by dots":     {bind(runDir + "/shared/../../../etc"), errdefs.IsInvalidArgument},
-		"everybody's files":   {bind(sharedDir), errdefs.IsInvalidArgument},
-		"its own bundle":      {bind(runDir + "/c"), errdefs.IsInvalidArgument},
-		"an option that says": {func(s *specs.Spec) { s.Mounts = []specs.Mount{{Source: "/etc", Options: []string{"rbind"}}} }, errdefs.IsInvalidArgument},
-	} {
-		s := base()
-		tc.spoil(s)
-		if _, err := adapt(s, surroundings{bundle: runDir + "/c"}); !tc.class(err) {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	ok := base()
-	bind(sharedDir + "/c-0123456789abcdef-hosts")(ok)
-	if _, err := adapt(ok, surroundings{bundle: runDir + "/c"}); err != nil {
-		t.Error(err)
-	}
-}
-
-func TestResolveInside(t *testing.T) {
-	top := t.TempDir()
-	base := filepath.Join(top, "base")
-	for _, d := range []string{base + "/d", top + "/out"} {
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for link, target := range map[string]string{"in": "d", "out": "../out", "abs": "/etc", "self": "."} {
-		if err := os.Symlink(target, filepath.Join(base, link)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for p, want := range map[string]string{"d": base + "/d", "in": base + "/d", "out": "", "abs": "", "self": "", "none": ""} {
-		got, err := resolveInside(filepath.Join(base, p), base)
-		if got != want || (want == "") != errdefs.IsInvalidArgument(err) {
-			t.Errorf("resolveInside(%s) = %q, %v; want %q", p, got, err, want)
-		}
-	}
-}
-
-func TestSysctlFile(t *testing.T) {
-	for in, want := range map[string]string{
-		"net.ipv4.ip_forward": "net/ipv4/ip_forward", "net/ipv4/conf/eth0.1/x": "net/ipv4/conf/eth0.1/x",
-		"kernel.x": "", "net..x": "", "net/../kernel/x": "", "net.": "",
-	} {
-		if got, err := sysctlFile(in); got != want || (err == nil) != (want != "") {
-			t.Errorf("sysctlFile(%q) = %q, %v", in, got, err)
-		}
-	}
-}
-
-func TestParseNetDev(t *testing.T) {
-	const text = `Inter-|   Receive                                                |  Transmit
- face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
-    lo:     100       1    0    0    0     0          0         0      100       1    0    0    0     0       0          0
-  eth0:     123       4    5    6    0     0          0         0      789      10   11   12    0     0       0          0
-  bad0:     x 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
-`
-	got := parseNetDev(strings.NewReader(text))
-	if len(got) != 1 || fmt.Sprint(got[0].Name, got[0].RxBytes, got[0].RxPackets, got[0].RxErrors, got[0].RxDropped) != "eth01234 5 6" && got[0].RxBytes != 123 ||
-		got[0].TxBytes != 789 || got[0].TxPackets != 10 || got[0].TxErrors != 11 || got[0].TxDropped != 12 {
-		t.Errorf("parseNetDev = %v", got)
-	}
-}
-
 // TestCodes: what a handler returns becomes the protocol's code.
 func TestCodes(t *testing.T) {
 	f := newFixture(t)
@@ -490,21 +367,4 @@ func TestUnsupportedCallsSaySo(t *testing.T) {
 			t.Errorf("call %d = %v", i, err)
 		}
 	}
-}
-
-func FuzzHostText(f *testing.F) {
-	f.Add("net.ipv4.x", "/run/kata-containers/a")
-	f.Fuzz(func(t *testing.T, a, b string) {
-		if p, err := sysctlFile(a); err == nil && (strings.Contains(p, "..") || !strings.HasPrefix(p, "net/")) {
-			t.Errorf("sysctlFile(%q) = %q", a, p)
-		}
-		if checkContainerID(a) == nil && filepath.Dir(filepath.Join(runDir, a)) != runDir {
-			t.Errorf("id %q leaves the directory", a)
-		}
-		err := checkMounts([]specs.Mount{{Source: b, Type: "bind"}}, runDir+"/c")
-		if err == nil && !strings.HasPrefix(filepath.Clean(b), runDir+"/") {
-			t.Errorf("mount of %q", b)
-		}
-		parseNetDev(strings.NewReader(a))
-	})
 }
