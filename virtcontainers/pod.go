@@ -177,7 +177,8 @@ func (p *Pod) runStartHooks(ctx context.Context, s *specs.Spec, id, bundle strin
 		return nil
 	}
 	st := p.ociState(s, id, bundle, specs.StateCreating)
-	if err := hooks.Run(ctx, "prestart", s.Hooks.Prestart, st); err != nil { //nolint:staticcheck // engines still use it
+	//lint:ignore SA1019 engines still use it
+	if err := hooks.Run(ctx, "prestart", s.Hooks.Prestart, st); err != nil {
 		return err
 	}
 	return hooks.Run(ctx, "createRuntime", s.Hooks.CreateRuntime, st)

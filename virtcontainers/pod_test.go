@@ -373,6 +373,7 @@ func TestHooksRunInOrderWithTheState(t *testing.T) {
 		return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", `read s; echo "` + name + ` $s" >> ` + log}}}
 	}
 	o := w.options("sleep")
+	//lint:ignore SA1019 engines still use it
 	o.Spec.Hooks = &specs.Hooks{Prestart: hook("prestart"), CreateRuntime: hook("createRuntime"), Poststart: hook("poststart"), Poststop: hook("poststop")}
 	p, err := CreatePod(t.Context(), o)
 	if err != nil {

@@ -128,8 +128,11 @@ func (r *refusals) platforms(s *specs.Spec) {
 		name string
 		set  bool
 	}{
-		{"solaris", s.Solaris != nil}, {"windows", s.Windows != nil}, {"vm", s.VM != nil},
-		{"zos", s.ZOS != nil}, {"freebsd", s.FreeBSD != nil},
+		{"solaris", s.Solaris != nil},
+		{"windows", s.Windows != nil},
+		{"vm", s.VM != nil},
+		{"zos", s.ZOS != nil},
+		{"freebsd", s.FreeBSD != nil},
 	} {
 		if p.set {
 			r.add("%s: only Linux containers are supported", p.name)

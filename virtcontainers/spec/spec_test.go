@@ -237,20 +237,32 @@ func TestMounts(t *testing.T) {
 		want   *agent.Mount
 		copies []Copy
 	}{
-		{name: "proc stays", in: specs.Mount{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid"}},
-			want: &agent.Mount{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid"}}},
-		{name: "shm of its own stays", in: specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"size=65536k"}},
-			want: &agent.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"size=65536k"}}},
-		{name: "shm of the pod is the guest's", shm: true, in: specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/run/x/shm", Options: []string{"rbind"}},
-			want: &agent.Mount{Destination: "/dev/shm", Type: "bind", Source: SandboxShm, Options: []string{"rbind"}}},
-		{name: "a bind by type is copied", in: specs.Mount{Destination: "/etc/hosts", Type: "bind", Source: "/var/hosts", Options: []string{"ro"}},
+		{
+			name: "proc stays", in: specs.Mount{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid"}},
+			want: &agent.Mount{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid"}},
+		},
+		{
+			name: "shm of its own stays", in: specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"size=65536k"}},
+			want: &agent.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"size=65536k"}},
+		},
+		{
+			name: "shm of the pod is the guest's", shm: true, in: specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/run/x/shm", Options: []string{"rbind"}},
+			want: &agent.Mount{Destination: "/dev/shm", Type: "bind", Source: SandboxShm, Options: []string{"rbind"}},
+		},
+		{
+			name: "a bind by type is copied", in: specs.Mount{Destination: "/etc/hosts", Type: "bind", Source: "/var/hosts", Options: []string{"ro"}},
 			want:   &agent.Mount{Destination: "/etc/hosts", Type: "bind", Source: hosts, Options: []string{"ro"}},
-			copies: []Copy{{Source: "/var/hosts", Guest: hosts, Destination: "/etc/hosts"}}},
-		{name: "a bind by option is copied", in: specs.Mount{Destination: "/etc/hosts", Source: "/var/../var/hosts", Options: []string{"rbind"}},
+			copies: []Copy{{Source: "/var/hosts", Guest: hosts, Destination: "/etc/hosts"}},
+		},
+		{
+			name: "a bind by option is copied", in: specs.Mount{Destination: "/etc/hosts", Source: "/var/../var/hosts", Options: []string{"rbind"}},
 			want:   &agent.Mount{Destination: "/etc/hosts", Source: hosts, Options: []string{"rbind"}},
-			copies: []Copy{{Source: "/var/hosts", Guest: hosts, Destination: "/etc/hosts"}}},
-		{name: "a relative destination is below the root", in: specs.Mount{Destination: "dev/pts", Type: "devpts"},
-			want: &agent.Mount{Destination: "/dev/pts", Type: "devpts"}},
+			copies: []Copy{{Source: "/var/hosts", Guest: hosts, Destination: "/etc/hosts"}},
+		},
+		{
+			name: "a relative destination is below the root", in: specs.Mount{Destination: "dev/pts", Type: "devpts"},
+			want: &agent.Mount{Destination: "/dev/pts", Type: "devpts"},
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := plain()
