@@ -267,7 +267,10 @@ func (s *Service) tearDown(ctx context.Context, c *container) error {
 			p.io.Close()
 		}
 	}
-	return c.undo.Run(ctx)
+	if err := c.undo.Run(ctx); err != nil {
+		return err
+	}
+	return s.copy.Forget(c.id)
 }
 
 // PauseContainer freezes the container's processes.

@@ -64,6 +64,36 @@ func (r *Receiver) Copy(req *agent.CopyFileRequest) error {
 	return nil
 }
 
+// Forget removes what was copied for a container: entries named <id>-<16 hex digits>-<name>.
+func (r *Receiver) Forget(id string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	root, err := os.OpenRoot(r.base)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove copies of container %s: %w", id, err)
+	}
+	defer root.Close()
+	entries, err := os.ReadDir(r.base)
+	errs := []error{err}
+	for _, e := range entries {
+		if belongs(e.Name(), id) {
+			errs = append(errs, root.RemoveAll(e.Name()))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("remove copies of container %s: %w", id, err)
+	}
+	return nil
+}
+
+func belongs(name, id string) bool {
+	rest, ok := strings.CutPrefix(name, id+"-")
+	return ok && len(rest) > 17 && rest[16] == '-' && strings.Trim(rest[:16], "0123456789abcdef") == ""
+}
+
 // relative returns p relative to base. It is purely lexical; links are the Root's business.
 func relative(base, p string) (string, error) {
 	bad := func(why string) (string, error) {

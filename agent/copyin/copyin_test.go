@@ -150,6 +150,30 @@ func TestEscapes(t *testing.T) {
 	}
 }
 
+func TestForget(t *testing.T) {
+	base := filepath.Join(t.TempDir(), "base")
+	r := New(base)
+	if err := r.Forget("c"); err != nil {
+		t.Errorf("before anything was copied: %v", err)
+	}
+	kept := []string{"c-0123456789abcdef", "c-0123456789abcdeg-x", "cc-0123456789abcdef-x", "other", "c-b-0123456789abcdef-x"}
+	for _, n := range append([]string{"c-0123456789abcdef-hosts", "c-fedcba9876543210-d"}, kept...) {
+		if err := r.Copy(owner(&agent.CopyFileRequest{Path: base + "/" + n, FileMode: unix.S_IFDIR | 0o700})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.Copy(owner(&agent.CopyFileRequest{Path: base + "/c-fedcba9876543210-d/f", FileMode: unix.S_IFREG | 0o600})); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Forget("c"); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(base)
+	if err != nil || len(entries) != len(kept) {
+		t.Errorf("left: %v, %v; want %v", entries, err, kept)
+	}
+}
+
 func FuzzCopy(f *testing.F) {
 	f.Add("/file", uint32(unix.S_IFREG|0o644), []byte("x"), int64(1), int64(0))
 	f.Add("/a/../../x", uint32(unix.S_IFLNK|0o777), []byte(".."), int64(0), int64(0))
