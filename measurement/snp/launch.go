@@ -85,7 +85,7 @@ func prepare(d Description, t *measurement.Trace) (*Prepared, error) {
 	if err != nil {
 		return nil, err
 	}
-	if in.eipErr != nil && d.VMM.qemu() {
+	if in.eipErr != nil && in.image != nil && d.VMM.qemu() {
 		return nil, in.eipErr // QEMU refuses such an image even for one processor
 	}
 	c, err := start(d, in, t)

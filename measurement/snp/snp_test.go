@@ -163,6 +163,18 @@ func TestMetadataStandsForTheFirmware(t *testing.T) {
 	}
 }
 
+func TestMetadataWithoutStartAddressIsEnoughForOneProcessor(t *testing.T) {
+	d := description(nil)
+	d.Firmware, d.Kernel, d.FirmwareHash = nil, nil, make([]byte, 48)
+	d.Metadata = &snp.Metadata{Sections: ovmftest.Sections()}
+	d.VCPUs = 1
+	mustMeasure(t, d)
+	d.VCPUs = 2
+	if got, err := snp.Measure(d, nil); err == nil {
+		t.Errorf("Measure for two processors = %s, want a refusal", got)
+	}
+}
+
 func TestMeasureRefuses(t *testing.T) {
 	for _, tt := range []struct {
 		name   string

@@ -56,7 +56,7 @@ type Description struct {
 	Memory uint64 // bytes
 
 	// FwCfg are further fw_cfg items that the firmware measures (edk2-stable202505 and later), in any
-	// order. BootMenu is taken as off unless it is given.
+	// order. BootMenu and bootorder have the values that a direct boot always has, unless they are given.
 	FwCfg []Item
 	ACPI  *ACPI
 	// SMBIOS is the filtered table that edk2-stable202505 and later measure.
@@ -204,11 +204,18 @@ func (r *register) firmware(d Description) ([]byte, error) {
 // BootMenu is the name under which the fw_cfg item of that kind is given; it is no file.
 const BootMenu = "BootMenu"
 
+// With -kernel, QEMU boots an option ROM of its own first; seen in QEMU 7.2 and 10.0.2. Devices with
+// a bootindex would add lines.
+const (
+	bootOrder       = "bootorder"
+	directBootOrder = "/rom@genroms/linuxboot_dma.bin\x00"
+)
+
 // fwCfgOrder is the order in which the firmware's cache reads and measures fw_cfg.
-var fwCfgOrder = []string{"etc/extra-pci-roots", BootMenu, "etc/boot-menu-wait", "etc/reserved-memory-end", "opt/ovmf/X-PciMmio64Mb", "bootorder"}
+var fwCfgOrder = []string{"etc/extra-pci-roots", BootMenu, "etc/boot-menu-wait", "etc/reserved-memory-end", "opt/ovmf/X-PciMmio64Mb", bootOrder}
 
 func (r *register) fwCfg(d Description) error {
-	items := map[string]Content{BootMenu: {Data: []byte{0, 0}}}
+	items := map[string]Content{BootMenu: {Data: []byte{0, 0}}, bootOrder: {Data: []byte(directBootOrder)}}
 	for _, i := range d.FwCfg {
 		known := false
 		for _, n := range fwCfgOrder {

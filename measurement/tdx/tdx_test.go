@@ -342,6 +342,19 @@ func TestRegistersRefuseWhatIsMissing(t *testing.T) {
 	}
 }
 
+func TestBootOrderOfADirectBootIsKnown(t *testing.T) {
+	d := description(t, newer)
+	want := must(t)(tdx.RTMR0(d, nil))
+	d.FwCfg = []tdx.Item{{Name: "bootorder", Content: content("/rom@genroms/linuxboot_dma.bin\x00")}, {Name: tdx.BootMenu, Content: content("\x00\x00")}}
+	if got := must(t)(tdx.RTMR0(d, nil)); !got.Equal(want) {
+		t.Errorf("RTMR0 with what QEMU has by default = %s, want %s", got, want)
+	}
+	d.FwCfg = []tdx.Item{{Name: "bootorder", Content: content("other")}}
+	if got := must(t)(tdx.RTMR0(d, nil)); got.Equal(want) {
+		t.Error("another boot order does not reach RTMR0")
+	}
+}
+
 func TestProfiles(t *testing.T) {
 	for _, s := range []string{"", "edk2-stable202508", "edk2-stable202508+qemu-7.2", "edk2-stable202508+qemu-12.0", "edk2-stable201905+qemu-10.1", "edk2-stable202508+qemu-11.0 "} {
 		if p, err := tdx.ParseProfile(s); err == nil {
