@@ -196,7 +196,12 @@ func (g *guest) run() error {
 	g.log.Debug("serving", "uptime", uptime())
 	go func() {
 		ended <- transport.Serve(ctx, transport.Ports{
-			transport.PortAgent:   func(l net.Listener) error { return g.server.Serve(ctx, l) },
+			transport.PortAgent: func(l net.Listener) error {
+				if err := g.server.Serve(ctx, l); !errors.Is(err, ttrpc.ErrServerClosed) {
+					return err
+				}
+				return nil
+			},
 			transport.PortStreams: g.broker.Serve,
 		}, g.log)
 	}()
