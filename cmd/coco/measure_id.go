@@ -15,7 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/coco-shim/coco/measurement"
-	"github.com/coco-shim/coco/measurement/snp"
+	"github.com/coco-shim/coco/measurement/snp/idblock"
 )
 
 // idOptions say which ID block to make.
@@ -32,7 +32,7 @@ func (o *idOptions) flags(cmd *cobra.Command) {
 	f.BoolVar(&o.on, "id-block", false, "also print an ID block and ID authentication, for QEMU's id-block= and id-auth=")
 	f.StringVar(&o.key, "id-key", "", "PEM file with the P-384 key that signs the ID block; without it the block is anonymous")
 	f.StringVar(&o.author, "author-key", "", "PEM file with the P-384 key that signs the ID key")
-	f.StringVar(&o.policy, "policy", fmt.Sprintf("%#x", uint64(snp.DefaultPolicy)), "guest policy of the launch")
+	f.StringVar(&o.policy, "policy", fmt.Sprintf("%#x", uint64(idblock.DefaultPolicy)), "guest policy of the launch")
 	f.StringVar(&o.family, "family-id", "", "16 bytes in hexadecimal, free for the owner")
 	f.StringVar(&o.image, "image-id", "", "16 bytes in hexadecimal, free for the owner")
 	f.Uint32Var(&o.svn, "guest-svn", 0, "security version of the guest")
@@ -55,7 +55,7 @@ func (o *idOptions) make(d measurement.Digest) (*idResult, error) {
 		if o.author != "" {
 			return nil, errors.New("--author-key wants --id-key")
 		}
-		auth, err := snp.AnonymousIDAuth(block)
+		auth, err := idblock.Anonymous(block)
 		if err != nil {
 			return nil, err
 		}
@@ -71,23 +71,23 @@ func (o *idOptions) make(d measurement.Digest) (*idResult, error) {
 			return nil, err
 		}
 	}
-	auth, err := snp.SignIDBlock(block, key, author)
+	auth, err := idblock.Sign(block, key, author)
 	if err != nil {
 		return nil, err
 	}
 	return newIDResult(block, auth, false)
 }
 
-func (o *idOptions) block(d measurement.Digest) (snp.IDBlock, error) {
+func (o *idOptions) block(d measurement.Digest) (idblock.Block, error) {
 	p, err := strconv.ParseUint(o.policy, 0, 64)
 	if err != nil {
-		return snp.IDBlock{}, fmt.Errorf("--policy %q is not a 64-bit number", o.policy)
+		return idblock.Block{}, fmt.Errorf("--policy %q is not a 64-bit number", o.policy)
 	}
-	policy := snp.Policy(p)
-	if err := policy.CheckProduction(); err != nil && !(o.allowDebug && errors.Is(err, snp.ErrDebug)) {
-		return snp.IDBlock{}, fmt.Errorf("--policy: %w", err)
+	policy := idblock.Policy(p)
+	if err := policy.CheckProduction(); err != nil && !(o.allowDebug && errors.Is(err, idblock.ErrDebug)) {
+		return idblock.Block{}, fmt.Errorf("--policy: %w", err)
 	}
-	b, err := snp.NewIDBlock(d, policy)
+	b, err := idblock.New(d, policy)
 	if err != nil {
 		return b, err
 	}

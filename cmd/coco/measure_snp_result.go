@@ -10,6 +10,7 @@ import (
 
 	"github.com/coco-shim/coco/measurement"
 	"github.com/coco-shim/coco/measurement/snp"
+	"github.com/coco-shim/coco/measurement/snp/idblock"
 )
 
 // snpResult is the digest of one VM with what it was computed from.
@@ -100,9 +101,9 @@ type idResult struct {
 	Anonymous    bool               `json:"anonymous"`
 }
 
-func newIDResult(block snp.IDBlock, auth []byte, anonymous bool) (*idResult, error) {
+func newIDResult(block idblock.Block, auth []byte, anonymous bool) (*idResult, error) {
 	raw := block.Marshal()
-	keys, err := snp.VerifyIDAuth(raw, auth)
+	keys, err := idblock.Verify(raw, auth)
 	if err != nil {
 		return nil, err
 	}

@@ -9,13 +9,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/coco-shim/coco/measurement"
-	"github.com/coco-shim/coco/measurement/tdx"
+	"github.com/coco-shim/coco/measurement/tdx/ccel"
 )
 
 // logResult is what an event log leads to.
 type logResult struct {
 	Platform string             `json:"platform"`
-	Values   tdx.Registers      `json:"rtmrs"`
+	Values   ccel.Registers     `json:"rtmrs"`
 	Trace    *measurement.Trace `json:"trace,omitempty"`
 }
 
@@ -49,7 +49,7 @@ func newMeasureTDXLogCmd() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("measure tdx log: %w", err)
 			}
-			log, err := tdx.ParseLog(raw)
+			log, err := ccel.Parse(raw)
 			if err != nil {
 				return fmt.Errorf("measure tdx log %s: %w", args[0], err)
 			}

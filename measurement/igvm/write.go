@@ -100,7 +100,7 @@ func (w *Writer) Context(vp uint16, gpa uint64, vmsa []byte) {
 	w.add(Directive{Type: VPContext, GPA: gpa, VP: vp, Data: vmsa})
 }
 
-// IDBlock adds an ID block with its authentication, in the forms of package snp.
+// IDBlock adds an ID block with its authentication, in the forms of package idblock.
 func (w *Writer) IDBlock(block, auth []byte) {
 	if len(block) != 96 || len(auth) != 4096 {
 		w.fail("id block of %d and authentication of %d bytes, not 96 and 4096", len(block), len(auth))

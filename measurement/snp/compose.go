@@ -11,6 +11,7 @@ import (
 	"github.com/coco-shim/coco/measurement/igvm"
 	"github.com/coco-shim/coco/measurement/kernelhashes"
 	"github.com/coco-shim/coco/measurement/ovmf"
+	"github.com/coco-shim/coco/measurement/snp/idblock"
 )
 
 // Blob is bytes that are placed in guest memory, measured.
@@ -22,7 +23,7 @@ type Blob struct {
 
 // IGVMContents is what an IGVM file for Cloud Hypervisor's SNP launch is made of.
 type IGVMContents struct {
-	Policy Policy
+	Policy idblock.Policy
 
 	// Firmware ends at 4 GiB, where Cloud Hypervisor has 4 MiB of memory for it. The sections of its
 	// SEV metadata become pages in table order.
@@ -65,7 +66,7 @@ func ComposeIGVM(c IGVMContents) ([]byte, error) {
 	}
 	w.Context(0, igvm.KVMVMSAGPA, context)
 	if c.IDBlock != nil || c.IDAuth != nil {
-		if _, err := VerifyIDAuth(c.IDBlock, c.IDAuth); err != nil {
+		if _, err := idblock.Verify(c.IDBlock, c.IDAuth); err != nil {
 			return nil, fmt.Errorf("compose igvm file: %w", err)
 		}
 		w.IDBlock(c.IDBlock, c.IDAuth)

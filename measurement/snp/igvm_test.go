@@ -13,11 +13,12 @@ import (
 	"github.com/coco-shim/coco/measurement/igvm/igvmtest"
 	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
 	"github.com/coco-shim/coco/measurement/snp"
+	"github.com/coco-shim/coco/measurement/snp/idblock"
 )
 
 func contents() snp.IGVMContents {
 	return snp.IGVMContents{
-		Policy: snp.DefaultPolicy, Firmware: ovmftest.Build(layout()), Hashes: withKernel(), Signature: 0xa00f11, Features: 1,
+		Policy: idblock.DefaultPolicy, Firmware: ovmftest.Build(layout()), Hashes: withKernel(), Signature: 0xa00f11, Features: 1,
 		Blobs: []snp.Blob{{Name: "kernel", GPA: 0x1000000, Data: []byte("kernel")}, {Name: "initrd", GPA: 0x4000000, Data: bytes.Repeat([]byte("i"), 9000)}},
 	}
 }
@@ -156,7 +157,7 @@ func TestIGVMRefusals(t *testing.T) {
 		"policy without bit 17":   func(c *snp.IGVMContents) { c.Policy = 0 },
 		"short context":           func(c *snp.IGVMContents) { c.Context = []byte{1} },
 		"hashes without firmware": func(c *snp.IGVMContents) { c.Firmware = nil },
-		"id block without auth":   func(c *snp.IGVMContents) { c.IDBlock = testBlock().Marshal() },
+		"id block without auth":   func(c *snp.IGVMContents) { c.IDBlock = make([]byte, idblock.Size) },
 	} {
 		c := contents()
 		change(&c)

@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package snp computes the launch digest of AMD SEV-SNP virtual machines page by page, as the AMD
-// firmware does while the VMM inserts the pages; further the digests of SEV-ES and SEV for old
-// evidence, and the ID block that makes the firmware itself check the digest at launch.
+// firmware does while the VMM inserts the pages, from a firmware image or an IGVM file; further the
+// digests of SEV-ES and SEV for old evidence. Package idblock makes the firmware itself check them.
 //
 // A Description holds everything that is measured. Nothing else is: memory size, devices, MAC
 // addresses and identifiers are not in the digest. Policy, HOSTDATA and the ID block are separate

@@ -17,6 +17,7 @@ import (
 	"github.com/coco-shim/coco/measurement/ovmf"
 	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
 	"github.com/coco-shim/coco/measurement/tdx"
+	"github.com/coco-shim/coco/measurement/tdx/ccel"
 	"github.com/coco-shim/coco/tests/vectors"
 )
 
@@ -145,13 +146,13 @@ func TestHOBRefuses(t *testing.T) {
 // A whole RTMR0 of a published log: all but the ACPI tables, which are given by digest, is computed.
 func TestRTMR0AgreesWithPublishedLog(t *testing.T) {
 	raw := vectors.Read(t, vectors.Dir(t), "tdx/trustee/CCEL_data_ovmf")
-	log, err := tdx.ParseLog(raw)
+	log, err := ccel.Parse(raw)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var acpi []measurement.Digest
 	for _, e := range log.Events {
-		if e.Type == tdx.EvPlatformConfig {
+		if e.Type == ccel.EvPlatformConfig {
 			acpi = append(acpi, e.Digest)
 		}
 	}
@@ -169,7 +170,7 @@ func TestRTMR0AgreesWithPublishedLog(t *testing.T) {
 	// RTMR1 and RTMR2 of the log cover a kernel that is not published; their shape is compared instead.
 	k := d
 	for _, e := range log.Events {
-		if e.Type == tdx.EvBootApplication {
+		if e.Type == ccel.EvBootApplication {
 			k.Kernel = tdx.Content{Digest: e.Digest}
 		}
 	}
@@ -181,13 +182,13 @@ func TestRTMR0AgreesWithPublishedLog(t *testing.T) {
 
 // dstack's log is of a newer firmware, whose separator moved to RTMR1.
 func TestRTMR1AgreesWithPublishedLog(t *testing.T) {
-	log, err := tdx.ParseLog(vectors.Read(t, vectors.Dir(t), "tdx/dstack/ccel.bin"))
+	log, err := ccel.Parse(vectors.Read(t, vectors.Dir(t), "tdx/dstack/ccel.bin"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	d := tdx.Description{Profile: profile(t, "edk2-stable202502+qemu-10.2")}
 	for _, e := range log.Events {
-		if e.Type == tdx.EvBootApplication {
+		if e.Type == ccel.EvBootApplication {
 			d.Kernel = tdx.Content{Digest: e.Digest}
 		}
 	}

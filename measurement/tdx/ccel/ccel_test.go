@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package tdx_test
+package ccel_test
 
 import (
 	"bytes"
@@ -15,13 +15,12 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/coco-shim/coco/measurement"
-	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
-	"github.com/coco-shim/coco/measurement/tdx"
+	"github.com/coco-shim/coco/measurement/tdx/ccel"
 	"github.com/coco-shim/coco/tests/vectors"
 )
 
 // The registers of a TD quote lie at fixed places (Intel DCAP, TD report 1.0 body after the 48-byte header).
-func quoteRegisters(q []byte) (r tdx.Registers) {
+func quoteRegisters(q []byte) (r ccel.Registers) {
 	for i := range r {
 		at := 48 + 328 + 48*i
 		r[i] = q[at : at+48]
@@ -31,7 +30,7 @@ func quoteRegisters(q []byte) (r tdx.Registers) {
 
 func TestReplayLeadsToTheQuotesRegisters(t *testing.T) {
 	dir := vectors.Dir(t)
-	log, err := tdx.ParseLog(vectors.Read(t, dir, "tdx/go-tdx-guest/ccel_data.dat"))
+	log, err := ccel.Parse(vectors.Read(t, dir, "tdx/go-tdx-guest/ccel_data.dat"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +44,7 @@ func TestReplayLeadsToTheQuotesRegisters(t *testing.T) {
 
 // The log of dstack comes without its quote; its authors state what it leads to.
 func TestReplayLeadsToThePublishedRegisters(t *testing.T) {
-	log, err := tdx.ParseLog(vectors.Read(t, vectors.Dir(t), "tdx/dstack/ccel.bin"))
+	log, err := ccel.Parse(vectors.Read(t, vectors.Dir(t), "tdx/dstack/ccel.bin"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +55,7 @@ func TestReplayLeadsToThePublishedRegisters(t *testing.T) {
 	}
 }
 
-func TestParseLogAgreesWithPublishedParse(t *testing.T) {
+func TestParseAgreesWithPublishedParse(t *testing.T) {
 	dir := vectors.Dir(t)
 	var want struct {
 		Events []struct {
@@ -74,9 +73,9 @@ func TestParseLogAgreesWithPublishedParse(t *testing.T) {
 	if err := json.Unmarshal(vectors.Read(t, dir, "tdx/trustee/el_CCEL_data_ovmf_out.json"), &want); err != nil {
 		t.Fatal(err)
 	}
-	log, err := tdx.ParseLog(vectors.Read(t, dir, "tdx/trustee/CCEL_data_ovmf"))
+	log, err := ccel.Parse(vectors.Read(t, dir, "tdx/trustee/CCEL_data_ovmf"))
 	if err != nil || len(log.Events) != len(want.Events) {
-		t.Fatalf("ParseLog = %d events, %v, want %d", len(log.Events), err, len(want.Events))
+		t.Fatalf("Parse = %d events, %v, want %d", len(log.Events), err, len(want.Events))
 	}
 	for i, w := range want.Events {
 		e := log.Events[i]
@@ -84,7 +83,7 @@ func TestParseLogAgreesWithPublishedParse(t *testing.T) {
 		if e.MR != w.Index || e.Type.String() != w.Type || e.Digest.String() != w.Digests[0].Digest || !bytes.Equal(e.Data, w.Event) {
 			t.Errorf("event %d = %d %s %s %s, want %d %s", i, e.MR, e.Type, e.Digest, base64.StdEncoding.EncodeToString(e.Data), w.Index, w.Type)
 		}
-		if (x.Coverage == tdx.CoversEvent) != w.Matches || x.Coverage == tdx.Contradicted {
+		if (x.Coverage == ccel.CoversEvent) != w.Matches || x.Coverage == ccel.Contradicted {
 			t.Errorf("event %d: %s, want digest_matches_event %v", i, x.Coverage, w.Matches)
 		}
 		if w.Details.Name != "" && x.Name != w.Details.Name {
@@ -97,11 +96,11 @@ func TestParseLogAgreesWithPublishedParse(t *testing.T) {
 }
 
 // sampleLog is a log that our own description leads to.
-func sampleLog(events ...tdx.Event) []byte {
+func sampleLog(events ...ccel.Event) []byte {
 	le := binary.LittleEndian
 	b := make([]byte, 32)
 	le.PutUint32(b, 1)
-	le.PutUint32(b[4:], uint32(tdx.EvNoAction))
+	le.PutUint32(b[4:], uint32(ccel.EvNoAction))
 	spec := append([]byte("Spec ID Event03\x00"), 0, 0, 0, 0, 0, 2, 0, 2, 1, 0, 0, 0, 0x0c, 0, 48, 0, 0)
 	le.PutUint32(b[28:], uint32(len(spec)))
 	b = append(b, spec...)
@@ -113,44 +112,27 @@ func sampleLog(events ...tdx.Event) []byte {
 	return append(b, bytes.Repeat([]byte{0xff}, 64)...)
 }
 
-func event(mr uint32, kind tdx.EventType, data string) tdx.Event {
+func event(mr uint32, kind ccel.EventType, data string) ccel.Event {
 	h := sha512.Sum384([]byte(data))
-	return tdx.Event{MR: mr, Type: kind, Digest: h[:], Data: []byte(data)}
-}
-
-func TestReplayEqualsTheComputedRegisters(t *testing.T) {
-	d := description(t, newer)
-	var trace measurement.Trace
-	want := must(t)(tdx.RTMR1(d, &trace))
-	var events []tdx.Event
-	for _, s := range trace.Steps {
-		events = append(events, tdx.Event{MR: 2, Type: tdx.EvAction, Digest: s.Content})
-	}
-	log, err := tdx.ParseLog(sampleLog(events...))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := log.Replay(nil)[1]; !got.Equal(want) {
-		t.Errorf("Replay = %s, want %s", got, want)
-	}
+	return ccel.Event{MR: mr, Type: kind, Digest: h[:], Data: []byte(data)}
 }
 
 func TestExplainShowsAForgedEvent(t *testing.T) {
-	forged := event(2, tdx.EvAction, "Exit Boot Services Invocation")
+	forged := event(2, ccel.EvAction, "Exit Boot Services Invocation")
 	forged.Data = []byte("Something harmless\x1b[2J")
-	log, err := tdx.ParseLog(sampleLog(forged, event(1, tdx.EvSeparator, "\x00\x00\x00\x00")))
+	log, err := ccel.Parse(sampleLog(forged, event(1, ccel.EvSeparator, "\x00\x00\x00\x00")))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if x := log.Events[0].Explain(); x.Coverage != tdx.Contradicted || strings.ContainsRune(x.Detail, 0x1b) {
+	if x := log.Events[0].Explain(); x.Coverage != ccel.Contradicted || strings.ContainsRune(x.Detail, 0x1b) {
 		t.Errorf("forged event = %+v, want it contradicted and harmless to print", x)
 	}
-	if x := log.Events[1].Explain(); x.Coverage != tdx.CoversEvent {
+	if x := log.Events[1].Explain(); x.Coverage != ccel.CoversEvent {
 		t.Errorf("separator = %+v", x)
 	}
 }
 
-func TestParseLogRefusesMalformedLogs(t *testing.T) {
+func TestParseRefusesMalformedLogs(t *testing.T) {
 	le := binary.LittleEndian
 	const first = 32 + 33
 	for name, change := range map[string]func([]byte) []byte{
@@ -168,25 +150,25 @@ func TestParseLogRefusesMalformedLogs(t *testing.T) {
 		"cut":                   func(b []byte) []byte { return b[:first+20] },
 		"rubbish at the end":    func(b []byte) []byte { b[len(b)-1] = 1; return b },
 	} {
-		if l, err := tdx.ParseLog(change(sampleLog(event(1, tdx.EvSeparator, "\x00\x00\x00\x00")))); err == nil {
-			t.Errorf("%s: ParseLog = %d events, want a refusal", name, len(l.Events))
+		if l, err := ccel.Parse(change(sampleLog(event(1, ccel.EvSeparator, "\x00\x00\x00\x00")))); err == nil {
+			t.Errorf("%s: Parse = %d events, want a refusal", name, len(l.Events))
 		}
 	}
 }
 
 func TestAnySingleBitOfADigestChangesTheReplay(t *testing.T) {
-	base := []tdx.Event{event(1, tdx.EvSeparator, "a"), event(2, tdx.EvAction, "b"), event(3, tdx.EvIPL, "c"), event(4, tdx.EvIPL, "d")}
-	log, err := tdx.ParseLog(sampleLog(base...))
+	base := []ccel.Event{event(1, ccel.EvSeparator, "a"), event(2, ccel.EvAction, "b"), event(3, ccel.EvIPL, "c"), event(4, ccel.EvIPL, "d")}
+	log, err := ccel.Parse(sampleLog(base...))
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := log.Replay(nil)
 	rapid.Check(t, func(t *rapid.T) {
 		n, bit := rapid.IntRange(0, 3).Draw(t, "event"), rapid.IntRange(0, 383).Draw(t, "bit")
-		events := append([]tdx.Event(nil), base...)
+		events := append([]ccel.Event(nil), base...)
 		events[n].Digest = append(measurement.Digest(nil), events[n].Digest...)
 		events[n].Digest[bit/8] ^= 1 << (bit % 8)
-		l, err := tdx.ParseLog(sampleLog(events...))
+		l, err := ccel.Parse(sampleLog(events...))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -198,10 +180,10 @@ func TestAnySingleBitOfADigestChangesTheReplay(t *testing.T) {
 	})
 }
 
-func FuzzParseLog(f *testing.F) {
-	f.Add(sampleLog(event(1, tdx.EvSeparator, "\x00\x00\x00\x00"), event(3, tdx.EvEventTag, "\xed\x22\x3b\x8f\x00\x00\x00\x00x"), event(1, tdx.EvVarBoot, strings.Repeat("\x00", 40)), event(2, tdx.EvBootApplication, strings.Repeat("\x04\x04\x08\x00", 12)), event(1, tdx.EvFirmwareBlob2, "\x01a0123456789abcdef")))
+func FuzzParse(f *testing.F) {
+	f.Add(sampleLog(event(1, ccel.EvSeparator, "\x00\x00\x00\x00"), event(3, ccel.EvEventTag, "\xed\x22\x3b\x8f\x00\x00\x00\x00x"), event(1, ccel.EvVarBoot, strings.Repeat("\x00", 40)), event(2, ccel.EvBootApplication, strings.Repeat("\x04\x04\x08\x00", 12)), event(1, ccel.EvFirmwareBlob2, "\x01a0123456789abcdef")))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		l, err := tdx.ParseLog(b)
+		l, err := ccel.Parse(b)
 		if err != nil {
 			return
 		}
@@ -211,40 +193,4 @@ func FuzzParseLog(f *testing.F) {
 			t.Errorf("%d events, %d steps of %d bytes", len(l.Events), len(trace.Steps), len(b))
 		}
 	})
-}
-
-func FuzzAuthenticode(f *testing.F) {
-	f.Add(bzImage())
-	f.Fuzz(func(t *testing.T, b []byte) {
-		h := sha512.New384()
-		if err := tdx.Authenticode(b, h); err == nil && len(b) < 0x40 {
-			t.Error("an image without headers was hashed")
-		}
-		d := tdx.Description{Profile: tdx.Profile{EDK2: 202408, QEMUMajor: 9}, Kernel: tdx.Content{Data: b}, Initrd: content("x"), Memory: 1 << 30}
-		_, _ = tdx.RTMR1(d, nil)
-	})
-}
-
-// FuzzFirmware covers TDX metadata and variable stores.
-func FuzzFirmware(f *testing.F) {
-	small := ovmftest.Build(ovmftest.Layout{Size: 16 << 10, TDX: ovmftest.TDXSections(16 << 10)})
-	cfv := emptyCFV(f)[:4096]
-	binary.LittleEndian.PutUint32(cfv[0x48+16:], 4096-0x48)
-	copy(small, cfv)
-	f.Add(small)
-	f.Fuzz(func(t *testing.T, tail []byte) {
-		fw := append(make([]byte, (4096-len(tail)%4096)%4096), tail...)
-		d := tdx.Description{Profile: tdx.Profile{EDK2: 202408, QEMUMajor: 10, QEMUMinor: 1}, Firmware: fw, Memory: 2 << 30, ACPI: &tdx.ACPI{Loader: content("a"), RSDP: content("b"), Tables: content("c")}}
-		_, _ = tdx.RTMR0(d, nil)
-		if len(fw) <= 64<<10 {
-			_, _ = tdx.MRTD(fw, tdx.TwoPass, nil, nil)
-		}
-	})
-}
-
-func BenchmarkMRTD(b *testing.B) {
-	fw := image(b, emptyCFV(b))
-	for b.Loop() {
-		must(b)(tdx.MRTD(fw, tdx.SinglePass, nil, nil))
-	}
 }

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package tdx
+package ccel
 
 import (
 	"bytes"
@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"strings"
 	"unicode"
+	"unicode/utf16"
 
 	"github.com/coco-shim/coco/measurement/ovmf"
 )
@@ -228,4 +229,17 @@ func printable(b []byte) string {
 		s.WriteRune(r)
 	}
 	return s.String()
+}
+
+// utf16String decodes a NUL-terminated UTF-16 string.
+func utf16String(b []byte) string {
+	var u []uint16
+	for ; len(b) >= 2; b = b[2:] {
+		c := binary.LittleEndian.Uint16(b)
+		if c == 0 {
+			break
+		}
+		u = append(u, c)
+	}
+	return string(utf16.Decode(u))
 }

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package snp_test
+package idblock_test
 
 import (
 	"bytes"
@@ -15,7 +15,7 @@ import (
 	"testing"
 
 	"github.com/coco-shim/coco/measurement"
-	"github.com/coco-shim/coco/measurement/snp"
+	"github.com/coco-shim/coco/measurement/snp/idblock"
 	"github.com/coco-shim/coco/tests/vectors"
 )
 
@@ -34,18 +34,18 @@ func TestIDBlockAgreesWithPublishedVector(t *testing.T) {
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			block, err := snp.NewIDBlock(c.LD, snp.DefaultPolicy)
+			block, err := idblock.New(c.LD, idblock.DefaultPolicy)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if got := block.Marshal(); !bytes.Equal(got, c.Block) {
 				t.Errorf("Marshal = %x, want %x", got, c.Block)
 			}
-			auth, err := snp.SignIDBlock(block, readKey(t, dir, "idblock/"+c.ID), readKey(t, dir, "idblock/"+c.Author))
+			auth, err := idblock.Sign(block, readKey(t, dir, "idblock/"+c.ID), readKey(t, dir, "idblock/"+c.Author))
 			if err != nil {
 				t.Fatal(err)
 			}
-			got, err := snp.VerifyIDAuth(c.Block, auth)
+			got, err := idblock.Verify(c.Block, auth)
 			if err != nil || !bytes.Equal(got.ID, c.IDDig) || !bytes.Equal(got.Author, c.AuDig) {
 				t.Errorf("VerifyIDAuth = %+v, %v, want %x, %x", got, err, c.IDDig, c.AuDig)
 			}
@@ -75,26 +75,26 @@ func newKey(t testing.TB, c elliptic.Curve) *ecdsa.PrivateKey {
 	return k
 }
 
-func testBlock() snp.IDBlock {
-	return snp.IDBlock{LaunchDigest: [48]byte{1, 2, 3}, FamilyID: [16]byte{4}, ImageID: [16]byte{5}, GuestSVN: 7, Policy: snp.DefaultPolicy}
+func testBlock() idblock.Block {
+	return idblock.Block{LaunchDigest: [48]byte{1, 2, 3}, FamilyID: [16]byte{4}, ImageID: [16]byte{5}, GuestSVN: 7, Policy: idblock.DefaultPolicy}
 }
 
 func TestIDBlockSurvivesEncoding(t *testing.T) {
 	want := testBlock()
-	if got, err := snp.ParseIDBlock(want.Marshal()); err != nil || got != want {
+	if got, err := idblock.Parse(want.Marshal()); err != nil || got != want {
 		t.Errorf("ParseIDBlock = %+v, %v, want %+v", got, err, want)
 	}
 }
 
 // authForms are the ways to authenticate the block.
-func authForms(t testing.TB, b snp.IDBlock) map[string][]byte {
+func authForms(t testing.TB, b idblock.Block) map[string][]byte {
 	t.Helper()
 	id, author := newKey(t, elliptic.P384()), newKey(t, elliptic.P384())
 	out := map[string][]byte{}
 	for name, f := range map[string]func() ([]byte, error){
-		"own key":        func() ([]byte, error) { return snp.SignIDBlock(b, id, nil) },
-		"own and author": func() ([]byte, error) { return snp.SignIDBlock(b, id, author) },
-		"anonymous":      func() ([]byte, error) { return snp.AnonymousIDAuth(b) },
+		"own key":        func() ([]byte, error) { return idblock.Sign(b, id, nil) },
+		"own and author": func() ([]byte, error) { return idblock.Sign(b, id, author) },
+		"anonymous":      func() ([]byte, error) { return idblock.Anonymous(b) },
 	} {
 		a, err := f()
 		if err != nil {
@@ -114,20 +114,20 @@ func TestVerifyIDAuthRefusesEverySingleBitChange(t *testing.T) {
 	raw := b.Marshal()
 	for name, auth := range authForms(t, b) {
 		t.Run(name, func(t *testing.T) {
-			want, err := snp.VerifyIDAuth(raw, auth)
+			want, err := idblock.Verify(raw, auth)
 			if err != nil || (len(want.Author) != 0) != (name == "own and author") {
 				t.Fatalf("VerifyIDAuth = %+v, %v", want, err)
 			}
 			for i := range raw {
 				raw[i] ^= 1
-				if _, err := snp.VerifyIDAuth(raw, auth); err == nil {
+				if _, err := idblock.Verify(raw, auth); err == nil {
 					t.Errorf("ID block with byte %d changed was accepted", i)
 				}
 				raw[i] ^= 1
 			}
 			for i := 0; i < len(auth); i += 3 {
 				auth[i] ^= 1
-				got, err := snp.VerifyIDAuth(raw, auth)
+				got, err := idblock.Verify(raw, auth)
 				if err == nil && got.ID.Equal(want.ID) && bytes.Equal(got.Author, want.Author) {
 					t.Errorf("authentication with byte %#x changed was accepted", i)
 				}
@@ -138,12 +138,12 @@ func TestVerifyIDAuthRefusesEverySingleBitChange(t *testing.T) {
 }
 
 func TestAnonymousKeyIsAFunctionOfTheBlock(t *testing.T) {
-	digest := func(b snp.IDBlock) measurement.Digest {
-		a, err := snp.AnonymousIDAuth(b)
+	digest := func(b idblock.Block) measurement.Digest {
+		a, err := idblock.Anonymous(b)
 		if err != nil {
 			t.Fatal(err)
 		}
-		k, err := snp.VerifyIDAuth(b.Marshal(), a)
+		k, err := idblock.Verify(b.Marshal(), a)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -161,22 +161,22 @@ func TestAnonymousKeyIsAFunctionOfTheBlock(t *testing.T) {
 }
 
 func TestIDBlockRefusals(t *testing.T) {
-	if _, err := snp.NewIDBlock(make([]byte, 32), snp.DefaultPolicy); err == nil {
+	if _, err := idblock.New(make([]byte, 32), idblock.DefaultPolicy); err == nil {
 		t.Error("NewIDBlock(32 bytes) was accepted; only SNP has ID blocks")
 	}
-	if _, err := snp.NewIDBlock(make([]byte, 48), 0x10000); err == nil {
+	if _, err := idblock.New(make([]byte, 48), 0x10000); err == nil {
 		t.Error("policy without bit 17 was accepted")
 	}
-	if _, err := snp.NewIDBlock(make([]byte, 48), snp.DefaultPolicy|1<<40); err == nil {
+	if _, err := idblock.New(make([]byte, 48), idblock.DefaultPolicy|1<<40); err == nil {
 		t.Error("policy with reserved bits was accepted")
 	}
-	if err := (snp.DefaultPolicy | snp.PolicyDebug).CheckProduction(); err == nil {
+	if err := (idblock.DefaultPolicy | idblock.PolicyDebug).CheckProduction(); err == nil {
 		t.Error("debug policy passes for production")
 	}
-	if _, err := snp.SignIDBlock(testBlock(), newKey(t, elliptic.P256()), nil); err == nil {
+	if _, err := idblock.Sign(testBlock(), newKey(t, elliptic.P256()), nil); err == nil {
 		t.Error("a P-256 key was accepted")
 	}
-	if _, err := snp.SignIDBlock(testBlock(), nil, nil); err == nil {
+	if _, err := idblock.Sign(testBlock(), nil, nil); err == nil {
 		t.Error("no key at all was accepted")
 	}
 }
@@ -187,7 +187,7 @@ func FuzzVerifyIDAuth(f *testing.F) {
 		f.Add(b.Marshal(), a)
 	}
 	f.Fuzz(func(t *testing.T, block, auth []byte) {
-		if k, err := snp.VerifyIDAuth(block, auth); err == nil && len(k.ID) != 48 {
+		if k, err := idblock.Verify(block, auth); err == nil && len(k.ID) != 48 {
 			t.Errorf("VerifyIDAuth = %+v without an ID key", k)
 		}
 	})

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package snp
+package idblock
 
 import (
 	"crypto/ecdsa"
@@ -15,8 +15,8 @@ import (
 	"github.com/coco-shim/coco/measurement"
 )
 
-// IDAuthSize is the length of an encoded ID authentication structure (56860, table 76).
-const IDAuthSize = 4096
+// AuthSize is the length of an encoded ID authentication structure (56860, table 76).
+const AuthSize = 4096
 
 const (
 	algoNone       = 0
@@ -32,10 +32,10 @@ const (
 	curveP384  = 2
 )
 
-// SignIDBlock returns the ID authentication structure for an ID block, signed with the owner's ID
+// Sign returns the ID authentication structure for an ID block, signed with the owner's ID
 // key and, if author is not nil, with the ID key's author key. Signatures are deterministic (RFC 6979).
-func SignIDBlock(block IDBlock, id, author *ecdsa.PrivateKey) ([]byte, error) {
-	auth := make([]byte, IDAuthSize)
+func Sign(block Block, id, author *ecdsa.PrivateKey) ([]byte, error) {
+	auth := make([]byte, AuthSize)
 	binary.LittleEndian.PutUint32(auth[offIDKeyAlgo:], algoP384SHA384)
 	if err := signInto(auth[offBlockSig:], id, block.Marshal()); err != nil {
 		return nil, fmt.Errorf("sign id block with id key: %w", err)
@@ -121,19 +121,19 @@ type KeyDigests struct {
 	Author measurement.Digest // absent without an author key
 }
 
-// VerifyIDAuth checks an ID block against its authentication structure as the AMD firmware does at
+// Verify checks an ID block against its authentication structure as the AMD firmware does at
 // launch, and returns the digests of the keys.
-func VerifyIDAuth(block, auth []byte) (KeyDigests, error) {
-	if _, err := ParseIDBlock(block); err != nil {
+func Verify(block, auth []byte) (KeyDigests, error) {
+	if _, err := Parse(block); err != nil {
 		return KeyDigests{}, err
 	}
-	if len(auth) != IDAuthSize {
-		return KeyDigests{}, fmt.Errorf("id authentication has %d bytes, not %d", len(auth), IDAuthSize)
+	if len(auth) != AuthSize {
+		return KeyDigests{}, fmt.Errorf("id authentication has %d bytes, not %d", len(auth), AuthSize)
 	}
 	if a := binary.LittleEndian.Uint32(auth[offIDKeyAlgo:]); a != algoP384SHA384 {
 		return KeyDigests{}, fmt.Errorf("id key algorithm is %d, not %d", a, algoP384SHA384)
 	}
-	for _, r := range [][2]int{{8, offBlockSig}, {offIDKey + keySize, offKeySig}, {offAuthorKey + keySize, IDAuthSize}} {
+	for _, r := range [][2]int{{8, offBlockSig}, {offIDKey + keySize, offKeySig}, {offAuthorKey + keySize, AuthSize}} {
 		if err := zero(auth[r[0]:r[1]]); err != nil {
 			return KeyDigests{}, fmt.Errorf("id authentication at %#x: %w", r[0], err)
 		}

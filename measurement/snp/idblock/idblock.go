@@ -1,7 +1,10 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package snp
+// Package idblock makes and checks the ID block of an SEV-SNP launch and its authentication: a
+// statement, signed or anonymous, of the launch digest and policy, which the AMD firmware enforces
+// before the guest runs. Keys come from the caller; signatures are deterministic.
+package idblock
 
 import (
 	"crypto/sha512"
@@ -12,14 +15,14 @@ import (
 	"github.com/coco-shim/coco/measurement"
 )
 
-// IDBlockSize is the length of an encoded ID block (AMD SEV-SNP firmware ABI, 56860, table 75).
-const IDBlockSize = 96
+// Size is the length of an encoded ID block (AMD SEV-SNP firmware ABI, 56860, table 75).
+const Size = 96
 
-const idBlockVersion = 1
+const version = 1
 
-// IDBlock is what the AMD firmware compares with a launch before it lets the guest run: it refuses
+// Block is what the AMD firmware compares with a launch before it lets the guest run: it refuses
 // a guest with another launch digest or policy.
-type IDBlock struct {
+type Block struct {
 	LaunchDigest [sha512.Size384]byte
 	FamilyID     [16]byte // free for the owner; appears in the report
 	ImageID      [16]byte // likewise
@@ -27,39 +30,39 @@ type IDBlock struct {
 	Policy       Policy   // must equal the policy of the launch
 }
 
-// NewIDBlock returns an ID block for a launch digest and a policy.
-func NewIDBlock(ld measurement.Digest, policy Policy) (IDBlock, error) {
+// New returns an ID block for a launch digest and a policy.
+func New(ld measurement.Digest, policy Policy) (Block, error) {
 	if len(ld) != sha512.Size384 {
-		return IDBlock{}, fmt.Errorf("id block: launch digest has %d bytes, not 48 (only SNP has ID blocks)", len(ld))
+		return Block{}, fmt.Errorf("id block: launch digest has %d bytes, not 48 (only SNP has ID blocks)", len(ld))
 	}
 	if err := policy.Check(); err != nil {
-		return IDBlock{}, fmt.Errorf("id block: %w", err)
+		return Block{}, fmt.Errorf("id block: %w", err)
 	}
-	return IDBlock{LaunchDigest: digest(ld), Policy: policy}, nil
+	return Block{LaunchDigest: [sha512.Size384]byte(ld), Policy: policy}, nil
 }
 
 // Marshal encodes the ID block.
-func (b IDBlock) Marshal() []byte {
-	out := make([]byte, IDBlockSize)
+func (b Block) Marshal() []byte {
+	out := make([]byte, Size)
 	copy(out, b.LaunchDigest[:])
 	copy(out[0x30:], b.FamilyID[:])
 	copy(out[0x40:], b.ImageID[:])
-	binary.LittleEndian.PutUint32(out[0x50:], idBlockVersion)
+	binary.LittleEndian.PutUint32(out[0x50:], version)
 	binary.LittleEndian.PutUint32(out[0x54:], b.GuestSVN)
 	binary.LittleEndian.PutUint64(out[0x58:], uint64(b.Policy))
 	return out
 }
 
-// ParseIDBlock decodes an ID block.
-func ParseIDBlock(raw []byte) (IDBlock, error) {
-	if len(raw) != IDBlockSize {
-		return IDBlock{}, fmt.Errorf("id block has %d bytes, not %d", len(raw), IDBlockSize)
+// Parse decodes an ID block.
+func Parse(raw []byte) (Block, error) {
+	if len(raw) != Size {
+		return Block{}, fmt.Errorf("id block has %d bytes, not %d", len(raw), Size)
 	}
-	if v := binary.LittleEndian.Uint32(raw[0x50:]); v != idBlockVersion {
-		return IDBlock{}, fmt.Errorf("id block has version %d, not %d", v, idBlockVersion)
+	if v := binary.LittleEndian.Uint32(raw[0x50:]); v != version {
+		return Block{}, fmt.Errorf("id block has version %d, not %d", v, version)
 	}
-	return IDBlock{
-		LaunchDigest: digest(raw[:0x30]),
+	return Block{
+		LaunchDigest: [sha512.Size384]byte(raw[:0x30]),
 		FamilyID:     [16]byte(raw[0x30:0x40]),
 		ImageID:      [16]byte(raw[0x40:0x50]),
 		GuestSVN:     binary.LittleEndian.Uint32(raw[0x54:]),

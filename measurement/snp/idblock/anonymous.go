@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package snp
+package idblock
 
 import (
 	"crypto/elliptic"
@@ -11,18 +11,18 @@ import (
 	"math/big"
 )
 
-// AnonymousIDAuth returns an ID authentication structure that pins an ID block without anyone having
+// Anonymous returns an ID authentication structure that pins an ID block without anyone having
 // a private key. The signature is a constant that nobody chose freely; the public key is recovered
 // so that the signature fits this very ID block. The firmware enforces the block as it does any
 // other. The key's digest in the report is a function of the ID block alone: it says nothing about
 // who made the block, and since no private key is known, no other block can be signed for the same key.
-func AnonymousIDAuth(block IDBlock) ([]byte, error) {
+func Anonymous(block Block) ([]byte, error) {
 	raw := block.Marshal()
 	x, y, err := recoverKey(raw)
 	if err != nil {
 		return nil, err
 	}
-	auth := make([]byte, IDAuthSize)
+	auth := make([]byte, AuthSize)
 	binary.LittleEndian.PutUint32(auth[offIDKeyAlgo:], algoP384SHA384)
 	r, _, s := constantSignature()
 	putNumber(auth[offBlockSig:], r)
@@ -30,7 +30,7 @@ func AnonymousIDAuth(block IDBlock) ([]byte, error) {
 	binary.LittleEndian.PutUint32(auth[offIDKey:], curveP384)
 	putNumber(auth[offIDKey+4:], x)
 	putNumber(auth[offIDKey+4+coordinate:], y)
-	if _, err := VerifyIDAuth(raw, auth); err != nil {
+	if _, err := Verify(raw, auth); err != nil {
 		return nil, err
 	}
 	return auth, nil

@@ -1,7 +1,10 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package tdx
+// Package ccel reads the event log of a TD (the area that the CCEL table points at), replays it and
+// says what each event means. The log is data from the host: lengths are checked before use, and text
+// from it is made safe to print.
+package ccel
 
 import (
 	"crypto/sha512"
@@ -87,9 +90,9 @@ const (
 
 var specID = []byte("Spec ID Event03\x00")
 
-// ParseLog reads the event-log area that the CCEL table points at: a specification event, events with
+// Parse reads the event-log area that the CCEL table points at: a specification event, events with
 // SHA-384 digests, and padding of zeros or ones.
-func ParseLog(b []byte) (*Log, error) {
+func Parse(b []byte) (*Log, error) {
 	sizes, rest, err := parseSpecID(b)
 	if err != nil {
 		return nil, fmt.Errorf("event log: %w", err)
@@ -202,22 +205,19 @@ type Registers [4]measurement.Digest
 
 // Replay returns the registers that the log leads to. The trace receives every event with an explanation.
 func (l *Log) Replay(t *measurement.Trace) Registers {
-	var r [maxMR + 1]register
-	for i := range r {
-		r[i].name = Event{MR: uint32(i)}.Register()
-	}
+	var r [maxMR + 1][sha512.Size384]byte
 	for _, e := range l.Events {
 		x := e.Explain()
 		step := measurement.Step{Register: e.Register(), Source: x.Name, Kind: e.Type.String(), Size: uint64(len(e.Data)), Content: e.Digest, Note: x.String()}
 		if e.Type != EvNoAction && e.MR != 0 { // such events are information only; MRTD is not extended by software
-			r[e.MR].digest("", "", [sha512.Size384]byte(e.Digest), 0)
-			step.After = r[e.MR].value[:]
+			r[e.MR] = sha512.Sum384(append(r[e.MR][:], e.Digest...))
+			step.After = r[e.MR][:]
 		}
 		t.Add(step)
 	}
 	var out Registers
 	for i := range out {
-		out[i] = r[i+1].done()
+		out[i] = r[i+1][:]
 	}
 	return out
 }
