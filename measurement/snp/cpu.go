@@ -38,7 +38,7 @@ var families = []family{
 	{name: "EPYC-Milan", signature: 0xa00f11, versions: 4},
 	{name: "EPYC-Genoa", signature: 0xa10f10, versions: 3},
 	{name: "EPYC-Turin", signature: 0xb00f00, versions: 2},
-	{name: "Dhyana", signature: 0x900f01, versions: 3},
+	{name: "Dhyana", signature: 0x900f01, versions: 2},
 	{name: "Opteron_G1", signature: 0xf61, versions: 1},
 	{name: "Opteron_G2", signature: 0xf61, versions: 1},
 	{name: "Opteron_G3", signature: 0x100f23, versions: 1},

@@ -5,12 +5,15 @@ package snp_test
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"fmt"
 	"slices"
 	"testing"
 
 	"github.com/coco-shim/coco/measurement"
 	"github.com/coco-shim/coco/measurement/igvm"
 	"github.com/coco-shim/coco/measurement/igvm/igvmtest"
+	"github.com/coco-shim/coco/measurement/kernelhashes"
 	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
 	"github.com/coco-shim/coco/measurement/snp"
 	"github.com/coco-shim/coco/measurement/snp/idblock"
@@ -74,6 +77,58 @@ func TestLoadersMeasureTheSameFileDifferently(t *testing.T) {
 			t.Errorf("%s and %s agree", l, o)
 		}
 		seen[got.String()] = l
+	}
+}
+
+// The digests were computed by the igvm crate (microsoft/igvm e6c3ff1, generate_snp_measurement) from
+// files that this test writes again; their own digests pin the writer.
+func TestDigestsAgreeWithTheIGVMCrate(t *testing.T) {
+	block, err := idblock.New(make([]byte, 48), idblock.DefaultPolicy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	auth, err := idblock.Anonymous(block)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := layout()
+	l.Seed = 3
+	h := kernelhashes.New(sha256.Sum256([]byte("k")), nil, "x")
+	composed, err := snp.ComposeIGVM(snp.IGVMContents{
+		Policy: idblock.DefaultPolicy, Firmware: ovmftest.Build(l), Hashes: &h, Signature: 0xa00f11, Features: 1, IDBlock: block.Marshal(), IDAuth: auth,
+		Blobs: []snp.Blob{{Name: "k", GPA: 0x1000000, Data: bytes.Repeat([]byte("k"), 9001)}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := igvm.Writer{Policy: 0x30000}
+	w.Data(0x1000, []byte{1})
+	w.Zero(0x4000, 0x2000)
+	w.Secrets(0x6000)
+	w.CPUID(0x7000)
+	w.Parameters(3, 0x8000, 0x2000, 0, 0x1000, 0x1800)
+	w.Context(0, igvm.KVMVMSAGPA, snp.BootContext(0, 1))
+	written, err := w.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name, file, want string
+		raw              []byte
+	}{
+		{"composed", "ad180ab499cea7866ee25f3bd26b80b14ccf8918f3339e48f1684032d2178f3b", "c573e36843eaab1e99403b1b24981b67a05ae3c6263c6a7074a37d7bcbd4235bf180426946386ad80e0117a781b80d6e", composed},
+		{"written", "f1bed5b8f11a1f7e0c40fef961c000f8983bd4c8026019d6d98e28a45de8e8ca", "1608a3d78c389f1789ba5fde92f4c8e32d153f514c8dca3ca4a77da0513f52b9d6052687f39b44f3e1eae884b3ffa792", written},
+	} {
+		if got := fmt.Sprintf("%x", sha256.Sum256(tt.raw)); got != tt.file {
+			t.Fatalf("%s: the file has SHA-256 %s, the crate was given %s", tt.name, got, tt.file)
+		}
+		f, err := igvm.Parse(tt.raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := snp.MeasureIGVM(snp.IGVMLaunch{File: f, Loader: snp.IGVMCrate}, nil); err != nil || got.String() != tt.want {
+			t.Errorf("%s: MeasureIGVM = %v, %v, want %s", tt.name, got, err, tt.want)
+		}
 	}
 }
 

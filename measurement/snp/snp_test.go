@@ -253,13 +253,13 @@ func TestModelSignatures(t *testing.T) {
 		{"EPYC-Turin", 0xb00f00},
 		{"EPYC-Turin-v2", 0xb00f00},
 		{"qemu64", 0x60fb1},
-		{"Dhyana-v3", 0x900f01},
+		{"Dhyana-v2", 0x900f01},
 	} {
 		if got, err := snp.ModelSignature(tt.model); err != nil || got != tt.want {
 			t.Errorf("ModelSignature(%s) = %#x, %v, want %#x", tt.model, got, err, tt.want)
 		}
 	}
-	for _, m := range []string{"", "host", "max", "epyc-v4", "EPYC-v6", "EPYC-Milan-v9", "Skylake-Server"} {
+	for _, m := range []string{"", "host", "max", "epyc-v4", "EPYC-v6", "EPYC-Milan-v9", "Dhyana-v3", "Skylake-Server"} {
 		if got, err := snp.ModelSignature(m); err == nil {
 			t.Errorf("ModelSignature(%q) = %#x, want a refusal", m, got)
 		}
