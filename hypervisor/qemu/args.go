@@ -112,11 +112,14 @@ func (b *builder) platform() {
 		"-object", fmt.Sprintf("%s,id=ram0,size=%dM", memory, b.spec.MemoryMiB))
 }
 
+// defaultModel is the best model where nothing is measured. TCG executes the "rep movsb" that
+// processors with ERMS and FSRM invite to byte by byte; without these flags kernel and Go
+// runtime copy words, which makes bulk data two to four times faster.
 func defaultModel(a hypervisor.Accel) string {
 	if a == hypervisor.AccelKVM {
 		return "host"
 	}
-	return "max"
+	return "max,erms=off,fsrm=off"
 }
 
 func (b *builder) snp() string {

@@ -12,9 +12,13 @@ const (
 	typeData   = 0
 )
 
-// channel joins the header and the body of a data frame, which yamux writes one after the other,
-// into one write: on a virtio-serial port each write is an exit of the guest. Only yamux's single
-// send loop calls Write.
+// portWrite is the most that one write to a virtio-serial port takes; Linux,
+// drivers/char/virtio_console.c, port_fops_write.
+const portWrite = 32 << 10
+
+// channel joins the header of a data frame with the start of its body, which yamux writes one
+// after the other, into one write: on a virtio-serial port each write is an exit of the guest. The
+// rest of a long body follows uncopied. Only yamux's single send loop calls Write.
 type channel struct {
 	io.ReadWriteCloser
 	buf []byte // a header that waits for its body, or empty
@@ -28,9 +32,13 @@ func (c *channel) Write(p []byte) (int, error) {
 		c.buf = append(c.buf, p...)
 		return len(p), nil
 	}
-	c.buf = append(c.buf, p...)
+	head := min(len(p), portWrite-len(c.buf))
+	c.buf = append(c.buf, p[:head]...)
 	_, err := c.ReadWriteCloser.Write(c.buf)
 	c.buf = c.buf[:0]
+	if err == nil && head < len(p) {
+		_, err = c.ReadWriteCloser.Write(p[head:])
+	}
 	if err != nil {
 		return 0, err
 	}

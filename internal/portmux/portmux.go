@@ -44,8 +44,8 @@ const (
 	controlPort      = 0                // the control stream
 	handshakeTimeout = 30 * time.Second // for the first line of a stream, seen by the guest
 	backlog          = 64               // connections that wait for Accept, per listener
-	maxFrame         = 32<<10 - 12      // with its header it fills one write to a virtio-serial port
-	streamWindow     = 256 << 10        // unread bytes per stream that a peer may send
+	maxFrame         = 64<<10 - 12      // with its header it fills two writes to a virtio-serial port
+	streamWindow     = 512 << 10        // unread bytes per stream that a peer may send
 )
 
 // config is the same on both ends. There is no keep-alive: the channel ends with the VM. Writes

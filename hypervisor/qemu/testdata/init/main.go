@@ -52,6 +52,9 @@ func run() error {
 	if err != nil {
 		return err
 	}
+	if strings.Contains(string(cmdline), "test.raw") {
+		return raw(channel{port})
+	}
 	mux := portmux.NewMux(channel{port})
 	for p, fn := range map[uint32]func(net.Conn){1024: echo, 1025: obey, 1026: take, 1027: give} {
 		l, err := mux.Listen(p)
@@ -82,6 +85,25 @@ func (c channel) Read(p []byte) (int, error) {
 		}
 		time.Sleep(time.Millisecond)
 	}
+}
+
+// raw measures the bare channel: after one byte from the host it takes 64 MiB, answers one byte,
+// and gives 64 MiB.
+func raw(c channel) error {
+	const size = 64 << 20
+	if _, err := io.CopyN(io.Discard, c, 1+size); err != nil {
+		return err
+	}
+	if _, err := c.Write([]byte{1}); err != nil {
+		return err
+	}
+	buf := make([]byte, 32<<10)
+	for n := 0; n < size; n += len(buf) {
+		if _, err := c.Write(buf); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func echo(c net.Conn) { _, _ = io.Copy(c, c) }
