@@ -72,6 +72,7 @@ func newMeasureIGVMCmd() *cobra.Command {
 	f.StringVar(&o.boot.cmdline, "append", "", "kernel command line passed beside the file")
 	f.BoolVar(&o.list, "list", false, "list the file's directives instead")
 	o.output.flags(cmd)
+	cmd.AddCommand(newMeasureIGVMCreateCmd())
 	return cmd
 }
 

@@ -44,3 +44,42 @@ func TestMeasureIGVM(t *testing.T) {
 		}
 	}
 }
+
+func TestMeasureIGVMCreate(t *testing.T) {
+	fw := firmware(t, 64<<10)
+	blob, out := write(t, "blob", []byte("some bytes")), write(t, "out.igvm", nil)
+	args := []string{"igvm", "create", "--out", out, "--firmware", fw, "--cpu-model", "EPYC-Genoa", "--vcpus", "2"}
+	for name, more := range map[string][]string{
+		"firmware alone": nil,
+		"kernel":         {"--kernel", blob, "--append", "quiet"},
+		"blob":           {"--blob", "0x1000000=" + blob},
+		"id block":       {"--id-block"},
+	} {
+		digest, errs, err := measure(t, append(args, more...)...)
+		if err != nil || len(digest) != 97 || errs != "" {
+			t.Fatalf("%s: create = %q, %q, %v", name, digest, errs, err)
+		}
+		if got, _, err := measure(t, "igvm", out, "--vcpus", "2"); err != nil || got != digest {
+			t.Errorf("%s: the file has digest %q, %v, create printed %q", name, got, err, digest)
+		}
+		list, _, err := measure(t, "igvm", out, "--list")
+		if err != nil || strings.Contains(list, "SNP_ID_BLOCK") != (name == "id block") {
+			t.Errorf("%s: list = %q, %v", name, list, err)
+		}
+	}
+	for name, more := range map[string][]string{
+		"no processor":    {"igvm", "create", "--out", out, "--firmware", fw},
+		"two processors":  append(args, "--vcpu-sig", "1"),
+		"no out":          {"igvm", "create", "--firmware", fw, "--cpu-model", "EPYC"},
+		"nothing":         {"igvm", "create", "--out", out, "--cpu-model", "EPYC"},
+		"odd blob":        append(args, "--blob", "1="+blob),
+		"malformed blob":  append(args, "--blob", blob),
+		"debug policy":    append(args, "--policy", "0xb0000"),
+		"no vcpu":         append(args, "--vcpus", "0"),
+		"short save area": {"igvm", "create", "--out", out, "--firmware", fw, "--vmsa", blob},
+	} {
+		if digest, _, err := measure(t, more...); err == nil || digest != "" {
+			t.Errorf("%s: create = %q, %v, want a refusal", name, digest, err)
+		}
+	}
+}
