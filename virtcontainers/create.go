@@ -290,17 +290,7 @@ func (c *creation) launch(ctx context.Context) error {
 		return err
 	}
 	c.proc = proc
-	c.u.Push("end the VMM's process", func(ctx context.Context) error {
-		if err := proc.Kill(); err != nil {
-			return err
-		}
-		select {
-		case <-proc.Done():
-			return nil
-		case <-ctx.Done():
-			return fmt.Errorf("process %d did not end: %w", proc.PID(), context.Cause(ctx))
-		}
-	})
+	c.u.Push("end the VMM's process", func(ctx context.Context) error { return end(ctx, proc) })
 	// Nothing is lost when this shim dies before the next line: the launcher ends with it.
 	id, err := state.Identify(proc.PID())
 	if err != nil {
@@ -319,6 +309,19 @@ func (c *creation) launch(ctx context.Context) error {
 	return c.journal.Update(func(p *state.Pod) { p.OwnNetNS = "" })
 }
 
+// end kills the process and waits until it is gone.
+func end(ctx context.Context, proc hypervisor.Process) error {
+	if err := proc.Kill(); err != nil {
+		return err
+	}
+	select {
+	case <-proc.Done():
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("process %d did not end: %w", proc.PID(), context.Cause(ctx))
+	}
+}
+
 func (c *creation) joinCgroups(context.Context) error {
 	hs, err := cgroups.Hierarchies()
 	if err != nil {
@@ -329,7 +332,12 @@ func (c *creation) joinCgroups(context.Context) error {
 		return err
 	}
 	var made []string
-	c.u.Push("remove cgroups", func(ctx context.Context) error { return cgroups.Remove(ctx, made) })
+	c.u.Push("remove cgroups", func(ctx context.Context) error {
+		if err := end(ctx, c.proc); err != nil { // a group with a process in it stays
+			return err
+		}
+		return cgroups.Remove(ctx, made)
+	})
 	return cgroups.Apply(dirs, leaves, c.proc.PID(), func(dir string) error {
 		made = append(made, dir)
 		return c.journal.Update(func(p *state.Pod) { p.Cgroups = slices.Clone(made) })

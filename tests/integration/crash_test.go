@@ -59,7 +59,7 @@ func TestKillOfShimVMMOrAgentWhileRunning(t *testing.T) {
 			noLeaks(t)
 			args := []string{"sleep", "1000"}
 			if c.victim == "agent" {
-				args = []string{"--privileged", "--mount", "type=proc,src=proc,dst=/host-proc,options=rw", "--", "sleep", "1000"}
+				args = []string{"--mount", "type=proc,src=proc,dst=/host-proc,options=rw", "--", "sleep", "1000"}
 			}
 			id := detached(t, d, harness.Runtime, args...)
 			shim, vmm, err := harness.Pids(id)
