@@ -160,7 +160,7 @@ func command(f []string) (string, error) {
 		b, d, _ := strings.Cut(f[1], "/")
 		return await("/sys/bus/pci/devices/0000:00:" + b + ".0/0000:*:" + d + ".0/virtio*/net/*")
 	case "gone":
-		return "", vanish("/sys/class/block/" + f[1])
+		return "", vanish("/sys/class/" + f[1])
 	}
 	return "", fmt.Errorf("unknown command")
 }
