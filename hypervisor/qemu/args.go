@@ -22,6 +22,7 @@ const DefaultTCGCacheMiB = 128
 type Params struct {
 	Binary      string
 	TCGCacheMiB int
+	NoSandbox   bool // without QEMU's system call filter
 	// CBitPos and ReducedPhysBits are the processor's, CPUID 8000001F EBX; only for SNP.
 	CBitPos, ReducedPhysBits int
 	// Agent, Control and Console are the VMM's ends of socket pairs.
@@ -72,8 +73,10 @@ func (b *builder) path(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d
 
 func (b *builder) base() {
 	b.arg("-name", "coco-"+b.spec.ID,
-		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot")
+	if !b.par.NoSandbox {
+		b.arg("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+	}
 	n := b.spec.CPU.Count
 	b.arg("-smp", fmt.Sprintf("%d,maxcpus=%d", n, n), "-m", fmt.Sprintf("%dM", b.spec.MemoryMiB))
 	if b.spec.Accel == hypervisor.AccelKVM {

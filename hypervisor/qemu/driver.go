@@ -44,6 +44,8 @@ type Options struct {
 	Path string
 	// TCGCacheMiB bounds the cache of translated code; 0: DefaultTCGCacheMiB.
 	TCGCacheMiB int
+	// NoSandbox turns QEMU's system call filter off, for builds that have none.
+	NoSandbox bool
 	// Precheck refuses a spec before launch for reasons that need more knowledge than the driver
 	// has, such as the contents of firmware. May be nil.
 	Precheck func(hypervisor.VMSpec) error
@@ -92,7 +94,7 @@ func (d *Driver) launch(ctx context.Context, spec hypervisor.VMSpec, proc hyperv
 	}
 	defer ends.closePeers()
 	par := Params{
-		Binary: d.opts.Path, TCGCacheMiB: d.opts.TCGCacheMiB,
+		Binary: d.opts.Path, TCGCacheMiB: d.opts.TCGCacheMiB, NoSandbox: d.opts.NoSandbox,
 		Agent: ends.peers[0], Control: ends.peers[1], Console: ends.peers[2],
 	}
 	if spec.TEE == hypervisor.TEESNP {

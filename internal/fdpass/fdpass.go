@@ -5,6 +5,7 @@
 package fdpass
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -112,6 +113,9 @@ func ParseRights(oob []byte) ([]int, error) {
 	for i := range msgs {
 		if msgs[i].Header.Level != unix.SOL_SOCKET || msgs[i].Header.Type != unix.SCM_RIGHTS {
 			continue
+		}
+		if len(msgs[i].Data)%4 != 0 { // the kernel sends whole ones, and ParseUnixRights relies on it
+			return fds, errors.New("parse control message: part of a descriptor")
 		}
 		got, err := syscall.ParseUnixRights(&msgs[i])
 		if err != nil {

@@ -97,6 +97,7 @@ func openFiles(t *testing.T) int {
 
 func FuzzParseRights(f *testing.F) {
 	f.Add(unix.UnixRights(3, 4))
+	f.Add([]byte("\x13\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x01\x00\x00\x00000")) // three bytes of rights
 	f.Add([]byte{0xff, 0, 0, 0, 0, 0, 0, 0, 1})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if fds, _ := ParseRights(b); len(fds)*4 > len(b) {

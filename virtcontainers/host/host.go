@@ -32,7 +32,7 @@ func New(c configs.Config, exe string, log *slog.Logger) (virtcontainers.Host, e
 		return virtcontainers.Host{}, err
 	}
 	return virtcontainers.Host{
-		Driver:   qemu.New(qemu.Options{Path: c.Hypervisor.Path, Log: log}),
+		Driver:   qemu.New(qemu.Options{Path: c.Hypervisor.Path, NoSandbox: !c.Hypervisor.Seccomp, Log: log}),
 		Launcher: launcher{exe},
 		Network:  virtcontainers.NewNetwork(c.Network),
 		Layers:   virtcontainers.NewLayers(c.Runtime.LayerCache),
