@@ -80,6 +80,9 @@ func life() (err error) {
 	if err := boot.ExpediteRCU(); err != nil {
 		log.Warn("the guest will be slow", "error", err)
 	}
+	if err := boot.TrimReserves(); err != nil {
+		log.Warn("the kernel keeps more memory than it needs", "error", err)
+	}
 	log.Debug("mounted", "uptime", uptime())
 	mods, err := boot.LoaderFromFile(boot.ModulesFile)
 	if err != nil {
