@@ -86,7 +86,7 @@ func checkHooks(h *specs.Hooks) error {
 	if h == nil {
 		return nil
 	}
-	//nolint:staticcheck // Prestart is deprecated, and refused here
+	//lint:ignore SA1019 it is refused here
 	if len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.Poststart)+len(h.Poststop) > 0 {
 		return fmt.Errorf("hooks other than startContainer run on the host, not in the guest: %w", errdefs.ErrNotImplemented)
 	}

@@ -78,8 +78,10 @@ func TestDevicesGetTheGuestsNumbers(t *testing.T) {
 		t.Errorf("numbers (-want +got):\n%s", diff)
 	}
 	for _, bad := range []*agent.Device{
-		{Type: "vfio-pci", ContainerPath: "/dev/x"}, {Type: "scsi", VmPath: "0:0", ContainerPath: "/dev/other"},
-		{Type: "scsi", VmPath: "0:0", ContainerPath: "/dev/null"}, {Type: "blk", VmPath: "../x", ContainerPath: "/dev/x"},
+		{Type: "vfio-pci", ContainerPath: "/dev/x"},
+		{Type: "scsi", VmPath: "0:0", ContainerPath: "/dev/other"},
+		{Type: "scsi", VmPath: "0:0", ContainerPath: "/dev/null"},
+		{Type: "blk", VmPath: "../x", ContainerPath: "/dev/x"},
 	} {
 		if err := g.Devices(t.Context(), "c", []*agent.Device{bad}, spec); err == nil {
 			t.Errorf("Devices(%v) succeeded", bad)

@@ -102,6 +102,7 @@ func hooks(in *agent.Hooks) *specs.Hooks {
 		return nil
 	}
 	return &specs.Hooks{
+		//lint:ignore SA1019 the protocol carries it, and refusing it needs to see it
 		Prestart:        each(in.Prestart, hook),
 		CreateRuntime:   each(in.CreateRuntime, hook),
 		CreateContainer: each(in.CreateContainer, hook),

@@ -69,6 +69,7 @@ func memory(in *agent.LinuxMemory) *specs.LinuxMemory {
 	}
 	m := &specs.LinuxMemory{
 		Limit: nonZero(in.Limit), Reservation: nonZero(in.Reservation), Swap: nonZero(in.Swap),
+		//lint:ignore SA1019 the protocol carries it; the runtime refuses it under cgroup v2
 		Kernel: nonZero(in.Kernel), KernelTCP: nonZero(in.KernelTCP), Swappiness: nonZero(in.Swappiness),
 	}
 	if in.DisableOOMKiller {

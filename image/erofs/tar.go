@@ -145,7 +145,7 @@ func splitPath(name string) ([]string, error) {
 		}
 	}
 	if len(parts) > 0 && parts[len(parts)-1] == ".." {
-		return nil, errors.New("name ends in ..")
+		return nil, errors.New("name ends in its parent directory")
 	}
 	return parts, nil
 }

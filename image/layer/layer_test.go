@@ -308,7 +308,7 @@ func TestAFullDiskIsNamedAndLeftClean(t *testing.T) {
 func TestLayersOfAnEarlierBootAreVerified(t *testing.T) {
 	c, s := newCache(t), Source{Kind: Dir, Path: snapshot(t, 20, 10000)}
 	good := open(t, c, s)
-	first, name := inode(t, good), c.path(dirBlobs, good.Hex())
+	first := inode(t, good)
 
 	next := &Cache{dir: c.dir, bootID: "next boot"}
 	if l := open(t, next, s); inode(t, l) != first {
@@ -321,7 +321,7 @@ func TestLayersOfAnEarlierBootAreVerified(t *testing.T) {
 
 	c = newCache(t)
 	bad := open(t, c, s)
-	name = c.path(dirBlobs, bad.Hex())
+	name := c.path(dirBlobs, bad.Hex())
 	first = inode(t, bad)
 	damage(t, name, 8192)
 	l := open(t, &Cache{dir: c.dir, bootID: "next boot"}, s)
@@ -450,7 +450,9 @@ func TestACanceledBuildLeavesNothing(t *testing.T) {
 func TestBadSources(t *testing.T) {
 	c := newCache(t)
 	for _, s := range []Source{
-		{Kind: Dir, Path: "relative"}, {Kind: Dir, Path: "/does/not/exist"}, {Kind: "other", Path: "/"},
+		{Kind: Dir, Path: "relative"},
+		{Kind: Dir, Path: "/does/not/exist"},
+		{Kind: "other", Path: "/"},
 		{Kind: Image, Path: "/etc/passwd"},
 	} {
 		if _, err := c.Open(t.Context(), s); err == nil || !strings.Contains(err.Error(), s.Path) {

@@ -90,12 +90,14 @@ func TestDecodeParams(t *testing.T) {
 	}{
 		{"1.6: nothing on stdin", nil, old, Params{inv, "/env.ttrpc", defaultSocketDir, plainAddress}, "unix:///s", nil},
 		{
-			"1.7: options on stdin", marshal(t, options), newer, Params{inv, "/env.ttrpc", defaultSocketDir, jsonAnswer},
+			"1.7: options on stdin", marshal(t, options), newer,
+			Params{inv, "/env.ttrpc", defaultSocketDir, jsonAnswer},
 			`{"version":2,"address":"unix:///s","protocol":"ttrpc"}`, nil,
 		},
 		{"options that look like parameters of another", marshal(t, trap), old, Params{inv, "/env.ttrpc", defaultSocketDir, plainAddress}, "unix:///s", nil},
 		{
-			"2.3: parameters win over flags and environment", marshal(t, full), newer, Params{debug, "/p.ttrpc", "/sd", protoAnswer},
+			"2.3: parameters win over flags and environment", marshal(t, full), newer,
+			Params{debug, "/p.ttrpc", "/sd", protoAnswer},
 			string(marshal(t, &bootapi.BootstrapResult{Version: 3, Address: "unix:///s", Protocol: "ttrpc"})), nil,
 		},
 		{
@@ -105,7 +107,9 @@ func TestDecodeParams(t *testing.T) {
 		},
 		{
 			"relative socket directory", marshal(t, &bootapi.BootstrapParams{InstanceID: "c1", Namespace: "ns", SocketDir: proto.String("s")}),
-			newer, Params{}, "", errdefs.ErrInvalidArgument,
+			newer,
+			Params{},
+			"", errdefs.ErrInvalidArgument,
 		},
 		{"garbage", []byte{0xff, 0xff, 0xff}, newer, Params{}, "", errdefs.ErrInvalidArgument},
 	} {

@@ -54,8 +54,12 @@ type suite struct {
 }
 
 var suites = []suite{
-	{"start", benchStart}, {"exec", benchExec}, {"stream", benchStream},
-	{"memory", benchMemory}, {"layer", benchLayer}, {"parallel", benchParallel},
+	{"start", benchStart},
+	{"exec", benchExec},
+	{"stream", benchStream},
+	{"memory", benchMemory},
+	{"layer", benchLayer},
+	{"parallel", benchParallel},
 }
 
 // bench is what the suites share.

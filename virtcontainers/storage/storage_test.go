@@ -55,39 +55,83 @@ func TestResolve(t *testing.T) {
 		req  Request
 		want Plan
 	}{
-		{"overlayfs snapshotter", Request{Mounts: overlayMount("index=off", "userxattr", "workdir=/s/3/work", "upperdir=/s/3/fs", "lowerdir=/s/2/fs:/s/1/fs")},
-			Plan{Lower: dirs("/s/2/fs", "/s/1/fs"), Upper: "/s/3/fs"}},
-		{"read-only root", Request{Mounts: overlayMount("upperdir=/u", "workdir=/w", "lowerdir=/l"), ReadOnly: true},
-			Plan{Lower: dirs("/l"), Upper: "/u", ReadOnly: true}},
-		{"overlayfs view", Request{Mounts: overlayMount("lowerdir=/s/2/fs:/s/1/fs")},
-			Plan{Lower: dirs("/s/2/fs", "/s/1/fs"), ReadOnly: true}},
-		{"colons and backslashes in names", Request{Mounts: overlayMount(`lowerdir=/a\:b:/c\\d`, `upperdir=/u\:v`, "workdir=/w")},
-			Plan{Lower: dirs("/a:b", `/c\d`), Upper: "/u:v"}},
-		{"one lowerdir+ for each layer", Request{Mounts: overlayMount("lowerdir+=/a:b", "lowerdir+=/c")},
-			Plan{Lower: dirs("/a:b", "/c"), ReadOnly: true}},
-		{"native snapshotter", Request{Mounts: []Mount{{Type: "bind", Source: "/n/7", Options: []string{"rbind", "rw"}}}},
-			Plan{Upper: "/n/7"}},
-		{"view of one layer", Request{Mounts: []Mount{{Type: "bind", Source: "/s/1/fs/", Options: []string{"ro", "rbind"}}}},
-			Plan{Lower: dirs("/s/1/fs"), ReadOnly: true}},
-		{"erofs snapshotter", Request{Mounts: []Mount{erofsMount("/e/2/layer.erofs"), erofsMount("/e/1/layer.erofs"),
-			{Type: "format/overlay", Source: "overlay", Options: []string{"workdir=/e/3/work", "upperdir=/e/3/fs", "lowerdir={{ overlay 0 1 }}"}}}},
-			Plan{Lower: images("/e/2/layer.erofs", "/e/1/layer.erofs"), Upper: "/e/3/fs"}},
-		{"erofs snapshotter in block mode", Request{Mounts: []Mount{
-			{Type: "mkfs/ext4", Source: "/e/3/rwlayer.img", Options: []string{"X-containerd.mkfs.fs=ext4", "X-containerd.mkfs.size=1", "rw", "loop"}},
-			erofsMount("/e/1/layer.erofs"),
-			{Type: "format/mkdir/overlay", Source: "overlay", Options: []string{"X-containerd.mkdir.path={{ mount 0 }}/upper:0755",
-				"workdir={{ mount 0 }}/work", "upperdir={{ mount 0 }}/upper", "lowerdir={{ mount 1 }}"}}}},
-			Plan{Lower: images("/e/1/layer.erofs")}},
-		{"erofs view", Request{Mounts: []Mount{erofsMount("/e/1/layer.erofs")}},
-			Plan{Lower: images("/e/1/layer.erofs"), ReadOnly: true}},
-		{"layers in reverse", Request{Mounts: []Mount{erofsMount("/a"), erofsMount("/b"), {Type: "format/overlay", Options: []string{"lowerdir={{ overlay 1 0 }}"}}}},
-			Plan{Lower: images("/b", "/a"), ReadOnly: true}},
-		{"Docker's overlay2", docker("rw,lowerdir=/var/lib/docker/overlay2/l/AB:/var/lib/docker/overlay2/l/CD,upperdir=/var/lib/docker/overlay2/abc/diff,workdir=/var/lib/docker/overlay2/abc/work"),
-			Plan{Lower: dirs("/var/lib/docker/overlay2/l/AB", "/var/lib/docker/overlay2/l/CD"), Upper: "/var/lib/docker/overlay2/abc/diff"}},
-		{"Docker's overlay2 with relative directories", docker("rw,lowerdir=l/AB:l/CD,upperdir=abc/diff,workdir=abc/work"),
-			Plan{Lower: dirs("/var/lib/docker/overlay2/l/AB", "/var/lib/docker/overlay2/l/CD"), Upper: "/var/lib/docker/overlay2/abc/diff"}},
-		{"blanks and commas as mountinfo shows them", docker(`rw,lowerdir=/a\040b\054c,upperdir=/u,workdir=/w,metacopy=on,volatile`),
-			Plan{Lower: dirs("/a b,c"), Upper: "/u"}},
+		{
+			"overlayfs snapshotter",
+			Request{Mounts: overlayMount("index=off", "userxattr", "workdir=/s/3/work", "upperdir=/s/3/fs", "lowerdir=/s/2/fs:/s/1/fs")},
+			Plan{Lower: dirs("/s/2/fs", "/s/1/fs"), Upper: "/s/3/fs"},
+		},
+		{
+			"read-only root",
+			Request{Mounts: overlayMount("upperdir=/u", "workdir=/w", "lowerdir=/l"), ReadOnly: true},
+			Plan{Lower: dirs("/l"), Upper: "/u", ReadOnly: true},
+		},
+		{
+			"overlayfs view",
+			Request{Mounts: overlayMount("lowerdir=/s/2/fs:/s/1/fs")},
+			Plan{Lower: dirs("/s/2/fs", "/s/1/fs"), ReadOnly: true},
+		},
+		{
+			"colons and backslashes in names",
+			Request{Mounts: overlayMount(`lowerdir=/a\:b:/c\\d`, `upperdir=/u\:v`, "workdir=/w")},
+			Plan{Lower: dirs("/a:b", `/c\d`), Upper: "/u:v"},
+		},
+		{
+			"one lowerdir+ for each layer",
+			Request{Mounts: overlayMount("lowerdir+=/a:b", "lowerdir+=/c")},
+			Plan{Lower: dirs("/a:b", "/c"), ReadOnly: true},
+		},
+		{
+			"native snapshotter",
+			Request{Mounts: []Mount{{Type: "bind", Source: "/n/7", Options: []string{"rbind", "rw"}}}},
+			Plan{Upper: "/n/7"},
+		},
+		{
+			"view of one layer",
+			Request{Mounts: []Mount{{Type: "bind", Source: "/s/1/fs/", Options: []string{"ro", "rbind"}}}},
+			Plan{Lower: dirs("/s/1/fs"), ReadOnly: true},
+		},
+		{
+			"erofs snapshotter",
+			Request{Mounts: []Mount{
+				erofsMount("/e/2/layer.erofs"), erofsMount("/e/1/layer.erofs"),
+				{Type: "format/overlay", Source: "overlay", Options: []string{"workdir=/e/3/work", "upperdir=/e/3/fs", "lowerdir={{ overlay 0 1 }}"}},
+			}},
+			Plan{Lower: images("/e/2/layer.erofs", "/e/1/layer.erofs"), Upper: "/e/3/fs"},
+		},
+		{
+			"erofs snapshotter in block mode",
+			Request{Mounts: []Mount{
+				{Type: "mkfs/ext4", Source: "/e/3/rwlayer.img", Options: []string{"X-containerd.mkfs.fs=ext4", "X-containerd.mkfs.size=1", "rw", "loop"}},
+				erofsMount("/e/1/layer.erofs"),
+				{Type: "format/mkdir/overlay", Source: "overlay", Options: []string{
+					"X-containerd.mkdir.path={{ mount 0 }}/upper:0755",
+					"workdir={{ mount 0 }}/work", "upperdir={{ mount 0 }}/upper", "lowerdir={{ mount 1 }}",
+				}},
+			}},
+			Plan{Lower: images("/e/1/layer.erofs")},
+		},
+		{
+			"erofs view",
+			Request{Mounts: []Mount{erofsMount("/e/1/layer.erofs")}},
+			Plan{Lower: images("/e/1/layer.erofs"), ReadOnly: true},
+		},
+		{
+			"layers in reverse",
+			Request{Mounts: []Mount{erofsMount("/a"), erofsMount("/b"), {Type: "format/overlay", Options: []string{"lowerdir={{ overlay 1 0 }}"}}}},
+			Plan{Lower: images("/b", "/a"), ReadOnly: true},
+		},
+		{
+			"Docker's overlay2", docker("rw,lowerdir=/var/lib/docker/overlay2/l/AB:/var/lib/docker/overlay2/l/CD,upperdir=/var/lib/docker/overlay2/abc/diff,workdir=/var/lib/docker/overlay2/abc/work"),
+			Plan{Lower: dirs("/var/lib/docker/overlay2/l/AB", "/var/lib/docker/overlay2/l/CD"), Upper: "/var/lib/docker/overlay2/abc/diff"},
+		},
+		{
+			"Docker's overlay2 with relative directories", docker("rw,lowerdir=l/AB:l/CD,upperdir=abc/diff,workdir=abc/work"),
+			Plan{Lower: dirs("/var/lib/docker/overlay2/l/AB", "/var/lib/docker/overlay2/l/CD"), Upper: "/var/lib/docker/overlay2/abc/diff"},
+		},
+		{
+			"blanks and commas as mountinfo shows them", docker(`rw,lowerdir=/a\040b\054c,upperdir=/u,workdir=/w,metacopy=on,volatile`),
+			Plan{Lower: dirs("/a b,c"), Upper: "/u"},
+		},
 		{"a plain directory", Request{Root: "/bundle/rootfs"}, Plan{Upper: "/bundle/rootfs"}},
 		{"another file system at the root", Request{Root: "/r", HostMounts: []*mountinfo.Info{{Mountpoint: "/r", FSType: "ext4", Root: "/"}}}, Plan{Upper: "/r"}},
 	} {
