@@ -26,12 +26,16 @@ func (s *Service) StatsContainer(_ context.Context, req *pb.StatsContainerReques
 	if err != nil {
 		return nil, fmt.Errorf("statistics of container %s: %w", c.id, err)
 	}
+	pids, err := c.group.Pids()
+	if err != nil {
+		return nil, fmt.Errorf("processes of container %s: %w", c.id, err)
+	}
 	f, err := os.Open("/proc/net/dev")
 	if err != nil {
 		return nil, fmt.Errorf("network statistics: %w", err)
 	}
 	defer f.Close()
-	return &pb.StatsContainerResponse{CgroupStats: stats, NetworkStats: parseNetDev(f)}, nil
+	return &pb.StatsContainerResponse{CgroupStats: stats, NetworkStats: parseNetDev(f), Pids: pids}, nil
 }
 
 // parseNetDev reads /proc/net/dev: after two lines of headings, "name: 8 receive and 8 transmit

@@ -297,11 +297,15 @@ func (p *Pod) Stats(ctx context.Context, containerID string) (*agent.StatsContai
 	return res, err
 }
 
-// Pids lists the container's processes as the host sees them: the protocol has no list of the
-// guest's, so it is the VMM.
-func (p *Pod) Pids(_ context.Context, containerID string) ([]uint32, error) {
-	if _, err := p.container(containerID); err != nil {
+// Pids lists a container's processes by their numbers in the guest. An agent that does not tell
+// them leaves the VMM's.
+func (p *Pod) Pids(ctx context.Context, containerID string) ([]uint32, error) {
+	stats, err := p.Stats(ctx, containerID)
+	if err != nil {
 		return nil, err
+	}
+	if pids := stats.GetPids(); len(pids) > 0 {
+		return pids, nil
 	}
 	return []uint32{uint32(p.PID())}, nil //nolint:gosec // a pid
 }

@@ -3355,9 +3355,11 @@ func (x *StatsContainerRequest) GetContainerId() string {
 }
 
 type StatsContainerResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	CgroupStats   *CgroupStats           `protobuf:"bytes,1,opt,name=cgroup_stats,json=cgroupStats,proto3" json:"cgroup_stats,omitempty"`
-	NetworkStats  []*NetworkStats        `protobuf:"bytes,2,rep,name=network_stats,json=networkStats,proto3" json:"network_stats,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	CgroupStats  *CgroupStats           `protobuf:"bytes,1,opt,name=cgroup_stats,json=cgroupStats,proto3" json:"cgroup_stats,omitempty"`
+	NetworkStats []*NetworkStats        `protobuf:"bytes,2,rep,name=network_stats,json=networkStats,proto3" json:"network_stats,omitempty"`
+	// The container's processes by their numbers in the guest; for `ctr task ps`. Ours.
+	Pids          []uint32 `protobuf:"varint,1000,rep,packed,name=pids,proto3" json:"pids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3402,6 +3404,13 @@ func (x *StatsContainerResponse) GetCgroupStats() *CgroupStats {
 func (x *StatsContainerResponse) GetNetworkStats() []*NetworkStats {
 	if x != nil {
 		return x.NetworkStats
+	}
+	return nil
+}
+
+func (x *StatsContainerResponse) GetPids() []uint32 {
+	if x != nil {
+		return x.Pids
 	}
 	return nil
 }
@@ -4618,10 +4627,11 @@ const file_coco_agent_agent_proto_rawDesc = "" +
 	"\x13SetIPTablesResponse\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\":\n" +
 	"\x15StatsContainerRequest\x12!\n" +
-	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"\x87\x01\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"\x9c\x01\n" +
 	"\x16StatsContainerResponse\x124\n" +
 	"\fcgroup_stats\x18\x01 \x01(\v2\x11.grpc.CgroupStatsR\vcgroupStats\x127\n" +
-	"\rnetwork_stats\x18\x02 \x03(\v2\x12.grpc.NetworkStatsR\fnetworkStats\"\xf2\x02\n" +
+	"\rnetwork_stats\x18\x02 \x03(\v2\x12.grpc.NetworkStatsR\fnetworkStats\x12\x13\n" +
+	"\x04pids\x18\xe8\a \x03(\rR\x04pids\"\xf2\x02\n" +
 	"\vCgroupStats\x12+\n" +
 	"\tcpu_stats\x18\x01 \x01(\v2\x0e.grpc.CpuStatsR\bcpuStats\x124\n" +
 	"\fmemory_stats\x18\x02 \x01(\v2\x11.grpc.MemoryStatsR\vmemoryStats\x12.\n" +

@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -187,6 +188,18 @@ func TestTerminals(t *testing.T) {
 	})
 }
 
+func TestTerminalLosesNothing(t *testing.T) {
+	d := daemon(t, primary)
+	noLeaks(t)
+	id := detached(t, d, harness.Runtime, "sleep", "1000")
+	for i := range 3 {
+		out, code := terminal(t, d, console.WinSize{Height: 24, Width: 80}, "", "task", "exec", "-t", "--exec-id", fmt.Sprintf("seq%d", i), id, "seq", "-s", " ", "200000")
+		if code != 0 || !strings.HasPrefix(out, "1 2 3 ") || !strings.HasSuffix(strings.TrimSpace(out), " 199999 200000") || len(strings.Fields(out)) != 200000 {
+			t.Errorf("exit %d, %d bytes that end in %q", code, len(out), out[max(0, len(out)-40):])
+		}
+	}
+}
+
 func TestKillWithAnySignal(t *testing.T) {
 	d := daemon(t, primary)
 	noLeaks(t)
@@ -268,9 +281,10 @@ const cgroupMount = "type=cgroup,src=cgroup,dst=/sys/fs/cgroup,options=ro"
 func TestPsAndMetrics(t *testing.T) {
 	d := daemon(t, primary)
 	noLeaks(t)
-	id := detached(t, d, harness.Runtime, "--memory-limit", "67108864", "--mount", cgroupMount, "--", "sleep", "1000")
-	if lines := strings.Count(must(t, d, "task", "ps", id), "\n"); lines < 2 {
-		t.Errorf("task ps shows no process:\n%s", must(t, d, "task", "ps", id))
+	id := detached(t, d, harness.Runtime, "--memory-limit", "67108864", "--mount", cgroupMount, "--", "sh", "-c", "sleep 1000 & touch /up; wait")
+	must(t, d, "task", "exec", "--exec-id", "w", id, "sh", "-c", "until [ -e /up ]; do sleep 0.05; done")
+	if lines := strings.Count(must(t, d, "task", "ps", id), "\n"); lines != 3 { // a heading, sh and sleep
+		t.Errorf("task ps shows not two processes:\n%s", must(t, d, "task", "ps", id))
 	}
 	out := must(t, d, "task", "metrics", id)
 	for _, want := range []string{"memory", "cpu"} {
