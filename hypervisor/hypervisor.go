@@ -88,10 +88,12 @@ type Boot struct {
 
 // SNP holds what an SEV-SNP launch needs beyond the common fields.
 type SNP struct {
-	Policy   uint64
-	HostData [32]byte
-	IDBlock  []byte // 96 bytes or empty
-	IDAuth   []byte // 4096 bytes or empty
+	Policy uint64
+	// InsecureDebug accepts a Policy with the debug bit, with which nothing is confidential.
+	InsecureDebug bool
+	HostData      [32]byte
+	IDBlock       []byte // 96 bytes or empty
+	IDAuth        []byte // 4096 bytes or empty
 }
 
 // TDX holds what a TDX launch needs beyond the common fields.

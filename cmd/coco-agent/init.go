@@ -54,7 +54,9 @@ func runInit() {
 	}
 	err = boot.PowerOff()
 	say(fmt.Sprintf("coco-agent: power off: %v\n", err))
-	select {} // the kernel would panic if PID 1 ended
+	for { // the kernel would panic if PID 1 ended, and the Go runtime ends it if nothing can go on
+		_ = unix.Pause()
+	}
 }
 
 // say writes to the console, whatever there is of it.

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"time"
 	"syscall"
 	"testing"
 
@@ -33,7 +34,7 @@ func TestMain(m *testing.M) {
 				os.Exit(1)
 			}
 			fmt.Println(p.PID())
-			select {}
+			time.Sleep(time.Hour) // not select {}: without cgo the runtime would call that a deadlock
 		}
 	}
 	goleak.VerifyTestMain(m)

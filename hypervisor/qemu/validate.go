@@ -142,7 +142,7 @@ func (p *problems) snp(s hypervisor.VMSpec) {
 	}
 	p.add(s.CPU.Model == "" || s.CPU.Model == "host" || s.CPU.Model == "max",
 		"CPU model %q: SNP measures the model, so name one, for example EPYC-v4", s.CPU.Model)
-	p.add(s.SNP.Policy&snpDebug != 0, "SNP policy %#x allows debugging: the host could read the guest's memory", s.SNP.Policy)
+	p.add(s.SNP.Policy&snpDebug != 0 && !s.SNP.InsecureDebug, "SNP policy %#x allows debugging: the host could read the guest's memory", s.SNP.Policy)
 	p.add(s.SNP.Policy&snpReserved1 == 0, "SNP policy %#x: bit 17 must be set", s.SNP.Policy)
 	block, auth := len(s.SNP.IDBlock), len(s.SNP.IDAuth)
 	p.add(block != 0 && block != idBlockSize, "SNP ID block of %d bytes: want %d", block, idBlockSize)

@@ -27,7 +27,7 @@ func main() {
 	if err := run(); err != nil {
 		fmt.Println("test init:", err)
 	}
-	select {} // the host ends us
+	time.Sleep(24 * time.Hour) // the host ends us; select {} would be a deadlock to the runtime
 }
 
 func run() error {
