@@ -87,26 +87,31 @@ func join(ctx context.Context, nl Netlink, r Redirect, u *undo.Stack) (NIC, erro
 	if err != nil {
 		return NIC{}, err
 	}
-	if err := nl.SetUp(ctx, r.Tap, r.MTU); err != nil {
+	if err := redirect(ctx, nl, r, u); err != nil {
 		return NIC{}, err
+	}
+	return nic, nil
+}
+
+// redirect lets the frames flow between a link and a tap that exists.
+func redirect(ctx context.Context, nl Netlink, r Redirect, u *undo.Stack) error {
+	if err := nl.SetUp(ctx, r.Tap, r.MTU); err != nil {
+		return err
 	}
 	if err := nl.AddIngress(ctx, r.Tap); err != nil {
-		return NIC{}, err
+		return err
 	}
 	if err := nl.Redirect(ctx, r.Tap, r.Link); err != nil {
-		return NIC{}, err
+		return err
 	}
-	err = nl.AddIngress(ctx, r.Link)
+	err := nl.AddIngress(ctx, r.Link)
 	if !errdefs.IsAlreadyExists(err) {
 		u.Push("end redirect from "+r.Link, func(ctx context.Context) error { return nl.DelIngress(ctx, r.Link) })
 	}
 	if err != nil {
-		return NIC{}, err
+		return err
 	}
-	if err := nl.Redirect(ctx, r.Link, r.Tap); err != nil {
-		return NIC{}, err
-	}
-	return nic, nil
+	return nl.Redirect(ctx, r.Link, r.Tap)
 }
 
 // Remove takes down what Apply made for w when the process that made it is gone. What is not there is

@@ -213,6 +213,10 @@ func (p *Pod) Start(ctx context.Context, containerID, execID string) (Streams, e
 	if err := pr.to(evStart); err != nil {
 		return Streams{}, err
 	}
+	if err := p.connectLate(ctx); err != nil {
+		pr.startFailed()
+		return Streams{}, fmt.Errorf("start container %s: %w", c.id, err)
+	}
 	began := time.Now()
 	err = p.call(ctx, "start container "+c.id, func(ctx context.Context) error {
 		_, err := p.agent.StartContainer(ctx, &agent.StartContainerRequest{ContainerId: c.id})

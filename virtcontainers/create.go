@@ -218,8 +218,12 @@ func VMSpec(o Options, s Shape, boot hypervisor.Boot) hypervisor.VMSpec {
 		CPU: hypervisor.CPU{Count: s.VCPUs, Model: h.CPUModel}, MemoryMiB: s.MemoryMiB, Boot: boot,
 		BlockBus: hypervisor.BlockBus(h.BlockBus), HotplugPorts: h.HotplugPorts, BootTimeout: h.BootTimeout,
 	}
-	if h.Platform != "none" {
-		v.TEE = hypervisor.TEE(h.Platform)
+	switch h.Platform {
+	case "snp":
+		v.TEE, v.SNP = hypervisor.TEESNP, &hypervisor.SNP{Policy: h.SNPGuestPolicy, InsecureDebug: h.InsecureSNPDebug}
+	case "tdx":
+		v.TEE, v.TDX = hypervisor.TEETDX, &hypervisor.TDX{}
+		v.TDX.QuoteVsock, v.TDX.QuoteUnix = h.QuoteService()
 	}
 	return v
 }
@@ -362,7 +366,7 @@ func (c *creation) runHooks(ctx context.Context) error {
 
 func (c *creation) attachNetwork(ctx context.Context) (err error) {
 	n := c.opts.Host.Network
-	c.attached, err = n.Attach(ctx, c.netns, func(made []network.Redirect) error {
+	c.attached, err = n.Attach(ctx, c.netns, c.ownNetNS && c.opts.First != nil, func(made []network.Redirect) error {
 		if c.ownNetNS { // it goes with the VMM's process
 			return nil
 		}
@@ -376,8 +380,8 @@ func (c *creation) attachNetwork(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	detach := c.attached.Detach
-	c.u.Push("detach the network", detach)
+	c.u.Push("detach the network", c.attached.Detach)
+	c.lateNetwork = c.attached.Late
 	for _, nic := range c.attached.NICs {
 		c.vmspec.NICs = append(c.vmspec.NICs, hypervisor.NIC{ID: nic.Name, MAC: nic.MAC, Tap: nic.Files, MTU: nic.MTU})
 	}

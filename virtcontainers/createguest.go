@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/network"
 	"github.com/coco-shim/coco/virtcontainers/spec"
 )
 
@@ -49,20 +50,40 @@ func (c *creation) awaitAgent(ctx context.Context) error {
 	return nil
 }
 
-// configureNetwork gives the guest's interfaces what the namespace's had.
 func (c *creation) configureNetwork(ctx context.Context) error {
-	g := c.attached.Guest
+	return c.configureGuest(ctx, c.attached.Guest)
+}
+
+// connectLate gives the guest the interface that has come into the namespace since the VM booted, if
+// one has: ctr sets its CNI network up between create and start.
+func (p *Pod) connectLate(ctx context.Context) error {
+	p.mu.Lock()
+	late := p.lateNetwork
+	p.lateNetwork = nil
+	p.mu.Unlock()
+	if late == nil {
+		return nil
+	}
+	g, err := late(ctx)
+	if err != nil {
+		return fmt.Errorf("connect the network: %w", err)
+	}
+	return p.configureGuest(ctx, g)
+}
+
+// configureGuest gives the guest's interfaces what the namespace's had.
+func (p *Pod) configureGuest(ctx context.Context, g network.Guest) error {
 	for _, i := range g.Interfaces {
-		if err := c.call(ctx, "interface "+i.GetName(), func(ctx context.Context) error {
-			_, err := c.agent.UpdateInterface(ctx, &agent.UpdateInterfaceRequest{Interface: i})
+		if err := p.call(ctx, "interface "+i.GetName(), func(ctx context.Context) error {
+			_, err := p.agent.UpdateInterface(ctx, &agent.UpdateInterfaceRequest{Interface: i})
 			return err
 		}); err != nil {
 			return err
 		}
 	}
 	if len(g.Routes) > 0 {
-		if err := c.call(ctx, "routes", func(ctx context.Context) error {
-			_, err := c.agent.UpdateRoutes(ctx, &agent.UpdateRoutesRequest{Routes: &agent.Routes{Routes: g.Routes}})
+		if err := p.call(ctx, "routes", func(ctx context.Context) error {
+			_, err := p.agent.UpdateRoutes(ctx, &agent.UpdateRoutesRequest{Routes: &agent.Routes{Routes: g.Routes}})
 			return err
 		}); err != nil {
 			return err
@@ -71,8 +92,8 @@ func (c *creation) configureNetwork(ctx context.Context) error {
 	if len(g.Neighbours) == 0 {
 		return nil
 	}
-	return c.call(ctx, "neighbours", func(ctx context.Context) error {
-		_, err := c.agent.AddARPNeighbors(ctx, &agent.AddARPNeighborsRequest{Neighbors: &agent.ARPNeighbors{ARPNeighbors: g.Neighbours}})
+	return p.call(ctx, "neighbours", func(ctx context.Context) error {
+		_, err := p.agent.AddARPNeighbors(ctx, &agent.AddARPNeighborsRequest{Neighbors: &agent.ARPNeighbors{ARPNeighbors: g.Neighbours}})
 		return err
 	})
 }

@@ -229,7 +229,7 @@ func (f *fakeNetwork) Delete(string) error {
 	return nil
 }
 
-func (f *fakeNetwork) Attach(_ context.Context, _ string, record func([]network.Redirect) error) (Attachment, error) {
+func (f *fakeNetwork) Attach(_ context.Context, _ string, _ bool, record func([]network.Redirect) error) (Attachment, error) {
 	w := (*world)(f)
 	if err := w.op("attach"); err != nil {
 		return Attachment{}, err

@@ -44,8 +44,9 @@ type Network interface {
 	Make(path string) error
 	Delete(path string) error
 	// Attach makes a tap for each usable interface of the namespace. Before it changes anything it
-	// calls record with what it is going to make. On error it leaves nothing.
-	Attach(ctx context.Context, netns string, record func([]network.Redirect) error) (Attachment, error)
+	// calls record with what it is going to make. On error it leaves nothing. With standby, a
+	// namespace without interfaces gets a tap for one that may come later: Attachment.Late.
+	Attach(ctx context.Context, netns string, standby bool, record func([]network.Redirect) error) (Attachment, error)
 	// Clean undoes what an Attach recorded whose process is gone. It is idempotent, and fine with a
 	// namespace that is gone.
 	Clean(ctx context.Context, netns string, made []network.Redirect) error
@@ -55,6 +56,9 @@ type Network interface {
 type Attachment struct {
 	NICs  []network.NIC
 	Guest network.Guest
+	// Late, when not nil, connects what has come into the namespace since; called once, before the
+	// container starts.
+	Late func(ctx context.Context) (network.Guest, error)
 	// Detach undoes everything in the namespace and in this process.
 	Detach func(ctx context.Context) error
 }

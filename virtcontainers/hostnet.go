@@ -10,6 +10,7 @@ import (
 	"io/fs"
 
 	"github.com/coco-shim/coco/configs"
+	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/network"
 )
 
@@ -28,7 +29,7 @@ func (hostNetwork) Make(path string) error { return network.NewNetns(path) }
 func (hostNetwork) Delete(path string) error { return network.DeleteNetns(path) }
 
 // Attach implements Network.
-func (n hostNetwork) Attach(ctx context.Context, netns string, record func([]network.Redirect) error) (_ Attachment, err error) {
+func (n hostNetwork) Attach(ctx context.Context, netns string, standby bool, record func([]network.Redirect) error) (_ Attachment, err error) {
 	h, err := network.Open(netns)
 	if err != nil {
 		return Attachment{}, err
@@ -46,6 +47,9 @@ func (n hostNetwork) Attach(ctx context.Context, netns string, record func([]net
 	if err != nil {
 		return Attachment{}, err
 	}
+	if len(w.Redirects) == 0 && standby && n.opts.Model != network.ModelNone {
+		return n.standby(ctx, h)
+	}
 	if len(w.Redirects) > 0 {
 		if err := record(w.Redirects); err != nil {
 			return Attachment{}, err
@@ -55,11 +59,30 @@ func (n hostNetwork) Attach(ctx context.Context, netns string, record func([]net
 	if err != nil {
 		return Attachment{}, err
 	}
-	return Attachment{NICs: nics, Guest: w.Guest, Detach: func(ctx context.Context) error {
+	return Attachment{NICs: nics, Guest: w.Guest, Detach: detach(u, h)}, nil
+}
+
+func detach(u *undo.Stack, h *network.Handle) func(context.Context) error {
+	return func(ctx context.Context) error {
 		if err := u.Run(ctx); err != nil {
 			return err
 		}
 		return h.Close()
+	}
+}
+
+// standby gives the VM an interface for a link that may come before the container starts.
+func (n hostNetwork) standby(ctx context.Context, h *network.Handle) (Attachment, error) {
+	nic, u, err := network.Standby(ctx, h)
+	if err != nil {
+		return Attachment{}, err
+	}
+	return Attachment{NICs: []network.NIC{nic}, Detach: detach(u, h), Late: func(ctx context.Context) (network.Guest, error) {
+		s, err := h.Snapshot(ctx)
+		if err != nil {
+			return network.Guest{}, err
+		}
+		return network.Connect(ctx, h, nic, s, n.opts, u)
 	}}, nil
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/internal/undo"
+	"github.com/coco-shim/coco/network"
 	"github.com/coco-shim/coco/virtcontainers/hooks"
 	"github.com/coco-shim/coco/virtcontainers/spec"
 	"github.com/coco-shim/coco/virtcontainers/state"
@@ -50,7 +51,9 @@ type Pod struct {
 	containers map[string]*container // guarded by mu
 	closing    bool                  // guarded by mu
 	phases     []Phase               // guarded by mu
-	death      error                 // guarded by mu; why the VM ended, when nobody asked it to
+	// lateNetwork connects a network that came after the boot; nil once used, guarded by mu.
+	lateNetwork func(ctx context.Context) (network.Guest, error)
+	death       error // guarded by mu; why the VM ended, when nobody asked it to
 }
 
 // PID is the VMM's process, the same from before the hooks until the end.

@@ -41,9 +41,6 @@ const (
 	unlimitedMemory = 1 << 60 // engines write "no limit" as a number near 2^63
 )
 
-// vcpuGrid are the numbers of virtual CPUs that a VM has: few shapes, few launch digests.
-var vcpuGrid = []int{1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024}
-
 // memoryGrid is the step that memory is rounded up to, by size.
 var memoryGrid = []struct{ below, step uint64 }{ // MiB
 	{2 << 10, 128}, {8 << 10, 512}, {32 << 10, 2 << 10}, {1 << 62, 8 << 10},
@@ -91,17 +88,7 @@ func ShapeOf(h configs.Hypervisor, m Machine, s *specs.Spec) (Shape, error) {
 		return Shape{}, fmt.Errorf("the pod's memory of %d MiB with an overhead of %d MiB makes a VM of %d MiB, above %s of %d MiB: lower the limit or raise the maximum: %w",
 			memory, h.OverheadMemoryMiB, total, whose, maxMemory, errdefs.ErrInvalidArgument)
 	}
-	return Shape{VCPUs: roundVCPUs(vcpus, maxVCPUs), MemoryMiB: total}, nil
-}
-
-func roundVCPUs(n, limit int) int {
-	for _, g := range vcpuGrid {
-		if g >= n {
-			n = g
-			break
-		}
-	}
-	return min(n, limit)
+	return Shape{VCPUs: configs.RoundVCPUs(vcpus, maxVCPUs), MemoryMiB: total}, nil
 }
 
 func roundMemory(n uint64) uint64 {

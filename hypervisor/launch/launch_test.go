@@ -12,9 +12,9 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"time"
 	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"

@@ -54,8 +54,8 @@ func (n crashingNetwork) Make(path string) error {
 	return err
 }
 
-func (n crashingNetwork) Attach(ctx context.Context, netns string, record func([]network.Redirect) error) (virtcontainers.Attachment, error) {
-	a, err := n.Network.Attach(ctx, netns, record)
+func (n crashingNetwork) Attach(ctx context.Context, netns string, standby bool, record func([]network.Redirect) error) (virtcontainers.Attachment, error) {
+	a, err := n.Network.Attach(ctx, netns, standby, record)
 	crash("attach")
 	return a, err
 }
