@@ -57,6 +57,11 @@ type Hypervisor struct {
 	HotplugPorts int      // empty PCIe root ports made at boot
 	BootTimeout  Duration // from exec of the VMM to the agent's answer
 
+	// For platform "snp" and "tdx".
+	SNPGuestPolicy   uint64 // guest policy of an SNP launch (AMD 56860, table 10)
+	InsecureSNPDebug bool   // accept a policy that lets the host read and change the guest's memory
+	TDXQuoteSocket   string // quote generation service: "", "vsock:PORT" on the host, or a Unix socket's path
+
 	Seccomp              bool // the VMM's own system call filter
 	InsecureDebugConsole bool // keep the guest's console verbose; refused on a TEE
 }
@@ -92,6 +97,7 @@ func Default() Config {
 			OverheadMemoryMiB: 96,
 			BlockBus:          "virtio-scsi",
 			BootTimeout:       60 * time.Second,
+			SNPGuestPolicy:    snpPolicySMT | snpPolicyReserved1,
 			Seccomp:           true,
 		},
 		Runtime: Runtime{

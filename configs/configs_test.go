@@ -133,6 +133,7 @@ func TestDecode(t *testing.T) {
 		{name: "comma in a machine type", text: "[hypervisor]\nmachine = \"q35,confidential-guest-support=x\"\n", err: []string{`holds ','`}},
 		{name: "empty path", text: "[hypervisor]\npath = \"\"\n", err: []string{`t.toml:2: hypervisor.path: must not be empty; expected the absolute path of the VMM binary`}},
 		{name: "TEE without firmware, with console and emulation", text: "[hypervisor]\nplatform = \"snp\"\naccel = \"tcg\"\ninsecure_debug_console = true\n", err: []string{
+			`t.toml: hypervisor.cpu_model: "" is not one model, but SNP measures which it is (by default); expected a named model`,
 			`t.toml: hypervisor.firmware: is empty, but platform "snp" boots through firmware (by default); expected`,
 			`t.toml:3: hypervisor.accel: "tcg" cannot run platform "snp"; expected "" or "kvm"`,
 			`t.toml:4: hypervisor.insecure_debug_console: `,

@@ -276,17 +276,7 @@ func (d *decoder) validate() {
 	if h.BlockBus == "virtio-blk" && h.HotplugPorts == 0 {
 		d.blame("hypervisor.hotplug_ports", "is 0, but block_bus \"virtio-blk\" plugs every layer into a port of its own", "1 to 32")
 	}
-	if tee := h.Platform == "snp" || h.Platform == "tdx"; tee {
-		if h.Firmware == "" {
-			d.blame("hypervisor.firmware", fmt.Sprintf("is empty, but platform %q boots through firmware", h.Platform), "the absolute path of an OVMF build for it")
-		}
-		if h.InsecureDebugConsole {
-			d.blame("hypervisor.insecure_debug_console", fmt.Sprintf("shows the guest's console to the host of platform %q", h.Platform), "false")
-		}
-		if h.Accel == "tcg" {
-			d.blame("hypervisor.accel", fmt.Sprintf("\"tcg\" cannot run platform %q", h.Platform), "\"\" or \"kvm\"")
-		}
-	}
+	d.platform(h)
 }
 
 // blame files a problem under the place where the key was set.

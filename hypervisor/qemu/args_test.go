@@ -188,6 +188,7 @@ func TestValidateRefuses(t *testing.T) {
 		{"SNP with an odd firmware", snp(func(s *hypervisor.VMSpec) { s.Boot.Firmware = firmware(t, 4<<20+1) }), "multiple of 65536"},
 		{"SNP with the host's processor", snp(func(s *hypervisor.VMSpec) { s.CPU.Model = "host" }), "name one"},
 		{"SNP that can be debugged", snp(func(s *hypervisor.VMSpec) { s.SNP.Policy |= 1 << 19 }), "allows debugging"},
+		{"SNP that can be debugged on purpose", snp(func(s *hypervisor.VMSpec) { s.SNP.Policy |= 1 << 19; s.SNP.InsecureDebug = true }), ""},
 		{"SNP with a reserved bit clear", snp(func(s *hypervisor.VMSpec) { s.SNP.Policy = 0x10000 }), "bit 17"},
 		{"SNP with half an identity", snp(func(s *hypervisor.VMSpec) { s.SNP.IDAuth = nil }), "belong together"},
 		{"SNP with a short identity", snp(func(s *hypervisor.VMSpec) { s.SNP.IDBlock = make([]byte, 95) }), "95 bytes"},

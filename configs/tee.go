@@ -1,0 +1,112 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package configs
+
+import (
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// Bits of an SNP guest policy (AMD SEV-SNP firmware ABI, 56860, table 10).
+const (
+	snpPolicySMT       = 1 << 16 // may run with simultaneous multithreading
+	snpPolicyReserved1 = 1 << 17 // must be one
+	snpPolicyDebug     = 1 << 19 // the host may read and change the guest's memory
+	snpPolicyBits      = 26      // those above must be zero
+)
+
+const (
+	vsockPrefix  = "vsock:"
+	maxVsockPort = 1<<32 - 2 // above is VMADDR_PORT_ANY
+	maxUnixPath  = 107       // sun_path without its NUL
+)
+
+// QuoteService is where quotes of a TD come from: a vsock port of the host, or a Unix socket's path, or
+// neither.
+func (h Hypervisor) QuoteService() (vsock uint32, unix string) {
+	port, isVsock := strings.CutPrefix(h.TDXQuoteSocket, vsockPrefix)
+	if !isVsock {
+		return 0, h.TDXQuoteSocket
+	}
+	n, err := strconv.ParseUint(port, 10, 32)
+	if err != nil {
+		return 0, "" // no configuration that was decoded is like that
+	}
+	return uint32(n), ""
+}
+
+func snpPolicy() rule {
+	return rule{"an SNP guest policy such as 0x30000: bit 17 set, none above bit 25", func(v any) string {
+		switch p := v.(int64); {
+		case p&snpPolicyReserved1 == 0:
+			return fmt.Sprintf("%#x has bit 17 clear, which the AMD firmware refuses", p)
+		case p>>snpPolicyBits != 0:
+			return fmt.Sprintf("%#x has bits above 25, which the AMD firmware refuses", p)
+		}
+		return ""
+	}}
+}
+
+func quoteSocket() rule {
+	return rule{"\"vsock:PORT\", as in \"vsock:4050\", or the absolute path of a Unix socket", func(v any) string {
+		s := v.(string)
+		if port, ok := strings.CutPrefix(s, vsockPrefix); ok {
+			n, err := strconv.ParseUint(port, 10, 32)
+			if err != nil || n < 1 || n > maxVsockPort || strconv.FormatUint(n, 10) != port {
+				return fmt.Sprintf("%q has no port from 1 to %d", s, uint64(maxVsockPort))
+			}
+			return ""
+		}
+		switch {
+		case strings.ContainsAny(s, "\x00\n"):
+			return fmt.Sprintf("%q holds a control character", s)
+		case !filepath.IsAbs(s):
+			return fmt.Sprintf("%q is neither", s)
+		case len(s) > maxUnixPath:
+			return fmt.Sprintf("%q is longer than the %d bytes of a socket's path", s, maxUnixPath)
+		}
+		return ""
+	}}
+}
+
+// platform checks what the platform makes of other keys.
+func (d *decoder) platform(h Hypervisor) {
+	if h.SNPGuestPolicy&snpPolicyDebug != 0 && !h.InsecureSNPDebug {
+		d.blame("hypervisor.snp_guest_policy", fmt.Sprintf("%#x lets the host read and change the guest's memory (bit 19)", h.SNPGuestPolicy),
+			"bit 19 clear, or for experiments hypervisor.insecure_snp_debug = true")
+	}
+	if h.InsecureSNPDebug && h.Platform != "snp" {
+		d.blame("hypervisor.insecure_snp_debug", fmt.Sprintf("means nothing on platform %q", h.Platform), "false")
+	}
+	if h.TDXQuoteSocket != "" && h.Platform != "tdx" {
+		d.blame("hypervisor.tdx_quote_socket", fmt.Sprintf("means nothing on platform %q", h.Platform), "\"\"")
+	}
+	switch h.Platform {
+	case "snp":
+		d.confidential(h)
+		if h.CPUModel == "" || h.CPUModel == "host" || h.CPUModel == "max" {
+			d.blame("hypervisor.cpu_model", fmt.Sprintf("%q is not one model, but SNP measures which it is", h.CPUModel), "a named model, as in \"EPYC-v4\"")
+		}
+	case "tdx":
+		d.confidential(h)
+		if h.CPUModel != "" && h.CPUModel != "host" {
+			d.blame("hypervisor.cpu_model", fmt.Sprintf("%q: TDX runs only with the host's", h.CPUModel), "\"\" or \"host\"")
+		}
+	}
+}
+
+// confidential checks what both TEEs ask for.
+func (d *decoder) confidential(h Hypervisor) {
+	if h.Firmware == "" {
+		d.blame("hypervisor.firmware", fmt.Sprintf("is empty, but platform %q boots through firmware", h.Platform), "the absolute path of an OVMF build for it")
+	}
+	if h.InsecureDebugConsole {
+		d.blame("hypervisor.insecure_debug_console", fmt.Sprintf("shows the guest's console to the host of platform %q", h.Platform), "false")
+	}
+	if h.Accel == "tcg" {
+		d.blame("hypervisor.accel", fmt.Sprintf("\"tcg\" cannot run platform %q", h.Platform), "\"\" or \"kvm\"")
+	}
+}

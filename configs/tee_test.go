@@ -1,0 +1,108 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package configs
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestExamplesOfConfidentialPlatformsLoad(t *testing.T) {
+	wd, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]func(*Hypervisor){
+		"config-qemu-snp.toml": func(h *Hypervisor) {
+			h.Platform, h.Firmware, h.CPUModel, h.MaxVCPUs = "snp", "/usr/share/ovmf/OVMF.amdsev.fd", "EPYC-v4", 8
+		},
+		"config-qemu-tdx.toml": func(h *Hypervisor) {
+			h.Platform, h.Firmware, h.MaxVCPUs, h.TDXQuoteSocket = "tdx", "/usr/share/ovmf/OVMF.fd", 8, "vsock:4050"
+		},
+	}
+	for name, change := range want {
+		got, err := Load(filepath.Join(wd, name))
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		c := Default()
+		change(&c.Hypervisor)
+		if d := cmp.Diff(c, got, ignoreFiles); d != "" {
+			t.Errorf("%s (-want +got):\n%s", name, d)
+		}
+	}
+}
+
+func TestDecodeTEEKeys(t *testing.T) {
+	const snp = "[hypervisor]\nplatform = \"snp\"\nfirmware = \"/f\"\ncpu_model = \"EPYC-v4\"\n"
+	const tdx = "[hypervisor]\nplatform = \"tdx\"\nfirmware = \"/f\"\n"
+	tests := []struct{ name, text, err string }{
+		{"SNP", snp, ""},
+		{"policy with single socket", snp + "snp_guest_policy = 0x130000\n", ""},
+		{"policy without bit 17", snp + "snp_guest_policy = 0x10000\n", "t.toml:5: hypervisor.snp_guest_policy: 0x10000 has bit 17 clear"},
+		{"policy with high bits", snp + "snp_guest_policy = 0x4030000\n", "0x4030000 has bits above 25"},
+		{"policy as text", snp + "snp_guest_policy = \"0x30000\"\n", "is a string"},
+		{"negative policy", snp + "snp_guest_policy = -1\n", "-1 is negative"},
+		{"debug", snp + "snp_guest_policy = 0xb0000\n", "t.toml:5: hypervisor.snp_guest_policy: 0xb0000 lets the host read and change the guest's memory (bit 19); expected bit 19 clear"},
+		{"debug, on purpose", snp + "snp_guest_policy = 0xb0000\ninsecure_snp_debug = true\n", ""},
+		{"debug without a platform", "[hypervisor]\nsnp_guest_policy = 0xb0000\n", "lets the host read"},
+		{"debug switch elsewhere", tdx + "insecure_snp_debug = true\n", "hypervisor.insecure_snp_debug: means nothing on platform \"tdx\""},
+		{"host's model on SNP", strings.Replace(snp, "EPYC-v4", "host", 1), "\"host\" is not one model"},
+		{"TDX", tdx, ""},
+		{"model on TDX", tdx + "cpu_model = \"EPYC-v4\"\n", "TDX runs only with the host's"},
+		{"vsock", tdx + "tdx_quote_socket = \"vsock:4050\"\n", ""},
+		{"Unix socket", tdx + "tdx_quote_socket = \"/run/qgs.socket\"\n", ""},
+		{"port 0", tdx + "tdx_quote_socket = \"vsock:0\"\n", "has no port from 1 to 4294967294"},
+		{"any port", tdx + "tdx_quote_socket = \"vsock:4294967295\"\n", "has no port"},
+		{"port with a plus", tdx + "tdx_quote_socket = \"vsock:+4050\"\n", "has no port"},
+		{"port with zeros", tdx + "tdx_quote_socket = \"vsock:04050\"\n", "has no port"},
+		{"relative socket", tdx + "tdx_quote_socket = \"qgs.socket\"\n", "is neither"},
+		{"long socket", tdx + "tdx_quote_socket = \"/" + strings.Repeat("x", 107) + "\"\n", "is longer than the 107 bytes"},
+		{"socket elsewhere", snp + "tdx_quote_socket = \"vsock:4050\"\n", "hypervisor.tdx_quote_socket: means nothing on platform \"snp\""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := Decode("t.toml", strings.NewReader(tt.text))
+			if tt.err == "" {
+				if err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			checkLines(t, err, []string{tt.err})
+		})
+	}
+}
+
+func TestQuoteServiceIsAPortOrAPath(t *testing.T) {
+	for in, want := range map[string]struct {
+		port uint32
+		path string
+	}{"": {}, "vsock:4050": {port: 4050}, "/run/q": {path: "/run/q"}} {
+		h := Hypervisor{TDXQuoteSocket: in}
+		if port, path := h.QuoteService(); port != want.port || path != want.path {
+			t.Errorf("QuoteService of %q = %d, %q, want %+v", in, port, path, want)
+		}
+	}
+}
+
+func TestVCPUCountsAreWhatPodsCanGet(t *testing.T) {
+	for limit, want := range map[int][]int{0: nil, 1: {1}, 5: {1, 2, 3, 4, 5}, 8: {1, 2, 3, 4, 6, 8}, 10: {1, 2, 3, 4, 6, 8, 10}} {
+		got := VCPUCounts(limit)
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("VCPUCounts(%d) (-want +got):\n%s", limit, d)
+		}
+		for n := 1; limit > 0 && n <= 2048; n++ {
+			if !slices.Contains(got, RoundVCPUs(n, limit)) {
+				t.Errorf("RoundVCPUs(%d, %d) is not in %v", n, limit, got)
+			}
+		}
+	}
+}
