@@ -18,6 +18,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/launch"
 	"github.com/coco-shim/coco/hypervisor/qemu"
+	"github.com/coco-shim/coco/hypervisor/qemu/precheck"
 	"github.com/coco-shim/coco/virtcontainers"
 )
 
@@ -27,12 +28,16 @@ func New(c configs.Config, exe string, log *slog.Logger) (virtcontainers.Host, e
 	if c.Hypervisor.Type != "qemu" {
 		return virtcontainers.Host{}, fmt.Errorf("hypervisor.type %q: %w", c.Hypervisor.Type, errdefs.ErrNotImplemented)
 	}
+	opts := qemu.Options{Path: c.Hypervisor.Path, NoSandbox: !c.Hypervisor.Seccomp, Log: log}
+	if c.Hypervisor.Platform == "snp" || c.Hypervisor.Platform == "tdx" {
+		opts.Precheck = precheck.Firmware
+	}
 	m, err := machine()
 	if err != nil {
 		return virtcontainers.Host{}, err
 	}
 	return virtcontainers.Host{
-		Driver:   qemu.New(qemu.Options{Path: c.Hypervisor.Path, NoSandbox: !c.Hypervisor.Seccomp, Log: log}),
+		Driver:   qemu.New(opts),
 		Launcher: launcher{exe},
 		Network:  virtcontainers.NewNetwork(c.Network),
 		Layers:   virtcontainers.NewLayers(c.Runtime.LayerCache),
