@@ -19,20 +19,34 @@ import (
 
 func newMeasureCmd() *cobra.Command {
 	var a string
+	var o configOptions
 	cmd := &cobra.Command{
 		Use:   "measure",
 		Short: "Compute launch digests of confidential VMs before they start",
 		Long: "Computes what the hardware will report for a VM. The digests go to stdout in hexadecimal and\n" +
 			"nothing else does; a launch that could not succeed is refused with the reason. See docs/measurement.md.\n\n" +
+			"With --config, the VMs are those of pods of a configuration, with the boot files and the command line that the\n" +
+			"shim launches: one digest with --vcpus, else a table of all numbers of vCPUs that pods can get.\n\n" +
 			"With --diff A B, two traces written with --json --explain are compared: what differs is why the digests differ.",
 		Example: "  coco measure snp --firmware OVMF.fd --kernel vmlinuz --initrd initrd.img --append 'quiet' --vcpus 2 --cpu-model EPYC-v4\n" +
+			"  coco measure --config /etc/coco/config.toml --vcpus 2\n" +
 			"  coco measure --diff yesterday.json today.json",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			changed := cmd.Flags().Changed
 			switch {
-			case !cmd.Flags().Changed("diff") && len(args) == 0:
+			case changed("config") && (changed("diff") || len(args) > 0):
+				return errors.New("measure: --config goes without --diff and further arguments")
+			case changed("config"):
+				if err := o.run(cmd); err != nil {
+					return fmt.Errorf("measure --config %s: %w", o.config, err)
+				}
+				return nil
+			case changed("vcpus") || changed("memory") || changed("profile"):
+				return errors.New("measure: --vcpus, --memory and --profile want --config, or a subcommand before them")
+			case !changed("diff") && len(args) == 0:
 				return cmd.Help()
-			case !cmd.Flags().Changed("diff"):
+			case !changed("diff"):
 				return fmt.Errorf("measure: unknown platform %q", args[0])
 			case len(args) == 0:
 				return errors.New("measure: --diff wants two files")
@@ -41,6 +55,7 @@ func newMeasureCmd() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&a, "diff", "", "compare the trace in this file with the one in the file that follows")
+	o.flags(cmd)
 	cmd.AddCommand(newMeasureSNPCmd(), newMeasureIGVMCmd(), newMeasureTDXCmd())
 	return cmd
 }

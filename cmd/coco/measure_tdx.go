@@ -112,6 +112,11 @@ func (o *tdxOptions) run(cmd *cobra.Command) (*tdxResult, error) {
 	if err != nil {
 		return nil, err
 	}
+	return o.values(names)
+}
+
+// values computes the named registers.
+func (o *tdxOptions) values(names []string) (*tdxResult, error) {
 	d, err := o.load(names)
 	if err != nil {
 		return nil, err

@@ -40,6 +40,15 @@ func (im *Image) SNPLaunchProblem(directBoot bool) error {
 	return m.hashProblem(area)
 }
 
+// TDXLaunchProblem returns why QEMU could not launch a TD with the image, or nil.
+func (im *Image) TDXLaunchProblem() error {
+	if err := im.LaunchProblem(); err != nil {
+		return err
+	}
+	_, err := im.TDX()
+	return err
+}
+
 // hashProblem returns why a table of kernel hashes in the area would not be launched, or nil.
 func (m *SEVMetadata) hashProblem(area Area) error {
 	if area.Size < hashTable {

@@ -46,11 +46,7 @@ func problem(spec hypervisor.VMSpec, fw []byte) error {
 	if spec.TEE == hypervisor.TEESNP {
 		return im.SNPLaunchProblem(spec.Boot.Kernel != nil)
 	}
-	if err := im.LaunchProblem(); err != nil {
-		return err
-	}
-	_, err = im.TDX()
-	return err
+	return im.TDXLaunchProblem()
 }
 
 // read reads the firmware without moving the descriptor's offset.

@@ -1,0 +1,194 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/coco-shim/coco/configs"
+	"github.com/coco-shim/coco/measurement/ovmf"
+	"github.com/coco-shim/coco/measurement/snp"
+	"github.com/coco-shim/coco/measurement/tdx"
+)
+
+// configOptions are the flags of coco measure --config.
+type configOptions struct {
+	output
+	config, memory, profile string
+	vcpus                   int
+}
+
+func (o *configOptions) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&o.config, "config", "", "measure the VMs of pods of this configuration file")
+	f.IntVar(&o.vcpus, "vcpus", 0, "with --config: number of vCPUs; without it all that pods can get, as a table")
+	f.StringVar(&o.memory, "memory", "", "with --config: memory of the VM, such as 2G; only RTMR1 of some TDX profiles depends on it")
+	f.StringVar(&o.profile, "profile", "", "with --config, for TDX: releases of firmware and VMM, for RTMR1 and RTMR2 too")
+	o.output.flags(cmd)
+}
+
+func (o *configOptions) run(cmd *cobra.Command) error {
+	path, err := filepath.Abs(o.config)
+	if err != nil {
+		return err
+	}
+	c, err := configs.Load(path)
+	if err != nil {
+		return err
+	}
+	h := c.Hypervisor
+	if err := errors.Join(o.check(), o.size(cmd, h)); err != nil {
+		return err
+	}
+	boot, err := h.Boot()
+	if err != nil {
+		return err
+	}
+	if h.Platform != "none" {
+		if err := present(boot); err != nil {
+			return err
+		}
+	}
+	var results []result
+	switch h.Platform {
+	case "snp":
+		results, err = o.snp(cmd, h, boot)
+	case "tdx":
+		results, err = o.tdx(boot)
+	default:
+		return fmt.Errorf("hypervisor.platform is %q: such VMs have no launch digest, since no hardware measures them; set it to \"snp\" or \"tdx\"", h.Platform)
+	}
+	if err != nil {
+		return err
+	}
+	if h.Platform == "snp" && !cmd.Flags().Changed("vcpus") && !o.json && !o.explain && o.references == "" {
+		return snpTable(cmd.OutOrStdout(), results)
+	}
+	return o.print(cmd, results)
+}
+
+// present names the boot files that are missing. Unlike the shim it does not ask for the VMM.
+func present(boot configs.BootFiles) error {
+	var errs []error
+	for _, f := range []struct{ key, path string }{{"firmware", boot.Firmware}, {"kernel", boot.Kernel}, {"initrd", boot.Initrd}} {
+		if _, err := os.Stat(f.path); err != nil {
+			errs = append(errs, fmt.Errorf("%s cannot be measured: %w; install it, or set hypervisor.%s", f.key, err, f.key))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// size refuses sizes that no pod of the configuration gets.
+func (o *configOptions) size(cmd *cobra.Command, h configs.Hypervisor) error {
+	if cmd.Flags().Changed("vcpus") {
+		if o.vcpus < 1 || o.vcpus > snp.MaxVCPUs {
+			return fmt.Errorf("--vcpus %d is not between 1 and %d", o.vcpus, snp.MaxVCPUs)
+		}
+		if h.MaxVCPUs > 0 && o.vcpus > h.MaxVCPUs {
+			return fmt.Errorf("--vcpus %d: no pod gets more than hypervisor.max_vcpus, which is %d", o.vcpus, h.MaxVCPUs)
+		}
+	}
+	if o.memory == "" {
+		return nil
+	}
+	n, err := parseSize(o.memory)
+	switch {
+	case err != nil:
+		return fmt.Errorf("--memory: %w", err)
+	case n%(1<<20) != 0:
+		return fmt.Errorf("--memory %s: VMs have whole MiB", o.memory)
+	case h.MaxMemoryMiB > 0 && n>>20 > h.MaxMemoryMiB:
+		return fmt.Errorf("--memory %s: no VM gets more than hypervisor.max_memory_mib, which is %d", o.memory, h.MaxMemoryMiB)
+	}
+	return nil
+}
+
+// snp measures all numbers of vCPUs, or the one that was asked for.
+func (o *configOptions) snp(cmd *cobra.Command, h configs.Hypervisor, boot configs.BootFiles) ([]result, error) {
+	if o.profile != "" {
+		return nil, errors.New("--profile is for TDX: hypervisor.platform is \"snp\"")
+	}
+	counts := []int{o.vcpus}
+	if !cmd.Flags().Changed("vcpus") {
+		if h.MaxVCPUs == 0 {
+			return nil, errors.New("hypervisor.max_vcpus is 0, which means as many as the node has, so the list of digests is unknown here; set it, or give --vcpus")
+		}
+		counts = configs.VCPUCounts(h.MaxVCPUs)
+	}
+	sig, err := snp.ModelSignature(h.CPUModel)
+	if err != nil {
+		return nil, fmt.Errorf("hypervisor.cpu_model: %w", err)
+	}
+	s := snpOptions{
+		output: o.output, mode: "snp", vmm: "qemu", model: h.CPUModel, firmware: boot.Firmware,
+		boot: bootFiles{kernel: boot.Kernel, initrd: boot.Initrd, cmdline: boot.Cmdline},
+	}
+	d := snp.Description{Mode: snp.SNP, VMM: snp.QEMU, Signature: sig, Features: snp.FeatureSNPActive}
+	if err := s.load(&d); err != nil {
+		return nil, err
+	}
+	if err := launchable(boot.Firmware, d.Firmware, func(im *ovmf.Image) error { return im.SNPLaunchProblem(true) }); err != nil {
+		return nil, err
+	}
+	return s.measure(d, counts)
+}
+
+// launchable refuses firmware that the shim refuses before launch.
+func launchable(path string, fw []byte, problem func(*ovmf.Image) error) error {
+	im, err := ovmf.Parse(fw)
+	if err == nil {
+		err = problem(im)
+	}
+	if err != nil {
+		return fmt.Errorf("the shim would refuse firmware %s: %w", path, err)
+	}
+	return nil
+}
+
+// tdx measures what no number of vCPUs changes: MRTD, and with a profile RTMR1 and RTMR2.
+func (o *configOptions) tdx(boot configs.BootFiles) ([]result, error) {
+	fw, err := readLimited(boot.Firmware, maxFirmware)
+	if err == nil {
+		err = launchable(boot.Firmware, fw, (*ovmf.Image).TDXLaunchProblem)
+	}
+	if err != nil {
+		return nil, err
+	}
+	t := tdxOptions{output: o.output, firmware: boot.Firmware, profile: o.profile, memory: o.memory}
+	names := []string{"mrtd"}
+	if o.profile != "" {
+		names = []string{"mrtd", "rtmr1", "rtmr2"}
+		t.boot = bootFiles{kernel: boot.Kernel, initrd: boot.Initrd, cmdline: boot.Cmdline}
+		p, err := tdx.ParseProfile(o.profile)
+		if err != nil {
+			return nil, fmt.Errorf("--profile: %w", err)
+		}
+		if p.KernelPatched() && o.memory == "" {
+			return nil, fmt.Errorf("--profile %s: QEMU patches the kernel there, so RTMR1 depends on the memory: give --memory", p)
+		}
+	}
+	r, err := t.values(names)
+	if err != nil {
+		return nil, err
+	}
+	return []result{r}, nil
+}
+
+// snpTable prints one line for each number of vCPUs.
+func snpTable(out io.Writer, results []result) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "VCPUS\tMEASUREMENT")
+	for _, r := range results {
+		s := r.(*snpResult) //nolint:forcetypeassert // made by snpOptions.measure
+		fmt.Fprintf(w, "%d\t%s\n", s.VCPUs, s.Measurement)
+	}
+	return w.Flush()
+}
