@@ -179,6 +179,9 @@ func (l *Loader) withDeps(m Module, params string, depth int) error {
 		return fmt.Errorf("kernel module %s: dependencies nest too deep", m.Name)
 	}
 	deps, err := dependsOf(m.Path)
+	if errors.Is(err, os.ErrNotExist) && l.begun(m.Name) { // loaded, and its file freed
+		return l.once(m, params)
+	}
 	if err != nil {
 		return fmt.Errorf("kernel module %s: %w", m.Name, err)
 	}
@@ -226,6 +229,13 @@ func depends(b []byte) []string {
 	return strings.Split(string(rest[:end]), ",")
 }
 
+// begun tells whether somebody has loaded the module, or is about to.
+func (l *Loader) begun(name string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.loads[name] != nil
+}
+
 // once loads a module; callers that come while another does so wait for its result.
 func (l *Loader) once(m Module, params string) error {
 	l.mu.Lock()
@@ -253,8 +263,9 @@ func insertModule(path, params string) error {
 	}
 	defer f.Close()
 	err = unix.FinitModule(int(f.Fd()), params, 0)
-	if errors.Is(err, unix.EEXIST) {
-		return nil
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
 	}
-	return err
+	_ = os.Remove(path) // the initramfs is memory; a file that stays costs that and nothing else
+	return nil
 }
