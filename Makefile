@@ -84,7 +84,7 @@ demo: ## set up everything, boot a microVM and run a container in it
 
 .PHONY: test
 test: setup stage ## all tests: unit, real VMs, real containerd
-	COCO_GUEST_DIR=$(CURDIR)/$(GUEST) COCO_REQUIRE=all $(GO) test -p 1 -timeout 35m ./...
+	COCO_GUEST_DIR=$(CURDIR)/$(GUEST) COCO_REQUIRE=all $(GO) test -count=1 -p 1 -timeout 35m ./...
 
 .PHONY: bench
 bench: setup-bench stage ## figures beside their baselines, as a table and bench.json
