@@ -62,7 +62,8 @@ type Options struct {
 const (
 	DefaultRuntime     = "crun"
 	DefaultCompression = CompressNone
-	DefaultCmdline     = "console=ttyS0 quiet panic=-1 reboot=t no_timer_check scsi_mod.scan=none cgroup_no_v1=all"
+	DefaultCmdline     = "console=ttyS0 quiet panic=-1 reboot=t no_timer_check scsi_mod.scan=none cgroup_no_v1=all " +
+		"cryptomgr.notests lsm=landlock,yama initcall_blacklist=jent_mod_init,load_system_certificate_list,trace_eval_init"
 )
 
 // runtimes maps an OCI runtime to its program; the package has the runtime's name.
