@@ -57,8 +57,14 @@ fuzz-short: ## every fuzz target for FUZZTIME (default 10s) each
 ## --- needs a Debian host and its package archive ---
 
 .PHONY: image
-image: build ## guest image (kernel, initramfs, manifest) in dist/guest
-	bin/coco image build --agent bin/coco-agent --out $(GUEST)
+image: build ## guest image (kernel, initramfs, manifest) in dist/guest, if builder or agent changed
+	@mkdir -p dist
+	@sha256sum bin/coco bin/coco-agent >dist/guest.inputs.new
+	@if cmp -s dist/guest.inputs.new dist/guest.inputs && bin/coco image inspect $(GUEST) >/dev/null 2>&1; then \
+		echo "dist/guest is up to date"; rm dist/guest.inputs.new; \
+	else \
+		bin/coco image build --agent bin/coco-agent --out $(GUEST) && mv dist/guest.inputs.new dist/guest.inputs; \
+	fi
 
 .PHONY: install
 install: build ## shim, CLI, guest image and configuration under DESTDIR/PREFIX
