@@ -89,7 +89,9 @@ func end(t *testing.T, address string) {
 	}
 	c := ttrpc.NewClient(conn)
 	defer func() { _ = c.Close() }()
-	if err := c.Call(t.Context(), "test", "End", &emptypb.Empty{}, &emptypb.Empty{}); err != nil {
+	// The process may leave before its answer is out; containerd takes that for an answer too.
+	err = c.Call(t.Context(), "test", "End", &emptypb.Empty{}, &emptypb.Empty{})
+	if err != nil && !errors.Is(err, ttrpc.ErrClosed) {
 		t.Errorf("end the shim: %v", err)
 	}
 }
