@@ -11,8 +11,7 @@ tests/setup.sh packages
 export PATH=$PATH:/usr/local/go/bin
 
 step "binaries and guest image"
-make --no-print-directory build
-make --no-print-directory stage >/dev/null
+make --no-print-directory stage
 
 dir=$(mktemp -d /tmp/coco-demo.XXXXXX)
 daemon=
