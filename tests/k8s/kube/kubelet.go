@@ -1,0 +1,301 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package kube
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// hostname is the node's name: it makes the API server reach the kubelet on 127.0.0.1.
+const hostname = "localhost"
+
+// cgroupRoot is the node's own part of the cgroup tree.
+func (n *Node) cgroupRoot() string { return fmt.Sprintf("/coco-k8s-%d", n.Index) }
+
+// cgroupDirs are the roots in all hierarchies of this machine.
+func (n *Node) cgroupDirs() []string {
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		return []string{"/sys/fs/cgroup" + n.cgroupRoot()}
+	}
+	found, _ := filepath.Glob("/sys/fs/cgroup/*/cgroup.procs")
+	var dirs []string
+	for _, f := range found {
+		dirs = append(dirs, filepath.Dir(f)+n.cgroupRoot())
+	}
+	return dirs
+}
+
+func (n *Node) makeCgroups() error {
+	for _, d := range n.cgroupDirs() {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return err
+		}
+		if strings.HasPrefix(d, "/sys/fs/cgroup/cpuset/") { // v1: empty sets admit nobody
+			for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
+				v, err := os.ReadFile(filepath.Join(filepath.Dir(d), f))
+				if err != nil {
+					return err
+				}
+				if err := os.WriteFile(filepath.Join(d, f), v, 0o644); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (n *Node) kubeletConfig() string {
+	return fmt.Sprintf(`apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+failCgroupV1: false
+failSwapOn: false
+cgroupDriver: cgroupfs
+cgroupRoot: %s
+containerRuntimeEndpoint: unix://%s
+imageServiceEndpoint: unix://%s
+authentication: {anonymous: {enabled: true}, webhook: {enabled: false}}
+authorization: {mode: AlwaysAllow}
+address: 127.0.0.1
+port: %d
+readOnlyPort: 0
+healthzPort: %d
+resolvConf: %s
+clusterDomain: cluster.local
+podLogsDir: %s
+enforceNodeAllocatable: []
+evictionHard: {memory.available: "1Mi", nodefs.available: "1%%", imagefs.available: "1%%"}
+imageGCHighThresholdPercent: 100
+imageGCLowThresholdPercent: 99
+volumePluginDir: %s
+staticPodPath: %s
+fileCheckFrequency: 1s
+syncFrequency: 10s
+registerWithTaints: []
+maxPods: 200
+`, n.cgroupRoot(), n.Socket(), n.Socket(), n.port(10350), n.port(10348), filepath.Join(n.Dir, "resolv.conf"),
+		filepath.Join(n.Dir, "logs"), filepath.Join(n.Dir, "volplugins"), n.manifests())
+}
+
+func (n *Node) manifests() string { return filepath.Join(n.Dir, "manifests") }
+
+// StartKubelet starts the kubelet: alone, or as a node of the cluster if kubeconfig is not empty.
+func (n *Node) StartKubelet(ctx context.Context, kubeconfig string) error {
+	bin, err := binary("kubelet", "kubelet")
+	if err != nil {
+		return err
+	}
+	if err := n.makeCgroups(); err != nil {
+		return fmt.Errorf("cgroups for the kubelet: %w", err)
+	}
+	config := filepath.Join(n.Dir, "kubelet.yaml")
+	if err := errors.Join(
+		os.WriteFile(config, []byte(n.kubeletConfig()), 0o644),
+		os.WriteFile(filepath.Join(n.Dir, "resolv.conf"), []byte("nameserver 127.0.0.1\n"), 0o644)); err != nil {
+		return err
+	}
+	args := []string{bin, "--config", config, "--root-dir", filepath.Join(n.Dir, "pods"), "--hostname-override", hostname}
+	if kubeconfig != "" {
+		args = append(args, "--kubeconfig", kubeconfig)
+	}
+	if n.Kubelet, err = startProcess(n.Dir, "kubelet", n.env(), args...); err != nil {
+		return err
+	}
+	return n.Kubelet.ready(ctx, time.Minute, func() error {
+		_, err := n.get(ctx, "/pods")
+		return err
+	})
+}
+
+// Pod is what the tests look at in a pod's status.
+type Pod struct {
+	Metadata struct {
+		Name, Namespace, UID string
+	}
+	Status struct {
+		Phase, Reason, Message, PodIP            string
+		InitContainerStatuses, ContainerStatuses []ContainerStatus
+	}
+}
+
+// ContainerStatus is the status of one container.
+type ContainerStatus struct {
+	Name             string
+	ContainerID      string
+	Ready            bool
+	RestartCount     int
+	State, LastState struct {
+		Waiting    *struct{ Reason, Message string }
+		Running    *struct{ StartedAt string }
+		Terminated *struct {
+			ExitCode, Signal      int
+			Reason, Message       string
+			StartedAt, FinishedAt string
+			ContainerID           string
+		}
+	}
+}
+
+// Container returns the status of a container of the pod, init containers included.
+func (p *Pod) Container(name string) (ContainerStatus, bool) {
+	for _, list := range [][]ContainerStatus{p.Status.ContainerStatuses, p.Status.InitContainerStatuses} {
+		for _, c := range list {
+			if c.Name == name {
+				return c, true
+			}
+		}
+	}
+	return ContainerStatus{}, false
+}
+
+// Pods asks the kubelet for its pods.
+func (n *Node) Pods(ctx context.Context) ([]Pod, error) {
+	data, err := n.get(ctx, "/pods")
+	if err != nil {
+		return nil, err
+	}
+	var list struct{ Items []Pod }
+	return list.Items, json.Unmarshal(data, &list)
+}
+
+// Pod returns the pod of that name, which the kubelet may not know (yet, or any more): then nil.
+func (n *Node) Pod(ctx context.Context, name string) (*Pod, error) {
+	pods, err := n.Pods(ctx)
+	for i := range pods {
+		if pods[i].Metadata.Name == name+"-"+hostname {
+			return &pods[i], err
+		}
+	}
+	return nil, err
+}
+
+// RunIn runs a command in a container, through the kubelet.
+func (n *Node) RunIn(ctx context.Context, pod, container, cmd string) (string, error) {
+	out, err := n.request(ctx, http.MethodPost, fmt.Sprintf("/run/default/%s-%s/%s?cmd=%s", pod, hostname, container, url.QueryEscape(cmd)))
+	return string(out), err
+}
+
+// Logs returns a container's output, through the kubelet.
+func (n *Node) Logs(ctx context.Context, pod, container string) (string, error) {
+	out, err := n.get(ctx, fmt.Sprintf("/containerLogs/default/%s-%s/%s", pod, hostname, container))
+	return string(out), err
+}
+
+// Summary is the kubelet's /stats/summary as it comes.
+func (n *Node) Summary(ctx context.Context) ([]byte, error) { return n.get(ctx, "/stats/summary") }
+
+func (n *Node) get(ctx context.Context, path string) ([]byte, error) {
+	return n.request(ctx, http.MethodGet, path)
+}
+
+var insecure = &http.Client{
+	Timeout:   2 * time.Minute,
+	Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}, //nolint:gosec // a kubelet on 127.0.0.1 with a certificate made at its start
+}
+
+func (n *Node) request(ctx context.Context, method, path string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, fmt.Sprintf("https://127.0.0.1:%d%s", n.port(10350), path), http.NoBody)
+	if err != nil {
+		return nil, err
+	}
+	res, err := insecure.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close() //nolint:errcheck // read only
+	data, err := io.ReadAll(res.Body)
+	if err == nil && res.StatusCode != http.StatusOK {
+		err = fmt.Errorf("kubelet %s: %s: %s", path, res.Status, bytes.TrimSpace(data))
+	}
+	return data, err
+}
+
+// AddStatic gives the kubelet a static pod.
+func (n *Node) AddStatic(name, manifest string) error {
+	tmp := filepath.Join(n.Dir, name+".tmp")
+	if err := os.WriteFile(tmp, []byte(manifest), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, filepath.Join(n.manifests(), name+".yaml"))
+}
+
+// RemoveStatic takes it away; the kubelet ends the pod.
+func (n *Node) RemoveStatic(name string) error {
+	return os.Remove(filepath.Join(n.manifests(), name+".yaml"))
+}
+
+// Stop ends the node's processes, the last started first, with every pod that still runs, and frees what they held.
+func (n *Node) Stop() error {
+	var errs []error
+	if n.Kubelet != nil {
+		errs = append(errs, n.Kubelet.Stop())
+	}
+	for i := len(n.control) - 1; i >= 0; i-- {
+		errs = append(errs, n.control[i].Stop())
+	}
+	if n.Containerd != nil {
+		n.endPods()
+		errs = append(errs, n.Containerd.Stop())
+	}
+	n.unmountBelow()
+	_ = exec.Command("ip", "link", "del", n.bridge()).Run() // there only if a pod had a network
+	for _, d := range n.cgroupDirs() {
+		removeCgroup(d)
+	}
+	return errors.Join(errs...)
+}
+
+// endPods ends every task, so that no shim outlives its containerd.
+func (n *Node) endPods() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	for range 2 { // containers first, then what is left: their sandboxes
+		out, err := n.Ctr(ctx, "-n", "k8s.io", "tasks", "ls", "-q")
+		if err != nil {
+			return
+		}
+		for _, id := range strings.Fields(out) {
+			_, _ = n.Ctr(ctx, "-n", "k8s.io", "tasks", "rm", "-f", id)
+		}
+	}
+}
+
+// unmountBelow detaches what is mounted below the node's directory: volumes of pods that were not given back.
+func (n *Node) unmountBelow() {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return
+	}
+	lines := strings.Split(string(data), "\n")
+	for i := len(lines) - 1; i >= 0; i-- {
+		if f := strings.Fields(lines[i]); len(f) > 4 && strings.HasPrefix(f[4], n.Dir+"/") {
+			_ = syscall.Unmount(f[4], syscall.MNT_DETACH)
+		}
+	}
+}
+
+func removeCgroup(dir string) {
+	_ = filepath.WalkDir(dir, func(p string, e os.DirEntry, err error) error {
+		if err == nil && e.IsDir() && p != dir {
+			removeCgroup(p)
+			return filepath.SkipDir
+		}
+		return nil
+	})
+	_ = os.Remove(dir)
+}

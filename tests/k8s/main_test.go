@@ -1,0 +1,141 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package k8s runs real kubelets on our shim. The tests use static pods, so that the kubelet stands alone: no API
+// server, the quickest way to a real node. The conformance suites need a cluster and run on demand (make k8s-test).
+package k8s
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/tests/harness"
+	"github.com/coco-shim/coco/tests/k8s/kube"
+)
+
+// primary is the containerd that most tests use.
+const primary = "2.4"
+
+var nodes struct {
+	sync.Mutex
+	byVersion map[string]*kube.Node
+	images    []string
+	dirs      []string
+}
+
+func TestMain(m *testing.M) {
+	// Daemonised shims and VMMs re-parent to this process instead of to a PID 1 that may reap late.
+	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	code := m.Run()
+	for _, n := range nodes.byVersion {
+		if err := n.Stop(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	if os.Getenv("COCO_KEEP") == "" {
+		for _, dir := range nodes.dirs {
+			if err := os.RemoveAll(dir); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+			}
+		}
+	}
+	os.Exit(code)
+}
+
+// node returns the shared node of a version of containerd, started on first use: a kubelet alone, every pod under
+// coco.
+func node(t *testing.T, version string) *kube.Node {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		absent(t, "these tests start a kubelet, containerd and VMs: run as root")
+	}
+	nodes.Lock()
+	defer nodes.Unlock()
+	if n := nodes.byVersion[version]; n != nil {
+		return n
+	}
+	if nodes.images == nil {
+		dir := scratch(t)
+		var err error
+		if nodes.images, err = kube.BasicImages(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n, err := kube.StartNode(t.Context(), kube.Options{
+		Dir: scratch(t), Version: version, Handler: "coco", Index: 50 + len(nodes.byVersion), Images: nodes.images, Debug: true,
+	})
+	if err == nil {
+		if err = n.StartKubelet(t.Context(), ""); err != nil {
+			err = errors.Join(err, n.Stop())
+		}
+	}
+	if errors.Is(err, harness.ErrAbsent) {
+		absent(t, err.Error())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if nodes.byVersion == nil {
+		nodes.byVersion = map[string]*kube.Node{}
+	}
+	nodes.byVersion[version] = n
+	return n
+}
+
+// scratch makes a directory that lives until the package's tests are done.
+func scratch(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/var/tmp", "coco-k8s-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nodes.dirs = append(nodes.dirs, dir)
+	return dir
+}
+
+// absent skips, or fails where everything is required, as in CI.
+func absent(t *testing.T, why string) {
+	t.Helper()
+	if os.Getenv("COCO_REQUIRE") == "all" {
+		t.Fatal(why)
+	}
+	t.Skip(why)
+}
+
+// noLeaks fails the test if it leaves anything on the host that was not there when noLeaks was called.
+func noLeaks(t *testing.T) {
+	t.Helper()
+	before, err := harness.TakeTraces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		left, err := harness.Leaks(context.Background(), before, 30*time.Second)
+		if err != nil {
+			t.Error(err)
+		}
+		for _, l := range left {
+			if !ofNode(l) {
+				t.Errorf("left behind: %s", l)
+			}
+		}
+	})
+}
+
+// ofNode says whether a trace belongs to the node and stays for the next pod: its bridge, and the kubelet's cgroups
+// above those of pods.
+func ofNode(line string) bool {
+	base := filepath.Base(line)
+	return strings.HasPrefix(base, "cocok8s") || strings.Contains(line, "/coco-k8s-") &&
+		(strings.HasPrefix(base, "coco-k8s-") || base == "kubepods" || base == "besteffort" || base == "burstable")
+}
