@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/coco-shim/coco/measurement"
+	"github.com/coco-shim/coco/measurement/snp/idauth"
 	"github.com/coco-shim/coco/measurement/snp/idblock"
 )
 
@@ -71,7 +72,7 @@ func (o *idOptions) make(d measurement.Digest) (*idResult, error) {
 			return nil, err
 		}
 	}
-	auth, err := idblock.Sign(block, key, author)
+	auth, err := idauth.Sign(block, key, author)
 	if err != nil {
 		return nil, err
 	}

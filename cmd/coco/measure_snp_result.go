@@ -10,6 +10,7 @@ import (
 
 	"github.com/coco-shim/coco/measurement"
 	"github.com/coco-shim/coco/measurement/snp"
+	"github.com/coco-shim/coco/measurement/snp/idauth"
 	"github.com/coco-shim/coco/measurement/snp/idblock"
 )
 
@@ -103,7 +104,7 @@ type idResult struct {
 
 func newIDResult(block idblock.Block, auth []byte, anonymous bool) (*idResult, error) {
 	raw := block.Marshal()
-	keys, err := idblock.Verify(raw, auth)
+	keys, err := idauth.Verify(raw, auth)
 	if err != nil {
 		return nil, err
 	}

@@ -17,7 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
-	"github.com/coco-shim/coco/measurement/snp/idblock"
+	"github.com/coco-shim/coco/measurement/snp/idauth"
 	"github.com/coco-shim/coco/tests/vectors"
 )
 
@@ -225,7 +225,7 @@ func TestMeasureSNPForms(t *testing.T) {
 		}
 		block, err1 := base64.StdEncoding.DecodeString(strings.TrimPrefix(lines[1], "id-block="))
 		auth, err2 := base64.StdEncoding.DecodeString(strings.TrimPrefix(lines[2], "id-auth="))
-		if _, err := idblock.Verify(block, auth); err != nil || err1 != nil || err2 != nil {
+		if _, err := idauth.Verify(block, auth); err != nil || err1 != nil || err2 != nil {
 			t.Errorf("ID block does not verify: %v, %v, %v", err, err1, err2)
 		}
 	})

@@ -40,7 +40,8 @@ type IGVMContents struct {
 	Signature uint32
 	Features  uint64
 
-	// IDBlock and IDAuth, if given, are enforced by the AMD firmware at launch.
+	// IDBlock and IDAuth, if given, are enforced by the AMD firmware at launch. Their signatures are the
+	// caller's business (package idauth).
 	IDBlock, IDAuth []byte
 }
 
@@ -66,8 +67,11 @@ func ComposeIGVM(c IGVMContents) ([]byte, error) {
 	}
 	w.Context(0, igvm.KVMVMSAGPA, context)
 	if c.IDBlock != nil || c.IDAuth != nil {
-		if _, err := idblock.Verify(c.IDBlock, c.IDAuth); err != nil {
+		if _, err := idblock.Parse(c.IDBlock); err != nil {
 			return nil, fmt.Errorf("compose igvm file: %w", err)
+		}
+		if len(c.IDAuth) != idblock.AuthSize {
+			return nil, fmt.Errorf("compose igvm file: id authentication has %d bytes, not %d", len(c.IDAuth), idblock.AuthSize)
 		}
 		w.IDBlock(c.IDBlock, c.IDAuth)
 	}

@@ -4,11 +4,9 @@
 package idblock
 
 import (
-	"crypto/elliptic"
 	"crypto/sha512"
 	"encoding/binary"
 	"errors"
-	"math/big"
 )
 
 // Anonymous returns an ID authentication structure that pins an ID block without anyone having
@@ -17,46 +15,39 @@ import (
 // other. The key's digest in the report is a function of the ID block alone: it says nothing about
 // who made the block, and since no private key is known, no other block can be signed for the same key.
 func Anonymous(block Block) ([]byte, error) {
-	raw := block.Marshal()
-	x, y, err := recoverKey(raw)
+	r, ry, s := constantSignature()
+	x, y, err := recoverKey(block.Marshal(), r, ry, s)
 	if err != nil {
 		return nil, err
 	}
 	auth := make([]byte, AuthSize)
-	binary.LittleEndian.PutUint32(auth[offIDKeyAlgo:], algoP384SHA384)
-	r, _, s := constantSignature()
-	putNumber(auth[offBlockSig:], r)
-	putNumber(auth[offBlockSig+coordinate:], s)
-	binary.LittleEndian.PutUint32(auth[offIDKey:], curveP384)
-	putNumber(auth[offIDKey+4:], x)
-	putNumber(auth[offIDKey+4+coordinate:], y)
-	if _, err := Verify(raw, auth); err != nil {
-		return nil, err
-	}
+	binary.LittleEndian.PutUint32(auth[OffIDKeyAlgo:], AlgoP384SHA384)
+	PutBytes(auth[OffBlockSig:], r.bytes())
+	PutBytes(auth[OffBlockSig+NumberSize:], s.bytes())
+	binary.LittleEndian.PutUint32(auth[OffIDKey:], CurveP384)
+	PutBytes(auth[OffIDKey+4:], x.bytes())
+	PutBytes(auth[OffIDKey+4+NumberSize:], y.bytes())
 	return auth, nil
 }
 
+// PutBytes writes 48 big-endian bytes as 72 little-endian ones.
+func PutBytes(dst, b []byte) {
+	for i := range scalarSize {
+		dst[i] = b[scalarSize-1-i]
+	}
+	clear(dst[scalarSize:NumberSize])
+}
+
 // recoverKey returns the public key Q = r⁻¹(sR − zG) for which the constant signature is valid (SEC 1, 4.1.6).
-func recoverKey(msg []byte) (x, y *big.Int, err error) {
-	c := elliptic.P384()
-	n := c.Params().N
-	r, ry, s := constantSignature()
+func recoverKey(msg []byte, r, ry, s num) (x, y num, err error) {
 	h := sha512.Sum384(msg)
-	inv := new(big.Int).ModInverse(r, n)
-	u := new(big.Int).Mul(s, inv)
-	u.Mod(u, n)
-	v := new(big.Int).Mul(new(big.Int).SetBytes(h[:]), inv)
-	v.Neg(v).Mod(v, n)
-	// The standard library has no other arithmetic on P-384. The points are public and checked to be on
-	// the curve, so that neither time nor invalid inputs matter.
-	//lint:ignore SA1019 see above
-	ax, ay := c.ScalarMult(r, ry, u.Bytes())
-	//lint:ignore SA1019 see above
-	bx, by := c.ScalarBaseMult(v.Bytes())
-	//lint:ignore SA1019 see above
-	x, y = c.Add(ax, ay, bx, by)
-	if x.Sign() == 0 && y.Sign() == 0 {
-		return nil, nil, errors.New("no key fits the ID block; this has a probability of 2^-384")
+	f := fieldN
+	inv := f.invert(f.in(r))
+	u := f.out(f.mul(f.in(s), inv))
+	v := f.out(f.sub(num{}, f.mul(f.in(fromBytes(h[:])), inv)))
+	x, y = combine(u, newPoint(r, ry), v, curveG).affine()
+	if x.zero() && y.zero() {
+		return x, y, errors.New("no key fits the ID block; this has a probability of 2^-384")
 	}
 	return x, y, nil
 }
@@ -64,36 +55,23 @@ func recoverKey(msg []byte) (x, y *big.Int, err error) {
 // constantSignature returns r, the y coordinate of the point with x = r, and s. r is the first
 // value of SHA-384("coco anonymous SNP ID key r" ‖ counter) that is below the group's order and the x
 // coordinate of a point; of the two points the one with even y counts. s is made likewise.
-func constantSignature() (r, y, s *big.Int) {
-	p := elliptic.P384().Params()
+func constantSignature() (r, y, s num) {
+	valid := func(n num) bool { return less(n, fieldN.m) && !n.zero() }
 	for i := byte(0); ; i++ {
 		r = candidate("r", i)
-		if y = pointY(p, r); y != nil && r.Cmp(p.N) < 0 && r.Sign() > 0 {
+		var ok bool
+		if y, ok = pointY(r); ok && valid(r) {
 			break
 		}
 	}
 	for i := byte(0); ; i++ {
-		if s = candidate("s", i); s.Cmp(p.N) < 0 && s.Sign() > 0 {
+		if s = candidate("s", i); valid(s) {
 			return r, y, s
 		}
 	}
 }
 
-func candidate(name string, counter byte) *big.Int {
+func candidate(name string, counter byte) num {
 	h := sha512.Sum384(append([]byte("coco anonymous SNP ID key "+name), counter))
-	return new(big.Int).SetBytes(h[:])
-}
-
-// pointY solves y² = x³ − 3x + b for an even y; nil if there is none.
-func pointY(p *elliptic.CurveParams, x *big.Int) *big.Int {
-	if x.Cmp(p.P) >= 0 {
-		return nil
-	}
-	t := new(big.Int).Mul(x, x)
-	t.Sub(t, big.NewInt(3)).Mul(t, x).Add(t, p.B).Mod(t, p.P)
-	y := new(big.Int).ModSqrt(t, p.P)
-	if y != nil && y.Bit(0) == 1 {
-		y.Sub(p.P, y)
-	}
-	return y
+	return fromBytes(h[:])
 }

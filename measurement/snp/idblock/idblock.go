@@ -1,9 +1,9 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package idblock makes and checks the ID block of an SEV-SNP launch and its authentication: a
-// statement, signed or anonymous, of the launch digest and policy, which the AMD firmware enforces
-// before the guest runs. Keys come from the caller; signatures are deterministic.
+// Package idblock makes the ID block of an SEV-SNP launch, a statement of the launch digest and policy which
+// the AMD firmware enforces before the guest runs, and its anonymous authentication. Package idauth signs ID
+// blocks with keys and checks authentications.
 package idblock
 
 import (

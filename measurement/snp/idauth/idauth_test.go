@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package idblock_test
+package idauth_test
 
 import (
 	"bytes"
@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/coco-shim/coco/measurement"
+	"github.com/coco-shim/coco/measurement/snp/idauth"
 	"github.com/coco-shim/coco/measurement/snp/idblock"
 	"github.com/coco-shim/coco/tests/vectors"
 )
@@ -41,11 +42,11 @@ func TestIDBlockAgreesWithPublishedVector(t *testing.T) {
 			if got := block.Marshal(); !bytes.Equal(got, c.Block) {
 				t.Errorf("Marshal = %x, want %x", got, c.Block)
 			}
-			auth, err := idblock.Sign(block, readKey(t, dir, "idblock/"+c.ID), readKey(t, dir, "idblock/"+c.Author))
+			auth, err := idauth.Sign(block, readKey(t, dir, "idblock/"+c.ID), readKey(t, dir, "idblock/"+c.Author))
 			if err != nil {
 				t.Fatal(err)
 			}
-			got, err := idblock.Verify(c.Block, auth)
+			got, err := idauth.Verify(c.Block, auth)
 			if err != nil || !bytes.Equal(got.ID, c.IDDig) || !bytes.Equal(got.Author, c.AuDig) {
 				t.Errorf("VerifyIDAuth = %+v, %v, want %x, %x", got, err, c.IDDig, c.AuDig)
 			}
@@ -92,8 +93,8 @@ func authForms(t testing.TB, b idblock.Block) map[string][]byte {
 	id, author := newKey(t, elliptic.P384()), newKey(t, elliptic.P384())
 	out := map[string][]byte{}
 	for name, f := range map[string]func() ([]byte, error){
-		"own key":        func() ([]byte, error) { return idblock.Sign(b, id, nil) },
-		"own and author": func() ([]byte, error) { return idblock.Sign(b, id, author) },
+		"own key":        func() ([]byte, error) { return idauth.Sign(b, id, nil) },
+		"own and author": func() ([]byte, error) { return idauth.Sign(b, id, author) },
 		"anonymous":      func() ([]byte, error) { return idblock.Anonymous(b) },
 	} {
 		a, err := f()
@@ -114,20 +115,20 @@ func TestVerifyIDAuthRefusesEverySingleBitChange(t *testing.T) {
 	raw := b.Marshal()
 	for name, auth := range authForms(t, b) {
 		t.Run(name, func(t *testing.T) {
-			want, err := idblock.Verify(raw, auth)
+			want, err := idauth.Verify(raw, auth)
 			if err != nil || (len(want.Author) != 0) != (name == "own and author") {
 				t.Fatalf("VerifyIDAuth = %+v, %v", want, err)
 			}
 			for i := range raw {
 				raw[i] ^= 1
-				if _, err := idblock.Verify(raw, auth); err == nil {
+				if _, err := idauth.Verify(raw, auth); err == nil {
 					t.Errorf("ID block with byte %d changed was accepted", i)
 				}
 				raw[i] ^= 1
 			}
 			for i := 0; i < len(auth); i += 7 {
 				auth[i] ^= 1
-				got, err := idblock.Verify(raw, auth)
+				got, err := idauth.Verify(raw, auth)
 				if err == nil && got.ID.Equal(want.ID) && bytes.Equal(got.Author, want.Author) {
 					t.Errorf("authentication with byte %#x changed was accepted", i)
 				}
@@ -143,7 +144,7 @@ func TestAnonymousKeyIsAFunctionOfTheBlock(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		k, err := idblock.Verify(b.Marshal(), a)
+		k, err := idauth.Verify(b.Marshal(), a)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -173,10 +174,10 @@ func TestIDBlockRefusals(t *testing.T) {
 	if err := (idblock.DefaultPolicy | idblock.PolicyDebug).CheckProduction(); err == nil {
 		t.Error("debug policy passes for production")
 	}
-	if _, err := idblock.Sign(testBlock(), newKey(t, elliptic.P256()), nil); err == nil {
+	if _, err := idauth.Sign(testBlock(), newKey(t, elliptic.P256()), nil); err == nil {
 		t.Error("a P-256 key was accepted")
 	}
-	if _, err := idblock.Sign(testBlock(), nil, nil); err == nil {
+	if _, err := idauth.Sign(testBlock(), nil, nil); err == nil {
 		t.Error("no key at all was accepted")
 	}
 }
@@ -187,7 +188,7 @@ func FuzzVerifyIDAuth(f *testing.F) {
 		f.Add(b.Marshal(), a)
 	}
 	f.Fuzz(func(t *testing.T, block, auth []byte) {
-		if k, err := idblock.Verify(block, auth); err == nil && len(k.ID) != 48 {
+		if k, err := idauth.Verify(block, auth); err == nil && len(k.ID) != 48 {
 			t.Errorf("VerifyIDAuth = %+v without an ID key", k)
 		}
 	})

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package idblock
+package idauth
 
 import (
 	"crypto"
@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+
+	"github.com/coco-shim/coco/measurement/snp/idblock"
 )
 
 // hash384 tells crypto.Signer which hash was used without linking more than that.
@@ -21,15 +23,7 @@ const scalarSize = 48 // of P-384
 // putNumber writes a number of up to 48 bytes as 72 little-endian bytes.
 func putNumber(dst []byte, n *big.Int) {
 	var b [scalarSize]byte
-	putBytes(dst, n.FillBytes(b[:]))
-}
-
-// putBytes writes 48 big-endian bytes as 72 little-endian ones.
-func putBytes(dst, b []byte) {
-	for i := range scalarSize {
-		dst[i] = b[scalarSize-1-i]
-	}
-	clear(dst[scalarSize:coordinate])
+	idblock.PutBytes(dst, n.FillBytes(b[:]))
 }
 
 // takeBytes reads 72 little-endian bytes as 48 big-endian ones.

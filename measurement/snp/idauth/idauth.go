@@ -1,7 +1,10 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package idblock
+// Package idauth signs ID blocks with the owner's keys and checks ID authentication structures as the AMD
+// firmware does. Keys come from the caller; signatures are deterministic. It is apart from package idblock
+// because of what it links: the shim needs anonymous ID blocks only.
+package idauth
 
 import (
 	"crypto/ecdsa"
@@ -13,29 +16,28 @@ import (
 	"math/big"
 
 	"github.com/coco-shim/coco/measurement"
+	"github.com/coco-shim/coco/measurement/snp/idblock"
 )
 
-// AuthSize is the length of an encoded ID authentication structure (56860, table 76).
-const AuthSize = 4096
-
+// Short names of package idblock's layout.
 const (
-	algoNone       = 0
-	algoP384SHA384 = 1 // ECDSA on P-384 with SHA-384
+	algoNone       = idblock.AlgoNone
+	algoP384SHA384 = idblock.AlgoP384SHA384
 
-	offIDKeyAlgo, offAuthorAlgo = 0x00, 0x04
-	offBlockSig, offIDKey       = 0x40, 0x240
-	offKeySig, offAuthorKey     = 0x680, 0x880
+	offIDKeyAlgo, offAuthorAlgo = idblock.OffIDKeyAlgo, idblock.OffAuthorAlgo
+	offBlockSig, offIDKey       = idblock.OffBlockSig, idblock.OffIDKey
+	offKeySig, offAuthorKey     = idblock.OffKeySig, idblock.OffAuthorKey
 
-	sigSize    = 512
-	keySize    = 1028
-	coordinate = 72 // numbers are little-endian, zero-padded from 48 bytes
-	curveP384  = 2
+	sigSize    = idblock.SignatureSize
+	keySize    = idblock.KeySize
+	coordinate = idblock.NumberSize
+	curveP384  = idblock.CurveP384
 )
 
 // Sign returns the ID authentication structure for an ID block, signed with the owner's ID
 // key and, if author is not nil, with the ID key's author key. Signatures are deterministic (RFC 6979).
-func Sign(block Block, id, author *ecdsa.PrivateKey) ([]byte, error) {
-	auth := make([]byte, AuthSize)
+func Sign(block idblock.Block, id, author *ecdsa.PrivateKey) ([]byte, error) {
+	auth := make([]byte, idblock.AuthSize)
 	binary.LittleEndian.PutUint32(auth[offIDKeyAlgo:], algoP384SHA384)
 	if err := signInto(auth[offBlockSig:], id, block.Marshal()); err != nil {
 		return nil, fmt.Errorf("sign id block with id key: %w", err)
@@ -88,8 +90,8 @@ func encodeKey(k *ecdsa.PublicKey) ([]byte, error) {
 	}
 	out := make([]byte, keySize)
 	binary.LittleEndian.PutUint32(out, curveP384)
-	putBytes(out[4:], raw[1:49])
-	putBytes(out[4+coordinate:], raw[49:])
+	idblock.PutBytes(out[4:], raw[1:49])
+	idblock.PutBytes(out[4+coordinate:], raw[49:])
 	return out, nil
 }
 
@@ -124,16 +126,16 @@ type KeyDigests struct {
 // Verify checks an ID block against its authentication structure as the AMD firmware does at
 // launch, and returns the digests of the keys.
 func Verify(block, auth []byte) (KeyDigests, error) {
-	if _, err := Parse(block); err != nil {
+	if _, err := idblock.Parse(block); err != nil {
 		return KeyDigests{}, err
 	}
-	if len(auth) != AuthSize {
-		return KeyDigests{}, fmt.Errorf("id authentication has %d bytes, not %d", len(auth), AuthSize)
+	if len(auth) != idblock.AuthSize {
+		return KeyDigests{}, fmt.Errorf("id authentication has %d bytes, not %d", len(auth), idblock.AuthSize)
 	}
 	if a := binary.LittleEndian.Uint32(auth[offIDKeyAlgo:]); a != algoP384SHA384 {
 		return KeyDigests{}, fmt.Errorf("id key algorithm is %d, not %d", a, algoP384SHA384)
 	}
-	for _, r := range [][2]int{{8, offBlockSig}, {offIDKey + keySize, offKeySig}, {offAuthorKey + keySize, AuthSize}} {
+	for _, r := range [][2]int{{8, offBlockSig}, {offIDKey + keySize, offKeySig}, {offAuthorKey + keySize, idblock.AuthSize}} {
 		if err := zero(auth[r[0]:r[1]]); err != nil {
 			return KeyDigests{}, fmt.Errorf("id authentication at %#x: %w", r[0], err)
 		}
