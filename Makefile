@@ -15,7 +15,7 @@ RUNC_SUITE  ?= TestContainer|TestTask|TestExec|TestDaemon
 
 .PHONY: help
 help: ## print this help
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 ## --- needs nothing but Go ---
 
@@ -82,7 +82,7 @@ stage: build image ## like install, into dist/prefix, for the tests and the demo
 
 .PHONY: setup
 setup: ## packages and other versions of containerd that the tests need
-	tests/setup.sh packages containerd-1.7 containerd-2.1 containerd-2.4
+	tests/setup.sh packages containerd-1.7 containerd-2.1 containerd-2.4 kubelet
 
 .PHONY: demo
 demo: ## set up everything, boot a microVM and run a container in it
@@ -99,6 +99,24 @@ bench: setup-bench stage ## figures beside their baselines, as a table and bench
 .PHONY: setup-bench
 setup-bench:
 	tests/setup.sh packages containerd-2.4
+
+# K8S are flags of tests/k8s/cmd/coco-k8s, for example K8S='-handler coco' or K8S='-groups node -procs 3'.
+.PHONY: k8s-up k8s-down k8s-test k8s-soak
+k8s-up: setup-k8s stage ## a single-node Kubernetes cluster with coco (first time: about 15 minutes of building)
+	$(GO) run ./tests/k8s/cmd/coco-k8s up $(K8S)
+
+k8s-down: ## stop that cluster
+	$(GO) run ./tests/k8s/cmd/coco-k8s down $(K8S)
+
+k8s-test: setup-k8s stage ## Kubernetes conformance under runc and coco, report in docs/conformance
+	$(GO) run ./tests/k8s/cmd/coco-k8s test $(K8S)
+
+k8s-soak: setup-k8s stage ## a hundred pods one after another: does anything grow or stay?
+	$(GO) run ./tests/k8s/cmd/coco-k8s soak $(K8S)
+
+.PHONY: setup-k8s
+setup-k8s:
+	tests/setup.sh packages containerd-2.4 k8s
 
 .PHONY: clean
 clean: ## remove bin/ and dist/

@@ -6,11 +6,15 @@
 #   containerd-1.7   containerd 1.7 from Debian trixie, unpacked into the cache (not installed)
 #   containerd-2.1   containerd 2.1 from Debian sid, likewise
 #   containerd-2.4   containerd 2.4 with ctr and its client test suite, built from the Go module proxy
+#   kubelet          the kubelet of Kubernetes 1.37, built from the Go module proxy (about five minutes)
+#   k8s              etcd from Debian; API server, controller manager, scheduler, kubectl and the e2e suite with its
+#                    test images' programs, built likewise (about ten minutes more)
 #
 # The cache is $COCO_TEST_CACHE, by default /var/cache/coco/test.
 set -euo pipefail
 CACHE=${COCO_TEST_CACHE:-/var/cache/coco/test}
 CONTAINERD_24=v2.4.2
+K8S=v1.37.2
 PACKAGES=(qemu-system-x86 containerd runc containernetworking-plugins busybox-static iproute2 iptables
   erofs-utils cryptsetup-bin make git ca-certificates)
 
@@ -21,13 +25,16 @@ packages() {
   for p in "${PACKAGES[@]}"; do
     dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing+=("$p")
   done
-  [ ${#missing[@]} -eq 0 ] && return
-  say "installing ${missing[*]}"
+  [ ${#missing[@]} -eq 0 ] || debian "${missing[@]}"
+}
+
+debian() { # PACKAGE…
+  say "installing $*"
   apt-get update -qq
   # policy-rc.d keeps Debian from starting a containerd that nobody asked for.
   local made=
   [ -e /usr/sbin/policy-rc.d ] || { printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod 755 /usr/sbin/policy-rc.d; made=1; }
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null || { [ -n "$made" ] && rm -f /usr/sbin/policy-rc.d; exit 1; }
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null || { [ -n "$made" ] && rm -f /usr/sbin/policy-rc.d; exit 1; }
   [ -n "$made" ] && rm -f /usr/sbin/policy-rc.d
   return 0
 }
@@ -71,7 +78,56 @@ containerd_24() {
   cd - >/dev/null
 }
 
-[ $# -gt 0 ] || { sed -n '2,10p' "$0"; exit 2; }
+# k8s_module makes a module that requires Kubernetes, with the staging modules replaced by their releases.
+k8s_module() { # DIR
+  mkdir -p "$1/src" "$1/bin"
+  cd "$1/src"
+  [ -s go.sum ] && return
+  local upstream
+  upstream=$(cd / && go mod download -json "k8s.io/kubernetes@$K8S" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
+  [ -n "$upstream" ] || { say "the Go module proxy does not answer for k8s.io/kubernetes@$K8S"; return 1; }
+  { printf 'module coco/k8s\n\ngo 1.26.0\n\ngodebug default=go1.26\n\nrequire k8s.io/kubernetes %s\n\nreplace (\n' "$K8S"
+    grep -oE 'k8s.io/[a-z-]+ => ./staging' "$upstream/go.mod" | awk -v v="v0.${K8S#v1.}" '{print "\t"$1" => "$1" "v}'
+    printf ')\n'; } >go.mod
+  printf '//go:build tools\n\npackage tools\n\nimport _ "k8s.io/kubernetes/cmd/kubelet/app"\n' >tools.go
+  cp "$upstream/go.sum" go.sum && chmod u+w go.sum
+}
+
+k8s_build() { # DIR, then NAME=PACKAGE …
+  local dir=$1 v=k8s.io/component-base/version name pkg; shift
+  local minor=${K8S#v1.}; minor=${minor%%.*}
+  local ld="-s -w -X $v.gitVersion=$K8S -X $v.gitMajor=1 -X $v.gitMinor=$minor -X $v.gitTreeState=clean"
+  (
+    k8s_module "$dir"
+    export GOFLAGS=-mod=mod CGO_ENABLED=0
+    for want in "$@"; do
+      name=${want%%=*} pkg=${want#*=}
+      [ -x "$dir/bin/$name" ] && continue
+      say "building $name of Kubernetes $K8S"
+      case $name in
+        *.test) go test -c -trimpath -ldflags "$ld" -o "$dir/bin/$name.new" "$pkg" ;;
+        *) go build -trimpath -buildvcs=false -ldflags "$ld" -o "$dir/bin/$name.new" "$pkg" ;;
+      esac
+      mv "$dir/bin/$name.new" "$dir/bin/$name"
+    done
+  )
+}
+
+kubelet() {
+  local dir=$CACHE/k8s-1.37
+  [ -x "$dir/bin/kubelet" ] && return
+  k8s_build "$dir" kubelet=k8s.io/kubernetes/cmd/kubelet
+}
+
+k8s() {
+  local dir=$CACHE/k8s-1.37 k=k8s.io/kubernetes
+  command -v etcd >/dev/null || debian etcd-server
+  k8s_build "$dir" kubelet=$k/cmd/kubelet kube-apiserver=$k/cmd/kube-apiserver kube-scheduler=$k/cmd/kube-scheduler \
+    kube-controller-manager=$k/cmd/kube-controller-manager kubectl=$k/cmd/kubectl agnhost=$k/test/images/agnhost \
+    nonewprivs=$k/test/images/nonewprivs ginkgo=github.com/onsi/ginkgo/v2/ginkgo e2e.test=$k/test/e2e
+}
+
+[ $# -gt 0 ] || { sed -n '2,13p' "$0"; exit 2; }
 [ "$(id -u)" = 0 ] || { echo "setup: run as root: sudo $0 $*" >&2; exit 1; }
 mkdir -p "$CACHE"
 for want in "$@"; do
@@ -80,6 +136,8 @@ for want in "$@"; do
     containerd-1.7) containerd_from 1.7 trixie ;;
     containerd-2.1) containerd_from 2.1 sid ;;
     containerd-2.4) (containerd_24) ;;
+    kubelet) kubelet ;;
+    k8s) k8s ;;
     *) echo "setup: unknown thing $want" >&2; exit 2 ;;
   esac
 done

@@ -10,8 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -125,17 +123,7 @@ func noLeaks(t *testing.T) {
 			t.Error(err)
 		}
 		for _, l := range left {
-			if !ofNode(l) {
-				t.Errorf("left behind: %s", l)
-			}
+			t.Errorf("left behind: %s", l)
 		}
 	})
-}
-
-// ofNode says whether a trace belongs to the node and stays for the next pod: its bridge, and the kubelet's cgroups
-// above those of pods.
-func ofNode(line string) bool {
-	base := filepath.Base(line)
-	return strings.HasPrefix(base, "cocok8s") || strings.Contains(line, "/coco-k8s-") &&
-		(strings.HasPrefix(base, "coco-k8s-") || base == "kubepods" || base == "besteffort" || base == "burstable")
 }

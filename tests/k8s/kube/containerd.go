@@ -53,6 +53,10 @@ func StartNode(ctx context.Context, o Options) (*Node, error) {
 	if err := n.writeContainerd(); err != nil {
 		return nil, err
 	}
+	// The bridge is the node's, not its first pod's.
+	if out, err := exec.Command("ip", "link", "add", n.bridge(), "type", "bridge").CombinedOutput(); err != nil && !strings.Contains(string(out), "File exists") {
+		return nil, fmt.Errorf("make the bridge %s: %w: %s", n.bridge(), err, out)
+	}
 	if err := n.RestartContainerd(ctx); err != nil {
 		return nil, err
 	}

@@ -27,9 +27,17 @@ const hostname = "localhost"
 // cgroupRoot is the node's own part of the cgroup tree.
 func (n *Node) cgroupRoot() string { return fmt.Sprintf("/coco-k8s-%d", n.Index) }
 
+// usedByKubelet are the v1 hierarchies in which the kubelet makes groups.
+var usedByKubelet = []string{"cpu", "memory", "pids", "unified"}
+
+func unified() bool {
+	_, err := os.Stat("/sys/fs/cgroup/cgroup.controllers")
+	return err == nil
+}
+
 // cgroupDirs are the roots in all hierarchies of this machine.
 func (n *Node) cgroupDirs() []string {
-	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+	if unified() {
 		return []string{"/sys/fs/cgroup" + n.cgroupRoot()}
 	}
 	found, _ := filepath.Glob("/sys/fs/cgroup/*/cgroup.procs")
@@ -117,6 +125,12 @@ func (n *Node) StartKubelet(ctx context.Context, kubeconfig string) error {
 		return err
 	}
 	return n.Kubelet.ready(ctx, time.Minute, func() error {
+		for _, class := range []string{"besteffort", "burstable"} { // these groups are the node's, not its first pod's
+			dirs, err := filepath.Glob(filepath.Join("/sys/fs/cgroup/*", n.cgroupRoot(), "kubepods", class))
+			if err != nil || !unified() && len(dirs) < len(usedByKubelet) {
+				return fmt.Errorf("the kubelet has not made its cgroups %s yet", class)
+			}
+		}
 		_, err := n.get(ctx, "/pods")
 		return err
 	})

@@ -1,0 +1,138 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package kube
+
+import (
+	"context"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// Group is a part of the conformance suite that is run as one.
+type Group struct {
+	Name  string
+	Focus string // regular expressions over a spec's full name
+	Skip  string
+}
+
+// never are specs that need more than one node, or that disturb the others.
+const never = `\[Slow\]|\[Serial\]|\[Disruptive\]|\[Flaky\]`
+
+// slow are specs that wait for minutes by design.
+const slow = `should \*not\* be restarted|generation|monotonically increasing restart count|have restart count`
+
+func storage(area string) Group {
+	return Group{Name: "storage-" + strings.ToLower(strings.ReplaceAll(area, " ", "-")), Focus: `^\[sig-storage\] ` + area + `.*\[Conformance\]`, Skip: never}
+}
+
+// Groups are the suites of the report. Together the storage groups are the 80 specs of sig-storage for these volumes,
+// the node groups are sig-node's conformance.
+var Groups = []Group{
+	storage("EmptyDir"),
+	storage("Projected"),
+	storage("ConfigMap"),
+	storage("Downward API"),
+	storage("Secrets"),
+	storage("Subpath"),
+	{"node", `^\[sig-node\].*\[Conformance\]`, never + `|` + slow},
+	{"node-slow", `^\[sig-node\].*(` + slow + `).*\[Conformance\]`, never},
+}
+
+// Spec is how one spec ended.
+type Spec struct {
+	Name    string
+	State   string // passed, failed, timedout, …
+	Seconds float64
+	Failure string // what the suite said, shortened
+}
+
+// E2E runs the specs that match focus and not skip. Its progress goes to out. Failed specs are no error.
+func (n *Node) E2E(ctx context.Context, focus, skip string, procs int, out io.Writer) ([]Spec, error) {
+	ginkgo, err1 := binary("ginkgo", "k8s")
+	suite, err2 := binary("e2e.test", "k8s")
+	kubectl, err3 := binary("kubectl", "k8s")
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return nil, err
+	}
+	const report = "junit.xml"
+	file := filepath.Join(n.Dir, report)
+	_ = os.Remove(file)
+	cmd := exec.CommandContext(ctx, ginkgo, fmt.Sprintf("--procs=%d", procs), "--no-color", "--timeout=3h", "--poll-progress-after=0s",
+		"--focus="+focus, "--skip="+skip, "--junit-report="+report, "--output-dir="+n.Dir, suite, "--",
+		"--kubeconfig="+n.Kubeconfig(), "--provider=skeleton", "--kubectl-path="+kubectl, "--node-os-distro=custom",
+		"--allowed-not-ready-nodes=0", "--system-pods-startup-timeout=10s", "--dump-logs-on-failure=false")
+	cmd.Env, cmd.Dir = n.env(), n.Dir
+	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = out, out, 10*time.Second
+	runErr := cmd.Run()
+	specs, err := readJUnit(file)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("the e2e suite left no report: %w", err), runErr)
+	}
+	return specs, nil
+}
+
+type junit struct {
+	Suites []struct {
+		Cases []struct {
+			Name    string  `xml:"name,attr"`
+			Status  string  `xml:"status,attr"`
+			Time    float64 `xml:"time,attr"`
+			Failure *struct {
+				Message string `xml:"message,attr"`
+			} `xml:"failure"`
+		} `xml:"testcase"`
+	} `xml:"testsuite"`
+}
+
+// labels are ginkgo's, behind a spec's name; Feature and the like are part of the name.
+var labels = regexp.MustCompile(` \[[A-Za-z-]+(, [^\]]+)*\]$`)
+
+func readJUnit(file string) ([]Spec, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	var j junit
+	if err := xml.Unmarshal(data, &j); err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	var specs []Spec
+	for _, s := range j.Suites {
+		for _, c := range s.Cases {
+			if c.Status == "skipped" || c.Status == "pending" || !strings.HasPrefix(c.Name, "[It] ") {
+				continue
+			}
+			spec := Spec{Name: trimLabels(strings.TrimPrefix(c.Name, "[It] ")), State: c.Status, Seconds: c.Time}
+			if c.Failure != nil {
+				spec.Failure = shorten(c.Failure.Message, 600)
+			}
+			specs = append(specs, spec)
+		}
+	}
+	return specs, nil
+}
+
+// trimLabels leaves of a spec's name what focus expressions are written against.
+func trimLabels(name string) string {
+	if i := strings.Index(name, "[Conformance]"); i >= 0 {
+		return name[:i+len("[Conformance]")]
+	}
+	return labels.ReplaceAllString(name, "")
+}
+
+func shorten(s string, n int) string {
+	s = strings.Join(strings.Fields(s), " ")
+	if len(s) > n {
+		return s[:n] + " …"
+	}
+	return s
+}
