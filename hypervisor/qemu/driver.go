@@ -117,7 +117,7 @@ func (d *Driver) attend(ctx context.Context, spec hypervisor.VMSpec, proc hyperv
 	m.consoleDone = make(chan struct{})
 	go func() {
 		defer close(m.consoleDone)
-		m.console.readFrom(ends.ours[2])
+		m.console.Follow(ends.ours[2])
 	}()
 	vctx, cancel := context.WithTimeoutCause(ctx, vmmTimeout, fmt.Errorf("no greeting within %v", vmmTimeout))
 	defer cancel()

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/hypervisor/console"
 	"github.com/coco-shim/coco/hypervisor/qemu/qmp"
 	"github.com/coco-shim/coco/internal/portmux"
 )
@@ -30,7 +31,7 @@ type machine struct {
 	log         *slog.Logger
 	qmp         *qmp.Client
 	mux         *portmux.Dialer
-	console     console
+	console     console.Tail
 	consoleConn io.Closer
 	consoleDone chan struct{}
 	booted      chan struct{} // closed when the agent has answered for the first time
@@ -87,7 +88,7 @@ func (m *machine) Err() error {
 }
 
 // Console returns the guest's last lines.
-func (m *machine) Console() []string { return m.console.tail() }
+func (m *machine) Console() []string { return m.console.Lines() }
 
 // enter moves to a later phase; earlier ones are ignored.
 func (m *machine) enter(p hypervisor.Phase) {
@@ -243,7 +244,7 @@ func (m *machine) autopsy() *hypervisor.DeadError {
 	phase, shutdown, why := m.phase, m.shutdown, m.why
 	m.mu.Unlock()
 	e := &hypervisor.DeadError{VM: m.spec.ID, Phase: phase, Stderr: m.proc.Stderr(), Console: m.Console()}
-	words := m.console.panicked()
+	words := m.console.Panicked()
 	switch {
 	case why != "":
 		e.Reason = why
@@ -258,10 +259,10 @@ func (m *machine) autopsy() *hypervisor.DeadError {
 	default:
 		e.Reason = "VMM ended: " + m.proc.ExitStatus()
 	}
-	if strings.HasPrefix(shutdown, "guest") && why == "" && phase == hypervisor.PhaseKernel && m.console.silent() {
+	if strings.HasPrefix(shutdown, "guest") && why == "" && phase == hypervisor.PhaseKernel && m.console.Silent() {
 		e.Reason = fmt.Sprintf("the guest crashed before its kernel printed anything: %d MiB of memory may be too little for this kernel and initramfs", m.spec.MemoryMiB)
 	}
-	if m.console.mentions("Initramfs unpacking failed", "deadlocked on memory", "Out of memory") && phase != hypervisor.PhaseRun {
+	if m.console.Mentions("Initramfs unpacking failed", "deadlocked on memory", "Out of memory") && phase != hypervisor.PhaseRun {
 		e.Reason += fmt.Sprintf(" (%d MiB of memory are too little for this guest image)", m.spec.MemoryMiB)
 	}
 	return e

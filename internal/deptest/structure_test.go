@@ -20,7 +20,8 @@ var edges = Edges{
 
 	"hypervisor":                  {},
 	"hypervisor/launch":           {"hypervisor", "internal/..."},
-	"hypervisor/qemu":             {"hypervisor", "hypervisor/qemu/qmp", "internal/..."},
+	"hypervisor/console":          {"hypervisor"},
+	"hypervisor/qemu":             {"hypervisor", "hypervisor/console", "hypervisor/qemu/qmp", "internal/..."},
 	"hypervisor/qemu/qmp":         {"internal/..."},
 	"hypervisor/qemu/precheck":    {"hypervisor", "measurement/ovmf", "internal/..."},
 	"hypervisor/probe":            {"internal/..."},

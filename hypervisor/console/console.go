@@ -1,7 +1,11 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package qemu
+// Package console keeps the last lines that a guest printed, for errors that show them.
+//
+// The guest may print what it likes: lines are bounded in number and length and reduced to printable
+// ASCII. Where the bytes come from is the driver's business.
+package console
 
 import (
 	"io"
@@ -16,17 +20,17 @@ const (
 	lineBytes = 240
 )
 
-// console keeps the last lines that the guest printed. The guest may print what it likes:
-// lines are bounded and reduced to printable ASCII.
-type console struct {
+// Tail is the end of a guest's console. The zero value is empty and ready. Its methods may be called
+// from several goroutines.
+type Tail struct {
 	mu    sync.Mutex
 	lines []string // guarded by mu; at most keepLines
 	cur   []byte   // guarded by mu; the unfinished line
 	panic string   // guarded by mu; the kernel's words when it gave up
 }
 
-// readFrom reads until the console ends.
-func (c *console) readFrom(r io.Reader) {
+// Follow reads until the console ends.
+func (c *Tail) Follow(r io.Reader) {
 	buf := make([]byte, 2048)
 	for {
 		n, err := r.Read(buf)
@@ -37,7 +41,7 @@ func (c *console) readFrom(r io.Reader) {
 	}
 }
 
-func (c *console) write(p []byte) {
+func (c *Tail) write(p []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, ch := range p {
@@ -54,7 +58,7 @@ func (c *console) write(p []byte) {
 
 const panicWords = "Kernel panic - not syncing: "
 
-func (c *console) endLineLocked() {
+func (c *Tail) endLineLocked() {
 	line := string(c.cur)
 	c.cur = c.cur[:0]
 	if strings.TrimSpace(line) == "" {
@@ -73,8 +77,8 @@ func (c *console) endLineLocked() {
 // registers and call trace behind them.
 const beforePanic = hypervisor.ConsoleLines / 2
 
-// tail returns the last lines, the unfinished one included; after a panic those around its reason.
-func (c *console) tail() []string {
+// Lines returns the last lines, the unfinished one included; after a panic those around its reason.
+func (c *Tail) Lines() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	all := append([]string(nil), c.lines...)
@@ -91,22 +95,22 @@ func (c *console) tail() []string {
 	return all[start:min(len(all), start+hypervisor.ConsoleLines)]
 }
 
-// panicked returns the kernel's last words, or "".
-func (c *console) panicked() string {
+// Panicked returns the kernel's last words, or "".
+func (c *Tail) Panicked() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.panic
 }
 
-// silent tells that the guest printed nothing at all.
-func (c *console) silent() bool {
+// Silent tells that the guest printed nothing at all.
+func (c *Tail) Silent() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.lines) == 0 && len(c.cur) == 0
 }
 
-// mentions tells whether one of the kept lines contains one of the words.
-func (c *console) mentions(words ...string) bool {
+// Mentions tells whether one of the kept lines contains one of the words.
+func (c *Tail) Mentions(words ...string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, l := range c.lines {
