@@ -6,6 +6,8 @@
 #   containerd-1.7   containerd 1.7 from Debian trixie, unpacked into the cache (not installed)
 #   containerd-2.1   containerd 2.1 from Debian sid, likewise
 #   containerd-2.4   containerd 2.4 with ctr and its client test suite, built from the Go module proxy
+#   qemu-10.0        QEMU 10.0 from Debian's backports, unpacked into the cache (not installed)
+#   qemu-11.1        QEMU 11.1 from Debian sid with the libraries that it needs, likewise
 #   kubelet          the kubelet of Kubernetes 1.37, built from the Go module proxy (about five minutes)
 #   k8s              etcd from Debian; API server, controller manager, scheduler, kubectl and the e2e suite with its
 #                    test images' programs, built likewise (about ten minutes more)
@@ -127,7 +129,43 @@ k8s() {
     nonewprivs=$k/test/images/nonewprivs ginkgo=github.com/onsi/ginkgo/v2/ginkgo e2e.test=$k/test/e2e
 }
 
-[ $# -gt 0 ] || { sed -n '2,13p' "$0"; exit 2; }
+qemu_10() {
+  local dir=$CACHE/qemu-10.0
+  [ -x "$dir/bin/qemu-system-x86_64" ] && return
+  say "unpacking QEMU 10.0 from Debian bookworm-backports"
+  rm -rf "$dir"; mkdir -p "$dir/deb"
+  private_apt bookworm-backports apt-get update
+  (cd "$dir/deb" && private_apt bookworm-backports apt-get download qemu-system-x86 qemu-system-data && for d in *.deb; do dpkg -x "$d" .; done)
+  # It finds its data beside itself. The libraries are those that Debian's own QEMU has brought; BIOS too.
+  mv "$dir"/deb/usr/share "$dir/share"
+  mv "$dir"/deb/usr/bin "$dir/bin"
+  ln -s /usr/share/seabios "$dir/share/seabios"
+  rm -rf "$dir/deb"
+  "$dir/bin/qemu-system-x86_64" --version >&2
+}
+
+# qemu_11 unpacks it with its C library and runs it through that one's loader, since Debian 12's is too old.
+qemu_11() {
+  local dir=$CACHE/qemu-11.1
+  [ -x "$dir/bin/qemu-system-x86_64" ] && return
+  say "unpacking QEMU 11.1 from Debian sid, with its libraries (42 MB)"
+  rm -rf "$dir"; mkdir -p "$dir/deb/partial" "$dir/bin"
+  private_apt sid apt-get update
+  private_apt sid apt-get install --no-install-recommends --download-only -y -o Dir::Cache::archives="$dir/deb" qemu-system-x86 >/dev/null
+  for d in "$dir"/deb/*.deb; do dpkg -x "$d" "$dir/deb/x"; done
+  mv "$dir/deb/x/usr/lib/x86_64-linux-gnu" "$dir/lib"
+  mv "$dir/deb/x/usr/bin/qemu-system-x86_64" "$dir/lib/"
+  mkdir "$dir/share"
+  mv "$dir"/deb/x/usr/share/{qemu,seabios} "$dir/share/"
+  rm -rf "$dir/deb"
+  printf '#!/bin/sh\nd=%s\nexec $d/lib/ld-linux-x86-64.so.2 --library-path $d/lib $d/lib/qemu-system-x86_64 -L $d/share/qemu -L $d/share/seabios "$@"\n' \
+    "$dir" >"$dir/bin/qemu-system-x86_64.new"
+  chmod 755 "$dir/bin/qemu-system-x86_64.new"
+  mv "$dir/bin/qemu-system-x86_64.new" "$dir/bin/qemu-system-x86_64"
+  "$dir/bin/qemu-system-x86_64" --version >&2
+}
+
+[ $# -gt 0 ] || { sed -n '2,15p' "$0"; exit 2; }
 [ "$(id -u)" = 0 ] || { echo "setup: run as root: sudo $0 $*" >&2; exit 1; }
 mkdir -p "$CACHE"
 for want in "$@"; do
@@ -136,6 +174,8 @@ for want in "$@"; do
     containerd-1.7) containerd_from 1.7 trixie ;;
     containerd-2.1) containerd_from 2.1 sid ;;
     containerd-2.4) (containerd_24) ;;
+    qemu-10.0) qemu_10 ;;
+    qemu-11.1) qemu_11 ;;
     kubelet) kubelet ;;
     k8s) k8s ;;
     *) echo "setup: unknown thing $want" >&2; exit 2 ;;
