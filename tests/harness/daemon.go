@@ -92,16 +92,9 @@ func (d *Daemon) Socket() string { return filepath.Join(d.Dir, "c.sock") }
 // Log is the daemon's log file.
 func (d *Daemon) Log() string { return filepath.Join(d.Dir, "containerd.log") }
 
-// Start brings up a daemon below dir and imports the images.
+// Start brings up a daemon below dir, without CRI, and imports the images.
 func Start(ctx context.Context, version, dir string) (*Daemon, error) {
-	bin, err := Binaries(version)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := os.Stat(filepath.Join(Prefix(), "bin", "containerd-shim-coco-v2")); err != nil {
-		return nil, fmt.Errorf("coco's shim: %w: make stage", ErrAbsent)
-	}
-	d := &Daemon{Version: version, Dir: dir, Bin: bin}
+	d := &Daemon{Version: version, Dir: dir}
 	config := fmt.Sprintf(`version = 2
 root = %q
 state = %q
@@ -111,16 +104,27 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [plugins."io.containerd.internal.v1.opt"]
   path = %q
 `, filepath.Join(dir, "root"), filepath.Join(dir, "state"), d.Socket(), filepath.Join(dir, "opt"))
-	if err := os.WriteFile(filepath.Join(dir, "config.toml"), []byte(config), 0o600); err != nil {
-		return nil, err
-	}
-	if err := d.Restart(ctx); err != nil {
+	if err := d.start(ctx, config); err != nil {
 		return nil, err
 	}
 	if err := d.importImages(); err != nil {
 		return nil, errors.Join(err, d.Stop())
 	}
 	return d, nil
+}
+
+// start finds the binaries, writes the configuration and starts the daemon.
+func (d *Daemon) start(ctx context.Context, config string) (err error) {
+	if d.Bin, err = Binaries(d.Version); err != nil {
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(Prefix(), "bin", "containerd-shim-coco-v2")); err != nil {
+		return fmt.Errorf("coco's shim: %w: make stage", ErrAbsent)
+	}
+	if err := os.WriteFile(filepath.Join(d.Dir, "config.toml"), []byte(config), 0o600); err != nil {
+		return err
+	}
+	return d.Restart(ctx)
 }
 
 // Restart starts the daemon process; after Kill it comes back on the same state.

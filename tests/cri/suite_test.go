@@ -1,0 +1,166 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package cri
+
+import (
+	"bytes"
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/registry"
+
+	"github.com/coco-shim/coco/internal/testimage"
+	"github.com/coco-shim/coco/tests/harness"
+)
+
+var (
+	whole   = flag.String("cri.suite", suiteShort, "which tests of containerd's CRI suite run; \"all\" for all that can")
+	only    = flag.String("cri.handler", "", "run the suite under this handler only and report, without comparing")
+	keepOut = flag.String("cri.out", "", "directory for the whole output of the suite")
+)
+
+// suiteShort is what CI runs of containerd's CRI suite; `make cri-suite` runs all of it.
+const suiteShort = "^(TestContainerRestart|TestAdditionalGids)$"
+
+func TestContainerdsCRISuitePassesWhatRuncPasses(t *testing.T) {
+	bin, err := harness.Binaries(primary)
+	if err != nil {
+		absent(t, err.Error())
+	}
+	suite := filepath.Join(bin, "cri.test")
+	if _, err := os.Stat(suite); err != nil {
+		absent(t, "containerd's CRI suite is absent: tests/setup.sh containerd-2.4")
+	}
+	if *only != "" {
+		r := runSuite(t, suite, *only)
+		t.Logf("%s passes %d: %v", *only, len(r.Passed), r.Names())
+		for name, out := range r.Output {
+			t.Logf("%s:\n%s", name, out)
+		}
+		return
+	}
+	runc := runSuite(t, suite, "runc")
+	coco := runSuite(t, suite, "coco")
+	t.Logf("runc passes %d, coco %d", len(runc.Passed), len(coco.Passed))
+	if len(runc.Passed) == 0 {
+		t.Fatalf("nothing passes under runc: the baseline is broken\n%s", runc.Tail)
+	}
+	for _, name := range runc.Names() {
+		reason := suiteExceptions[name]
+		switch {
+		case coco.Passed[name] && reason != "":
+			t.Errorf("%s passes now: take it off the exceptions", name)
+		case !coco.Passed[name] && reason == "":
+			t.Errorf("%s passes under runc and not under coco:\n%s", name, coco.Output[name])
+		}
+	}
+}
+
+// suiteExceptions pass under runc and not under coco; each reason is also in docs/limitations.md.
+var suiteExceptions = map[string]string{}
+
+// suiteSkip cannot run here under either handler.
+const suiteSkip = "Windows|TestUpgrade|TestReload100Pods|TestPodUserNS|TestIssue10598|TestUsernsVolumeCopyUp|Nri|TestUpdatePodSandboxWithRestart|" +
+	"TestRunPodSandboxWith|TestRunPodSandboxAndTeardownCNISlow|TestIssue7496|TestIssue10467|TestContainerdRestartSandboxRecover|" +
+	"TestImageVolumeWithUserNamespace|TestImageVolumeSetupIfContainerdRestarts|TestCRIImagePullTimeout|TestImageLoad"
+
+// suiteImages pushes the images that the suite uses and returns its list of them.
+func suiteImages(t *testing.T, host, dir string) string {
+	t.Helper()
+	base, err := testimage.Busybox("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	alpine := base.WithLayer(
+		testimage.File{Path: "etc/passwd", Mode: 0o644, Data: []byte("root:x:0:0:root:/root:/bin/sh\nbin:x:1:1:bin:/bin:/sbin/nologin\ndaemon:x:2:2:daemon:/sbin:/sbin/nologin\nguest:x:405:100:guest:/dev/null:/sbin/nologin\nnobody:x:65534:65534:nobody:/:/sbin/nologin\n")},
+		testimage.File{Path: "etc/group", Mode: 0o644, Data: []byte("root:x:0:root\nbin:x:1:root,bin,daemon\ndaemon:x:2:root,bin,daemon\nadm:x:4:root,adm,daemon\ndisk:x:6:root\nwheel:x:10:root\nfloppy:x:11:root\ndialout:x:20:root\ntape:x:26:root\nvideo:x:27:root\nusers:x:100:games\n")},
+	)
+	copyUp := base.WithLayer(
+		testimage.File{Path: "test_dir", Mode: os.ModeDir | 0o755}, testimage.File{Path: "test_dir/test_file", Mode: 0o644, Data: []byte("test_content\n")},
+		testimage.File{Path: "C:", Mode: os.ModeDir | 0o755}, testimage.File{Path: "C:/weird_test_dir", Mode: os.ModeDir | 0o755},
+		testimage.File{Path: "C:/weird_test_dir/weird_test_file", Mode: 0o644, Data: []byte("test_content\n")},
+		testimage.File{Path: ":colon_prefixed", Mode: os.ModeDir | 0o755}, testimage.File{Path: ":colon_prefixed/colon_prefixed_file", Mode: 0o644, Data: []byte("test_content\n")},
+	)
+	copyUp.Config.Volumes = map[string]struct{}{"/test_dir": {}, "C:/weird_test_dir": {}, "/:colon_prefixed": {}}
+	owner := base.WithLayer(
+		testimage.File{Path: "etc/group", Mode: 0o644, Data: []byte("root:x:0:\nnogroup:x:65534:\n")},
+		testimage.File{Path: "test_dir", Mode: os.ModeDir | 0o755, UID: 65534, GID: 65534},
+	)
+	owner.Config.Volumes = map[string]struct{}{"/test_dir": {}}
+	var list strings.Builder
+	for name, im := range map[string]testimage.Image{
+		"Alpine": alpine, "BusyBox": base, "ResourceConsumer": consumer(base), "VolumeCopyUp": copyUp, "VolumeOwnership": owner, "Nginx": base,
+	} {
+		ref, err := harness.Push(host, "cri/"+strings.ToLower(name)+":1", im)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&list, "%s = %q\n", name, ref)
+	}
+	fmt.Fprintf(&list, "Pause = %q\n", harness.Pause)
+	file := filepath.Join(dir, "images.toml")
+	if err := os.WriteFile(file, []byte(list.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// consumer stands for Kubernetes' resource-consumer, of which the suite uses its `stress` only.
+func consumer(base testimage.Image) testimage.Image {
+	im := base.WithLayer(testimage.File{Path: "bin/stress", Mode: 0o755, Data: []byte("#!/bin/sh\nexec sleep 1000\n")})
+	im.Config.Cmd = []string{"sleep", "1000"}
+	return im
+}
+
+// runSuite runs the suite against a containerd of its own.
+func runSuite(t *testing.T, suite, handler string) harness.SuiteResult {
+	t.Helper()
+	dir, err := os.MkdirTemp("/var/tmp", "coco-suite-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	c := start(t, dir, handler, "")
+	defer func() {
+		if err := c.Stop(); err != nil {
+			t.Error(err)
+		}
+	}()
+	reg := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	defer reg.Close()
+	list := suiteImages(t, strings.TrimPrefix(reg.URL, "http://"), dir)
+	pattern := *whole
+	if pattern == "all" {
+		pattern = "."
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, suite, "-cri-endpoint", "unix://"+c.Socket(), "-runtime-handler", handler,
+		"-image-list", list, "-containerd-bin", "containerd-of-the-suite", "-test.v", "-test.run", pattern, "-test.skip", suiteSkip)
+	cmd.Dir = dir
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	start := time.Now()
+	_ = cmd.Run() // it fails as soon as one test does; the lines tell which
+	t.Logf("%s: suite took %v", handler, time.Since(start).Round(time.Second))
+	if *keepOut != "" {
+		if err := os.WriteFile(filepath.Join(*keepOut, handler+".out"), out.Bytes(), 0o600); err != nil {
+			t.Error(err)
+		}
+		if b, err := os.ReadFile(c.Log()); err == nil {
+			_ = os.WriteFile(filepath.Join(*keepOut, handler+".containerd.log"), b, 0o600)
+		}
+	}
+	return harness.ParseSuite(out.String())
+}
