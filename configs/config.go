@@ -45,6 +45,7 @@ type Hypervisor struct {
 	Initrd       string // "" is the guest image's initramfs
 	Firmware     string // "" is the VMM's built-in loader; a TEE needs one
 	KernelParams string // words appended to the guest image's own command line
+	Initdata     string // TOML file with the initdata of pods that bring none; "" is none
 
 	CPUModel          string // VMM's name of a CPU model; "" lets the driver choose
 	DefaultVCPUs      int    // for a pod without a CPU limit
@@ -76,6 +77,7 @@ type Runtime struct {
 	StopTimeout       Duration // for a graceful stop before the VM is killed
 	LogLevel          string   // "error", "warn", "info" or "debug"
 	EnableAnnotations []string // "section.key" that pods may set by annotation
+	Rehearse          string   // configuration of a TEE whose launch digest is published too; "" is none
 }
 
 // Network is how the pod's interfaces reach the VM.

@@ -277,6 +277,9 @@ func (d *decoder) validate() {
 		d.blame("hypervisor.hotplug_ports", "is 0, but block_bus \"virtio-blk\" plugs every layer into a port of its own", "1 to 32")
 	}
 	d.platform(h)
+	if d.cfg.Runtime.Rehearse != "" && h.Platform != "none" {
+		d.blame("runtime.rehearse", fmt.Sprintf("is for platform \"none\": on %q the VM's own launch digest is published", h.Platform), "\"\"")
+	}
 }
 
 // blame files a problem under the place where the key was set.

@@ -45,6 +45,7 @@ var schema = []field{
 	{"hypervisor.initrd", func(c *Config) any { return &c.Hypervisor.Initrd }, absPath("the guest initramfs"), byFile, false},
 	{"hypervisor.firmware", func(c *Config) any { return &c.Hypervisor.Firmware }, absPath("the VM's firmware"), byFile, false},
 	{"hypervisor.kernel_params", func(c *Config) any { return &c.Hypervisor.KernelParams }, line(1024), byPod, false},
+	{"hypervisor.initdata", func(c *Config) any { return &c.Hypervisor.Initdata }, absPath("an initdata document (TOML)"), byFile, false},
 	{"hypervisor.cpu_model", func(c *Config) any { return &c.Hypervisor.CPUModel }, word("a CPU model, as in \"EPYC-v4\""), byFile, false},
 	{"hypervisor.default_vcpus", func(c *Config) any { return &c.Hypervisor.DefaultVCPUs }, between(1, 1024), byPod, false},
 	{"hypervisor.max_vcpus", func(c *Config) any { return &c.Hypervisor.MaxVCPUs }, between(0, 1024), byFile, false},
@@ -68,6 +69,7 @@ var schema = []field{
 	{"runtime.stop_timeout", func(c *Config) any { return &c.Runtime.StopTimeout }, lasting(100*time.Millisecond, time.Hour), byPod, false},
 	{"runtime.log_level", func(c *Config) any { return &c.Runtime.LogLevel }, oneOf("error", "warn", "info", "debug"), byFile, true},
 	{"runtime.enable_annotations", func(c *Config) any { return &c.Runtime.EnableAnnotations }, podKeys(), byFile, false},
+	{"runtime.rehearse", func(c *Config) any { return &c.Runtime.Rehearse }, absPath("a configuration file for platform snp or tdx"), byFile, false},
 
 	{"network.model", func(c *Config) any { return &c.Network.Model }, oneOf("tcfilter", "none"), byFile, true},
 	{"network.queues_per_nic", func(c *Config) any { return &c.Network.QueuesPerNIC }, between(1, 16), byFile, false},

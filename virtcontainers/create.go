@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/network"
@@ -37,6 +38,10 @@ type creation struct {
 	netns    string // path; the launcher's own once it runs
 	ownNetNS bool
 	attached Attachment
+
+	opened    []*os.File // the boot chains
+	initdata  *os.File   // nil without one
+	measuring *measuring // nil where nothing is measured
 }
 
 // step is one phase of a pod's start. Each pushes its own undo.
@@ -85,6 +90,7 @@ func (c *creation) steps() []step {
 		{"shape", c.decideShape},
 		{"layers", c.beginLayers},
 		{"boot files", c.openBootFiles},
+		{"measurement", c.beginMeasuring},
 		{"journal", c.openJournal},
 		{"network namespace", c.makeNetNS},
 		{"launcher", c.launch},
@@ -176,15 +182,24 @@ func (c *creation) beginLayers(context.Context) error {
 
 // openBootFiles opens the boot chain once: these descriptors are what is measured and launched.
 func (c *creation) openBootFiles(context.Context) error {
-	h := c.opts.Config.Hypervisor
-	if err := c.opts.Config.CheckFiles(); err != nil {
-		return err
-	}
-	files, err := h.Boot()
+	boot, err := c.openBoot(c.opts.Config)
 	if err != nil {
 		return err
 	}
-	boot := hypervisor.Boot{Cmdline: files.Cmdline}
+	c.vmspec = VMSpec(c.opts, c.shape, boot)
+	return c.addInitdata()
+}
+
+// openBoot opens the boot chain of a configuration.
+func (c *creation) openBoot(cfg configs.Config) (boot hypervisor.Boot, err error) {
+	if err := cfg.CheckFiles(); err != nil {
+		return boot, err
+	}
+	files, err := cfg.Hypervisor.Boot()
+	if err != nil {
+		return boot, err
+	}
+	boot.Cmdline = files.Cmdline
 	for _, f := range []struct {
 		path string
 		to   **os.File
@@ -194,13 +209,13 @@ func (c *creation) openBootFiles(context.Context) error {
 		}
 		file, err := os.Open(f.path)
 		if err != nil {
-			return err
+			return boot, err
 		}
 		c.u.Push("close "+f.path, func(context.Context) error { return closeOnce(file) })
+		c.opened = append(c.opened, file)
 		*f.to = file
 	}
-	c.vmspec = VMSpec(c.opts, c.shape, boot)
-	return nil
+	return boot, nil
 }
 
 func closeOnce(f *os.File) error {
@@ -391,9 +406,14 @@ func (c *creation) attachNetwork(ctx context.Context) (err error) {
 // startVMM launches the VM. Layers that are there by now are in it from boot; others are plugged
 // later, the boot does not wait for them.
 func (c *creation) startVMM(ctx context.Context) error {
+	if err := c.finishMeasuring(ctx); err != nil {
+		return err
+	}
+	var first []hypervisor.Block
 	if c.first != nil {
 		if layers, ok := c.first.ready(); ok {
-			c.vmspec.Blocks = blocks(layers)
+			first = blocks(layers)
+			c.vmspec.Blocks = append(c.vmspec.Blocks, first...)
 		} else if err := c.first.failed(); err != nil {
 			return fmt.Errorf("root file system: %w", err)
 		}
@@ -408,11 +428,11 @@ func (c *creation) startVMM(ctx context.Context) error {
 	for _, nic := range c.attached.NICs {
 		errs = append(errs, nic.CloseFiles())
 	}
-	for _, f := range []*os.File{c.vmspec.Boot.Kernel, c.vmspec.Boot.Initrd, c.vmspec.Boot.Firmware} {
+	for _, f := range append(c.opened, c.initdata) {
 		if f != nil {
 			errs = append(errs, closeOnce(f))
 		}
 	}
-	errs = append(errs, c.plugs.adopt(vm, c.vmspec.Blocks))
+	errs = append(errs, c.plugs.adopt(vm, first))
 	return errors.Join(errs...)
 }

@@ -40,10 +40,11 @@ type world struct {
 	fail   string         // the name of the operation that fails
 	vms    []*fakeVM      // guarded by mu
 
-	layers    int                    // how many layers a root file system has
-	slow      map[string]chan string // operations that wait until the channel is closed
-	noStreams bool                   // the agent takes no byte streams
-	mute      bool                   // the agent never answers
+	layers    int                     // how many layers a root file system has
+	slow      map[string]chan string  // operations that wait until the channel is closed
+	noStreams bool                    // the agent takes no byte streams
+	mute      bool                    // the agent never answers
+	onLaunch  func(hypervisor.VMSpec) // looks at the VM's description while its files are open
 }
 
 func newWorld(t *testing.T) *world {
@@ -291,6 +292,9 @@ func (f *fakeDriver) Launch(_ context.Context, spec hypervisor.VMSpec, proc hype
 	w := (*world)(f)
 	if err := w.op("driver launch"); err != nil {
 		return nil, errors.Join(err, proc.Kill())
+	}
+	if w.onLaunch != nil {
+		w.onLaunch(spec)
 	}
 	w.hold("vm")
 	vm := &fakeVM{w: w, id: spec.ID, proc: proc, spec: spec, done: make(chan struct{}), blocks: map[string]string{}}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/hypervisor/digest"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/network"
 	"github.com/coco-shim/coco/virtcontainers/hooks"
@@ -43,6 +44,7 @@ type Pod struct {
 	first   *opening // layers of the pod of one; nil once taken, guarded by mu
 
 	sharedShm    bool
+	expected     *digest.Launch // nil where no hardware measures the launch
 	streamNumber atomic.Uint32
 	done         chan struct{} // closed when the VM is gone and all exits are settled
 	stopping     chan struct{} // holds a token while nobody shuts down

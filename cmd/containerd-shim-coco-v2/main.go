@@ -14,6 +14,7 @@ import (
 
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor/launch"
+	"github.com/coco-shim/coco/internal/initdata"
 	"github.com/coco-shim/coco/shim"
 	"github.com/coco-shim/coco/shim/task"
 	"github.com/coco-shim/coco/virtcontainers"
@@ -36,7 +37,11 @@ func main() {
 // makePod makes pods from the configuration that their options and annotations describe.
 func makePod(env shim.Env) func(context.Context, task.PodRequest) (task.Pod, error) {
 	return func(ctx context.Context, r task.PodRequest) (task.Pod, error) {
-		cfg, err := config(r)
+		cfg, overrides, err := config(r)
+		if err != nil {
+			return nil, err
+		}
+		rehearse, err := rehearsal(cfg, overrides)
 		if err != nil {
 			return nil, err
 		}
@@ -51,6 +56,7 @@ func makePod(env shim.Env) func(context.Context, task.PodRequest) (task.Pod, err
 		pod, err := virtcontainers.CreatePod(ctx, virtcontainers.Options{
 			ID: r.ID, Namespace: env.Namespace, Bundle: r.Bundle, Spec: r.Spec, Config: cfg,
 			First: r.First, OnOOM: r.OnOOM, Log: env.Log, ShimExe: exe, Host: h,
+			Rehearse: rehearse, Initdata: overrides[initdata.Annotation],
 		})
 		if err != nil {
 			return nil, err // not pod: a nil *Pod is not a nil task.Pod
@@ -59,22 +65,37 @@ func makePod(env shim.Env) func(context.Context, task.PodRequest) (task.Pod, err
 	}
 }
 
-// config reads the configuration that the options name or hold, and applies the overrides.
-func config(r task.PodRequest) (configs.Config, error) {
-	var cfg configs.Config
-	var err error
+// config reads the configuration that the options name or hold, and applies the overrides, which it
+// returns too: annotations of the options and of the specification.
+func config(r task.PodRequest) (cfg configs.Config, overrides map[string]string, err error) {
 	if len(r.Options.ConfigBody) > 0 && r.Options.ConfigPath == "" {
 		cfg, err = configs.Decode("ConfigBody", bytes.NewReader(r.Options.ConfigBody))
 	} else {
 		cfg, err = configs.Load(r.Options.ConfigPath)
 	}
 	if err != nil {
-		return configs.Config{}, err
+		return configs.Config{}, nil, err
 	}
-	overrides := maps.Clone(r.Options.Annotations)
+	overrides = maps.Clone(r.Options.Annotations)
 	if overrides == nil {
 		overrides = map[string]string{}
 	}
 	maps.Copy(overrides, r.Spec.Annotations)
-	return cfg.WithAnnotations(overrides)
+	cfg, err = cfg.WithAnnotations(overrides)
+	return cfg, overrides, err
+}
+
+// rehearsal reads the configuration whose launch digest is published besides, with the same overrides.
+func rehearsal(cfg configs.Config, overrides map[string]string) (*configs.Config, error) {
+	if cfg.Runtime.Rehearse == "" {
+		return nil, nil
+	}
+	r, err := configs.Load(cfg.Runtime.Rehearse)
+	if err == nil {
+		r, err = r.WithAnnotations(overrides)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("runtime.rehearse: %w", err)
+	}
+	return &r, nil
 }

@@ -1,0 +1,224 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package virtcontainers
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/configs"
+	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/hypervisor/digest"
+	"github.com/coco-shim/coco/internal/initdata"
+)
+
+// LaunchFile is the name, in the pod's directory below runtime.state_dir, of the JSON form of
+// digest.Launch.
+const LaunchFile = "launch.json"
+
+// initdataBlock is the id of the block device with the initdata, always the first on its bus.
+const initdataBlock = "initdata"
+
+// Initdata reads the initdata of a pod: the annotation's value, else the configured file. nil: there is none.
+func Initdata(c configs.Config, annotation string) (*initdata.Document, error) {
+	path := c.Hypervisor.Initdata
+	if annotation != "" {
+		d, err := initdata.FromAnnotation(annotation)
+		if err != nil {
+			return nil, fmt.Errorf("annotation %s: %w: %w", initdata.Annotation, err, errdefs.ErrInvalidArgument)
+		}
+		return d, nil
+	}
+	if path == "" {
+		return nil, nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("hypervisor.initdata: %w", err)
+	}
+	defer f.Close() //nolint:errcheck // only read
+	text, err := io.ReadAll(io.LimitReader(f, initdata.MaxText+1))
+	if err != nil {
+		return nil, fmt.Errorf("hypervisor.initdata: %w", err)
+	}
+	d, err := initdata.FromText(text)
+	if err != nil {
+		return nil, fmt.Errorf("hypervisor.initdata, %s: %w: %w", path, err, errdefs.ErrInvalidArgument)
+	}
+	return d, nil
+}
+
+// WithInitdata puts the digest of the initdata into the field that the platform's report has for it.
+// Each platform takes the one algorithm whose digest is as long as the field: a digest that is cut or
+// padded would have to be judged by other rules.
+func WithInitdata(v hypervisor.VMSpec, d *initdata.Document) (hypervisor.VMSpec, error) {
+	if d == nil {
+		return v, nil
+	}
+	wrong := func(want string) error {
+		return fmt.Errorf("initdata with algorithm %q: platform %s takes %s, the length of its field: %w", d.Algorithm, v.TEE, want, errdefs.ErrInvalidArgument)
+	}
+	switch v.TEE {
+	case hypervisor.TEESNP:
+		if d.Algorithm != "sha256" {
+			return v, wrong("sha256")
+		}
+		s := *v.SNP
+		s.HostData = [32]byte(d.Digest())
+		v.SNP = &s
+	case hypervisor.TEETDX:
+		if d.Algorithm != "sha384" {
+			return v, wrong("sha384")
+		}
+		t := *v.TDX
+		t.MRConfigID = [48]byte(d.Digest())
+		v.TDX = &t
+	case hypervisor.TEENone: // the guest gets it, no report tells of it
+	}
+	return v, nil
+}
+
+// addInitdata puts the pod's initdata into the VM's description: its digest and a device.
+func (c *creation) addInitdata() error {
+	d, err := Initdata(c.opts.Config, c.opts.Initdata)
+	if err != nil || d == nil {
+		return err
+	}
+	if c.vmspec, err = WithInitdata(c.vmspec, d); err != nil {
+		return err
+	}
+	f, err := memoryFile(initdataBlock, d.Disk())
+	if err != nil {
+		return fmt.Errorf("initdata: %w", err)
+	}
+	c.u.Push("close the initdata", func(context.Context) error { return closeOnce(f) })
+	c.initdata = f
+	c.vmspec.Blocks = []hypervisor.Block{{ID: initdataBlock, File: f, ReadOnly: true}}
+	c.log.Info("pod has initdata", "pod", c.opts.ID, "algorithm", d.Algorithm, "digest", fmt.Sprintf("%x", d.Digest()))
+	return nil
+}
+
+// memoryFile is a read-only descriptor of a file in memory that nobody can change.
+func memoryFile(name string, content []byte) (_ *os.File, err error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, fmt.Errorf("file in memory: %w", err)
+	}
+	w := os.NewFile(uintptr(fd), name) //nolint:gosec // a descriptor
+	defer func() { err = errors.Join(err, w.Close()) }()
+	if _, err := w.Write(content); err != nil {
+		return nil, err
+	}
+	seals := unix.F_SEAL_WRITE | unix.F_SEAL_GROW | unix.F_SEAL_SHRINK | unix.F_SEAL_SEAL
+	if _, err := unix.FcntlInt(w.Fd(), unix.F_ADD_SEALS, seals); err != nil {
+		return nil, fmt.Errorf("seal a file in memory: %w", err)
+	}
+	return os.Open(fmt.Sprintf("/proc/self/fd/%d", w.Fd()))
+}
+
+// measuring is the launch digest on its way. It is computed beside the other steps.
+type measuring struct {
+	done      chan struct{} // closed when the rest is set
+	rehearsal bool
+	launch    digest.Launch
+	snp       *hypervisor.SNP // with the ID block
+	err       error
+}
+
+// beginMeasuring starts to compute the launch digest: of this VM where hardware measures it, else of the VM
+// that the pod would have by the configuration that is rehearsed.
+func (c *creation) beginMeasuring(context.Context) error {
+	v, rehearsal := c.vmspec, c.opts.Rehearse != nil
+	if rehearsal {
+		var err error
+		if v, err = c.rehearse(*c.opts.Rehearse); err != nil {
+			return fmt.Errorf("runtime.rehearse, %s: %w", c.opts.Config.Runtime.Rehearse, err)
+		}
+	}
+	if v.TEE == hypervisor.TEENone {
+		return nil
+	}
+	if name := c.opts.Host.Driver.Name(); !rehearsal && name == "clh" {
+		c.log.Warn("the launch digest of this driver's VMs is not published", "pod", c.opts.ID, "driver", name) // it follows from the IGVM file: coco measure igvm
+		return nil
+	}
+	m := &measuring{done: make(chan struct{}), rehearsal: rehearsal}
+	if !c.life.spawn(func(ctx context.Context) {
+		defer close(m.done)
+		chain, err := digest.Read(ctx, v.Boot)
+		if err == nil {
+			m.launch, m.snp, err = digest.Measure(v, chain)
+		}
+		m.launch.Rehearsal, m.err = rehearsal, err
+	}) {
+		return errShutdown
+	}
+	c.measuring = m
+	c.u.Push("end the measurement", func(context.Context) error { <-m.done; return nil }) // its context has ended
+	return nil
+}
+
+// rehearse describes the VM that the pod would have by another configuration.
+func (c *creation) rehearse(cfg configs.Config) (v hypervisor.VMSpec, err error) {
+	if p := cfg.Hypervisor.Platform; p != "snp" && p != "tdx" {
+		return v, fmt.Errorf("its hypervisor.platform is %q, which has no launch digest: name a configuration for snp or tdx: %w", p, errdefs.ErrInvalidArgument)
+	}
+	o := c.opts
+	o.Config = cfg
+	shape, err := ShapeOf(cfg.Hypervisor, o.Host.Machine, o.Spec)
+	if err != nil {
+		return v, err
+	}
+	boot, err := c.openBoot(cfg)
+	if err != nil {
+		return v, err
+	}
+	d, err := Initdata(cfg, o.Initdata)
+	if err != nil {
+		return v, err
+	}
+	return WithInitdata(VMSpec(o, shape, boot), d)
+}
+
+// finishMeasuring waits for the launch digest, publishes it and pins it by the ID block. The VM must not
+// start before.
+func (c *creation) finishMeasuring(ctx context.Context) error {
+	m := c.measuring
+	if m == nil {
+		return nil
+	}
+	select {
+	case <-m.done:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if m.err != nil {
+		return fmt.Errorf("launch digest: %w: %w", m.err, errdefs.ErrFailedPrecondition)
+	}
+	if !m.rehearsal && m.snp != nil {
+		c.vmspec.SNP = m.snp
+	}
+	l := m.launch
+	c.expected = &l
+	c.log.Info("launch digest", slog.String("pod", c.opts.ID), slog.String("platform", l.Platform), slog.Bool("rehearsal", l.Rehearsal),
+		slog.String("algorithm", l.Algorithm), slog.String("digest", l.Digest), slog.Int("vcpus", l.VCPUs), slog.Uint64("memory_mib", l.MemoryMiB),
+		slog.String("firmware", l.Firmware), slog.String("kernel", l.Kernel), slog.String("initrd", l.Initrd), slog.String("host_data", l.HostData))
+	text, err := json.MarshalIndent(l, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(c.stateDir, LaunchFile), append(text, '\n'), 0o600)
+}
+
+// Launch is what the pod's launch is expected to be reported as, nil where no hardware measures it.
+func (p *Pod) Launch() *digest.Launch { return p.expected }
