@@ -129,40 +129,51 @@ k8s() {
     nonewprivs=$k/test/images/nonewprivs ginkgo=github.com/onsi/ginkgo/v2/ginkgo e2e.test=$k/test/e2e
 }
 
+# qemu_ready makes an unpacked QEMU runnable as $1/bin/qemu-system-x86_64. Modules of the host's QEMU are of another
+# build and end it: it must not find them. $2 is what runs it, with its words.
+qemu_ready() {
+  local dir=$1 run=$2
+  sed -i 's#/usr/lib/x86_64-linux-gnu/qemu#/nonexistent/linux-gnu/modules#' "$dir/lib/qemu-system-x86_64"
+  mkdir -p "$dir/bin"
+  cat >"$dir/bin/new" <<W
+#!/bin/sh
+export QEMU_MODULE_DIR=$dir/lib/qemu
+exec $run -L $dir/share/qemu -L $dir/share/seabios "\$@"
+W
+  chmod 755 "$dir/bin/new"
+  mv "$dir/bin/new" "$dir/bin/qemu-system-x86_64"
+  "$dir/bin/qemu-system-x86_64" --version >&2
+}
+
+# qemu_10 runs with the libraries that Debian 12's own QEMU needs as well.
 qemu_10() {
   local dir=$CACHE/qemu-10.0
   [ -x "$dir/bin/qemu-system-x86_64" ] && return
   say "unpacking QEMU 10.0 from Debian bookworm-backports"
-  rm -rf "$dir"; mkdir -p "$dir/deb"
+  rm -rf "$dir"; mkdir -p "$dir"/{deb,lib,share}
   private_apt bookworm-backports apt-get update
-  (cd "$dir/deb" && private_apt bookworm-backports apt-get download qemu-system-x86 qemu-system-data && for d in *.deb; do dpkg -x "$d" .; done)
-  # It finds its data beside itself. The libraries are those that Debian's own QEMU has brought; BIOS too.
-  mv "$dir"/deb/usr/share "$dir/share"
-  mv "$dir"/deb/usr/bin "$dir/bin"
-  ln -s /usr/share/seabios "$dir/share/seabios"
+  (cd "$dir/deb" && private_apt bookworm-backports apt-get download qemu-system-x86 qemu-system-data seabios && for d in *.deb; do dpkg -x "$d" .; done)
+  mv "$dir"/deb/usr/share/{qemu,seabios} "$dir/share/"
+  mv "$dir"/deb/usr/bin/qemu-system-x86_64 "$dir/lib/"
   rm -rf "$dir/deb"
-  "$dir/bin/qemu-system-x86_64" --version >&2
+  qemu_ready "$dir" "$dir/lib/qemu-system-x86_64"
 }
 
-# qemu_11 unpacks it with its C library and runs it through that one's loader, since Debian 12's is too old.
+# qemu_11 runs with a C library of its own, through that one's loader: Debian 12's is too old.
 qemu_11() {
   local dir=$CACHE/qemu-11.1
   [ -x "$dir/bin/qemu-system-x86_64" ] && return
   say "unpacking QEMU 11.1 from Debian sid, with its libraries (42 MB)"
-  rm -rf "$dir"; mkdir -p "$dir/deb/partial" "$dir/bin"
+  rm -rf "$dir"; mkdir -p "$dir/deb/partial" "$dir"/{share,loader}
   private_apt sid apt-get update
   private_apt sid apt-get install --no-install-recommends --download-only -y -o Dir::Cache::archives="$dir/deb" qemu-system-x86 >/dev/null
   for d in "$dir"/deb/*.deb; do dpkg -x "$d" "$dir/deb/x"; done
   mv "$dir/deb/x/usr/lib/x86_64-linux-gnu" "$dir/lib"
   mv "$dir/deb/x/usr/bin/qemu-system-x86_64" "$dir/lib/"
-  mkdir "$dir/share"
+  cp "$dir/lib/ld-linux-x86-64.so.2" "$dir/loader/qemu-system-x86_64" # the process is called as this file is
   mv "$dir"/deb/x/usr/share/{qemu,seabios} "$dir/share/"
   rm -rf "$dir/deb"
-  printf '#!/bin/sh\nd=%s\nexec $d/lib/ld-linux-x86-64.so.2 --library-path $d/lib $d/lib/qemu-system-x86_64 -L $d/share/qemu -L $d/share/seabios "$@"\n' \
-    "$dir" >"$dir/bin/qemu-system-x86_64.new"
-  chmod 755 "$dir/bin/qemu-system-x86_64.new"
-  mv "$dir/bin/qemu-system-x86_64.new" "$dir/bin/qemu-system-x86_64"
-  "$dir/bin/qemu-system-x86_64" --version >&2
+  qemu_ready "$dir" "$dir/loader/qemu-system-x86_64 --library-path $dir/lib $dir/lib/qemu-system-x86_64"
 }
 
 [ $# -gt 0 ] || { sed -n '2,15p' "$0"; exit 2; }
