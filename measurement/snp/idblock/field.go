@@ -85,6 +85,9 @@ func (f *field) reduce(n num, carry uint64) num {
 	return n
 }
 
+// add and sub stay calls: inlined everywhere they are as large as the rest of the package.
+//
+//go:noinline
 func (f *field) add(a, b num) (r num) {
 	var carry uint64
 	for i := range r {
@@ -93,6 +96,7 @@ func (f *field) add(a, b num) (r num) {
 	return f.reduce(r, carry)
 }
 
+//go:noinline
 func (f *field) sub(a, b num) num {
 	r, borrow := minus(a, b)
 	if borrow == 1 {
