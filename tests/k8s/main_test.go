@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -20,21 +21,24 @@ import (
 	"github.com/coco-shim/coco/tests/k8s/kube"
 )
 
+// firstIndex leaves room for the clusters of make k8s-up.
+const firstIndex = 50
+
 // primary is the containerd that most tests use.
 const primary = "2.4"
 
 var nodes struct {
 	sync.Mutex
-	byVersion map[string]*kube.Node
-	images    []string
-	dirs      []string
+	by     map[string]*kube.Node // by version and handler
+	images []string
+	dirs   []string
 }
 
 func TestMain(m *testing.M) {
 	// Daemonised shims and VMMs re-parent to this process instead of to a PID 1 that may reap late.
 	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 	code := m.Run()
-	for _, n := range nodes.byVersion {
+	for _, n := range nodes.by {
 		if err := n.Stop(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			code = 1
@@ -50,30 +54,33 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// node returns the shared node of a version of containerd, started on first use: a kubelet alone, every pod under
-// coco.
-func node(t *testing.T, version string) *kube.Node {
+// node returns the shared node of a version of containerd whose pods run under coco.
+func node(t *testing.T, version string) *kube.Node { t.Helper(); return nodeOf(t, version, "coco") }
+
+// nodeOf returns the shared node of a version and a runtime for all pods, started on first use: a kubelet alone.
+func nodeOf(t *testing.T, version, handler string) *kube.Node {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		absent(t, "these tests start a kubelet, containerd and VMs: run as root")
 	}
 	nodes.Lock()
 	defer nodes.Unlock()
-	if n := nodes.byVersion[version]; n != nil {
+	key := version + " " + handler
+	if n := nodes.by[key]; n != nil {
 		return n
 	}
 	if nodes.images == nil {
-		dir := scratch(t)
 		var err error
-		if nodes.images, err = kube.BasicImages(dir); err != nil {
+		if nodes.images, err = kube.BasicImages(scratch(t)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	n, err := kube.StartNode(t.Context(), kube.Options{
-		Dir: scratch(t), Version: version, Handler: "coco", Index: 50 + len(nodes.byVersion), Images: nodes.images, Debug: true,
+	ctx := context.Background() // the node outlives the test
+	n, err := kube.StartNode(ctx, kube.Options{
+		Dir: scratch(t), Version: version, Handler: handler, Index: firstIndex + len(nodes.by), Images: nodes.images, Debug: true,
 	})
 	if err == nil {
-		if err = n.StartKubelet(t.Context(), ""); err != nil {
+		if err = n.StartKubelet(ctx, ""); err != nil {
 			err = errors.Join(err, n.Stop())
 		}
 	}
@@ -83,10 +90,10 @@ func node(t *testing.T, version string) *kube.Node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if nodes.byVersion == nil {
-		nodes.byVersion = map[string]*kube.Node{}
+	if nodes.by == nil {
+		nodes.by = map[string]*kube.Node{}
 	}
-	nodes.byVersion[version] = n
+	nodes.by[key] = n
 	return n
 }
 
@@ -110,8 +117,9 @@ func absent(t *testing.T, why string) {
 	t.Skip(why)
 }
 
-// noLeaks fails the test if it leaves anything on the host that was not there when noLeaks was called.
-func noLeaks(t *testing.T) {
+// noLeaks fails the test if it leaves anything on the host that was not there when noLeaks was called. Of cgroups it
+// looks at the node's.
+func noLeaks(t *testing.T, n *kube.Node) {
 	t.Helper()
 	before, err := harness.TakeTraces()
 	if err != nil {
@@ -123,7 +131,9 @@ func noLeaks(t *testing.T) {
 			t.Error(err)
 		}
 		for _, l := range left {
-			t.Errorf("left behind: %s", l)
+			if !strings.HasPrefix(l, "cgroup ") || strings.Contains(l, n.CgroupRoot()+"/") {
+				t.Errorf("left behind: %s", l)
+			}
 		}
 	})
 }

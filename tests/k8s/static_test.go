@@ -5,7 +5,9 @@ package k8s
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -16,30 +18,50 @@ import (
 // podTime bounds what a pod may take to reach a state, VM boot under TCG included.
 const podTime = 90 * time.Second
 
-// static runs a static pod and removes it when the test ends. The manifest is the pod's spec, indented by two.
+// static runs a static pod and removes it when the test ends. The text is what follows metadata and "spec:".
 func static(t *testing.T, n *kube.Node, name, spec string) {
 	t.Helper()
-	manifest := fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata:\n  name: %s\n  namespace: default\nspec:\n%s", name, spec)
+	manifest := fmt.Sprintf(`apiVersion: v1
+kind: Pod
+metadata:
+  name: %s
+  namespace: default
+  labels: {app: %s, tier: test}
+spec:
+  terminationGracePeriodSeconds: 2
+%s`, name, name, strings.ReplaceAll(strings.Trim(spec, "\n"), "IMAGE", kube.Busybox))
 	if err := n.AddStatic(name, manifest); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
 			p, err := n.Pod(context.Background(), name)
-			t.Logf("pod %s at the end: %+v, %v; logs below %s", name, p, err, n.Dir)
+			t.Logf("pod %s at the end: %s %v; logs below %s", name, text(p), err, n.Dir)
 		}
 		if err := n.RemoveStatic(name); err != nil {
 			t.Error(err)
 		}
-		eventually(t, context.Background(), "pod "+name+" is gone", func(ctx context.Context) (bool, string) {
+		eventually(context.Background(), t, "pod "+name+" is gone", func(ctx context.Context) (bool, string) {
 			p, err := n.Pod(ctx, name)
-			return p == nil && err == nil, fmt.Sprint(p, err)
+			return p == nil && err == nil, text(p)
 		})
 	})
 }
 
+// text is a pod's status for people.
+func text(p *kube.Pod) string {
+	if p == nil {
+		return "no pod"
+	}
+	out, err := json.Marshal(p.Status)
+	if err != nil {
+		return err.Error()
+	}
+	return string(out)
+}
+
 // eventually waits until the answer is yes; the text says what is there instead.
-func eventually(t *testing.T, ctx context.Context, what string, ok func(context.Context) (bool, string)) {
+func eventually(ctx context.Context, t *testing.T, what string, ok func(context.Context) (bool, string)) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(ctx, podTime)
 	defer cancel()
@@ -60,13 +82,13 @@ func eventually(t *testing.T, ctx context.Context, what string, ok func(context.
 func await(t *testing.T, n *kube.Node, name, what string, ok func(*kube.Pod) bool) *kube.Pod {
 	t.Helper()
 	var pod *kube.Pod
-	eventually(t, t.Context(), "pod "+name+": "+what, func(ctx context.Context) (bool, string) {
+	eventually(t.Context(), t, "pod "+name+": "+what, func(ctx context.Context) (bool, string) {
 		p, err := n.Pod(ctx, name)
 		if p != nil && ok(p) {
 			pod = p
 			return true, ""
 		}
-		return false, fmt.Sprintf("%+v %v", p, err)
+		return false, fmt.Sprintf("%s %v", text(p), err)
 	})
 	return pod
 }
@@ -94,27 +116,48 @@ func run(t *testing.T, n *kube.Node, pod, container, cmd string) string {
 	return strings.TrimSpace(out)
 }
 
-func TestPodOfTwoContainers(t *testing.T) {
-	n := node(t, primary)
-	noLeaks(t)
-	static(t, n, "two", `
-  terminationGracePeriodSeconds: 1
+// TestStaticPodUnderEachContainerd runs a pod of an init container and two containers, sees their logs, runs a command
+// in one, and deletes the pod: nothing stays.
+func TestStaticPodUnderEachContainerd(t *testing.T) {
+	for _, version := range []string{"1.6", "1.7", "2.4"} {
+		t.Run(version, func(t *testing.T) {
+			n := node(t, version)
+			noLeaks(t, n)
+			static(t, n, "two", `
+  initContainers:
+  - name: first
+    image: IMAGE
+    command: [sh, -c, "echo from the first > /shared/file"]
+    volumeMounts: [{name: shared, mountPath: /shared}]
   containers:
   - name: a
-    image: `+kube.Busybox+`
-    command: [sh, -c, "echo hello from a; uname -r; exec sleep 1000"]
+    image: IMAGE
+    command: [sh, -c, "echo hello from a; cat /shared/file; exec sleep 1000"]
+    volumeMounts: [{name: shared, mountPath: /shared}]
   - name: b
-    image: `+kube.Busybox+`
-    command: [sh, -c, "echo hello from b; exec sleep 1000"]
+    image: IMAGE
+    command: [sh, -c, "echo hello from b; cat /shared/file; exec sleep 1000"]
+    volumeMounts: [{name: shared, mountPath: /shared}]
+  volumes: [{name: shared, emptyDir: {}}]
 `)
-	await(t, n, "two", "runs", running)
-	for _, c := range []string{"a", "b"} {
-		logs, err := n.Logs(t.Context(), "two", c)
-		if err != nil || !strings.Contains(logs, "hello from "+c) {
-			t.Errorf("logs of %s = %q, %v", c, logs, err)
-		}
-	}
-	if got := run(t, n, "two", "b", "hostname"); !strings.HasPrefix(got, "two-") {
-		t.Errorf("hostname in b = %q", got)
+			pod := await(t, n, "two", "runs", running)
+			for _, c := range []string{"a", "b"} {
+				want := "hello from " + c + "\nfrom the first\n"
+				eventually(t.Context(), t, "logs of "+c, func(ctx context.Context) (bool, string) {
+					logs, err := n.Logs(ctx, "two", c)
+					return err == nil && logs == want, fmt.Sprintf("%q %v", logs, err)
+				})
+			}
+			if got := run(t, n, "two", "b", "hostname -i"); got != pod.Status.PodIP {
+				t.Errorf("address in b = %q, the pod's is %q", got, pod.Status.PodIP)
+			}
+			run(t, n, "two", "a", "touch /shared/by-a")
+			if got := run(t, n, "two", "b", "ls /shared"); got != "by-a\nfile" {
+				t.Errorf("the emptyDir seen in b = %q", got)
+			}
+			if kernel, err := os.ReadFile("/proc/sys/kernel/osrelease"); err != nil || run(t, n, "two", "a", "uname -r") == strings.TrimSpace(string(kernel)) {
+				t.Errorf("the container runs on the host's kernel %s (%v)", kernel, err)
+			}
+		})
 	}
 }

@@ -31,7 +31,7 @@ const never = `\[Slow\]|\[Serial\]|\[Disruptive\]|\[Flaky\]`
 const slow = `should \*not\* be restarted|generation|monotonically increasing restart count|have restart count`
 
 func storage(area string) Group {
-	return Group{Name: "storage-" + strings.ToLower(strings.ReplaceAll(area, " ", "-")), Focus: `^\[sig-storage\] ` + area + `.*\[Conformance\]`, Skip: never}
+	return Group{Name: "storage-" + strings.ToLower(strings.ReplaceAll(area, " ", "-")), Focus: `\[sig-storage\] ` + area + `.*\[Conformance\]`, Skip: never}
 }
 
 // Groups are the suites of the report. Together the storage groups are the 80 specs of sig-storage for these volumes,
@@ -43,8 +43,8 @@ var Groups = []Group{
 	storage("Downward API"),
 	storage("Secrets"),
 	storage("Subpath"),
-	{"node", `^\[sig-node\].*\[Conformance\]`, never + `|` + slow},
-	{"node-slow", `^\[sig-node\].*(` + slow + `).*\[Conformance\]`, never},
+	{"node", `\[sig-node\].*\[Conformance\]`, never + `|` + slow},
+	{"node-slow", `\[sig-node\].*(` + slow + `).*\[Conformance\]`, never},
 }
 
 // Spec is how one spec ended.
@@ -76,6 +76,9 @@ func (n *Node) E2E(ctx context.Context, focus, skip string, procs int, out io.Wr
 	specs, err := readJUnit(file)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("the e2e suite left no report: %w", err), runErr)
+	}
+	if len(specs) == 0 {
+		return nil, errors.Join(fmt.Errorf("no spec of the e2e suite matches %q", focus), runErr)
 	}
 	return specs, nil
 }

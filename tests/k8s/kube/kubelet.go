@@ -24,8 +24,8 @@ import (
 // hostname is the node's name: it makes the API server reach the kubelet on 127.0.0.1.
 const hostname = "localhost"
 
-// cgroupRoot is the node's own part of the cgroup tree.
-func (n *Node) cgroupRoot() string { return fmt.Sprintf("/coco-k8s-%d", n.Index) }
+// CgroupRoot is the node's own part of the cgroup tree.
+func (n *Node) CgroupRoot() string { return fmt.Sprintf("/coco-k8s-%d", n.Index) }
 
 // usedByKubelet are the v1 hierarchies in which the kubelet makes groups.
 var usedByKubelet = []string{"cpu", "memory", "pids", "unified"}
@@ -38,12 +38,12 @@ func unified() bool {
 // cgroupDirs are the roots in all hierarchies of this machine.
 func (n *Node) cgroupDirs() []string {
 	if unified() {
-		return []string{"/sys/fs/cgroup" + n.cgroupRoot()}
+		return []string{"/sys/fs/cgroup" + n.CgroupRoot()}
 	}
 	found, _ := filepath.Glob("/sys/fs/cgroup/*/cgroup.procs")
 	var dirs []string
 	for _, f := range found {
-		dirs = append(dirs, filepath.Dir(f)+n.cgroupRoot())
+		dirs = append(dirs, filepath.Dir(f)+n.CgroupRoot())
 	}
 	return dirs
 }
@@ -96,7 +96,7 @@ fileCheckFrequency: 1s
 syncFrequency: 10s
 registerWithTaints: []
 maxPods: 200
-`, n.cgroupRoot(), n.Socket(), n.Socket(), n.port(10350), n.port(10348), filepath.Join(n.Dir, "resolv.conf"),
+`, n.CgroupRoot(), n.Socket(), n.Socket(), n.port(10350), n.port(10348), filepath.Join(n.Dir, "resolv.conf"),
 		filepath.Join(n.Dir, "logs"), filepath.Join(n.Dir, "volplugins"), n.manifests())
 }
 
@@ -126,7 +126,7 @@ func (n *Node) StartKubelet(ctx context.Context, kubeconfig string) error {
 	}
 	return n.Kubelet.ready(ctx, time.Minute, func() error {
 		for _, class := range []string{"besteffort", "burstable"} { // these groups are the node's, not its first pod's
-			dirs, err := filepath.Glob(filepath.Join("/sys/fs/cgroup/*", n.cgroupRoot(), "kubepods", class))
+			dirs, err := filepath.Glob(filepath.Join("/sys/fs/cgroup/*", n.CgroupRoot(), "kubepods", class))
 			if err != nil || !unified() && len(dirs) < len(usedByKubelet) {
 				return fmt.Errorf("the kubelet has not made its cgroups %s yet", class)
 			}
@@ -142,27 +142,42 @@ type Pod struct {
 		Name, Namespace, UID string
 	}
 	Status struct {
-		Phase, Reason, Message, PodIP            string
-		InitContainerStatuses, ContainerStatuses []ContainerStatus
+		Phase                 string
+		Reason                string `json:",omitempty"`
+		Message               string `json:",omitempty"`
+		PodIP                 string
+		InitContainerStatuses []ContainerStatus `json:",omitempty"`
+		ContainerStatuses     []ContainerStatus
 	}
 }
 
 // ContainerStatus is the status of one container.
 type ContainerStatus struct {
-	Name             string
-	ContainerID      string
-	Ready            bool
-	RestartCount     int
-	State, LastState struct {
-		Waiting    *struct{ Reason, Message string }
-		Running    *struct{ StartedAt string }
-		Terminated *struct {
-			ExitCode, Signal      int
-			Reason, Message       string
-			StartedAt, FinishedAt string
-			ContainerID           string
-		}
-	}
+	Name         string
+	ContainerID  string
+	Ready        bool
+	RestartCount int
+	State        ContainerState
+	LastState    ContainerState
+}
+
+// ContainerState is one of three.
+type ContainerState struct {
+	Waiting    *Waiting    `json:",omitempty"`
+	Running    *Running    `json:",omitempty"`
+	Terminated *Terminated `json:",omitempty"`
+}
+
+// Waiting is a container that does not run yet, or again.
+type Waiting struct{ Reason, Message string }
+
+// Running is a container that runs.
+type Running struct{ StartedAt string }
+
+// Terminated is how a container ended.
+type Terminated struct {
+	ExitCode        int
+	Reason, Message string
 }
 
 // Container returns the status of a container of the pod, init containers included.
