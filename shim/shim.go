@@ -14,12 +14,14 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/ttrpc"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coco-shim/coco/internal/version"
 	"github.com/coco-shim/coco/shim/bootstrap"
 	"github.com/coco-shim/coco/shim/bundle"
 	"github.com/coco-shim/coco/shim/events"
+	"github.com/coco-shim/coco/shim/sandbox"
 	"github.com/coco-shim/coco/shim/task"
 )
 
@@ -100,16 +102,36 @@ func act(ctx context.Context, b Backend, inv bootstrap.Invocation) ([]byte, erro
 	return bootstrap.Start(ctx, params, bundle.Dir(dir), exe)
 }
 
-// serve serves the task service with its events.
+// program is the services of one pod.
+type program struct {
+	*task.Service
+	sandbox *sandbox.Service
+}
+
+// Register adds the services.
+func (p program) Register(server *ttrpc.Server) {
+	p.Service.Register(server)
+	p.sandbox.Register(server)
+}
+
+// Stop ends the pod, whoever made it.
+func (p program) Stop(ctx context.Context) error {
+	err := p.Service.Stop(ctx)
+	p.sandbox.Wait()
+	return err
+}
+
+// serve serves the task and the sandbox service with their events.
 func serve(b Backend, inv bootstrap.Invocation) error {
 	return bootstrap.Serve(inv, func(env bootstrap.Env) (bootstrap.Program, error) {
 		publisher := events.New(events.Config{
 			Namespace: env.Namespace, TTRPCAddress: env.TTRPCAddress,
 			GRPCAddress: env.Address, Binary: env.PublishBinary, Log: env.Log,
 		})
-		return task.New(task.Config{
+		tasks := task.New(task.Config{
 			Namespace: env.Namespace, MakePod: b.MakePod(env), Events: publisher, Log: env.Log,
-		}), nil
+		})
+		return program{tasks, sandbox.New(tasks, env.Log)}, nil
 	})
 }
 

@@ -75,6 +75,7 @@ func TestDecodeParams(t *testing.T) {
 		ContainerdTtrpcAddress: "/p.ttrpc", ContainerdGrpcAddress: "/p.sock", ContainerdBinary: "/p", SocketDir: proto.String("/sd"),
 	}
 	options := &anypb.Any{TypeUrl: "runtimeoptions.v1.Options", Value: marshal(t, &runtimeoptions.Options{ConfigPath: "/x"})}
+	full.Extensions = []*bootapi.Extension{{Value: &anypb.Any{TypeUrl: "example.Other"}}, {Value: options}}
 	trap := &anypb.Any{TypeUrl: "c1", Value: []byte("other")} // reads as BootstrapParams{InstanceID: "c1", Namespace: "other"}
 	old := map[string]string{envTTRPCAddress: "/env.ttrpc"}
 	newer := map[string]string{envTTRPCAddress: "/env.ttrpc", envMaxVersion: "2"}
@@ -88,21 +89,21 @@ func TestDecodeParams(t *testing.T) {
 		answer  string
 		wantErr error
 	}{
-		{"1.6: nothing on stdin", nil, old, Params{inv, "/env.ttrpc", defaultSocketDir, plainAddress}, "unix:///s", nil},
+		{"1.6: nothing on stdin", nil, old, Params{inv, "/env.ttrpc", defaultSocketDir, nil, plainAddress}, "unix:///s", nil},
 		{
 			"1.7: options on stdin", marshal(t, options), newer,
-			Params{inv, "/env.ttrpc", defaultSocketDir, jsonAnswer},
+			Params{inv, "/env.ttrpc", defaultSocketDir, marshal(t, options), jsonAnswer},
 			`{"version":2,"address":"unix:///s","protocol":"ttrpc"}`, nil,
 		},
-		{"options that look like parameters of another", marshal(t, trap), old, Params{inv, "/env.ttrpc", defaultSocketDir, plainAddress}, "unix:///s", nil},
+		{"options that look like parameters of another", marshal(t, trap), old, Params{inv, "/env.ttrpc", defaultSocketDir, marshal(t, trap), plainAddress}, "unix:///s", nil},
 		{
 			"2.3: parameters win over flags and environment", marshal(t, full), newer,
-			Params{debug, "/p.ttrpc", "/sd", protoAnswer},
+			Params{debug, "/p.ttrpc", "/sd", marshal(t, options), protoAnswer},
 			string(marshal(t, &bootapi.BootstrapResult{Version: 3, Address: "unix:///s", Protocol: "ttrpc"})), nil,
 		},
 		{
 			"2.3: what is empty comes from the flags", marshal(t, &bootapi.BootstrapParams{InstanceID: "c1", Namespace: "ns"}), newer,
-			Params{inv, "/env.ttrpc", defaultSocketDir, protoAnswer},
+			Params{inv, "/env.ttrpc", defaultSocketDir, nil, protoAnswer},
 			string(marshal(t, &bootapi.BootstrapResult{Version: 3, Address: "unix:///s", Protocol: "ttrpc"})), nil,
 		},
 		{

@@ -37,6 +37,7 @@ type Params struct {
 	Invocation
 	TTRPCAddress string
 	SocketDir    string // where the socket goes
+	Options      []byte // runtime options, an encoded Any; empty if there were none
 	generation   generation
 }
 
@@ -61,7 +62,8 @@ func DecodeParams(inv Invocation, stdin []byte, env func(string) string) (Params
 		return Params{}, fmt.Errorf("standard input holds neither bootstrap parameters for %s/%s nor runtime options: %w: %w",
 			inv.Namespace, inv.ID, err, errdefs.ErrInvalidArgument)
 	}
-	return p, nil // they come again with Create
+	p.Options = stdin // for a task they come again with Create
+	return p, nil
 }
 
 func (p Params) withBootstrap(b *bootapi.BootstrapParams) (Params, error) {
@@ -80,7 +82,16 @@ func (p Params) withBootstrap(b *bootapi.BootstrapParams) (Params, error) {
 	if !strings.HasPrefix(p.SocketDir, "/") {
 		return Params{}, fmt.Errorf("socket directory %q is not absolute: %w", p.SocketDir, errdefs.ErrInvalidArgument)
 	}
-	return p, nil // the extensions are the runtime options, which come again with Create
+	for _, e := range b.GetExtensions() {
+		if strings.HasSuffix(e.GetValue().GetTypeUrl(), "Options") {
+			opts, err := proto.Marshal(e.GetValue())
+			if err != nil {
+				return Params{}, fmt.Errorf("runtime options: %w", err)
+			}
+			p.Options = opts // for a task they come again with Create
+		}
+	}
+	return p, nil
 }
 
 // answer encodes the address in the form that the daemon reads.

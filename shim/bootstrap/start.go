@@ -75,6 +75,11 @@ func startServing(ctx context.Context, p Params, dir bundle.Dir, exe, address st
 	if err != nil {
 		return err
 	}
+	if len(p.Options) > 0 && !dir.HasSpec() { // a sandbox gets them only here
+		if err := dir.WriteOptions(p.Options); err != nil {
+			return errors.Join(err, l.Close(), removeSocket(address))
+		}
+	}
 	defer func() {
 		err = errors.Join(err, l.Close()) // the serving process has its own
 		if err != nil {

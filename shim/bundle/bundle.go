@@ -8,6 +8,7 @@
 //	shim.pid     the serving process, only in the bundle that it was started for
 //	init.pid     the task's pid as containerd knows it
 //	exit.json    how the container ended, once it has
+//	options.pb   runtime options of a sandbox of the sandbox API, which come with `start` only
 //
 // The directory itself is containerd's: it makes and removes it.
 package bundle
@@ -30,6 +31,7 @@ const (
 	shimFile    = "shim.pid"
 	initFile    = "init.pid"
 	exitFile    = "exit.json"
+	optionsFile = "options.pb"
 )
 
 // Dir is the path of a bundle directory.
@@ -113,6 +115,24 @@ func (d Dir) WriteExit(e Exit) error { return d.writeJSON(exitFile, e) }
 func (d Dir) Exit() (Exit, bool) {
 	var e Exit
 	return e, d.readJSON(exitFile, &e) == nil && !e.At.IsZero()
+}
+
+// WriteOptions records the runtime options, an encoded google.protobuf.Any.
+func (d Dir) WriteOptions(data []byte) error { return d.write(optionsFile, data) }
+
+// Options returns what WriteOptions recorded; nothing if there was nothing.
+func (d Dir) Options() ([]byte, error) {
+	data, err := os.ReadFile(d.path(optionsFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	return data, err
+}
+
+// HasSpec says whether the bundle holds an OCI spec. One of the sandbox API does not.
+func (d Dir) HasSpec() bool {
+	_, err := os.Stat(d.path("config.json"))
+	return err == nil
 }
 
 func (d Dir) path(name string) string { return filepath.Join(string(d), name) }

@@ -56,6 +56,7 @@ func (s *Service) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.Cr
 	if err := s.claim(c, role.PodID); err != nil {
 		return nil, err
 	}
+	s.complete(spec)
 	pod, err := s.create(ctx, c, role, spec, r)
 	if err != nil {
 		s.unclaim(c)
@@ -77,7 +78,7 @@ func (s *Service) claim(c *container, podID string) error {
 	switch {
 	case s.stopping:
 		return fmt.Errorf("create %s: the shim is stopping: %w", c.id, errdefs.ErrUnavailable)
-	case s.containers[c.id] != nil:
+	case s.containers[c.id] != nil || s.held && c.id == s.podID:
 		return fmt.Errorf("container %s: %w", c.id, errdefs.ErrAlreadyExists)
 	case s.making:
 		return fmt.Errorf("create %s: pod %s is still being made: %w", c.id, s.podID, errdefs.ErrFailedPrecondition)

@@ -257,20 +257,25 @@ func (s *Service) logClose(c *container, err error) {
 	}
 }
 
-// Shutdown ends the shim when it has no containers any more.
+// Shutdown ends the shim when it has no containers and no sandbox any more.
 func (s *Service) Shutdown(ctx context.Context, _ *api.ShutdownRequest) (*emptypb.Empty, error) {
 	s.mu.Lock()
-	if len(s.containers) > 0 {
+	if len(s.containers) > 0 || s.held {
 		s.mu.Unlock()
 		return &emptypb.Empty{}, nil
 	}
 	s.stopping = true
 	s.mu.Unlock()
+	s.leave(ctx)
+	return &emptypb.Empty{}, nil
+}
+
+// leave tells the last events and then that nothing is left to serve.
+func (s *Service) leave(ctx context.Context) {
 	flush, cancel := context.WithTimeout(ctx, flushTimeout)
 	defer cancel()
 	if err := s.cfg.Events.Flush(flush); err != nil {
 		s.log.Warn("events are late", "error", err)
 	}
 	s.once.Do(func() { close(s.done) })
-	return &emptypb.Empty{}, nil
 }

@@ -189,17 +189,21 @@ func (s *Service) Update(ctx context.Context, r *api.UpdateTaskRequest) (*emptyp
 	return &emptypb.Empty{}, nil
 }
 
-// Stats measures a container.
+// Stats measures a container; of a sandbox, what the pod costs its node.
 func (s *Service) Stats(ctx context.Context, r *api.StatsRequest) (*api.StatsResponse, error) {
 	c, pod, err := s.lookup(r.ID)
 	if err != nil {
 		return nil, err
 	}
-	if c.sandbox {
-		return &api.StatsResponse{Stats: encodeStats(nil)}, nil
-	}
 	if c.init.hasExited() {
 		return nil, fmt.Errorf("measure: container %s has stopped: %w", r.ID, errdefs.ErrNotFound)
+	}
+	if c.sandbox {
+		data, err := ProcessStats(pod.PID())
+		if err != nil {
+			return nil, fmt.Errorf("measure sandbox %s: %w", r.ID, err)
+		}
+		return &api.StatsResponse{Stats: data}, nil
 	}
 	st, err := pod.Stats(ctx, r.ID)
 	if err != nil {

@@ -4,12 +4,10 @@
 package task
 
 import (
-	"context"
-
 	api "github.com/containerd/containerd/api/runtime/task/v2"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
-	"google.golang.org/protobuf/proto"
+
+	"github.com/coco-shim/coco/shim/rpc"
 )
 
 // The two generations of containerd's task API differ in nothing but the name: the messages are the
@@ -26,40 +24,22 @@ func (s *Service) Register(server *ttrpc.Server) {
 
 func methodsOf(s api.TTRPCTaskService) map[string]ttrpc.Method {
 	return map[string]ttrpc.Method{
-		"State":      unary(s.State),
-		"Create":     unary(s.Create),
-		"Start":      unary(s.Start),
-		"Delete":     unary(s.Delete),
-		"Pids":       unary(s.Pids),
-		"Pause":      unary(s.Pause),
-		"Resume":     unary(s.Resume),
-		"Checkpoint": unary(s.Checkpoint),
-		"Kill":       unary(s.Kill),
-		"Exec":       unary(s.Exec),
-		"ResizePty":  unary(s.ResizePty),
-		"CloseIO":    unary(s.CloseIO),
-		"Update":     unary(s.Update),
-		"Wait":       unary(s.Wait),
-		"Stats":      unary(s.Stats),
-		"Connect":    unary(s.Connect),
-		"Shutdown":   unary(s.Shutdown),
-	}
-}
-
-// unary adapts one method: decode, call, and map the error's class to a gRPC code.
-func unary[T any, P interface {
-	*T
-	proto.Message
-}, R any](call func(context.Context, P) (R, error)) ttrpc.Method {
-	return func(ctx context.Context, unmarshal func(any) error) (any, error) {
-		req := P(new(T))
-		if err := unmarshal(req); err != nil {
-			return nil, err
-		}
-		resp, err := call(ctx, req)
-		if err != nil {
-			return nil, errgrpc.ToGRPC(err)
-		}
-		return resp, nil
+		"State":      rpc.Unary(s.State),
+		"Create":     rpc.Unary(s.Create),
+		"Start":      rpc.Unary(s.Start),
+		"Delete":     rpc.Unary(s.Delete),
+		"Pids":       rpc.Unary(s.Pids),
+		"Pause":      rpc.Unary(s.Pause),
+		"Resume":     rpc.Unary(s.Resume),
+		"Checkpoint": rpc.Unary(s.Checkpoint),
+		"Kill":       rpc.Unary(s.Kill),
+		"Exec":       rpc.Unary(s.Exec),
+		"ResizePty":  rpc.Unary(s.ResizePty),
+		"CloseIO":    rpc.Unary(s.CloseIO),
+		"Update":     rpc.Unary(s.Update),
+		"Wait":       rpc.Unary(s.Wait),
+		"Stats":      rpc.Unary(s.Stats),
+		"Connect":    rpc.Unary(s.Connect),
+		"Shutdown":   rpc.Unary(s.Shutdown),
 	}
 }

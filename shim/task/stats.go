@@ -5,12 +5,15 @@ package task
 
 import (
 	"maps"
+	"math"
 	"slices"
 
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/internal/procinfo"
+	"github.com/coco-shim/coco/internal/wire"
 )
 
 // statsType is the message that containerd, Docker and CRI expect for cgroup v2. It is always this
@@ -57,81 +60,87 @@ var memoryFields = []struct {
 	{31, "thp_collapse_alloc"},
 }
 
-// message is a protobuf message under construction.
-type message []byte
-
-func (m *message) number(n protowire.Number, v uint64) {
-	if v != 0 {
-		*m = protowire.AppendVarint(protowire.AppendTag(*m, n, protowire.VarintType), v)
-	}
-}
-
-func (m *message) text(n protowire.Number, s string) {
-	if s != "" {
-		*m = protowire.AppendString(protowire.AppendTag(*m, n, protowire.BytesType), s)
-	}
-}
-
-func (m *message) sub(n protowire.Number, s message) {
-	*m = protowire.AppendBytes(protowire.AppendTag(*m, n, protowire.BytesType), s)
-}
-
 // encodeStats writes what the agent measured as containerd's message.
 func encodeStats(st *agent.StatsContainerResponse) *anypb.Any {
 	cg := st.GetCgroupStats()
-	var m, pids, cpu message
-	pids.number(1, cg.GetPidsStats().GetCurrent())
-	pids.number(2, cg.GetPidsStats().GetLimit())
-	m.sub(1, pids)
+	var m, pids, cpu wire.Message
+	pids.Number(1, cg.GetPidsStats().GetCurrent())
+	pids.Number(2, cg.GetPidsStats().GetLimit())
+	m.Sub(1, pids)
 
 	const perMicro = 1000 // the agent counts nanoseconds
 	usage, throttling := cg.GetCpuStats().GetCpuUsage(), cg.GetCpuStats().GetThrottlingData()
-	cpu.number(1, usage.GetTotalUsage()/perMicro)
-	cpu.number(2, usage.GetUsageInUsermode()/perMicro)
-	cpu.number(3, usage.GetUsageInKernelmode()/perMicro)
-	cpu.number(4, throttling.GetPeriods())
-	cpu.number(5, throttling.GetThrottledPeriods())
-	cpu.number(6, throttling.GetThrottledTime()/perMicro)
-	m.sub(2, cpu)
+	cpu.Number(1, usage.GetTotalUsage()/perMicro)
+	cpu.Number(2, usage.GetUsageInUsermode()/perMicro)
+	cpu.Number(3, usage.GetUsageInKernelmode()/perMicro)
+	cpu.Number(4, throttling.GetPeriods())
+	cpu.Number(5, throttling.GetThrottledPeriods())
+	cpu.Number(6, throttling.GetThrottledTime()/perMicro)
+	m.Sub(2, cpu)
 
-	m.sub(4, memoryStats(cg.GetMemoryStats()))
-	m.sub(6, ioStats(cg.GetBlkioStats()))
+	m.Sub(4, memoryStats(cg.GetMemoryStats()))
+	m.Sub(6, ioStats(cg.GetBlkioStats()))
 	huge := cg.GetHugetlbStats()
 	for _, size := range slices.Sorted(maps.Keys(huge)) {
-		var h message
-		h.number(1, huge[size].GetUsage())
-		h.number(2, huge[size].GetMaxUsage())
-		h.text(3, size)
-		h.number(4, huge[size].GetFailcnt())
-		m.sub(7, h)
+		var h wire.Message
+		h.Number(1, huge[size].GetUsage())
+		h.Number(2, huge[size].GetMaxUsage())
+		h.Text(3, size)
+		h.Number(4, huge[size].GetFailcnt())
+		m.Sub(7, h)
 	}
 	for _, n := range st.GetNetworkStats() {
-		m.sub(9, networkStats(n))
+		m.Sub(9, networkStats(n))
 	}
 	return &anypb.Any{TypeUrl: statsType, Value: m}
 }
 
-func memoryStats(s *agent.MemoryStats) message {
-	var m message
+// ProcessStats measures a process of the host in the same form: the VMM, which is what a sandbox costs
+// its node. All its memory counts as used and none as cache, since the guest's memory is not given back.
+func ProcessStats(pid int) (*anypb.Any, error) {
+	u, err := procinfo.Read(pid)
+	if err != nil {
+		return nil, err
+	}
+	var m, pids, cpu, memory wire.Message
+	pids.Number(1, 1)
+	m.Sub(1, pids)
+	cpu.Number(1, uint64((u.CPUUser + u.CPUSystem).Microseconds())) //nolint:gosec // not negative
+	cpu.Number(2, uint64(u.CPUUser.Microseconds()))                 //nolint:gosec // likewise
+	cpu.Number(3, uint64(u.CPUSystem.Microseconds()))               //nolint:gosec // likewise
+	m.Sub(2, cpu)
+	memory.Number(1, u.Anon)
+	memory.Number(2, u.File)
+	memory.Number(6, u.Shmem)
+	memory.Number(18, u.MinorFaults+u.MajorFaults)
+	memory.Number(19, u.MajorFaults)
+	memory.Number(32, u.RSS)
+	memory.Number(33, math.MaxUint64) // no limit: the VM's size is it
+	m.Sub(4, memory)
+	return &anypb.Any{TypeUrl: statsType, Value: m}, nil
+}
+
+func memoryStats(s *agent.MemoryStats) wire.Message {
+	var m wire.Message
 	values := s.GetStats()
 	for _, f := range memoryFields {
 		v, ok := values[f.key]
 		if f.key == "file" && !ok {
 			v = s.GetCache()
 		}
-		m.number(f.number, v)
+		m.Number(f.number, v)
 	}
-	m.number(32, s.GetUsage().GetUsage())
-	m.number(33, s.GetUsage().GetLimit())
-	m.number(34, s.GetSwapUsage().GetUsage())
-	m.number(35, s.GetSwapUsage().GetLimit())
-	m.number(36, s.GetUsage().GetMaxUsage())
-	m.number(37, s.GetSwapUsage().GetMaxUsage())
+	m.Number(32, s.GetUsage().GetUsage())
+	m.Number(33, s.GetUsage().GetLimit())
+	m.Number(34, s.GetSwapUsage().GetUsage())
+	m.Number(35, s.GetSwapUsage().GetLimit())
+	m.Number(36, s.GetUsage().GetMaxUsage())
+	m.Number(37, s.GetSwapUsage().GetMaxUsage())
 	return m
 }
 
 // ioStats joins the lists of bytes and of operations per device.
-func ioStats(s *agent.BlkioStats) message {
+func ioStats(s *agent.BlkioStats) wire.Message {
 	type device struct{ major, minor uint64 }
 	type counts struct{ rbytes, wbytes, rios, wios uint64 }
 	devices := map[device]*counts{}
@@ -160,25 +169,25 @@ func ioStats(s *agent.BlkioStats) message {
 			at(e).wios += e.GetValue()
 		}
 	}
-	var m message
+	var m wire.Message
 	for _, d := range order {
-		var e message
+		var e wire.Message
 		for i, v := range []uint64{d.major, d.minor, devices[d].rbytes, devices[d].wbytes, devices[d].rios, devices[d].wios} {
-			e.number(protowire.Number(i+1), v)
+			e.Number(protowire.Number(i+1), v)
 		}
-		m.sub(1, e)
+		m.Sub(1, e)
 	}
 	return m
 }
 
-func networkStats(n *agent.NetworkStats) message {
-	var m message
-	m.text(1, n.GetName())
+func networkStats(n *agent.NetworkStats) wire.Message {
+	var m wire.Message
+	m.Text(1, n.GetName())
 	for i, v := range []uint64{
 		n.GetRxBytes(), n.GetRxPackets(), n.GetRxErrors(), n.GetRxDropped(),
 		n.GetTxBytes(), n.GetTxPackets(), n.GetTxErrors(), n.GetTxDropped(),
 	} {
-		m.number(protowire.Number(i+2), v)
+		m.Number(protowire.Number(i+2), v)
 	}
 	return m
 }

@@ -14,7 +14,10 @@
 // container's execs have ended; then it publishes the exit, once. So a start is told before its exit,
 // output is delivered before its exit, and an init's exit comes last.
 //
-// Errors get their gRPC codes here, in register.go, and nowhere else.
+// The sandbox API makes the same pod by other calls (sandbox.go): there is no container that stands for
+// it then.
+//
+// Errors get their gRPC codes in package rpc, and nowhere else.
 package task
 
 import (
@@ -123,6 +126,8 @@ type Service struct {
 	making     bool                  // guarded by mu; a Create makes the pod
 	ended      bool                  // guarded by mu; the pod was shut down
 	stopping   bool                  // guarded by mu
+	held       bool                  // guarded by mu; a sandbox of the sandbox API, not yet released
+	amend      func(*specs.Spec)     // guarded by mu; completes the specs of that sandbox's containers
 	containers map[string]*container // guarded by mu; includes those that are being created
 }
 

@@ -1,0 +1,43 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package procinfo
+
+import (
+	"os"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestParse(t *testing.T) {
+	u, err := parseStat("7 (a) b (c)) S 1 7 7 0 -1 4194560 12 0 3 0 150 25 0 0 20 0 3 0 100 1 2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	parseStatus("Name:\tx\nVmRSS:\t  12 kB\nRssAnon:\t 4 kB\nRssFile:\t 6 kB\nRssShmem:\t 2 kB\nThreads:\t3\n", &u)
+	want := Usage{
+		CPUUser: 1500 * time.Millisecond, CPUSystem: 250 * time.Millisecond, MinorFaults: 12, MajorFaults: 3,
+		RSS: 12 << 10, Anon: 4 << 10, File: 6 << 10, Shmem: 2 << 10, Threads: 3,
+	}
+	if diff := cmp.Diff(want, u); diff != "" {
+		t.Errorf("usage (-want +got):\n%s", diff)
+	}
+	for _, bad := range []string{"", "7 (x) S 1 2", "7 (x) S 1 7 7 0 -1 4194560 a 0 3 0 150 25 0 0"} {
+		if _, err := parseStat(bad); err == nil {
+			t.Errorf("parseStat(%q) succeeds", bad)
+		}
+	}
+}
+
+func TestRead(t *testing.T) {
+	for _, pid := range []int{0, os.Getpid()} {
+		if u, err := Read(pid); err != nil || u.RSS == 0 || u.Anon == 0 || u.Threads == 0 {
+			t.Errorf("Read(%d) = %+v, %v", pid, u, err)
+		}
+	}
+	if _, err := Read(1 << 30); err == nil {
+		t.Error("a process that is not there can be measured")
+	}
+}

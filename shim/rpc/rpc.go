@@ -1,0 +1,59 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package rpc adapts methods of the shim's services to ttrpc. Errors get their gRPC codes here, and
+// nowhere else in the shim.
+package rpc
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/ttrpc"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/coco-shim/coco/internal/wire"
+)
+
+// Unary adapts one method: decode, call, and map the error's class to a gRPC code.
+func Unary[T any, P interface {
+	*T
+	proto.Message
+}, R any](call func(context.Context, P) (R, error)) ttrpc.Method {
+	return func(ctx context.Context, unmarshal func(any) error) (any, error) {
+		req := P(new(T))
+		if err := unmarshal(req); err != nil {
+			return nil, err
+		}
+		resp, err := call(ctx, req)
+		if err != nil {
+			return nil, errgrpc.ToGRPC(err)
+		}
+		return resp, nil
+	}
+}
+
+// Raw adapts a method whose messages are read and written field by field. They travel as an empty
+// message with unknown fields, which the codec keeps.
+func Raw(call func(context.Context, wire.Fields) (wire.Message, error)) ttrpc.Method {
+	return func(ctx context.Context, unmarshal func(any) error) (any, error) {
+		var req, resp emptypb.Empty
+		if err := unmarshal(&req); err != nil {
+			return nil, err
+		}
+		f, err := wire.Parse(req.ProtoReflect().GetUnknown())
+		if err != nil {
+			return nil, errgrpc.ToGRPC(fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument))
+		}
+		m, err := call(ctx, f)
+		if err != nil {
+			return nil, errgrpc.ToGRPC(err)
+		}
+		resp.ProtoReflect().SetUnknown(protoreflect.RawFields(m))
+		return &resp, nil
+	}
+}

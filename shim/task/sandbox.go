@@ -1,0 +1,92 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package task
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// MakeSandbox makes the pod of a sandbox that the sandbox API asks for. Its containers come through
+// Create; amend completes their specifications by what the daemon leaves to the sandbox. On error
+// nothing is left.
+func (s *Service) MakeSandbox(ctx context.Context, r PodRequest, amend func(*specs.Spec)) (Pod, error) {
+	if err := s.claimSandbox(r.ID); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.life, cancel)()
+	r.OnOOM = s.onOOM
+	pod, err := s.cfg.MakePod(ctx, r)
+
+	s.mu.Lock()
+	s.making = false
+	if err != nil {
+		s.held = false
+		s.mu.Unlock()
+		return nil, err
+	}
+	s.pod, s.amend = pod, amend
+	stopping := s.stopping
+	s.mu.Unlock()
+	if stopping { // Stop has not seen it
+		ctx, cancel := s.detached(ctx, stopTimeout)
+		defer cancel()
+		if err := pod.Shutdown(ctx); err != nil {
+			s.log.Error("end a pod that came too late", "pod", r.ID, "error", err)
+		}
+		return nil, fmt.Errorf("the shim was told to stop: %w", errdefs.ErrUnavailable)
+	}
+	return pod, nil
+}
+
+func (s *Service) claimSandbox(id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.stopping:
+		return fmt.Errorf("sandbox %s: the shim is stopping: %w", id, errdefs.ErrUnavailable)
+	case s.pod != nil || s.making || s.held:
+		return fmt.Errorf("sandbox %s: this shim serves pod %s: %w", id, s.podID, errdefs.ErrAlreadyExists)
+	}
+	s.making, s.held, s.podID = true, true, id
+	return nil
+}
+
+// EndSandbox ends the sandbox's VM and gives back what the pod holds on the host. What still ran in
+// it is told to have ended. It is idempotent, and a call after one that failed goes on with what is left.
+func (s *Service) EndSandbox(ctx context.Context) error {
+	s.mu.Lock()
+	s.ended = true
+	pod := s.pod
+	s.mu.Unlock()
+	if pod == nil {
+		return nil
+	}
+	ctx, cancel := s.detached(ctx, stopTimeout)
+	defer cancel()
+	return pod.Shutdown(ctx)
+}
+
+// ReleaseSandbox ends the shim, after its sandbox: containers that nobody deleted are given up.
+func (s *Service) ReleaseSandbox(ctx context.Context) {
+	s.mu.Lock()
+	s.held, s.stopping = false, true
+	s.mu.Unlock()
+	s.leave(ctx)
+}
+
+// complete gives a container's specification what the sandbox provides.
+func (s *Service) complete(spec *specs.Spec) {
+	s.mu.Lock()
+	amend := s.amend
+	s.mu.Unlock()
+	if amend != nil {
+		amend(spec)
+	}
+}
