@@ -79,18 +79,21 @@ func (VolumeUsage_Unit) EnumDescriptor() ([]byte, []int) {
 }
 
 type CreateContainerRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	ExecId        string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
-	StringUser    *StringUser            `protobuf:"bytes,3,opt,name=string_user,json=stringUser,proto3" json:"string_user,omitempty"`
-	Devices       []*Device              `protobuf:"bytes,4,rep,name=devices,proto3" json:"devices,omitempty"`
-	Storages      []*Storage             `protobuf:"bytes,5,rep,name=storages,proto3" json:"storages,omitempty"`
-	OCI           *Spec                  `protobuf:"bytes,6,opt,name=OCI,proto3" json:"OCI,omitempty"`
-	SandboxPidns  bool                   `protobuf:"varint,7,opt,name=sandbox_pidns,json=sandboxPidns,proto3" json:"sandbox_pidns,omitempty"`
-	SharedMounts  []*SharedMount         `protobuf:"bytes,8,rep,name=shared_mounts,json=sharedMounts,proto3" json:"shared_mounts,omitempty"`
-	StdinPort     uint32                 `protobuf:"varint,9,opt,name=stdin_port,json=stdinPort,proto3" json:"stdin_port,omitempty"`
-	StdoutPort    uint32                 `protobuf:"varint,10,opt,name=stdout_port,json=stdoutPort,proto3" json:"stdout_port,omitempty"`
-	StderrPort    uint32                 `protobuf:"varint,11,opt,name=stderr_port,json=stderrPort,proto3" json:"stderr_port,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId  string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	ExecId       string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
+	StringUser   *StringUser            `protobuf:"bytes,3,opt,name=string_user,json=stringUser,proto3" json:"string_user,omitempty"`
+	Devices      []*Device              `protobuf:"bytes,4,rep,name=devices,proto3" json:"devices,omitempty"`
+	Storages     []*Storage             `protobuf:"bytes,5,rep,name=storages,proto3" json:"storages,omitempty"`
+	OCI          *Spec                  `protobuf:"bytes,6,opt,name=OCI,proto3" json:"OCI,omitempty"`
+	SandboxPidns bool                   `protobuf:"varint,7,opt,name=sandbox_pidns,json=sandboxPidns,proto3" json:"sandbox_pidns,omitempty"`
+	SharedMounts []*SharedMount         `protobuf:"bytes,8,rep,name=shared_mounts,json=sharedMounts,proto3" json:"shared_mounts,omitempty"`
+	StdinPort    uint32                 `protobuf:"varint,9,opt,name=stdin_port,json=stdinPort,proto3" json:"stdin_port,omitempty"`
+	StdoutPort   uint32                 `protobuf:"varint,10,opt,name=stdout_port,json=stdoutPort,proto3" json:"stdout_port,omitempty"`
+	StderrPort   uint32                 `protobuf:"varint,11,opt,name=stderr_port,json=stderrPort,proto3" json:"stderr_port,omitempty"`
+	// pid_container names the container whose process ids this one joins, as an ephemeral container that
+	// looks at another does.
+	PidContainer  string `protobuf:"bytes,1000,opt,name=pid_container,json=pidContainer,proto3" json:"pid_container,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -200,6 +203,13 @@ func (x *CreateContainerRequest) GetStderrPort() uint32 {
 		return x.StderrPort
 	}
 	return 0
+}
+
+func (x *CreateContainerRequest) GetPidContainer() string {
+	if x != nil {
+		return x.PidContainer
+	}
+	return ""
 }
 
 type StartContainerRequest struct {
@@ -1563,6 +1573,8 @@ type CreateSandboxRequest struct {
 	SandboxId     string                 `protobuf:"bytes,5,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
 	GuestHookPath string                 `protobuf:"bytes,6,opt,name=guest_hook_path,json=guestHookPath,proto3" json:"guest_hook_path,omitempty"`
 	KernelModules []*KernelModule        `protobuf:"bytes,7,rep,name=kernel_modules,json=kernelModules,proto3" json:"kernel_modules,omitempty"`
+	// sysctls are the pod's: those of the guest's network, and of what the containers share.
+	Sysctls       map[string]string `protobuf:"bytes,1000,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1642,6 +1654,13 @@ func (x *CreateSandboxRequest) GetGuestHookPath() string {
 func (x *CreateSandboxRequest) GetKernelModules() []*KernelModule {
 	if x != nil {
 		return x.KernelModules
+	}
+	return nil
+}
+
+func (x *CreateSandboxRequest) GetSysctls() map[string]string {
+	if x != nil {
+		return x.Sysctls
 	}
 	return nil
 }
@@ -2423,15 +2442,18 @@ func (x *SetPolicyRequest) GetPolicy() string {
 }
 
 type CopyFileRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
-	FileSize      int64                  `protobuf:"varint,2,opt,name=file_size,json=fileSize,proto3" json:"file_size,omitempty"`
-	FileMode      uint32                 `protobuf:"varint,3,opt,name=file_mode,json=fileMode,proto3" json:"file_mode,omitempty"`
-	DirMode       uint32                 `protobuf:"varint,4,opt,name=dir_mode,json=dirMode,proto3" json:"dir_mode,omitempty"`
-	Uid           int32                  `protobuf:"varint,5,opt,name=uid,proto3" json:"uid,omitempty"`
-	Gid           int32                  `protobuf:"varint,6,opt,name=gid,proto3" json:"gid,omitempty"`
-	Offset        int64                  `protobuf:"varint,7,opt,name=offset,proto3" json:"offset,omitempty"`
-	Data          []byte                 `protobuf:"bytes,8,opt,name=data,proto3" json:"data,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Path     string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	FileSize int64                  `protobuf:"varint,2,opt,name=file_size,json=fileSize,proto3" json:"file_size,omitempty"`
+	FileMode uint32                 `protobuf:"varint,3,opt,name=file_mode,json=fileMode,proto3" json:"file_mode,omitempty"`
+	DirMode  uint32                 `protobuf:"varint,4,opt,name=dir_mode,json=dirMode,proto3" json:"dir_mode,omitempty"`
+	Uid      int32                  `protobuf:"varint,5,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid      int32                  `protobuf:"varint,6,opt,name=gid,proto3" json:"gid,omitempty"`
+	Offset   int64                  `protobuf:"varint,7,opt,name=offset,proto3" json:"offset,omitempty"`
+	Data     []byte                 `protobuf:"bytes,8,opt,name=data,proto3" json:"data,omitempty"`
+	// remove takes away what is at path, with everything below it, instead of writing there. Known to
+	// agents with the feature "coco-remove".
+	Remove        bool `protobuf:"varint,1000,opt,name=remove,proto3" json:"remove,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2520,6 +2542,13 @@ func (x *CopyFileRequest) GetData() []byte {
 		return x.Data
 	}
 	return nil
+}
+
+func (x *CopyFileRequest) GetRemove() bool {
+	if x != nil {
+		return x.Remove
+	}
+	return false
 }
 
 type VolumeStatsRequest struct {
@@ -4407,7 +4436,7 @@ var File_coco_agent_agent_proto protoreflect.FileDescriptor
 
 const file_coco_agent_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x16coco/agent/agent.proto\x12\x04grpc\x1a\x14coco/agent/oci.proto\x1a\x16coco/agent/types.proto\x1a\x1bgoogle/protobuf/empty.proto\"\xb6\x03\n" +
+	"\x16coco/agent/agent.proto\x12\x04grpc\x1a\x14coco/agent/oci.proto\x1a\x16coco/agent/types.proto\x1a\x1bgoogle/protobuf/empty.proto\"\xdc\x03\n" +
 	"\x16CreateContainerRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x121\n" +
@@ -4425,7 +4454,8 @@ const file_coco_agent_agent_proto_rawDesc = "" +
 	" \x01(\rR\n" +
 	"stdoutPort\x12\x1f\n" +
 	"\vstderr_port\x18\v \x01(\rR\n" +
-	"stderrPort\":\n" +
+	"stderrPort\x12$\n" +
+	"\rpid_container\x18\xe8\a \x01(\tR\fpidContainer\":\n" +
 	"\x15StartContainerRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"U\n" +
 	"\x16RemoveContainerRequest\x12!\n" +
@@ -4516,7 +4546,7 @@ const file_coco_agent_agent_proto_rawDesc = "" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x10\n" +
 	"\x03row\x18\x03 \x01(\rR\x03row\x12\x16\n" +
-	"\x06column\x18\x04 \x01(\rR\x06column\"\x96\x02\n" +
+	"\x06column\x18\x04 \x01(\rR\x06column\"\x96\x03\n" +
 	"\x14CreateSandboxRequest\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x10\n" +
 	"\x03dns\x18\x02 \x03(\tR\x03dns\x12)\n" +
@@ -4525,7 +4555,11 @@ const file_coco_agent_agent_proto_rawDesc = "" +
 	"\n" +
 	"sandbox_id\x18\x05 \x01(\tR\tsandboxId\x12&\n" +
 	"\x0fguest_hook_path\x18\x06 \x01(\tR\rguestHookPath\x129\n" +
-	"\x0ekernel_modules\x18\a \x03(\v2\x12.grpc.KernelModuleR\rkernelModules\"B\n" +
+	"\x0ekernel_modules\x18\a \x03(\v2\x12.grpc.KernelModuleR\rkernelModules\x12B\n" +
+	"\asysctls\x18\xe8\a \x03(\v2'.grpc.CreateSandboxRequest.SysctlsEntryR\asysctls\x1a:\n" +
+	"\fSysctlsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"B\n" +
 	"\fKernelModule\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
 	"\n" +
@@ -4569,7 +4603,7 @@ const file_coco_agent_agent_proto_rawDesc = "" +
 	"\aMetrics\x12\x18\n" +
 	"\ametrics\x18\x01 \x01(\tR\ametrics\"*\n" +
 	"\x10SetPolicyRequest\x12\x16\n" +
-	"\x06policy\x18\x01 \x01(\tR\x06policy\"\xca\x01\n" +
+	"\x06policy\x18\x01 \x01(\tR\x06policy\"\xe3\x01\n" +
 	"\x0fCopyFileRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x1b\n" +
 	"\tfile_size\x18\x02 \x01(\x03R\bfileSize\x12\x1b\n" +
@@ -4578,7 +4612,8 @@ const file_coco_agent_agent_proto_rawDesc = "" +
 	"\x03uid\x18\x05 \x01(\x05R\x03uid\x12\x10\n" +
 	"\x03gid\x18\x06 \x01(\x05R\x03gid\x12\x16\n" +
 	"\x06offset\x18\a \x01(\x03R\x06offset\x12\x12\n" +
-	"\x04data\x18\b \x01(\fR\x04data\"@\n" +
+	"\x04data\x18\b \x01(\fR\x04data\x12\x17\n" +
+	"\x06remove\x18\xe8\a \x01(\bR\x06remove\"@\n" +
 	"\x12VolumeStatsRequest\x12*\n" +
 	"\x11volume_guest_path\x18\x01 \x01(\tR\x0fvolumeGuestPath\"U\n" +
 	"\x13ResizeVolumeRequest\x12*\n" +
@@ -4807,7 +4842,7 @@ func file_coco_agent_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_coco_agent_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_coco_agent_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 77)
+var file_coco_agent_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 78)
 var file_coco_agent_agent_proto_goTypes = []any{
 	(VolumeUsage_Unit)(0),                         // 0: grpc.VolumeUsage.Unit
 	(*CreateContainerRequest)(nil),                // 1: grpc.CreateContainerRequest
@@ -4885,152 +4920,154 @@ var file_coco_agent_agent_proto_goTypes = []any{
 	(*NetworkStats)(nil),                          // 73: grpc.NetworkStats
 	(*MemAgentMemcgConfig)(nil),                   // 74: grpc.MemAgentMemcgConfig
 	(*MemAgentCompactConfig)(nil),                 // 75: grpc.MemAgentCompactConfig
-	nil,                                           // 76: grpc.CgroupStats.HugetlbStatsEntry
-	nil,                                           // 77: grpc.MemoryStats.StatsEntry
-	(*Spec)(nil),                                  // 78: grpc.Spec
-	(*Process)(nil),                               // 79: grpc.Process
-	(*LinuxResources)(nil),                        // 80: grpc.LinuxResources
-	(types.FSGroupChangePolicy)(0),                // 81: types.FSGroupChangePolicy
-	(*types.Interface)(nil),                       // 82: types.Interface
-	(*types.Route)(nil),                           // 83: types.Route
-	(*types.ARPNeighbor)(nil),                     // 84: types.ARPNeighbor
-	(*emptypb.Empty)(nil),                         // 85: google.protobuf.Empty
+	nil,                                           // 76: grpc.CreateSandboxRequest.SysctlsEntry
+	nil,                                           // 77: grpc.CgroupStats.HugetlbStatsEntry
+	nil,                                           // 78: grpc.MemoryStats.StatsEntry
+	(*Spec)(nil),                                  // 79: grpc.Spec
+	(*Process)(nil),                               // 80: grpc.Process
+	(*LinuxResources)(nil),                        // 81: grpc.LinuxResources
+	(types.FSGroupChangePolicy)(0),                // 82: types.FSGroupChangePolicy
+	(*types.Interface)(nil),                       // 83: types.Interface
+	(*types.Route)(nil),                           // 84: types.Route
+	(*types.ARPNeighbor)(nil),                     // 85: types.ARPNeighbor
+	(*emptypb.Empty)(nil),                         // 86: google.protobuf.Empty
 }
 var file_coco_agent_agent_proto_depIdxs = []int32{
 	12, // 0: grpc.CreateContainerRequest.string_user:type_name -> grpc.StringUser
 	13, // 1: grpc.CreateContainerRequest.devices:type_name -> grpc.Device
 	14, // 2: grpc.CreateContainerRequest.storages:type_name -> grpc.Storage
-	78, // 3: grpc.CreateContainerRequest.OCI:type_name -> grpc.Spec
+	79, // 3: grpc.CreateContainerRequest.OCI:type_name -> grpc.Spec
 	11, // 4: grpc.CreateContainerRequest.shared_mounts:type_name -> grpc.SharedMount
 	12, // 5: grpc.ExecProcessRequest.string_user:type_name -> grpc.StringUser
-	79, // 6: grpc.ExecProcessRequest.process:type_name -> grpc.Process
-	80, // 7: grpc.UpdateContainerRequest.resources:type_name -> grpc.LinuxResources
+	80, // 6: grpc.ExecProcessRequest.process:type_name -> grpc.Process
+	81, // 7: grpc.UpdateContainerRequest.resources:type_name -> grpc.LinuxResources
 	15, // 8: grpc.Storage.fs_group:type_name -> grpc.FSGroup
-	81, // 9: grpc.FSGroup.group_change_policy:type_name -> types.FSGroupChangePolicy
+	82, // 9: grpc.FSGroup.group_change_policy:type_name -> types.FSGroupChangePolicy
 	14, // 10: grpc.UpdateEphemeralMountsRequest.storages:type_name -> grpc.Storage
 	14, // 11: grpc.CreateSandboxRequest.storages:type_name -> grpc.Storage
 	27, // 12: grpc.CreateSandboxRequest.kernel_modules:type_name -> grpc.KernelModule
-	33, // 13: grpc.GuestDetailsResponse.agent_details:type_name -> grpc.AgentDetails
-	47, // 14: grpc.VolumeStatsResponse.usage:type_name -> grpc.VolumeUsage
-	48, // 15: grpc.VolumeStatsResponse.volume_condition:type_name -> grpc.VolumeCondition
-	0,  // 16: grpc.VolumeUsage.unit:type_name -> grpc.VolumeUsage.Unit
-	82, // 17: grpc.UpdateInterfaceRequest.interface:type_name -> types.Interface
-	52, // 18: grpc.UpdateRoutesRequest.routes:type_name -> grpc.Routes
-	82, // 19: grpc.Interfaces.Interfaces:type_name -> types.Interface
-	83, // 20: grpc.Routes.Routes:type_name -> types.Route
-	56, // 21: grpc.AddARPNeighborsRequest.neighbors:type_name -> grpc.ARPNeighbors
-	84, // 22: grpc.ARPNeighbors.ARPNeighbors:type_name -> types.ARPNeighbor
-	63, // 23: grpc.StatsContainerResponse.cgroup_stats:type_name -> grpc.CgroupStats
-	73, // 24: grpc.StatsContainerResponse.network_stats:type_name -> grpc.NetworkStats
-	64, // 25: grpc.CgroupStats.cpu_stats:type_name -> grpc.CpuStats
-	68, // 26: grpc.CgroupStats.memory_stats:type_name -> grpc.MemoryStats
-	67, // 27: grpc.CgroupStats.pids_stats:type_name -> grpc.PidsStats
-	70, // 28: grpc.CgroupStats.blkio_stats:type_name -> grpc.BlkioStats
-	76, // 29: grpc.CgroupStats.hugetlb_stats:type_name -> grpc.CgroupStats.HugetlbStatsEntry
-	65, // 30: grpc.CpuStats.cpu_usage:type_name -> grpc.CpuUsage
-	66, // 31: grpc.CpuStats.throttling_data:type_name -> grpc.ThrottlingData
-	69, // 32: grpc.MemoryStats.usage:type_name -> grpc.MemoryData
-	69, // 33: grpc.MemoryStats.swap_usage:type_name -> grpc.MemoryData
-	69, // 34: grpc.MemoryStats.kernel_usage:type_name -> grpc.MemoryData
-	77, // 35: grpc.MemoryStats.stats:type_name -> grpc.MemoryStats.StatsEntry
-	71, // 36: grpc.BlkioStats.io_service_bytes_recursive:type_name -> grpc.BlkioStatsEntry
-	71, // 37: grpc.BlkioStats.io_serviced_recursive:type_name -> grpc.BlkioStatsEntry
-	71, // 38: grpc.BlkioStats.io_queued_recursive:type_name -> grpc.BlkioStatsEntry
-	71, // 39: grpc.BlkioStats.io_service_time_recursive:type_name -> grpc.BlkioStatsEntry
-	71, // 40: grpc.BlkioStats.io_wait_time_recursive:type_name -> grpc.BlkioStatsEntry
-	71, // 41: grpc.BlkioStats.io_merged_recursive:type_name -> grpc.BlkioStatsEntry
-	71, // 42: grpc.BlkioStats.io_time_recursive:type_name -> grpc.BlkioStatsEntry
-	71, // 43: grpc.BlkioStats.sectors_recursive:type_name -> grpc.BlkioStatsEntry
-	72, // 44: grpc.CgroupStats.HugetlbStatsEntry.value:type_name -> grpc.HugetlbStats
-	1,  // 45: grpc.AgentService.CreateContainer:input_type -> grpc.CreateContainerRequest
-	2,  // 46: grpc.AgentService.StartContainer:input_type -> grpc.StartContainerRequest
-	3,  // 47: grpc.AgentService.RemoveContainer:input_type -> grpc.RemoveContainerRequest
-	4,  // 48: grpc.AgentService.ExecProcess:input_type -> grpc.ExecProcessRequest
-	5,  // 49: grpc.AgentService.SignalProcess:input_type -> grpc.SignalProcessRequest
-	6,  // 50: grpc.AgentService.WaitProcess:input_type -> grpc.WaitProcessRequest
-	8,  // 51: grpc.AgentService.UpdateContainer:input_type -> grpc.UpdateContainerRequest
-	16, // 52: grpc.AgentService.UpdateEphemeralMounts:input_type -> grpc.UpdateEphemeralMountsRequest
-	61, // 53: grpc.AgentService.StatsContainer:input_type -> grpc.StatsContainerRequest
-	9,  // 54: grpc.AgentService.PauseContainer:input_type -> grpc.PauseContainerRequest
-	10, // 55: grpc.AgentService.ResumeContainer:input_type -> grpc.ResumeContainerRequest
-	17, // 56: grpc.AgentService.RemoveStaleVirtiofsShareMounts:input_type -> grpc.RemoveStaleVirtiofsShareMountsRequest
-	18, // 57: grpc.AgentService.GetDiagnosticData:input_type -> grpc.GetDiagnosticDataRequest
-	20, // 58: grpc.AgentService.WriteStdin:input_type -> grpc.WriteStreamRequest
-	22, // 59: grpc.AgentService.ReadStdout:input_type -> grpc.ReadStreamRequest
-	22, // 60: grpc.AgentService.ReadStderr:input_type -> grpc.ReadStreamRequest
-	24, // 61: grpc.AgentService.CloseStdin:input_type -> grpc.CloseStdinRequest
-	25, // 62: grpc.AgentService.TtyWinResize:input_type -> grpc.TtyWinResizeRequest
-	49, // 63: grpc.AgentService.UpdateInterface:input_type -> grpc.UpdateInterfaceRequest
-	50, // 64: grpc.AgentService.UpdateRoutes:input_type -> grpc.UpdateRoutesRequest
-	53, // 65: grpc.AgentService.ListInterfaces:input_type -> grpc.ListInterfacesRequest
-	54, // 66: grpc.AgentService.ListRoutes:input_type -> grpc.ListRoutesRequest
-	55, // 67: grpc.AgentService.AddARPNeighbors:input_type -> grpc.AddARPNeighborsRequest
-	57, // 68: grpc.AgentService.GetIPTables:input_type -> grpc.GetIPTablesRequest
-	59, // 69: grpc.AgentService.SetIPTables:input_type -> grpc.SetIPTablesRequest
-	40, // 70: grpc.AgentService.GetMetrics:input_type -> grpc.GetMetricsRequest
-	74, // 71: grpc.AgentService.MemAgentMemcgSet:input_type -> grpc.MemAgentMemcgConfig
-	75, // 72: grpc.AgentService.MemAgentCompactSet:input_type -> grpc.MemAgentCompactConfig
-	26, // 73: grpc.AgentService.CreateSandbox:input_type -> grpc.CreateSandboxRequest
-	28, // 74: grpc.AgentService.DestroySandbox:input_type -> grpc.DestroySandboxRequest
-	29, // 75: grpc.AgentService.OnlineCPUMem:input_type -> grpc.OnlineCPUMemRequest
-	30, // 76: grpc.AgentService.ReseedRandomDev:input_type -> grpc.ReseedRandomDevRequest
-	31, // 77: grpc.AgentService.GetGuestDetails:input_type -> grpc.GuestDetailsRequest
-	34, // 78: grpc.AgentService.MemHotplugByProbe:input_type -> grpc.MemHotplugByProbeRequest
-	35, // 79: grpc.AgentService.SetGuestDateTime:input_type -> grpc.SetGuestDateTimeRequest
-	43, // 80: grpc.AgentService.CopyFile:input_type -> grpc.CopyFileRequest
-	36, // 81: grpc.AgentService.GetOOMEvent:input_type -> grpc.GetOOMEventRequest
-	38, // 82: grpc.AgentService.AddSwap:input_type -> grpc.AddSwapRequest
-	39, // 83: grpc.AgentService.AddSwapPath:input_type -> grpc.AddSwapPathRequest
-	44, // 84: grpc.AgentService.GetVolumeStats:input_type -> grpc.VolumeStatsRequest
-	45, // 85: grpc.AgentService.ResizeVolume:input_type -> grpc.ResizeVolumeRequest
-	42, // 86: grpc.AgentService.SetPolicy:input_type -> grpc.SetPolicyRequest
-	85, // 87: grpc.AgentService.CreateContainer:output_type -> google.protobuf.Empty
-	85, // 88: grpc.AgentService.StartContainer:output_type -> google.protobuf.Empty
-	85, // 89: grpc.AgentService.RemoveContainer:output_type -> google.protobuf.Empty
-	85, // 90: grpc.AgentService.ExecProcess:output_type -> google.protobuf.Empty
-	85, // 91: grpc.AgentService.SignalProcess:output_type -> google.protobuf.Empty
-	7,  // 92: grpc.AgentService.WaitProcess:output_type -> grpc.WaitProcessResponse
-	85, // 93: grpc.AgentService.UpdateContainer:output_type -> google.protobuf.Empty
-	85, // 94: grpc.AgentService.UpdateEphemeralMounts:output_type -> google.protobuf.Empty
-	62, // 95: grpc.AgentService.StatsContainer:output_type -> grpc.StatsContainerResponse
-	85, // 96: grpc.AgentService.PauseContainer:output_type -> google.protobuf.Empty
-	85, // 97: grpc.AgentService.ResumeContainer:output_type -> google.protobuf.Empty
-	85, // 98: grpc.AgentService.RemoveStaleVirtiofsShareMounts:output_type -> google.protobuf.Empty
-	19, // 99: grpc.AgentService.GetDiagnosticData:output_type -> grpc.GetDiagnosticDataResponse
-	21, // 100: grpc.AgentService.WriteStdin:output_type -> grpc.WriteStreamResponse
-	23, // 101: grpc.AgentService.ReadStdout:output_type -> grpc.ReadStreamResponse
-	23, // 102: grpc.AgentService.ReadStderr:output_type -> grpc.ReadStreamResponse
-	85, // 103: grpc.AgentService.CloseStdin:output_type -> google.protobuf.Empty
-	85, // 104: grpc.AgentService.TtyWinResize:output_type -> google.protobuf.Empty
-	82, // 105: grpc.AgentService.UpdateInterface:output_type -> types.Interface
-	52, // 106: grpc.AgentService.UpdateRoutes:output_type -> grpc.Routes
-	51, // 107: grpc.AgentService.ListInterfaces:output_type -> grpc.Interfaces
-	52, // 108: grpc.AgentService.ListRoutes:output_type -> grpc.Routes
-	85, // 109: grpc.AgentService.AddARPNeighbors:output_type -> google.protobuf.Empty
-	58, // 110: grpc.AgentService.GetIPTables:output_type -> grpc.GetIPTablesResponse
-	60, // 111: grpc.AgentService.SetIPTables:output_type -> grpc.SetIPTablesResponse
-	41, // 112: grpc.AgentService.GetMetrics:output_type -> grpc.Metrics
-	85, // 113: grpc.AgentService.MemAgentMemcgSet:output_type -> google.protobuf.Empty
-	85, // 114: grpc.AgentService.MemAgentCompactSet:output_type -> google.protobuf.Empty
-	85, // 115: grpc.AgentService.CreateSandbox:output_type -> google.protobuf.Empty
-	85, // 116: grpc.AgentService.DestroySandbox:output_type -> google.protobuf.Empty
-	85, // 117: grpc.AgentService.OnlineCPUMem:output_type -> google.protobuf.Empty
-	85, // 118: grpc.AgentService.ReseedRandomDev:output_type -> google.protobuf.Empty
-	32, // 119: grpc.AgentService.GetGuestDetails:output_type -> grpc.GuestDetailsResponse
-	85, // 120: grpc.AgentService.MemHotplugByProbe:output_type -> google.protobuf.Empty
-	85, // 121: grpc.AgentService.SetGuestDateTime:output_type -> google.protobuf.Empty
-	85, // 122: grpc.AgentService.CopyFile:output_type -> google.protobuf.Empty
-	37, // 123: grpc.AgentService.GetOOMEvent:output_type -> grpc.OOMEvent
-	85, // 124: grpc.AgentService.AddSwap:output_type -> google.protobuf.Empty
-	85, // 125: grpc.AgentService.AddSwapPath:output_type -> google.protobuf.Empty
-	46, // 126: grpc.AgentService.GetVolumeStats:output_type -> grpc.VolumeStatsResponse
-	85, // 127: grpc.AgentService.ResizeVolume:output_type -> google.protobuf.Empty
-	85, // 128: grpc.AgentService.SetPolicy:output_type -> google.protobuf.Empty
-	87, // [87:129] is the sub-list for method output_type
-	45, // [45:87] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	76, // 13: grpc.CreateSandboxRequest.sysctls:type_name -> grpc.CreateSandboxRequest.SysctlsEntry
+	33, // 14: grpc.GuestDetailsResponse.agent_details:type_name -> grpc.AgentDetails
+	47, // 15: grpc.VolumeStatsResponse.usage:type_name -> grpc.VolumeUsage
+	48, // 16: grpc.VolumeStatsResponse.volume_condition:type_name -> grpc.VolumeCondition
+	0,  // 17: grpc.VolumeUsage.unit:type_name -> grpc.VolumeUsage.Unit
+	83, // 18: grpc.UpdateInterfaceRequest.interface:type_name -> types.Interface
+	52, // 19: grpc.UpdateRoutesRequest.routes:type_name -> grpc.Routes
+	83, // 20: grpc.Interfaces.Interfaces:type_name -> types.Interface
+	84, // 21: grpc.Routes.Routes:type_name -> types.Route
+	56, // 22: grpc.AddARPNeighborsRequest.neighbors:type_name -> grpc.ARPNeighbors
+	85, // 23: grpc.ARPNeighbors.ARPNeighbors:type_name -> types.ARPNeighbor
+	63, // 24: grpc.StatsContainerResponse.cgroup_stats:type_name -> grpc.CgroupStats
+	73, // 25: grpc.StatsContainerResponse.network_stats:type_name -> grpc.NetworkStats
+	64, // 26: grpc.CgroupStats.cpu_stats:type_name -> grpc.CpuStats
+	68, // 27: grpc.CgroupStats.memory_stats:type_name -> grpc.MemoryStats
+	67, // 28: grpc.CgroupStats.pids_stats:type_name -> grpc.PidsStats
+	70, // 29: grpc.CgroupStats.blkio_stats:type_name -> grpc.BlkioStats
+	77, // 30: grpc.CgroupStats.hugetlb_stats:type_name -> grpc.CgroupStats.HugetlbStatsEntry
+	65, // 31: grpc.CpuStats.cpu_usage:type_name -> grpc.CpuUsage
+	66, // 32: grpc.CpuStats.throttling_data:type_name -> grpc.ThrottlingData
+	69, // 33: grpc.MemoryStats.usage:type_name -> grpc.MemoryData
+	69, // 34: grpc.MemoryStats.swap_usage:type_name -> grpc.MemoryData
+	69, // 35: grpc.MemoryStats.kernel_usage:type_name -> grpc.MemoryData
+	78, // 36: grpc.MemoryStats.stats:type_name -> grpc.MemoryStats.StatsEntry
+	71, // 37: grpc.BlkioStats.io_service_bytes_recursive:type_name -> grpc.BlkioStatsEntry
+	71, // 38: grpc.BlkioStats.io_serviced_recursive:type_name -> grpc.BlkioStatsEntry
+	71, // 39: grpc.BlkioStats.io_queued_recursive:type_name -> grpc.BlkioStatsEntry
+	71, // 40: grpc.BlkioStats.io_service_time_recursive:type_name -> grpc.BlkioStatsEntry
+	71, // 41: grpc.BlkioStats.io_wait_time_recursive:type_name -> grpc.BlkioStatsEntry
+	71, // 42: grpc.BlkioStats.io_merged_recursive:type_name -> grpc.BlkioStatsEntry
+	71, // 43: grpc.BlkioStats.io_time_recursive:type_name -> grpc.BlkioStatsEntry
+	71, // 44: grpc.BlkioStats.sectors_recursive:type_name -> grpc.BlkioStatsEntry
+	72, // 45: grpc.CgroupStats.HugetlbStatsEntry.value:type_name -> grpc.HugetlbStats
+	1,  // 46: grpc.AgentService.CreateContainer:input_type -> grpc.CreateContainerRequest
+	2,  // 47: grpc.AgentService.StartContainer:input_type -> grpc.StartContainerRequest
+	3,  // 48: grpc.AgentService.RemoveContainer:input_type -> grpc.RemoveContainerRequest
+	4,  // 49: grpc.AgentService.ExecProcess:input_type -> grpc.ExecProcessRequest
+	5,  // 50: grpc.AgentService.SignalProcess:input_type -> grpc.SignalProcessRequest
+	6,  // 51: grpc.AgentService.WaitProcess:input_type -> grpc.WaitProcessRequest
+	8,  // 52: grpc.AgentService.UpdateContainer:input_type -> grpc.UpdateContainerRequest
+	16, // 53: grpc.AgentService.UpdateEphemeralMounts:input_type -> grpc.UpdateEphemeralMountsRequest
+	61, // 54: grpc.AgentService.StatsContainer:input_type -> grpc.StatsContainerRequest
+	9,  // 55: grpc.AgentService.PauseContainer:input_type -> grpc.PauseContainerRequest
+	10, // 56: grpc.AgentService.ResumeContainer:input_type -> grpc.ResumeContainerRequest
+	17, // 57: grpc.AgentService.RemoveStaleVirtiofsShareMounts:input_type -> grpc.RemoveStaleVirtiofsShareMountsRequest
+	18, // 58: grpc.AgentService.GetDiagnosticData:input_type -> grpc.GetDiagnosticDataRequest
+	20, // 59: grpc.AgentService.WriteStdin:input_type -> grpc.WriteStreamRequest
+	22, // 60: grpc.AgentService.ReadStdout:input_type -> grpc.ReadStreamRequest
+	22, // 61: grpc.AgentService.ReadStderr:input_type -> grpc.ReadStreamRequest
+	24, // 62: grpc.AgentService.CloseStdin:input_type -> grpc.CloseStdinRequest
+	25, // 63: grpc.AgentService.TtyWinResize:input_type -> grpc.TtyWinResizeRequest
+	49, // 64: grpc.AgentService.UpdateInterface:input_type -> grpc.UpdateInterfaceRequest
+	50, // 65: grpc.AgentService.UpdateRoutes:input_type -> grpc.UpdateRoutesRequest
+	53, // 66: grpc.AgentService.ListInterfaces:input_type -> grpc.ListInterfacesRequest
+	54, // 67: grpc.AgentService.ListRoutes:input_type -> grpc.ListRoutesRequest
+	55, // 68: grpc.AgentService.AddARPNeighbors:input_type -> grpc.AddARPNeighborsRequest
+	57, // 69: grpc.AgentService.GetIPTables:input_type -> grpc.GetIPTablesRequest
+	59, // 70: grpc.AgentService.SetIPTables:input_type -> grpc.SetIPTablesRequest
+	40, // 71: grpc.AgentService.GetMetrics:input_type -> grpc.GetMetricsRequest
+	74, // 72: grpc.AgentService.MemAgentMemcgSet:input_type -> grpc.MemAgentMemcgConfig
+	75, // 73: grpc.AgentService.MemAgentCompactSet:input_type -> grpc.MemAgentCompactConfig
+	26, // 74: grpc.AgentService.CreateSandbox:input_type -> grpc.CreateSandboxRequest
+	28, // 75: grpc.AgentService.DestroySandbox:input_type -> grpc.DestroySandboxRequest
+	29, // 76: grpc.AgentService.OnlineCPUMem:input_type -> grpc.OnlineCPUMemRequest
+	30, // 77: grpc.AgentService.ReseedRandomDev:input_type -> grpc.ReseedRandomDevRequest
+	31, // 78: grpc.AgentService.GetGuestDetails:input_type -> grpc.GuestDetailsRequest
+	34, // 79: grpc.AgentService.MemHotplugByProbe:input_type -> grpc.MemHotplugByProbeRequest
+	35, // 80: grpc.AgentService.SetGuestDateTime:input_type -> grpc.SetGuestDateTimeRequest
+	43, // 81: grpc.AgentService.CopyFile:input_type -> grpc.CopyFileRequest
+	36, // 82: grpc.AgentService.GetOOMEvent:input_type -> grpc.GetOOMEventRequest
+	38, // 83: grpc.AgentService.AddSwap:input_type -> grpc.AddSwapRequest
+	39, // 84: grpc.AgentService.AddSwapPath:input_type -> grpc.AddSwapPathRequest
+	44, // 85: grpc.AgentService.GetVolumeStats:input_type -> grpc.VolumeStatsRequest
+	45, // 86: grpc.AgentService.ResizeVolume:input_type -> grpc.ResizeVolumeRequest
+	42, // 87: grpc.AgentService.SetPolicy:input_type -> grpc.SetPolicyRequest
+	86, // 88: grpc.AgentService.CreateContainer:output_type -> google.protobuf.Empty
+	86, // 89: grpc.AgentService.StartContainer:output_type -> google.protobuf.Empty
+	86, // 90: grpc.AgentService.RemoveContainer:output_type -> google.protobuf.Empty
+	86, // 91: grpc.AgentService.ExecProcess:output_type -> google.protobuf.Empty
+	86, // 92: grpc.AgentService.SignalProcess:output_type -> google.protobuf.Empty
+	7,  // 93: grpc.AgentService.WaitProcess:output_type -> grpc.WaitProcessResponse
+	86, // 94: grpc.AgentService.UpdateContainer:output_type -> google.protobuf.Empty
+	86, // 95: grpc.AgentService.UpdateEphemeralMounts:output_type -> google.protobuf.Empty
+	62, // 96: grpc.AgentService.StatsContainer:output_type -> grpc.StatsContainerResponse
+	86, // 97: grpc.AgentService.PauseContainer:output_type -> google.protobuf.Empty
+	86, // 98: grpc.AgentService.ResumeContainer:output_type -> google.protobuf.Empty
+	86, // 99: grpc.AgentService.RemoveStaleVirtiofsShareMounts:output_type -> google.protobuf.Empty
+	19, // 100: grpc.AgentService.GetDiagnosticData:output_type -> grpc.GetDiagnosticDataResponse
+	21, // 101: grpc.AgentService.WriteStdin:output_type -> grpc.WriteStreamResponse
+	23, // 102: grpc.AgentService.ReadStdout:output_type -> grpc.ReadStreamResponse
+	23, // 103: grpc.AgentService.ReadStderr:output_type -> grpc.ReadStreamResponse
+	86, // 104: grpc.AgentService.CloseStdin:output_type -> google.protobuf.Empty
+	86, // 105: grpc.AgentService.TtyWinResize:output_type -> google.protobuf.Empty
+	83, // 106: grpc.AgentService.UpdateInterface:output_type -> types.Interface
+	52, // 107: grpc.AgentService.UpdateRoutes:output_type -> grpc.Routes
+	51, // 108: grpc.AgentService.ListInterfaces:output_type -> grpc.Interfaces
+	52, // 109: grpc.AgentService.ListRoutes:output_type -> grpc.Routes
+	86, // 110: grpc.AgentService.AddARPNeighbors:output_type -> google.protobuf.Empty
+	58, // 111: grpc.AgentService.GetIPTables:output_type -> grpc.GetIPTablesResponse
+	60, // 112: grpc.AgentService.SetIPTables:output_type -> grpc.SetIPTablesResponse
+	41, // 113: grpc.AgentService.GetMetrics:output_type -> grpc.Metrics
+	86, // 114: grpc.AgentService.MemAgentMemcgSet:output_type -> google.protobuf.Empty
+	86, // 115: grpc.AgentService.MemAgentCompactSet:output_type -> google.protobuf.Empty
+	86, // 116: grpc.AgentService.CreateSandbox:output_type -> google.protobuf.Empty
+	86, // 117: grpc.AgentService.DestroySandbox:output_type -> google.protobuf.Empty
+	86, // 118: grpc.AgentService.OnlineCPUMem:output_type -> google.protobuf.Empty
+	86, // 119: grpc.AgentService.ReseedRandomDev:output_type -> google.protobuf.Empty
+	32, // 120: grpc.AgentService.GetGuestDetails:output_type -> grpc.GuestDetailsResponse
+	86, // 121: grpc.AgentService.MemHotplugByProbe:output_type -> google.protobuf.Empty
+	86, // 122: grpc.AgentService.SetGuestDateTime:output_type -> google.protobuf.Empty
+	86, // 123: grpc.AgentService.CopyFile:output_type -> google.protobuf.Empty
+	37, // 124: grpc.AgentService.GetOOMEvent:output_type -> grpc.OOMEvent
+	86, // 125: grpc.AgentService.AddSwap:output_type -> google.protobuf.Empty
+	86, // 126: grpc.AgentService.AddSwapPath:output_type -> google.protobuf.Empty
+	46, // 127: grpc.AgentService.GetVolumeStats:output_type -> grpc.VolumeStatsResponse
+	86, // 128: grpc.AgentService.ResizeVolume:output_type -> google.protobuf.Empty
+	86, // 129: grpc.AgentService.SetPolicy:output_type -> google.protobuf.Empty
+	88, // [88:130] is the sub-list for method output_type
+	46, // [46:88] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_coco_agent_agent_proto_init() }
@@ -5047,7 +5084,7 @@ func file_coco_agent_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_coco_agent_agent_proto_rawDesc), len(file_coco_agent_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   77,
+			NumMessages:   78,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
