@@ -53,11 +53,11 @@ func node(t *testing.T) *harness.CRI {
 		t.Fatal(err)
 	}
 	shared.dir = dir
-	shared.cri = start(t, dir, "coco", "")
+	shared.cri = start(t, dir, "coco")
 	return shared.cri
 }
 
-func start(t *testing.T, dir, handler, more string) *harness.CRI {
+func start(t *testing.T, dir, handler string) *harness.CRI {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		absent(t, "these tests start containerd and VMs: run as root")
@@ -65,7 +65,7 @@ func start(t *testing.T, dir, handler, more string) *harness.CRI {
 	if testing.Short() {
 		t.Skip("boots VMs")
 	}
-	c, err := harness.StartCRI(context.WithoutCancel(t.Context()), primary, dir, handler, more)
+	c, err := harness.StartCRI(context.WithoutCancel(t.Context()), primary, dir, handler)
 	if errors.Is(err, harness.ErrAbsent) {
 		absent(t, err.Error())
 	}

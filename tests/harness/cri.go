@@ -8,13 +8,18 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"io"
+	"log"
 	"net"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -23,21 +28,21 @@ import (
 	"github.com/coco-shim/coco/internal/testimage"
 )
 
-// Pause is the image that CRI unpacks for every sandbox. Our handler never runs it, but CRI wants
-// to have it; runc runs it, so it is busybox, sleeping.
-const Pause = "registry.k8s.io/pause:coco"
-
 // CRI is a containerd whose CRI has the handlers runc and coco, a network and a client.
 type CRI struct {
 	*Daemon
 	Runtime runtime.RuntimeServiceClient
 	Images  runtime.ImageServiceClient
 	Bridge  string // of the pods' network
-	conn    *grpc.ClientConn
+	// Registry is the address of a registry that pulls may go to; Pause is the image in it that CRI
+	// unpacks for every sandbox. Our handler never runs it; runc does, so it is busybox, sleeping.
+	Registry, Pause string
+	conn            *grpc.ClientConn
+	server          *httptest.Server
 }
 
-// criConfig is the configuration; the arguments are root, state, socket, opt, bin dir, handler
-// by default and the CNI configuration directory.
+// criConfig is the configuration; the arguments are root, state, socket, opt, sandbox image, CNI's
+// configuration directory and the handler by default.
 const criConfig = `version = 3
 root = %q
 state = %q
@@ -48,9 +53,10 @@ state = %q
 [plugins."io.containerd.cri.v1.images"]
   snapshotter = "overlayfs"
   [plugins."io.containerd.cri.v1.images".pinned_images]
-    sandbox = "` + Pause + `"
+    sandbox = %q
 [plugins."io.containerd.cri.v1.runtime"]
   restrict_oom_score_adj = true
+  drain_exec_sync_io_timeout = "10s"
   [plugins."io.containerd.cri.v1.runtime".cni]
     bin_dirs = ["/usr/lib/cni"]
     conf_dir = %q
@@ -61,20 +67,19 @@ state = %q
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.coco]
       runtime_type = "io.containerd.coco.v2"
       pod_annotations = ["io.coco.*", "io.katacontainers.*"]
-      privileged_without_host_devices = false
-%s`
+`
 
 const cniConfig = `{"cniVersion":"0.4.0","name":%q,"plugins":[
 {"type":"bridge","bridge":%q,"isGateway":true,"ipMasq":true,"hairpinMode":true,"ipam":{"type":"host-local","dataDir":%q,
  "ranges":[[{"subnet":%q}]],"routes":[{"dst":"0.0.0.0/0"}]}},
 {"type":"portmap","capabilities":{"portMappings":true}}]}`
 
-// StartCRI brings up a containerd 2.x with CRI below dir. More is added to the configuration.
-func StartCRI(ctx context.Context, version, dir, handler, more string) (_ *CRI, err error) {
+// StartCRI brings up a containerd 2.x with CRI below dir.
+func StartCRI(ctx context.Context, version, dir, handler string) (_ *CRI, err error) {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(dir)) // never fails
 	sum := h.Sum32()
-	c := &CRI{Daemon: &Daemon{Version: version, Dir: dir}, Bridge: fmt.Sprintf("cri%08x", sum)}
+	c := &CRI{Daemon: &Daemon{Version: version, Dir: dir, Name: "containerd-" + filepath.Base(dir)}, Bridge: fmt.Sprintf("cri%08x", sum)}
 	conf := filepath.Join(dir, "cni")
 	if err := os.MkdirAll(conf, 0o755); err != nil {
 		return nil, err
@@ -84,9 +89,13 @@ func StartCRI(ctx context.Context, version, dir, handler, more string) (_ *CRI, 
 	if err := os.WriteFile(filepath.Join(conf, "10-coco.conflist"), []byte(cni), 0o600); err != nil {
 		return nil, err
 	}
+	if err := c.serveImages(); err != nil {
+		return nil, err
+	}
 	config := fmt.Sprintf(criConfig, filepath.Join(dir, "root"), filepath.Join(dir, "state"), c.Socket(),
-		filepath.Join(dir, "opt"), conf, handler, more)
+		filepath.Join(dir, "opt"), c.Pause, conf, handler)
 	if err := c.start(ctx, config); err != nil {
+		c.server.Close()
 		return nil, err
 	}
 	defer func() {
@@ -94,7 +103,11 @@ func StartCRI(ctx context.Context, version, dir, handler, more string) (_ *CRI, 
 			err = errors.Join(err, c.Stop())
 		}
 	}()
-	if err := c.importCRIImages(); err != nil {
+	base, err := testimage.Busybox("")
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Import(Image, base); err != nil {
 		return nil, err
 	}
 	if c.conn, err = grpc.NewClient("unix://"+c.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -134,21 +147,18 @@ func PauseImage() (testimage.Image, error) {
 	return im, err
 }
 
-func (c *CRI) importCRIImages() error {
-	base, err := testimage.Busybox("")
-	if err != nil {
-		return err
-	}
+// serveImages starts the registry, with the pause image in it.
+func (c *CRI) serveImages() error {
 	pause, err := PauseImage()
 	if err != nil {
 		return err
 	}
-	for ref, im := range map[string]testimage.Image{Image: base, Pause: pause} {
-		if err := c.Import(ref, im); err != nil {
-			return err
-		}
+	c.server = httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	c.Registry = strings.TrimPrefix(c.server.URL, "http://")
+	if c.Pause, err = c.Push("pause:coco", pause); err != nil {
+		c.server.Close()
 	}
-	return nil
+	return err
 }
 
 // Import gives CRI an image.
@@ -173,6 +183,7 @@ func (c *CRI) Stop() error {
 		errs = append(errs, c.RemovePods(ctx), c.conn.Close())
 	}
 	errs = append(errs, c.Daemon.Stop())
+	c.server.Close()
 	if _, err := net.InterfaceByName(c.Bridge); err == nil {
 		if out, err := exec.Command("ip", "link", "delete", c.Bridge).CombinedOutput(); err != nil {
 			errs = append(errs, fmt.Errorf("delete bridge %s: %w: %s", c.Bridge, err, out))
@@ -200,13 +211,13 @@ func (c *CRI) RemovePods(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Push puts an image into a registry that speaks plain HTTP.
-func Push(host, path string, im testimage.Image) (ref string, err error) {
+// Push puts an image into the registry and returns its reference there.
+func (c *CRI) Push(path string, im testimage.Image) (ref string, err error) {
 	img, err := im.Build()
 	if err != nil {
 		return "", err
 	}
-	ref = host + "/" + path
+	ref = c.Registry + "/" + path
 	to, err := name.ParseReference(ref, name.Insecure)
 	if err != nil {
 		return "", err

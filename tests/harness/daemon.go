@@ -82,6 +82,7 @@ type Daemon struct {
 	Version string
 	Dir     string // root, state, socket and log live below
 	Bin     string // directory of containerd and ctr
+	Name    string // of the process, for suites that look the daemon up by it; "containerd" by default
 	cmd     *exec.Cmd
 	exited  chan struct{}
 }
@@ -135,7 +136,11 @@ func (d *Daemon) Restart(ctx context.Context) error {
 	}
 	defer log.Close()
 	_ = os.Remove(d.Socket())
-	cmd := exec.Command(filepath.Join(d.Bin, "containerd"), "-c", filepath.Join(d.Dir, "config.toml"), "-l", "debug")
+	binary, err := d.binary()
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(binary, "-c", filepath.Join(d.Dir, "config.toml"), "-l", "debug")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = append(os.Environ(), "PATH="+d.path())
 	if err := cmd.Start(); err != nil {
@@ -147,6 +152,33 @@ func (d *Daemon) Restart(ctx context.Context) error {
 		close(done)
 	}(cmd, d.exited)
 	return d.waitReady(ctx)
+}
+
+// binary is containerd, or a link to it of another name.
+func (d *Daemon) binary() (string, error) {
+	real := filepath.Join(d.Bin, "containerd")
+	if d.Name == "" {
+		return real, nil
+	}
+	link := filepath.Join(d.Dir, d.Name)
+	if err := os.Symlink(real, link); err != nil && !errors.Is(err, os.ErrExist) {
+		return "", err
+	}
+	return link, nil
+}
+
+// KeepRunning starts the daemon again whenever it ends, as a service manager does, until ctx ends.
+func (d *Daemon) KeepRunning(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-d.exited:
+			if err := d.Restart(context.WithoutCancel(ctx)); err != nil {
+				return err
+			}
+		}
+	}
 }
 
 // waitReady asks for the version until the daemon answers: a client has no event to wait for.
