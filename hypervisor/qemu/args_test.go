@@ -234,7 +234,7 @@ func TestTheAcceleratorIsDecidedHonestly(t *testing.T) {
 			d.kvmUsable = func() error { return tt.kvm }
 			spec := plainSpec()
 			spec.Accel = tt.ask
-			got, err := d.resolve(spec)
+			got, err := d.resolve(t.Context(), spec)
 			if tt.errHas != "" {
 				if err == nil || !strings.Contains(err.Error(), tt.errHas) {
 					t.Errorf("resolve() = %v, want %q", err, tt.errHas)

@@ -21,8 +21,10 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/hypervisor"
@@ -57,6 +59,7 @@ type Options struct {
 type Driver struct {
 	opts      Options
 	kvmUsable func() error // replaced in tests
+	inspect   func(ctx context.Context, path string) (Info, error)
 }
 
 var _ hypervisor.Driver = (*Driver)(nil)
@@ -66,7 +69,7 @@ func New(opts Options) *Driver {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Driver{opts: opts, kvmUsable: func() error { return kvm.Usable("/") }}
+	return &Driver{opts: opts, kvmUsable: func() error { return kvm.Usable("/") }, inspect: Inspect}
 }
 
 // Name is "qemu".
@@ -84,7 +87,7 @@ func (d *Driver) Launch(ctx context.Context, spec hypervisor.VMSpec, proc hyperv
 }
 
 func (d *Driver) launch(ctx context.Context, spec hypervisor.VMSpec, proc hypervisor.Process) (*machine, error) {
-	spec, err := d.resolve(spec)
+	spec, err := d.resolve(ctx, spec)
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +138,7 @@ func (d *Driver) attend(ctx context.Context, spec hypervisor.VMSpec, proc hyperv
 }
 
 // resolve validates the spec and decides what it leaves open.
-func (d *Driver) resolve(spec hypervisor.VMSpec) (hypervisor.VMSpec, error) {
+func (d *Driver) resolve(ctx context.Context, spec hypervisor.VMSpec) (hypervisor.VMSpec, error) {
 	if err := Validate(spec); err != nil {
 		return spec, err
 	}
@@ -143,6 +146,9 @@ func (d *Driver) resolve(spec hypervisor.VMSpec) (hypervisor.VMSpec, error) {
 		if err := d.opts.Precheck(spec); err != nil {
 			return spec, fmt.Errorf("VM %s cannot be launched: %w", spec.ID, err)
 		}
+	}
+	if err := d.capable(ctx, spec.TEE); err != nil {
+		return spec, fmt.Errorf("VM %s cannot be launched: %w: %w", spec.ID, err, errdefs.ErrFailedPrecondition)
 	}
 	if spec.Accel == hypervisor.AccelTCG {
 		return spec, nil
@@ -158,6 +164,27 @@ func (d *Driver) resolve(spec hypervisor.VMSpec) (hypervisor.VMSpec, error) {
 		spec.Accel = hypervisor.AccelTCG
 	}
 	return spec, nil
+}
+
+// teeObjects are the objects that stand for TEEs, and the QEMU that brought them.
+var teeObjects = map[hypervisor.TEE]struct{ name, since string }{
+	hypervisor.TEESNP: {"sev-snp-guest", "9.1"},
+	hypervisor.TEETDX: {"tdx-guest", "10.1"},
+}
+
+// capable asks the binary whether it has a TEE at all: one that is too old or was built without would say so in
+// words that help nobody, after everything else was set up.
+func (d *Driver) capable(ctx context.Context, tee hypervisor.TEE) error {
+	object, ok := teeObjects[tee]
+	if !ok {
+		return nil
+	}
+	info, err := d.inspect(ctx, d.opts.Path)
+	if err != nil || slices.Contains(info.Objects, object.name) {
+		return err
+	}
+	return fmt.Errorf("%s, QEMU %s, has no object %s: platform %s needs QEMU %s or later, built with it",
+		d.opts.Path, info.Version, object.name, tee, object.since)
 }
 
 // environment is all that QEMU needs; nothing of ours leaks into it.

@@ -27,10 +27,19 @@ type Info struct {
 }
 
 // Inspect starts a QEMU binary without a machine and asks it.
-func Inspect(ctx context.Context, path string) (Info, error) {
+func Inspect(ctx context.Context, path string) (info Info, err error) {
+	err = ask(ctx, path, func(ctx context.Context, c *qmp.Client) error {
+		info, err = interview(ctx, c)
+		return err
+	})
+	return info, err
+}
+
+// ask starts a QEMU binary without a machine for some questions.
+func ask(ctx context.Context, path string, questions func(context.Context, *qmp.Client) error) error {
 	conn, peer, err := fdpass.Pair("control", unix.SOCK_STREAM)
 	if err != nil {
-		return Info{}, err
+		return err
 	}
 	defer conn.Close() //nolint:errcheck // the client does
 	var stderr strings.Builder
@@ -40,28 +49,32 @@ func Inspect(ctx context.Context, path string) (Info, error) {
 	err = cmd.Start()
 	_ = peer.Close() // QEMU has its duplicate
 	if err != nil {
-		return Info{}, fmt.Errorf("start %s: %w", path, err)
+		return fmt.Errorf("start %s: %w", path, err)
 	}
-	info, err := interview(ctx, conn)
+	err = connected(ctx, conn, questions)
 	_ = cmd.Process.Kill() // it holds nothing
 	_ = cmd.Wait()         // killed
 	if err != nil {
 		if s := strings.TrimSpace(stderr.String()); s != "" {
 			err = fmt.Errorf("%w; it says: %s", err, s)
 		}
-		return Info{}, fmt.Errorf("ask %s: %w", path, err)
+		return fmt.Errorf("ask %s: %w", path, err)
 	}
-	return info, nil
+	return nil
 }
 
-func interview(ctx context.Context, conn *net.UnixConn) (Info, error) {
+func connected(ctx context.Context, conn *net.UnixConn, questions func(context.Context, *qmp.Client) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, vmmTimeout, errors.New("no answer within "+vmmTimeout.Round(time.Second).String()))
 	defer cancel()
 	c, err := qmp.Connect(ctx, conn, func(qmp.Event) {})
 	if err != nil {
-		return Info{}, err
+		return err
 	}
 	defer c.Close()
+	return questions(ctx, c)
+}
+
+func interview(ctx context.Context, c *qmp.Client) (Info, error) {
 	var types []struct {
 		Name string `json:"name"`
 	}

@@ -36,6 +36,8 @@ var (
 	Containerd = Cap{"containerd", needProgram("containerd", "containerd")}
 	Ctr        = Cap{"ctr", needProgram("ctr", "containerd")}
 	Runc       = Cap{"runc", needProgram("runc", "runc")}
+	QEMU100    = Cap{"QEMU 10.0", needUnpacked("qemu-10.0")}
+	QEMU111    = Cap{"QEMU 11.1", needUnpacked("qemu-11.1")}
 	Busybox    = Cap{"a static busybox", needProgram("busybox", "busybox-static")}
 	Cgroupv1   = Cap{"cgroup v1", needCgroup(func(t int64) bool { return t != unix.CGROUP2_SUPER_MAGIC })}
 	Cgroupv2   = Cap{"cgroup v2", needCgroup(func(t int64) bool { return t == unix.CGROUP2_SUPER_MAGIC })}
@@ -70,6 +72,15 @@ func GuestDir() string {
 		return d
 	}
 	return filepath.Join(RepoRoot(), "dist", "guest")
+}
+
+// Unpacked is the path of a program that tests/setup.sh keeps in its cache: "qemu-10.0", "qemu-system-x86_64".
+func Unpacked(thing, program string) string {
+	cache := os.Getenv("COCO_TEST_CACHE")
+	if cache == "" {
+		cache = "/var/cache/coco/test"
+	}
+	return filepath.Join(cache, thing, "bin", program)
 }
 
 // RepoRoot is the root of this repository's work tree.
@@ -125,6 +136,15 @@ func needProgram(name, pkg string) func() error {
 	return func() error {
 		if _, err := exec.LookPath(name); err != nil {
 			return fmt.Errorf("no %s in PATH; apt-get install %s", name, pkg)
+		}
+		return nil
+	}
+}
+
+func needUnpacked(qemu string) func() error {
+	return func() error {
+		if _, err := os.Stat(Unpacked(qemu, "qemu-system-x86_64")); err != nil {
+			return fmt.Errorf("%w; run tests/setup.sh %s", err, qemu)
 		}
 		return nil
 	}
