@@ -58,6 +58,7 @@ func CreatePod(ctx context.Context, opts Options) (_ *Pod, err error) {
 	}
 	p := &Pod{
 		opts: opts, log: opts.Log, life: newLife(), plugs: plugs{by: map[string]*plug{}},
+		volumes: volumes{by: map[string]*podVolume{}},
 		containers: map[string]*container{}, done: make(chan struct{}), stopping: make(chan struct{}, 1),
 		sharedShm: needsSharedShm(opts),
 	}
@@ -128,6 +129,9 @@ func checkOptions(o *Options) error {
 		return nil
 	}
 	// What the guest could not run is refused before a VM is booted for it.
+	if _, err := planBinds(*o, o.First.ID, o.First.Spec); err != nil {
+		return err
+	}
 	_, err := spec.Convert(spec.Input{ID: o.First.ID, Spec: o.First.Spec, SharedShm: needsSharedShm(*o)})
 	return err
 }
@@ -346,7 +350,16 @@ func (c *creation) joinCgroups(context.Context) error {
 	if err != nil {
 		return err
 	}
-	dirs, leaves, err := cgroups.Plan(hs, c.opts.Spec.Linux.CgroupsPath)
+	want := c.opts.Spec.Linux.CgroupsPath
+	place, err := cgroups.WithRoom(hs, want, c.shape.MemoryMiB*mib)
+	if err != nil {
+		return err
+	}
+	if place != want {
+		c.log.Warn("the pod's cgroup allows less memory than its VM has: the VMM runs beside it; declare the overhead in the RuntimeClass",
+			"pod", want, "vmm", place, "vmMiB", c.shape.MemoryMiB)
+	}
+	dirs, leaves, err := cgroups.Plan(hs, place)
 	if err != nil {
 		return err
 	}

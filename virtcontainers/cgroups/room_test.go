@@ -1,0 +1,53 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package cgroups
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func TestWithRoom(t *testing.T) {
+	const mib = 1 << 20
+	v1, v2 := t.TempDir(), t.TempDir()
+	for file, text := range map[string]string{
+		filepath.Join(v1, "kubepods/memory.limit_in_bytes"):                "9223372036854771712\n",
+		filepath.Join(v1, "kubepods/burstable/memory.limit_in_bytes"):      "9223372036854771712\n",
+		filepath.Join(v1, "kubepods/burstable/pod1/memory.limit_in_bytes"): "209715200\n", // 200 MiB
+		filepath.Join(v1, "full/memory.limit_in_bytes"):                    "104857600\n", // 100 MiB
+		filepath.Join(v2, "kubepods/burstable/pod1/memory.max"):            "max\n",
+		filepath.Join(v2, "kubepods/burstable/pod2/memory.max"):            "209715200\n",
+	} {
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hs := []Hierarchy{{Mount: v1}, {Mount: v2, V2: true}}
+	for _, tc := range []struct {
+		name, path string
+		need       uint64
+		want       string
+	}{
+		{"enough", "/kubepods/burstable/pod1/c", 200 * mib, "/kubepods/burstable/pod1/c"},
+		{"the pod's group is too small", "/kubepods/burstable/pod1/c", 201 * mib, "/kubepods/burstable/coco-c"},
+		{"so in v2", "/kubepods/burstable/pod2/c", 201 * mib, "/kubepods/burstable/coco-c"},
+		{"nothing is limited", "/other/c", 1 << 50, "/other/c"},
+		{"at the top", "/full/c", 101 * mib, "/coco-c"},
+		{"the group itself", "/full", 101 * mib, "/coco-full"},
+		{"no path", "", 1, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if got, err := WithRoom(hs, tc.path, tc.need); got != tc.want || err != nil {
+				t.Errorf("WithRoom(%q, %d) = %q, %v, want %q", tc.path, tc.need, got, err, tc.want)
+			}
+		})
+	}
+	if _, err := WithRoom(hs, "/", 1); err == nil {
+		t.Error("the root cgroup is accepted")
+	}
+}
