@@ -5,6 +5,7 @@ package sandbox
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"runtime"
 	"time"
@@ -16,6 +17,9 @@ import (
 	"github.com/coco-shim/coco/shim/rpc"
 	"github.com/coco-shim/coco/shim/task"
 )
+
+// specType is how containerd names an OCI specification in JSON: its NRI plugins read the sandbox's.
+const specType = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 
 // method is a method of the service for a sandbox that exists.
 type method func(ctx context.Context, b *box, r wire.Fields) (wire.Message, error)
@@ -67,6 +71,11 @@ func (s *Service) startSandbox(ctx context.Context, b *box, _ wire.Fields) (wire
 	var m wire.Message
 	m.Number(1, uint64(b.pid))
 	m.Time(2, b.createdAt)
+	spec, err := json.Marshal(b.pod.Spec)
+	if err != nil {
+		return nil, fmt.Errorf("start sandbox %s: encode its specification: %w", b.id, err)
+	}
+	m.Any(3, specType, spec)
 	return m, nil
 }
 
