@@ -28,7 +28,7 @@ import (
 	"github.com/coco-shim/coco/internal/testimage"
 )
 
-// CRI is a containerd whose CRI has the handlers runc and coco, a network and a client.
+// CRI is a containerd whose CRI has the handlers runc, coco and coco-shim (coco by the sandbox API), a network and a client.
 type CRI struct {
 	*Daemon
 	Runtime runtime.RuntimeServiceClient
@@ -67,6 +67,10 @@ state = %q
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.coco]
       runtime_type = "io.containerd.coco.v2"
       pod_annotations = ["io.coco.*", "io.katacontainers.*"]
+    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.coco-shim]
+      runtime_type = "io.containerd.coco.v2"
+      sandboxer = "shim"
+      disable_pause_image_pull = true
 `
 
 const cniConfig = `{"cniVersion":"0.4.0","name":%q,"plugins":[
