@@ -74,6 +74,7 @@ const maxPhases = 128
 // took notes the duration of a step.
 func (p *Pod) took(name string, start time.Time) {
 	d := time.Since(start)
+	p.log.Debug("step done", "pod", p.opts.ID, "step", name, "took", d)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.phases) < maxPhases {

@@ -32,6 +32,7 @@ func (p *Pod) Shutdown(ctx context.Context) error {
 	p.mu.Lock()
 	p.closing = true
 	p.mu.Unlock()
+	p.log.Debug("pod ends", "pod", p.opts.ID)
 	p.part(ctx)
 	if err := p.stopVM(ctx); err != nil {
 		p.log.Warn("stop the VM; killing it", "pod", p.opts.ID, "error", err)
@@ -44,6 +45,7 @@ func (p *Pod) Shutdown(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("shut pod %s down: the VM does not end: %w", p.opts.ID, context.Cause(ctx))
 	}
+	p.log.Debug("VM has ended, the rest is given back", "pod", p.opts.ID)
 	errs := []error{p.closeAllPipes()}
 	p.life.end(errShutdown)
 	errs = append(errs, p.undo.Run(ctx))

@@ -124,6 +124,7 @@ func (s *Service) Kill(ctx context.Context, r *api.KillRequest) (*emptypb.Empty,
 	if p.hasExited() {
 		return nil, fmt.Errorf("kill process %q in container %s: process already finished: %w", r.ExecID, r.ID, errdefs.ErrNotFound)
 	}
+	s.log.Debug("signal", "container", r.ID, "exec", r.ExecID, "signal", r.Signal)
 	if c.sandbox {
 		c.kill(r.Signal)
 		return &emptypb.Empty{}, nil

@@ -98,5 +98,6 @@ func (s *Service) publishExit(c *container, p *process, st virtcontainers.ExitSt
 	s.cfg.Events.Send(&eventsapi.TaskExit{
 		ContainerID: c.id, ID: id, Pid: c.pid, ExitStatus: st.Code, ExitedAt: timestamppb.New(st.At),
 	})
+	s.log.Debug("exit", "container", c.id, "exec", p.exec, "status", st.Code)
 	p.end(st)
 }
