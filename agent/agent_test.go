@@ -303,8 +303,14 @@ func TestSandboxEffects(t *testing.T) {
 	if err != nil || !slices.Equal(f.network.dns, []string{"nameserver 1.1.1.1"}) || !slices.Equal(f.modules.loaded, []string{"m"}) || f.storage.mounts[""] != 2 {
 		t.Errorf("%v; dns %v, modules %v, mounts %v", err, f.network.dns, f.modules.loaded, f.storage.mounts)
 	}
-	if _, err := f.CreateContainer(within(t), &pb.CreateContainerRequest{ContainerId: "c1", OCI: spec(), SandboxPidns: true}); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("shared process ids that the sandbox has not = %v", err)
+	if _, err := f.CreateContainer(within(t), &pb.CreateContainerRequest{ContainerId: "c1", OCI: spec(), SandboxPidns: true}); err != nil || f.Service.sandbox.ns["pid"] == "" {
+		t.Errorf("shared process ids are made when they are asked for: %v, %v", err, f.Service.sandbox.ns)
+	}
+	if _, err := f.CreateContainer(within(t), &pb.CreateContainerRequest{ContainerId: "c2", OCI: spec(), PidContainer: "c9"}); !errdefs.IsNotFound(err) {
+		t.Errorf("process ids of a container that is not = %v", err)
+	}
+	if _, err := f.CreateContainer(within(t), &pb.CreateContainerRequest{ContainerId: "c2", OCI: spec(), PidContainer: "c1"}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("process ids of a container that does not run = %v", err)
 	}
 	if _, err := f.DestroySandbox(within(t), &pb.DestroySandboxRequest{}); err != nil {
 		t.Error(err)

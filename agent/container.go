@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/coco-shim/coco/agent/cgroup"
+	"github.com/coco-shim/coco/agent/devnode"
 	"github.com/coco-shim/coco/agent/ocispec"
 	"github.com/coco-shim/coco/agent/runner"
 	"github.com/coco-shim/coco/agent/stdio"
@@ -51,7 +52,7 @@ func (s *Service) CreateContainer(ctx context.Context, req *pb.CreateContainerRe
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", req.ContainerId, err)
 	}
-	box, err := s.ready(req.SandboxPidns)
+	box, err := s.ready(req)
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", req.ContainerId, err)
 	}
@@ -129,6 +130,11 @@ func (s *Service) build(ctx context.Context, c *container, req *pb.CreateContain
 	})
 	if err != nil {
 		return err
+	}
+	if devnode.AllAllowed(spec) {
+		if err := devnode.Add(spec, "/dev"); err != nil {
+			return err
+		}
 	}
 	if err := confine(spec.Mounts); err != nil {
 		return err

@@ -239,13 +239,11 @@ func (f fakeOOM) Next(ctx context.Context) (string, error) {
 
 type fakeSystem struct{ fail error }
 
-func (fakeSystem) SetClock(int64, int64) error { return nil }
-func (fakeSystem) AddEntropy([]byte) error     { return nil }
-func (f fakeSystem) Namespaces(_ string, pid bool) (map[string]string, error) {
+func (fakeSystem) SetClock(int64, int64) error   { return nil }
+func (fakeSystem) AddEntropy([]byte) error       { return nil }
+func (f fakeSystem) SharedPIDs() (string, error) { return "/ns/pid", nil }
+func (f fakeSystem) Namespaces(string, map[string]string) (map[string]string, error) {
 	ns := map[string]string{"ipc": "/ns/ipc", "uts": "/ns/uts"}
-	if pid {
-		ns["pid"] = "/ns/pid"
-	}
 	return ns, f.fail
 }
 

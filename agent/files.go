@@ -81,25 +81,6 @@ func removeBundle(dir string) error {
 	return nil
 }
 
-// setSysctls sets network sysctls of the guest, whose network namespace is the pod's.
-func setSysctls(list map[string]string) error {
-	for k, v := range list {
-		p, err := sysctlFile(k)
-		if err != nil {
-			return err
-		}
-		f, err := os.OpenFile(filepath.Join("/proc/sys", p), os.O_WRONLY, 0)
-		if err != nil {
-			return fmt.Errorf("sysctl %s: %w", k, err)
-		}
-		_, err = f.WriteString(v)
-		if err = errors.Join(err, f.Close()); err != nil {
-			return fmt.Errorf("sysctl %s: %w", k, err)
-		}
-	}
-	return nil
-}
-
 // terminationLog finds the file in which a Kubernetes container leaves its last words.
 func terminationLog(s *specs.Spec) string {
 	dest := s.Annotations["io.kubernetes.container.terminationMessagePath"]

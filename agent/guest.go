@@ -140,7 +140,7 @@ func (s *Service) AddARPNeighbors(ctx context.Context, req *pb.AddARPNeighborsRe
 
 // UpdateEphemeralMounts changes mounts that live in memory, or adds them to the sandbox.
 func (s *Service) UpdateEphemeralMounts(ctx context.Context, req *pb.UpdateEphemeralMountsRequest) (*emptypb.Empty, error) {
-	if _, err := s.ready(false); err != nil {
+	if _, err := s.ready(&pb.CreateContainerRequest{}); err != nil {
 		return nil, err
 	}
 	return &emptypb.Empty{}, s.Storage.Add(ctx, sandboxStorage, req.Storages)

@@ -115,7 +115,7 @@ func (s *Service) makeSandbox(ctx context.Context, req *pb.CreateSandboxRequest)
 			return box, err
 		}
 	}
-	ns, err := s.System.Namespaces(req.Hostname, req.SandboxPidns)
+	ns, err := s.makeNamespaces(req)
 	if err != nil {
 		return box, errors.Join(err, s.Storage.Remove(ctx, sandboxStorage))
 	}
@@ -123,23 +123,80 @@ func (s *Service) makeSandbox(ctx context.Context, req *pb.CreateSandboxRequest)
 	return box, nil
 }
 
-// ready returns the sandbox for a container, joining its process ids or not.
-func (s *Service) ready(sharedPID bool) (sandbox, error) {
+// makeNamespaces makes what the containers share. Sysctls of the network are those of the guest.
+func (s *Service) makeNamespaces(req *pb.CreateSandboxRequest) (map[string]string, error) {
+	network, shared, err := splitSysctls(req.Sysctls)
+	if err != nil {
+		return nil, err
+	}
+	if err := setSysctls(network); err != nil {
+		return nil, err
+	}
+	ns, err := s.System.Namespaces(req.Hostname, shared)
+	if err != nil {
+		return nil, err
+	}
+	if req.SandboxPidns {
+		if ns["pid"], err = s.System.SharedPIDs(); err != nil {
+			return nil, err
+		}
+	}
+	return ns, nil
+}
+
+// ready returns the sandbox for a container, with the pid namespace that it joins, if it joins one.
+func (s *Service) ready(req *pb.CreateContainerRequest) (sandbox, error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	box := s.sandbox
+	ns := map[string]string{"ipc": box.ns["ipc"], "uts": box.ns["uts"]}
+	s.mu.Unlock()
 	if box.state != sandboxReady {
 		return box, fmt.Errorf("sandbox is %s: %w", box.state, errdefs.ErrFailedPrecondition)
 	}
-	ns := map[string]string{"ipc": box.ns["ipc"], "uts": box.ns["uts"]}
-	if sharedPID {
-		if box.ns["pid"] == "" {
-			return box, fmt.Errorf("sandbox has no shared process ids: %w", errdefs.ErrFailedPrecondition)
-		}
-		ns["pid"] = box.ns["pid"]
-	}
 	box.ns = ns
-	return box, nil
+	var err error
+	switch {
+	case req.PidContainer != "":
+		ns["pid"], err = s.pidsOf(req.PidContainer)
+	case req.SandboxPidns:
+		ns["pid"], err = s.sharedPIDs()
+	}
+	return box, err
+}
+
+// sharedPIDs returns the sandbox's pid namespace, which is made when the first container asks for it:
+// runtimes do not tell earlier that a pod shares its process ids.
+func (s *Service) sharedPIDs() (string, error) {
+	s.pids.Lock()
+	defer s.pids.Unlock()
+	s.mu.Lock()
+	p := s.sandbox.ns["pid"]
+	s.mu.Unlock()
+	if p != "" {
+		return p, nil
+	}
+	p, err := s.System.SharedPIDs()
+	if err != nil {
+		return "", err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sandbox.ns["pid"] = p
+	return p, nil
+}
+
+// pidsOf returns the pid namespace of a container that runs.
+func (s *Service) pidsOf(id string) (string, error) {
+	c, err := s.container(id)
+	if err != nil {
+		return "", fmt.Errorf("process ids to join: %w", err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state != running {
+		return "", fmt.Errorf("process ids to join: container %s is %s: %w", id, c.state, errdefs.ErrFailedPrecondition)
+	}
+	return fmt.Sprintf("/proc/%d/ns/pid", c.init.child.Pid()), nil
 }
 
 // DestroySandbox kills every container and answers; the machine is then powered off by whoever

@@ -78,8 +78,10 @@ type System interface {
 	SetClock(sec, usec int64) error
 	AddEntropy(data []byte) error
 	// Namespaces makes the namespaces that the sandbox's containers share, and returns their paths
-	// by type.
-	Namespaces(hostname string, pid bool) (map[string]string, error)
+	// by type. The sysctls are set in them.
+	Namespaces(hostname string, sysctls map[string]string) (map[string]string, error)
+	// SharedPIDs makes a pid namespace with an init of its own, and returns its path.
+	SharedPIDs() (string, error)
 }
 
 // Config is what a Service works with.
@@ -109,6 +111,8 @@ type Service struct {
 	tasks   sync.WaitGroup // watchers of processes
 	life    context.Context
 	end     context.CancelFunc
+
+	pids sync.Mutex // held while the shared pid namespace is made
 
 	mu         sync.Mutex
 	sandbox    sandbox               // guarded by mu

@@ -126,15 +126,3 @@ func namespaces(in []specs.LinuxNamespace, hostname string, env surroundings) []
 	}
 	return out
 }
-
-// sysctlFile is the path of a network sysctl below /proc/sys, both spellings ("net.a.b", "net/a/b").
-func sysctlFile(key string) (string, error) {
-	p := key
-	if !strings.Contains(key, "/") {
-		p = strings.ReplaceAll(key, ".", "/")
-	}
-	if path.Clean(p) != p || !strings.HasPrefix(p, "net/") || strings.Contains(p, "..") {
-		return "", fmt.Errorf("sysctl %q: %w", key, errdefs.ErrInvalidArgument)
-	}
-	return p, nil
-}

@@ -110,6 +110,18 @@ func TestResolveInside(t *testing.T) {
 	}
 }
 
+func TestSplitSysctls(t *testing.T) {
+	network, shared, err := splitSysctls(map[string]string{"net.core.somaxconn": "1", "kernel.shmmax": "2", "fs.mqueue.msg_max": "3"})
+	if err != nil || len(network) != 1 || len(shared) != 2 || shared["kernel/shmmax"] != "2" || shared["fs/mqueue/msg_max"] != "3" {
+		t.Errorf("splitSysctls = %v, %v, %v", network, shared, err)
+	}
+	for _, k := range []string{"kernel.core_pattern", "vm.swappiness", "kernel/../vm/x", "/kernel/shmmax"} {
+		if _, _, err := splitSysctls(map[string]string{k: "1"}); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("splitSysctls(%s) = %v, want invalid argument", k, err)
+		}
+	}
+}
+
 func TestSysctlFile(t *testing.T) {
 	for in, want := range map[string]string{
 		"net.ipv4.ip_forward": "net/ipv4/ip_forward", "net/ipv4/conf/eth0.1/x": "net/ipv4/conf/eth0.1/x",

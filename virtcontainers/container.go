@@ -144,6 +144,10 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 	if out.OCI.GetLinux().GetSeccomp() != nil && !p.agent.seccomp {
 		return Streams{}, fmt.Errorf("linux.seccomp: the guest's agent cannot apply filters: %w", errdefs.ErrNotImplemented)
 	}
+	shared, target, err := p.joinPIDs(c, out.SandboxPidNS)
+	if err != nil {
+		return Streams{}, err
+	}
 	if !p.isFirst(c.id) && req.Spec.Hooks != nil { // the first one's ran before the VM was launched
 		if err := p.runStartHooks(ctx, req.Spec, c.id, c.bundle); err != nil {
 			return Streams{}, err
@@ -165,7 +169,7 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 	out.OCI.Process.Terminal = req.Terminal
 	defer p.took("create "+c.id+" in the guest", time.Now())
 	_, err = p.agent.CreateContainer(ctx, &agent.CreateContainerRequest{
-		ContainerId: c.id, ExecId: c.id, Storages: storages, OCI: out.OCI, SandboxPidns: out.SandboxPidNS,
+		ContainerId: c.id, ExecId: c.id, Storages: storages, OCI: out.OCI, SandboxPidns: shared, PidContainer: target,
 		StdinPort: n.stdin, StdoutPort: n.stdout, StderrPort: n.stderr,
 	})
 	if err != nil {

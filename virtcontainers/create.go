@@ -132,7 +132,11 @@ func checkOptions(o *Options) error {
 	if _, err := planBinds(*o, o.First.ID, o.First.Spec); err != nil {
 		return err
 	}
-	_, err := spec.Convert(spec.Input{ID: o.First.ID, Spec: o.First.Spec, SharedShm: needsSharedShm(*o)})
+	out, err := spec.Convert(spec.Input{ID: o.First.ID, Spec: o.First.Spec, SharedShm: needsSharedShm(*o)})
+	if err == nil && out.SandboxPidNS {
+		ns, _ := namespace(o.First.Spec, specs.PIDNamespace)
+		err = fmt.Errorf("linux.namespaces: the pid namespace %s is one of the host, which a VM cannot join: %w", ns.Path, errdefs.ErrInvalidArgument)
+	}
 	return err
 }
 

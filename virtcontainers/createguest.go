@@ -103,6 +103,9 @@ var shmOptions = []string{"noexec", "nosuid", "nodev", "mode=1777", "size=671088
 
 func (c *creation) createSandbox(ctx context.Context) error {
 	req := &agent.CreateSandboxRequest{Hostname: c.opts.Spec.Hostname, SandboxId: c.opts.ID}
+	if c.opts.First == nil { // a pod of one has them in its container's specification
+		req.Sysctls = c.opts.Spec.Linux.Sysctl
+	}
 	if c.sharedShm {
 		req.Storages = []*agent.Storage{{
 			Driver: "ephemeral", Source: "shm", Fstype: "tmpfs", Options: shmOptions, MountPoint: spec.SandboxShm,

@@ -5,7 +5,9 @@ package cgroup
 
 import (
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -63,6 +65,12 @@ func Plan(res *specs.LinuxResources, now Current) ([]Setting, error) {
 			return nil, fmt.Errorf("huge page size %q: %w", h.Pagesize, errdefs.ErrInvalidArgument)
 		}
 		list = append(list, Setting{"hugetlb." + h.Pagesize + ".max", strconv.FormatUint(h.Limit, 10)})
+	}
+	for _, file := range slices.Sorted(maps.Keys(res.Unified)) {
+		if !strings.Contains(file, ".") || strings.Contains(file, "/") || strings.HasPrefix(file, "cgroup.") {
+			return nil, fmt.Errorf("%q is no limit of a control group: %w", file, errdefs.ErrInvalidArgument)
+		}
+		list = append(list, Setting{file, res.Unified[file]})
 	}
 	return list, nil
 }

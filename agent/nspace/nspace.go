@@ -28,9 +28,9 @@ type Maker struct {
 	Reaper *reap.Reaper
 }
 
-// Make makes an IPC and a UTS namespace with the given host name, and a pid namespace if asked for.
-// It returns their paths by type. What was made before an error is released.
-func (m *Maker) Make(hostname string, pid bool) (_ map[string]string, err error) {
+// Make makes an IPC and a UTS namespace with the given host name and sysctls, by their paths below
+// /proc/sys. It returns the namespaces' paths by type. What was made before an error is released.
+func (m *Maker) Make(hostname string, sysctls map[string]string) (_ map[string]string, err error) {
 	if err := os.MkdirAll(m.Dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -47,27 +47,36 @@ func (m *Maker) Make(hostname string, pid bool) (_ map[string]string, err error)
 		// The thread has namespaces of its own afterwards, so it must not run other goroutines:
 		// without an unlock it ends with this one.
 		runtime.LockOSThread()
-		done <- makeHere(hostname, paths)
+		done <- makeHere(hostname, sysctls, paths)
 	}()
 	if err := <-done; err != nil {
 		return nil, err
 	}
-	if pid {
-		paths["pid"] = filepath.Join(m.Dir, "pid")
-		if err := m.pause(paths["pid"]); err != nil {
-			return nil, err
-		}
-	}
 	return paths, nil
 }
 
-func makeHere(hostname string, paths map[string]string) error {
+// SharedPIDs makes a pid namespace with an init of its own and returns its path.
+func (m *Maker) SharedPIDs() (string, error) {
+	if err := os.MkdirAll(m.Dir, 0o700); err != nil {
+		return "", err
+	}
+	p := filepath.Join(m.Dir, "pid")
+	return p, m.pause(p)
+}
+
+func makeHere(hostname string, sysctls, paths map[string]string) error {
 	if err := unix.Unshare(unix.CLONE_NEWIPC | unix.CLONE_NEWUTS); err != nil {
 		return fmt.Errorf("make namespaces of the sandbox: %w", err)
 	}
 	if hostname != "" {
 		if err := unix.Sethostname([]byte(hostname)); err != nil {
 			return fmt.Errorf("set host name %q: %w", hostname, err)
+		}
+	}
+	// The kernel shows each thread the values of the thread's own namespaces.
+	for p, v := range sysctls {
+		if err := os.WriteFile(filepath.Join("/proc/sys", p), []byte(v), 0); err != nil {
+			return fmt.Errorf("sysctl %s: %w", p, err)
 		}
 	}
 	for t, p := range paths {

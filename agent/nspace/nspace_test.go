@@ -16,7 +16,7 @@ import (
 func TestMake(t *testing.T) {
 	testvm.Need(t, testvm.Root, testvm.Netns) // a root that may make namespaces
 	m := &Maker{Dir: filepath.Join(t.TempDir(), "ns")}
-	paths, err := m.Make("pod-name", false)
+	paths, err := m.Make("pod-name", map[string]string{"kernel/shmmni": "1234"})
 	if err != nil {
 		t.Fatal(err)
 	}

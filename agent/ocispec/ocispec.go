@@ -173,12 +173,16 @@ func seccomp(in *agent.LinuxSeccomp) (*specs.LinuxSeccomp, error) {
 	if in.DefaultAction == "" {
 		return nil, fmt.Errorf("seccomp filter without default action: %w", errdefs.ErrInvalidArgument)
 	}
-	return &specs.LinuxSeccomp{
+	out := &specs.LinuxSeccomp{
 		DefaultAction: specs.LinuxSeccompAction(in.DefaultAction),
 		Architectures: each(in.Architectures, func(s string) specs.Arch { return specs.Arch(s) }),
 		Flags:         each(in.Flags, func(s string) specs.LinuxSeccompFlag { return specs.LinuxSeccompFlag(s) }),
 		Syscalls:      each(in.Syscalls, syscallRule),
-	}, nil
+	}
+	if in.DefaultErrnoRet != nil {
+		out.DefaultErrnoRet = new(uint(*in.DefaultErrnoRet))
+	}
+	return out, nil
 }
 
 func syscallRule(in *agent.LinuxSyscall) specs.LinuxSyscall {

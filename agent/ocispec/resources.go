@@ -26,6 +26,7 @@ func Resources(in *agent.LinuxResources) (*specs.LinuxResources, error) {
 		Memory:  memory(in.Memory),
 		CPU:     cpu(in.CPU),
 		BlockIO: bio,
+		Unified: in.Unified,
 		HugepageLimits: each(in.HugepageLimits, func(h *agent.LinuxHugepageLimit) specs.LinuxHugepageLimit {
 			return specs.LinuxHugepageLimit{Pagesize: h.Pagesize, Limit: h.Limit}
 		}),

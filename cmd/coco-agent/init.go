@@ -259,6 +259,7 @@ type machine struct{ ns *nspace.Maker }
 
 func (machine) SetClock(sec, usec int64) error { return boot.SetClock(sec, usec) }
 func (machine) AddEntropy(data []byte) error   { return boot.AddEntropy(data) }
-func (m machine) Namespaces(hostname string, pid bool) (map[string]string, error) {
-	return m.ns.Make(hostname, pid)
+func (m machine) Namespaces(hostname string, sysctls map[string]string) (map[string]string, error) {
+	return m.ns.Make(hostname, sysctls)
 }
+func (m machine) SharedPIDs() (string, error) { return m.ns.SharedPIDs() }

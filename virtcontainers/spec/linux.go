@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sort"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -44,7 +45,7 @@ func (r *refusals) linux(id string, s *specs.Spec) (*agent.Linux, bool) {
 		Resources:         r.resources(l.Resources),
 		CgroupsPath:       cgroupBase + id,
 		Namespaces:        namespaces,
-		Devices:           r.devices(l.Devices),
+		Devices:           r.devices(l.Devices, allDevices(l.Resources)),
 		Seccomp:           r.seccomp(l.Seccomp),
 		RootfsPropagation: l.RootfsPropagation,
 		MaskedPaths:       slices.Clone(l.MaskedPaths),
@@ -91,9 +92,23 @@ var standardDevices = map[string][2]int64{
 	"/dev/urandom": {1, 9}, "/dev/tty": {5, 0}, "/dev/console": {5, 1}, "/dev/ptmx": {5, 2},
 }
 
-func (r *refusals) devices(in []specs.LinuxDevice) []*agent.LinuxDevice {
+// allDevices says whether a container may use every device there is, which is how engines say that it
+// is privileged. They list all devices of the host as well; privileged inside the VM means the VM's,
+// which the agent gives. A device that somebody chose comes with a rule of its own.
+func allDevices(res *specs.LinuxResources) bool {
+	return res != nil && slices.ContainsFunc(res.Devices, func(d specs.LinuxDeviceCgroup) bool {
+		return d.Allow && (d.Type == "" || d.Type == "a") && every(d.Major) && every(d.Minor) && strings.Contains(d.Access, "m")
+	})
+}
+
+func every(number *int64) bool { return number == nil || *number == -1 }
+
+func (r *refusals) devices(in []specs.LinuxDevice, all bool) []*agent.LinuxDevice {
 	var out []*agent.LinuxDevice
 	for _, d := range in {
+		if _, ok := standardDevices[d.Path]; all && !ok {
+			continue
+		}
 		if want, ok := standardDevices[d.Path]; !ok || want != [2]int64{d.Major, d.Minor} {
 			r.add("linux.devices: %s (%s %d:%d) is a device of the host and cannot be given into a VM", d.Path, d.Type, d.Major, d.Minor)
 			continue
@@ -120,13 +135,13 @@ func (r *refusals) seccomp(s *specs.LinuxSeccomp) *agent.LinuxSeccomp {
 	if s == nil {
 		return nil
 	}
-	if s.DefaultErrnoRet != nil && *s.DefaultErrnoRet != seccompDefaultErrno && s.DefaultAction == specs.ActErrno {
-		r.add("linux.seccomp.defaultErrnoRet %d does not travel to the guest, only %d (EPERM) does", *s.DefaultErrnoRet, seccompDefaultErrno)
-	}
 	if s.ListenerPath != "" || s.DefaultAction == specs.ActNotify {
 		r.add("linux.seccomp.listenerPath: a listener on the host cannot serve a process in the VM")
 	}
 	out := &agent.LinuxSeccomp{DefaultAction: string(s.DefaultAction)}
+	if n := s.DefaultErrnoRet; n != nil && *n != seccompDefaultErrno {
+		out.DefaultErrnoRet = new(uint32(*n)) //nolint:gosec // an errno
+	}
 	for _, a := range s.Architectures {
 		out.Architectures = append(out.Architectures, string(a))
 	}
@@ -184,12 +199,31 @@ func (r *refusals) resources(in *specs.LinuxResources) *agent.LinuxResources {
 	if len(in.Rdma) > 0 {
 		r.add("linux.resources.rdma: there is no such device in the VM")
 	}
-	for _, k := range sortedKeys(in.Unified) {
-		if k != "memory.oom.group" { // kubelet sets it on cgroup v2 nodes
-			r.add("linux.resources.unified %q does not travel to the guest", k)
+	out.Unified = r.unified(in.Unified)
+	r.blockIO(in.BlockIO)
+	return out
+}
+
+// unified carries over files of the unified hierarchy, which is the guest's whatever the host has, but
+// for those that name the host's CPUs, memory nodes and disks.
+func (r *refusals) unified(in map[string]string) map[string]string {
+	var out map[string]string
+	for _, k := range sortedKeys(in) {
+		controller, _, ok := strings.Cut(k, ".")
+		switch {
+		case !ok || strings.Contains(k, "/") || controller == "cgroup":
+			r.add("linux.resources.unified %q is no limit", k)
+		case controller == "cpuset":
+			// it only places the container on the host, as cpu.cpus does
+		case controller == "io" && k != "io.weight", controller == "rdma", controller == "misc":
+			r.add("linux.resources.unified %q names devices of the host, which the VM does not have", k)
+		default:
+			if out == nil {
+				out = map[string]string{}
+			}
+			out[k] = in[k]
 		}
 	}
-	r.blockIO(in.BlockIO)
 	return out
 }
 

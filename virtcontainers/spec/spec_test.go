@@ -79,7 +79,7 @@ func TestConvertKeepsWhatTheGuestEnforces(t *testing.T) {
 	}
 	s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = []string{"/proc/kcore"}, []string{"/proc/sys"}
 	s.Linux.Seccomp = &specs.LinuxSeccomp{
-		DefaultAction: specs.ActErrno, DefaultErrnoRet: p(uint(1)), Architectures: []specs.Arch{specs.ArchX86_64},
+		DefaultAction: specs.ActErrno, DefaultErrnoRet: p(uint(38)), Architectures: []specs.Arch{specs.ArchX86_64},
 		Syscalls: []specs.LinuxSyscall{{Names: []string{"read"}, Action: specs.ActAllow}, {
 			Names: []string{"clone"}, Action: specs.ActErrno, ErrnoRet: p(uint(38)),
 			Args: []specs.LinuxSeccompArg{{Index: 1, Value: 2, ValueTwo: 3, Op: specs.OpMaskedEqual}},
@@ -93,7 +93,7 @@ func TestConvertKeepsWhatTheGuestEnforces(t *testing.T) {
 		Devices:        []specs.LinuxDeviceCgroup{{Access: "rwm"}, {Allow: true, Type: "c", Major: p(int64(1)), Minor: p(int64(3)), Access: "rwm"}},
 		HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB"}},
 		BlockIO:        &specs.LinuxBlockIO{Weight: p(uint16(100))},
-		Unified:        map[string]string{"memory.oom.group": "1"},
+		Unified:        map[string]string{"memory.oom.group": "1", "memory.high": "4096", "cpuset.cpus": "0"},
 	}
 	got := convert(t, s).OCI
 	wantProcess := &agent.Process{
@@ -110,7 +110,7 @@ func TestConvertKeepsWhatTheGuestEnforces(t *testing.T) {
 		MaskedPaths: []string{"/proc/kcore"}, ReadonlyPaths: []string{"/proc/sys"},
 		Devices: []*agent.LinuxDevice{{Path: "/dev/null", Type: "c", Major: 1, Minor: 3, FileMode: 0o666}},
 		Seccomp: &agent.LinuxSeccomp{
-			DefaultAction: "SCMP_ACT_ERRNO", Architectures: []string{"SCMP_ARCH_X86_64"},
+			DefaultAction: "SCMP_ACT_ERRNO", DefaultErrnoRet: p(uint32(38)), Architectures: []string{"SCMP_ARCH_X86_64"},
 			Syscalls: []*agent.LinuxSyscall{{Names: []string{"read"}, Action: "SCMP_ACT_ALLOW"}, {
 				Names: []string{"clone"}, Action: "SCMP_ACT_ERRNO", ErrnoRet: &agent.LinuxSyscall_Errnoret{Errnoret: 38},
 				Args: []*agent.LinuxSeccompArg{{Index: 1, Value: 2, ValueTwo: 3, Op: "SCMP_CMP_MASKED_EQ"}},
@@ -120,6 +120,7 @@ func TestConvertKeepsWhatTheGuestEnforces(t *testing.T) {
 			Memory:  &agent.LinuxMemory{Limit: 5, Swap: -1},
 			CPU:     &agent.LinuxCPU{Shares: 512, Quota: 7, Period: 8},
 			Pids:    &agent.LinuxPids{Limit: 9},
+			Unified: map[string]string{"memory.oom.group": "1", "memory.high": "4096"},
 			Devices: []*agent.LinuxDeviceCgroup{{Major: -1, Minor: -1, Access: "rwm"}, {Allow: true, Type: "c", Major: 1, Minor: 3, Access: "rwm"}},
 		},
 	}
@@ -128,6 +129,19 @@ func TestConvertKeepsWhatTheGuestEnforces(t *testing.T) {
 	}
 	if diff := cmp.Diff(wantLinux, got.GetLinux(), protocmp.Transform()); diff != "" {
 		t.Errorf("linux (-want +got):\n%s", diff)
+	}
+}
+
+func TestPrivilegedMeansTheGuestsDevices(t *testing.T) {
+	s := plain()
+	s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/sda", Type: "b", Major: 8}, {Path: "/dev/null", Type: "c", Major: 1, Minor: 3}}
+	s.Linux.Resources = &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Access: "rwm"}, {Allow: true, Access: "rwm"}}}
+	l := convert(t, s).OCI.GetLinux()
+	if len(l.GetDevices()) != 1 || l.GetDevices()[0].GetPath() != "/dev/null" {
+		t.Errorf("devices = %v, want /dev/null only: the agent gives the guest's", l.GetDevices())
+	}
+	if rules := l.GetResources().GetDevices(); len(rules) != 2 || !rules[1].GetAllow() {
+		t.Errorf("rules = %v", rules)
 	}
 }
 
@@ -160,9 +174,6 @@ func TestConvertRefusesByName(t *testing.T) {
 		{"/dev/null (c 9:9)", func(s *specs.Spec) {
 			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/null", Type: "c", Major: 9, Minor: 9}}
 		}},
-		{"defaultErrnoRet 38", func(s *specs.Spec) {
-			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActErrno, DefaultErrnoRet: p(uint(38))}
-		}},
 		{"linux.seccomp: SCMP_ACT_NOTIFY", func(s *specs.Spec) {
 			s.Linux.Seccomp = &specs.LinuxSeccomp{Syscalls: []specs.LinuxSyscall{{Action: specs.ActNotify}}}
 		}},
@@ -175,8 +186,11 @@ func TestConvertRefusesByName(t *testing.T) {
 		{"resources.rdma", func(s *specs.Spec) {
 			s.Linux.Resources = &specs.LinuxResources{Rdma: map[string]specs.LinuxRdma{"x": {}}}
 		}},
-		{`unified "memory.high"`, func(s *specs.Spec) {
-			s.Linux.Resources = &specs.LinuxResources{Unified: map[string]string{"memory.high": "1"}}
+		{`unified "io.max"`, func(s *specs.Spec) {
+			s.Linux.Resources = &specs.LinuxResources{Unified: map[string]string{"io.max": "8:0 rbps=1"}}
+		}},
+		{`unified "cgroup.procs"`, func(s *specs.Spec) {
+			s.Linux.Resources = &specs.LinuxResources{Unified: map[string]string{"cgroup.procs": "1"}}
 		}},
 		{"disableOOMKiller", func(s *specs.Spec) {
 			s.Linux.Resources = &specs.LinuxResources{Memory: &specs.LinuxMemory{DisableOOMKiller: p(true)}}
