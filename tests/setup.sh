@@ -9,7 +9,7 @@
 #   qemu-10.0        QEMU 10.0 from Debian's backports, unpacked into the cache (not installed)
 #   qemu-11.1        QEMU 11.1 from Debian sid with the libraries that it needs, likewise
 #   kubelet          the kubelet of Kubernetes 1.37, built from the Go module proxy (about five minutes)
-#   k8s              etcd from Debian; API server, controller manager, scheduler, kubectl and the e2e suite with its
+#   k8s              etcd and a static bash from Debian; API server, controller manager, scheduler, kubectl and the e2e suite with its
 #                    test images' programs, built likewise (about ten minutes more)
 #
 # The cache is $COCO_TEST_CACHE, by default /var/cache/coco/test.
@@ -123,7 +123,7 @@ kubelet() {
 
 k8s() {
   local dir=$CACHE/k8s-1.37 k=k8s.io/kubernetes
-  command -v etcd >/dev/null || debian etcd-server
+  [ -x /bin/bash-static ] && command -v etcd >/dev/null || debian etcd-server bash-static
   k8s_build "$dir" kubelet=$k/cmd/kubelet kube-apiserver=$k/cmd/kube-apiserver kube-scheduler=$k/cmd/kube-scheduler \
     kube-controller-manager=$k/cmd/kube-controller-manager kubectl=$k/cmd/kubectl agnhost=$k/test/images/agnhost \
     nonewprivs=$k/test/images/nonewprivs ginkgo=github.com/onsi/ginkgo/v2/ginkgo e2e.test=$k/test/e2e

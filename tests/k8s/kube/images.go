@@ -45,6 +45,13 @@ func E2EImages(dir string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	// busybox's shell keeps from its commands what is in the environment under names that no shell variable can have;
+	// specs with ConfigMaps as environment need a shell that passes them on.
+	bash, err := os.ReadFile("/bin/bash-static")
+	if err != nil {
+		return nil, fmt.Errorf("bash-static: %w: tests/setup.sh k8s", harness.ErrAbsent)
+	}
+	bb = bb.WithLayer(testimage.File{Path: "bin/sh", Mode: 0o755, Data: bash})
 	var data [2][]byte
 	for i, name := range []string{"agnhost", "nonewprivs"} {
 		p, err := binary(name, "k8s")

@@ -1,0 +1,253 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package k8s
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coco-shim/coco/tests/harness"
+	"github.com/coco-shim/coco/tests/k8s/kube"
+)
+
+// handlers reads the names of the runtimes in a drop-in.
+func handlers(t *testing.T, file string) []string {
+	t.Helper()
+	var names []string
+	for _, m := range regexp.MustCompile(`(?m)^\[plugins\..*\.runtimes\.([a-z-]+)\]$`).FindAllStringSubmatch(read(t, file), -1) {
+		names = append(names, m[1])
+	}
+	if len(names) == 0 {
+		t.Fatalf("%s names no runtime", file)
+	}
+	return names
+}
+
+func read(t *testing.T, file string) string {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// TestContainerdTakesTheDropIns installs the files as they say themselves into the default configuration of each
+// containerd, and has that containerd print what it understood.
+func TestContainerdTakesTheDropIns(t *testing.T) {
+	for _, tc := range []struct {
+		version string
+		v2      bool
+	}{{"1.6", true}, {"1.7", true}, {"2.1", false}, {"2.4", false}} {
+		t.Run(tc.version, func(t *testing.T) {
+			bin, err := harness.Binaries(tc.version)
+			if err != nil {
+				absent(t, err.Error())
+			}
+			containerd := filepath.Join(bin, "containerd")
+			base, err := exec.CommandContext(t.Context(), containerd, "config", "default").Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			dropin, config := kube.DropIn(tc.v2), string(base)
+			if tc.v2 {
+				config += read(t, dropin)
+			} else {
+				config = regexp.MustCompile(`(?m)^imports = .*$`).ReplaceAllString(config, fmt.Sprintf("imports = [%q]", dropin))
+			}
+			file := filepath.Join(t.TempDir(), "config.toml")
+			if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			out, err := exec.CommandContext(t.Context(), containerd, "-c", file, "config", "dump").CombinedOutput()
+			if err != nil {
+				t.Fatalf("config dump: %v: %s", err, out)
+			}
+			for _, h := range append(handlers(t, dropin), "runc") {
+				section := regexp.MustCompile(`(?m)^ *\[plugins\..*\.runtimes\.` + h + `\]\n((?: +[a-z_]+ = .*\n)*)`).FindStringSubmatch(string(out))
+				want := harness.Runtime
+				if h == "runc" {
+					want = harness.RuncRuntime
+				}
+				if section == nil || !regexp.MustCompile(`runtime_type = ['"]`+regexp.QuoteMeta(want)+`['"]`).MatchString(section[1]) {
+					t.Errorf("runtime %s is not %s in what containerd understood: %q", h, want, section)
+				}
+			}
+		})
+	}
+}
+
+// TestDeployFilesAgree holds the files of deploy/ against each other and against configs/.
+func TestDeployFilesAgree(t *testing.T) {
+	classes := read(t, kube.RuntimeClasses())
+	for _, v2 := range []bool{true, false} {
+		dropin := kube.DropIn(v2)
+		for _, h := range handlers(t, dropin) {
+			if !strings.Contains(classes, "metadata: {name: "+h+"}\nhandler: "+h+"\n") {
+				t.Errorf("%s has the handler %s, runtimeclass.yaml has no RuntimeClass of it", dropin, h)
+			}
+		}
+		for _, m := range regexp.MustCompile(`ConfigPath = "/usr/local/share/coco/configs/(.*)"`).FindAllStringSubmatch(read(t, dropin), -1) {
+			if _, err := os.Stat(filepath.Join(harness.Root(), "configs", m[1])); err != nil {
+				t.Errorf("%s: %v", dropin, err)
+			}
+		}
+	}
+	if !strings.Contains(read(t, filepath.Join(filepath.Dir(kube.RuntimeClasses()), "example-pod.yaml")), "runtimeClassName: coco\n") {
+		t.Error("the example pod does not ask for coco")
+	}
+}
+
+// declaredOverhead is the memory of the RuntimeClasses in MiB.
+func declaredOverhead(t *testing.T) int {
+	t.Helper()
+	m := regexp.MustCompile(`podFixed: \{memory: (\d+)Mi`).FindAllStringSubmatch(read(t, kube.RuntimeClasses()), -1)
+	if len(m) == 0 {
+		t.Fatal("runtimeclass.yaml declares no overhead")
+	}
+	for _, f := range m {
+		if f[1] != m[0][1] {
+			t.Errorf("runtimeclass.yaml declares different overheads: %sMi and %sMi", f[1], m[0][1])
+		}
+	}
+	n, err := strconv.Atoi(m[0][1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// TestOverheadIsWhatTheRuntimeClassDeclares fills a pod's containers to their limits and measures what the pod costs
+// on the host: shim and VMM, guest memory included.
+func TestOverheadIsWhatTheRuntimeClassDeclares(t *testing.T) {
+	n := node(t, primary)
+	noLeaks(t, n)
+	const limits = 2 * 96 // MiB
+	static(t, n, "full", `
+  containers:
+  - &c
+    name: a
+    image: IMAGE
+    command: [sh, -c, "dd if=/dev/zero of=/fill bs=1M count=80 2>/dev/null; echo full; exec sleep 1000"]
+    resources: {limits: {memory: 96Mi, cpu: 500m}}
+  - {<<: *c, name: b}
+`)
+	await(t, n, "full", "runs", running)
+	logged(t, n, "full", "a", "full")
+	logged(t, n, "full", "b", "full")
+	shim, vmm := memory(t, n, "full")
+	declared := declaredOverhead(t)
+	t.Logf("limits %d MiB; on the host: shim %d MiB, VMM %d MiB: overhead %d MiB, declared %d MiB", limits, shim, vmm, shim+vmm-limits, declared)
+	if shim+vmm > limits+declared {
+		t.Errorf("shim %d MiB and VMM %d MiB are more than limits of %d MiB and the declared overhead of %d MiB", shim, vmm, limits, declared)
+	}
+}
+
+// memory is what shim and VMM of a pod hold on the host, in MiB, rounded up.
+func memory(t *testing.T, n *kube.Node, pod string) (shim, vmm int) {
+	t.Helper()
+	id := sandbox(t, n, pod)
+	s, v, err := harness.Pids(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rss := func(pid int) int {
+		m := regexp.MustCompile(`(?m)^Rss:\s+(\d+) kB`).FindStringSubmatch(read(t, fmt.Sprintf("/proc/%d/smaps_rollup", pid)))
+		if m == nil {
+			t.Fatalf("process %d has no Rss", pid)
+		}
+		kb, _ := strconv.Atoi(m[1]) //nolint:errcheck // digits
+		return (kb + 1023) / 1024
+	}
+	return rss(s), rss(v)
+}
+
+// sandbox is the id of a static pod's sandbox.
+func sandbox(t *testing.T, n *kube.Node, pod string) string {
+	t.Helper()
+	out, err := n.Ctr(t.Context(), "-n", "k8s.io", "containers", "ls", "-q",
+		fmt.Sprintf(`labels."io.cri-containerd.kind"==sandbox,labels."io.kubernetes.pod.name"==%s-localhost`, pod))
+	id := strings.TrimSpace(out)
+	if err != nil || id == "" || strings.Contains(id, "\n") {
+		t.Fatalf("the sandbox of pod %s = %q, %v", pod, out, err)
+	}
+	return id
+}
+
+// TestVMMKilledUnderLoad: the kubelet sees the pod's containers end, makes a new sandbox, and the old one leaves
+// nothing.
+func TestVMMKilledUnderLoad(t *testing.T) {
+	n := node(t, primary)
+	noLeaks(t, n)
+	static(t, n, "crash", `
+  containers:
+  - name: busy
+    image: IMAGE
+    command: [sh, -c, "while true; do echo line; done"]
+  - name: idle
+    image: IMAGE
+    command: [sleep, "1000"]
+`)
+	await(t, n, "crash", "runs", running)
+	first := sandbox(t, n, "crash")
+	_, vmm, err := harness.Pids(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := os.FindProcess(vmm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if err := p.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	pod := await(t, n, "crash", "runs again", func(p *kube.Pod) bool {
+		busy, _ := p.Container("busy")
+		idle, _ := p.Container("idle")
+		return running(p) && busy.RestartCount > 0 && idle.RestartCount > 0
+	})
+	t.Logf("runs again after %v", time.Since(began).Round(time.Second))
+	if c, _ := pod.Container("idle"); c.LastState.Terminated == nil || c.LastState.Terminated.ExitCode != 137 {
+		t.Errorf("last state of a container whose VMM was killed = %+v, want exit code 137", c.LastState)
+	}
+}
+
+// TestKubeletAndContainerdMayRestart: neither touches what runs.
+func TestKubeletAndContainerdMayRestart(t *testing.T) {
+	n := node(t, primary)
+	noLeaks(t, n)
+	static(t, n, "stays", `
+  containers:
+  - name: c
+    image: IMAGE
+    command: [sh, -c, "while true; do echo tick; sleep 1; done"]
+`)
+	before := await(t, n, "stays", "runs", running)
+	ctx := t.Context()
+	n.Kubelet.Kill()
+	n.Containerd.Kill()
+	if err := n.RestartContainerd(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.StartKubelet(ctx, ""); err != nil {
+		t.Fatal(err)
+	}
+	after := await(t, n, "stays", "runs", running)
+	was, _ := before.Container("c")
+	if is, _ := after.Container("c"); is.ContainerID != was.ContainerID || is.RestartCount != 0 {
+		t.Errorf("the container was touched: %+v, before %+v", is, was)
+	}
+	if got := run(t, n, "stays", "c", "echo still here"); got != "still here" {
+		t.Errorf("a command in the container = %q", got)
+	}
+	logged(t, n, "stays", "c", "tick")
+}
