@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -102,8 +103,8 @@ func ignored(line string) bool {
 }
 
 // Leaks waits until nothing is left that was not in before, for at most patience, and returns what
-// still is there then.
-func Leaks(ctx context.Context, before Traces, patience time.Duration) ([]string, error) {
+// still is there then. What a caller's ignore says yes to is not counted.
+func Leaks(ctx context.Context, before Traces, patience time.Duration, ignore ...func(line string) bool) ([]string, error) {
 	deadline := time.Now().Add(patience)
 	for {
 		now, err := TakeTraces()
@@ -112,7 +113,7 @@ func Leaks(ctx context.Context, before Traces, patience time.Duration) ([]string
 		}
 		var left []string
 		for l := range now {
-			if !before[l] && !ignored(l) {
+			if !before[l] && !ignored(l) && !slices.ContainsFunc(ignore, func(f func(string) bool) bool { return f(l) }) {
 				left = append(left, l)
 			}
 		}

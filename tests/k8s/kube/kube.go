@@ -166,3 +166,11 @@ func tail(file string, lines int) string {
 	all := strings.Split(strings.TrimRight(string(data), "\n"), "\n")
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
+
+// NotOfPods says of a trace that no living or dead pod of this node owes its removal: cgroups of others, and the shm
+// mount of a sandbox that ended by itself, which containerd 2 keeps until the kubelet's garbage collection removes the
+// sandbox, a minute later, under runc too.
+func (n *Node) NotOfPods(trace string) bool {
+	return strings.HasPrefix(trace, "cgroup ") && !strings.Contains(trace, n.CgroupRoot()+"/") ||
+		strings.HasPrefix(trace, "mount "+n.Dir) && strings.Contains(trace, "/sandboxes/") && strings.HasSuffix(trace, "/shm")
+}

@@ -75,11 +75,11 @@ func (s *settings) soakOn(ctx context.Context, n *kube.Node) error {
 		if i < warm {
 			continue
 		}
-		left, err := harness.Leaks(ctx, before, 60*time.Second)
+		left, err := harness.Leaks(ctx, before, 60*time.Second, n.NotOfPods)
 		if err != nil {
 			return err
 		}
-		if left = ofNode(n, left); len(left) > 0 {
+		if len(left) > 0 {
 			return fmt.Errorf("pod %d left behind: %s", i+1, strings.Join(left, "; "))
 		}
 		now, err := take(n)
@@ -124,17 +124,6 @@ func onePod(ctx context.Context, n *kube.Node, name string) (time.Duration, erro
 	}
 	_, err = n.Kubectl(ctx, "", "delete", "pod", name, "--wait=true", "--timeout=120s")
 	return took, err
-}
-
-// ofNode leaves of the traces those that a pod of this node can have made.
-func ofNode(n *kube.Node, left []string) []string {
-	var mine []string
-	for _, l := range left {
-		if !strings.HasPrefix(l, "cgroup ") || strings.Contains(l, n.CgroupRoot()+"/") {
-			mine = append(mine, l)
-		}
-	}
-	return mine
 }
 
 var vmRSS = regexp.MustCompile(`(?m)^VmRSS:\s+(\d+) kB`)
