@@ -37,9 +37,10 @@ type Command struct {
 
 // builder collects a command line.
 type builder struct {
-	cmd  Command
-	spec hypervisor.VMSpec
-	par  Params
+	cmd    Command
+	spec   hypervisor.VMSpec
+	par    Params
+	tables bool // see Tables
 }
 
 // Build makes the command line of a VM. It is a pure function of its arguments; of files it
@@ -47,18 +48,24 @@ type builder struct {
 func Build(spec hypervisor.VMSpec, par Params) Command {
 	b := &builder{spec: spec, par: par}
 	b.cmd.Argv = []string{par.Binary}
+	b.build()
+	return b.cmd
+}
+
+func (b *builder) build() {
 	b.base()
 	b.platform()
-	b.boot()
+	if !b.tables {
+		b.boot()
+	}
 	b.channels()
 	b.skeleton()
-	for i, blk := range spec.Blocks {
+	for i, blk := range b.spec.Blocks {
 		b.block(i, blk)
 	}
-	for i, n := range spec.NICs {
+	for i, n := range b.spec.NICs {
 		b.nic(i, n)
 	}
-	return b.cmd
 }
 
 func (b *builder) arg(words ...string) { b.cmd.Argv = append(b.cmd.Argv, words...) }
@@ -79,6 +86,10 @@ func (b *builder) base() {
 	}
 	n := b.spec.CPU.Count
 	b.arg("-smp", fmt.Sprintf("%d,maxcpus=%d", n, n), "-m", fmt.Sprintf("%dM", b.spec.MemoryMiB))
+	if b.tables { // some builds lack the first; stopped, the second does as little
+		b.arg("-accel", "qtest", "-accel", "tcg,tb-size=1", "-S")
+		return
+	}
 	if b.spec.Accel == hypervisor.AccelKVM {
 		b.arg("-accel", "kvm")
 		return
@@ -98,21 +109,34 @@ func (b *builder) platform() {
 	switch b.spec.TEE {
 	case hypervisor.TEESNP:
 		memory = "memory-backend-memfd"
-		b.arg("-object", b.snp())
+		b.tee(b.snp())
 	case hypervisor.TEETDX:
 		memory = "memory-backend-memfd"
 		model = "host,pmu=off"
-		b.arg("-object", b.tdx())
+		machine += ",pic=off" // TDX has none; said here so that the tables are made without it wherever they are made
+		b.tee(b.tdx())
 	case hypervisor.TEENone:
 		if model == "" {
 			model = defaultModel(b.spec.Accel)
 		}
 	}
 	if b.spec.TEE != hypervisor.TEENone {
-		machine += ",kernel_irqchip=split,confidential-guest-support=tee0"
+		machine += ",kernel_irqchip=split"
+		if !b.tables {
+			machine += ",confidential-guest-support=tee0"
+		}
+	}
+	if b.tables {
+		model = "max" // not in the tables, and "host" needs KVM
 	}
 	b.arg("-machine", machine, "-cpu", model,
 		"-object", fmt.Sprintf("%s,id=ram0,size=%dM", memory, b.spec.MemoryMiB))
+}
+
+func (b *builder) tee(object string) {
+	if !b.tables {
+		b.arg("-object", object)
+	}
 }
 
 // defaultModel is the best model where nothing is measured. TCG executes the "rep movsb" that
@@ -164,6 +188,10 @@ func (b *builder) boot() {
 
 // channels connects the socket pairs: control, console, agent.
 func (b *builder) channels() {
+	if b.tables {
+		b.arg("-chardev", "null,id=console", "-serial", "chardev:console", "-chardev", "null,id=agent")
+		return
+	}
 	b.arg("-chardev", fmt.Sprintf("socket,id=control,fd=%d", b.fd(b.par.Control)), "-mon", "chardev=control,mode=control",
 		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", b.fd(b.par.Console)), "-serial", "chardev:console",
 		"-chardev", fmt.Sprintf("socket,id=agent,fd=%d", b.fd(b.par.Agent)))
@@ -193,6 +221,11 @@ func (b *builder) virtio(driver, id string, slot int) string {
 // block attaches a disk from boot, in place i of its bus.
 func (b *builder) block(i int, blk hypervisor.Block) {
 	set := i + 1
+	if b.tables {
+		node := map[string]any{"driver": "null-co", "node-name": nodeName(blk.ID), "read-only": blk.ReadOnly}
+		b.arg("-blockdev", mustJSON(node), "-device", mustJSON(b.diskDevice(i, blk)))
+		return
+	}
 	b.arg("-add-fd", fmt.Sprintf("fd=%d,set=%d", b.fd(blk.File), set),
 		"-blockdev", mustJSON(blockNode(blk, set)),
 		"-device", mustJSON(b.diskDevice(i, blk)))
@@ -235,11 +268,15 @@ func diskDevice(spec hypervisor.VMSpec, n int, blk hypervisor.Block) map[string]
 
 // nic attaches an interface from boot.
 func (b *builder) nic(i int, n hypervisor.NIC) {
-	fds := make([]string, len(n.Tap))
-	for q, f := range n.Tap {
-		fds[q] = fmt.Sprint(b.fd(f))
+	if b.tables {
+		b.arg("-netdev", fmt.Sprintf("hubport,id=%s,hubid=%d", nodeName(n.ID), i))
+	} else {
+		fds := make([]string, len(n.Tap))
+		for q, f := range n.Tap {
+			fds[q] = fmt.Sprint(b.fd(f))
+		}
+		b.arg("-netdev", fmt.Sprintf("tap,id=%s,fds=%s,vhost=off", nodeName(n.ID), strings.Join(fds, ":")))
 	}
-	b.arg("-netdev", fmt.Sprintf("tap,id=%s,fds=%s,vhost=off", nodeName(n.ID), strings.Join(fds, ":")))
 	d := nicDevice(b.spec, n)
 	d["bus"], d["addr"] = "pcie.0", fmt.Sprintf("%#x", slotNICs+i)
 	b.arg("-device", mustJSON(d))
