@@ -43,12 +43,13 @@ tools: ## the pinned tools of tools/go.mod, built into dist/tools
 	cd tools && GOBIN=$(TOOLS) $(GO) install -trimpath tool
 
 .PHONY: generate
-generate: tools ## regenerate the agent protocol from its .proto files
+generate: tools ## regenerate the agent protocol from its .proto files, Cloud Hypervisor's types from OpenAPI
 	for d in agent shimoptions; do (cd api/$$d && PATH=$(TOOLS):$$PATH buf generate) || exit 1; done
+	cd hypervisor/clh/clhapi && $(TOOLS)/oapi-codegen -config oapi-codegen.yaml openapi.yaml
 
 .PHONY: check-generate
 check-generate: generate ## fail when the committed generated code is stale
-	git diff --exit-code -- api
+	git diff --exit-code -- api hypervisor/clh/clhapi
 
 .PHONY: fuzz-short
 fuzz-short: ## every fuzz target for FUZZTIME (default 10s) each

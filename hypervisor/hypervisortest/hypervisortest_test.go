@@ -84,6 +84,18 @@ func TestDevicesAreRemembered(t *testing.T) {
 	}
 }
 
+func TestContract(t *testing.T) {
+	Contract(t, "", func(t *testing.T) hypervisor.VM {
+		t.Helper()
+		return launch(t, New(t, WithGuest(func(_ *VM, port uint32, c net.Conn) {
+			defer c.Close()
+			if port == EchoPort {
+				_, _ = io.Copy(c, c)
+			}
+		})))
+	})
+}
+
 func TestFaultsComeOnceEach(t *testing.T) {
 	boom := errors.New("boom")
 	d := New(t, FailOn(Launch, boom), FailOn(PlugNIC, boom))

@@ -26,6 +26,11 @@ var edges = Edges{
 	"hypervisor/qemu/precheck":    {"hypervisor", "measurement/ovmf", "internal/..."},
 	"hypervisor/qemu/qtest":       {"internal/..."},
 	"hypervisor/digest":           {"hypervisor", "measurement/...", "internal/..."},
+	"hypervisor/clh":              {"hypervisor", "hypervisor/console", "hypervisor/clh/clhapi", "hypervisor/clh/unixhttp", "internal/..."},
+	"hypervisor/clh/clhapi":       {},
+	"hypervisor/clh/unixhttp":     {"internal/..."},
+	"hypervisor/clh/clhtest":      {"hypervisor/clh/clhapi", "internal/..."},
+	"hypervisor/clh/precheck":     {"hypervisor", "measurement/igvm", "internal/..."},
 	"hypervisor/probe":            {"internal/..."},
 	"hypervisor/hypervisortest":   {"hypervisor", "internal/..."},
 	"network/...":                 {"network/...", "api/...", "internal/..."},
@@ -95,6 +100,7 @@ var onlyIn = map[string][]string{
 	"github.com/containerd/containerd/api":        {"shim", "cmd/containerd-shim-coco-v2", "tests"},
 	"github.com/open-policy-agent/opa":            {"policy"},
 	"github.com/opencontainers/runc/libcontainer": {},
+	"github.com/getkin/kin-openapi":               {"hypervisor/clh/clhtest"},
 }
 
 func TestLibrariesStayWhereTheyBelong(t *testing.T) {

@@ -1,0 +1,295 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package clhtest
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+
+	"github.com/coco-shim/coco/hypervisor/clh/clhapi"
+)
+
+const slots = 32 // of the PCI bus; the first is the host bridge
+
+// vmm is the VMM and its VM. Its methods are called by one goroutine at a time, the server's; what the
+// guest does by itself goes through the server's lock, too.
+type vmm struct {
+	config Config
+
+	emu    sync.Mutex
+	events *os.File // guarded by emu
+	sent   int      // guarded by emu
+
+	vm      *clhapi.VmConfig
+	nets    []clhapi.NetConfig
+	taps    map[string][]*os.File
+	running bool
+	console *os.File
+	vsock   net.Listener
+	places  [slots]string // names of devices
+	opened  []FileID      // since the request began
+}
+
+func newVMM(c Config, events *os.File) *vmm {
+	return &vmm{config: c, events: events, taps: map[string][]*os.File{}}
+}
+
+// event writes an event, indented and with an empty line behind it, as the real one does.
+func (v *vmm) event(source, name string, properties map[string]string) {
+	b, err := json.MarshalIndent(map[string]any{
+		"timestamp": map[string]int{"secs": 0, "nanos": 1}, "source": source, "event": name, "properties": properties,
+	}, "", "  ")
+	if err != nil {
+		fatal(err)
+	}
+	v.emu.Lock()
+	defer v.emu.Unlock()
+	if v.sent++; v.config.BadEvents && v.sent%2 == 1 {
+		b = b[:len(b)/2]
+	}
+	_, _ = v.events.Write(append(b, "\n\n"...)) // the real one does not care either
+}
+
+// refused is an error as the API server words it.
+func refused(status int, reasons ...string) answer {
+	return answer{status, append([]string{"Error from API"}, reasons...)}
+}
+
+var done = answer{status: http.StatusNoContent}
+
+// gets are the calls that only ask.
+var gets = map[string]bool{"vmm.ping": true, "vm.info": true, "vm.counters": true}
+
+// handle carries out a call.
+func (v *vmm) handle(method, call string, body []byte, files []*os.File) answer {
+	want := http.MethodPut
+	if gets[call] {
+		want = http.MethodGet
+	}
+	if method != want {
+		return answer{http.StatusBadRequest, []string{"Bad Request"}}
+	}
+	if len(files) > 0 && v.config.NoFiles {
+		return refused(http.StatusBadRequest, "descriptors are not supported")
+	}
+	switch call {
+	case "vmm.ping":
+		return v.ping()
+	case "vm.create":
+		return v.create(body)
+	case "vm.boot":
+		return v.boot()
+	case "vm.info":
+		return v.info()
+	case "vm.counters":
+		return v.counters()
+	case "vm.shutdown":
+		return v.shutdown()
+	case "vm.power-button":
+		return v.powerButton()
+	case "vm.delete":
+		return v.remove()
+	case "vm.add-disk":
+		return v.addDisk(body)
+	case "vm.add-net":
+		return v.addNet(body, files)
+	case "vm.add-device":
+		return v.addDevice(body)
+	case "vm.remove-device":
+		return v.removeDevice(body)
+	case "vmm.shutdown":
+		v.remove()
+		v.event("vmm", "shutdown", nil)
+		return done
+	}
+	return answer{http.StatusNotFound, []string{"Not Found"}}
+}
+
+func (v *vmm) ping() answer {
+	r := clhapi.VmmPingResponse{Version: v.config.Version, BuildVersion: "v" + v.config.Version, Pid: int64(os.Getpid()), Features: v.config.Features}
+	if r.Version == "" {
+		r.Version, r.BuildVersion = "53.0.0", "v53.0"
+	}
+	if r.Features == nil {
+		r.Features = []string{"fw_cfg", "igvm", "io_uring", "kvm", "sev_snp"}
+	}
+	return answer{http.StatusOK, r}
+}
+
+// create stores the description and opens the consoles, no more.
+func (v *vmm) create(body []byte) answer {
+	var c clhapi.VmConfig
+	if err := json.Unmarshal(body, &c); err != nil {
+		return answer{http.StatusBadRequest, []string{"Failed to deserialize JSON", err.Error()}}
+	}
+	if v.vm != nil {
+		return refused(http.StatusInternalServerError, "The VM could not be created", "VM is already created")
+	}
+	v.vm = &c
+	var err error
+	if c.Serial.Mode == clhapi.File {
+		if v.console, err = os.OpenFile(c.Serial.File, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666); err != nil {
+			return refused(http.StatusInternalServerError, "The VM could not be created", "Error creating console devices", err.Error())
+		}
+	}
+	return done
+}
+
+// problem is what the VMM's validation says against a description.
+func (v *vmm) problem(c *clhapi.VmConfig) (string, int) {
+	p := c.Payload
+	snp := c.Platform != nil && c.Platform.SevSnp
+	ids := map[string]bool{c.Vsock.Id: true}
+	var all []string
+	for _, d := range c.Disks {
+		all = append(all, d.Id)
+	}
+	for _, n := range v.nets {
+		all = append(all, n.Id)
+		if taps, ok := v.taps[n.Id]; ok && 2*len(taps) != n.NumQueues {
+			return fmt.Sprintf("Number of queues (%d) to virtio_net does not match the number of input FDs (%d)", n.NumQueues, 2*len(taps)), http.StatusBadRequest
+		}
+		if n.NumQueues/2 > c.Cpus.BootVcpus {
+			return "Number of vCPUs is insufficient for the number of queues", http.StatusBadRequest
+		}
+	}
+	for _, id := range all {
+		if ids[id] {
+			return fmt.Sprintf("Identifier %s is not unique", id), http.StatusConflict
+		}
+		ids[id] = true
+	}
+	switch {
+	case p.Kernel == "" && p.Igvm == "":
+		return "No bootitem provided: neither firmware nor kernel", http.StatusBadRequest
+	case snp && p.Igvm == "":
+		return "SEV-SNP requires an IGVM file", http.StatusBadRequest
+	case snp && p.HostData != "" && len(p.HostData) != 64:
+		return "Invalid host data format", http.StatusBadRequest
+	case c.Cpus.MaxVcpus < c.Cpus.BootVcpus:
+		return "Maximum number of vCPUs lower than the number at boot", http.StatusBadRequest
+	}
+	return "", 0
+}
+
+// open opens a file as the VMM would, and remembers which it was.
+func (v *vmm) open(path string, write bool) error {
+	flags := os.O_RDONLY
+	if write {
+		flags = os.O_RDWR
+	}
+	f, err := os.OpenFile(path, flags, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close() //nolint:errcheck // a fake
+	if _, err := f.Read(make([]byte, 1)); err != nil && err != io.EOF {
+		return err
+	}
+	id, err := fileID(f)
+	v.opened = append(v.opened, id)
+	return err
+}
+
+func (v *vmm) boot() answer {
+	const what = "The VM could not boot"
+	if v.running {
+		return refused(http.StatusInternalServerError, what, "VM is already created")
+	}
+	v.event("vm", "booting", nil)
+	if v.vm == nil {
+		return refused(http.StatusNotFound, what, "VM config is missing")
+	}
+	if p, status := v.problem(v.vm); p != "" {
+		return refused(status, what, "Failed to validate config", p)
+	}
+	for _, path := range []string{v.vm.Payload.Igvm, v.vm.Payload.Kernel, v.vm.Payload.Initramfs} {
+		if path == "" {
+			continue
+		}
+		if err := v.open(path, false); err != nil {
+			return refused(http.StatusInternalServerError, what, "Cannot open the payload", err.Error())
+		}
+	}
+	for _, d := range v.vm.Disks {
+		if err := v.open(d.Path, !d.Readonly); err != nil {
+			return refused(http.StatusInternalServerError, what, "Error from device manager", "Failed opening disk "+d.Path, err.Error())
+		}
+	}
+	names := []string{"__rng"}
+	for _, d := range v.vm.Disks {
+		names = append(names, d.Id)
+	}
+	for _, n := range v.nets {
+		if _, ok := v.taps[n.Id]; !ok {
+			return refused(http.StatusInternalServerError, what, "Error from device manager", "Cannot create virtio-net device", "Failed to open taps")
+		}
+		names = append(names, n.Id)
+	}
+	for _, n := range append(names, v.vm.Vsock.Id) {
+		if _, err := v.place(n); err != nil {
+			return refused(http.StatusInternalServerError, what, err.Error())
+		}
+	}
+	if err := v.startGuest(); err != nil {
+		return refused(http.StatusInternalServerError, what, "Error from device manager", "Cannot create virtio-vsock device", err.Error())
+	}
+	v.running = true
+	v.event("vm", "booted", nil)
+	return done
+}
+
+// place gives a device a slot on the bus.
+func (v *vmm) place(name string) (int, error) {
+	for i := 1; i < slots; i++ {
+		if v.places[i] == "" {
+			v.places[i] = name
+			return i, nil
+		}
+	}
+	return 0, fmt.Errorf("failed to allocate a PCI device: no free slot")
+}
+
+func (v *vmm) bdf(slot int) string {
+	if v.config.WrongPlaces {
+		return fmt.Sprintf("0001:00:%02x.0", slot)
+	}
+	return fmt.Sprintf("0000:00:%02x.0", slot)
+}
+
+func (v *vmm) info() answer {
+	if v.vm == nil {
+		return refused(http.StatusNotFound, "The VM info is not available", "VM is not created")
+	}
+	r := map[string]any{"config": v.vm, "state": clhapi.Created, "memory_actual_size": v.vm.Memory.Size}
+	if v.running {
+		tree := map[string]any{}
+		for i, name := range v.places {
+			if name == "" {
+				continue
+			}
+			parent := "_virtio-pci-" + name
+			tree[name] = map[string]any{"id": name, "resources": []any{}, "children": []string{}, "parent": parent}
+			tree[parent] = map[string]any{"id": parent, "resources": []any{}, "children": []string{name}, "pci_bdf": v.bdf(i)}
+		}
+		r["state"], r["device_tree"] = clhapi.Running, tree
+	}
+	return answer{http.StatusOK, r}
+}
+
+func (v *vmm) counters() answer {
+	if !v.running {
+		return refused(http.StatusInternalServerError, "The VM info is not available", "VM is not running")
+	}
+	r := clhapi.VmCounters{}
+	for _, d := range v.vm.Disks {
+		r[d.Id] = map[string]int64{"read_bytes": 4096, "read_ops": 1, "write_bytes": 0, "write_ops": 0}
+	}
+	return answer{http.StatusOK, r}
+}

@@ -1,0 +1,262 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package clh runs virtual machines with Cloud Hypervisor 51 or later, on the plain platform and, from
+// version 52 on, on SEV-SNP by an IGVM file.
+//
+// Launch turns a waiting process into the VMM, which finds the listening socket of its API and the
+// pipe for its events among its descriptors, and kernel, initramfs, IGVM file and disks as the very
+// descriptors that were measured. The VM is then described and booted through the API; taps travel
+// beside the requests. The guest is reached through the VMM's own vsock device, a Unix socket.
+//
+// There is no Cloud Hypervisor where this project is tested. What is known of it comes from its source
+// and its own description of the API; the tests hold the driver against package clhtest, which behaves
+// as that source says.
+//
+// Layers, networks, the measurement and the agent's protocol are others' business.
+package clh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/hypervisor/clh/clhapi"
+	"github.com/coco-shim/coco/internal/kvm"
+)
+
+const (
+	vmmTimeout  = 15 * time.Second // from exec to the first answer; some 10 ms when the host is idle
+	reapTimeout = 10 * time.Second // from SIGKILL to the end
+
+	minVersion    = 51 // disks have a format that the guest cannot change by writing to them
+	minVersionSNP = 52 // SNP on KVM
+)
+
+// Options configure a driver.
+type Options struct {
+	// Path is the VMM's binary, absolute.
+	Path string
+	// NoSeccomp turns the VMM's system call filters off.
+	NoSeccomp bool
+	// Landlock confines the VMM to the VM's files, and for disks that are plugged later to the
+	// directories Readable. It needs Linux 6.2; without, the VM runs unconfined and the log says so.
+	Landlock bool
+	Readable []string
+	// Precheck refuses a spec before launch for reasons that need more knowledge than the driver
+	// has, such as the contents of an IGVM file. May be nil.
+	Precheck func(hypervisor.VMSpec) error
+	// Log receives what happens to VMs. nil: nothing is logged.
+	Log *slog.Logger
+}
+
+// Driver launches VMs.
+type Driver struct {
+	opts        Options
+	kvmUsable   func() error // replaced in tests
+	landlockABI func() int   // likewise
+}
+
+var _ hypervisor.Driver = (*Driver)(nil)
+
+// New makes a driver.
+func New(opts Options) *Driver {
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Driver{opts: opts, kvmUsable: func() error { return kvm.Usable("/") }, landlockABI: landlockABI}
+}
+
+// Name is "clh".
+func (d *Driver) Name() string { return "clh" }
+
+// Launch turns proc into a VM. dir must be private to it and have a short path; the VMM's sockets lie
+// there until the VM has ended.
+func (d *Driver) Launch(ctx context.Context, spec hypervisor.VMSpec, proc hypervisor.Process, dir string) (hypervisor.VM, error) {
+	vm, err := d.launch(ctx, spec, proc, dir)
+	if err != nil {
+		_ = proc.Kill() // it may be dead already
+		<-proc.Done()
+		return nil, err
+	}
+	return vm, nil
+}
+
+func (d *Driver) launch(ctx context.Context, spec hypervisor.VMSpec, proc hypervisor.Process, dir string) (*machine, error) {
+	if err := d.check(spec, dir); err != nil {
+		return nil, err
+	}
+	par := Params{
+		Binary: d.opts.Path, NoSeccomp: d.opts.NoSeccomp, Dir: dir,
+		Landlock: d.opts.Landlock && d.landlockUsable(spec.ID), Readable: d.opts.Readable,
+	}
+	ends, err := openEnds(dir)
+	if err != nil {
+		return nil, fmt.Errorf("launch VM %s: %w", spec.ID, err)
+	}
+	cmd, config := Build(spec, par)
+	files := append([]*os.File{ends.api, ends.eventsPeer}, cmd.Files...)
+	if err := proc.Exec(ctx, cmd.Argv, environment(), files); err != nil {
+		ends.close()
+		return nil, fmt.Errorf("launch VM %s: %w", spec.ID, err)
+	}
+	ends.handedOver() // from now on the end of the VMM ends our side
+	m := newMachine(spec, par, proc, ends, d.opts.Log)
+	if err := m.start(ctx, config); err != nil {
+		return nil, m.abandon(err)
+	}
+	go m.watch()
+	return m, nil
+}
+
+// check refuses what cannot be launched.
+func (d *Driver) check(spec hypervisor.VMSpec, dir string) error {
+	if err := Validate(spec); err != nil {
+		return err
+	}
+	if d.opts.Precheck != nil {
+		if err := d.opts.Precheck(spec); err != nil {
+			return fmt.Errorf("VM %s cannot be launched: %w", spec.ID, err)
+		}
+	}
+	if n := len(filepath.Join(dir, vsockSocket)); n > maxUnixPath {
+		return fmt.Errorf("VM %s cannot be launched: the path of a socket in %s has %d bytes, at most %d are possible: set a shorter runtime.state_dir", spec.ID, dir, n, maxUnixPath)
+	}
+	if err := d.kvmUsable(); err != nil {
+		return fmt.Errorf("VM %s cannot be launched: Cloud Hypervisor needs KVM: %w", spec.ID, err)
+	}
+	return nil
+}
+
+// landlockUsable tells whether the VMM could confine itself; it takes no less than version 3.
+func (d *Driver) landlockUsable(id string) bool {
+	const need = 3 // Cloud Hypervisor, vmm/src/landlock.rs
+	abi := d.landlockABI()
+	if abi < need {
+		d.opts.Log.Warn("VMM is not confined by Landlock", "vm", id, "have", abi, "need", need, "fix", "Linux 6.2 or later with landlock in its lsm= list")
+	}
+	return abi >= need
+}
+
+// landlockABI is the kernel's version of Landlock, 0 for none.
+func landlockABI() int {
+	n, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
+	if errno != 0 {
+		return 0
+	}
+	return int(n)
+}
+
+// environment is all that the VMM needs; nothing of ours leaks into it.
+func environment() []string {
+	return []string{"PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C"}
+}
+
+// fit tells why a VMM that answers cannot run a VM.
+func fit(spec hypervisor.VMSpec, v clhapi.VmmPingResponse) error {
+	number, _, _ := strings.Cut(strings.TrimPrefix(v.Version, "v"), ".")
+	major, err := strconv.Atoi(number)
+	if err != nil {
+		return fmt.Errorf("the VMM says that its version is %.40q", printable(v.Version))
+	}
+	least, features := minVersion, []string{"kvm"}
+	if spec.TEE == hypervisor.TEESNP {
+		least, features = minVersionSNP, append(features, "igvm", "sev_snp")
+		if spec.Boot.Kernel != nil {
+			features = append(features, "fw_cfg")
+		}
+	}
+	if major < least {
+		return fmt.Errorf("this is Cloud Hypervisor %d: %d or later is needed", major, least)
+	}
+	missing := slices.DeleteFunc(slices.Clone(features), func(f string) bool { return slices.Contains(v.Features, f) })
+	if len(missing) > 0 {
+		return fmt.Errorf("this Cloud Hypervisor %d was built without %s: build it with --no-default-features --features %s",
+			major, strings.Join(missing, ", "), strings.Join(features, ","))
+	}
+	return nil
+}
+
+// endpoints are our ends of what connects us with a VMM, and its own until they are handed over.
+type endpoints struct {
+	dir         string
+	api         *os.File // listening socket
+	events      *os.File
+	eventsPeer  *os.File
+	console     *os.File
+	consoleHold *os.File // keeps the console from ending before the VMM has opened it
+}
+
+func openEnds(dir string) (_ *endpoints, err error) {
+	e := &endpoints{dir: dir}
+	defer func() {
+		if err != nil {
+			e.close()
+		}
+	}()
+	if e.api, err = listen(filepath.Join(dir, apiSocket)); err != nil {
+		return nil, fmt.Errorf("make the API's socket: %w", err)
+	}
+	if e.events, e.eventsPeer, err = os.Pipe(); err != nil {
+		return nil, fmt.Errorf("make the pipe for events: %w", err)
+	}
+	fifo := filepath.Join(dir, consoleFIFO)
+	if err = unix.Mkfifo(fifo, 0o600); err != nil {
+		return nil, fmt.Errorf("make the console's FIFO %s: %w", fifo, err)
+	}
+	if e.console, err = os.OpenFile(fifo, os.O_RDONLY|unix.O_NONBLOCK, 0); err != nil {
+		return nil, err
+	}
+	e.consoleHold, err = os.OpenFile(fifo, os.O_WRONLY|unix.O_NONBLOCK, 0)
+	return e, err
+}
+
+// listen makes a listening socket and returns its descriptor, to be given away.
+func listen(path string) (*os.File, error) {
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	l.SetUnlinkOnClose(false)
+	f, err := l.File()
+	return f, errors.Join(err, l.Close())
+}
+
+func closeFiles(files ...**os.File) {
+	for _, f := range files {
+		if *f != nil {
+			_ = (*f).Close() // nothing was written to it
+			*f = nil
+		}
+	}
+}
+
+// handedOver closes what is the VMM's now.
+func (e *endpoints) handedOver() { closeFiles(&e.api, &e.eventsPeer) }
+
+// close closes everything and removes the files.
+func (e *endpoints) close() {
+	closeFiles(&e.api, &e.eventsPeer, &e.events, &e.console, &e.consoleHold)
+	e.remove()
+}
+
+// remove removes the files in the VM's directory, also those that a dead VMM left.
+func (e *endpoints) remove() {
+	for _, name := range []string{apiSocket, vsockSocket, consoleFIFO} {
+		if err := os.Remove(filepath.Join(e.dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			slog.Warn("file left behind", "error", err)
+		}
+	}
+}

@@ -1,0 +1,320 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package clh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/hypervisor/clh/clhapi"
+	"github.com/coco-shim/coco/internal/undo"
+)
+
+// BlockAddress tells where the guest finds a disk: its slot on the first PCI bus.
+func (m *machine) BlockAddress(id string) (hypervisor.BlockAddress, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	addr, ok := m.devices[diskName(id)]
+	if !ok || addr.slot == "" {
+		return hypervisor.BlockAddress{}, false
+	}
+	return blockAddress(addr), true
+}
+
+func blockAddress(a pciAddress) hypervisor.BlockAddress {
+	return hypervisor.BlockAddress{Driver: "blk", Source: a.slot}
+}
+
+// PlugBlock attaches a disk while the VM runs.
+func (m *machine) PlugBlock(ctx context.Context, b hypervisor.Block) (hypervisor.BlockAddress, error) {
+	var p problems
+	p.block(b)
+	if len(p) > 0 {
+		return hypervisor.BlockAddress{}, fmt.Errorf("plug into VM %s: %w: %w", m.spec.ID, p[0], errdefs.ErrInvalidArgument)
+	}
+	var addr pciAddress
+	err := m.withPath(b, func(path string) (err error) {
+		addr, err = m.plug(ctx, diskName(b.ID), "vm.add-disk", diskConfig(b, path))
+		return err
+	})
+	if err != nil {
+		return hypervisor.BlockAddress{}, fmt.Errorf("plug block device %s into VM %s: %w", b.ID, m.spec.ID, m.orDead(err))
+	}
+	return blockAddress(addr), nil
+}
+
+// withPath calls fn with a path under which the VMM can open a disk's file. The API takes no
+// descriptors of disks: the path is that of ours in /proc, which leads to the very file. Landlock
+// forbids the way through another process, so there it is the file's own path.
+func (m *machine) withPath(b hypervisor.Block, fn func(path string) error) error {
+	raw, err := b.File.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	err = raw.Control(func(fd uintptr) { // the descriptor stays open meanwhile
+		path := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)
+		if m.par.Landlock {
+			path, inner = m.ownPath(b, path)
+		}
+		if inner == nil {
+			inner = fn(path)
+		}
+	})
+	return errors.Join(err, inner)
+}
+
+// ownPath is a file's path in the file system, when Landlock lets the VMM open it.
+func (m *machine) ownPath(b hypervisor.Block, link string) (string, error) {
+	path, err := os.Readlink(link)
+	if err != nil {
+		return "", err
+	}
+	want, err := b.File.Stat()
+	if err != nil {
+		return "", err
+	}
+	got, err := os.Stat(path)
+	if err != nil || !os.SameFile(want, got) {
+		return "", fmt.Errorf("its file is not at %s any more, and Landlock lets the VMM open files by their path only (hypervisor.landlock): %w", path, errdefs.ErrFailedPrecondition)
+	}
+	for _, dir := range m.par.Readable {
+		if rel, err := filepath.Rel(dir, path); b.ReadOnly && err == nil && filepath.IsLocal(rel) {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("%s is not among the files that Landlock lets the VMM use: for reading only, below %s (hypervisor.landlock): %w",
+		path, strings.Join(m.par.Readable, ", "), errdefs.ErrFailedPrecondition)
+}
+
+// plug makes one of the calls that attach a device.
+func (m *machine) plug(ctx context.Context, name, call string, config any, files ...*os.File) (addr pciAddress, err error) {
+	var u undo.Stack
+	defer u.RunOnError(&err)
+	if err := m.claim(name); err != nil {
+		return addr, err
+	}
+	u.Push("forget device "+name, func(context.Context) error { m.forget(name); return nil })
+	var info clhapi.PciDeviceInfo
+	err = m.api.put(ctx, call, config, &info, files...)
+	var refusal *apiError
+	if errors.As(err, &refusal) {
+		return addr, err
+	}
+	u.Push("remove device "+name, func(ctx context.Context) error { return m.ask(ctx, name) })
+	if err != nil { // it may be there
+		return addr, err
+	}
+	if addr, err = parseBDF(info.Bdf); err != nil {
+		return addr, err
+	}
+	m.mu.Lock()
+	m.devices[name] = addr
+	m.mu.Unlock()
+	return addr, nil
+}
+
+// claim takes a name and a place for a device.
+func (m *machine) claim(name string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.devices[name]; ok {
+		return fmt.Errorf("its id is plugged in already: %w", errdefs.ErrFailedPrecondition)
+	}
+	if len(m.devices) >= maxDevices {
+		return fmt.Errorf("all %d places on the PCI bus are taken: %w", maxDevices, errdefs.ErrFailedPrecondition)
+	}
+	m.devices[name] = pciAddress{}
+	return nil
+}
+
+func (m *machine) forget(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.devices, name)
+}
+
+// ask asks the guest to let go of a device; one that is not there is fine.
+func (m *machine) ask(ctx context.Context, name string) error {
+	err := m.api.put(ctx, "vm.remove-device", clhapi.VmRemoveDevice{Id: name}, nil)
+	if errdefs.IsNotFound(err) || m.dead() {
+		return nil
+	}
+	return err
+}
+
+// unplug takes a device away and waits until the guest has let go of it.
+func (m *machine) unplug(ctx context.Context, name string) error {
+	m.mu.Lock()
+	addr, ok := m.devices[name]
+	ok = ok && addr.slot != ""
+	gone := m.removed[addr.bdf]
+	if ok && gone == nil {
+		gone = make(chan struct{})
+		m.removed[addr.bdf] = gone
+	}
+	m.mu.Unlock()
+	if !ok {
+		return errdefs.ErrNotFound
+	}
+	err := m.api.put(ctx, "vm.remove-device", clhapi.VmRemoveDevice{Id: name}, nil)
+	switch {
+	case errdefs.IsNotFound(err): // an earlier try was answered late
+	case err != nil:
+		return err
+	default:
+		if err := m.awaitRemoval(ctx, name, gone); err != nil {
+			return err
+		}
+	}
+	m.mu.Lock()
+	delete(m.removed, addr.bdf)
+	delete(m.devices, name)
+	m.mu.Unlock()
+	return nil
+}
+
+// awaitRemoval waits for the event. Events may get lost, so in the end the VMM is asked.
+func (m *machine) awaitRemoval(ctx context.Context, name string, gone <-chan struct{}) error {
+	select {
+	case <-gone:
+		return nil
+	case <-m.proc.Done():
+		return errGone
+	case <-ctx.Done():
+	}
+	actx, cancel := context.WithTimeout(context.WithoutCancel(ctx), quitTimeout)
+	defer cancel()
+	var info clhapi.VmInfo
+	if err := m.api.get(actx, "vm.info", &info); err == nil {
+		if _, err := addressOf(info, name); err != nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("the guest has not let go of it: %w", context.Cause(ctx))
+}
+
+// UnplugBlock takes a disk away. The guest must have stopped using it, and has to answer; ctx bounds
+// that.
+func (m *machine) UnplugBlock(ctx context.Context, id string) error {
+	if err := m.unplug(ctx, diskName(id)); err != nil {
+		return fmt.Errorf("unplug block device %s from VM %s: %w", id, m.spec.ID, m.orDead(err))
+	}
+	return nil
+}
+
+// PlugNIC attaches an interface while the VM runs and returns its PCI path.
+func (m *machine) PlugNIC(ctx context.Context, n hypervisor.NIC) (string, error) {
+	var p problems
+	p.nic(n, m.spec.CPU.Count)
+	if len(p) > 0 {
+		return "", fmt.Errorf("plug into VM %s: %w: %w", m.spec.ID, p[0], errdefs.ErrInvalidArgument)
+	}
+	addr, err := m.plug(ctx, nicName(n.ID), "vm.add-net", netConfig(n), n.Tap...)
+	if err != nil {
+		return "", fmt.Errorf("plug network interface %s into VM %s: %w", n.ID, m.spec.ID, m.orDead(err))
+	}
+	return addr.slot, nil
+}
+
+// UnplugNIC takes an interface away, which the guest has to confirm; ctx bounds that.
+func (m *machine) UnplugNIC(ctx context.Context, id string) error {
+	if err := m.unplug(ctx, nicName(id)); err != nil {
+		return fmt.Errorf("unplug network interface %s from VM %s: %w", id, m.spec.ID, m.orDead(err))
+	}
+	return nil
+}
+
+// PlugDevice gives the VM a PCI device of the host and returns its PCI path.
+func (m *machine) PlugDevice(ctx context.Context, id, path string) (string, error) {
+	var p problems
+	p.add(!devicePattern.MatchString(id), "device %q: id must match %s", id, devicePattern)
+	p.add(!strings.HasPrefix(path, "/sys/bus/pci/devices/"), "device %q: %q is no PCI device in sysfs", id, path)
+	p.add(m.spec.TEE != hypervisor.TEENone, "device %q: devices of the host cannot read a %s VM's memory", id, m.spec.TEE)
+	p.add(m.par.Landlock, "device %q: Landlock keeps the VMM from it (hypervisor.landlock)", id)
+	if len(p) > 0 {
+		return "", fmt.Errorf("plug into VM %s: %w: %w", m.spec.ID, p[0], errdefs.ErrInvalidArgument)
+	}
+	addr, err := m.plug(ctx, deviceName(id), "vm.add-device", clhapi.DeviceConfig{Id: deviceName(id), Path: path})
+	if err != nil {
+		return "", fmt.Errorf("plug device %s into VM %s: %w", id, m.spec.ID, m.orDead(err))
+	}
+	return addr.slot, nil
+}
+
+// UnplugDevice takes a device of the host back, which the guest has to confirm; ctx bounds that.
+func (m *machine) UnplugDevice(ctx context.Context, id string) error {
+	if err := m.unplug(ctx, deviceName(id)); err != nil {
+		return fmt.Errorf("unplug device %s from VM %s: %w", id, m.spec.ID, m.orDead(err))
+	}
+	return nil
+}
+
+// Counters are what the VMM has counted, by device.
+func (m *machine) Counters(ctx context.Context) (map[string]map[string]int64, error) {
+	var c clhapi.VmCounters
+	if err := m.api.get(ctx, "vm.counters", &c); err != nil {
+		return nil, fmt.Errorf("counters of VM %s: %w", m.spec.ID, m.orDead(err))
+	}
+	return c, nil
+}
+
+// PressPowerButton asks the guest to switch itself off.
+func (m *machine) PressPowerButton(ctx context.Context) error {
+	if err := m.api.put(ctx, "vm.power-button", nil, nil); err != nil {
+		return fmt.Errorf("press the power button of VM %s: %w", m.spec.ID, m.orDead(err))
+	}
+	return nil
+}
+
+// Resize refuses.
+func (m *machine) Resize(context.Context, int, uint64) error {
+	return fmt.Errorf("resize VM %s: its size was decided at launch and stays; restart the pod with other limits: %w", m.spec.ID, errdefs.ErrNotImplemented)
+}
+
+func (m *machine) dead() bool {
+	select {
+	case <-m.proc.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// orDead prefers the reason of the VM's end to that of a call that failed by it.
+func (m *machine) orDead(err error) error {
+	if lost(err) {
+		m.awaitDeath()
+	}
+	if !m.dead() {
+		return err
+	}
+	<-m.done // soon
+	return m.Err()
+}
+
+// lost tells whether an error is that of a connection whose other side went away.
+func lost(err error) bool {
+	return errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNREFUSED)
+}
+
+// awaitDeath gives a VMM that seems to be dying a moment to be dead.
+func (m *machine) awaitDeath() {
+	timer := time.NewTimer(drainTimeout)
+	defer timer.Stop()
+	select {
+	case <-m.proc.Done():
+	case <-timer.C:
+	}
+}

@@ -1,0 +1,201 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package clh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/hypervisor/clh/clhtest"
+)
+
+// calls returns the requests of one call.
+func calls(vmm *clhtest.VMM, call string) []clhtest.Request {
+	return slices.DeleteFunc(vmm.Requests(), func(r clhtest.Request) bool { return r.Call != call })
+}
+
+// A disk is the file that was opened, whatever lies at its path by now.
+func TestPluggedDiskIsTheOpenedFile(t *testing.T) {
+	m, vmm := up(t, clhtest.Config{}, plain(t))
+	f := file(t, "disk")
+	if err := os.Remove(f.Name()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(f.Name(), []byte("another"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	addr, err := m.PlugBlock(t.Context(), hypervisor.Block{ID: "late", File: f})
+	if err != nil || addr.Source != "06" { // after entropy, two disks, one interface and vsock
+		t.Fatalf("PlugBlock() = %v, %v, want slot 06", addr, err)
+	}
+	r := calls(vmm, "vm.add-disk")
+	if len(r) != 1 || len(r[0].Opened) != 1 || r[0].Opened[0] != clhtest.IDOf(t, f) {
+		t.Errorf("the VMM opened %v, want %v", r, clhtest.IDOf(t, f))
+	}
+}
+
+func TestPluggedInterfaceComesWithItsTaps(t *testing.T) {
+	m, vmm := up(t, clhtest.Config{}, plain(t))
+	taps := []*os.File{file(t, "a"), file(t, "b")}
+	path, err := m.PlugNIC(t.Context(), hypervisor.NIC{ID: "eth1", MAC: "02:00:00:00:00:02", Tap: taps})
+	if err != nil || path != "06" {
+		t.Fatalf("PlugNIC() = %q, %v", path, err)
+	}
+	r := calls(vmm, "vm.add-net")
+	if want := []clhtest.FileID{clhtest.IDOf(t, taps[0]), clhtest.IDOf(t, taps[1])}; !slices.Equal(r[1].Files, want) {
+		t.Errorf("the VMM got %v, want %v", r[1].Files, want)
+	}
+	if _, err := m.PlugNIC(t.Context(), hypervisor.NIC{ID: "eth2", MAC: "02:00:00:00:00:03", Tap: append(taps, file(t, "c"))}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("PlugNIC() with more queues than vCPUs = %v", err)
+	}
+}
+
+func TestTheBusIsFullAtSomePoint(t *testing.T) {
+	s := plain(t)
+	s.Blocks, s.NICs = nil, nil
+	m, _ := up(t, clhtest.Config{}, s)
+	f := file(t, "disk")
+	for i := range maxDevices {
+		if _, err := m.PlugBlock(t.Context(), hypervisor.Block{ID: fmt.Sprintf("d%d", i), File: f, ReadOnly: true}); err != nil {
+			t.Fatalf("disk %d: %v", i, err)
+		}
+	}
+	_, err := m.PlugBlock(t.Context(), hypervisor.Block{ID: "one-more", File: f})
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "all 29 places on the PCI bus are taken") {
+		t.Errorf("PlugBlock() = %v", err)
+	}
+}
+
+// Whatever goes wrong, the id is free again, and the VMM has no device that we do not know.
+func TestFailedPlugsLeaveNothing(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		config  clhtest.Config
+		removes bool // the driver cannot know whether the device is there
+		want    string
+	}{
+		{"refused", clhtest.Config{ErrorOn: "vm.add-disk", ErrorStatus: 500, ErrorBody: `["Error from API","locked"]`}, false, "vm.add-disk: Error from API: locked"},
+		{"there already", clhtest.Config{ErrorOn: "vm.add-disk", ErrorStatus: 409}, false, "no reason was given (status 409)"},
+		{"half an answer", clhtest.Config{HalfOn: "vm.add-disk", AfterDone: true}, true, "in the middle of the answer"},
+		{"no answer", clhtest.Config{HangOn: "vm.add-disk", AfterDone: true}, true, "deadline exceeded"},
+		{"garbage", clhtest.Config{GarbageOn: "vm.add-disk"}, true, "not an HTTP answer"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			m, vmm := up(t, tt.config, plain(t))
+			b := hypervisor.Block{ID: "late", File: file(t, "disk")}
+			for range 2 {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				if _, err := m.PlugBlock(ctx, b); err == nil || !strings.Contains(err.Error(), tt.want) {
+					t.Errorf("PlugBlock() = %v, want %q", err, tt.want)
+				}
+				if _, ok := m.BlockAddress("late"); ok {
+					t.Error("the disk is known after a failed PlugBlock()")
+				}
+			}
+			if n := len(calls(vmm, "vm.remove-device")); (n > 0) != tt.removes {
+				t.Errorf("%d attempts to remove it, want some: %v", n, tt.removes)
+			}
+		})
+	}
+}
+
+func TestUnplugWaitsForTheGuest(t *testing.T) {
+	t.Run("which keeps it", func(t *testing.T) {
+		m, vmm := up(t, clhtest.Config{KeepDevices: true}, plain(t))
+		for range 2 {
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			if err := m.UnplugBlock(ctx, "layer-0"); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "has not let go") {
+				t.Errorf("UnplugBlock() = %v", err)
+			}
+			cancel()
+		}
+		if _, ok := m.BlockAddress("layer-0"); !ok {
+			t.Error("the disk is forgotten while it is there")
+		}
+		if n := len(calls(vmm, "vm.remove-device")); n != 2 {
+			t.Errorf("asked %d times", n)
+		}
+	})
+	t.Run("whose answer gets lost", func(t *testing.T) {
+		m, _ := up(t, clhtest.Config{SilentEject: true}, plain(t))
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		if err := m.UnplugBlock(ctx, "layer-0"); err != nil {
+			t.Errorf("UnplugBlock() = %v", err)
+		}
+	})
+	t.Run("which dies", func(t *testing.T) {
+		m, _ := up(t, clhtest.Config{CrashOn: "vm.remove-device"}, plain(t))
+		var dead *hypervisor.DeadError
+		if err := m.UnplugNIC(t.Context(), "eth0"); !errors.As(err, &dead) {
+			t.Errorf("UnplugNIC() = %v", err)
+		}
+	})
+}
+
+func TestLandlock(t *testing.T) {
+	layers, other := t.TempDir(), t.TempDir()
+	open := func(dir, name string) *os.File {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	h := newHarness(t, clhtest.Config{}, Options{Landlock: true, Readable: []string{layers}})
+	m, err := h.launch(t, plain(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := open(layers, "gone")
+	if err := os.Remove(gone.Name()); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name string
+		b    hypervisor.Block
+		want string
+	}{
+		{"a layer", hypervisor.Block{ID: "a", File: open(layers, "a"), ReadOnly: true}, ""},
+		{"to be written", hypervisor.Block{ID: "b", File: open(layers, "b")}, "for reading only"},
+		{"elsewhere", hypervisor.Block{ID: "c", File: open(other, "c"), ReadOnly: true}, "not among the files that Landlock lets the VMM use"},
+		{"removed", hypervisor.Block{ID: "d", File: gone, ReadOnly: true}, "not at"},
+	} {
+		_, err := m.PlugBlock(t.Context(), tt.b)
+		if tt.want == "" && err != nil || tt.want != "" && (!errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("%s: PlugBlock() = %v, want %q", tt.name, err, tt.want)
+		}
+	}
+	if r := calls(h.vmm, "vm.create")[0]; !strings.Contains(string(r.Body), `"landlock_enable":true`) {
+		t.Errorf("vm.create %s", r.Body)
+	}
+	if r := calls(h.vmm, "vm.add-disk"); len(r) != 1 || !strings.Contains(string(r[0].Body), filepath.Join(layers, "a")) {
+		t.Errorf("vm.add-disk %v", r)
+	}
+	if _, err := m.PlugDevice(t.Context(), "gpu", "/sys/bus/pci/devices/0000:3b:00.0"); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("PlugDevice() under Landlock = %v", err)
+	}
+	old := newHarness(t, clhtest.Config{}, Options{Landlock: true, Readable: []string{layers}})
+	old.driver.landlockABI = func() int { return 2 }
+	if m, err = old.launch(t, plain(t)); err != nil || m.par.Landlock {
+		t.Errorf("on a kernel without Landlock: %v, %v", m, err)
+	}
+}
