@@ -27,6 +27,9 @@ import (
 // FeatureStreams is announced in extra_features: byte streams by port are served.
 const FeatureStreams = "coco-streams"
 
+// FeatureRemove is announced in extra_features: CopyFile can take files away.
+const FeatureRemove = "coco-remove"
+
 // deviceHandlers are the types of Device entries that package mount serves.
 var deviceHandlers = []string{"blk", "scsi"}
 
@@ -38,7 +41,7 @@ func (s *Service) GetGuestDetails(_ context.Context, req *pb.GuestDetailsRequest
 		DeviceHandlers:  deviceHandlers,
 		StorageHandlers: s.StorageHandlers,
 		SupportsSeccomp: true,
-		ExtraFeatures:   []string{"seccomp", FeatureStreams},
+		ExtraFeatures:   []string{"seccomp", FeatureStreams, FeatureRemove},
 	}}
 	if req.MemBlockSize {
 		if b, err := os.ReadFile("/sys/devices/system/memory/block_size_bytes"); err == nil {
@@ -185,16 +188,28 @@ func (s *Service) GetDiagnosticData(_ context.Context, req *pb.GetDiagnosticData
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.Open(p)
-	if err != nil {
-		return nil, fmt.Errorf("termination log of container %s: %w", c.id, err)
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxTermination))
+	b, err := tail(p, maxTermination)
 	if err != nil {
 		return nil, fmt.Errorf("termination log of container %s: %w", c.id, err)
 	}
 	return &pb.GetDiagnosticDataResponse{Data: strings.ToValidUTF8(string(b), "\uFFFD")}, nil
+}
+
+// tail reads the end of a regular file. A container can make what it likes of its log.
+func tail(name string, limit int64) ([]byte, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("it is not a regular file: %w", errdefs.ErrFailedPrecondition)
+	}
+	return io.ReadAll(io.NewSectionReader(f, max(st.Size()-limit, 0), limit))
 }
 
 // GetMetrics tells in Prometheus' text format how the agent and the guest are.

@@ -73,6 +73,7 @@ type Runtime struct {
 	LayerCache        string   // converted image layers
 	UpperSizeMiB      uint64   // limit of a container's writable layer, in guest memory
 	MaxCopyMiB        uint64   // limit of a bind-mounted file or directory that is copied in
+	HostPath          string   // files of the host in a CRI container: "read-only", "writable" or "refused"
 	CreateTimeout     Duration // for creating a container in the guest
 	StopTimeout       Duration // for a graceful stop before the VM is killed
 	LogLevel          string   // "error", "warn", "info" or "debug"
@@ -107,6 +108,7 @@ func Default() Config {
 			LayerCache:        "/var/lib/coco/layers",
 			UpperSizeMiB:      256,
 			MaxCopyMiB:        32,
+			HostPath:          "read-only",
 			CreateTimeout:     60 * time.Second,
 			StopTimeout:       10 * time.Second,
 			LogLevel:          "info",

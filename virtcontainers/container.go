@@ -137,10 +137,15 @@ func (p *Pod) CreateContainer(ctx context.Context, req ContainerRequest) (_ Stre
 }
 
 func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRequest, u *undo.Stack) (Streams, error) {
-	out, err := spec.Convert(spec.Input{ID: c.id, Spec: req.Spec, SharedShm: p.sharedShm})
+	mounts, err := p.planMounts(c.id, req.Spec)
 	if err != nil {
 		return Streams{}, err
 	}
+	out, err := spec.Convert(spec.Input{ID: c.id, Spec: req.Spec, SharedShm: p.sharedShm, Binds: mounts.binds})
+	if err != nil {
+		return Streams{}, err
+	}
+	c.init.expectLastWords(mounts, out.OCI)
 	if out.OCI.GetLinux().GetSeccomp() != nil && !p.agent.seccomp {
 		return Streams{}, fmt.Errorf("linux.seccomp: the guest's agent cannot apply filters: %w", errdefs.ErrNotImplemented)
 	}
@@ -153,7 +158,7 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 			return Streams{}, err
 		}
 	}
-	storages, err := p.prepare(ctx, c, req, out.Copies, u)
+	storages, err := p.prepare(ctx, c, req, out.Copies, mounts.volumes, u)
 	if err != nil {
 		return Streams{}, err
 	}

@@ -40,16 +40,17 @@ type fileSink interface {
 
 // entry is one file, directory or symbolic link to be copied.
 type entry struct {
-	path  string // on the host
-	guest string
-	stat  unix.Stat_t
+	path   string // on the host
+	guest  string
+	stat   unix.Stat_t
+	target string // of a link
 }
 
 // copyIn copies a bind mount's source to the guest: regular files, directories and symbolic links,
 // with modes and owners. What is not one of these, and what is larger than limitMiB, is refused
 // before anything is sent.
 func copyIn(ctx context.Context, sink fileSink, c spec.Copy, limitMiB uint64) error {
-	entries, err := survey(c, limitMiB)
+	entries, err := survey(c, limitMiB, nil)
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", c.Destination, err)
 	}
@@ -61,8 +62,9 @@ func copyIn(ctx context.Context, sink fileSink, c spec.Copy, limitMiB uint64) er
 	return nil
 }
 
-// survey lists what has to be copied.
-func survey(c spec.Copy, limitMiB uint64) ([]entry, error) {
+// survey lists what has to be copied. skip, which may be nil, says what has not, by its path below
+// the source.
+func survey(c spec.Copy, limitMiB uint64, skip func(rel string) bool) ([]entry, error) {
 	// The kernel follows a link that is the source of a bind mount.
 	source, err := filepath.EvalSymlinks(c.Source)
 	if err != nil {
@@ -77,21 +79,31 @@ func survey(c spec.Copy, limitMiB uint64) ([]entry, error) {
 	}
 	var entries []entry
 	var total uint64
-	err = filepath.WalkDir(source, func(p string, _ fs.DirEntry, err error) error {
+	err = filepath.WalkDir(source, func(p string, d fs.DirEntry, err error) error {
 		if err != nil {
-			return sourceError(p, err)
-		}
-		e := entry{path: p}
-		if err := unix.Lstat(p, &e.stat); err != nil {
 			return sourceError(p, err)
 		}
 		rel, err := filepath.Rel(source, p)
 		if err != nil {
 			return err
 		}
-		e.guest = path.Join(c.Guest, rel)
+		if skip != nil && p != source && skip(rel) {
+			if d.IsDir() {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		e := entry{path: p, guest: path.Join(c.Guest, rel)}
+		if err := unix.Lstat(p, &e.stat); err != nil {
+			return sourceError(p, err)
+		}
 		if kind := uncopyable(e.stat.Mode); kind != "" {
 			return fmt.Errorf("%s is a %s of the host, which cannot be copied into a VM: %w", p, kind, errdefs.ErrInvalidArgument)
+		}
+		if e.stat.Mode&unix.S_IFMT == unix.S_IFLNK {
+			if e.target, err = os.Readlink(p); err != nil {
+				return sourceError(p, err)
+			}
 		}
 		cost := uint64(entryCost)
 		if e.stat.Mode&unix.S_IFMT == unix.S_IFREG {
@@ -149,12 +161,8 @@ func send(ctx context.Context, sink fileSink, e entry) error {
 	case unix.S_IFDIR:
 		return sink.CopyFile(ctx, req())
 	case unix.S_IFLNK:
-		target, err := os.Readlink(e.path)
-		if err != nil {
-			return err
-		}
 		r := req()
-		r.Data, r.FileSize = []byte(target), int64(len(target))
+		r.Data, r.FileSize = []byte(e.target), int64(len(e.target))
 		return sink.CopyFile(ctx, r)
 	default:
 		return sendFile(ctx, sink, e, req)

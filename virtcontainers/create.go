@@ -161,6 +161,7 @@ func needsSharedShm(o Options) bool {
 
 func (c *creation) decideShape(context.Context) (err error) {
 	c.shape, err = ShapeOf(c.opts.Config.Hypervisor, c.opts.Host.Machine, c.opts.Spec)
+	c.volumes.memoryMiB = c.shape.MemoryMiB
 	return err
 }
 

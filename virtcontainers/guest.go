@@ -32,6 +32,9 @@ const (
 // featureStreams is what an agent advertises that takes byte streams on streamPort.
 const featureStreams = "coco-streams"
 
+// featureRemove is what an agent advertises whose CopyFile can take files away.
+const featureRemove = "coco-remove"
+
 // The calls of the agent that a pod needs, by role. The ttrpc client satisfies all of them.
 type (
 	sandboxGuest interface {
@@ -53,6 +56,7 @@ type (
 		RemoveContainer(context.Context, *agent.RemoveContainerRequest) (*emptypb.Empty, error)
 		UpdateContainer(context.Context, *agent.UpdateContainerRequest) (*emptypb.Empty, error)
 		StatsContainer(context.Context, *agent.StatsContainerRequest) (*agent.StatsContainerResponse, error)
+		GetDiagnosticData(context.Context, *agent.GetDiagnosticDataRequest) (*agent.GetDiagnosticDataResponse, error)
 	}
 	freezeGuest interface {
 		PauseContainer(context.Context, *agent.PauseContainerRequest) (*emptypb.Empty, error)
@@ -88,6 +92,7 @@ type link struct {
 	gone    chan struct{} // closed when the connection has ended
 	streams bool          // the agent takes byte streams
 	seccomp bool          // the guest can apply filters
+	removes bool          // the guest can take copied files away
 	timeout time.Duration
 }
 
@@ -130,6 +135,7 @@ func (l *link) askDetails(ctx context.Context) error {
 	d := res.GetAgentDetails()
 	l.streams = slices.Contains(d.GetExtraFeatures(), featureStreams)
 	l.seccomp = d.GetSupportsSeccomp()
+	l.removes = slices.Contains(d.GetExtraFeatures(), featureRemove)
 	return nil
 }
 

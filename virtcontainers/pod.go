@@ -41,6 +41,7 @@ type Pod struct {
 	undo    undo.Stack // what the pod holds on the host
 	journal *state.Journal
 	plugs   plugs
+	volumes volumes
 	first   *opening // layers of the pod of one; nil once taken, guarded by mu
 
 	sharedShm    bool
@@ -125,9 +126,9 @@ type sinkFunc func(context.Context, *agent.CopyFileRequest) error
 // CopyFile makes a function a fileSink.
 func (f sinkFunc) CopyFile(ctx context.Context, req *agent.CopyFileRequest) error { return f(ctx, req) }
 
-// prepare brings what a container needs into the guest: its layers as devices, and the files of its
-// bind mounts. Both at once, since one waits for the disk and the other for the guest.
-func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, copies []spec.Copy, u *undo.Stack) ([]*agent.Storage, error) {
+// prepare brings what a container needs into the guest: its layers as devices, the files of its bind
+// mounts, its volumes. All at once, since some wait for the disk and others for the guest.
+func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, copies []spec.Copy, list []mounted, u *undo.Stack) ([]*agent.Storage, error) {
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		defer p.took("copy files of "+c.id, time.Now())
@@ -137,6 +138,15 @@ func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, c
 			}
 		}
 		return nil
+	})
+	var shared []*agent.Storage
+	g.Go(func() (err error) {
+		if len(list) == 0 {
+			return nil
+		}
+		defer p.took("volumes of "+c.id, time.Now())
+		shared, err = p.provide(gctx, c.id, list)
+		return err
 	})
 	var attached []storage.Attached
 	g.Go(func() (err error) {
@@ -156,7 +166,8 @@ func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, c
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	return storage.Storages(c.id, attached, p.opts.Config.Runtime.UpperSizeMiB)
+	rootfs, err := storage.Storages(c.id, attached, p.opts.Config.Runtime.UpperSizeMiB)
+	return append(shared, rootfs...), err
 }
 
 // takeFirst returns the search for the layers that was begun before the boot, or begins one.

@@ -31,6 +31,7 @@ type process struct {
 	container, exec string
 	want            wanted
 	request         *agent.Process // of an exec; set before it is shared
+	lastWords       string         // host file for the termination message, or ""; set before it is shared
 	done            chan struct{}  // closed when exit is set
 
 	mu       sync.Mutex
@@ -141,6 +142,7 @@ func (p *Pod) awaitExit(ctx context.Context, pr *process) {
 	switch {
 	case err == nil:
 		pr.drain(ctx)
+		p.bringLastWords(ctx, pr)
 		pr.settle(ExitStatus{Code: uint32(res.GetStatus())}, false) //nolint:gosec // an exit code
 	case ctx.Err() != nil:
 		pr.settle(ExitStatus{Code: killedCode, Reason: context.Cause(ctx).Error()}, true)

@@ -50,6 +50,9 @@ func (r *Receiver) Copy(req *agent.CopyFileRequest) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if req.Remove {
+		return r.remove(rel, req.Path)
+	}
 	if err := os.MkdirAll(r.base, 0o700); err != nil {
 		return fmt.Errorf("copy %s: %w", req.Path, err)
 	}
@@ -60,6 +63,22 @@ func (r *Receiver) Copy(req *agent.CopyFileRequest) error {
 	defer root.Close()
 	if err := place(root, rel, req); err != nil {
 		return fmt.Errorf("copy %s: %w", req.Path, err)
+	}
+	return nil
+}
+
+// remove takes away a file, a link or a tree. What is not there is fine.
+func (r *Receiver) remove(rel, name string) error {
+	root, err := os.OpenRoot(r.base)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", name, err)
+	}
+	defer root.Close()
+	if err := root.RemoveAll(rel); err != nil {
+		return fmt.Errorf("remove %s: %w", name, err)
 	}
 	return nil
 }
@@ -237,17 +256,19 @@ func placeLink(root *os.Root, rel string, req *agent.CopyFileRequest) error {
 	if n := len(req.Data); n == 0 || n > maxTarget || strings.ContainsRune(string(req.Data), 0) {
 		return fmt.Errorf("link target of %d bytes: %w", n, errdefs.ErrInvalidArgument)
 	}
-	st, err := root.Lstat(rel)
-	if err == nil {
-		if st.IsDir() {
-			return fmt.Errorf("a directory of that name exists: %w", errdefs.ErrFailedPrecondition)
-		}
-		if err := root.Remove(rel); err != nil {
-			return err
-		}
+	if st, err := root.Lstat(rel); err == nil && st.IsDir() {
+		return fmt.Errorf("a directory of that name exists: %w", errdefs.ErrFailedPrecondition)
 	}
-	if err := root.Symlink(string(req.Data), rel); err != nil {
+	// The name changes hands in one step: whoever reads through it sees the old target or the new one.
+	part := rel + suffix
+	if err := root.RemoveAll(part); err != nil {
 		return err
 	}
-	return root.Lchown(rel, int(req.Uid), int(req.Gid))
+	if err := root.Symlink(string(req.Data), part); err != nil {
+		return err
+	}
+	if err := root.Lchown(part, int(req.Uid), int(req.Gid)); err != nil {
+		return errors.Join(err, root.Remove(part))
+	}
+	return root.Rename(part, rel)
 }

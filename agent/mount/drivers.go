@@ -83,6 +83,9 @@ func checkDriverOptions(s *agent.Storage) error {
 		if s.GetDriver() == "overlayfs" && strings.HasPrefix(o, createDirectory) {
 			continue
 		}
+		if s.GetDriver() == "bind" && strings.HasPrefix(o, subPathOption) {
+			continue
+		}
 		return fmt.Errorf("unknown driver option %.100q: %w", o, errdefs.ErrNotImplemented)
 	}
 	return nil
@@ -220,7 +223,23 @@ func (m *Manager) mountBind(point string, mt *mounted, opts options) error {
 		return fmt.Errorf("source: %w", err)
 	}
 	defer src.Close()
-	return m.at(point, mt, func(target string) error {
+	sub, err := takeSubPath(mt.storage.GetDriverOptions())
+	if err != nil {
+		return err
+	}
+	at := m.at
+	if sub != "" {
+		if src, err = openSubPath(src, sub); err != nil {
+			return err
+		}
+		defer src.Close()
+		if st, err := src.Stat(); err != nil {
+			return err
+		} else if !st.IsDir() {
+			at = m.atFile
+		}
+	}
+	return at(point, mt, func(target string) error {
 		if err := unix.Mount(procPath(src), target, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 			return fmt.Errorf("bind %s: %w", source, err)
 		}

@@ -32,7 +32,13 @@ func (r *refusals) mounts(in Input) ([]*agent.Mount, []Copy) {
 			m.Destination = "/" + m.Destination
 		}
 		g := &agent.Mount{Destination: m.Destination, Source: m.Source, Type: m.Type, Options: slices.Clone(m.Options)}
+		bound, isVolume := in.Binds[i]
 		switch {
+		case IsBind(m) && isVolume:
+			g.Source = bound.Guest
+			if bound.ReadOnly {
+				g.Options = append(slices.DeleteFunc(g.Options, func(o string) bool { return o == "rw" }), "ro")
+			}
 		case IsBind(m) && in.SharedShm && path.Clean(m.Destination) == shmPath:
 			g.Source = SandboxShm
 		case IsBind(m):

@@ -43,6 +43,15 @@ type Input struct {
 	// SharedShm says that the pod has a /dev/shm of its own in the guest, which a bind mount onto
 	// /dev/shm (that is how CRI describes it) is replaced by.
 	SharedShm bool
+	// Binds are bind mounts that lead to something of the pod's in the guest instead of a copy for
+	// this container, by their index in the specification's mounts.
+	Binds map[int]Bound
+}
+
+// Bound is where a bind mount leads to in the guest.
+type Bound struct {
+	Guest    string
+	ReadOnly bool // whatever the specification says
 }
 
 // Output is a container as the guest gets it, before storages, devices and ports are added.

@@ -1,0 +1,131 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package mount
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// subPathOption is the bind driver's option to mount only a path within the source: a directory or a
+// file, and a directory that is made if there is nothing.
+const subPathOption = "coco.subpath="
+
+// takeSubPath finds the option among a storage's driver options.
+func takeSubPath(options []string) (string, error) {
+	sub := ""
+	for _, o := range options {
+		v, ok := strings.CutPrefix(o, subPathOption)
+		if !ok {
+			continue
+		}
+		if sub != "" || v == "" || len(v) > maxPathLen || path.IsAbs(v) || path.Clean(v) != v || v == "." || v == ".." || strings.HasPrefix(v, "../") || strings.ContainsRune(v, 0) {
+			return "", invalid(fmt.Errorf("sub path %.200q is not one plain relative path", v))
+		}
+		sub = v
+	}
+	return sub, nil
+}
+
+// inVolume is the way that a path in a volume is opened. Containers write to volumes: a symbolic link
+// may be there and is followed, but not out of the volume.
+func inVolume(flags uint64) *unix.OpenHow {
+	return &unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS}
+}
+
+// openSubPath opens a path within a volume, as O_PATH. Directories that are missing are made with the
+// volume's mode; their group is the volume's if that is set so.
+func openSubPath(volume *os.File, sub string) (*os.File, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(volume.Fd()), &st); err != nil {
+		return nil, os.NewSyscallError("fstat", err)
+	}
+	root := int(volume.Fd())
+	fd, err := unix.Openat2(root, sub, inVolume(unix.O_PATH))
+	if errors.Is(err, unix.ENOENT) {
+		if err := makeInVolume(root, sub, st.Mode&0o7777); err != nil {
+			return nil, fmt.Errorf("make sub path %s: %w", sub, err)
+		}
+		fd, err = unix.Openat2(root, sub, inVolume(unix.O_PATH))
+	}
+	if errors.Is(err, unix.EXDEV) {
+		return nil, invalid(fmt.Errorf("sub path %s leads out of its volume", sub))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("sub path %s: %w", sub, err)
+	}
+	return os.NewFile(uintptr(fd), sub), nil
+}
+
+// makeInVolume makes the directories of a path that are missing.
+func makeInVolume(root int, sub string, mode uint32) error {
+	for i := range len(sub) + 1 {
+		if i < len(sub) && sub[i] != '/' {
+			continue
+		}
+		dir, err := unix.Openat2(root, path.Dir(sub[:i]), inVolume(unix.O_PATH|unix.O_DIRECTORY))
+		if err != nil {
+			return err
+		}
+		err = makeOne(dir, path.Base(sub[:i]), mode)
+		unix.Close(dir)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func makeOne(dir int, name string, mode uint32) error {
+	err := unix.Mkdirat(dir, name, mode)
+	if errors.Is(err, unix.EEXIST) {
+		return nil // whatever it is: the path is opened again
+	}
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Fchmod(fd, mode) // the umask has taken bits away
+}
+
+// atFile makes a file as the mount point, calls mount with a path to it, and records the undo.
+func (m *Manager) atFile(point string, mt *mounted, mount func(target string) error) error {
+	dir, made, err := m.makeDir(path.Dir(point), 0o755)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if made {
+		mt.undo.Push("remove "+path.Dir(point), func(context.Context) error { return m.removeDir(path.Dir(point)) })
+	}
+	fd, err := unix.Openat2(int(dir.Fd()), path.Base(point), &unix.OpenHow{
+		Flags: unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC, Mode: 0o600, Resolve: unix.RESOLVE_BENEATH,
+	})
+	if err != nil {
+		return &os.PathError{Op: "create", Path: point, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), point)
+	defer f.Close()
+	mt.undo.Push("remove "+point, func(context.Context) error {
+		if err := unix.Unlink(point); err != nil && !errors.Is(err, unix.ENOENT) {
+			return &os.PathError{Op: "unlink", Path: point, Err: err}
+		}
+		return nil
+	})
+	if err := mount(procPath(f)); err != nil {
+		return err
+	}
+	mt.undo.Push("unmount "+point, func(context.Context) error { return unmount(point) })
+	return nil
+}

@@ -1,0 +1,80 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package virtcontainers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/api/agent"
+)
+
+const (
+	// lastWordsMax is as much of a termination message as kubelet reads, the end of it.
+	lastWordsMax = 4096
+	// lastWordsTime bounds how long an exit is held back for the message.
+	lastWordsTime = 5 * time.Second
+	// lastWordsKey tells the agent which mount is the message, where it is not /dev/termination-log.
+	lastWordsKey = "io.kubernetes.container.terminationMessagePath"
+)
+
+// expectLastWords notes where a container's termination message is, before it is created.
+func (pr *process) expectLastWords(m mountPlan, oci *agent.Spec) {
+	if pr.lastWords = m.lastWords; m.lastWords == "" || oci.GetAnnotations()[lastWordsKey] != "" {
+		return
+	}
+	if oci.Annotations == nil {
+		oci.Annotations = map[string]string{}
+	}
+	oci.Annotations[lastWordsKey] = m.lastWordsAt
+}
+
+// bringLastWords writes the termination message of a container that has exited to the file that
+// kubelet reads after the exit. What goes wrong is logged: the exit matters more.
+func (p *Pod) bringLastWords(ctx context.Context, pr *process) {
+	if pr.lastWords == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, lastWordsTime)
+	defer cancel()
+	res, err := p.agent.GetDiagnosticData(ctx, &agent.GetDiagnosticDataRequest{LogType: "termination_log", ContainerId: pr.container})
+	if err == nil {
+		err = writeLastWords(pr.lastWords, res.GetData())
+	}
+	if err != nil {
+		p.log.Warn("the termination message is lost", "container", pr.container, "error", classify(err))
+	}
+}
+
+// writeLastWords writes the end of a message to a file that exists.
+func writeLastWords(name, words string) error {
+	if words == "" {
+		return nil
+	}
+	words = words[max(len(words)-lastWordsMax, 0):]
+	f, err := os.OpenFile(name, os.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return fmt.Errorf("termination message: %w", err)
+	}
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a regular file: %w", name, errdefs.ErrFailedPrecondition)
+	}
+	if err == nil {
+		err = f.Truncate(0)
+	}
+	if err == nil {
+		_, err = f.WriteString(words)
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("termination message: %w", err)
+	}
+	return nil
+}

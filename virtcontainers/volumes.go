@@ -1,0 +1,257 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package virtcontainers
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"path"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/virtcontainers/spec"
+	"github.com/coco-shim/coco/virtcontainers/volume"
+)
+
+// volumes are what the containers of a pod have in common beyond their network: each host source is
+// one volume in the guest, made for the first container that mounts it and gone with the VM.
+type volumes struct {
+	memoryMiB uint64 // of the VM; set before there are containers
+
+	mu      sync.Mutex
+	by      map[string]*podVolume // guarded by mu; by source on the host
+	watcher *volume.Watcher       // guarded by mu; made with the first volume that changes
+}
+
+// podVolume is one of them.
+type podVolume struct {
+	kind          volume.Kind
+	source, guest string
+
+	token   chan struct{}    // holds a token while nobody works on the volume; what follows is the holder's
+	made    bool             // it is in the guest
+	storage *agent.Storage   // what the agent mounts; nil for copies
+	sent    map[string]entry // of an updated copy: what the guest has, by guest path
+}
+
+// hold waits for the volume and keeps it from others until free is called.
+func (v *podVolume) hold(ctx context.Context) (free func(), err error) {
+	select {
+	case <-v.token:
+		return func() { v.token <- struct{}{} }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("wait for volume %s: %w", v.source, context.Cause(ctx))
+	}
+}
+
+// mounted is a container's view of a volume.
+type mounted struct {
+	*podVolume
+	bind volume.Bind
+}
+
+// Where volumes are in the guest (kata-agent-protocol.md, section 6).
+const (
+	guestMemory   = spec.GuestRoot + "/sandbox/ephemeral/"
+	guestStorage  = spec.GuestRoot + "/sandbox/storage/"
+	guestSubPaths = spec.GuestRoot + "/sandbox/subpaths/"
+)
+
+const maxName = 255 // of a file
+
+func hash16(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(sum[:8])
+}
+
+// guestPlace is where a volume is in the guest.
+func guestPlace(kind volume.Kind, source string) string {
+	base := path.Base(source)
+	switch kind {
+	case volume.Memory:
+		return guestMemory + base
+	case volume.Disk:
+		name := base64.URLEncoding.EncodeToString([]byte(source))
+		if len(name) > maxName {
+			name = hash16(source)
+		}
+		return guestStorage + name
+	default:
+		return path.Join(spec.SharedDir, "sandbox-"+hash16(source)+"-"+base)
+	}
+}
+
+// get returns the pod's volume of a source, noting a new one. Two sources of one name do not share a
+// place.
+func (vs *volumes) get(kind volume.Kind, source string) *podVolume {
+	vs.mu.Lock()
+	defer vs.mu.Unlock()
+	if v := vs.by[source]; v != nil {
+		return v
+	}
+	v := &podVolume{kind: kind, source: source, guest: guestPlace(kind, source), token: make(chan struct{}, 1)}
+	for _, o := range vs.by {
+		if o.guest == v.guest {
+			v.guest += "-" + hash16(source)
+		}
+	}
+	v.token <- struct{}{}
+	vs.by[source] = v
+	return v
+}
+
+// find returns a volume by its source, if the pod has it.
+func (vs *volumes) find(source string) *podVolume {
+	vs.mu.Lock()
+	defer vs.mu.Unlock()
+	return vs.by[source]
+}
+
+// mountPlan is what a container's bind mounts come to.
+type mountPlan struct {
+	binds   map[int]spec.Bound // for the conversion, by index of the mount
+	volumes []mounted
+	// The container's termination message: the file on the host, and where the container has it.
+	lastWords, lastWordsAt string
+}
+
+// planBinds looks at a specification's bind mounts; it changes nothing.
+func planBinds(o Options, id string, s *specs.Spec) ([]volume.Bind, error) {
+	table, err := volume.Look(s)
+	if err != nil {
+		return nil, err
+	}
+	binds, err := volume.Plan(volume.Input{
+		ID: id, Spec: s, Mounts: table,
+		HostPath: volume.HostPath(o.Config.Runtime.HostPath), TEE: o.Config.Hypervisor.Platform != "none",
+	})
+	if err != nil {
+		return nil, fmt.Errorf("container %s cannot run in a VM as specified: %w", id, err)
+	}
+	return binds, nil
+}
+
+// planMounts decides where each bind mount of a container leads to in the guest.
+func (p *Pod) planMounts(id string, s *specs.Spec) (mountPlan, error) {
+	binds, err := planBinds(p.opts, id, s)
+	if err != nil {
+		return mountPlan{}, err
+	}
+	out := mountPlan{binds: map[int]spec.Bound{}}
+	for _, b := range binds {
+		switch b.Kind {
+		case volume.Copied:
+			continue
+		case volume.Termination:
+			out.lastWords, out.lastWordsAt = b.Source, b.Destination
+			continue
+		}
+		m := mounted{p.volumes.get(b.Kind, b.Source), b}
+		if m.kind != b.Kind {
+			return mountPlan{}, fmt.Errorf("mount %s: the volume %s is there as %s, and cannot be %s as well: %w", b.Destination, b.Source, m.kind, b.Kind, errdefs.ErrFailedPrecondition)
+		}
+		out.volumes = append(out.volumes, m)
+		out.binds[b.Index] = spec.Bound{Guest: m.place(id), ReadOnly: b.ReadOnly}
+	}
+	return out, nil
+}
+
+// place is what the container binds: the volume, or a mount of its own for a sub path.
+func (m mounted) place(id string) string {
+	if m.bind.Sub == "" {
+		return m.guest
+	}
+	return guestSubPaths + id + "-" + hash16(path.Clean(m.bind.Destination))
+}
+
+// provide brings a container's volumes into the guest and returns what the agent has to mount.
+func (p *Pod) provide(ctx context.Context, id string, list []mounted) ([]*agent.Storage, error) {
+	var out []*agent.Storage
+	listed := map[string]bool{}
+	for _, m := range list {
+		if err := p.makeVolume(ctx, m.podVolume); err != nil {
+			return nil, fmt.Errorf("mount %s: %w", m.bind.Destination, err)
+		}
+		if m.storage != nil && !listed[m.guest] {
+			listed[m.guest] = true
+			out = append(out, m.storage)
+		}
+		if m.bind.Sub != "" {
+			out = append(out, subPathStorage(m.guest, m.bind.Sub, m.place(id)))
+		}
+	}
+	return out, nil
+}
+
+// subPathOption is the agent's option for a path within a bind's source, which it resolves there and
+// makes if it is missing.
+const subPathOption = "coco.subpath="
+
+func subPathStorage(volume, sub, at string) *agent.Storage {
+	return &agent.Storage{
+		Driver: "bind", Source: volume, Fstype: "bind", MountPoint: at, DriverOptions: []string{subPathOption + sub},
+	}
+}
+
+// makeVolume makes a volume, once.
+func (p *Pod) makeVolume(ctx context.Context, v *podVolume) error {
+	free, err := v.hold(ctx)
+	if err != nil {
+		return err
+	}
+	defer free()
+	if v.made {
+		return nil
+	}
+	switch v.kind {
+	case volume.Updated:
+		err = p.follow(ctx, v)
+	case volume.Memory:
+		v.storage, err = memoryVolume(v, p.volumes.memoryMiB)
+	case volume.Disk:
+		v.storage, err = p.diskVolume(ctx, v)
+	default:
+		err = copyIn(ctx, sinkFunc(p.agent.copyFile), spec.Copy{Source: v.source, Guest: v.guest}, p.opts.Config.Runtime.MaxCopyMiB)
+	}
+	v.made = err == nil
+	return err
+}
+
+// memoryVolume is a tmpfs as kubelet has made one on the host: its size limit, mode and group. One
+// that could hold more than the guest's memory is bounded by half of that, as Linux does by default.
+func memoryVolume(v *podVolume, memoryMiB uint64) (*agent.Storage, error) {
+	s, err := volume.ShapeOf(v.source)
+	if err != nil {
+		return nil, err
+	}
+	size := "size=50%"
+	if s.Bytes > 0 && s.Bytes < memoryMiB*mib {
+		size = fmt.Sprintf("size=%d", s.Bytes)
+	}
+	return ephemeral(v.guest, size, s), nil
+}
+
+// ephemeral is guest memory of a volume's shape, for the life of the sandbox.
+func ephemeral(at, size string, s volume.Shape) *agent.Storage {
+	opts := []string{size, fmt.Sprintf("mode=%o", s.Mode)}
+	if s.Group != 0 {
+		opts = append(opts, fmt.Sprintf("gid=%d", s.Group))
+	}
+	return &agent.Storage{Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs", Options: opts, MountPoint: at, Shared: true}
+}
+
+// diskVolume is an emptyDir that is not memory.
+func (p *Pod) diskVolume(_ context.Context, v *podVolume) (*agent.Storage, error) {
+	s, err := volume.ShapeOf(v.source)
+	if err != nil {
+		return nil, err
+	}
+	return ephemeral(v.guest, fmt.Sprintf("size=%dm", p.opts.Config.Runtime.UpperSizeMiB), s), nil
+}
