@@ -34,6 +34,19 @@ func storage(area string) Group {
 	return Group{Name: "storage-" + strings.ToLower(strings.ReplaceAll(area, " ", "-")), Focus: `\[sig-storage\] ` + area + `.*\[Conformance\]`, Skip: never}
 }
 
+func node(name, areas string) Group {
+	return Group{Name: "node-" + name, Focus: `\[sig-node\] (` + areas + `) .*\[Conformance\]`, Skip: never + `|` + slow}
+}
+
+// Areas of sig-node, so that each group takes about as long.
+const (
+	environment = `ConfigMap|Secrets|Downward API|Variable Expansion|Containers`
+	containers  = `Container Runtime|Container Lifecycle Hook|InitContainer|Ephemeral Containers|PreStop`
+	pods        = `Pods|Kubelet|KubeletManagedEtcHosts|Security Context|Sysctls|RuntimeClass`
+	probes      = `Probing container`
+	resize      = `Pod InPlace Resize Container`
+)
+
 // Groups are the suites of the report. Together the storage groups are the 80 specs of sig-storage for these volumes,
 // the node groups are sig-node's conformance.
 var Groups = []Group{
@@ -43,7 +56,12 @@ var Groups = []Group{
 	storage("Downward API"),
 	storage("Secrets"),
 	storage("Subpath"),
-	{"node", `\[sig-node\].*\[Conformance\]`, never + `|` + slow},
+	node("environment", environment),
+	node("containers", containers),
+	node("pods", pods),
+	node("probes", probes),
+	node("resize", resize),
+	{"node-other", `\[sig-node\].*\[Conformance\]`, strings.Join([]string{never, slow, `\[sig-node\] (` + environment, containers, pods, probes, resize + `) `}, "|")},
 	{"node-slow", `\[sig-node\].*(` + slow + `).*\[Conformance\]`, never},
 }
 

@@ -51,7 +51,9 @@ func E2EImages(dir string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("bash-static: %w: tests/setup.sh k8s", harness.ErrAbsent)
 	}
-	bb = bb.WithLayer(testimage.File{Path: "bin/sh", Mode: 0o755, Data: bash})
+	bb = bb.WithLayer(
+		testimage.File{Path: "bin/sh", Mode: 0o755, Data: bash},
+		testimage.File{Path: "bin/curl", Mode: 0o755, Data: []byte("#!/bin/sh\nexec wget -qO- \"$1\"\n")}) // for lifecycle hooks
 	var data [2][]byte
 	for i, name := range []string{"agnhost", "nonewprivs"} {
 		p, err := binary(name, "k8s")

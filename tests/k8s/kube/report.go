@@ -66,6 +66,7 @@ func (r *Report) Add(runtime, containerd, commit string, group Group, specs []Sp
 			rows[s.Name] = row
 			r.Specs = append(r.Specs, row)
 		}
+		row.Group = group.Name
 		row.Result[runtime] = Entry{State: s.State, Seconds: s.Seconds, Failure: s.Failure}
 	}
 	sort.SliceStable(r.Specs, func(i, j int) bool {
