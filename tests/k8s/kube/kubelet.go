@@ -24,8 +24,9 @@ import (
 // hostname is the node's name: it makes the API server reach the kubelet on 127.0.0.1.
 const hostname = "localhost"
 
-// CgroupRoot is the node's own part of the cgroup tree.
-func (n *Node) CgroupRoot() string { return fmt.Sprintf("/coco-k8s-%d", n.Index) }
+// CgroupRoot is the node's own part of the cgroup tree, named after its directory, which is its alone. Two kubelets with
+// one root would kill each other's pods.
+func (n *Node) CgroupRoot() string { return fmt.Sprintf("/k8s-%s-%d", filepath.Base(n.Dir), n.Index) }
 
 // usedByKubelet are the v1 hierarchies in which the kubelet makes groups.
 var usedByKubelet = []string{"cpu", "memory", "pids", "unified"}
