@@ -26,10 +26,13 @@ func newMeasureCmd() *cobra.Command {
 		Long: "Computes what the hardware will report for a VM. The digests go to stdout in hexadecimal and\n" +
 			"nothing else does; a launch that could not succeed is refused with the reason. See docs/measurement.md.\n\n" +
 			"With --config, the VMs are those of pods of a configuration, with the boot files and the command line that the\n" +
-			"shim launches: one digest with --vcpus, else a table of all numbers of vCPUs that pods can get.\n\n" +
+			"shim launches: one digest with --vcpus, else a table of all numbers of vCPUs that pods can get. With --pod, they are\n" +
+			"the pods of a Kubernetes manifest: Pod, Deployment, StatefulSet, DaemonSet, ReplicaSet, ReplicationController, Job,\n" +
+			"CronJob, List, in one or several documents.\n\n" +
 			"With --diff A B, two traces written with --json --explain are compared: what differs is why the digests differ.",
 		Example: "  coco measure snp --firmware OVMF.fd --kernel vmlinuz --initrd initrd.img --append 'quiet' --vcpus 2 --cpu-model EPYC-v4\n" +
 			"  coco measure --config /etc/coco/config.toml --vcpus 2\n" +
+			"  coco measure --config /etc/coco/config.toml --pod pod.yaml\n" +
 			"  coco measure --diff yesterday.json today.json",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -42,6 +45,8 @@ func newMeasureCmd() *cobra.Command {
 					return fmt.Errorf("measure --config %s: %w", o.config, err)
 				}
 				return nil
+			case changed("pod"):
+				return errors.New("measure: --pod wants --config: the configuration of the RuntimeClass")
 			case changed("vcpus") || changed("memory") || changed("profile"):
 				return errors.New("measure: --vcpus, --memory and --profile want --config, or a subcommand before them")
 			case !changed("diff") && len(args) == 0:

@@ -4,34 +4,49 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
 	"github.com/coco-shim/coco/configs"
+	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/hypervisor/qemu"
+	"github.com/coco-shim/coco/hypervisor/qemu/qtest"
 	"github.com/coco-shim/coco/measurement/ovmf"
 	"github.com/coco-shim/coco/measurement/snp"
 	"github.com/coco-shim/coco/measurement/tdx"
+	"github.com/coco-shim/coco/virtcontainers"
 )
 
 // configOptions are the flags of coco measure --config.
 type configOptions struct {
 	output
+	podOptions
 	config, memory, profile string
-	vcpus                   int
+	smbios, registerList    string
+	vcpus, nics, physBits   int
+	noCache                 bool
 }
 
 func (o *configOptions) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.config, "config", "", "measure the VMs of pods of this configuration file")
 	f.IntVar(&o.vcpus, "vcpus", 0, "with --config: number of vCPUs; without it all that pods can get, as a table")
-	f.StringVar(&o.memory, "memory", "", "with --config: memory of the VM, such as 2G; only RTMR1 of some TDX profiles depends on it")
-	f.StringVar(&o.profile, "profile", "", "with --config, for TDX: releases of firmware and VMM, for RTMR1 and RTMR2 too")
+	f.StringVar(&o.memory, "memory", "", "with --config: memory of the VM, such as 2G; only on TDX anything depends on it")
+	f.StringVar(&o.profile, "profile", "", "with --config, for TDX: releases of firmware and VMM, for the RTMRs too")
+	f.StringVar(&o.registerList, "registers", "", "with --config, for TDX: which registers, such as mrtd,rtmr1,rtmr2; by default all that what is given allows")
+	f.StringVar(&o.smbios, "smbios", "", "with --config, for TDX: the SMBIOS table that the firmware measures (profiles from edk2-stable202505 on), for rtmr0")
+	f.IntVar(&o.nics, "nics", 1, "with --config, for TDX: network interfaces of the VM at boot, which are in RTMR0")
+	f.IntVar(&o.physBits, "phys-bits", 46, "with --config, for TDX: physical address bits that the firmware uses, which are in RTMR0 (46 with 4-level paging)")
+	f.BoolVar(&o.noCache, "no-cache", false, "with --config, for TDX: read the ACPI tables from QEMU though they are known")
+	o.podOptions.flags(cmd)
 	o.output.flags(cmd)
 }
 
@@ -48,6 +63,12 @@ func (o *configOptions) run(cmd *cobra.Command) error {
 	if err := errors.Join(o.check(), o.size(cmd, h)); err != nil {
 		return err
 	}
+	if cmd.Flags().Changed("pod") {
+		return o.runPods(cmd, c)
+	}
+	if o.idBlock || o.runtimeClass != "" {
+		return errors.New("--id-block and --runtime-class want --pod")
+	}
 	boot, err := h.Boot()
 	if err != nil {
 		return err
@@ -62,7 +83,7 @@ func (o *configOptions) run(cmd *cobra.Command) error {
 	case "snp":
 		results, err = o.snp(cmd, h, boot)
 	case "tdx":
-		results, err = o.tdx(boot)
+		results, err = o.tdx(cmd, h, boot)
 	default:
 		return fmt.Errorf("hypervisor.platform is %q: such VMs have no launch digest, since no hardware measures them; set it to \"snp\" or \"tdx\"", h.Platform)
 	}
@@ -153,8 +174,16 @@ func launchable(path string, fw []byte, problem func(*ovmf.Image) error) error {
 	return nil
 }
 
-// tdx measures what no number of vCPUs changes: MRTD, and with a profile RTMR1 and RTMR2.
-func (o *configOptions) tdx(boot configs.BootFiles) ([]result, error) {
+// problemOf is what the shim looks for in the firmware.
+func problemOf(tee hypervisor.TEE) func(*ovmf.Image) error {
+	if tee == hypervisor.TEETDX {
+		return (*ovmf.Image).TDXLaunchProblem
+	}
+	return func(im *ovmf.Image) error { return im.SNPLaunchProblem(true) }
+}
+
+// tdx measures one size of VM, or what all sizes have in common.
+func (o *configOptions) tdx(cmd *cobra.Command, h configs.Hypervisor, boot configs.BootFiles) ([]result, error) {
 	fw, err := readLimited(boot.Firmware, maxFirmware)
 	if err == nil {
 		err = launchable(boot.Firmware, fw, (*ovmf.Image).TDXLaunchProblem)
@@ -162,24 +191,78 @@ func (o *configOptions) tdx(boot configs.BootFiles) ([]result, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := tdxOptions{output: o.output, firmware: boot.Firmware, profile: o.profile, memory: o.memory}
+	c := configs.Config{Hypervisor: h}
+	shape := virtcontainers.Shape{VCPUs: o.vcpus}
+	if o.memory != "" {
+		n, err := parseSize(o.memory)
+		if err != nil {
+			return nil, err
+		}
+		shape.MemoryMiB = n >> 20
+	}
+	r, err := o.tdxValues(cmd.Context(), h, virtcontainers.VMSpec(virtcontainers.Options{Config: c}, shape, hypervisor.Boot{}), boot)
+	if err != nil {
+		return nil, err
+	}
+	return []result{r}, nil
+}
+
+// tdxValues computes the registers of a VM. Its size is zero where it is unknown; then RTMR0 is, too.
+func (o *configOptions) tdxValues(ctx context.Context, h configs.Hypervisor, spec hypervisor.VMSpec, boot configs.BootFiles) (*tdxResult, error) {
+	t := tdxOptions{output: o.output, firmware: boot.Firmware, profile: o.profile, smbios: o.smbios}
+	if spec.MemoryMiB > 0 {
+		t.memory = fmt.Sprintf("%dM", spec.MemoryMiB)
+	}
 	names := []string{"mrtd"}
 	if o.profile != "" {
-		names = []string{"mrtd", "rtmr1", "rtmr2"}
 		t.boot = bootFiles{kernel: boot.Kernel, initrd: boot.Initrd, cmdline: boot.Cmdline}
 		p, err := tdx.ParseProfile(o.profile)
 		if err != nil {
 			return nil, fmt.Errorf("--profile: %w", err)
 		}
-		if p.KernelPatched() && o.memory == "" {
+		if p.KernelPatched() && t.memory == "" {
 			return nil, fmt.Errorf("--profile %s: QEMU patches the kernel there, so RTMR1 depends on the memory: give --memory", p)
 		}
+		names = []string{"mrtd", "rtmr1", "rtmr2"}
+		if spec.CPU.Count > 0 && spec.MemoryMiB > 0 && (o.smbios != "" || !p.MeasuresSMBIOS()) {
+			names = registerNames
+		}
 	}
-	r, err := t.values(names)
+	if o.registerList != "" {
+		var err error
+		if names, err = chosen(o.registerList); err != nil {
+			return nil, err
+		}
+	}
+	if slices.Contains(names, "rtmr0") {
+		if spec.CPU.Count == 0 || spec.MemoryMiB == 0 {
+			return nil, errors.New("rtmr0 depends on the size of the VM: give --vcpus and --memory")
+		}
+		p, err := tdx.ParseProfile(o.profile)
+		if err != nil {
+			return nil, fmt.Errorf("--profile: %w", err)
+		}
+		if t.acpi, err = o.tables(ctx, h, spec, p); err != nil {
+			return nil, err
+		}
+	}
+	return t.values(names)
+}
+
+// tables reads the ACPI tables of a VM from the QEMU that will run it.
+func (o *configOptions) tables(ctx context.Context, h configs.Hypervisor, spec hypervisor.VMSpec, p tdx.Profile) (*tdx.ACPI, error) {
+	for i := range o.nics {
+		spec.NICs = append(spec.NICs, hypervisor.NIC{ID: fmt.Sprint("nic", i)})
+	}
+	cache := qtest.Cache{Dir: cacheDir()}
+	if o.noCache {
+		cache.Dir = ""
+	}
+	files, err := cache.Read(ctx, qemu.Tables(spec, h.Path), qtest.OVMF(p.EDK2, o.physBits), qtest.Loader, qtest.RSDP, qtest.ACPI)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("ACPI tables for rtmr0: %w", err)
 	}
-	return []result{r}, nil
+	return &tdx.ACPI{Loader: tdx.Content{Data: files[qtest.Loader]}, RSDP: tdx.Content{Data: files[qtest.RSDP]}, Tables: tdx.Content{Data: files[qtest.ACPI]}}, nil
 }
 
 // snpTable prints one line for each number of vCPUs.

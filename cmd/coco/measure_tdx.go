@@ -36,6 +36,7 @@ type tdxOptions struct {
 	smbios                string
 	fwCfg                 []string
 	shim, secureBootBuild bool
+	acpi                  *tdx.ACPI // instead of files
 }
 
 // tdxResult is the set of registers of one VM.
@@ -165,13 +166,7 @@ func compute(name string, d tdx.Description, t *measurement.Trace) (measurement.
 // names returns the registers to compute.
 func (o *tdxOptions) names(cmd *cobra.Command) ([]string, error) {
 	if o.registers != "" {
-		names := strings.Split(o.registers, ",")
-		for i, n := range names {
-			if !slices.Contains(registerNames, n) || slices.Contains(names[:i], n) {
-				return nil, fmt.Errorf("--registers %q: each of %s may occur once", o.registers, strings.Join(registerNames, ", "))
-			}
-		}
-		return names, nil
+		return chosen(o.registers)
 	}
 	for _, f := range []string{"kernel", "memory", "acpi-loader", "acpi-rsdp", "acpi-tables", "smbios", "fw-cfg"} {
 		if cmd.Flags().Changed(f) {
@@ -179,6 +174,17 @@ func (o *tdxOptions) names(cmd *cobra.Command) ([]string, error) {
 		}
 	}
 	return registerNames[:1], nil
+}
+
+// chosen reads a list of registers.
+func chosen(list string) ([]string, error) {
+	names := strings.Split(list, ",")
+	for i, n := range names {
+		if !slices.Contains(registerNames, n) || slices.Contains(names[:i], n) {
+			return nil, fmt.Errorf("--registers %q: each of %s may occur once", list, strings.Join(registerNames, ", "))
+		}
+	}
+	return names, nil
 }
 
 // load reads what the chosen registers need.
@@ -239,6 +245,9 @@ func (o *tdxOptions) loadTables(d *tdx.Description) error {
 	err := errors.Join(read(o.loader, &acpi.Loader), read(o.rsdp, &acpi.RSDP), read(o.tables, &acpi.Tables), read(o.smbios, &d.SMBIOS))
 	if o.loader != "" || o.rsdp != "" || o.tables != "" {
 		d.ACPI = acpi
+	}
+	if o.acpi != nil {
+		d.ACPI = o.acpi
 	}
 	for _, s := range o.fwCfg {
 		name, path, ok := strings.Cut(s, "=")

@@ -54,13 +54,13 @@ var edges = Edges{
 	"shim/sandbox":                {"shim/bundle", "shim/rpc", "shim/task", "internal/..."},
 	"shim/shimtest/...":           {"shim", "shim/task", "shim/shimtest/...", "virtcontainers", "api/agent", "tests/harness"},
 	"agent":                       {"agent/...", "api/...", "internal/..."},
-	"agent/...":                   {"agent/...", "api/...", "image/verity/...", "image/erofs/...", "internal/..."},
+	"agent/...":                   {"agent/...", "api/...", "image/verity/...", "image/erofs/...", "image/ext4", "internal/..."},
 	"guest/...":                   {"guest/...", "image/...", "internal/..."},
 	"measurement":                 {},
 	"measurement/...":             {"measurement/..."},
 	"cmd/coco-agent":              {"agent/...", "internal/..."},
 	"cmd/containerd-shim-coco-v2": {"shim/...", "virtcontainers/...", "hypervisor/...", "network", "configs", "api/...", "image/...", "internal/..."},
-	"cmd/coco":                    {"configs", "guest/...", "hypervisor/...", "measurement/...", "image/...", "internal/..."},
+	"cmd/coco":                    {"configs", "guest/...", "hypervisor/...", "measurement/...", "image/...", "virtcontainers", "internal/..."},
 	"tests/...":                   {"*"},
 }
 

@@ -84,6 +84,9 @@ func (p Profile) KernelPatched() bool {
 	return p.qemu() < qemuBootKernel || p.EDK2 < edk2UnpatchedKernel
 }
 
+// MeasuresSMBIOS reports whether the firmware measures the SMBIOS table and fw_cfg items.
+func (p Profile) MeasuresSMBIOS() bool { return p.measuresFwCfg() }
+
 func (p Profile) measuresFwCfg() bool    { return p.EDK2 >= edk2MeasuresFwCfg }
 func (p Profile) separatorInRTMR1() bool { return p.EDK2 >= edk2SeparatorInRTMR1 }
 func (p Profile) initrdFirst() bool      { return p.EDK2 >= edk2InitrdFirst }

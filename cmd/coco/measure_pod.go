@@ -1,0 +1,244 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/spf13/cobra"
+
+	"github.com/coco-shim/coco/configs"
+	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/hypervisor/digest"
+	"github.com/coco-shim/coco/internal/initdata"
+	"github.com/coco-shim/coco/internal/kubepod"
+	"github.com/coco-shim/coco/measurement"
+	"github.com/coco-shim/coco/virtcontainers"
+)
+
+// podOptions are the flags of coco measure --pod.
+type podOptions struct {
+	pod, runtimeClass string
+	idBlock           bool
+}
+
+func (o *podOptions) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&o.pod, "pod", "", "with --config: measure the pods of this Kubernetes manifest, of any workload kind; - is stdin")
+	f.StringVar(&o.runtimeClass, "runtime-class", "", "with --pod: the RuntimeClass that has the configuration: pods of others are refused; \"\" takes any")
+	f.BoolVar(&o.idBlock, "id-block", false, "with --pod, for SNP: also print the ID block and ID authentication that the shim launches with")
+}
+
+// podResult is what the pods of one workload will be reported as.
+type podResult struct {
+	Kind      string `json:"kind"`
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name"`
+	digest.Launch
+	Registers map[string]measurement.Digest `json:"registers,omitempty"` // TDX
+	IDBlock   string                        `json:"id_block,omitempty"`
+	IDAuth    string                        `json:"id_auth,omitempty"`
+
+	order []string
+}
+
+func (r *podResult) lines() (out []string) {
+	out = []string{r.Digest}
+	if len(r.order) > 1 {
+		out = nil
+		for _, n := range r.order {
+			out = append(out, r.Registers[n].String())
+		}
+	}
+	if r.IDBlock != "" {
+		out = append(out, "id-block="+r.IDBlock, "id-auth="+r.IDAuth)
+	}
+	return out
+}
+
+func (r *podResult) references() map[string]string {
+	if r.Platform == "snp" {
+		return map[string]string{"snp_launch_measurement": r.Digest}
+	}
+	return (&tdxResult{Values: r.Registers}).references()
+}
+
+func (r *podResult) trace() *measurement.Trace { return nil }
+
+// unlimited is the size of a node that bounds nothing: the configuration must.
+var unlimited = virtcontainers.Machine{CPUs: 1 << 20, MemoryMiB: 1 << 40}
+
+func (o *configOptions) runPods(cmd *cobra.Command, c configs.Config) error {
+	h := c.Hypervisor
+	switch {
+	case h.Platform == "none":
+		return errors.New("hypervisor.platform is \"none\": such VMs have no launch digest, since no hardware measures them; give the configuration of a class for snp or tdx")
+	case cmd.Flags().Changed("vcpus") || o.memory != "":
+		return errors.New("--pod goes without --vcpus and --memory: the pod says how large it is")
+	case o.explain:
+		return errors.New("--pod goes without --explain: explain one VM with --vcpus")
+	case h.MaxVCPUs == 0:
+		return errors.New("hypervisor.max_vcpus is 0, which means as many as the node has, so a pod's number of vCPUs is unknown here; set it")
+	case o.idBlock && h.Platform != "snp":
+		return errors.New("--id-block is for SNP")
+	}
+	text, err := readManifest(cmd, o.pod)
+	if err != nil {
+		return err
+	}
+	pods, err := kubepod.Parse(text)
+	if err != nil {
+		return err
+	}
+	var results []result
+	var errs []error
+	m := podMeasurer{configOptions: o, chains: map[configs.BootFiles]digest.Chain{}}
+	for _, p := range pods {
+		r, err := m.measure(cmd.Context(), c, p)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", p, err))
+			continue
+		}
+		results = append(results, r)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if len(results) > 1 && !o.json && o.references == "" && !o.idBlock {
+		return podTable(cmd.OutOrStdout(), results)
+	}
+	return o.print(cmd, results)
+}
+
+func readManifest(cmd *cobra.Command, path string) ([]byte, error) {
+	if path != "-" {
+		return readLimited(path, kubepod.MaxText)
+	}
+	text, err := io.ReadAll(io.LimitReader(cmd.InOrStdin(), kubepod.MaxText+1))
+	if err != nil {
+		return nil, fmt.Errorf("read the manifest: %w", err)
+	}
+	return text, nil
+}
+
+// podMeasurer does what the shim does for a pod, up to the launch.
+type podMeasurer struct {
+	*configOptions
+	chains map[configs.BootFiles]digest.Chain // without their command line
+}
+
+func (m *podMeasurer) measure(ctx context.Context, c configs.Config, p kubepod.Pod) (*podResult, error) {
+	switch {
+	case p.RuntimeClass == "":
+		return nil, errors.New("has no runtimeClassName, so it does not run in a VM of ours")
+	case m.runtimeClass != "" && p.RuntimeClass != m.runtimeClass:
+		return nil, fmt.Errorf("has runtimeClassName %q, not %q", p.RuntimeClass, m.runtimeClass)
+	case p.HostNetwork:
+		return nil, errors.New("has hostNetwork, which a VM cannot give: the shim refuses it")
+	}
+	c, err := c.WithAnnotations(p.Annotations)
+	if err != nil {
+		return nil, err
+	}
+	shape, err := virtcontainers.ShapeOf(c.Hypervisor, unlimited, &specs.Spec{Annotations: p.Annotations})
+	if err != nil {
+		return nil, err
+	}
+	files, err := c.Hypervisor.Boot()
+	if err == nil {
+		err = present(files)
+	}
+	if err != nil {
+		return nil, err
+	}
+	doc, err := virtcontainers.Initdata(c, p.Annotations[initdata.Annotation])
+	if err != nil {
+		return nil, err
+	}
+	spec := virtcontainers.VMSpec(virtcontainers.Options{ID: "pod", Config: c}, shape, hypervisor.Boot{Cmdline: files.Cmdline})
+	if spec, err = virtcontainers.WithInitdata(spec, doc); err != nil {
+		return nil, err
+	}
+	chain, err := m.chain(ctx, files)
+	if err != nil {
+		return nil, err
+	}
+	if err := launchable(files.Firmware, chain.Firmware, problemOf(spec.TEE)); err != nil {
+		return nil, err
+	}
+	launch, snp, err := digest.Measure(spec, chain)
+	if err != nil {
+		return nil, err
+	}
+	r := &podResult{Kind: p.Kind, Namespace: p.Namespace, Name: p.Name, Launch: launch}
+	if spec.TEE == hypervisor.TEETDX {
+		return r, m.registers(ctx, r, c.Hypervisor, spec, files)
+	}
+	if m.idBlock {
+		r.IDBlock, r.IDAuth = base64.StdEncoding.EncodeToString(snp.IDBlock), base64.StdEncoding.EncodeToString(snp.IDAuth)
+	}
+	return r, nil
+}
+
+// chain reads a boot chain once.
+func (m *podMeasurer) chain(ctx context.Context, files configs.BootFiles) (c digest.Chain, err error) {
+	files.Cmdline = ""
+	if c, ok := m.chains[files]; ok {
+		return c, nil
+	}
+	var boot hypervisor.Boot
+	for path, to := range map[string]**os.File{files.Kernel: &boot.Kernel, files.Initrd: &boot.Initrd, files.Firmware: &boot.Firmware} {
+		f, err := os.Open(path)
+		if err != nil {
+			return c, err
+		}
+		defer f.Close() //nolint:errcheck // only read
+		*to = f
+	}
+	if c, err = digest.Read(ctx, boot); err == nil {
+		m.chains[files] = c
+	}
+	return c, err
+}
+
+// registers adds those of TDX that the profile allows to compute.
+func (m *podMeasurer) registers(ctx context.Context, r *podResult, h configs.Hypervisor, spec hypervisor.VMSpec, files configs.BootFiles) error {
+	v, err := m.tdxValues(ctx, h, spec, files)
+	if err != nil {
+		return err
+	}
+	r.Registers, r.order = v.Values, v.order
+	return nil
+}
+
+func podTable(out io.Writer, results []result) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "WORKLOAD\tVCPUS\tMEMORY\tMEASUREMENT")
+	for _, r := range results {
+		p := r.(*podResult) //nolint:forcetypeassert // made by podMeasurer
+		name := p.Kind + "/" + p.Name
+		if p.Namespace != "" {
+			name = p.Namespace + "/" + name
+		}
+		fmt.Fprintf(w, "%s\t%d\t%d MiB\t%s\n", name, p.VCPUs, p.MemoryMiB, strings.Join(p.lines(), " "))
+	}
+	return w.Flush()
+}
+
+// cacheDir is where tables read from QEMU are kept.
+func cacheDir() string {
+	if d, err := os.UserCacheDir(); err == nil {
+		return filepath.Join(d, "coco", "tables")
+	}
+	return ""
+}
