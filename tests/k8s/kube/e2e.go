@@ -73,6 +73,9 @@ type Spec struct {
 	Failure string // what the suite said, shortened
 }
 
+// ErrNoSpecs says that focus and skip leave nothing to run.
+var ErrNoSpecs = errors.New("no spec of the e2e suite matches")
+
 // E2E runs the specs that match focus and not skip. Its progress goes to out. Failed specs are no error.
 func (n *Node) E2E(ctx context.Context, focus, skip string, procs int, out io.Writer) ([]Spec, error) {
 	ginkgo, err1 := binary("ginkgo", "k8s")
@@ -89,14 +92,15 @@ func (n *Node) E2E(ctx context.Context, focus, skip string, procs int, out io.Wr
 		"--kubeconfig="+n.Kubeconfig(), "--provider=skeleton", "--kubectl-path="+kubectl, "--node-os-distro=custom",
 		"--allowed-not-ready-nodes=0", "--system-pods-startup-timeout=10s", "--dump-logs-on-failure=false")
 	cmd.Env, cmd.Dir = n.env(), n.Dir
-	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = out, out, 10*time.Second
+	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = out, out, time.Minute
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it ends its specs and writes the report
 	runErr := cmd.Run()
 	specs, err := readJUnit(file)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("the e2e suite left no report: %w", err), runErr)
 	}
-	if len(specs) == 0 {
-		return nil, errors.Join(fmt.Errorf("no spec of the e2e suite matches %q", focus), runErr)
+	if len(specs) == 0 && ctx.Err() == nil {
+		return nil, errors.Join(fmt.Errorf("%w: %q", ErrNoSpecs, focus), runErr)
 	}
 	return specs, nil
 }
@@ -114,6 +118,9 @@ type junit struct {
 	} `xml:"testsuite"`
 }
 
+// notRun are states that say nothing about a spec.
+var notRun = map[string]bool{"skipped": true, "pending": true, "interrupted": true, "aborted": true}
+
 // labels are ginkgo's, behind a spec's name; Feature and the like are part of the name.
 var labels = regexp.MustCompile(` \[[A-Za-z-]+(, [^\]]+)*\]$`)
 
@@ -129,7 +136,7 @@ func readJUnit(file string) ([]Spec, error) {
 	var specs []Spec
 	for _, s := range j.Suites {
 		for _, c := range s.Cases {
-			if c.Status == "skipped" || c.Status == "pending" || !strings.HasPrefix(c.Name, "[It] ") {
+			if notRun[c.Status] || !strings.HasPrefix(c.Name, "[It] ") {
 				continue
 			}
 			spec := Spec{Name: trimLabels(strings.TrimPrefix(c.Name, "[It] ")), State: c.Status, Seconds: c.Time}

@@ -75,6 +75,17 @@ func (r *Report) Add(runtime, containerd, commit string, group Group, specs []Sp
 	})
 }
 
+// Passed are the specs that have passed under a runtime.
+func (r *Report) Passed(runtime string) []string {
+	var names []string
+	for _, row := range r.Specs {
+		if row.Result[runtime].State == "passed" {
+			names = append(names, row.Name)
+		}
+	}
+	return names
+}
+
 // Write writes report.json and report.md into dir.
 func (r *Report) Write(dir string) error {
 	data, err := json.MarshalIndent(r, "", " ")

@@ -47,6 +47,8 @@ type settings struct {
 	reports string
 	procs   int
 	pods    int
+	limit   time.Duration
+	resume  bool
 }
 
 func run(ctx context.Context, args []string) error {
@@ -64,6 +66,8 @@ func run(ctx context.Context, args []string) error {
 	s.flags.StringVar(&s.runs, "runtimes", "runc,coco", "test: which runtimes to run under")
 	s.flags.StringVar(&s.reports, "report", filepath.Join(harness.Root(), "docs", "conformance"), "test: directory of the report; results add up there")
 	s.flags.IntVar(&s.procs, "procs", 2, "test: specs at a time")
+	s.flags.DurationVar(&s.limit, "limit", 0, "test: stop after this time; with -resume a later run goes on")
+	s.flags.BoolVar(&s.resume, "resume", false, "test: leave out what the report says has passed already")
 	s.flags.IntVar(&s.pods, "pods", 100, "soak: pods, one after another")
 	if err := s.flags.Parse(args[1:]); err != nil {
 		return err
@@ -158,7 +162,15 @@ func (s *settings) end(n *kube.Node) error {
 }
 
 func (s *settings) test(ctx context.Context) error {
-	want := regexp.MustCompile(s.groups)
+	want, err := regexp.Compile(s.groups)
+	if err != nil {
+		return fmt.Errorf("-groups: %w", err)
+	}
+	if s.limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, s.limit)
+		defer cancel()
+	}
 	file := filepath.Join(s.reports, "report.json")
 	for _, runtime := range strings.Split(s.runs, ",") {
 		n, err := s.cluster(ctx, runtime)
@@ -169,7 +181,7 @@ func (s *settings) test(ctx context.Context) error {
 			if !want.MatchString(g.Name) || s.groups == "" && strings.HasSuffix(g.Name, "-slow") {
 				continue
 			}
-			if err = s.group(ctx, n, runtime, g, file); err != nil {
+			if err = s.group(ctx, n, runtime, g, file); err != nil || ctx.Err() != nil {
 				break
 			}
 		}
@@ -199,7 +211,21 @@ func (s *settings) group(ctx context.Context, n *kube.Node, runtime string, g ku
 	if s.filter != "" {
 		focus = s.filter
 	}
-	specs, err := n.E2E(ctx, focus, g.Skip, s.procs, log)
+	skip := g.Skip
+	r, err := kube.ReadReport(file)
+	if err != nil {
+		return err
+	}
+	if s.resume {
+		for _, name := range r.Passed(runtime) {
+			skip += "|" + regexp.QuoteMeta(name)
+		}
+	}
+	specs, err := n.E2E(ctx, focus, skip, s.procs, log)
+	if errors.Is(err, kube.ErrNoSpecs) && s.resume {
+		s.say("%s under %s: nothing is left to run", g.Name, runtime)
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -211,10 +237,6 @@ func (s *settings) group(ctx context.Context, n *kube.Node, runtime string, g ku
 		}
 	}
 	s.say("%s under %s: %d specs, %d did not pass", g.Name, runtime, len(specs), failed)
-	r, err := kube.ReadReport(file)
-	if err != nil {
-		return err
-	}
 	r.Add(runtime, n.Version, commit(ctx), g, specs)
 	return r.Write(s.reports)
 }
