@@ -34,7 +34,7 @@ type Config struct {
 
 // Hypervisor says which VMM runs a pod's VM and what the VM looks like.
 type Hypervisor struct {
-	Type     string // VMM driver: "qemu"
+	Type     string // VMM driver: "qemu" or "clh"
 	Path     string // absolute path of the VMM binary
 	Machine  string // machine type, "q35"
 	Accel    string // "", "kvm" or "tcg"; "" lets the driver choose
@@ -64,6 +64,7 @@ type Hypervisor struct {
 	TDXQuoteSocket   string // quote generation service: "", "vsock:PORT" on the host, or a Unix socket's path
 
 	Seccomp              bool // the VMM's own system call filter
+	Landlock             bool // Cloud Hypervisor confines itself to the VM's files
 	InsecureDebugConsole bool // keep the guest's console verbose; refused on a TEE
 }
 

@@ -99,6 +99,7 @@ func merge(sources []source) (Config, error) {
 		d.text(s)
 		d.cfg.Files = append(d.cfg.Files, s.name)
 	}
+	d.driverDefaults()
 	d.validate()
 	if len(d.problems) > 0 {
 		d.sort()
@@ -273,9 +274,7 @@ func (d *decoder) validate() {
 	if h.MaxMemoryMiB > 0 && h.DefaultMemoryMiB > h.MaxMemoryMiB {
 		d.blame("hypervisor.default_memory_mib", fmt.Sprintf("%d is above hypervisor.max_memory_mib, which is %d", h.DefaultMemoryMiB, h.MaxMemoryMiB), "")
 	}
-	if h.BlockBus == "virtio-blk" && h.HotplugPorts == 0 {
-		d.blame("hypervisor.hotplug_ports", "is 0, but block_bus \"virtio-blk\" plugs every layer into a port of its own", "1 to 32")
-	}
+	d.driver(h)
 	d.platform(h)
 	if d.cfg.Runtime.Rehearse != "" && h.Platform != "none" {
 		d.blame("runtime.rehearse", fmt.Sprintf("is for platform \"none\": on %q the VM's own launch digest is published", h.Platform), "\"\"")

@@ -124,7 +124,11 @@ func (c Config) CheckFiles() error {
 			errs = append(errs, fmt.Errorf("%s %s: %w; %s, or set hypervisor.%s", what, path, err, advice, key))
 		}
 	}
-	note("path", "VMM", h.Path, "install QEMU (Debian: apt-get install qemu-system-x86)", true)
+	vmm, firmware := "install QEMU (Debian: apt-get install qemu-system-x86)", "install an OVMF build for platform "+h.Platform
+	if h.Type == TypeCLH {
+		vmm, firmware = "install Cloud Hypervisor (a release binary; for platform snp a build of one's own)", "make one (coco measure igvm create)"
+	}
+	note("path", "VMM", h.Path, vmm, true)
 	b, err := h.Boot()
 	if err != nil {
 		errs = append(errs, err)
@@ -132,7 +136,7 @@ func (c Config) CheckFiles() error {
 		note("kernel", "guest kernel", b.Kernel, "build and install the guest image (make image install)", false)
 		note("initrd", "guest initramfs", b.Initrd, "build and install the guest image (make image install)", false)
 		if b.Firmware != "" {
-			note("firmware", "firmware", b.Firmware, "install an OVMF build for platform "+h.Platform, false)
+			note("firmware", "firmware", b.Firmware, firmware, false)
 		}
 	}
 	if len(errs) == 0 {

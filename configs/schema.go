@@ -35,9 +35,9 @@ type rule struct {
 }
 
 var schema = []field{
-	{"hypervisor.type", func(c *Config) any { return &c.Hypervisor.Type }, oneOf("qemu"), byFile, true},
+	{"hypervisor.type", func(c *Config) any { return &c.Hypervisor.Type }, oneOf("qemu", "clh"), byFile, true},
 	{"hypervisor.path", func(c *Config) any { return &c.Hypervisor.Path }, absPath("the VMM binary"), byFile, true},
-	{"hypervisor.machine", func(c *Config) any { return &c.Hypervisor.Machine }, word("a machine type, as in \"q35\""), byFile, true},
+	{"hypervisor.machine", func(c *Config) any { return &c.Hypervisor.Machine }, word("a machine type, as in \"q35\""), byFile, false},
 	{"hypervisor.accel", func(c *Config) any { return &c.Hypervisor.Accel }, oneOf("", "kvm", "tcg"), byFile, false},
 	{"hypervisor.platform", func(c *Config) any { return &c.Hypervisor.Platform }, oneOf("none", "snp", "tdx"), byFile, true},
 	{"hypervisor.guest_dir", func(c *Config) any { return &c.Hypervisor.GuestDir }, absPath("the guest image's directory"), byFile, false},
@@ -59,6 +59,7 @@ var schema = []field{
 	{"hypervisor.insecure_snp_debug", func(c *Config) any { return &c.Hypervisor.InsecureSNPDebug }, truth(), byFile, false},
 	{"hypervisor.tdx_quote_socket", func(c *Config) any { return &c.Hypervisor.TDXQuoteSocket }, quoteSocket(), byFile, false},
 	{"hypervisor.seccomp", func(c *Config) any { return &c.Hypervisor.Seccomp }, truth(), byFile, false},
+	{"hypervisor.landlock", func(c *Config) any { return &c.Hypervisor.Landlock }, truth(), byFile, false},
 	{"hypervisor.insecure_debug_console", func(c *Config) any { return &c.Hypervisor.InsecureDebugConsole }, truth(), byFile, false},
 
 	{"runtime.state_dir", func(c *Config) any { return &c.Runtime.StateDir }, absPath("a directory on a tmpfs"), byFile, true},

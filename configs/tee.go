@@ -87,7 +87,8 @@ func (d *decoder) platform(h Hypervisor) {
 	switch h.Platform {
 	case "snp":
 		d.confidential(h)
-		if h.CPUModel == "" || h.CPUModel == "host" || h.CPUModel == "max" {
+		// An IGVM file holds the processor's registers, so on Cloud Hypervisor no model is named.
+		if h.Type != TypeCLH && (h.CPUModel == "" || h.CPUModel == "host" || h.CPUModel == "max") {
 			d.blame("hypervisor.cpu_model", fmt.Sprintf("%q is not one model, but SNP measures which it is", h.CPUModel), "a named model, as in \"EPYC-v4\"")
 		}
 	case "tdx":
@@ -101,7 +102,11 @@ func (d *decoder) platform(h Hypervisor) {
 // confidential checks what both TEEs ask for.
 func (d *decoder) confidential(h Hypervisor) {
 	if h.Firmware == "" {
-		d.blame("hypervisor.firmware", fmt.Sprintf("is empty, but platform %q boots through firmware", h.Platform), "the absolute path of an OVMF build for it")
+		expect := "the absolute path of an OVMF build for it"
+		if h.Type == TypeCLH {
+			expect = "the absolute path of an IGVM file"
+		}
+		d.blame("hypervisor.firmware", fmt.Sprintf("is empty, but platform %q boots through firmware", h.Platform), expect)
 	}
 	if h.InsecureDebugConsole {
 		d.blame("hypervisor.insecure_debug_console", fmt.Sprintf("shows the guest's console to the host of platform %q", h.Platform), "false")

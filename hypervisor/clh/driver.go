@@ -20,6 +20,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -35,6 +36,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/clh/clhapi"
 	"github.com/coco-shim/coco/internal/kvm"
+	"github.com/coco-shim/coco/internal/undo"
 )
 
 const (
@@ -43,6 +45,8 @@ const (
 
 	minVersion    = 51 // disks have a format that the guest cannot change by writing to them
 	minVersionSNP = 52 // SNP on KVM
+
+	maxLanded = 8 << 20 // initdata is far smaller
 )
 
 // Options configure a driver.
@@ -106,6 +110,18 @@ func (d *Driver) launch(ctx context.Context, spec hypervisor.VMSpec, proc hyperv
 	if err != nil {
 		return nil, fmt.Errorf("launch VM %s: %w", spec.ID, err)
 	}
+	var u undo.Stack // of what the VMM has its own duplicates of
+	defer func() {
+		if uerr := u.Run(ctx); uerr != nil {
+			d.opts.Log.Warn("after the launch", "vm", spec.ID, "error", uerr)
+		}
+	}()
+	if par.Landlock {
+		if spec.Blocks, err = landed(spec.Blocks, dir, &u); err != nil {
+			ends.close()
+			return nil, fmt.Errorf("launch VM %s: %w", spec.ID, err)
+		}
+	}
 	cmd, config := Build(spec, par)
 	files := append([]*os.File{ends.api, ends.eventsPeer}, cmd.Files...)
 	if err := proc.Exec(ctx, cmd.Argv, environment(), files); err != nil {
@@ -157,6 +173,38 @@ func landlockABI() int {
 		return 0
 	}
 	return int(n)
+}
+
+// landed replaces disks in memory, which Landlock has no rules for, by copies in dir without a name.
+// They live as long as the VMM.
+func landed(blocks []hypervisor.Block, dir string, u *undo.Stack) ([]hypervisor.Block, error) {
+	blocks = slices.Clone(blocks)
+	for i, b := range blocks {
+		link, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", b.File.Fd()))
+		if err != nil {
+			return nil, err
+		}
+		if !strings.HasPrefix(link, "/memfd:") {
+			continue
+		}
+		st, err := b.File.Stat()
+		if err != nil {
+			return nil, err
+		}
+		if !b.ReadOnly || st.Size() > maxLanded {
+			return nil, fmt.Errorf("block device %s: a disk in memory must be read-only and have at most %d bytes for Landlock (hypervisor.landlock)", b.ID, maxLanded)
+		}
+		f, err := os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o400)
+		if err != nil {
+			return nil, fmt.Errorf("block device %s: %w", b.ID, err)
+		}
+		u.Push("close the copy of block device "+b.ID, func(context.Context) error { return f.Close() })
+		if _, err := io.Copy(f, io.NewSectionReader(b.File, 0, st.Size())); err != nil {
+			return nil, fmt.Errorf("block device %s: %w", b.ID, err)
+		}
+		blocks[i].File = f
+	}
+	return blocks, nil
 }
 
 // environment is all that the VMM needs; nothing of ours leaks into it.

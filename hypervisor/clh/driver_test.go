@@ -352,9 +352,14 @@ func TestShutdownAndDelete(t *testing.T) {
 		call string
 		ok   bool
 	}{
-		{"vm.create", false}, {"vm.boot", false},
-		{"vm.shutdown", true}, {"vm.shutdown", false}, {"vm.power-button", false},
-		{"vm.delete", true}, {"vm.delete", true}, {"vm.boot", false},
+		{"vm.create", false},
+		{"vm.boot", false},
+		{"vm.shutdown", true},
+		{"vm.shutdown", false},
+		{"vm.power-button", false},
+		{"vm.delete", true},
+		{"vm.delete", true},
+		{"vm.boot", false},
 	} {
 		var in any
 		if tt.call == "vm.create" {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/clh/clhtest"
@@ -193,9 +194,38 @@ func TestLandlock(t *testing.T) {
 	if _, err := m.PlugDevice(t.Context(), "gpu", "/sys/bus/pci/devices/0000:3b:00.0"); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("PlugDevice() under Landlock = %v", err)
 	}
+	confinedMemory(t, layers)
 	old := newHarness(t, clhtest.Config{}, Options{Landlock: true, Readable: []string{layers}})
 	old.driver.landlockABI = func() int { return 2 }
 	if m, err = old.launch(t, plain(t)); err != nil || m.par.Landlock {
 		t.Errorf("on a kernel without Landlock: %v, %v", m, err)
+	}
+}
+
+// A disk in memory, as initdata is, has no place in the file system that Landlock could allow.
+func confinedMemory(t *testing.T, layers string) {
+	t.Helper()
+	fd, err := unix.MemfdCreate("initdata", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "memfd")
+	defer f.Close()
+	if _, err := f.WriteString("initdata"); err != nil {
+		t.Fatal(err)
+	}
+	s := plain(t)
+	s.Blocks = append(s.Blocks, hypervisor.Block{ID: "initdata", File: f, ReadOnly: true})
+	h := newHarness(t, clhtest.Config{}, Options{Landlock: true, Readable: []string{layers}})
+	if _, err := h.launch(t, s); err != nil {
+		t.Fatal(err)
+	}
+	opened := calls(h.vmm, "vm.boot")[0].Opened
+	if n := len(opened); n != 5 || opened[4] == clhtest.IDOf(t, f) || opened[3] != clhtest.IDOf(t, s.Blocks[1].File) {
+		t.Errorf("the VMM opened %v, want a copy of what is in memory", opened)
+	}
+	s.Blocks[2].ReadOnly = false
+	if _, err := newHarness(t, clhtest.Config{}, Options{Landlock: true}).launch(t, s); err == nil || !strings.Contains(err.Error(), "must be read-only") {
+		t.Errorf("Launch() with a disk in memory that is written = %v", err)
 	}
 }

@@ -16,6 +16,8 @@ import (
 
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/hypervisor/clh"
+	clhprecheck "github.com/coco-shim/coco/hypervisor/clh/precheck"
 	"github.com/coco-shim/coco/hypervisor/launch"
 	"github.com/coco-shim/coco/hypervisor/qemu"
 	"github.com/coco-shim/coco/hypervisor/qemu/precheck"
@@ -25,24 +27,40 @@ import (
 // New makes the Host that a configuration describes. exe is the program that is run as the launcher,
 // with the one argument launch.Arg; empty: this one.
 func New(c configs.Config, exe string, log *slog.Logger) (virtcontainers.Host, error) {
-	if c.Hypervisor.Type != "qemu" {
-		return virtcontainers.Host{}, fmt.Errorf("hypervisor.type %q: %w", c.Hypervisor.Type, errdefs.ErrNotImplemented)
-	}
-	opts := qemu.Options{Path: c.Hypervisor.Path, NoSandbox: !c.Hypervisor.Seccomp, Log: log}
-	if c.Hypervisor.Platform == "snp" || c.Hypervisor.Platform == "tdx" {
-		opts.Precheck = precheck.Firmware
+	d, err := driver(c, log)
+	if err != nil {
+		return virtcontainers.Host{}, err
 	}
 	m, err := machine()
 	if err != nil {
 		return virtcontainers.Host{}, err
 	}
 	return virtcontainers.Host{
-		Driver:   qemu.New(opts),
+		Driver:   d,
 		Launcher: launcher{exe},
 		Network:  virtcontainers.NewNetwork(c.Network),
 		Layers:   virtcontainers.NewLayers(c.Runtime.LayerCache),
 		Machine:  m,
 	}, nil
+}
+
+// driver makes the driver of hypervisor.type.
+func driver(c configs.Config, log *slog.Logger) (hypervisor.Driver, error) {
+	h := c.Hypervisor
+	switch h.Type {
+	case "qemu":
+		opts := qemu.Options{Path: h.Path, NoSandbox: !h.Seccomp, Log: log}
+		if h.Platform == "snp" || h.Platform == "tdx" {
+			opts.Precheck = precheck.Firmware
+		}
+		return qemu.New(opts), nil
+	case "clh":
+		return clh.New(clh.Options{
+			Path: h.Path, NoSeccomp: !h.Seccomp, Landlock: h.Landlock, Readable: []string{c.Runtime.LayerCache},
+			Precheck: clhprecheck.IGVM, Log: log,
+		}), nil
+	}
+	return nil, fmt.Errorf("hypervisor.type %q: %w", h.Type, errdefs.ErrNotImplemented)
 }
 
 // launcher forks a program of ours.

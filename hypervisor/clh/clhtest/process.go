@@ -19,13 +19,10 @@ func IsVMM() bool { return len(os.Args) > 1 && os.Args[1] == "--api-socket" }
 
 // Main is the life of the process. It does not return.
 func Main() {
-	if err := run(); err != nil {
-		fmt.Fprintln(os.Stderr, "cloud-hypervisor (fake):", err)
-		os.Exit(1)
-	}
-	os.Exit(0)
+	fatal(run())
 }
 
+// run serves until the process ends: it returns only when something is wrong.
 func run() error {
 	b, err := os.ReadFile(os.Args[0] + configSuffix)
 	if err != nil {

@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/coco-shim/coco/hypervisor/clh/clhapi"
@@ -34,6 +36,7 @@ type vmm struct {
 	vsock   net.Listener
 	places  [slots]string // names of devices
 	opened  []FileID      // since the request began
+	allowed []string      // by Landlock; nil: everything
 }
 
 func newVMM(c Config, events *os.File) *vmm {
@@ -138,7 +141,52 @@ func (v *vmm) create(body []byte) answer {
 			return refused(http.StatusInternalServerError, "The VM could not be created", "Error creating console devices", err.Error())
 		}
 	}
+	if err := v.confine(); err != nil {
+		return refused(http.StatusInternalServerError, "The VM could not be created", "Failed to apply landlock config during vm_create", err.Error())
+	}
 	return done
+}
+
+// confine applies the rules of Landlock, as far as a fake needs them: each names a file or directory
+// of a file system, and nothing else can be opened later.
+func (v *vmm) confine() error {
+	if !v.vm.LandlockEnable {
+		return nil
+	}
+	paths := []string{v.vm.Payload.Igvm, v.vm.Payload.Kernel, v.vm.Payload.Initramfs, v.vm.Serial.File, v.vm.Rng.Src}
+	for _, d := range v.vm.Disks {
+		paths = append(paths, d.Path)
+	}
+	for _, r := range v.vm.LandlockRules {
+		paths = append(paths, r.Path)
+	}
+	for _, p := range paths {
+		if p == "" {
+			continue
+		}
+		real, err := filepath.EvalSymlinks(p)
+		if link, lerr := os.Readlink(p); lerr == nil && strings.HasSuffix(link, " (deleted)") && !strings.HasPrefix(link, "/memfd:") {
+			real, err = link, nil // a file without a name has a place
+		}
+		if err != nil {
+			return fmt.Errorf("error creating/adding/restricting ruleset: %s: %w", p, err)
+		}
+		v.allowed = append(v.allowed, real)
+	}
+	return nil
+}
+
+// mayOpen tells whether Landlock lets a path be opened. The way through another process is closed.
+func (v *vmm) mayOpen(path string) error {
+	if v.allowed == nil || strings.HasPrefix(path, "/proc/self/") {
+		return nil
+	}
+	for _, a := range v.allowed {
+		if rel, err := filepath.Rel(a, path); err == nil && filepath.IsLocal(rel) {
+			return nil
+		}
+	}
+	return &os.PathError{Op: "open", Path: path, Err: os.ErrPermission}
 }
 
 // problem is what the VMM's validation says against a description.
@@ -180,6 +228,9 @@ func (v *vmm) problem(c *clhapi.VmConfig) (string, int) {
 
 // open opens a file as the VMM would, and remembers which it was.
 func (v *vmm) open(path string, write bool) error {
+	if err := v.mayOpen(path); err != nil {
+		return err
+	}
 	flags := os.O_RDONLY
 	if write {
 		flags = os.O_RDWR
