@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -31,10 +32,17 @@ func Unary[T any, P interface {
 		}
 		resp, err := call(ctx, req)
 		if err != nil {
-			return nil, errgrpc.ToGRPC(err)
+			return nil, told(err)
 		}
 		return resp, nil
 	}
+}
+
+// told is an error as the client gets it: its words and the code of its class. The structure of what it wraps stays
+// here, since clients print each part of it on a line of its own.
+func told(err error) error {
+	st := status.Convert(errgrpc.ToGRPC(err))
+	return status.Error(st.Code(), st.Message())
 }
 
 // Raw adapts a method whose messages are read and written field by field. They travel as an empty
@@ -47,11 +55,11 @@ func Raw(call func(context.Context, wire.Fields) (wire.Message, error)) ttrpc.Me
 		}
 		f, err := wire.Parse(req.ProtoReflect().GetUnknown())
 		if err != nil {
-			return nil, errgrpc.ToGRPC(fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument))
+			return nil, told(fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument))
 		}
 		m, err := call(ctx, f)
 		if err != nil {
-			return nil, errgrpc.ToGRPC(err)
+			return nil, told(err)
 		}
 		resp.ProtoReflect().SetUnknown(protoreflect.RawFields(m))
 		return &resp, nil
