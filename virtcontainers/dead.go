@@ -1,0 +1,40 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package virtcontainers
+
+import (
+	"errors"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/hypervisor"
+)
+
+// orDead names the death of the process that becomes the VMM as the reason of a step's error, which may be just one
+// of its effects, as "no such process". Once the VMM runs, errors say that themselves.
+func (c *creation) orDead(err error) error {
+	var dead *hypervisor.DeadError
+	if c.proc == nil || errors.As(err, &dead) {
+		return err
+	}
+	patience := time.Duration(0)
+	if errors.Is(err, unix.ESRCH) { // it has died; that it was reaped follows
+		patience = time.Second
+	}
+	t := time.NewTimer(patience)
+	defer t.Stop()
+	select {
+	case <-c.proc.Done():
+	case <-t.C:
+		select {
+		case <-c.proc.Done(): // both were ready
+		default:
+			return err
+		}
+	}
+	return errors.Join(&hypervisor.DeadError{
+		VM: c.opts.ID, Phase: hypervisor.PhaseVMM, Reason: "its process ended: " + c.proc.ExitStatus(), Stderr: c.proc.Stderr(),
+	}, err)
+}
