@@ -5,6 +5,7 @@ package virtcontainers
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,7 +35,7 @@ func (c *creation) orDead(err error) error {
 			return err
 		}
 	}
-	return errors.Join(&hypervisor.DeadError{
+	return fmt.Errorf("%w: %w", err, &hypervisor.DeadError{
 		VM: c.opts.ID, Phase: hypervisor.PhaseVMM, Reason: "its process ended: " + c.proc.ExitStatus(), Stderr: c.proc.Stderr(),
-	}, err)
+	})
 }
