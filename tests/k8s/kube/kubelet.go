@@ -54,6 +54,14 @@ func (n *Node) makeCgroups() error {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
 		}
+		// Otherwise all pods together weigh as much as one process of the machine.
+		for f, weight := range map[string]string{"cpu.shares": "8192", "cpu.weight": "800"} {
+			if _, err := os.Stat(filepath.Join(d, f)); err == nil {
+				if err := os.WriteFile(filepath.Join(d, f), []byte(weight), 0); err != nil {
+					return err
+				}
+			}
+		}
 		if strings.HasPrefix(d, "/sys/fs/cgroup/cpuset/") { // v1: empty sets admit nobody
 			for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
 				v, err := os.ReadFile(filepath.Join(filepath.Dir(d), f))
