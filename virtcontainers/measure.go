@@ -148,10 +148,6 @@ func (c *creation) beginMeasuring(context.Context) error {
 	if v.TEE == hypervisor.TEENone {
 		return nil
 	}
-	if name := c.opts.Host.Driver.Name(); !rehearsal && name == "clh" {
-		c.log.Warn("the launch digest of this driver's VMs is not published", "pod", c.opts.ID, "driver", name) // it follows from the IGVM file: coco measure igvm
-		return nil
-	}
 	m := &measuring{done: make(chan struct{}), rehearsal: rehearsal}
 	if !c.life.spawn(func(ctx context.Context) {
 		defer close(m.done)

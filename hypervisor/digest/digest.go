@@ -125,7 +125,8 @@ type Launch struct {
 }
 
 // Measure computes the digest of a VM, and for SNP makes the anonymous ID block that pins it: its
-// returned copy of the spec's SNP settings carries it, unless they have one already.
+// returned copy of the spec's SNP settings carries it, unless they have one already. For a VM from an
+// IGVM file, which holds its own, there are no settings to return.
 func Measure(spec hypervisor.VMSpec, c Chain) (Launch, *hypervisor.SNP, error) {
 	cmdline := kernelhashes.Cmdline(spec.Boot.Cmdline)
 	fw := sha256.Sum256(c.Firmware)
@@ -134,6 +135,8 @@ func Measure(spec hypervisor.VMSpec, c Chain) (Launch, *hypervisor.SNP, error) {
 		Firmware: hex.EncodeToString(fw[:]), Kernel: hex.EncodeToString(c.Kernel[:]), Initrd: hex.EncodeToString(c.Initrd[:]), Cmdline: hex.EncodeToString(cmdline[:]),
 	}
 	switch {
+	case spec.TEE == hypervisor.TEESNP && spec.SNP != nil && isIGVM(c.Firmware):
+		return l, nil, l.igvm(spec, c, cmdline)
 	case spec.TEE == hypervisor.TEESNP && spec.SNP != nil:
 		s, err := l.snp(spec, c, cmdline)
 		return l, s, err
