@@ -173,11 +173,9 @@ func memory(t *testing.T, n *kube.Node, pod string) (shim, vmm int) {
 // sandbox is the id of a static pod's sandbox.
 func sandbox(t *testing.T, n *kube.Node, pod string) string {
 	t.Helper()
-	out, err := n.Ctr(t.Context(), "-n", "k8s.io", "containers", "ls", "-q",
-		fmt.Sprintf(`labels."io.cri-containerd.kind"==sandbox,labels."io.kubernetes.pod.name"==%s-localhost`, pod))
-	id := strings.TrimSpace(out)
-	if err != nil || id == "" || strings.Contains(id, "\n") {
-		t.Fatalf("the sandbox of pod %s = %q, %v", pod, out, err)
+	id, err := n.Sandbox(t.Context(), pod+"-localhost")
+	if err != nil {
+		t.Fatal(err)
 	}
 	return id
 }

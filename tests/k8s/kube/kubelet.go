@@ -234,6 +234,17 @@ func (n *Node) Logs(ctx context.Context, pod, container string) (string, error) 
 	return string(out), err
 }
 
+// Sandbox is the id of a pod's sandbox.
+func (n *Node) Sandbox(ctx context.Context, pod string) (string, error) {
+	out, err := n.Ctr(ctx, "-n", "k8s.io", "containers", "ls", "-q",
+		fmt.Sprintf(`labels."io.cri-containerd.kind"==sandbox,labels."io.kubernetes.pod.name"==%s`, pod))
+	id := strings.TrimSpace(out)
+	if err == nil && (id == "" || strings.Contains(id, "\n")) {
+		err = fmt.Errorf("pod %s has not exactly one sandbox: %q", pod, out)
+	}
+	return id, err
+}
+
 // Summary is the kubelet's /stats/summary as it comes.
 func (n *Node) Summary(ctx context.Context) ([]byte, error) { return n.get(ctx, "/stats/summary") }
 

@@ -24,7 +24,7 @@ import (
 	"github.com/coco-shim/coco/tests/k8s/kube"
 )
 
-const usage = `coco-k8s up | down | test | soak [flags]; -h after a command lists its flags`
+const usage = `coco-k8s up | down | test | soak | density [flags]; -h after a command lists its flags`
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -68,7 +68,7 @@ func run(ctx context.Context, args []string) error {
 	s.flags.IntVar(&s.procs, "procs", 2, "test: specs at a time")
 	s.flags.DurationVar(&s.limit, "limit", 0, "test: stop after this time; with -resume a later run goes on")
 	s.flags.BoolVar(&s.resume, "resume", false, "test: leave out what the report says has passed already")
-	s.flags.IntVar(&s.pods, "pods", 100, "soak: pods, one after another")
+	s.flags.IntVar(&s.pods, "pods", 100, "soak: pods, one after another; density: pods at once")
 	if err := s.flags.Parse(args[1:]); err != nil {
 		return err
 	}
@@ -82,6 +82,8 @@ func run(ctx context.Context, args []string) error {
 		return s.down()
 	case "test":
 		return s.test(ctx)
+	case "density":
+		return s.density(ctx)
 	case "soak":
 		return s.soak(ctx)
 	default:
