@@ -14,11 +14,13 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/qemu"
 	"github.com/coco-shim/coco/hypervisor/qemu/qtest"
+	"github.com/coco-shim/coco/measurement/igvm"
 	"github.com/coco-shim/coco/measurement/ovmf"
 	"github.com/coco-shim/coco/measurement/snp"
 	"github.com/coco-shim/coco/measurement/tdx"
@@ -144,6 +146,9 @@ func (o *configOptions) snp(cmd *cobra.Command, h configs.Hypervisor, boot confi
 		}
 		counts = configs.VCPUCounts(h.MaxVCPUs)
 	}
+	if h.Type == configs.TypeCLH {
+		return o.igvm(boot, counts)
+	}
 	sig, err := snp.ModelSignature(h.CPUModel)
 	if err != nil {
 		return nil, fmt.Errorf("hypervisor.cpu_model: %w", err)
@@ -160,6 +165,25 @@ func (o *configOptions) snp(cmd *cobra.Command, h configs.Hypervisor, boot confi
 		return nil, err
 	}
 	return s.measure(d, counts)
+}
+
+// igvm measures what Cloud Hypervisor launches: the IGVM file that is its firmware, and the kernel beside it.
+func (o *configOptions) igvm(boot configs.BootFiles, counts []int) ([]result, error) {
+	raw, err := readLimited(boot.Firmware, maxIGVM)
+	if err != nil {
+		return nil, err
+	}
+	file, err := igvm.Parse(raw)
+	if err != nil {
+		return nil, fmt.Errorf("the shim would refuse firmware %s: %w", boot.Firmware, err)
+	}
+	var g errgroup.Group
+	hashes := (&bootFiles{kernel: boot.Kernel, initrd: boot.Initrd, cmdline: boot.Cmdline}).hash(&g)
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	i := igvmOptions{output: o.output}
+	return i.measure(snp.IGVMLaunch{File: file, Loader: snp.CloudHypervisorKVM, Kernel: hashes()}, counts)
 }
 
 // launchable refuses firmware that the shim refuses before launch.
@@ -270,8 +294,12 @@ func snpTable(out io.Writer, results []result) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "VCPUS\tMEASUREMENT")
 	for _, r := range results {
-		s := r.(*snpResult) //nolint:forcetypeassert // made by snpOptions.measure
-		fmt.Fprintf(w, "%d\t%s\n", s.VCPUs, s.Measurement)
+		switch r := r.(type) {
+		case *snpResult:
+			fmt.Fprintf(w, "%d\t%s\n", r.VCPUs, r.Measurement)
+		case *igvmResult:
+			fmt.Fprintf(w, "%d\t%s\n", r.VCPUs, r.Measurement)
+		}
 	}
 	return w.Flush()
 }

@@ -56,6 +56,9 @@ func problem(spec hypervisor.VMSpec) error {
 	if _, ok := file.HasPlatform(igvm.SEVSNP); !ok {
 		return errors.New("it is not for SEV-SNP")
 	}
+	if !file.HasPolicy {
+		return errors.New("it has no guest policy")
+	}
 	if file.Policy != spec.SNP.Policy {
 		return fmt.Errorf("its guest policy is %#x, and the VMM takes that one; hypervisor.snp_guest_policy is %#x", file.Policy, spec.SNP.Policy)
 	}
