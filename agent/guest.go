@@ -228,11 +228,13 @@ func (s *Service) GetMetrics(context.Context, *pb.GetMetricsRequest) (*pb.Metric
 	mem, merr := keysKiB("/proc/meminfo")
 	gauge("coco_guest_memory_total_bytes", "Memory of the guest.", mem["MemTotal"])
 	gauge("coco_guest_memory_available_bytes", "Memory that new processes could have.", mem["MemAvailable"])
+	cpu, cerr := os.ReadFile("/proc/stat")
+	out.WriteString(cpuMetrics(string(cpu)))
 	s.mu.Lock()
 	n := len(s.containers)
 	s.mu.Unlock()
 	gauge("coco_agent_containers", "Containers that exist.", uint64(n)) // #nosec G115 -- a length
-	if err := errors.Join(serr, merr); err != nil {
+	if err := errors.Join(serr, merr, cerr); err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)
 	}
 	return &pb.Metrics{Metrics: out.String()}, nil

@@ -66,3 +66,25 @@ func parseNetDev(r io.Reader) []*pb.NetworkStats {
 	}
 	return list
 }
+
+// cpuModes are the columns of the first line of /proc/stat, in clock ticks of 1/100 s (proc_stat(5)).
+var cpuModes = []string{"user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal"}
+
+// cpuMetrics tells what the guest's processors did, in Prometheus' text format.
+func cpuMetrics(stat string) string {
+	const name = "coco_guest_cpu_seconds_total"
+	out := "# HELP " + name + " Time of the guest's processors by what they did.\n# TYPE " + name + " counter\n"
+	first, _, _ := strings.Cut(stat, "\n")
+	f := strings.Fields(first)
+	for i, mode := range cpuModes {
+		if i+1 >= len(f) {
+			break
+		}
+		ticks, err := strconv.ParseUint(f[i+1], 10, 64)
+		if err != nil {
+			break
+		}
+		out += fmt.Sprintf("%s{mode=%q} %d.%02d\n", name, mode, ticks/100, ticks%100)
+	}
+	return out
+}

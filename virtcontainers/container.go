@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"sync"
 	"time"
 
@@ -37,6 +38,15 @@ type container struct {
 
 	mu    sync.Mutex
 	execs map[string]*process // guarded by mu
+	took  time.Duration       // guarded by mu; all of CreateContainer and Start
+}
+
+// spent adds to what the container's start has taken.
+func (c *container) spent(since time.Time) {
+	d := time.Since(since)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.took += d
 }
 
 func (c *container) addExec(pr *process) error {
@@ -105,6 +115,7 @@ func (p *Pod) forget(id string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.containers, id)
+	p.phases = slices.DeleteFunc(p.phases, func(ph Phase) bool { return ph.Container == id })
 }
 
 func (p *Pod) isFirst(id string) bool { return p.opts.First != nil && p.opts.First.ID == id }
@@ -122,6 +133,7 @@ func (p *Pod) CreateContainer(ctx context.Context, req ContainerRequest) (_ Stre
 	if err := p.reserve(c); err != nil {
 		return Streams{}, err
 	}
+	defer c.spent(time.Now())
 	var u undo.Stack
 	u.Push("forget container "+c.id, func(context.Context) error { p.forget(c.id); return nil })
 	defer u.RunOnError(&err)
@@ -164,7 +176,7 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 	}
 	start := time.Now()
 	s, n, err := p.openStreams(ctx, p.life.ctx, c.init.want, c.id, "")
-	p.took("streams of "+c.id, start)
+	p.tookIn(c.id, "streams", start)
 	if err != nil {
 		return Streams{}, p.agent.fault(ctx, err)
 	}
@@ -172,7 +184,7 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 	u.Push("close streams of container "+c.id, func(context.Context) error { return c.init.closePipes() })
 	u.Push("remove container "+c.id+" in the guest", func(ctx context.Context) error { return p.removeInGuest(ctx, c.id) })
 	out.OCI.Process.Terminal = req.Terminal
-	defer p.took("create "+c.id+" in the guest", time.Now())
+	defer p.tookIn(c.id, "create", time.Now())
 	_, err = p.agent.CreateContainer(ctx, &agent.CreateContainerRequest{
 		ContainerId: c.id, ExecId: c.id, Storages: storages, OCI: out.OCI, SandboxPidns: shared, PidContainer: target,
 		StdinPort: n.stdin, StdoutPort: n.stdout, StderrPort: n.stderr,
@@ -222,16 +234,17 @@ func (p *Pod) Start(ctx context.Context, containerID, execID string) (Streams, e
 	if err := pr.to(evStart); err != nil {
 		return Streams{}, err
 	}
+	began := time.Now()
+	defer c.spent(began)
 	if err := p.connectLate(ctx); err != nil {
 		pr.startFailed()
 		return Streams{}, fmt.Errorf("start container %s: %w", c.id, err)
 	}
-	began := time.Now()
 	err = p.call(ctx, "start container "+c.id, func(ctx context.Context) error {
 		_, err := p.agent.StartContainer(ctx, &agent.StartContainerRequest{ContainerId: c.id})
 		return err
 	})
-	p.took("start "+c.id, began)
+	p.tookIn(c.id, "start", began)
 	if err != nil {
 		pr.startFailed()
 		return Streams{}, err

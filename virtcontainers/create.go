@@ -60,7 +60,7 @@ func CreatePod(ctx context.Context, opts Options) (_ *Pod, err error) {
 		opts: opts, log: opts.Log, life: newLife(), plugs: plugs{by: map[string]*plug{}},
 		volumes: volumes{by: map[string]*podVolume{}},
 		containers: map[string]*container{}, done: make(chan struct{}), stopping: make(chan struct{}, 1),
-		sharedShm: needsSharedShm(opts),
+		sharedShm: needsSharedShm(opts), began: time.Now(),
 	}
 	p.stopping <- struct{}{}
 	c := &creation{Pod: p, u: &undo.Stack{}}
@@ -80,6 +80,9 @@ func CreatePod(ctx context.Context, opts Options) (_ *Pod, err error) {
 		}
 		p.took(s.name, start)
 	}
+	p.mu.Lock()
+	p.startTook = time.Since(p.began)
+	p.mu.Unlock()
 	p.undo.Adopt(c.u)
 	p.logPhases()
 	p.life.spawn(p.watchOOM)
@@ -102,6 +105,7 @@ func (c *creation) steps() []step {
 		{"agent", c.awaitAgent},
 		{"guest network", c.configureNetwork},
 		{"sandbox", c.createSandbox},
+		{"metrics", c.serveMetrics},
 	}
 }
 

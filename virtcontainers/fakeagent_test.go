@@ -388,6 +388,11 @@ func (a *fakeAgent) UpdateContainer(context.Context, *agent.UpdateContainerReque
 	return &emptypb.Empty{}, a.fail("update")
 }
 
+// GetMetrics tells its own and claims something of the shim's.
+func (a *fakeAgent) GetMetrics(context.Context, *agent.GetMetricsRequest) (*agent.Metrics, error) {
+	return &agent.Metrics{Metrics: "coco_guest_memory_total_bytes 512\ncoco_shim_threads 999\n"}, a.fail("metrics")
+}
+
 func (a *fakeAgent) StatsContainer(context.Context, *agent.StatsContainerRequest) (*agent.StatsContainerResponse, error) {
 	return &agent.StatsContainerResponse{}, a.fail("stats")
 }

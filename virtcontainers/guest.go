@@ -44,6 +44,7 @@ type (
 		SetGuestDateTime(context.Context, *agent.SetGuestDateTimeRequest) (*emptypb.Empty, error)
 		GetOOMEvent(context.Context, *agent.GetOOMEventRequest) (*agent.OOMEvent, error)
 		CopyFile(context.Context, *agent.CopyFileRequest) (*emptypb.Empty, error)
+		GetMetrics(context.Context, *agent.GetMetricsRequest) (*agent.Metrics, error)
 	}
 	networkGuest interface {
 		UpdateInterface(context.Context, *agent.UpdateInterfaceRequest) (*types.Interface, error)

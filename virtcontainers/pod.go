@@ -55,6 +55,9 @@ type Pod struct {
 	containers map[string]*container // guarded by mu
 	closing    bool                  // guarded by mu
 	phases     []Phase               // guarded by mu
+	began      time.Time             // when CreatePod was called
+	shape      Shape                 // set before the metrics are served
+	startTook  time.Duration         // guarded by mu; all of CreatePod
 	// lateNetwork connects a network that came after the boot; nil once used, guarded by mu.
 	lateNetwork func(ctx context.Context) (network.Guest, error)
 	death       error // guarded by mu; why the VM ended, when nobody asked it to
@@ -63,7 +66,8 @@ type Pod struct {
 // PID is the VMM's process, the same from before the hooks until the end.
 func (p *Pod) PID() int { return p.proc.PID() }
 
-// Phases tells how long each step of the pod's start took, and then each step of its containers'.
+// Phases tells how long each step of the pod's start took, and then each step of its containers'. The
+// steps of one start do not overlap: their sum is the whole.
 func (p *Pod) Phases() []Phase {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -73,14 +77,17 @@ func (p *Pod) Phases() []Phase {
 // maxPhases bounds what is kept of a pod that makes containers for ever.
 const maxPhases = 128
 
-// took notes the duration of a step.
-func (p *Pod) took(name string, start time.Time) {
+// took notes the duration of a step of the pod's start.
+func (p *Pod) took(name string, start time.Time) { p.tookIn("", name, start) }
+
+// tookIn notes the duration of a step of a container's start.
+func (p *Pod) tookIn(container, name string, start time.Time) {
 	d := time.Since(start)
-	p.log.Debug("step done", "pod", p.opts.ID, "step", name, "took", d)
+	p.log.Debug("step done", "pod", p.opts.ID, "container", container, "step", name, "took", d)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.phases) < maxPhases {
-		p.phases = append(p.phases, Phase{name, d})
+		p.phases = append(p.phases, Phase{container, name, d})
 	}
 }
 
@@ -129,9 +136,10 @@ func (f sinkFunc) CopyFile(ctx context.Context, req *agent.CopyFileRequest) erro
 // prepare brings what a container needs into the guest: its layers as devices, the files of its bind
 // mounts, its volumes. All at once, since some wait for the disk and others for the guest.
 func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, copies []spec.Copy, list []mounted, u *undo.Stack) ([]*agent.Storage, error) {
+	began := time.Now()
+	layersDone := began
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		defer p.took("copy files of "+c.id, time.Now())
 		for _, cp := range copies {
 			if err := copyIn(gctx, sinkFunc(p.agent.copyFile), cp, p.opts.Config.Runtime.MaxCopyMiB); err != nil {
 				return err
@@ -144,13 +152,11 @@ func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, c
 		if len(list) == 0 {
 			return nil
 		}
-		defer p.took("volumes of "+c.id, time.Now())
 		shared, err = p.provide(gctx, c.id, list)
 		return err
 	})
 	var attached []storage.Attached
 	g.Go(func() (err error) {
-		defer p.took("layers of "+c.id, time.Now())
 		o, err := p.takeFirst(req)
 		if err != nil {
 			return err
@@ -160,12 +166,17 @@ func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, c
 			return errors.Join(fmt.Errorf("root file system: %w", err), o.close())
 		}
 		o.cancel()
+		p.tookIn(c.id, "layer", began)
+		found := time.Now()
 		attached, err = p.attach(gctx, layers, u)
+		p.tookIn(c.id, "hotplug", found)
+		layersDone = time.Now()
 		return err
 	})
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
+	p.tookIn(c.id, "files", layersDone) // what they took longer than the layers
 	rootfs, err := storage.Storages(c.id, attached, p.opts.Config.Runtime.UpperSizeMiB)
 	return append(shared, rootfs...), err
 }

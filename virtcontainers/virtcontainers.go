@@ -80,8 +80,9 @@ type Options struct {
 	Host    Host
 }
 
-// Phase is a step of a pod's start and how long it took.
+// Phase is a step of a pod's start, or of a container's, and how long it took.
 type Phase struct {
-	Name     string
-	Duration time.Duration
+	Container string // "" for the pod's own
+	Name      string
+	Duration  time.Duration
 }

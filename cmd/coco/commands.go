@@ -11,6 +11,8 @@ func commands() []*cobra.Command {
 		newCheckCmd(),
 		newImageCmd(),
 		newMeasureCmd(),
+		newMetricsCmd(),
+		newPsCmd(),
 		newVersionCmd(),
 	}
 }

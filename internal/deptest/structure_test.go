@@ -36,7 +36,7 @@ var edges = Edges{
 	"network/...":                 {"network/...", "api/...", "internal/..."},
 	"configs/...":                 {"hypervisor", "internal/..."},
 	"image/...":                   {"image/...", "internal/..."},
-	"virtcontainers":              {"virtcontainers/...", "hypervisor", "hypervisor/digest", "hypervisor/launch", "network", "configs", "api/...", "image/layer", "internal/..."},
+	"virtcontainers":              {"virtcontainers/...", "metrics", "hypervisor", "hypervisor/digest", "hypervisor/launch", "network", "configs", "api/...", "image/layer", "internal/..."},
 	"virtcontainers/spec":         {"api/...", "internal/..."},
 	"virtcontainers/storage":      {"hypervisor", "api/...", "image/layer", "internal/..."},
 	"virtcontainers/state":        {"internal/..."},
@@ -56,11 +56,12 @@ var edges = Edges{
 	"agent":                       {"agent/...", "api/...", "internal/..."},
 	"agent/...":                   {"agent/...", "api/...", "image/verity/...", "image/erofs/...", "image/ext4", "internal/..."},
 	"guest/...":                   {"guest/...", "image/...", "internal/..."},
+	"metrics":                     {},
 	"measurement":                 {},
 	"measurement/...":             {"measurement/..."},
 	"cmd/coco-agent":              {"agent/...", "internal/..."},
 	"cmd/containerd-shim-coco-v2": {"shim/...", "virtcontainers/...", "hypervisor/...", "network", "configs", "api/...", "image/...", "internal/..."},
-	"cmd/coco":                    {"configs", "guest/...", "hypervisor/...", "measurement/...", "image/...", "virtcontainers", "internal/..."},
+	"cmd/coco":                    {"configs", "metrics", "guest/...", "hypervisor/...", "measurement/...", "image/...", "virtcontainers", "internal/..."},
 	"tests/...":                   {"*"},
 }
 

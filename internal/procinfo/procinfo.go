@@ -89,3 +89,58 @@ func parseStatus(s string, u *Usage) {
 		}
 	}
 }
+
+// Memory is where a VMM's memory goes. Sizes are resident bytes.
+type Memory struct {
+	Guest     uint64 // the guest's RAM, as far as the guest has used it
+	Generated uint64 // code that an emulator has generated: anonymous and executable
+	Other     uint64 // everything else: program, heap, device state, stacks
+}
+
+// VMMMemory measures a VMM whose guest has so many bytes of RAM. The RAM is the largest mapping, if it is
+// at least that large.
+func VMMMemory(pid int, ram uint64) (Memory, error) {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/smaps")
+	if err != nil {
+		return Memory{}, fmt.Errorf("measure process %d: %w", pid, err)
+	}
+	return parseSmaps(string(data), ram), nil
+}
+
+// parseSmaps reads proc_pid_smaps(5): per mapping a line "start-end perms offset dev inode path" and then
+// lines "Key: n kB".
+func parseSmaps(s string, ram uint64) Memory {
+	var m Memory
+	var largest, guest, size uint64
+	generated := false
+	for line := range strings.Lines(s) {
+		f := strings.Fields(line)
+		switch {
+		case len(f) >= 5 && !strings.HasSuffix(f[0], ":"):
+			generated = len(f) == 5 && strings.Contains(f[1], "x")
+		case len(f) != 3:
+		case f[0] == "Size:":
+			size = kib(f[1])
+		case f[0] == "Rss:":
+			rss := kib(f[1])
+			if generated {
+				m.Generated += rss
+			} else {
+				m.Other += rss
+			}
+			if !generated && size >= ram && size > largest {
+				largest, guest = size, rss
+			}
+		}
+	}
+	m.Guest, m.Other = guest, m.Other-guest
+	return m
+}
+
+func kib(s string) uint64 {
+	n, err := strconv.ParseUint(s, 10, 54)
+	if err != nil {
+		return 0
+	}
+	return n << 10
+}

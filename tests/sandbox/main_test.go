@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -105,7 +106,7 @@ func (b bed) podConfig(name string) *cri.PodSandboxConfig {
 		Metadata: &cri.PodSandboxMetadata{Name: name, Uid: name, Namespace: "default"},
 		Hostname: name, LogDirectory: b.t.TempDir(),
 		DnsConfig: &cri.DNSConfig{Servers: []string{"10.96.0.10"}, Searches: []string{"svc.cluster.local"}},
-		Linux:     &cri.LinuxPodSandboxConfig{CgroupParent: "/coco-test/" + name, SecurityContext: &cri.LinuxSandboxSecurityContext{
+		Linux: &cri.LinuxPodSandboxConfig{CgroupParent: "/coco-test/" + name, SecurityContext: &cri.LinuxSandboxSecurityContext{
 			NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER},
 		}},
 	}
@@ -213,4 +214,14 @@ func (b bed) tail() {
 	}
 	lines := strings.Split(string(data), "\n")
 	b.t.Logf("containerd's log ends:\n%s", strings.Join(lines[max(len(lines)-12, 0):], "\n"))
+}
+
+// residentKiB is a process's VmRSS.
+func residentKiB(pid int) (float64, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	_, rest, _ := strings.Cut(string(data), "VmRSS:")
+	return strconv.ParseFloat(strings.Fields(rest)[0], 64)
 }

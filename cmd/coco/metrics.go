@@ -1,0 +1,245 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/coco-shim/coco/configs"
+	"github.com/coco-shim/coco/metrics"
+)
+
+// metricsSocket is where each pod serves its metrics, below a directory of its own in runtime.state_dir.
+const metricsSocket = "metrics.sock"
+
+// podTimeout bounds how long one pod is waited for.
+const podTimeout = 5 * time.Second
+
+// podMetrics is what one pod said.
+type podMetrics struct {
+	Pod     string           `json:"pod"`
+	Samples []metrics.Sample `json:"metrics"`
+	text    string
+}
+
+// value returns a sample's value.
+func (p podMetrics) value(name string) float64 {
+	for _, s := range p.Samples {
+		if s.Name == name {
+			return s.Value
+		}
+	}
+	return 0
+}
+
+func newMetricsCmd() *cobra.Command {
+	var config, pod, listen string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "metrics",
+		Short: "Print the metrics of the pods that run here",
+		Long: "Asks every pod of this host for its metrics and prints them in Prometheus' text format, or as JSON. With\n" +
+			"--listen it serves them at http://ADDRESS/metrics instead, measured anew for each request.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			dir, err := stateDir(config)
+			if err != nil {
+				return err
+			}
+			if listen != "" {
+				return serveMetrics(cmd.Context(), listen, dir, cmd.ErrOrStderr())
+			}
+			pods, err := gather(cmd.Context(), dir)
+			if pod != "" {
+				pods = slices.DeleteFunc(pods, func(p podMetrics) bool { return !strings.HasPrefix(p.Pod, pod) })
+				if len(pods) == 0 {
+					return errors.Join(fmt.Errorf("no pod whose id begins with %q answers below %s", pod, dir), err)
+				}
+				err = nil // of other pods
+			}
+			if asJSON {
+				e := json.NewEncoder(cmd.OutOrStdout())
+				e.SetIndent("", "  ")
+				return errors.Join(e.Encode(pods), err)
+			}
+			_, werr := io.WriteString(cmd.OutOrStdout(), merge(pods))
+			return errors.Join(werr, err)
+		},
+	}
+	cmd.Flags().StringVar(&config, "config", "", "configuration file, as the shim finds it by default")
+	cmd.Flags().StringVar(&pod, "pod", "", "only the pod whose id begins so")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().StringVar(&listen, "listen", "", "serve at this address, for example 127.0.0.1:9469")
+	cmd.MarkFlagsMutuallyExclusive("listen", "json")
+	cmd.MarkFlagsMutuallyExclusive("listen", "pod")
+	return cmd
+}
+
+func newPsCmd() *cobra.Command {
+	var config string
+	cmd := &cobra.Command{
+		Use:   "ps",
+		Short: "List the pods that run here",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			dir, err := stateDir(config)
+			if err != nil {
+				return err
+			}
+			pods, err := gather(cmd.Context(), dir)
+			return errors.Join(printPods(cmd.OutOrStdout(), pods, time.Now()), err)
+		},
+	}
+	cmd.Flags().StringVar(&config, "config", "", "configuration file, as the shim finds it by default")
+	return cmd
+}
+
+func stateDir(config string) (string, error) {
+	cfg, err := configs.Load(config)
+	if err != nil {
+		return "", err
+	}
+	return cfg.Runtime.StateDir, nil
+}
+
+// gather asks all pods, one after the other: a host has some tens. The error is of those that did not answer; a
+// pod that has ended meanwhile is none of them.
+func gather(ctx context.Context, dir string) ([]podMetrics, error) {
+	sockets, err := filepath.Glob(filepath.Join(dir, "*", metricsSocket))
+	if err != nil {
+		return nil, fmt.Errorf("look for pods: %w", err)
+	}
+	pods := []podMetrics{}
+	var errs []error
+	for _, socket := range sockets {
+		p, err := ask(ctx, socket)
+		if left, _ := filepath.Glob(socket); err != nil && len(left) > 0 {
+			errs = append(errs, err)
+		}
+		if err == nil {
+			pods = append(pods, p)
+		}
+	}
+	slices.SortFunc(pods, func(a, b podMetrics) int { return strings.Compare(a.Pod, b.Pod) })
+	return pods, errors.Join(errs...)
+}
+
+func ask(ctx context.Context, socket string) (podMetrics, error) {
+	ctx, cancel := context.WithTimeout(ctx, podTimeout)
+	defer cancel()
+	text, err := metrics.Get(ctx, socket)
+	if err != nil {
+		return podMetrics{}, err
+	}
+	p := podMetrics{text: text}
+	if p.Samples, err = metrics.Parse(text); err != nil {
+		return podMetrics{}, fmt.Errorf("%s: %w", socket, err)
+	}
+	for _, s := range p.Samples {
+		if s.Name == "coco_pod_info" {
+			p.Pod = s.Labels["pod"]
+		}
+	}
+	return p, nil
+}
+
+// merge puts the samples of all pods together by name, as the format demands.
+func merge(pods []podMetrics) string {
+	var order []string
+	head, lines := map[string]string{}, map[string]string{}
+	for _, p := range pods {
+		for line := range strings.Lines(p.text) {
+			name := line
+			if rest, ok := strings.CutPrefix(line, "# "); ok {
+				if f := strings.Fields(rest); len(f) > 1 {
+					name = f[1]
+				}
+			} else {
+				name = line[:max(strings.IndexAny(line, "{ "), 0)]
+			}
+			if head[name] == "" && lines[name] == "" {
+				order = append(order, name)
+			}
+			switch {
+			case !strings.HasPrefix(line, "#"):
+				lines[name] += line
+			case !strings.Contains(head[name], line):
+				head[name] += line
+			}
+		}
+	}
+	var b strings.Builder
+	for _, name := range order {
+		b.WriteString(head[name] + lines[name])
+	}
+	return b.String()
+}
+
+func serveMetrics(ctx context.Context, address, dir string, log io.Writer) error {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
+		pods, err := gather(r.Context(), dir)
+		if err != nil { // those that answered are worth having
+			fmt.Fprintln(log, "coco:", err)
+		}
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+		_, _ = io.WriteString(w, merge(pods)) // the client may be gone
+	})
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil {
+		return fmt.Errorf("serve metrics: %w", err)
+	}
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: podTimeout}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	fmt.Fprintf(log, "coco: metrics at http://%s/metrics\n", l.Addr())
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve metrics: %w", err)
+	}
+	return nil
+}
+
+func printPods(out io.Writer, pods []podMetrics, now time.Time) error {
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(w, "POD\tNAME\tAGE\tCPUS\tMEMORY\tGUEST USES\tVMM\tSHIM\tCONTAINERS\tSTART")
+	for _, p := range pods {
+		name, containers := "", 0
+		kinds := map[string]float64{}
+		for _, s := range p.Samples {
+			switch s.Name {
+			case "coco_pod_info":
+				if name = s.Labels["pod_name"]; name != "" {
+					name = s.Labels["pod_namespace"] + "/" + name
+				}
+			case "coco_vmm_memory_bytes":
+				kinds[s.Labels["kind"]] = s.Value
+			case "coco_container_start_seconds":
+				containers++
+			}
+		}
+		id := p.Pod
+		if len(id) > 13 {
+			id = id[:13]
+		}
+		age := now.Sub(time.UnixMilli(int64(p.value("coco_pod_created_timestamp_seconds") * 1000))).Round(time.Second)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%.0f\t%s\t%s\t%s\t%s\t%d\t%.1fs\n", id, name, age, p.value("coco_vm_vcpus"), mib(p.value("coco_vm_memory_bytes")),
+			mib(kinds["guest"]), mib(kinds["generated_code"]+kinds["other"]), mib(p.value("coco_shim_resident_memory_bytes")), containers, p.value("coco_pod_start_seconds"))
+	}
+	return w.Flush()
+}
+
+func mib(bytes float64) string { return fmt.Sprintf("%.0f MiB", bytes/(1<<20)) }

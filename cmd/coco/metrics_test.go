@@ -1,0 +1,149 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coco-shim/coco/metrics"
+)
+
+// servePods makes a state directory with two pods that answer and one that does not.
+func servePods(t *testing.T) (config string) {
+	t.Helper()
+	dir := t.TempDir()
+	state := filepath.Join(dir, "s")
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	for _, id := range []string{"aa11", "bb22"} {
+		if err := os.MkdirAll(filepath.Join(state, id), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		l, err := net.Listen("unix", filepath.Join(state, id, metricsSocket))
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_ = metrics.Serve(ctx, l, func(context.Context) string {
+				m := metrics.New("pod", id)
+				m.Gauge("coco_pod_info", "The pod.", 1, "pod_name", "web", "pod_namespace", "default")
+				m.Gauge("coco_vm_memory_bytes", "Memory.", 640<<20)
+				return m.String()
+			})
+		}()
+		t.Cleanup(func() { cancel(); <-done })
+	}
+	config = filepath.Join(dir, "config.toml")
+	if err := os.WriteFile(config, []byte("[runtime]\nstate_dir = \""+state+"\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return config
+}
+
+func runCoco(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	cmd := newRootCmd()
+	var out bytes.Buffer
+	cmd.SetOut(&out)
+	cmd.SetErr(io.Discard)
+	cmd.SetArgs(args)
+	err := cmd.ExecuteContext(t.Context())
+	return out.String(), err
+}
+
+func TestMetricsOfAllPods(t *testing.T) {
+	config := servePods(t)
+	const want = `# HELP coco_pod_info The pod.
+# TYPE coco_pod_info gauge
+coco_pod_info{pod="aa11",pod_name="web",pod_namespace="default"} 1
+coco_pod_info{pod="bb22",pod_name="web",pod_namespace="default"} 1
+# HELP coco_vm_memory_bytes Memory.
+# TYPE coco_vm_memory_bytes gauge
+coco_vm_memory_bytes{pod="aa11"} 6.7108864e+08
+coco_vm_memory_bytes{pod="bb22"} 6.7108864e+08
+`
+	if got, err := runCoco(t, "metrics", "--config", config); err != nil || got != want {
+		t.Errorf("metrics = %q, %v, want %q", got, err, want)
+	}
+	got, err := runCoco(t, "metrics", "--config", config, "--pod", "bb", "--json")
+	var pods []podMetrics
+	if err != nil || json.Unmarshal([]byte(got), &pods) != nil || len(pods) != 1 || pods[0].Pod != "bb22" || pods[0].value("coco_vm_memory_bytes") != 640<<20 {
+		t.Errorf("metrics --json --pod = %s, %v", got, err)
+	}
+	if _, err := runCoco(t, "metrics", "--config", config, "--pod", "cc"); err == nil {
+		t.Error("metrics of a pod that is not there succeeds")
+	}
+	got, err = runCoco(t, "ps", "--config", config)
+	if err != nil || !strings.Contains(got, "aa11") || !strings.Contains(got, "default/web") || !strings.Contains(got, "640 MiB") {
+		t.Errorf("ps = %s, %v", got, err)
+	}
+}
+
+// A pod that does not answer is told; the others are printed all the same.
+func TestAPodThatDoesNotAnswer(t *testing.T) {
+	config := servePods(t)
+	dead := filepath.Join(filepath.Dir(config), "s", "cc33")
+	if err := os.MkdirAll(dead, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dead, metricsSocket), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	got, err := runCoco(t, "metrics", "--config", config)
+	if err == nil || !strings.Contains(err.Error(), "cc33") || !strings.Contains(got, `pod="aa11"`) {
+		t.Errorf("metrics = %q, %v", got, err)
+	}
+}
+
+func TestListen(t *testing.T) {
+	config := servePods(t)
+	dir, err := stateDir(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	r, w := io.Pipe()
+	done := make(chan error, 1)
+	go func() { done <- serveMetrics(ctx, "127.0.0.1:0", dir, w) }()
+	line := make([]byte, 200)
+	n, err := r.Read(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, url, _ := strings.Cut(strings.TrimSpace(string(line[:n])), " at ")
+	client := &http.Client{Timeout: 5 * time.Second}
+	defer client.CloseIdleConnections()
+	resp, err := client.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(resp.Body)
+	if err := resp.Body.Close(); err != nil {
+		t.Error(err)
+	}
+	if err != nil || !strings.Contains(string(body), `pod="bb22"`) {
+		t.Errorf("GET %s = %q, %v", url, body, err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("serve = %v", err)
+	}
+}

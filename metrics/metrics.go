@@ -1,0 +1,142 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package metrics writes, serves and reads the Prometheus text format (version 0.0.4). It is written by
+// hand because each pod has a shim: the client library would add megabytes to it.
+//
+// Nothing is counted or kept here. A Set is made anew for each reader and thrown away.
+package metrics
+
+import (
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Set is what one reader is told.
+type Set struct {
+	labels   string   // of every sample, as written
+	names    []string // of those labels
+	families []*family
+	by       map[string]*family
+}
+
+type family struct {
+	name, kind, help string
+	lines            []string
+}
+
+// New makes an empty set; the labels, pairs of name and value, are those of every sample.
+func New(labels ...string) *Set {
+	s := &Set{labels: encodeLabels(labels), by: map[string]*family{}}
+	for i := 0; i < len(labels); i += 2 {
+		s.names = append(s.names, labels[i])
+	}
+	return s
+}
+
+// Gauge adds a value that goes up and down.
+func (s *Set) Gauge(name, help string, v float64, labels ...string) {
+	s.add("gauge", name, help, v, labels)
+}
+
+// Counter adds a value that only grows while its subject lives.
+func (s *Set) Counter(name, help string, v float64, labels ...string) {
+	s.add("counter", name, help, v, labels)
+}
+
+func (s *Set) add(kind, name, help string, v float64, labels []string) {
+	s.line(kind, name, help, encodeLabels(labels), strconv.FormatFloat(v, 'g', -1, 64))
+}
+
+func (s *Set) line(kind, name, help, labels, value string) {
+	f := s.by[name]
+	if f == nil {
+		f = &family{name: name, kind: kind, help: help}
+		s.by[name] = f
+		s.families = append(s.families, f)
+	}
+	all := s.labels
+	if all != "" && labels != "" {
+		all += ","
+	}
+	if all += labels; all != "" {
+		all = "{" + all + "}"
+	}
+	f.lines = append(f.lines, name+all+" "+value+"\n")
+}
+
+// String is the text format.
+func (s *Set) String() string {
+	var b strings.Builder
+	for _, f := range s.families {
+		b.WriteString("# HELP " + f.name + " " + f.help + "\n# TYPE " + f.name + " " + f.kind + "\n")
+		for _, l := range f.lines {
+			b.WriteString(l)
+		}
+	}
+	return b.String()
+}
+
+var escape = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
+
+func encodeLabels(pairs []string) string {
+	var b strings.Builder
+	for i := 0; i+1 < len(pairs); i += 2 {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteString(pairs[i] + `="` + escape.Replace(pairs[i+1]) + `"`)
+	}
+	return b.String()
+}
+
+// Adopt takes over what somebody else says in the text format. What does not begin with one of the prefixes, and
+// what is not well formed, is left out: the guest is not trusted to speak for others.
+func (s *Set) Adopt(text string, prefixes ...string) {
+	const most = 1000               // samples
+	about := map[string][2]string{} // kind and help by name
+	seen := map[string]bool{}
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		if word, rest, ok := comment(line); ok {
+			name, value, _ := strings.Cut(rest, " ")
+			a := about[name]
+			if word == "TYPE" {
+				a[0] = value
+			} else {
+				a[1] = value
+			}
+			about[name] = a
+			continue
+		}
+		sm, err := parseSample(line)
+		if err != nil || len(seen) == most || math.IsNaN(sm.Value) || math.IsInf(sm.Value, 0) || !slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(sm.Name, p) }) {
+			continue
+		}
+		for _, own := range s.names {
+			delete(sm.Labels, own)
+		}
+		labels := encodeLabels(sm.pairs())
+		if seen[sm.Name+labels] {
+			continue
+		}
+		seen[sm.Name+labels] = true
+		a := about[sm.Name]
+		if a[0] != "counter" {
+			a[0] = "gauge"
+		}
+		s.line(a[0], sm.Name, a[1], labels, strconv.FormatFloat(sm.Value, 'g', -1, 64))
+	}
+}
+
+// comment splits "# HELP name …" and "# TYPE name …".
+func comment(line string) (word, rest string, ok bool) {
+	rest, ok = strings.CutPrefix(line, "# ")
+	if !ok {
+		return "", "", strings.HasPrefix(line, "#")
+	}
+	word, rest, _ = strings.Cut(rest, " ")
+	return word, rest, true
+}

@@ -1,0 +1,195 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package virtcontainers
+
+import (
+	"context"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/internal/procinfo"
+	"github.com/coco-shim/coco/metrics"
+)
+
+// MetricsSocket is the name of the socket in the pod's directory below runtime.state_dir.
+const MetricsSocket = "metrics.sock"
+
+// guestTimeout bounds how long a reader of metrics waits for the guest.
+const guestTimeout = 2 * time.Second
+
+// serveMetrics offers the pod's metrics. It is the last step: what is read then does not change any more.
+func (c *creation) serveMetrics(context.Context) error {
+	dir, err := os.Open(c.stateDir)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	// Through the descriptor the path is short enough for a socket, however long the directory's is.
+	path := filepath.Join("/proc/self/fd", strconv.Itoa(int(dir.Fd())), MetricsSocket)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return err
+	}
+	l.SetUnlinkOnClose(false) // the descriptor's number may be another's then; the socket goes with its directory
+	if err := os.Chmod(path, 0o600); err != nil {
+		_ = l.Close() // chmod's error matters
+		return err
+	}
+	p := c.Pod
+	p.shape = c.shape
+	if !p.life.spawn(func(ctx context.Context) {
+		if err := metrics.Serve(ctx, l, func(ctx context.Context) string { return p.Metrics(ctx).String() }); err != nil {
+			p.log.Warn("the pod's metrics are no longer served", "pod", p.opts.ID, "error", err)
+		}
+	}) {
+		_ = l.Close() // the pod is ending
+		return errShutdown
+	}
+	return nil // the listener goes with the pod's life
+}
+
+// Metrics measures the pod. What cannot be measured now is left out.
+func (p *Pod) Metrics(ctx context.Context) *metrics.Set {
+	m := metrics.New("pod", p.opts.ID)
+	p.mu.Lock()
+	running := !p.closing
+	phases, total := slices.Clone(p.phases), p.startTook
+	containers := slices.Collect(maps.Values(p.containers))
+	p.mu.Unlock()
+
+	p.describe(m)
+	if u, err := procinfo.Read(0); err == nil {
+		processUsage(m, "shim", u)
+	}
+	vmmUsage(m, p.PID(), p.shape)
+	for _, ph := range phases {
+		if ph.Container == "" {
+			m.Gauge("coco_pod_start_phase_seconds", "Time that a step of the pod's start took; the steps follow each other.", ph.Duration.Seconds(), "phase", ph.Name)
+		}
+	}
+	if total > 0 {
+		m.Gauge("coco_pod_start_seconds", "Time from the request until the pod was ready for containers.", total.Seconds())
+	}
+	slices.SortFunc(containers, func(a, b *container) int { return strings.Compare(a.id, b.id) })
+	for _, c := range containers {
+		containerStart(m, c, phases)
+	}
+	if !running {
+		m.Gauge("coco_guest_up", upHelp, 0)
+		return m
+	}
+	ctx, cancel := context.WithTimeout(ctx, guestTimeout)
+	defer cancel()
+	p.guestMetrics(ctx, m, containers)
+	return m
+}
+
+const upHelp = "Whether the guest answered; without an answer there are no metrics of guest and containers."
+
+// describe says who the pod is and how large.
+func (p *Pod) describe(m *metrics.Set) {
+	const cri = "io.kubernetes.cri.sandbox-"
+	h, a := p.opts.Config.Hypervisor, p.opts.Spec.Annotations
+	m.Gauge("coco_pod_info", "The pod; the value is always 1.", 1, "namespace", p.opts.Namespace,
+		"pod_name", a[cri+"name"], "pod_namespace", a[cri+"namespace"], "pod_uid", a[cri+"uid"],
+		"hypervisor", h.Type, "platform", h.Platform)
+	m.Gauge("coco_pod_created_timestamp_seconds", "When the pod was asked for, in seconds since 1970.", float64(p.began.UnixMilli())/1000)
+	m.Gauge("coco_vm_memory_bytes", "Memory of the virtual machine.", float64(p.shape.MemoryMiB<<20))
+	m.Gauge("coco_vm_vcpus", "Virtual processors.", float64(p.shape.VCPUs))
+}
+
+// processUsage says what a process of the host uses.
+func processUsage(m *metrics.Set, who string, u procinfo.Usage) {
+	what := map[string]string{"shim": "the shim", "vmm": "the VMM"}[who]
+	m.Gauge("coco_"+who+"_resident_memory_bytes", "Resident memory of "+what+".", float64(u.RSS))
+	m.Gauge("coco_"+who+"_anonymous_memory_bytes", "Resident memory of "+what+" that is not of files.", float64(u.Anon))
+	m.Counter("coco_"+who+"_cpu_seconds_total", "CPU time of "+what+".", u.CPUUser.Seconds(), "mode", "user")
+	m.Counter("coco_"+who+"_cpu_seconds_total", "", u.CPUSystem.Seconds(), "mode", "system")
+	m.Gauge("coco_"+who+"_threads", "Threads of "+what+".", float64(u.Threads))
+}
+
+func vmmUsage(m *metrics.Set, pid int, shape Shape) {
+	u, err := procinfo.Read(pid)
+	if err != nil || u.RSS == 0 {
+		return // it has ended
+	}
+	processUsage(m, "vmm", u)
+	mem, err := procinfo.VMMMemory(pid, shape.MemoryMiB<<20)
+	if err != nil {
+		return
+	}
+	const help = "Resident memory of the VMM by what it is for: the guest's memory, code that an emulator generated, the rest."
+	for _, v := range []struct {
+		kind  string
+		bytes uint64
+	}{{"guest", mem.Guest}, {"generated_code", mem.Generated}, {"other", mem.Other}} {
+		m.Gauge("coco_vmm_memory_bytes", help, float64(v.bytes), "kind", v.kind)
+	}
+}
+
+// containerStart says how long a container's start took.
+func containerStart(m *metrics.Set, c *container, phases []Phase) {
+	labels := c.labels()
+	for _, ph := range phases {
+		if ph.Container == c.id {
+			m.Gauge("coco_container_start_phase_seconds", "Time that a step of the container's start took; the steps follow each other.",
+				ph.Duration.Seconds(), append(labels, "phase", ph.Name)...)
+		}
+	}
+	c.mu.Lock()
+	took := c.took
+	c.mu.Unlock()
+	m.Gauge("coco_container_start_seconds", "Time that creating and starting the container took.", took.Seconds(), labels...)
+}
+
+func (c *container) labels() []string {
+	out := []string{"container", c.id, "container_name", ""}
+	if c.spec != nil {
+		out[3] = c.spec.Annotations["io.kubernetes.cri.container-name"]
+	}
+	return slices.Clip(out)
+}
+
+// guestMetrics asks the agent.
+func (p *Pod) guestMetrics(ctx context.Context, m *metrics.Set, containers []*container) {
+	res, err := p.agent.GetMetrics(ctx, &agent.GetMetricsRequest{})
+	up := 1.0
+	if err != nil {
+		up = 0
+	}
+	m.Gauge("coco_guest_up", upHelp, up)
+	if err != nil {
+		return
+	}
+	m.Adopt(res.GetMetrics(), "coco_agent_", "coco_guest_memory_", "coco_guest_cpu_")
+	for _, c := range containers {
+		if st := c.init.current().public(); st != Running && st != Paused {
+			continue
+		}
+		st, err := p.agent.StatsContainer(ctx, &agent.StatsContainerRequest{ContainerId: c.id})
+		if err != nil {
+			continue // it may have ended meanwhile
+		}
+		containerUsage(m, c, st.GetCgroupStats())
+	}
+}
+
+func containerUsage(m *metrics.Set, c *container, st *agent.CgroupStats) {
+	labels := c.labels()
+	mem := st.GetMemoryStats()
+	usage, inactive := mem.GetUsage().GetUsage(), mem.GetStats()["inactive_file"]
+	m.Counter("coco_container_cpu_seconds_total", "CPU time of the container.",
+		float64(st.GetCpuStats().GetCpuUsage().GetTotalUsage())/1e9, labels...)
+	m.Gauge("coco_container_memory_usage_bytes", "Memory of the container.", float64(usage), labels...)
+	m.Gauge("coco_container_memory_working_set_bytes", "The same without file pages that can be dropped, as the kubelet counts.",
+		float64(usage-min(inactive, usage)), labels...)
+	m.Gauge("coco_container_processes", "Processes and threads of the container.", float64(st.GetPidsStats().GetCurrent()), labels...)
+}
