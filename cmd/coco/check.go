@@ -19,6 +19,7 @@ import (
 
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/guest"
+	"github.com/coco-shim/coco/hypervisor/clh"
 	"github.com/coco-shim/coco/hypervisor/probe"
 	"github.com/coco-shim/coco/hypervisor/qemu"
 	"github.com/coco-shim/coco/internal/cpuid"
@@ -39,9 +40,9 @@ func newCheckCmd() *cobra.Command {
 			if cfgErr != nil {
 				cfg = configs.Default()
 			}
-			host := probe.Host{Root: "/", CPUID: cpuid.Query, QEMU: askQEMU, Version: askVersion, SEVStatus: probe.SEVStatus}
+			host := probe.Host{Root: "/", CPUID: cpuid.Query, QEMU: askQEMU, CLH: askCLH, Version: askVersion, SEVStatus: probe.SEVStatus}
 			report := probe.Run(cmd.Context(), host, probe.Options{
-				QEMUPath: cfg.Hypervisor.Path,
+				QEMUPath: qemuPath(cfg), CLHPath: clhPath(cfg), Driver: cfg.Hypervisor.Type,
 				Checks: []probe.Check{
 					{Name: "config", Required: true, Run: func() (string, error) { return describeConfig(cfg), cfgErr }},
 					{Name: "guest-image", Required: true, Run: func() (string, error) { return checkGuest(cfg) }},
@@ -113,6 +114,33 @@ func askQEMU(ctx context.Context, path string) (probe.QEMU, error) {
 	}
 	v := info.Version
 	return probe.QEMU{Major: v.Major, Minor: v.Minor, Micro: v.Micro, Objects: info.Objects}, nil
+}
+
+// qemuPath and clhPath are the configured VMM, or where the other one would be.
+func qemuPath(cfg configs.Config) string {
+	if cfg.Hypervisor.Type == configs.TypeQEMU {
+		return cfg.Hypervisor.Path
+	}
+	return configs.Default().Hypervisor.Path
+}
+
+func clhPath(cfg configs.Config) string {
+	if cfg.Hypervisor.Type == configs.TypeCLH {
+		return cfg.Hypervisor.Path
+	}
+	path, err := exec.LookPath("cloud-hypervisor")
+	if err != nil {
+		return ""
+	}
+	return path
+}
+
+func askCLH(ctx context.Context, path string) (probe.CLH, error) {
+	info, err := clh.Inspect(ctx, path)
+	if err != nil {
+		return probe.CLH{}, err
+	}
+	return probe.CLH{Version: info.Version, Major: info.Major, Min: clh.MinVersion, MinSNP: clh.MinVersionSNP, Features: info.Features}, nil
 }
 
 // askVersion returns the first line that a program prints for --version or, as shims have it, -v.

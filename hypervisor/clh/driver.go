@@ -214,8 +214,7 @@ func environment() []string {
 
 // fit tells why a VMM that answers cannot run a VM.
 func fit(spec hypervisor.VMSpec, v clhapi.VmmPingResponse) error {
-	number, _, _ := strings.Cut(strings.TrimPrefix(v.Version, "v"), ".")
-	major, err := strconv.Atoi(number)
+	major, err := majorOf(v.Version)
 	if err != nil {
 		return fmt.Errorf("the VMM says that its version is %.40q", printable(v.Version))
 	}
@@ -235,6 +234,12 @@ func fit(spec hypervisor.VMSpec, v clhapi.VmmPingResponse) error {
 			major, strings.Join(missing, ", "), strings.Join(features, ","))
 	}
 	return nil
+}
+
+// majorOf reads the first number of "v53.0-12-gabc" or "53.0.0".
+func majorOf(version string) (int, error) {
+	number, _, _ := strings.Cut(strings.TrimPrefix(version, "v"), ".")
+	return strconv.Atoi(number)
 }
 
 // endpoints are our ends of what connects us with a VMM, and its own until they are handed over.

@@ -133,6 +133,25 @@ func TestAddressOf(t *testing.T) {
 	}
 }
 
+func TestDescribe(t *testing.T) {
+	help := "Usage: cloud-hypervisor [OPTIONS]\n      --igvm <igvm>\n          Path to IGVM file to load.\n      --host-data <host-data>\n      --hostile\n"
+	got, err := describe("cloud-hypervisor v52.1-3-gabc\n", help)
+	if d := cmp.Diff(Info{52, "v52.1-3-gabc", []string{"igvm", "sev_snp"}}, got); err != nil || d != "" {
+		t.Errorf("describe() = %v (-want +got):\n%s", err, d)
+	}
+	for _, version := range []string{"", "cloud-hypervisor", "QEMU emulator version 10.0.2", "cloud-hypervisor dev"} {
+		if got, err := describe(version, help); err == nil {
+			t.Errorf("describe(%q) = %v", version, got)
+		}
+	}
+	if _, err := Inspect(t.Context(), "/bin/true"); err == nil {
+		t.Error("Inspect() of /bin/true = nil")
+	}
+	if _, err := Inspect(t.Context(), "/nonexistent"); err == nil {
+		t.Error("Inspect() of nothing = nil")
+	}
+}
+
 func TestReasons(t *testing.T) {
 	many := "[" + strings.TrimSuffix(strings.Repeat(`"`+strings.Repeat("a", 2*maxReason)+`",`, 100), ",") + "]"
 	for in, want := range map[string]string{

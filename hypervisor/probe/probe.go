@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/coco-shim/coco/internal/cpuid"
@@ -64,6 +65,8 @@ type Host struct {
 	CPUID func(leaf, sub uint32) cpuid.Regs
 	// QEMU asks a binary.
 	QEMU func(ctx context.Context, path string) (QEMU, error)
+	// CLH asks a Cloud Hypervisor binary; nil: there is none.
+	CLH func(ctx context.Context, path string) (CLH, error)
 	// Version runs a program with --version and returns the first line; an error that wraps
 	// exec.ErrNotFound says that there is no such program.
 	Version func(ctx context.Context, program string) (string, error)
@@ -74,6 +77,9 @@ type Host struct {
 // Options say what to check besides the machine.
 type Options struct {
 	QEMUPath string
+	// CLHPath is Cloud Hypervisor's binary. Driver says that it is what pods run with: "clh"; otherwise it
+	// is QEMU, and Cloud Hypervisor is only mentioned.
+	CLHPath, Driver string
 	// Checks are run in order, for things that others know how to check: name and function.
 	Checks []Check
 }
@@ -101,13 +107,18 @@ func Run(ctx context.Context, h Host, o Options) Report {
 		p.add("kvm", No, "not usable: VMs run under TCG, about ten times slower", kvmErr.Error())
 	}
 	q := p.qemu(ctx, o.QEMUPath)
+	c := p.clh(ctx, o)
 	p.devices()
 	p.containerd(ctx)
 	for _, c := range o.Checks {
 		p.check(c)
 	}
 	p.environment()
-	p.platforms(kvmErr == nil, p.snp(q), p.tdx(q))
+	snp, tdx := p.snp(q), p.tdx(q)
+	if o.Driver == driverCLH {
+		snp, tdx = p.clhPlatforms(c, snp)
+	}
+	p.platforms(kvmErr == nil, snp, tdx)
 	return p.report
 }
 
@@ -146,7 +157,7 @@ func (p *prober) tee(name string, needs []string) Platform {
 func (p *prober) missing(names []string) (out []string) {
 	for _, n := range names {
 		for _, f := range p.report.Findings {
-			if f.Name == n && f.Status == No {
+			if f.Name == n && f.Status == No && !slices.Contains(out, n) {
 				out = append(out, n)
 			}
 		}
@@ -155,7 +166,6 @@ func (p *prober) missing(names []string) (out []string) {
 }
 
 func (p *prober) qemu(ctx context.Context, path string) *QEMU {
-	p.need("qemu")
 	if path == "" {
 		p.add("qemu", No, "none is configured", "install qemu-system-x86 and set hypervisor.path")
 		return nil
