@@ -319,7 +319,7 @@ func TestBootResolvesTheGuestImage(t *testing.T) {
 	h := Default().Hypervisor
 	h.GuestDir, h.KernelParams = dir, "debug"
 	got, err := h.Boot()
-	want := BootFiles{Kernel: dir + "/vmlinux", Initrd: dir + "/initrd.img", Cmdline: "quiet panic=-1 debug"}
+	want := BootFiles{Kernel: dir + "/vmlinux", Initrd: dir + "/initrd.img", Cmdline: "quiet panic=-1 debug " + PortForwardParam}
 	if err != nil || got != want {
 		t.Errorf("Boot = %+v, %v, want %+v", got, err, want)
 	}

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -25,6 +26,10 @@ const (
 	GuestInitrd   = "initrd.img"    // initramfs
 	GuestManifest = "manifest.json" // digests, origins and the kernel command line
 )
+
+// PortForwardParam on the kernel command line lets the host reach services on the guest's loopback address. A
+// confidential guest has it only if hypervisor.kernel_params says so, and then it is measured.
+const PortForwardParam = "agent.port_forward"
 
 // BootFiles is a boot chain as paths, with everything that the configuration leaves open filled in.
 type BootFiles struct {
@@ -87,6 +92,9 @@ func (h Hypervisor) Boot() (BootFiles, error) {
 		return BootFiles{}, err
 	}
 	b.Cmdline = strings.TrimSpace(cmdline + " " + h.KernelParams)
+	if (h.Platform == "none" || h.Platform == "") && !slices.Contains(strings.Fields(b.Cmdline), PortForwardParam) {
+		b.Cmdline += " " + PortForwardParam
+	}
 	return b, nil
 }
 

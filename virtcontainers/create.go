@@ -58,7 +58,7 @@ func CreatePod(ctx context.Context, opts Options) (_ *Pod, err error) {
 	}
 	p := &Pod{
 		opts: opts, log: opts.Log, life: newLife(), plugs: plugs{by: map[string]*plug{}},
-		volumes: volumes{by: map[string]*podVolume{}},
+		volumes:    volumes{by: map[string]*podVolume{}},
 		containers: map[string]*container{}, done: make(chan struct{}), stopping: make(chan struct{}, 1),
 		sharedShm: needsSharedShm(opts), began: time.Now(),
 	}
@@ -105,6 +105,7 @@ func (c *creation) steps() []step {
 		{"agent", c.awaitAgent},
 		{"guest network", c.configureNetwork},
 		{"sandbox", c.createSandbox},
+		{"localhost", c.openLocalhost},
 		{"metrics", c.serveMetrics},
 	}
 }

@@ -6,6 +6,7 @@ package virtcontainers
 import (
 	"context"
 	"errors"
+	"net"
 
 	"github.com/containerd/errdefs"
 
@@ -22,6 +23,18 @@ type Host struct {
 	Network  Network
 	Layers   Layers
 	Machine  Machine
+	// Localhost opens the way from the loopback address of a pod's network namespace into the VM; nil
+	// for none.
+	Localhost func(netns string) (Localhost, error)
+}
+
+// Localhost takes connections with a namespace's loopback address, where the runtime's port-forward
+// looks for the pod's services, and leads them on. Package network/localhost implements it.
+type Localhost interface {
+	// Serve works until ctx ends.
+	Serve(ctx context.Context, dial func(ctx context.Context, port uint16) (net.Conn, error))
+	// Close is idempotent.
+	Close() error
 }
 
 func (h Host) check() error {

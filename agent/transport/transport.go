@@ -31,6 +31,7 @@ import (
 const (
 	PortAgent   = 1024 // ttrpc: grpc.AgentService and grpc.Health
 	PortStreams = 1027 // byte streams of processes
+	PortForward = 1028 // connections with services on the loopback address
 )
 
 // Ports says what serves each port. A server returns when its listener is closed; it is called

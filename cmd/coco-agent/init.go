@@ -17,6 +17,7 @@ import (
 	"github.com/coco-shim/coco/agent"
 	"github.com/coco-shim/coco/agent/boot"
 	"github.com/coco-shim/coco/agent/cgroup"
+	"github.com/coco-shim/coco/agent/forward"
 	"github.com/coco-shim/coco/agent/mount"
 	"github.com/coco-shim/coco/agent/netcfg"
 	"github.com/coco-shim/coco/agent/nspace"
@@ -141,6 +142,7 @@ type guest struct {
 	mods    *boot.Loader
 	reaper  *reap.Reaper
 	broker  *stdio.Broker
+	forward *forward.Server // nil unless the kernel's command line asks for it
 	oom     *cgroup.OOMWatcher
 	mounts  *mount.Manager
 	net     *netcfg.Net
@@ -181,6 +183,9 @@ func newGuest(mods *boot.Loader, log *slog.Logger) (*guest, error) {
 		return nil, err
 	}
 	g.service.Register(g.server)
+	if _, ok := boot.KernelParam("agent.port_forward"); ok {
+		g.forward = forward.New()
+	}
 	return g, nil
 }
 
@@ -199,17 +204,7 @@ func (g *guest) run() error {
 	defer cancel()
 	ended := make(chan error, 1)
 	g.log.Debug("serving", "uptime", uptime())
-	go func() {
-		ended <- transport.Serve(ctx, transport.Ports{
-			transport.PortAgent: func(l net.Listener) error {
-				if err := g.server.Serve(ctx, l); !errors.Is(err, ttrpc.ErrServerClosed) {
-					return err
-				}
-				return nil
-			},
-			transport.PortStreams: g.broker.Serve,
-		}, g.log)
-	}()
+	go func() { ended <- transport.Serve(ctx, g.ports(ctx), g.log) }()
 	go g.finishBoot()
 	select {
 	case err := <-ended:
@@ -219,6 +214,23 @@ func (g *guest) run() error {
 	g.stop()
 	cancel()
 	return <-ended
+}
+
+// ports are what the guest serves.
+func (g *guest) ports(ctx context.Context) transport.Ports {
+	p := transport.Ports{
+		transport.PortAgent: func(l net.Listener) error {
+			if err := g.server.Serve(ctx, l); !errors.Is(err, ttrpc.ErrServerClosed) {
+				return err
+			}
+			return nil
+		},
+		transport.PortStreams: g.broker.Serve,
+	}
+	if g.forward != nil {
+		p[transport.PortForward] = g.forward.Serve
+	}
+	return p
 }
 
 // finishBoot does what containers need and the channel does not. Whoever needs it waits for the
@@ -247,6 +259,9 @@ func (g *guest) stop() {
 		g.log.Warn("stop serving", "error", err)
 	}
 	g.broker.Close()
+	if g.forward != nil {
+		g.forward.Close()
+	}
 	g.oom.Close()
 	g.net.Close()
 	if err := g.mounts.Shutdown(ctx); err != nil {

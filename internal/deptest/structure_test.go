@@ -43,7 +43,7 @@ var edges = Edges{
 	"virtcontainers/volume":       {"internal/..."},
 	"virtcontainers/cgroups":      {"internal/..."},
 	"virtcontainers/hooks":        {"internal/..."},
-	"virtcontainers/host":         {"virtcontainers", "hypervisor", "hypervisor/launch", "hypervisor/qemu", "hypervisor/clh", "hypervisor/clh/precheck", "hypervisor/qemu/precheck", "network", "configs", "internal/..."},
+	"virtcontainers/host":         {"virtcontainers", "hypervisor", "hypervisor/launch", "hypervisor/qemu", "hypervisor/clh", "hypervisor/clh/precheck", "hypervisor/qemu/precheck", "network", "network/localhost", "configs", "internal/..."},
 	"shim":                        {"shim/bootstrap", "shim/bundle", "shim/events", "shim/task", "shim/sandbox", "internal/..."},
 	"shim/bundle":                 {},
 	"shim/bootstrap":              {"shim/bundle", "internal/..."},

@@ -9,6 +9,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"runtime"
 
 	"github.com/containerd/errdefs"
@@ -21,6 +22,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor/launch"
 	"github.com/coco-shim/coco/hypervisor/qemu"
 	"github.com/coco-shim/coco/hypervisor/qemu/precheck"
+	"github.com/coco-shim/coco/network/localhost"
 	"github.com/coco-shim/coco/virtcontainers"
 )
 
@@ -41,7 +43,21 @@ func New(c configs.Config, exe string, log *slog.Logger) (virtcontainers.Host, e
 		Network:  virtcontainers.NewNetwork(c.Network),
 		Layers:   virtcontainers.NewLayers(c.Runtime.LayerCache),
 		Machine:  m,
+		Localhost: func(netns string) (virtcontainers.Localhost, error) {
+			g, err := localhost.Open(netns)
+			if err != nil {
+				return nil, err
+			}
+			return gate{g}, nil
+		},
 	}, nil
+}
+
+// gate is package localhost's, by the pod model's words.
+type gate struct{ *localhost.Gate }
+
+func (g gate) Serve(ctx context.Context, dial func(context.Context, uint16) (net.Conn, error)) {
+	g.Gate.Serve(ctx, dial)
 }
 
 // driver makes the driver of hypervisor.type.
