@@ -74,6 +74,7 @@ type Runtime struct {
 	LayerCache        string   // converted image layers
 	UpperSizeMiB      uint64   // limit of a container's writable layer, in guest memory
 	MaxCopyMiB        uint64   // limit of a bind-mounted file or directory that is copied in
+	EmptyDirSizeMiB   uint64   // of an emptyDir on disk, a sparse file; 0: that of the host's file system
 	HostPath          string   // files of the host in a CRI container: "read-only", "writable" or "refused"
 	CreateTimeout     Duration // for creating a container in the guest
 	StopTimeout       Duration // for a graceful stop before the VM is killed

@@ -66,6 +66,7 @@ var schema = []field{
 	{"runtime.layer_cache", func(c *Config) any { return &c.Runtime.LayerCache }, absPath("a directory on a disk"), byFile, true},
 	{"runtime.upper_size_mib", func(c *Config) any { return &c.Runtime.UpperSizeMiB }, between(1, 16<<20), byPod, false},
 	{"runtime.max_copy_mib", func(c *Config) any { return &c.Runtime.MaxCopyMiB }, between(0, 16<<10), byFile, false},
+	{"runtime.empty_dir_size_mib", func(c *Config) any { return &c.Runtime.EmptyDirSizeMiB }, zeroOr(16, 1<<20), byPod, false},
 	{"runtime.host_path", func(c *Config) any { return &c.Runtime.HostPath }, oneOf("read-only", "writable", "refused"), byFile, true},
 	{"runtime.create_timeout", func(c *Config) any { return &c.Runtime.CreateTimeout }, lasting(time.Second, time.Hour), byPod, false},
 	{"runtime.stop_timeout", func(c *Config) any { return &c.Runtime.StopTimeout }, lasting(100*time.Millisecond, time.Hour), byPod, false},

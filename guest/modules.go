@@ -37,7 +37,7 @@ var wantedModules = []struct {
 	names   []string
 }{
 	{sectionRootfs, []string{"virtio_scsi", "sd_mod", "dm_verity", "erofs", "overlay", "virtio_blk"}},
-	{sectionLazy, []string{"virtio_net", "vmw_vsock_virtio_transport", "dm_crypt", "xts", "aesni_intel", "sha256_ssse3"}},
+	{sectionLazy, []string{"virtio_net", "vmw_vsock_virtio_transport", "dm_crypt", "xts", "ext4", "aesni_intel", "sha256_ssse3"}},
 }
 
 // module is a kernel module of the package.

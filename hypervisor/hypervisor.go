@@ -108,6 +108,7 @@ type Block struct {
 	ID       string   // unique within the VM: [a-z0-9-]{1,32}; the guest sees it as the serial
 	File     *os.File // opened by the caller, who keeps ownership; the VMM gets a duplicate
 	ReadOnly bool
+	Device   bool // File is a block device of the host
 }
 
 // BlockAddress is where the guest finds a block device, in the terms of the agent protocol.

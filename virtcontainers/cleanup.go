@@ -65,6 +65,9 @@ func cleanup(ctx context.Context, j state.Pod, n Network) error {
 	if j.OwnNetNS != "" {
 		errs = append(errs, n.Delete(j.OwnNetNS))
 	}
+	for _, d := range j.Disks {
+		errs = append(errs, state.RemoveDisk(d))
+	}
 	errs = append(errs, cleanupHooks(ctx, j))
 	if j.BootID == boot {
 		errs = append(errs, cgroups.Remove(ctx, j.Cgroups))

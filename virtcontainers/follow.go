@@ -87,11 +87,23 @@ func (p *Pod) watchVolumes(ctx context.Context, w *volume.Watcher) {
 			return
 		}
 		for _, d := range dirs {
-			if err := p.refresh(ctx, d); err != nil && ctx.Err() == nil {
+			if err := p.refresh(ctx, d); err != nil && ctx.Err() == nil && !p.ended() {
 				p.log.Warn("a volume in the guest is not up to date", "pod", p.opts.ID, "volume", d, "error", err)
 			}
 		}
 	}
+}
+
+// ended says whether the VM has, or is about to.
+func (p *Pod) ended() bool {
+	select {
+	case <-p.vm.Done():
+		return true
+	default:
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.closing
 }
 
 // refresh brings one volume up to date.

@@ -246,12 +246,3 @@ func ephemeral(at, size string, s volume.Shape) *agent.Storage {
 	}
 	return &agent.Storage{Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs", Options: opts, MountPoint: at, Shared: true}
 }
-
-// diskVolume is an emptyDir that is not memory.
-func (p *Pod) diskVolume(_ context.Context, v *podVolume) (*agent.Storage, error) {
-	s, err := volume.ShapeOf(v.source)
-	if err != nil {
-		return nil, err
-	}
-	return ephemeral(v.guest, fmt.Sprintf("size=%dm", p.opts.Config.Runtime.UpperSizeMiB), s), nil
-}

@@ -44,9 +44,17 @@ func (m *Manager) mount(ctx context.Context, point string, mt *mounted) error {
 	}
 	switch s.GetDriver() {
 	case "blk", "scsi":
-		if hasVerity {
+		fresh, ferr := isFresh(s.GetDriverOptions())
+		switch {
+		case ferr != nil:
+			err = ferr
+		case fresh && hasVerity:
+			err = invalid(errors.New("a layer is not an empty disk"))
+		case fresh:
+			err = m.mountFresh(ctx, point, mt, opts)
+		case hasVerity:
 			err = m.mountLayer(ctx, point, mt, p, opts)
-		} else {
+		default:
 			err = m.mountBlock(ctx, point, mt, opts)
 		}
 	case "ephemeral":
@@ -81,6 +89,9 @@ func checkDriverOptions(s *agent.Storage) error {
 			continue
 		}
 		if s.GetDriver() == "overlayfs" && strings.HasPrefix(o, createDirectory) {
+			continue
+		}
+		if (s.GetDriver() == "blk" || s.GetDriver() == "scsi") && (o == ephemeralKey || o == createFS) {
 			continue
 		}
 		if s.GetDriver() == "bind" && strings.HasPrefix(o, subPathOption) {

@@ -38,6 +38,9 @@ const maxStorages = 1024
 
 // Manager owns the mounts that were made on the host's request.
 type Manager struct {
+	// Load loads a kernel module of the guest image; nil: everything is there. Set it before use.
+	Load func(name string, params ...string) error
+
 	root string
 	sys  string // sysfs
 	// openVerity makes a verity device over a disk ("major:minor"); tests on hosts without

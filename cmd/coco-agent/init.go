@@ -152,6 +152,7 @@ type guest struct {
 
 func newGuest(mods *boot.Loader, log *slog.Logger) (*guest, error) {
 	g := &guest{log: log, mods: mods, reaper: reap.New(), broker: stdio.NewBroker(), mounts: mount.New(mount.Root)}
+	g.mounts.Load = mods.Load
 	var err error
 	if g.oom, err = cgroup.NewOOMWatcher(); err != nil {
 		return nil, err

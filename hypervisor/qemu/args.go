@@ -238,12 +238,17 @@ func (b *builder) diskDevice(i int, blk hypervisor.Block) map[string]any {
 // blockNode describes a disk image, given as a set of descriptors. Layers are shared among
 // pods and never written: no locks are needed, and none must be in the way.
 func blockNode(blk hypervisor.Block, set int) map[string]any {
-	return map[string]any{
-		"driver": "raw", "node-name": nodeName(blk.ID), "read-only": blk.ReadOnly,
-		"file": map[string]any{
-			"driver": "file", "filename": fmt.Sprintf("/dev/fdset/%d", set), "locking": "off", "read-only": blk.ReadOnly,
-		},
+	file := map[string]any{
+		"driver": "file", "filename": fmt.Sprintf("/dev/fdset/%d", set), "locking": "off", "read-only": blk.ReadOnly,
 	}
+	if blk.Device {
+		file["driver"] = "host_device"
+	}
+	node := map[string]any{"driver": "raw", "node-name": nodeName(blk.ID), "read-only": blk.ReadOnly, "file": file}
+	if !blk.ReadOnly {
+		node["discard"], file["discard"] = "unmap", "unmap" // what the guest frees, the host gets back
+	}
+	return node
 }
 
 func nodeName(id string) string   { return "n-" + id }
@@ -252,6 +257,10 @@ func deviceName(id string) string { return "d-" + id }
 // diskDevice describes the device in place n of the VM's block bus.
 func diskDevice(spec hypervisor.VMSpec, n int, blk hypervisor.Block) map[string]any {
 	d := map[string]any{"id": deviceName(blk.ID), "drive": nodeName(blk.ID), "share-rw": blk.ReadOnly}
+	if !blk.ReadOnly {
+		// A disk that the host has no room for is an error in the guest, not a VM that stands still.
+		d["werror"], d["rerror"] = "report", "report"
+	}
 	if spec.BlockBus == hypervisor.BlockSCSI {
 		d["driver"], d["bus"], d["scsi-id"], d["lun"] = "scsi-hd", scsiDevice+".0", n, 0
 		d["serial"] = blk.ID

@@ -53,6 +53,7 @@ type Pod struct {
 	OwnNetNS    string            `json:"ownNetns,omitempty"`  // file that a namespace of ours is mounted on
 	NetNS       string            `json:"netns,omitempty"`     // namespace of others that we changed
 	Redirects   []Redirect        `json:"redirects,omitempty"` // in NetNS
+	Disks       []string          `json:"disks,omitempty"`     // files of volumes
 	Hooks       []Hook            `json:"hooks,omitempty"`     // poststop hooks that are due
 	Annotations map[string]string `json:"annotations,omitempty"`
 }
@@ -112,12 +113,18 @@ func (p Pod) validate() error {
 		}
 	}
 	paths := append([]string{p.StateDir, p.OwnNetNS, p.NetNS}, p.Cgroups...)
+	paths = append(paths, p.Disks...)
 	for _, h := range p.Hooks {
 		paths = append(paths, h.Path)
 	}
 	for _, s := range paths {
 		if s != "" && (!filepath.IsAbs(s) || filepath.Clean(s) != s || strings.Contains(s, "\x00")) {
 			return fmt.Errorf("%q is not a clean absolute path", s)
+		}
+	}
+	for _, d := range p.Disks {
+		if filepath.Base(d) != DiskName {
+			return fmt.Errorf("%q is not a volume's disk", d)
 		}
 	}
 	for _, c := range p.Cgroups {
@@ -199,6 +206,18 @@ func (j *Journal) Update(change func(*Pod)) error {
 		return fmt.Errorf("write journal: %w", err)
 	}
 	j.pod = next
+	return nil
+}
+
+// DiskName is the file in an emptyDir's directory on the host that is the volume's disk.
+const DiskName = ".coco-disk.img"
+
+// RemoveDisk removes a volume's disk; one that is gone, with its directory or without, is fine.
+func RemoveDisk(name string) error {
+	err := os.Remove(name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove a volume's disk: %w", err)
+	}
 	return nil
 }
 

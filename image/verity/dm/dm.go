@@ -1,8 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package dm opens dm-verity devices through the kernel's device-mapper ioctls. It needs root,
-// /dev/mapper/control and the modules dm-mod and dm-verity; device nodes are made by devtmpfs.
+// Package dm opens dm-verity and dm-crypt devices through the kernel's device-mapper ioctls. It needs root,
+// /dev/mapper/control and the modules dm-mod and dm-verity or dm-crypt; device nodes are made by devtmpfs.
 package dm
 
 import (
@@ -35,6 +35,7 @@ const (
 	cmdTableStatus = 12
 
 	flagReadOnly       = 1 << 0
+	flagSecure         = 1 << 15 // the kernel wipes its copies of the request
 	flagDeferredRemove = 1 << 17
 
 	offDev  = 40
@@ -60,21 +61,29 @@ func Open(name string, p verity.Params, backing string) (Device, error) {
 	if name == "" || len(name) >= nameLen || strings.ContainsAny(name, "/ ") {
 		return Device{}, fmt.Errorf("device-mapper name %q is not usable", name)
 	}
+	return open(name, request{
+		name: name, uuid: "COCO-VERITY-" + name, flags: flagReadOnly,
+		sectors: p.Sectors(), target: "verity", table: []byte(p.Table(backing)),
+	})
+}
+
+// open makes a mapping of one target and brings it to life.
+func open(name string, r request) (Device, error) {
 	ctl, err := os.OpenFile(control, os.O_RDWR, 0)
 	if err != nil {
 		return Device{}, fmt.Errorf("device-mapper: %w", err)
 	}
 	defer ctl.Close()
-	out, err := call(ctl, cmdDevCreate, request{name: name, flags: flagReadOnly, uuid: "COCO-VERITY-" + name})
+	out, err := call(ctl, cmdDevCreate, request{name: name, flags: r.flags, uuid: r.uuid})
 	if err != nil {
 		return Device{}, fmt.Errorf("create mapping %s: %w", name, err)
 	}
 	dev := binary.NativeEndian.Uint64(out[offDev:])
 	d := Device{Name: name, Path: "/dev/dm-" + strconv.Itoa(int(unix.Minor(dev)))}
-	target := request{name: name, flags: flagReadOnly, sectors: p.Sectors(), table: p.Table(backing)}
-	if _, err = call(ctl, cmdTableLoad, target); err != nil {
-		err = fmt.Errorf("load verity table of %s: %w", name, err)
-	} else if _, err = call(ctl, cmdDevSuspend, request{name: name, flags: flagReadOnly}); err != nil {
+	r.uuid = "" // a mapping has one name at a time
+	if _, err = call(ctl, cmdTableLoad, r); err != nil {
+		err = fmt.Errorf("load %s table of %s: %w", r.target, name, err)
+	} else if _, err = call(ctl, cmdDevSuspend, request{name: name, flags: r.flags &^ flagSecure}); err != nil {
 		err = fmt.Errorf("activate mapping %s: %w", name, err)
 	}
 	if err != nil {
@@ -130,7 +139,8 @@ type request struct {
 	name, uuid string
 	flags      uint32
 	sectors    uint64 // of the one target
-	table      string
+	target     string
+	table      []byte
 }
 
 // call performs one ioctl and returns the kernel's answer, which begins with the header.
@@ -145,20 +155,23 @@ func call(ctl *os.File, cmd uintptr, r request) ([]byte, error) {
 	ne.PutUint32(buf[28:], r.flags)
 	copy(buf[offName:offName+nameLen-1], r.name)
 	copy(buf[offUUID:offUUID+uuidLen-1], r.uuid)
-	if r.table != "" {
+	if r.target != "" {
 		spec := buf[headerSize:]
 		if len(r.table) >= len(spec)-specSize {
 			return nil, errors.New("table is too long")
 		}
 		ne.PutUint32(buf[20:], 1) // target_count
 		ne.PutUint64(spec[8:], r.sectors)
-		copy(spec[24:39], "verity")
+		copy(spec[24:39], r.target)
 		copy(spec[specSize:], r.table)
 	}
 	const dirReadWrite = 3
 	nr := uintptr(dirReadWrite)<<30 | headerSize<<16 | 0xfd<<8 | cmd
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, ctl.Fd(), nr, uintptr(unsafe.Pointer(&words[0])))
 	runtime.KeepAlive(words)
+	if r.flags&flagSecure != 0 {
+		clear(buf[headerSize:])
+	}
 	if errno != 0 {
 		return nil, errno
 	}

@@ -1,0 +1,105 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package mount
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/coco-shim/coco/image/ext4"
+	"github.com/coco-shim/coco/image/verity/dm"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Driver options of a block device that holds nothing yet (kata-agent-protocol.md, section 8). They
+// come together: an empty disk of the host's is filled by the guest, with a key that only the guest
+// has and that is gone with it.
+const (
+	ephemeralKey = "encryption_key=ephemeral"
+	createFS     = "create_filesystem"
+)
+
+// freshModules are what such a disk needs. Any of them may be built into the kernel.
+var freshModules = []string{"dm_crypt", "xts", "ext4"}
+
+// fastModule makes AES fast where the processor can.
+const fastModule = "aesni_intel"
+
+// isFresh says whether a storage is an empty disk to be encrypted.
+func isFresh(options []string) (bool, error) {
+	key, create := slices.Contains(options, ephemeralKey), slices.Contains(options, createFS)
+	if key != create {
+		return false, invalid(fmt.Errorf("%s and %s come together or not at all", ephemeralKey, createFS))
+	}
+	return key, nil
+}
+
+// mountFresh encrypts a disk with a new key, makes a file system in it and mounts that.
+func (m *Manager) mountFresh(ctx context.Context, point string, mt *mounted, opts options) error {
+	mode, err := opts.takeMode(0o777)
+	if err != nil {
+		return invalid(err)
+	}
+	group, _, err := opts.takeID("gid")
+	if err != nil {
+		return invalid(err)
+	}
+	if mt.storage.GetFstype() != "ext4" || len(opts.data) > 0 {
+		return invalid(fmt.Errorf("file system %.40q with options %.100q cannot be made; ext4 with mode and gid can", mt.storage.GetFstype(), opts.joined()))
+	}
+	if err := m.loadFresh(); err != nil {
+		return err
+	}
+	dev, err := m.blockDevice(ctx, mt)
+	if err != nil {
+		return err
+	}
+	fs := ext4.Options{Bytes: dev.size, Mode: mode, Group: uint32(group), Time: uint32(time.Now().Unix())} // #nosec G115 -- not negative
+	var key [dm.KeySize]byte
+	defer clear(key[:])
+	for _, b := range [][]byte{key[:], fs.ID[:], fs.Seed[:]} {
+		_, _ = rand.Read(b) // does not fail
+	}
+	cd, err := dm.OpenCrypt("volume-"+hex.EncodeToString(fs.ID[:]), key, dev.number, dev.size/512)
+	if err != nil {
+		return fmt.Errorf("encrypt: %w", err)
+	}
+	mt.undo.Push("close "+cd.Path, func(context.Context) error { return cd.Close() })
+	if err := format(cd.Path, fs); err != nil {
+		return err
+	}
+	return m.mountAt(point, mt, cd.Path, "ext4", opts.flags, ext4.MountOptions)
+}
+
+func format(path string, o ext4.Options) error {
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("make a file system: %w", err)
+	}
+	if err := errors.Join(ext4.Format(f, o), f.Close()); err != nil {
+		return fmt.Errorf("make a file system: %w", err)
+	}
+	return nil
+}
+
+// loadFresh loads the modules, once for all.
+func (m *Manager) loadFresh() error {
+	if m.Load == nil {
+		return nil
+	}
+	_ = m.Load(fastModule) // a processor without it does the same, slower
+	for _, name := range freshModules {
+		if err := m.Load(name); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	return nil
+}
