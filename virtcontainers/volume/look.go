@@ -5,20 +5,16 @@ package volume
 
 import (
 	"fmt"
-	"regexp"
 
 	"github.com/moby/sys/mountinfo"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
-// kubelets says whether a source is below a pod's directory, so that the mount table has a say in it.
-var kubelets = regexp.MustCompile(`/pods/[^/]+/volume`)
-
 // Look reads the host's mount table, if a mount of the specification needs it.
 func Look(s *specs.Spec) ([]*mountinfo.Info, error) {
 	for _, m := range s.Mounts {
-		if !isBind(m) || !kubelets.MatchString(m.Source) {
+		if _, rest := kubelets(m.Source); !isBind(m) || len(rest) < 2 || rest[0] == containersDir {
 			continue
 		}
 		mounts, err := mountinfo.GetMounts(nil)

@@ -13,7 +13,6 @@ package volume
 import (
 	"fmt"
 	"path"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -82,15 +81,35 @@ func sandboxID(s *specs.Spec) string {
 	return ""
 }
 
-var (
-	// atomic and emptyDir are volumes as kubelet lays them out below its root directory.
-	atomic   = regexp.MustCompile(`/pods/[^/]+/volumes/kubernetes\.io~(configmap|secret|projected|downward-api)/[^/]+$`)
-	emptyDir = regexp.MustCompile(`/pods/[^/]+/volumes/kubernetes\.io~empty-dir/[^/]+$`)
-	subPath  = regexp.MustCompile(`^(.*/pods/[^/]+)/volume-subpaths/([^/]+)/[^/]+/[0-9]+$`)
-	plugin   = regexp.MustCompile(`/pods/[^/]+/volumes/([^/]+)/([^/]+)(/|$)`)
-	lastWord = regexp.MustCompile(`/pods/[^/]+/containers/[^/]+/[0-9a-f]+$`)
-	podFile  = regexp.MustCompile(`/pods/[^/]+/etc-hosts$`)
+// What kubelet has below pods/UID that it mounts into containers.
+const (
+	volumesDir    = "volumes"
+	subPathsDir   = "volume-subpaths"
+	containersDir = "containers"
+	hostsFile     = "etc-hosts"
+
+	plugins  = "kubernetes.io~"
+	emptyDir = plugins + "empty-dir"
 )
+
+// atomic are the plugins whose volumes kubelet keeps up to date.
+var atomic = []string{plugins + "configmap", plugins + "secret", plugins + "projected", plugins + "downward-api"}
+
+// kubelets splits a path of kubelet's into the pod's directory and what is below it; nil for paths of
+// others. Kubelet's root directory may be anywhere.
+func kubelets(p string) (pod string, rest []string) {
+	parts := strings.Split(p, "/")
+	for i := range parts {
+		if parts[i] != "pods" || i+2 >= len(parts) {
+			continue
+		}
+		switch parts[i+2] {
+		case volumesDir, subPathsDir, containersDir, hostsFile:
+			return strings.Join(parts[:i+2], "/"), parts[i+2:]
+		}
+	}
+	return "", nil
+}
 
 // engineFiles are mounted by every engine, from directories of its own.
 var engineFiles = []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/shm", "/run/.containerenv"}
@@ -135,17 +154,20 @@ func readOnly(m specs.Mount) bool {
 func (in Input) one(m specs.Mount) (Bind, error) {
 	src := path.Clean(m.Source)
 	b := Bind{Source: src}
+	pod, rest := kubelets(src)
 	switch {
-	case atomic.MatchString(src):
-		b.Kind = Updated
-	case emptyDir.MatchString(src):
-		return in.emptyDir(src, "")
-	case subPath.MatchString(src):
-		return in.subPath(m, src)
-	case lastWord.MatchString(src):
+	case len(rest) >= 3 && rest[0] == volumesDir && rest[1] == emptyDir:
+		return in.emptyDir(path.Join(pod, volumesDir, emptyDir, rest[2]), path.Join(rest[3:]...))
+	case len(rest) >= 3 && rest[0] == volumesDir && slices.Contains(atomic, rest[1]):
+		if len(rest) == 3 {
+			b.Kind = Updated
+		}
+	case len(rest) == 4 && rest[0] == subPathsDir:
+		return in.subPath(m, src, pod, rest[1])
+	case len(rest) == 3 && rest[0] == containersDir:
 		b.Kind = Termination
-	case podFile.MatchString(src):
-	case plugin.MatchString(src):
+	case len(rest) == 1 && rest[0] == hostsFile:
+	case len(rest) >= 3 && rest[0] == volumesDir:
 		return in.persistent(m, src)
 	case sandboxID(in.Spec) == "" || in.engines(m, src):
 		// Engines for people (ctr, nerdctl, Docker, Podman) mount what somebody named on the
@@ -181,10 +203,8 @@ func (in Input) emptyDir(src, sub string) (Bind, error) {
 
 // subPath finds the volume that a sub path belongs to. kubelet mounts sub paths to a directory of
 // their own; only the mount table knows what is behind it.
-func (in Input) subPath(m specs.Mount, src string) (Bind, error) {
-	f := subPath.FindStringSubmatch(src)
-	pod, name := f[1], f[2]
-	volume := pod + "/volumes/kubernetes.io~empty-dir/" + name
+func (in Input) subPath(m specs.Mount, src, pod, name string) (Bind, error) {
+	volume := path.Join(pod, volumesDir, emptyDir, name)
 	at := mountOf(in.Mounts, src)
 	if at == nil || at.Mountpoint != src {
 		return Bind{}, fmt.Errorf("the sub path %s is not mounted, so there is no telling which volume it belongs to: %w", src, errdefs.ErrFailedPrecondition)
@@ -192,8 +212,8 @@ func (in Input) subPath(m specs.Mount, src string) (Bind, error) {
 	if sub, ok := within(at, mountOf(in.Mounts, volume), volume); ok {
 		return in.emptyDir(volume, sub)
 	}
-	for _, p := range []string{"configmap", "secret", "projected", "downward-api"} {
-		v := pod + "/volumes/kubernetes.io~" + p + "/" + name
+	for _, p := range atomic {
+		v := path.Join(pod, volumesDir, p, name)
 		if _, ok := within(at, mountOf(in.Mounts, v), v); ok {
 			return Bind{Kind: Copied, Source: src}, nil // Kubernetes does not update a sub path either
 		}
@@ -207,8 +227,8 @@ func (in Input) subPath(m specs.Mount, src string) (Bind, error) {
 // inPlugin says whether a mount shows something below the pod's volumes directory.
 func (in Input) inPlugin(at *mountinfo.Info, pod, name string) bool {
 	for _, o := range in.Mounts {
-		f := plugin.FindStringSubmatch(o.Mountpoint)
-		if f == nil || !strings.HasPrefix(o.Mountpoint, pod+"/") || f[2] != name {
+		of, rest := kubelets(o.Mountpoint)
+		if of != pod || len(rest) < 3 || rest[0] != volumesDir || rest[2] != name {
 			continue
 		}
 		if _, ok := within(at, o, o.Mountpoint); ok {

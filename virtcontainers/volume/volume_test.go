@@ -1,0 +1,117 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package volume
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/moby/sys/mountinfo"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+const pods = "/srv/k/pods/6f1a-22"
+
+// table is what a node's mount table looks like.
+func table() []*mountinfo.Info {
+	m := func(at, fs, root string, minor int) *mountinfo.Info {
+		return &mountinfo.Info{Mountpoint: at, FSType: fs, Root: root, Major: 8, Minor: minor}
+	}
+	return []*mountinfo.Info{
+		m("/", "ext4", "/", 1),
+		m("/srv", "xfs", "/data", 2),
+		m(pods+"/volumes/kubernetes.io~empty-dir/mem", "tmpfs", "/", 30),
+		m(pods+"/volumes/kubernetes.io~empty-dir/huge", "hugetlbfs", "/", 31),
+		m(pods+"/volumes/kubernetes.io~secret/token", "tmpfs", "/", 32),
+		m(pods+"/volumes/kubernetes.io~csi/pvc-1/mount", "ext4", "/", 40),
+		m(pods+"/volume-subpaths/disk/c/0", "xfs", "/data/k/pods/6f1a-22/volumes/kubernetes.io~empty-dir/disk/a/b", 2),
+		m(pods+"/volume-subpaths/disk/c/1", "xfs", "/data/k/pods/6f1a-22/volumes/kubernetes.io~empty-dir/disk//deleted", 2),
+		m(pods+"/volume-subpaths/mem/c/2", "tmpfs", "/x", 30),
+		m(pods+"/volume-subpaths/token/c/3", "tmpfs", "/..2026/key", 32),
+		m(pods+"/volume-subpaths/config/c/4", "xfs", "/data/k/pods/6f1a-22/volumes/kubernetes.io~configmap/config/..2026/key", 2),
+		m(pods+"/volume-subpaths/pvc/c/5", "ext4", "/sub", 40),
+		m(pods+"/volume-subpaths/pvc-1/c/5", "ext4", "/sub", 40),
+		m(pods+"/volume-subpaths/logs/c/6", "ext4", "/var/log", 1),
+	}
+}
+
+func TestPlan(t *testing.T) {
+	volumes := pods + "/volumes/kubernetes.io~"
+	for _, tt := range []struct {
+		name, source, dest string
+		options            []string
+		change             func(*Input)
+		want               Bind
+		refused            string
+	}{
+		{name: "emptyDir", source: volumes + "empty-dir/disk", want: Bind{Kind: Disk, Source: volumes + "empty-dir/disk"}},
+		{name: "emptyDir with a slash", source: volumes + "empty-dir/disk/", want: Bind{Kind: Disk, Source: volumes + "empty-dir/disk"}},
+		{name: "in memory", source: volumes + "empty-dir/mem", want: Bind{Kind: Memory, Source: volumes + "empty-dir/mem"}},
+		{name: "in memory, as /dev/shm", source: volumes + "empty-dir/mem", dest: "/dev/shm", want: Bind{Kind: Memory, Source: volumes + "empty-dir/mem"}},
+		{name: "of huge pages", source: volumes + "empty-dir/huge", refused: "huge pages"},
+		{name: "configMap", source: volumes + "configmap/c", want: Bind{Kind: Updated, Source: volumes + "configmap/c"}},
+		{name: "service account token", source: volumes + "projected/kube-api-access", want: Bind{Kind: Updated, Source: volumes + "projected/kube-api-access"}},
+		{name: "sub path", source: pods + "/volume-subpaths/disk/c/0", want: Bind{Kind: Disk, Source: volumes + "empty-dir/disk", Sub: "a/b"}},
+		{name: "sub path that is all of it", source: pods + "/volume-subpaths/disk/c/1", want: Bind{Kind: Disk, Source: volumes + "empty-dir/disk"}},
+		{name: "sub path of memory", source: pods + "/volume-subpaths/mem/c/2", want: Bind{Kind: Memory, Source: volumes + "empty-dir/mem", Sub: "x"}},
+		{name: "sub path of a secret", source: pods + "/volume-subpaths/token/c/3", want: Bind{Source: pods + "/volume-subpaths/token/c/3"}},
+		{name: "sub path of a configMap", source: pods + "/volume-subpaths/config/c/4", want: Bind{Source: pods + "/volume-subpaths/config/c/4"}},
+		{name: "sub path of a claim", source: pods + "/volume-subpaths/pvc-1/c/5", refused: "mounted on the host"},
+		{name: "sub path of a directory of the host", source: pods + "/volume-subpaths/logs/c/6", want: Bind{Kind: Once, Source: pods + "/volume-subpaths/logs/c/6", ReadOnly: true}},
+		{name: "sub path that is not mounted", source: pods + "/volume-subpaths/disk/c/7", refused: "is not mounted"},
+		{name: "claim", source: volumes + "csi/pvc-1/mount", refused: "volumeDevices"},
+		{name: "claim, read-only", source: volumes + "csi/pvc-1/mount", options: []string{"ro"}, want: Bind{Kind: Once, Source: volumes + "csi/pvc-1/mount", ReadOnly: true}},
+		{name: "termination message", source: pods + "/containers/c/0a1b2c", dest: "/dev/termination-log", want: Bind{Kind: Termination, Source: pods + "/containers/c/0a1b2c"}},
+		{name: "etc-hosts", source: pods + "/etc-hosts", dest: "/etc/hosts", want: Bind{Source: pods + "/etc-hosts"}},
+		{name: "hostPath", source: "/opt/x", want: Bind{Kind: Once, Source: "/opt/x", ReadOnly: true}},
+		{name: "hostPath that looks like a pod's", source: "/opt/pods/x", want: Bind{Kind: Once, Source: "/opt/pods/x", ReadOnly: true}},
+		{name: "hostPath, writable", source: "/opt/x", change: func(in *Input) { in.HostPath = Writable }, want: Bind{Kind: Once, Source: "/opt/x"}},
+		{name: "hostPath, refused", source: "/opt/x", change: func(in *Input) { in.HostPath = Refused }, refused: "runtime.host_path"},
+		{name: "hostPath in a TEE", source: "/opt/x", change: func(in *Input) { in.TEE, in.HostPath = true, Writable }, refused: "confidential"},
+		{name: "resolv.conf in a TEE", source: "/run/x/resolv.conf", dest: "/etc/resolv.conf", change: func(in *Input) { in.TEE = true }, want: Bind{Source: "/run/x/resolv.conf"}},
+		{name: "volume of an image", source: "/var/lib/containerd/containers/ctr-1/volumes/0f", want: Bind{Source: "/var/lib/containerd/containers/ctr-1/volumes/0f"}},
+		{name: "bind of a person", source: "/opt/x", change: func(in *Input) { in.Spec.Annotations, in.TEE = nil, true }, want: Bind{Source: "/opt/x"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.dest == "" {
+				tt.dest = "/mnt"
+			}
+			in := Input{ID: "ctr-1", HostPath: ReadOnly, Mounts: table(), Spec: &specs.Spec{
+				Annotations: map[string]string{"io.kubernetes.cri.sandbox-id": "sandbox-1"},
+				Mounts: []specs.Mount{
+					{Destination: "/proc", Type: "proc", Source: "proc"},
+					{Destination: tt.dest, Type: "bind", Source: tt.source, Options: tt.options},
+				},
+			}}
+			if tt.change != nil {
+				tt.change(&in)
+			}
+			got, err := Plan(in)
+			if tt.refused != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.refused) || !strings.Contains(err.Error(), "mounts[1]") {
+					t.Fatalf("Plan() = %v, %v, want a refusal with %q", got, err, tt.refused)
+				}
+				return
+			}
+			tt.want.Index, tt.want.Destination = 1, tt.dest
+			if d := cmp.Diff([]Bind{tt.want}, got); err != nil || d != "" {
+				t.Errorf("Plan() = %v (-want +got):\n%s", err, d)
+			}
+		})
+	}
+}
+
+func FuzzKubelets(f *testing.F) {
+	f.Add(pods + "/volumes/kubernetes.io~secret/x")
+	f.Add("pods/pods/volumes//")
+	f.Fuzz(func(t *testing.T, p string) {
+		pod, rest := kubelets(p)
+		if rest != nil && fmt.Sprint(pod, "/", strings.Join(rest, "/")) != p {
+			t.Errorf("kubelets(%q) = %q, %q", p, pod, rest)
+		}
+		_, _ = Plan(Input{Mounts: table(), Spec: &specs.Spec{Mounts: []specs.Mount{{Type: "bind", Source: p, Destination: "/x"}}}})
+	})
+}
