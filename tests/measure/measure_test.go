@@ -72,7 +72,7 @@ var shapes = []shape{
 	{name: "more than the maximum", manifest: c + "{limits: {cpu: 64}}}]", quota: 6400000, shares: 65536, vcpus: 8, memoryMiB: 384},
 	{name: "a request only", manifest: c + "{requests: {cpu: 2500m, memory: 1Gi}}}]", shares: 2560, vcpus: 3, memoryMiB: 384},
 	{name: "a small request", manifest: c + "{requests: {cpu: 1m}}}]", shares: 2, vcpus: 1, memoryMiB: 384},
-	{name: "odd memory", manifest: c + "{limits: {memory: 300000001}}}]", memory: 300000001, shares: 2, vcpus: 1, memoryMiB: 512},
+	{name: "odd memory", manifest: c + "{limits: {memory: 303000001}}}]", memory: 303000001, shares: 2, vcpus: 1, memoryMiB: 512},
 	{name: "two containers", manifest: "containers: [{name: a, resources: {limits: {cpu: 1500m, memory: 128Mi}}}, {name: b, resources: {limits: {cpu: 700m, memory: 100Mi}}}]",
 		memory: 228 << 20, quota: 220000, shares: 2252, vcpus: 3, memoryMiB: 384},
 	{name: "one of two limited", manifest: "containers: [{name: a, resources: {limits: {cpu: 2, memory: 512Mi}}}, {name: b}]", memory: 512 << 20, quota: 200000, shares: 2048, vcpus: 2, memoryMiB: 640},
