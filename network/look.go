@@ -5,39 +5,19 @@ package network
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/internal/netdump"
 )
-
-// dumpTries bounds how often a list is read again because it changed while it was read.
-const dumpTries = 32
-
-// dump reads a list that the kernel gives in pieces, again when it changed in between: the pieces
-// would not belong together.
-func dump[T any](ctx context.Context, what string, read func() ([]T, error)) ([]T, error) {
-	for try := 1; ; try++ {
-		if err := ctx.Err(); err != nil {
-			return nil, fmt.Errorf("list %s: %w", what, err)
-		}
-		list, err := read()
-		if err == nil {
-			return list, nil
-		}
-		if !errors.Is(err, netlink.ErrDumpInterrupted) || try == dumpTries {
-			return nil, fmt.Errorf("list %s: %w", what, err)
-		}
-	}
-}
 
 // Snapshot reads the namespace.
 func (h *Handle) Snapshot(ctx context.Context) (Snapshot, error) {
 	var s Snapshot
-	links, err := dump(ctx, "links", h.nl.LinkList)
+	links, err := netdump.Read(ctx, "links", h.nl.LinkList)
 	if err != nil {
 		return Snapshot{}, err
 	}
@@ -48,7 +28,7 @@ func (h *Handle) Snapshot(ctx context.Context) (Snapshot, error) {
 		}
 		s.Links = append(s.Links, link)
 	}
-	addrs, err := dump(ctx, "addresses", func() ([]netlink.Addr, error) { return h.nl.AddrList(nil, netlink.FAMILY_ALL) })
+	addrs, err := netdump.Read(ctx, "addresses", func() ([]netlink.Addr, error) { return h.nl.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return Snapshot{}, err
 	}
@@ -57,7 +37,7 @@ func (h *Handle) Snapshot(ctx context.Context) (Snapshot, error) {
 	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		all := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
-		routes, err := dump(ctx, "routes", func() ([]netlink.Route, error) {
+		routes, err := netdump.Read(ctx, "routes", func() ([]netlink.Route, error) {
 			return h.nl.RouteListFiltered(family, all, netlink.RT_FILTER_TABLE)
 		})
 		if err != nil {
@@ -66,7 +46,7 @@ func (h *Handle) Snapshot(ctx context.Context) (Snapshot, error) {
 		for _, r := range routes {
 			s.Routes = append(s.Routes, newRoute(r, family))
 		}
-		neighbours, err := dump(ctx, "neighbours", func() ([]netlink.Neigh, error) { return h.nl.NeighList(0, family) })
+		neighbours, err := netdump.Read(ctx, "neighbours", func() ([]netlink.Neigh, error) { return h.nl.NeighList(0, family) })
 		if err != nil {
 			return Snapshot{}, err
 		}
@@ -148,7 +128,7 @@ func prefix(n *net.IPNet, family int) netip.Prefix {
 // priority is ours.
 func (h *Handle) ingress(ctx context.Context, l netlink.Link) (Ingress, error) {
 	name := l.Attrs().Name
-	qdiscs, err := dump(ctx, "qdiscs of "+name, func() ([]netlink.Qdisc, error) { return h.nl.QdiscList(l) })
+	qdiscs, err := netdump.Read(ctx, "qdiscs of "+name, func() ([]netlink.Qdisc, error) { return h.nl.QdiscList(l) })
 	if err != nil {
 		return 0, err
 	}
@@ -157,7 +137,7 @@ func (h *Handle) ingress(ctx context.Context, l netlink.Link) (Ingress, error) {
 		case "clsact":
 			return IngressForeign, nil
 		case "ingress":
-			filters, err := dump(ctx, "filters of "+name, func() ([]netlink.Filter, error) { return h.nl.FilterList(l, ingressParent) })
+			filters, err := netdump.Read(ctx, "filters of "+name, func() ([]netlink.Filter, error) { return h.nl.FilterList(l, ingressParent) })
 			if err != nil {
 				return 0, err
 			}

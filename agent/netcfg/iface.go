@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/coco-shim/coco/api/agent/types"
+	"github.com/coco-shim/coco/internal/netdump"
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -77,7 +78,7 @@ func (n *Net) configure(ctx context.Context, link netlink.Link, want iface) erro
 // setAddresses adds what is missing and removes what was not asked for, save what the kernel made:
 // an IPv6 link-local address when the request has none, and addresses with a lifetime.
 func (n *Net) setAddresses(ctx context.Context, link netlink.Link, want iface) error {
-	have, err := dump(ctx, "addresses", func() ([]netlink.Addr, error) { return n.nl.AddrList(link, netlink.FAMILY_ALL) })
+	have, err := netdump.Read(ctx, "addresses", func() ([]netlink.Addr, error) { return n.nl.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return err
 	}

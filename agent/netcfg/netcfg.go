@@ -24,6 +24,7 @@ import (
 
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
+	"github.com/coco-shim/coco/internal/netdump"
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -78,25 +79,8 @@ func newAt(ns netns.NsHandle, o Options) (*Net, error) {
 // Close releases the netlink socket.
 func (n *Net) Close() { n.nl.Close() }
 
-// dump reads a list again when it changed while it was read.
-func dump[T any](ctx context.Context, what string, read func() ([]T, error)) ([]T, error) {
-	const tries = 32
-	for try := 1; ; try++ {
-		if err := ctx.Err(); err != nil {
-			return nil, fmt.Errorf("list %s: %w", what, err)
-		}
-		list, err := read()
-		if err == nil {
-			return list, nil
-		}
-		if !errors.Is(err, netlink.ErrDumpInterrupted) || try == tries {
-			return nil, fmt.Errorf("list %s: %w", what, err)
-		}
-	}
-}
-
 func (n *Net) links(ctx context.Context) ([]netlink.Link, error) {
-	return dump(ctx, "links", n.nl.LinkList)
+	return netdump.Read(ctx, "links", n.nl.LinkList)
 }
 
 // linkNotFound is the phrase by which Kata's shims know that they should ask again.
@@ -137,7 +121,7 @@ func (n *Net) ListInterfaces(ctx context.Context) (*pb.Interfaces, error) {
 // describe is a link as a message.
 func (n *Net) describe(ctx context.Context, l netlink.Link) (*types.Interface, error) {
 	a := l.Attrs()
-	addrs, err := dump(ctx, "addresses of "+a.Name, func() ([]netlink.Addr, error) { return n.nl.AddrList(l, netlink.FAMILY_ALL) })
+	addrs, err := netdump.Read(ctx, "addresses of "+a.Name, func() ([]netlink.Addr, error) { return n.nl.AddrList(l, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, err
 	}

@@ -5,7 +5,6 @@ package netcfg
 
 import (
 	"context"
-	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -358,25 +357,5 @@ func TestSetDNS(t *testing.T) {
 	}
 	if err := n.SetDNS(t.Context(), []string{"nameserver 1.1.1.1\nnameserver 2.2.2.2"}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("SetDNS with a line break = %v, want errdefs.ErrInvalidArgument", err)
-	}
-}
-
-func TestDumpReadsAgain(t *testing.T) {
-	tries := 0
-	list, err := dump(t.Context(), "things", func() ([]int, error) {
-		if tries++; tries < 4 {
-			return []int{1}, netlink.ErrDumpInterrupted
-		}
-		return []int{1, 2}, nil
-	})
-	if err != nil || len(list) != 2 || tries != 4 {
-		t.Errorf("dump = %v, %v after %d tries", list, err, tries)
-	}
-	boom := errors.New("boom")
-	if _, err := dump(t.Context(), "things", func() ([]int, error) { return nil, boom }); !errors.Is(err, boom) {
-		t.Errorf("dump = %v, want %v", err, boom)
-	}
-	if _, err := dump(t.Context(), "things", func() ([]int, error) { return nil, netlink.ErrDumpInterrupted }); !errors.Is(err, netlink.ErrDumpInterrupted) {
-		t.Errorf("dump = %v, want an end", err)
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
+	"github.com/coco-shim/coco/internal/netdump"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -192,7 +193,7 @@ func (n *Net) table(ctx context.Context) ([]entry, error) {
 	}
 	var out []entry
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		list, err := dump(ctx, "routes", func() ([]netlink.Route, error) { return n.nl.RouteList(nil, family) })
+		list, err := netdump.Read(ctx, "routes", func() ([]netlink.Route, error) { return n.nl.RouteList(nil, family) })
 		if err != nil {
 			return nil, err
 		}

@@ -28,7 +28,7 @@ const (
 
 var (
 	idPattern     = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
-	devicePattern = regexp.MustCompile(`^[a-z0-9-]{1,32}$`)
+	devicePattern = regexp.MustCompile(`^[a-z0-9-]{1,28}$`)
 )
 
 // problems collects what is wrong with a spec.

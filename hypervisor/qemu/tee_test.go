@@ -190,7 +190,8 @@ func TestThePlainPlatformBootsOnEveryQEMU(t *testing.T) {
 			vm := bootWith(t, New(Options{Path: path}), spec, launched(t))
 			tell(t, vm, "load")
 			hot := []byte(strings.Repeat("hot!", 1<<18))
-			addr, err := vm.PlugBlock(t.Context(), hypervisor.Block{ID: "hot", File: readOnly(t, hot), ReadOnly: true})
+			longest := strings.Repeat("h", 28)
+			addr, err := vm.PlugBlock(t.Context(), hypervisor.Block{ID: longest, File: readOnly(t, hot), ReadOnly: true})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -202,7 +203,7 @@ func TestThePlainPlatformBootsOnEveryQEMU(t *testing.T) {
 			tell(t, vm, "net "+nic)
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
-			if err := errors.Join(vm.UnplugBlock(ctx, "hot"), vm.UnplugNIC(ctx, "eth1")); err != nil {
+			if err := errors.Join(vm.UnplugBlock(ctx, longest), vm.UnplugNIC(ctx, "eth1")); err != nil {
 				t.Error(err)
 			}
 		})

@@ -29,8 +29,9 @@ const (
 )
 
 var (
-	idPattern      = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
-	blockIDPattern = regexp.MustCompile(`^[a-z0-9-]{1,32}$`)
+	idPattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
+	// QEMU takes 31 characters as the name of a block node, and ours have a prefix.
+	blockIDPattern = regexp.MustCompile(`^[a-z0-9-]{1,28}$`)
 )
 
 // problems collects what is wrong with a spec.
