@@ -138,6 +138,7 @@ func (b *Broker) register(n uint32, c net.Conn) error {
 	if _, ok := b.pending[n]; ok {
 		return fmt.Errorf("stream %d is open already: %w", n, errdefs.ErrAlreadyExists)
 	}
+	delete(b.conns, c) // or it would count twice
 	b.pending[n] = &unlooked{conn: c, timer: time.AfterFunc(b.claimTime, func() { b.drop(n, c) })}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"sync"
 	"time"
@@ -23,6 +24,23 @@ const maxRead = 64 << 10
 const bufSize = 64 << 10
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, bufSize); return &b }}
+
+// outputPipe is what a process may write ahead: with more in one go there are fewer switches between
+// it and us, which is what an emulated processor is slow at.
+const outputPipe = 1 << 20
+
+// forward copies an output pipe to its stream, uncopied where the stream's channel takes pages.
+func forward(conn net.Conn, f *os.File) error {
+	if s, ok := conn.(interface {
+		SpliceFrom(f *os.File) (int64, error)
+	}); ok {
+		if _, err := s.SpliceFrom(f); !errors.Is(err, errors.ErrUnsupported) {
+			return err
+		}
+	}
+	_, err := transfer(conn, f)
+	return err
+}
 
 // transfer copies from r to w with a pooled buffer. The end of a terminal counts as end of file.
 func transfer(w io.Writer, r io.Reader) (int64, error) {

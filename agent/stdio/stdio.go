@@ -108,6 +108,8 @@ func pipe(weWrite bool) (ours, theirs *os.File, err error) {
 	mine, other := p[0], p[1]
 	if weWrite {
 		mine, other = p[1], p[0]
+	} else {
+		_, _ = unix.FcntlInt(uintptr(mine), unix.F_SETPIPE_SZ, outputPipe) // #nosec G115 -- a smaller one is slower
 	}
 	if err := unix.SetNonblock(mine, true); err != nil {
 		unix.Close(p[0])
@@ -193,7 +195,7 @@ func (s *IO) closeChildLocked() {
 
 // copyIn moves stdin from the host to the process until either side ends.
 func (s *IO) copyIn() {
-	_, err := transfer(s.in.f, s.conns[0])
+	_, err := io.Copy(s.in.f, s.conns[0]) // straight out of the connection's buffers, if it can
 	if s.terminal && err == nil {
 		return // a terminal outlives the input; a hang-up would kill the session
 	}
@@ -205,10 +207,17 @@ func (s *IO) copyIn() {
 
 // copyOut moves one output to the host until its last writer is gone, then ends the stream.
 func (s *IO) copyOut(o *end, conn net.Conn) {
-	if conn == nil { // a terminal whose output nobody wants
+	var err error
+	switch {
+	case conn == nil: // a terminal whose output nobody wants
 		_, _ = transfer(io.Discard, o.f)
-	} else {
-		if _, err := transfer(conn, o.f); errors.Is(err, os.ErrDeadlineExceeded) {
+	case s.terminal:
+		_, err = transfer(conn, o.f)
+	default:
+		err = forward(conn, o.f)
+	}
+	if conn != nil {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
 			_ = drain(conn, o.f)
 		}
 		_ = conn.Close()

@@ -4,16 +4,15 @@
 package portmux
 
 import (
-	"errors"
+	"bufio"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"strconv"
-	"sync/atomic"
+	"sync"
 	"syscall"
 	"time"
-
-	"github.com/hashicorp/yamux"
 )
 
 // Addr is the address of one end: a port of the guest.
@@ -25,88 +24,270 @@ func (Addr) Network() string { return "portmux" }
 // String is the port in decimal.
 func (a Addr) String() string { return strconv.FormatUint(uint64(a), 10) }
 
-// Conn is one connection. It implements net.Conn and CloseWrite.
+// Conn is one connection. It implements net.Conn, CloseWrite and io.WriterTo.
 type Conn struct {
-	stream *yamux.Stream
-	link   *link
-	port   uint32
+	link *link
+	id   uint32
+	port uint32
 
-	sawEOF   atomic.Bool // the peer's direction has ended
-	peerGone atomic.Bool // the peer has closed both directions
-	closed   atomic.Bool
-	finSent  atomic.Bool // our direction has ended
+	reading sync.Mutex    // one reader at a time
+	arrived chan struct{} // capacity 1: there is something to read
+	writing sync.Mutex    // one writer at a time
+	widened chan struct{} // capacity 1: the window has grown
+
+	closed   chan struct{} // closed by Close
+	peerGone chan struct{} // closed when the peer has closed both directions
+	rdead    deadline
+	wdead    deadline
+
+	mu      sync.Mutex
+	in      queue  // guarded by mu
+	granted uint32 // guarded by mu; what the peer may still send
+	read    uint32 // guarded by mu; what was read and not granted again
+	window  uint32 // guarded by mu; what we may still send
+	sawFIN  bool   // guarded by mu; the peer's direction has ended
+	finSent bool   // guarded by mu; our direction has ended
 }
 
-var _ net.Conn = (*Conn)(nil)
+var (
+	_ net.Conn    = (*Conn)(nil)
+	_ io.WriterTo = (*Conn)(nil)
+)
+
+func newConn(l *link, id, port uint32) *Conn {
+	return &Conn{
+		link: l, id: id, port: port, granted: streamWindow, window: initialWindow,
+		arrived: make(chan struct{}, 1), widened: make(chan struct{}, 1),
+		closed: make(chan struct{}), peerGone: make(chan struct{}),
+	}
+}
+
+// greetPeer opens the stream, or accepts it, and tells the peer our window.
+func (c *Conn) greetPeer(flag uint16) {
+	c.link.post(header{typeWindow, flag, c.id, streamWindow - initialWindow})
+}
 
 // Read reads what the peer wrote. After the peer's CloseWrite or Close, and all data before it,
 // it returns io.EOF; when the channel has ended it returns ErrLost.
 func (c *Conn) Read(p []byte) (int, error) {
-	if c.closed.Load() {
-		return 0, net.ErrClosed
-	}
+	c.reading.Lock()
+	defer c.reading.Unlock()
 	if len(p) == 0 {
 		return 0, nil
 	}
-	n, err := c.stream.Read(p)
-	if err == nil {
-		return n, nil
+	b, err := c.peek()
+	if err != nil {
+		return 0, err
 	}
-	if errors.Is(err, io.EOF) && !c.closed.Load() && !c.link.session.IsClosed() {
-		c.sawEOF.Store(true)
-		return n, io.EOF
+	n := copy(p, b)
+	c.consume(n)
+	return n, nil
+}
+
+// WriteTo writes everything to w that arrives until the peer's end.
+func (c *Conn) WriteTo(w io.Writer) (int64, error) {
+	c.reading.Lock()
+	defer c.reading.Unlock()
+	var total int64
+	for {
+		b, err := c.peek()
+		if err == io.EOF { //nolint:errorlint // peek's own
+			return total, nil
+		}
+		if err != nil {
+			return total, err
+		}
+		n, err := w.Write(b)
+		total += int64(n)
+		c.consume(n)
+		if err != nil {
+			return total, err
+		}
 	}
-	return n, c.mapError(err)
+}
+
+// peek waits for received bytes.
+func (c *Conn) peek() ([]byte, error) {
+	for {
+		over := c.rdead.wait()
+		switch {
+		case isClosed(c.closed):
+			return nil, net.ErrClosed
+		case isClosed(over):
+			return nil, os.ErrDeadlineExceeded
+		}
+		lost := isClosed(c.link.done) // asked first: what came before the end is still read
+		c.mu.Lock()
+		b, end := c.in.head(), c.sawFIN
+		c.mu.Unlock()
+		switch {
+		case len(b) > 0:
+			return b, nil
+		case end:
+			return nil, io.EOF
+		case lost:
+			return nil, ErrLost
+		}
+		select {
+		case <-c.arrived:
+		case <-c.closed:
+		case <-over:
+		case <-c.link.done:
+		}
+	}
+}
+
+// consume removes n bytes that peek returned. The peer may send more once half of its window is used.
+func (c *Conn) consume(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.in.take(n)
+	c.read += uint32(n) // #nosec G115 -- at most a window
+	if c.read < streamWindow/2 || c.sawFIN {
+		return
+	}
+	c.link.post(header{kind: typeWindow, stream: c.id, length: c.read})
+	c.granted += c.read
+	c.read = 0
+}
+
+// receive takes the body of a frame; what nobody will read is dropped.
+func (c *Conn) receive(r *bufio.Reader, length uint32) error {
+	c.mu.Lock()
+	if length > c.granted || c.sawFIN {
+		c.mu.Unlock()
+		return fmt.Errorf("stream %d: %d bytes more than its window or after its end: %w", c.id, length, ErrProtocol)
+	}
+	c.granted -= length
+	c.mu.Unlock()
+	for left := int(length); left > 0; {
+		c.mu.Lock()
+		if isClosed(c.closed) {
+			c.mu.Unlock()
+			_, err := io.CopyN(io.Discard, r, int64(left))
+			return err
+		}
+		room := c.in.room(left)
+		c.mu.Unlock()
+		n, err := r.Read(room)
+		c.mu.Lock()
+		c.in.commit(n)
+		c.mu.Unlock()
+		wake(c.arrived)
+		if err != nil {
+			return err
+		}
+		left -= n
+	}
+	return nil
+}
+
+// widen adds to what we may send.
+func (c *Conn) widen(by uint32) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if by > 1<<30 || c.window > 1<<30 {
+		return fmt.Errorf("stream %d: window of more than 1 GiB: %w", c.id, ErrProtocol)
+	}
+	c.window += by
+	wake(c.widened)
+	return nil
+}
+
+// peerEnded is called when the peer has ended its direction, or with a reset both.
+func (c *Conn) peerEnded(reset bool) {
+	c.mu.Lock()
+	c.sawFIN = true
+	over := c.finSent
+	c.mu.Unlock()
+	wake(c.arrived)
+	if reset {
+		c.reset()
+		over = true
+	}
+	if over {
+		c.link.forget(c.id)
+	}
 }
 
 // Write sends p in frames of bounded size, so that connections take turns on the channel.
 func (c *Conn) Write(p []byte) (int, error) {
+	c.writing.Lock()
+	defer c.writing.Unlock()
 	total := 0
 	for {
-		if err := c.writeError(); err != nil {
+		n, err := c.reserve(min(len(p), maxFrame))
+		if err != nil {
 			return total, err
 		}
-		part := p[:min(len(p), maxFrame)]
-		n, err := c.stream.Write(part)
-		total += n
-		if err != nil {
-			return total, c.mapError(err)
+		if n > 0 {
+			if err := c.sendData(p[:n]); err != nil {
+				return total, err
+			}
 		}
-		if p = p[len(part):]; len(p) == 0 {
+		total += n
+		if p = p[n:]; len(p) == 0 {
 			return total, nil
 		}
 	}
 }
 
-func (c *Conn) writeError() error {
+// reserve takes up to n bytes of the window, and waits while it is empty.
+func (c *Conn) reserve(n int) (int, error) {
+	for {
+		over := c.wdead.wait()
+		if err := c.writeError(over); err != nil {
+			return 0, err
+		}
+		if n == 0 {
+			return 0, nil
+		}
+		c.mu.Lock()
+		n := min(n, int(c.window))
+		c.window -= uint32(n) // #nosec G115 -- at most a frame
+		c.mu.Unlock()
+		if n > 0 {
+			return n, nil
+		}
+		select {
+		case <-c.widened:
+		case <-c.closed:
+		case <-c.peerGone:
+		case <-over:
+		case <-c.link.done:
+		}
+	}
+}
+
+// giveBack returns what was reserved and not used.
+func (c *Conn) giveBack(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.window += uint32(n) // #nosec G115 -- at most a frame
+}
+
+func (c *Conn) writeError(over <-chan struct{}) error {
 	switch {
-	case c.closed.Load():
+	case isClosed(c.closed):
 		return net.ErrClosed
-	case c.peerGone.Load():
+	case isClosed(c.link.done):
+		return ErrLost
+	case isClosed(c.peerGone):
 		return syscall.EPIPE
+	case isClosed(over):
+		return os.ErrDeadlineExceeded
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.finSent {
+		return net.ErrClosed
 	}
 	return nil
 }
 
-func (c *Conn) mapError(err error) error {
-	switch {
-	case c.closed.Load():
-		return net.ErrClosed
-	case c.link.session.IsClosed():
-		return ErrLost
-	case c.peerGone.Load():
-		return syscall.EPIPE
-	case errors.Is(err, yamux.ErrTimeout):
-		return os.ErrDeadlineExceeded
-	case errors.Is(err, yamux.ErrStreamClosed):
-		return net.ErrClosed
-	}
-	return err
-}
-
 // CloseWrite ends our direction: the peer reads io.EOF after the last byte. Reading goes on.
 func (c *Conn) CloseWrite() error {
-	if c.closed.Load() {
+	if isClosed(c.closed) {
 		return net.ErrClosed
 	}
 	c.sendFIN()
@@ -114,34 +295,48 @@ func (c *Conn) CloseWrite() error {
 }
 
 func (c *Conn) sendFIN() {
-	if !c.finSent.Swap(true) {
-		_ = c.stream.Close() // half-closes in yamux; it only fails with the channel
+	c.mu.Lock()
+	first, over := !c.finSent, c.sawFIN
+	c.finSent = true
+	c.mu.Unlock()
+	if first {
+		c.link.post(header{kind: typeWindow, flags: flagFIN, stream: c.id})
+	}
+	if over {
+		c.link.forget(c.id)
 	}
 }
 
 // Close ends both directions. Data that was written reaches the peer; what the peer still
-// sends is dropped, and its writes fail. It may be called more than once.
+// sends is dropped, and its writes fail. It may be called more than once, and does not block.
 func (c *Conn) Close() error {
-	if c.closed.Swap(true) {
+	c.mu.Lock()
+	if isClosed(c.closed) {
+		c.mu.Unlock()
 		return nil
 	}
+	close(c.closed)
+	c.in.drop()
+	sawFIN := c.sawFIN
+	c.mu.Unlock()
 	c.sendFIN()
-	c.link.forget(c)
-	past := time.Unix(1, 0)
-	_ = c.stream.SetDeadline(past) // wakes readers and writers; cannot fail
-	if !c.sawEOF.Load() && !c.peerGone.Load() {
-		c.link.sendReset(c.stream.StreamID())
+	if !sawFIN && !isClosed(c.peerGone) {
+		c.link.sendReset(c.id)
 	}
 	return nil
 }
 
 // reset is called when the peer has closed both directions: nobody reads what we write.
 func (c *Conn) reset() {
-	if c.peerGone.Swap(true) {
-		return
+	c.mu.Lock()
+	first := !isClosed(c.peerGone)
+	if first {
+		close(c.peerGone)
 	}
-	_ = c.stream.SetWriteDeadline(time.Unix(1, 0)) // wakes a writer; cannot fail
-	c.sendFIN()
+	c.mu.Unlock()
+	if first {
+		c.sendFIN()
+	}
 }
 
 // LocalAddr is the port.
@@ -152,19 +347,19 @@ func (c *Conn) RemoteAddr() net.Addr { return Addr(c.port) }
 
 // SetDeadline bounds reads and writes.
 func (c *Conn) SetDeadline(t time.Time) error {
-	if err := c.SetReadDeadline(t); err != nil {
-		return err
-	}
-	return c.SetWriteDeadline(t)
+	c.rdead.set(t)
+	c.wdead.set(t)
+	return nil
 }
 
 // SetReadDeadline bounds reads.
-func (c *Conn) SetReadDeadline(t time.Time) error { return c.stream.SetReadDeadline(t) }
+func (c *Conn) SetReadDeadline(t time.Time) error {
+	c.rdead.set(t)
+	return nil
+}
 
 // SetWriteDeadline bounds writes.
 func (c *Conn) SetWriteDeadline(t time.Time) error {
-	if c.peerGone.Load() {
-		return nil // writes fail anyway, and a writer that is being woken must stay so
-	}
-	return c.stream.SetWriteDeadline(t)
+	c.wdead.set(t)
+	return nil
 }

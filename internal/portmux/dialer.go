@@ -9,20 +9,27 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync/atomic"
 	"time"
-
-	"github.com/hashicorp/yamux"
 )
 
 // Dialer is the host's end.
 type Dialer struct {
 	*link
+
+	last atomic.Uint32 // the number of the last stream; a client's are odd
 }
 
 // NewDialer takes over the channel. The guest need not be there yet: dials wait for it.
 func NewDialer(channel io.ReadWriteCloser) *Dialer {
-	d := &Dialer{link: newLink(channel, yamux.Client)}
-	d.spawn(d.runControl)
+	d := &Dialer{link: newLink(channel)}
+	d.spawn(func() {
+		_ = d.receive(func(id uint32) error { // the connections learn that the channel is lost
+			return fmt.Errorf("the guest opens stream %d: %w", id, ErrProtocol)
+		})
+	})
+	control := d.open(controlPort) // the first stream, on every channel
+	d.spawn(func() { d.runControl(control) })
 	return d
 }
 
@@ -30,7 +37,7 @@ func NewDialer(channel io.ReadWriteCloser) *Dialer {
 func (d *Dialer) Close() error { return d.close() }
 
 // Done is closed when the channel has ended, from whatever side.
-func (d *Dialer) Done() <-chan struct{} { return d.session.CloseChan() }
+func (d *Dialer) Done() <-chan struct{} { return d.done }
 
 // Dial connects to a port of the guest. It waits until the guest answers, ctx ends or the channel
 // ends. The connection has a method CloseWrite.
@@ -46,16 +53,15 @@ func (d *Dialer) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 }
 
 func (d *Dialer) dial(ctx context.Context, port uint32) (*Conn, error) {
-	s, err := d.open(ctx)
-	if err != nil {
+	if err := context.Cause(ctx); err != nil {
 		return nil, err
 	}
-	c := d.adopt(s, port)
-	// A deadline in the past is how a blocked yamux call is interrupted.
-	stop := context.AfterFunc(ctx, func() { _ = s.SetDeadline(time.Unix(1, 0)) })
-	err = handshake(c, port)
+	c := d.open(port)
+	// A deadline in the past is how a blocked call is interrupted.
+	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
+	err := handshake(c, port)
 	if !stop() && err == nil {
-		err = ctx.Err()
+		err = context.Cause(ctx)
 	}
 	if err != nil {
 		_ = c.Close()
@@ -67,39 +73,11 @@ func (d *Dialer) dial(ctx context.Context, port uint32) (*Conn, error) {
 	return c, nil
 }
 
-// open opens a stream, which blocks while too many others wait for the guest; when ctx ends
-// first the late stream is closed by a task of the dialer.
-func (d *Dialer) open(ctx context.Context) (*yamux.Stream, error) {
-	type result struct {
-		s   *yamux.Stream
-		err error
-	}
-	if err := context.Cause(ctx); err != nil {
-		return nil, err
-	}
-	ch := make(chan result)
-	ok := d.spawn(func() {
-		s, err := d.session.OpenStream()
-		select {
-		case ch <- result{s, err}:
-		case <-ctx.Done():
-			if err == nil {
-				_ = s.Close() // the guest sees a stream that ends at once
-			}
-		}
-	})
-	if !ok {
-		return nil, ErrLost
-	}
-	select {
-	case r := <-ch:
-		if r.err != nil {
-			return nil, fmt.Errorf("%w (%w)", ErrLost, r.err)
-		}
-		return r.s, nil
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
+// open makes a stream. What the guest is told waits until it reads.
+func (d *Dialer) open(port uint32) *Conn {
+	c := d.adopt(d.last.Add(2)-1, port)
+	c.greetPeer(flagSYN)
+	return c
 }
 
 func handshake(c *Conn, port uint32) error {
@@ -120,15 +98,10 @@ func handshake(c *Conn, port uint32) error {
 	return err
 }
 
-// runControl brings up the control stream, which is always the first one, and serves it.
-func (d *Dialer) runControl() {
-	s, err := d.session.OpenStream()
-	if err != nil {
-		return // the channel has ended
-	}
-	c := &Conn{stream: s, link: d.link, port: controlPort}
+// runControl serves the control stream.
+func (d *Dialer) runControl(c *Conn) {
 	if err := handshake(c, controlPort); err != nil {
-		go d.session.Close()
+		_ = d.fail(err)
 		return
 	}
 	d.setControl(c)

@@ -3,49 +3,51 @@
 
 package portmux
 
-import "io"
+import (
+	"encoding/binary"
+	"fmt"
+)
 
-// Yamux frame header: version, type, flags(2), stream(4), length(4); yamux specification,
+// Frame header: version, type, flags(2), stream(4), length(4), big endian; yamux specification,
 // section "Framing".
 const (
 	headerSize = 12
-	typeData   = 0
+
+	typeData   = 0 // length bytes follow
+	typeWindow = 1 // length is added to what the peer may send
+	typePing   = 2 // length is a number to be sent back
+	typeGoAway = 3 // length is a reason
+
+	flagSYN = 1
+	flagACK = 2
+	flagFIN = 4
+	flagRST = 8
+
+	// initialWindow is what may be sent on a stream before any window frame; section "Flow Control".
+	initialWindow = 256 << 10
 )
 
-// portWrite is the most that one write to a virtio-serial port takes; Linux,
-// drivers/char/virtio_console.c, port_fops_write.
-const portWrite = 32 << 10
-
-// channel joins the header of a data frame with the start of its body, which yamux writes one
-// after the other, into one write: on a virtio-serial port each write is an exit of the guest. The
-// rest of a long body follows uncopied. Only yamux's single send loop calls Write.
-type channel struct {
-	io.ReadWriteCloser
-	buf []byte // a header that waits for its body, or empty
+type header struct {
+	kind   byte
+	flags  uint16
+	stream uint32
+	length uint32
 }
 
-func (c *channel) Write(p []byte) (int, error) {
-	if len(c.buf) == 0 {
-		if !isDataHeader(p) {
-			return c.ReadWriteCloser.Write(p)
-		}
-		c.buf = append(c.buf, p...)
-		return len(p), nil
-	}
-	head := min(len(p), portWrite-len(c.buf))
-	c.buf = append(c.buf, p[:head]...)
-	_, err := c.ReadWriteCloser.Write(c.buf)
-	c.buf = c.buf[:0]
-	if err == nil && head < len(p) {
-		_, err = c.ReadWriteCloser.Write(p[head:])
-	}
-	if err != nil {
-		return 0, err
-	}
-	return len(p), nil
+func (h header) append(b []byte) []byte {
+	b = append(b, 0, h.kind)
+	b = binary.BigEndian.AppendUint16(b, h.flags)
+	b = binary.BigEndian.AppendUint32(b, h.stream)
+	return binary.BigEndian.AppendUint32(b, h.length)
 }
 
-// isDataHeader tells whether p is the header of a frame with a body.
-func isDataHeader(p []byte) bool {
-	return len(p) == headerSize && p[1] == typeData && (p[8]|p[9]|p[10]|p[11]) != 0
+func parseHeader(b *[headerSize]byte) (header, error) {
+	h := header{
+		kind: b[1], flags: binary.BigEndian.Uint16(b[2:]),
+		stream: binary.BigEndian.Uint32(b[4:]), length: binary.BigEndian.Uint32(b[8:]),
+	}
+	if b[0] != 0 || h.kind > typeGoAway || h.flags > flagSYN|flagACK|flagFIN|flagRST {
+		return h, fmt.Errorf("frame header % x: %w", b[:], ErrProtocol)
+	}
+	return h, nil
 }

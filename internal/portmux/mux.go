@@ -11,8 +11,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-
-	"github.com/hashicorp/yamux"
 )
 
 // Mux is the guest's end: it hands incoming connections to the listeners of their ports.
@@ -21,11 +19,12 @@ type Mux struct {
 
 	lmu       sync.Mutex
 	listeners map[uint32]*listener // guarded by lmu
+	greetings int                  // guarded by lmu; streams that have not said their port
 }
 
 // NewMux takes over the channel. Nothing is accepted before Serve.
 func NewMux(channel io.ReadWriteCloser) *Mux {
-	return &Mux{link: newLink(channel, yamux.Server), listeners: make(map[uint32]*listener)}
+	return &Mux{link: newLink(channel), listeners: make(map[uint32]*listener)}
 }
 
 // Close ends the channel and everything on it; Serve returns and listeners end.
@@ -59,16 +58,9 @@ func (m *Mux) Listen(port uint32) (net.Listener, error) {
 // Serve accepts connections until the channel ends. It returns nil when we or the peer closed it,
 // else what broke it. The Mux is closed when Serve returns.
 func (m *Mux) Serve() error {
-	var err error
-	for {
-		var s *yamux.Stream
-		if s, err = m.session.AcceptStream(); err != nil {
-			break
-		}
-		m.spawn(func() { m.greet(s) })
-	}
+	err := m.receive(m.incoming)
 	_ = m.Close()
-	for _, end := range []error{yamux.ErrSessionShutdown, io.EOF, syscall.ECONNRESET, syscall.EPIPE} {
+	for _, end := range []error{ErrLost, io.EOF, syscall.ECONNRESET, syscall.EPIPE} {
 		if errors.Is(err, end) {
 			return nil
 		}
@@ -76,46 +68,49 @@ func (m *Mux) Serve() error {
 	return fmt.Errorf("serve guest ports: %w", err)
 }
 
-// greet reads the first line of a stream and gives the stream to whom it asks for.
-func (m *Mux) greet(s *yamux.Stream) {
-	_ = s.SetDeadline(time.Now().Add(handshakeTimeout)) // cannot fail
-	line, err := readLine(s)
-	var port uint32
-	if err == nil {
-		port, err = parseLine(line, "CONNECT")
-	}
-	if err != nil {
-		_ = s.Close()
-		return
-	}
-	if port == controlPort {
-		m.greetControl(s)
-		return
+// incoming is called for each stream that the host opens. Too many at once are refused.
+func (m *Mux) incoming(id uint32) error {
+	if id%2 != 1 || m.conn(id) != nil {
+		return fmt.Errorf("the host opens stream %d: %w", id, ErrProtocol)
 	}
 	m.lmu.Lock()
-	l := m.listeners[port]
-	m.lmu.Unlock()
-	c := m.adopt(s, port)
-	if l == nil {
-		_ = c.Close()
-		return
+	defer m.lmu.Unlock()
+	if m.greetings >= maxGreetings {
+		m.post(header{kind: typeWindow, flags: flagRST, stream: id})
+		return nil
 	}
-	if _, err := c.Write(formatLine("OK", port)); err != nil {
-		_ = c.Close()
-		return
+	c := m.adopt(id, 0)
+	c.greetPeer(flagACK)
+	if m.spawn(func() { m.greet(c) }) {
+		m.greetings++
 	}
-	_ = s.SetDeadline(time.Time{}) // cannot fail
-	l.deliver(c)
+	return nil
 }
 
-func (m *Mux) greetControl(s *yamux.Stream) {
-	_ = s.SetDeadline(time.Time{}) // cannot fail
-	c := &Conn{stream: s, link: m.link, port: controlPort}
-	if _, err := c.Write(formatLine("OK", controlPort)); err != nil {
-		return // the channel has ended
+// greet reads the first line of a stream and gives the stream to whom it asks for.
+func (m *Mux) greet(c *Conn) {
+	_ = c.SetDeadline(time.Now().Add(handshakeTimeout)) // cannot fail
+	line, err := readLine(c)
+	if err == nil {
+		c.port, err = parseLine(line, "CONNECT")
 	}
-	m.setControl(c)
-	m.readControl(c)
+	m.lmu.Lock()
+	m.greetings--
+	l := m.listeners[c.port]
+	m.lmu.Unlock()
+	if err == nil && (c.port == controlPort || l != nil) {
+		_, err = c.Write(formatLine("OK", c.port))
+		_ = c.SetDeadline(time.Time{}) // cannot fail
+	}
+	switch {
+	case err == nil && c.port == controlPort:
+		m.setControl(c)
+		m.readControl(c)
+	case err == nil && l != nil:
+		l.deliver(c)
+	default:
+		_ = c.Close()
+	}
 }
 
 // listener is one port.
@@ -139,7 +134,7 @@ func (l *listener) deliver(c *Conn) {
 		default: // nobody accepts: the peer learns it by the end of the stream
 		}
 	}
-	l.mux.spawn(func() { _ = c.Close() }) // sends on the channel, so not under the lock
+	_ = c.Close() // cannot fail
 }
 
 // Accept returns the next connection to the port.

@@ -4,7 +4,7 @@
 // Package portmux carries many connections to numbered ports over one byte channel, such as a
 // virtio-serial port or a socket pair. The host dials (Dialer), the guest listens (Mux).
 //
-// On the wire it is hashicorp/yamux, the host being its client. Every stream starts with the
+// On the wire it is yamux (the specification in hashicorp/yamux), the host being its client. Every stream starts with the
 // handshake of hybrid vsock: the host writes "CONNECT <port>\n" and the guest answers
 // "OK <port>\n", or closes the stream when nobody listens. What follows belongs to the two ends.
 //
@@ -22,11 +22,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"strconv"
 	"time"
-
-	"github.com/hashicorp/yamux"
 )
 
 // Errors that callers tell apart.
@@ -45,21 +42,10 @@ const (
 	handshakeTimeout = 30 * time.Second // for the first line of a stream, seen by the guest
 	backlog          = 64               // connections that wait for Accept, per listener
 	maxFrame         = 64<<10 - 12      // with its header it fills two writes to a virtio-serial port
-	streamWindow     = 512 << 10        // unread bytes per stream that a peer may send
+	streamWindow     = 1 << 20          // unread bytes per stream that a peer may send
+	maxQueued        = 1 << 20          // bytes of frames that the peer lets wait
+	maxGreetings     = 256              // streams at once that have not said their port
 )
-
-// config is the same on both ends. There is no keep-alive: the channel ends with the VM. Writes
-// have no deadline of their own since a guest may be paused for any time. Streams may stay half
-// closed for ever.
-func config() *yamux.Config {
-	return &yamux.Config{
-		AcceptBacklog:          256,
-		KeepAliveInterval:      time.Hour, // must be positive although unused
-		ConnectionWriteTimeout: 10 * 365 * 24 * time.Hour,
-		MaxStreamWindowSize:    streamWindow,
-		Logger:                 log.New(io.Discard, "", 0),
-	}
-}
 
 // readLine reads up to a newline, byte by byte since what follows is not ours, and at most
 // maxLine bytes.

@@ -184,15 +184,21 @@ func TestCloseLeavesNoStreamBehind(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := d.session.NumStreams(); n != 2 {
+	if n := numStreams(d.link); n != 2 {
 		t.Errorf("host streams = %d, want 2: control and the last", n)
 	}
-	if n := m.session.NumStreams(); n != 2 {
+	if n := numStreams(m.link); n != 2 {
 		t.Errorf("guest streams = %d, want 2", n)
 	}
 	if err := last.Close(); err != nil {
 		t.Error(err)
 	}
+}
+
+func numStreams(l *link) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.conns)
 }
 
 func TestDialNamesThePortThatNobodyListensOn(t *testing.T) {
@@ -307,10 +313,7 @@ func TestAPeerThatBreaksTheProtocolIsCutOff(t *testing.T) {
 			d, m := NewDialer(host), NewMux(guest)
 			served := make(chan error, 1)
 			go func() { served <- m.Serve() }()
-			s, err := d.session.OpenStream()
-			if err != nil {
-				t.Fatal(err)
-			}
+			s := d.open(testPort)
 			_, _ = s.Write([]byte("CONNECT 0\n" + tt.line)) // may see the channel end already
 			<-served
 			if err := d.Close(); err != nil {
@@ -326,10 +329,7 @@ func TestBadHandshakesEndTheStream(t *testing.T) {
 		if _, err := m.Listen(testPort); err != nil {
 			t.Fatal(err)
 		}
-		s, err := d.session.OpenStream()
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := d.open(testPort)
 		if _, err := s.Write([]byte(line)); err != nil {
 			t.Fatal(err)
 		}
