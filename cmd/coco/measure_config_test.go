@@ -16,7 +16,7 @@ import (
 )
 
 // guestImage writes a guest image whose manifest has a command line of its own.
-func guestImage(t *testing.T) string {
+func guestImage(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	for name, text := range map[string]string{"vmlinuz": "kernel", "initrd.img": "initrd", "manifest.json": `{"cmdline":"quiet panic=-1"}`} {
@@ -45,7 +45,7 @@ func peKernel() []byte {
 	return b
 }
 
-func teeConfig(t *testing.T, platform, fw, more string) (config, guest string) {
+func teeConfig(t testing.TB, platform, fw, more string) (config, guest string) {
 	t.Helper()
 	guest = guestImage(t)
 	if platform == "snp" {

@@ -66,6 +66,16 @@ func TestMeasureStaysSmall(t *testing.T) {
 	}
 }
 
+// output runs it and takes any answer.
+func (p process) output(tb testing.TB) string {
+	tb.Helper()
+	out, err := exec.CommandContext(tb.Context(), p.bin, p.args...).Output()
+	if err != nil || len(out) == 0 {
+		tb.Fatalf("%v = %q, %v", p.args, out, err)
+	}
+	return string(out)
+}
+
 func BenchmarkMeasureProcess(b *testing.B) {
 	p := newProcess(b)
 	var most int64
