@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/coco-shim/coco/tests/harness"
 	"github.com/coco-shim/coco/tests/k8s/kube"
@@ -101,8 +100,9 @@ func TestDeployFilesAgree(t *testing.T) {
 			}
 		}
 	}
-	if !strings.Contains(read(t, filepath.Join(filepath.Dir(kube.RuntimeClasses()), "example-pod.yaml")), "runtimeClassName: coco\n") {
-		t.Error("the example pod does not ask for coco")
+	example := read(t, filepath.Join(filepath.Dir(kube.RuntimeClasses()), "example-pod.yaml"))
+	if !strings.Contains(example, "runtimeClassName: coco\n") || strings.Count(example, "image: ") != strings.Count(example, "image: "+kube.ExampleImage+"\n") {
+		t.Errorf("the example pod does not ask for coco, or has another image than %s", kube.ExampleImage)
 	}
 }
 
@@ -178,74 +178,4 @@ func sandbox(t *testing.T, n *kube.Node, pod string) string {
 		t.Fatal(err)
 	}
 	return id
-}
-
-// TestVMMKilledUnderLoad: the kubelet sees the pod's containers end, makes a new sandbox, and the old one leaves
-// nothing.
-func TestVMMKilledUnderLoad(t *testing.T) {
-	n := node(t, primary)
-	noLeaks(t, n)
-	static(t, n, "crash", `
-  containers:
-  - name: busy
-    image: IMAGE
-    command: [sh, -c, "while true; do echo line; done"]
-  - name: idle
-    image: IMAGE
-    command: [sleep, "1000"]
-`)
-	await(t, n, "crash", "runs", running)
-	first := sandbox(t, n, "crash")
-	_, vmm, err := harness.Pids(first)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := os.FindProcess(vmm)
-	if err != nil {
-		t.Fatal(err)
-	}
-	began := time.Now()
-	if err := p.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	pod := await(t, n, "crash", "runs again", func(p *kube.Pod) bool {
-		busy, _ := p.Container("busy")
-		idle, _ := p.Container("idle")
-		return running(p) && busy.RestartCount > 0 && idle.RestartCount > 0
-	})
-	t.Logf("runs again after %v", time.Since(began).Round(time.Second))
-	if c, _ := pod.Container("idle"); c.LastState.Terminated == nil || c.LastState.Terminated.ExitCode != 137 {
-		t.Errorf("last state of a container whose VMM was killed = %+v, want exit code 137", c.LastState)
-	}
-}
-
-// TestKubeletAndContainerdMayRestart: neither touches what runs.
-func TestKubeletAndContainerdMayRestart(t *testing.T) {
-	n := node(t, primary)
-	noLeaks(t, n)
-	static(t, n, "stays", `
-  containers:
-  - name: c
-    image: IMAGE
-    command: [sh, -c, "while true; do echo tick; sleep 1; done"]
-`)
-	before := await(t, n, "stays", "runs", running)
-	ctx := t.Context()
-	n.Kubelet.Kill()
-	n.Containerd.Kill()
-	if err := n.RestartContainerd(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if err := n.StartKubelet(ctx, ""); err != nil {
-		t.Fatal(err)
-	}
-	after := await(t, n, "stays", "runs", running)
-	was, _ := before.Container("c")
-	if is, _ := after.Container("c"); is.ContainerID != was.ContainerID || is.RestartCount != 0 {
-		t.Errorf("the container was touched: %+v, before %+v", is, was)
-	}
-	if got := run(t, n, "stays", "c", "echo still here"); got != "still here" {
-		t.Errorf("a command in the container = %q", got)
-	}
-	logged(t, n, "stays", "c", "tick")
 }

@@ -20,6 +20,9 @@ import (
 // Busybox is the image of the tests of our own.
 const Busybox = "docker.io/library/busybox:coco"
 
+// ExampleImage is what deploy/example-pod.yaml runs.
+const ExampleImage = "docker.io/library/busybox:1.37"
+
 // BasicImages writes what static pods need below dir and returns the archives: busybox, and the pause image for
 // pods under runc.
 func BasicImages(dir string) ([]string, error) {
@@ -73,7 +76,7 @@ func E2EImages(dir string) ([]string, error) {
 	bb.Config.Cmd = []string{"sh"}
 	const e2e = "registry.k8s.io/e2e-test-images/"
 	return writeImages(dir, map[string]testimage.Image{
-		Busybox: bb, e2e + "busybox:1.36.1-1": bb, e2e + "busybox:1.37.0-2": bb,
+		Busybox: bb, ExampleImage: bb, e2e + "busybox:1.36.1-1": bb, e2e + "busybox:1.37.0-2": bb,
 		sandboxImage: pause, "registry.k8s.io/pause:3.10.1": pause, "registry.k8s.io/pause:3.10.2": pause,
 		e2e + "agnhost:2.55": agnhost, e2e + "agnhost:2.66.1": agnhost,
 		e2e + "nonewprivs:1.4": nnp,

@@ -116,7 +116,7 @@ func (r *Report) markdown() string {
 	for _, rt := range []string{"runc", "coco"} {
 		fmt.Fprintf(&b, "%s under containerd %s at commit %s; ", rt, or(r.Containerd[rt], "–"), or(r.Commit[rt], "–"))
 	}
-	fmt.Fprintf(&b, "VMs under TCG.\n\n| group | specs | runc passed | coco passed | passed under runc only |\n|---|---|---|---|---|\n")
+	fmt.Fprintf(&b, "\n\n| group | specs | runc passed | coco passed | passed under runc only |\n|---|---|---|---|---|\n")
 	type sum struct{ all, runc, coco, lost int }
 	sums, total := map[string]*sum{}, &sum{}
 	var groups []string
