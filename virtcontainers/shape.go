@@ -4,6 +4,7 @@
 package virtcontainers
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -26,13 +27,16 @@ type Machine struct {
 	MemoryMiB uint64
 }
 
-// Annotations by which CRI tells a pod's limits: the sums over its containers.
+// Annotations by which containerd's CRI tells a pod's limits: the sums over its containers.
 const (
 	annMemory = "io.kubernetes.cri.sandbox-memory"     // bytes, 0: none
 	annQuota  = "io.kubernetes.cri.sandbox-cpu-quota"  // µs per period, ≤ 0: none
 	annPeriod = "io.kubernetes.cri.sandbox-cpu-period" // µs
 	annShares = "io.kubernetes.cri.sandbox-cpu-shares" // 1024 per requested CPU
 )
+
+// annCRIO are the annotations by which CRI-O tells the same: JSON of CRI's LinuxContainerResources.
+var annCRIO = []string{"pod-linux-resources.crio.io", "io.kubernetes.cri-o.PodLinuxResources"}
 
 const (
 	mib             = 1 << 20
@@ -41,10 +45,13 @@ const (
 	unlimitedMemory = 1 << 60 // engines write "no limit" as a number near 2^63
 )
 
-// memoryGrid is the step that memory is rounded up to, by size.
-var memoryGrid = []struct{ below, step uint64 }{ // MiB
-	{2 << 10, 128}, {8 << 10, 512}, {32 << 10, 2 << 10}, {1 << 62, 8 << 10},
-}
+// memoryStep is what memory is rounded up to, in MiB: a VM is at most that much larger than it has to be,
+// whatever its size, so that one figure of overhead in a RuntimeClass holds for all pods.
+const memoryStep = 128
+
+// pageTableShare is the part of its memory that the guest's kernel needs to describe it: 64 bytes per page
+// of 4 KiB.
+const pageTableShare = 64
 
 // limits are what a pod may use; zero is no limit.
 type limits struct {
@@ -59,9 +66,9 @@ type limits struct {
 // vCPUs: the CPU limit rounded up to whole CPUs; without a limit the requested share of CPUs or the
 // configured default, whichever is more; then up to 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, …, but never
 // above the maximum (a limit above it simply is not reached). Memory: the limit, or the configured
-// default, plus the configured overhead, rounded up to 128 MiB below 2 GiB, 512 MiB below 8 GiB,
-// 2 GiB below 32 GiB, 8 GiB above. More memory than the maximum is refused: a container must not
-// find less memory than its limit promises.
+// default, plus the configured overhead and a 64th for what the guest's kernel needs to keep account of
+// it, rounded up to 128 MiB. More memory than the maximum is refused: a container must not find less
+// memory than its limit promises.
 func ShapeOf(h configs.Hypervisor, m Machine, s *specs.Spec) (Shape, error) {
 	l, err := limitsOf(s)
 	if err != nil {
@@ -79,7 +86,7 @@ func ShapeOf(h configs.Hypervisor, m Machine, s *specs.Spec) (Shape, error) {
 	if l.memory > 0 {
 		memory = (uint64(l.memory) + mib - 1) / mib
 	}
-	total := roundMemory(memory + h.OverheadMemoryMiB)
+	total := roundMemory(memory + memory/pageTableShare + h.OverheadMemoryMiB)
 	maxMemory, whose := h.MaxMemoryMiB, "hypervisor.max_memory_mib"
 	if maxMemory == 0 {
 		maxMemory, whose = m.MemoryMiB, "the host's memory"
@@ -91,14 +98,7 @@ func ShapeOf(h configs.Hypervisor, m Machine, s *specs.Spec) (Shape, error) {
 	return Shape{VCPUs: configs.RoundVCPUs(vcpus, maxVCPUs), MemoryMiB: total}, nil
 }
 
-func roundMemory(n uint64) uint64 {
-	for _, g := range memoryGrid {
-		if n <= g.below {
-			return (n + g.step - 1) / g.step * g.step
-		}
-	}
-	return n
-}
+func roundMemory(n uint64) uint64 { return (n + memoryStep - 1) / memoryStep * memoryStep }
 
 // limitsOf reads the limits of a pod: annotations first, then the specification's resources.
 func limitsOf(s *specs.Spec) (limits, error) {
@@ -111,6 +111,11 @@ func limitsOf(s *specs.Spec) (limits, error) {
 	_, hasShares := a[annShares]
 	if hasMemory || hasQuota || hasShares {
 		return annotated(a)
+	}
+	for _, key := range annCRIO {
+		if text := a[key]; text != "" {
+			return crioLimits(key, text)
+		}
 	}
 	if s.Linux == nil || s.Linux.Resources == nil {
 		return limits{}, nil
@@ -144,6 +149,25 @@ func annotated(a map[string]string) (limits, error) {
 	}
 	l.cpus, l.wanted = cpus(number(annQuota), uint64(max(number(annPeriod), 0)), uint64(max(number(annShares), 0)))
 	return l, errors.Join(errs...)
+}
+
+// crioLimits reads what CRI-O says of a pod.
+func crioLimits(key, text string) (limits, error) {
+	var r struct {
+		Period int64 `json:"cpu_period"`
+		Quota  int64 `json:"cpu_quota"`
+		Shares int64 `json:"cpu_shares"`
+		Memory int64 `json:"memory_limit_in_bytes"`
+	}
+	if err := json.Unmarshal([]byte(text), &r); err != nil {
+		return limits{}, fmt.Errorf("annotation %s: %w: %w", key, err, errdefs.ErrInvalidArgument)
+	}
+	var l limits
+	if r.Memory > 0 && r.Memory < unlimitedMemory {
+		l.memory = r.Memory
+	}
+	l.cpus, l.wanted = cpus(r.Quota, uint64(max(r.Period, 0)), uint64(max(r.Shares, 0)))
+	return l, nil
 }
 
 // cpus is the number of CPUs that a quota allows, and the number that shares ask for.

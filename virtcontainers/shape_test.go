@@ -30,6 +30,9 @@ func TestShapeOf(t *testing.T) {
 		}
 		return s
 	}
+	crio := func(key, value string) *specs.Spec {
+		return &specs.Spec{Annotations: map[string]string{key: value}}
+	}
 	bigger := h
 	bigger.DefaultVCPUs, bigger.MaxVCPUs = 4, 6
 	for _, tt := range []struct {
@@ -51,13 +54,23 @@ func TestShapeOf(t *testing.T) {
 		{name: "shares of two CPUs", h: h, spec: res(0, -1, 100000, 2048), want: Shape{2, 640}},
 		{name: "256 MiB", h: h, spec: res(256<<20, 0, 0, 0), want: Shape{1, 384}},
 		{name: "a byte more than 1 GiB", h: h, spec: res(1<<30+1, 0, 0, 0), want: Shape{1, 1152}},
-		{name: "3 GiB", h: h, spec: res(3<<30, 0, 0, 0), want: Shape{1, 3584}},
-		{name: "10 GiB", h: h, spec: res(10<<30, 0, 0, 0), want: Shape{1, 12 << 10}},
+		{name: "3 GiB and 48 MiB to keep account of them", h: h, spec: res(3<<30, 0, 0, 0), want: Shape{1, 3328}},
+		{name: "10 GiB", h: h, spec: res(10<<30, 0, 0, 0), want: Shape{1, 10496}},
+		{name: "no more than what fits", h: h, spec: res(416<<20-416<<14, 0, 0, 0), want: Shape{1, 512}},
+		{name: "a limit of one byte", h: h, spec: res(1, 0, 0, 0), want: Shape{1, 128}},
 		{name: "unlimited by a large number", h: h, spec: res(9223372036854771712, 0, 0, 0), want: Shape{1, 640}},
 		{name: "more than the host has", h: h, spec: res(64<<30, 0, 0, 0), err: "above the host's memory of 65536 MiB"},
 		{name: "annotations first", h: h, spec: ann("memory", "268435456", "cpu-quota", "200000", "cpu-period", "100000"), want: Shape{2, 384}},
 		{name: "annotation zero is no limit", h: h, spec: ann("memory", "0", "cpu-shares", "2"), want: Shape{1, 640}},
 		{name: "an annotation that is no number", h: h, spec: ann("memory", "lots"), err: `sandbox-memory: "lots" is not a number`},
+		{name: "quota without limit, period and shares", h: h, spec: ann("cpu-quota", "-1", "cpu-period", "100000", "cpu-shares", "3000", "memory", "0"), want: Shape{3, 640}},
+		{name: "quota below shares", h: h, spec: ann("cpu-quota", "50000", "cpu-period", "100000", "cpu-shares", "3000"), want: Shape{1, 640}},
+		{name: "another period", h: h, spec: ann("cpu-quota", "40000", "cpu-period", "20000"), want: Shape{2, 640}},
+		{name: "period zero is the kernel's", h: h, spec: ann("cpu-quota", "200000", "cpu-period", "0"), want: Shape{2, 640}},
+		{name: "CRI-O", h: h, spec: crio("io.kubernetes.cri-o.PodLinuxResources", `{"cpu_period":100000,"cpu_quota":200000,"cpu_shares":2,"memory_limit_in_bytes":268435456}`), want: Shape{2, 384}},
+		{name: "CRI-O's newer name", h: h, spec: crio("pod-linux-resources.crio.io", `{"cpu_shares":4096}`), want: Shape{4, 640}},
+		{name: "CRI-O without limits", h: h, spec: crio("pod-linux-resources.crio.io", `null`), want: Shape{1, 640}},
+		{name: "CRI-O's annotation that is no JSON", h: h, spec: crio("pod-linux-resources.crio.io", `{`), err: "annotation pod-linux-resources.crio.io"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := ShapeOf(tt.h, m, tt.spec)
@@ -74,6 +87,25 @@ func TestShapeOf(t *testing.T) {
 				t.Errorf("ShapeOf() (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// What a VM has beyond its pod's limit is bounded, whatever the limit: the overhead of a RuntimeClass is one
+// figure (deploy/runtimeclass.yaml).
+func TestAVMIsNotMuchLargerThanItsPodsLimit(t *testing.T) {
+	h := configs.Default().Hypervisor
+	for limit := int64(16); limit < 64<<10; limit += 13 { // MiB
+		bytes := limit << 20
+		got, err := ShapeOf(h, Machine{CPUs: 2, MemoryMiB: 1 << 20}, &specs.Spec{Linux: &specs.Linux{Resources: &specs.LinuxResources{
+			Memory: &specs.LinuxMemory{Limit: &bytes},
+		}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		beyond := int64(got.MemoryMiB) - limit
+		if most := int64(h.OverheadMemoryMiB) + limit/64 + 127; beyond < int64(h.OverheadMemoryMiB) || beyond > most {
+			t.Errorf("the VM of a limit of %d MiB has %d MiB more, want %d to %d", limit, beyond, h.OverheadMemoryMiB, most)
+		}
 	}
 }
 
