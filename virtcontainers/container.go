@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"sync"
 	"time"
@@ -16,18 +15,17 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/internal/ident"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/virtcontainers/hooks"
 	"github.com/coco-shim/coco/virtcontainers/spec"
 )
 
-// idPattern is what containerd takes for an id; a stock kata-agent wants container ids of two
-// characters at least and says so itself.
-var idPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
-
 var errBadID = fmt.Errorf("must be 1 to 128 letters, digits and _.-, the first a letter or digit: %w", errdefs.ErrInvalidArgument)
 
-func validID(id string) bool { return idPattern.MatchString(id) }
+// validID tells what containerd takes for an id; a stock kata-agent wants container ids of two
+// characters at least and says so itself.
+func validID(id string) bool { return ident.ID(id) }
 
 // container is a container in the VM.
 type container struct {

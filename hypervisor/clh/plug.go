@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -18,6 +17,7 @@ import (
 
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/clh/clhapi"
+	"github.com/coco-shim/coco/internal/ident"
 	"github.com/coco-shim/coco/internal/undo"
 )
 
@@ -56,7 +56,7 @@ func (m *machine) PlugBlock(ctx context.Context, b hypervisor.Block) (hypervisor
 
 // withPath calls fn with a path under which the VMM can open a disk's file. The API takes no
 // descriptors of disks: the path is that of ours in /proc, which leads to the very file. Landlock
-// forbids the way through another process, so there it is the file's own path.
+// forbids the way through another process, so there it is a link that exists as long as fn runs.
 func (m *machine) withPath(b hypervisor.Block, fn func(path string) error) error {
 	raw, err := b.File.SyscallConn()
 	if err != nil {
@@ -66,36 +66,12 @@ func (m *machine) withPath(b hypervisor.Block, fn func(path string) error) error
 	err = raw.Control(func(fd uintptr) { // the descriptor stays open meanwhile
 		path := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)
 		if m.par.Landlock {
-			path, inner = m.ownPath(b, path)
+			inner = withLink(m.par.Staging, path, b, fn)
+			return
 		}
-		if inner == nil {
-			inner = fn(path)
-		}
+		inner = fn(path)
 	})
 	return errors.Join(err, inner)
-}
-
-// ownPath is a file's path in the file system, when Landlock lets the VMM open it.
-func (m *machine) ownPath(b hypervisor.Block, link string) (string, error) {
-	path, err := os.Readlink(link)
-	if err != nil {
-		return "", err
-	}
-	want, err := b.File.Stat()
-	if err != nil {
-		return "", err
-	}
-	got, err := os.Stat(path)
-	if err != nil || !os.SameFile(want, got) {
-		return "", fmt.Errorf("its file is not at %s any more, and Landlock lets the VMM open files by their path only (hypervisor.landlock): %w", path, errdefs.ErrFailedPrecondition)
-	}
-	for _, dir := range m.par.Readable {
-		if rel, err := filepath.Rel(dir, path); b.ReadOnly && err == nil && filepath.IsLocal(rel) {
-			return path, nil
-		}
-	}
-	return "", fmt.Errorf("%s is not among the files that Landlock lets the VMM use: for reading only, below %s (hypervisor.landlock): %w",
-		path, strings.Join(m.par.Readable, ", "), errdefs.ErrFailedPrecondition)
 }
 
 // plug makes one of the calls that attach a device.
@@ -239,7 +215,7 @@ func (m *machine) UnplugNIC(ctx context.Context, id string) error {
 // PlugDevice gives the VM a PCI device of the host and returns its PCI path.
 func (m *machine) PlugDevice(ctx context.Context, id, path string) (string, error) {
 	var p problems
-	p.add(!devicePattern.MatchString(id), "device %q: id must match %s", id, devicePattern)
+	p.add(!ident.Device(id), "device %q: id must match %s", id, ident.DeviceForm)
 	p.add(!strings.HasPrefix(path, "/sys/bus/pci/devices/"), "device %q: %q is no PCI device in sysfs", id, path)
 	p.add(m.spec.TEE != hypervisor.TEENone, "device %q: devices of the host cannot read a %s VM's memory", id, m.spec.TEE)
 	p.add(m.par.Landlock, "device %q: Landlock keeps the VMM from it (hypervisor.landlock)", id)

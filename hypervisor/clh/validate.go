@@ -7,12 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"regexp"
 	"strings"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/internal/ident"
 )
 
 const (
@@ -24,11 +24,6 @@ const (
 	minMTU       = 1280 // what Cloud Hypervisor takes
 	// Slots of the one PCI bus: 32, less the host bridge, the random number generator and the vsock device.
 	maxDevices = 32 - 3
-)
-
-var (
-	idPattern     = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
-	devicePattern = regexp.MustCompile(`^[a-z0-9-]{1,28}$`)
 )
 
 // problems collects what is wrong with a spec.
@@ -65,7 +60,7 @@ func Validate(spec hypervisor.VMSpec) error {
 }
 
 func (p *problems) common(s hypervisor.VMSpec) {
-	p.add(!idPattern.MatchString(s.ID), "id %q: want letters, digits, '_', '.', '-', at most 128", s.ID)
+	p.add(!ident.ID(s.ID), "id %q: want letters, digits, '_', '.', '-', at most 128", s.ID)
 	p.add(s.Machine != "", "machine %q: Cloud Hypervisor has one machine, without a name", s.Machine)
 	switch s.Accel {
 	case hypervisor.AccelAuto, hypervisor.AccelKVM:
@@ -101,12 +96,12 @@ func (p *problems) devices(s hypervisor.VMSpec) {
 }
 
 func (p *problems) block(b hypervisor.Block) {
-	p.add(!devicePattern.MatchString(b.ID), "block device %q: id must match %s", b.ID, devicePattern)
+	p.add(!ident.Device(b.ID), "block device %q: id must match %s", b.ID, ident.DeviceForm)
 	p.add(b.File == nil, "block device %q: no file", b.ID)
 }
 
 func (p *problems) nic(n hypervisor.NIC, vcpus int) {
-	p.add(!devicePattern.MatchString(n.ID), "network interface %q: id must match %s", n.ID, devicePattern)
+	p.add(!ident.Device(n.ID), "network interface %q: id must match %s", n.ID, ident.DeviceForm)
 	mac, err := net.ParseMAC(n.MAC)
 	p.add(err != nil || len(mac) != 6, "network interface %q: MAC address %q is not one", n.ID, n.MAC)
 	p.add(len(n.Tap) == 0, "network interface %q: no tap", n.ID)

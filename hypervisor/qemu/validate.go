@@ -7,12 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"regexp"
 	"strings"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/internal/ident"
 )
 
 const (
@@ -26,12 +26,6 @@ const (
 	idBlockSize   = 96
 	idAuthSize    = 4096
 	firmwareAlign = 64 << 10 // size of a ROM that is mapped below 4 GiB, and of what is measured
-)
-
-var (
-	idPattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
-	// QEMU takes 31 characters as the name of a block node, and ours have a prefix.
-	blockIDPattern = regexp.MustCompile(`^[a-z0-9-]{1,28}$`)
 )
 
 // problems collects what is wrong with a spec.
@@ -66,7 +60,7 @@ func Validate(spec hypervisor.VMSpec) error {
 }
 
 func (p *problems) common(s hypervisor.VMSpec) {
-	p.add(!idPattern.MatchString(s.ID), "id %q: want letters, digits, '_', '.', '-', at most 128", s.ID)
+	p.add(!ident.ID(s.ID), "id %q: want letters, digits, '_', '.', '-', at most 128", s.ID)
 	p.add(s.Machine != "q35", "machine %q: only q35 is supported", s.Machine)
 	switch s.Accel {
 	case hypervisor.AccelAuto, hypervisor.AccelKVM, hypervisor.AccelTCG:
@@ -107,12 +101,12 @@ func (p *problems) devices(s hypervisor.VMSpec) {
 }
 
 func (p *problems) block(b hypervisor.Block) {
-	p.add(!blockIDPattern.MatchString(b.ID), "block device %q: id must match %s", b.ID, blockIDPattern)
+	p.add(!ident.Device(b.ID), "block device %q: id must match %s", b.ID, ident.DeviceForm)
 	p.add(b.File == nil, "block device %q: no file", b.ID)
 }
 
 func (p *problems) nic(n hypervisor.NIC) {
-	p.add(!blockIDPattern.MatchString(n.ID), "network interface %q: id must match %s", n.ID, blockIDPattern)
+	p.add(!ident.Device(n.ID), "network interface %q: id must match %s", n.ID, ident.DeviceForm)
 	mac, err := net.ParseMAC(n.MAC)
 	p.add(err != nil || len(mac) != 6, "network interface %q: MAC address %q is not one", n.ID, n.MAC)
 	p.add(len(n.Tap) == 0, "network interface %q: no tap", n.ID)

@@ -5,8 +5,8 @@ package tdx
 
 import (
 	"fmt"
-	"regexp"
 	"strconv"
+	"strings"
 )
 
 // Profile names a pair of edk2 and QEMU releases. What they measure, and in which order, changes from
@@ -33,22 +33,23 @@ const (
 	qemuUnread       = 1200 // later releases have not been read
 )
 
-var profileForm = regexp.MustCompile(`^edk2-stable(\d{6})\+qemu-(\d{1,2})\.(\d{1,2})$`)
-
 // ParseProfile reads a name such as "edk2-stable202508+qemu-11.0". Releases that have not been looked
 // at are refused.
 func ParseProfile(s string) (Profile, error) {
-	m := profileForm.FindStringSubmatch(s)
-	if m == nil {
+	edk2, rest, ok := strings.Cut(strings.TrimPrefix(s, "edk2-stable"), "+qemu-")
+	major, minor, dot := strings.Cut(rest, ".")
+	if !strings.HasPrefix(s, "edk2-stable") || !ok || !dot || len(edk2) != 6 || !digits(edk2) ||
+		len(major) > 2 || !digits(major) || len(minor) > 2 || !digits(minor) {
 		return Profile{}, fmt.Errorf("profile %q is not of the form edk2-stable202508+qemu-11.0", s)
 	}
-	n := make([]int, 3)
-	for i := range n {
-		n[i], _ = strconv.Atoi(m[i+1]) // digits only, by the pattern
-	}
-	p := Profile{EDK2: n[0], QEMUMajor: n[1], QEMUMinor: n[2]}
+	var p Profile
+	p.EDK2, _ = strconv.Atoi(edk2) // digits only
+	p.QEMUMajor, _ = strconv.Atoi(major)
+	p.QEMUMinor, _ = strconv.Atoi(minor)
 	return p, p.Check()
 }
+
+func digits(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
 
 // String returns the name that ParseProfile reads.
 func (p Profile) String() string {

@@ -1,0 +1,39 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package ident says what may be an identifier. Regular expressions of these forms, with their
+// counted repetitions, took 140 KB each in every shim.
+package ident
+
+// DeviceForm describes Device in messages.
+const DeviceForm = "^[a-z0-9-]{1,28}$"
+
+// ID tells whether s is what containerd takes for an id: up to 128 letters, digits, '_', '.' and
+// '-', the first of them a letter or digit.
+func ID(s string) bool {
+	if s == "" || len(s) > 128 {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		alnum := 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
+		if !alnum && (i == 0 || c != '_' && c != '.' && c != '-') {
+			return false
+		}
+	}
+	return true
+}
+
+// Device tells whether s names a device in a VMM: up to 28 lower-case letters, digits and '-'. QEMU
+// takes 31 characters as the name of a block node, and ours have a prefix.
+func Device(s string) bool {
+	if s == "" || len(s) > 28 {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' {
+			return false
+		}
+	}
+	return true
+}
