@@ -83,7 +83,7 @@ stage: build image ## like install, into dist/prefix, for the tests and the demo
 
 .PHONY: setup
 setup: ## packages and other versions of containerd that the tests need
-	tests/setup.sh packages containerd-1.7 containerd-2.1 containerd-2.4 kubelet qemu-10.0 qemu-11.1
+	tests/setup.sh packages containerd-1.7 containerd-2.1 containerd-2.4 kubelet qemu-10.0 qemu-11.1 docker
 
 .PHONY: demo
 demo: ## set up everything, boot a microVM and run a container in it

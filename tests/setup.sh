@@ -8,6 +8,7 @@
 #   containerd-2.4   containerd 2.4 with ctr and its client test suite, built from the Go module proxy
 #   qemu-10.0        QEMU 10.0 from Debian's backports, unpacked into the cache (not installed)
 #   qemu-11.1        QEMU 11.1 from Debian sid with the libraries that it needs, likewise
+#   docker           Docker 26 from Debian trixie, likewise: Debian 12's refuses the names of other shims
 #   kubelet          the kubelet of Kubernetes 1.37, built from the Go module proxy (about five minutes)
 #   k8s              etcd and a static bash from Debian; API server, controller manager, scheduler, kubectl and the e2e suite with its
 #                    test images' programs, built likewise (about ten minutes more)
@@ -176,7 +177,20 @@ qemu_11() {
   qemu_ready "$dir" "$dir/loader/qemu-system-x86_64 --library-path $dir/lib $dir/lib/qemu-system-x86_64"
 }
 
-[ $# -gt 0 ] || { sed -n '2,15p' "$0"; exit 2; }
+docker_26() {
+  local dir=$CACHE/docker
+  [ -x "$dir/bin/dockerd" ] && return
+  say "unpacking Docker 26 from Debian trixie"
+  rm -rf "$dir"; mkdir -p "$dir/deb"
+  private_apt trixie apt-get update
+  (cd "$dir/deb" && private_apt trixie apt-get download docker.io docker-cli && for d in *.deb; do dpkg -x "$d" .; done)
+  mv "$dir/deb/usr/bin" "$dir/bin"
+  mv "$dir"/deb/usr/sbin/* "$dir/bin/"
+  rm -rf "$dir/deb"
+  "$dir/bin/dockerd" --version >&2
+}
+
+[ $# -gt 0 ] || { sed -n '2,16p' "$0"; exit 2; }
 [ "$(id -u)" = 0 ] || { echo "setup: run as root: sudo $0 $*" >&2; exit 1; }
 mkdir -p "$CACHE"
 for want in "$@"; do
@@ -187,6 +201,7 @@ for want in "$@"; do
     containerd-2.4) (containerd_24) ;;
     qemu-10.0) qemu_10 ;;
     qemu-11.1) qemu_11 ;;
+    docker) docker_26 ;;
     kubelet) kubelet ;;
     k8s) k8s ;;
     *) echo "setup: unknown thing $want" >&2; exit 2 ;;

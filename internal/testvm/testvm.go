@@ -36,8 +36,9 @@ var (
 	Containerd = Cap{"containerd", needProgram("containerd", "containerd")}
 	Ctr        = Cap{"ctr", needProgram("ctr", "containerd")}
 	Runc       = Cap{"runc", needProgram("runc", "runc")}
-	QEMU100    = Cap{"QEMU 10.0", needUnpacked("qemu-10.0")}
-	QEMU111    = Cap{"QEMU 11.1", needUnpacked("qemu-11.1")}
+	QEMU100    = Cap{"QEMU 10.0", needUnpacked("qemu-10.0", "qemu-system-x86_64")}
+	QEMU111    = Cap{"QEMU 11.1", needUnpacked("qemu-11.1", "qemu-system-x86_64")}
+	Docker     = Cap{"Docker 26", needUnpacked("docker", "dockerd")}
 	Busybox    = Cap{"a static busybox", needProgram("busybox", "busybox-static")}
 	Cgroupv1   = Cap{"cgroup v1", needCgroup(func(t int64) bool { return t != unix.CGROUP2_SUPER_MAGIC })}
 	Cgroupv2   = Cap{"cgroup v2", needCgroup(func(t int64) bool { return t == unix.CGROUP2_SUPER_MAGIC })}
@@ -141,10 +142,10 @@ func needProgram(name, pkg string) func() error {
 	}
 }
 
-func needUnpacked(qemu string) func() error {
+func needUnpacked(thing, program string) func() error {
 	return func() error {
-		if _, err := os.Stat(Unpacked(qemu, "qemu-system-x86_64")); err != nil {
-			return fmt.Errorf("%w; run tests/setup.sh %s", err, qemu)
+		if _, err := os.Stat(Unpacked(thing, program)); err != nil {
+			return fmt.Errorf("%w; run tests/setup.sh %s", err, thing)
 		}
 		return nil
 	}
