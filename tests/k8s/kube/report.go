@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"sort"
 	"strings"
 )
@@ -69,10 +70,23 @@ func (r *Report) Add(runtime, containerd, commit string, group Group, specs []Sp
 		row.Group = group.Name
 		row.Result[runtime] = Entry{State: s.State, Seconds: s.Seconds, Failure: s.Failure}
 	}
+}
+
+func (r *Report) sort() {
 	sort.SliceStable(r.Specs, func(i, j int) bool {
 		a, b := r.Specs[i], r.Specs[j]
 		return a.Group < b.Group || a.Group == b.Group && a.Name < b.Name
 	})
+}
+
+// groupOf is the group that runs a spec.
+func groupOf(name string) string {
+	for _, g := range Groups {
+		if regexp.MustCompile(g.Focus).MatchString(name) && !regexp.MustCompile(g.Skip).MatchString(name) {
+			return g.Name
+		}
+	}
+	return ""
 }
 
 // Passed are the specs that have passed under a runtime.
@@ -88,6 +102,12 @@ func (r *Report) Passed(runtime string) []string {
 
 // Write writes report.json and report.md into dir.
 func (r *Report) Write(dir string) error {
+	for _, row := range r.Specs {
+		if g := groupOf(row.Name); g != "" {
+			row.Group = g
+		}
+	}
+	r.sort()
 	data, err := json.MarshalIndent(r, "", " ")
 	if err != nil {
 		return err
