@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	serveTimeout = 10 * time.Second // for one reader, all of it
+	serveTimeout = 15 * time.Second // for one reader, all of it
 	maxHead      = 8 << 10
 	maxBody      = 16 << 20 // of an answer that is read
 )

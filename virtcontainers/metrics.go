@@ -23,7 +23,7 @@ import (
 const MetricsSocket = "metrics.sock"
 
 // guestTimeout bounds how long a reader of metrics waits for the guest.
-const guestTimeout = 2 * time.Second
+const guestTimeout = 5 * time.Second
 
 // serveMetrics offers the pod's metrics. It is the last step: what is read then does not change any more.
 func (c *creation) serveMetrics(context.Context) error {
@@ -126,11 +126,11 @@ func vmmUsage(m *metrics.Set, pid int, shape Shape) {
 	if err != nil {
 		return
 	}
-	const help = "Resident memory of the VMM by what it is for: the guest's memory, code that an emulator generated, the rest."
+	const help = "Resident memory of the VMM by what it is for: the guest's memory, code that an emulator generated, files (page cache, shared by pods), the VMM's own."
 	for _, v := range []struct {
 		kind  string
 		bytes uint64
-	}{{"guest", mem.Guest}, {"generated_code", mem.Generated}, {"other", mem.Other}} {
+	}{{"guest", mem.Guest}, {"generated_code", mem.Generated}, {"files", mem.Files}, {"own", mem.Own}} {
 		m.Gauge("coco_vmm_memory_bytes", help, float64(v.bytes), "kind", v.kind)
 	}
 }

@@ -27,7 +27,7 @@ import (
 const metricsSocket = "metrics.sock"
 
 // podTimeout bounds how long one pod is waited for.
-const podTimeout = 5 * time.Second
+const podTimeout = 15 * time.Second
 
 // podMetrics is what one pod said.
 type podMetrics struct {
@@ -237,7 +237,7 @@ func printPods(out io.Writer, pods []podMetrics, now time.Time) error {
 		}
 		age := now.Sub(time.UnixMilli(int64(p.value("coco_pod_created_timestamp_seconds") * 1000))).Round(time.Second)
 		fmt.Fprintf(w, "%s\t%s\t%s\t%.0f\t%s\t%s\t%s\t%s\t%d\t%.1fs\n", id, name, age, p.value("coco_vm_vcpus"), mib(p.value("coco_vm_memory_bytes")),
-			mib(kinds["guest"]), mib(kinds["generated_code"]+kinds["other"]), mib(p.value("coco_shim_resident_memory_bytes")), containers, p.value("coco_pod_start_seconds"))
+			mib(kinds["guest"]), mib(kinds["generated_code"]+kinds["own"]), mib(p.value("coco_shim_resident_memory_bytes")), containers, p.value("coco_pod_start_seconds"))
 	}
 	return w.Flush()
 }

@@ -94,7 +94,8 @@ func parseStatus(s string, u *Usage) {
 type Memory struct {
 	Guest     uint64 // the guest's RAM, as far as the guest has used it
 	Generated uint64 // code that an emulator has generated: anonymous and executable
-	Other     uint64 // everything else: program, heap, device state, stacks
+	Files     uint64 // pages of files that were not written: page cache, which processes share
+	Own       uint64 // everything else: heap, device state, stacks
 }
 
 // VMMMemory measures a VMM whose guest has so many bytes of RAM. The RAM is the largest mapping, if it is
@@ -107,34 +108,49 @@ func VMMMemory(pid int, ram uint64) (Memory, error) {
 	return parseSmaps(string(data), ram), nil
 }
 
+// mapping is an entry of proc_pid_smaps(5).
+type mapping struct {
+	size, rss, anon   uint64
+	executable, named bool // named: of a file, a memfd or the kernel's
+}
+
 // parseSmaps reads proc_pid_smaps(5): per mapping a line "start-end perms offset dev inode path" and then
 // lines "Key: n kB".
 func parseSmaps(s string, ram uint64) Memory {
-	var m Memory
-	var largest, guest, size uint64
-	generated := false
+	var all []mapping
 	for line := range strings.Lines(s) {
 		f := strings.Fields(line)
 		switch {
 		case len(f) >= 5 && !strings.HasSuffix(f[0], ":"):
-			generated = len(f) == 5 && strings.Contains(f[1], "x")
-		case len(f) != 3:
+			all = append(all, mapping{executable: strings.Contains(f[1], "x"), named: len(f) > 5})
+		case len(f) != 3 || len(all) == 0:
 		case f[0] == "Size:":
-			size = kib(f[1])
+			all[len(all)-1].size = kib(f[1])
 		case f[0] == "Rss:":
-			rss := kib(f[1])
-			if generated {
-				m.Generated += rss
-			} else {
-				m.Other += rss
-			}
-			if !generated && size >= ram && size > largest {
-				largest, guest = size, rss
-			}
+			all[len(all)-1].rss = kib(f[1])
+		case f[0] == "Anonymous:":
+			all[len(all)-1].anon = kib(f[1])
 		}
 	}
-	m.Guest, m.Other = guest, m.Other-guest
-	return m
+	guest := -1
+	for i, m := range all {
+		if m.size >= ram && !m.executable && (guest < 0 || m.size > all[guest].size) {
+			guest = i
+		}
+	}
+	var out Memory
+	for i, m := range all {
+		switch {
+		case i == guest:
+			out.Guest += m.rss
+		case m.executable && !m.named:
+			out.Generated += m.rss
+		default:
+			out.Own += m.anon
+			out.Files += m.rss - min(m.anon, m.rss)
+		}
+	}
+	return out
 }
 
 func kib(s string) uint64 {

@@ -46,6 +46,7 @@ func TestParseSmaps(t *testing.T) {
 	const smaps = `55d0-55d1 r-xp 00000000 08:01 12 /usr/bin/qemu
 Size:               4096 kB
 Rss:                3000 kB
+Anonymous:           100 kB
 7f00-7f01 rw-p 00000000 00:00 0
 Size:             655360 kB
 KernelPageSize:        4 kB
@@ -55,15 +56,17 @@ VmFlags: rd wr
 7f02-7f03 rwxp 00000000 00:00 0
 Size:             131072 kB
 Rss:               50000 kB
+Anonymous:         50000 kB
 7f04-7f05 rw-p 00000000 00:00 0 [heap]
 Size:               9000 kB
 Rss:                7000 kB
+Anonymous:          7000 kB
 `
-	want := Memory{Guest: 200000 << 10, Generated: 50000 << 10, Other: 10000 << 10}
+	want := Memory{Guest: 200000 << 10, Generated: 50000 << 10, Files: 2900 << 10, Own: 7100 << 10}
 	if got := parseSmaps(smaps, 640<<20); got != want {
 		t.Errorf("parseSmaps = %+v, want %+v", got, want)
 	}
-	if got := parseSmaps(smaps, 1<<40); got.Guest != 0 || got.Other != 210000<<10 {
+	if got := parseSmaps(smaps, 1<<40); got.Guest != 0 || got.Own != 207100<<10 {
 		t.Errorf("parseSmaps without RAM of that size = %+v", got)
 	}
 }
