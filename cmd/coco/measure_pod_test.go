@@ -163,7 +163,7 @@ func TestMeasureConfigReadsTheTablesOfTheQEMUThatWillRun(t *testing.T) {
 	if seen[strings.Fields(out)[1]] != "as it was" {
 		t.Errorf("RTMR0 alone differs from that among all registers %q: %v", out, seen)
 	}
-	pod := write(t, "pod.yaml", []byte(podManifest("runtimeClassName: coco-tdx, ", "cpu: 2, memory: 928Mi", "")))
+	pod := write(t, "pod.yaml", []byte(podManifest("runtimeClassName: coco-tdx, ", "cpu: 2, memory: 900Mi", "")))
 	if got, _, err := measure(t, "--config", config, "--profile", old, "--pod", pod); err != nil || got != out {
 		t.Errorf("measure --pod = %q, %v, want %q", got, err, out)
 	}
