@@ -104,7 +104,7 @@ func newHarness(t testing.TB, c clhtest.Config, opts Options) *harness {
 	h := &harness{vmm: clhtest.New(t, c)}
 	opts.Path = h.vmm.Path
 	h.driver = New(opts)
-	h.driver.kvmUsable = func() error { return nil }
+	h.driver.opts.KVM = func() error { return nil }
 	h.driver.landlockABI = func() int { return 4 }
 	return h
 }

@@ -55,13 +55,16 @@ type Options struct {
 	Path string
 	// NoSeccomp turns the VMM's system call filters off.
 	NoSeccomp bool
-	// Landlock confines the VMM to the VM's files, and for disks that are plugged later to the
-	// directories Readable. It needs Linux 6.2; without, the VM runs unconfined and the log says so.
+	// Landlock confines the VMM to the VM's files, and for disks that are plugged later to links in
+	// Staging, a directory on their file system. It needs Linux 6.2; without, the VM runs unconfined and
+	// the log says so.
 	Landlock bool
-	Readable []string
+	Staging  string
 	// Precheck refuses a spec before launch for reasons that need more knowledge than the driver
 	// has, such as the contents of an IGVM file. May be nil.
 	Precheck func(hypervisor.VMSpec) error
+	// KVM tells whether KVM can be used. nil: the machine is asked.
+	KVM func() error
 	// Log receives what happens to VMs. nil: nothing is logged.
 	Log *slog.Logger
 }
@@ -69,8 +72,7 @@ type Options struct {
 // Driver launches VMs.
 type Driver struct {
 	opts        Options
-	kvmUsable   func() error // replaced in tests
-	landlockABI func() int   // likewise
+	landlockABI func() int // replaced in tests
 }
 
 var _ hypervisor.Driver = (*Driver)(nil)
@@ -80,7 +82,10 @@ func New(opts Options) *Driver {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Driver{opts: opts, kvmUsable: func() error { return kvm.Usable("/") }, landlockABI: landlockABI}
+	if opts.KVM == nil {
+		opts.KVM = func() error { return kvm.Usable("/") }
+	}
+	return &Driver{opts: opts, landlockABI: landlockABI}
 }
 
 // Name is "clh".
@@ -104,7 +109,7 @@ func (d *Driver) launch(ctx context.Context, spec hypervisor.VMSpec, proc hyperv
 	}
 	par := Params{
 		Binary: d.opts.Path, NoSeccomp: d.opts.NoSeccomp, Dir: dir,
-		Landlock: d.opts.Landlock && d.landlockUsable(spec.ID), Readable: d.opts.Readable,
+		Landlock: d.opts.Landlock && d.landlockUsable(spec.ID), Staging: d.opts.Staging,
 	}
 	ends, err := openEnds(dir)
 	if err != nil {
@@ -117,7 +122,7 @@ func (d *Driver) launch(ctx context.Context, spec hypervisor.VMSpec, proc hyperv
 		}
 	}()
 	if par.Landlock {
-		if spec.Blocks, err = landed(spec.Blocks, dir, &u); err != nil {
+		if spec.Blocks, err = confine(spec.Blocks, par, &u); err != nil {
 			ends.close()
 			return nil, fmt.Errorf("launch VM %s: %w", spec.ID, err)
 		}
@@ -150,7 +155,7 @@ func (d *Driver) check(spec hypervisor.VMSpec, dir string) error {
 	if n := len(filepath.Join(dir, vsockSocket)); n > maxUnixPath {
 		return fmt.Errorf("VM %s cannot be launched: the path of a socket in %s has %d bytes, at most %d are possible: set a shorter runtime.state_dir", spec.ID, dir, n, maxUnixPath)
 	}
-	if err := d.kvmUsable(); err != nil {
+	if err := d.opts.KVM(); err != nil {
 		return fmt.Errorf("VM %s cannot be launched: Cloud Hypervisor needs KVM: %w", spec.ID, err)
 	}
 	return nil
@@ -175,9 +180,13 @@ func landlockABI() int {
 	return int(n)
 }
 
-// landed replaces disks in memory, which Landlock has no rules for, by copies in dir without a name.
-// They live as long as the VMM.
-func landed(blocks []hypervisor.Block, dir string, u *undo.Stack) ([]hypervisor.Block, error) {
+// confine makes everything fit for Landlock, which has rules for what is in a file system: it makes the
+// directory for plugged disks, and replaces disks in memory by copies without a name, which live as long
+// as the VMM.
+func confine(blocks []hypervisor.Block, par Params, u *undo.Stack) ([]hypervisor.Block, error) {
+	if err := makeStaging(par.Staging); err != nil {
+		return nil, err
+	}
 	blocks = slices.Clone(blocks)
 	for i, b := range blocks {
 		link, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", b.File.Fd()))
@@ -194,7 +203,7 @@ func landed(blocks []hypervisor.Block, dir string, u *undo.Stack) ([]hypervisor.
 		if !b.ReadOnly || st.Size() > maxLanded {
 			return nil, fmt.Errorf("block device %s: a disk in memory must be read-only and have at most %d bytes for Landlock (hypervisor.landlock)", b.ID, maxLanded)
 		}
-		f, err := os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o400)
+		f, err := os.OpenFile(par.Dir, os.O_RDWR|unix.O_TMPFILE, 0o400)
 		if err != nil {
 			return nil, fmt.Errorf("block device %s: %w", b.ID, err)
 		}

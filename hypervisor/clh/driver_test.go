@@ -77,7 +77,7 @@ func TestLaunchRefusesBeforeItStartsAnything(t *testing.T) {
 		{name: "what Validate refuses", change: func(_ *Driver, s *hypervisor.VMSpec) { s.BlockBus = hypervisor.BlockSCSI }, want: "virtio-blk only"},
 		{name: "what the caller refuses", opts: Options{Precheck: func(hypervisor.VMSpec) error { return errors.New("not that IGVM file") }}, want: "not that IGVM file"},
 		{name: "without KVM", change: func(d *Driver, _ *hypervisor.VMSpec) {
-			d.kvmUsable = func() error { return errors.New("no /dev/kvm") }
+			d.opts.KVM = func() error { return errors.New("no /dev/kvm") }
 		}, want: "needs KVM: no /dev/kvm"},
 		{name: "a long path", dir: "/" + strings.Repeat("d", 100), want: "shorter runtime.state_dir"},
 		{name: "no directory", dir: "/nonexistent", want: "API's socket"},

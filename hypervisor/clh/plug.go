@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -57,7 +56,7 @@ func (m *machine) PlugBlock(ctx context.Context, b hypervisor.Block) (hypervisor
 
 // withPath calls fn with a path under which the VMM can open a disk's file. The API takes no
 // descriptors of disks: the path is that of ours in /proc, which leads to the very file. Landlock
-// forbids the way through another process, so there it is the file's own path.
+// forbids the way through another process, so there it is a link that exists as long as fn runs.
 func (m *machine) withPath(b hypervisor.Block, fn func(path string) error) error {
 	raw, err := b.File.SyscallConn()
 	if err != nil {
@@ -67,36 +66,12 @@ func (m *machine) withPath(b hypervisor.Block, fn func(path string) error) error
 	err = raw.Control(func(fd uintptr) { // the descriptor stays open meanwhile
 		path := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)
 		if m.par.Landlock {
-			path, inner = m.ownPath(b, path)
+			inner = withLink(m.par.Staging, path, b, fn)
+			return
 		}
-		if inner == nil {
-			inner = fn(path)
-		}
+		inner = fn(path)
 	})
 	return errors.Join(err, inner)
-}
-
-// ownPath is a file's path in the file system, when Landlock lets the VMM open it.
-func (m *machine) ownPath(b hypervisor.Block, link string) (string, error) {
-	path, err := os.Readlink(link)
-	if err != nil {
-		return "", err
-	}
-	want, err := b.File.Stat()
-	if err != nil {
-		return "", err
-	}
-	got, err := os.Stat(path)
-	if err != nil || !os.SameFile(want, got) {
-		return "", fmt.Errorf("its file is not at %s any more, and Landlock lets the VMM open files by their path only (hypervisor.landlock): %w", path, errdefs.ErrFailedPrecondition)
-	}
-	for _, dir := range m.par.Readable {
-		if rel, err := filepath.Rel(dir, path); b.ReadOnly && err == nil && filepath.IsLocal(rel) {
-			return path, nil
-		}
-	}
-	return "", fmt.Errorf("%s is not among the files that Landlock lets the VMM use: for reading only, below %s (hypervisor.landlock): %w",
-		path, strings.Join(m.par.Readable, ", "), errdefs.ErrFailedPrecondition)
 }
 
 // plug makes one of the calls that attach a device.

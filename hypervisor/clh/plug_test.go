@@ -148,9 +148,10 @@ func TestUnplugWaitsForTheGuest(t *testing.T) {
 }
 
 func TestLandlock(t *testing.T) {
-	layers, other := t.TempDir(), t.TempDir()
-	open := func(dir, name string) *os.File {
-		path := filepath.Join(dir, name)
+	layers := t.TempDir()
+	staging := filepath.Join(layers, "not/yet")
+	open := func(name string) *os.File {
+		path := filepath.Join(layers, name)
 		if err := os.WriteFile(path, []byte(name), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -161,41 +162,66 @@ func TestLandlock(t *testing.T) {
 		t.Cleanup(func() { f.Close() })
 		return f
 	}
-	h := newHarness(t, clhtest.Config{}, Options{Landlock: true, Readable: []string{layers}})
+	h := newHarness(t, clhtest.Config{}, Options{Landlock: true, Staging: staging})
 	m, err := h.launch(t, plain(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	gone := open(layers, "gone")
+	gone := open("gone")
 	if err := os.Remove(gone.Name()); err != nil {
 		t.Fatal(err)
 	}
+	// A layer that was made a moment ago: the file got its name after it was opened.
+	made, err := os.OpenFile(layers, os.O_RDWR|unix.O_TMPFILE, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer made.Close()
+	if err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", made.Fd()), unix.AT_FDCWD, filepath.Join(layers, "made"), unix.AT_SYMLINK_FOLLOW); err != nil {
+		t.Fatal(err)
+	}
+	elsewhere, err := os.Open("/proc/version")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer elsewhere.Close()
 	for _, tt := range []struct {
 		name string
 		b    hypervisor.Block
 		want string
 	}{
-		{"a layer", hypervisor.Block{ID: "a", File: open(layers, "a"), ReadOnly: true}, ""},
-		{"to be written", hypervisor.Block{ID: "b", File: open(layers, "b")}, "for reading only"},
-		{"elsewhere", hypervisor.Block{ID: "c", File: open(other, "c"), ReadOnly: true}, "not among the files that Landlock lets the VMM use"},
-		{"removed", hypervisor.Block{ID: "d", File: gone, ReadOnly: true}, "not at"},
+		{"a layer", hypervisor.Block{ID: "a", File: open("a"), ReadOnly: true}, ""},
+		{"a new layer", hypervisor.Block{ID: "made", File: made, ReadOnly: true}, ""},
+		{"to be written", hypervisor.Block{ID: "b", File: open("b")}, ""},
+		{"elsewhere", hypervisor.Block{ID: "c", File: elsewhere, ReadOnly: true}, "must have a name on the file system of"},
+		{"removed", hypervisor.Block{ID: "d", File: gone, ReadOnly: true}, "must have a name on the file system of"},
 	} {
 		_, err := m.PlugBlock(t.Context(), tt.b)
 		if tt.want == "" && err != nil || tt.want != "" && (!errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), tt.want)) {
 			t.Errorf("%s: PlugBlock() = %v, want %q", tt.name, err, tt.want)
 		}
+		if r := calls(h.vmm, "vm.add-disk"); tt.want == "" && r[len(r)-1].Opened[0] != clhtest.IDOf(t, tt.b.File) {
+			t.Errorf("%s: the VMM opened %v", tt.name, r[len(r)-1].Opened)
+		}
+	}
+	if left, err := os.ReadDir(staging); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 	if r := calls(h.vmm, "vm.create")[0]; !strings.Contains(string(r.Body), `"landlock_enable":true`) {
 		t.Errorf("vm.create %s", r.Body)
 	}
-	if r := calls(h.vmm, "vm.add-disk"); len(r) != 1 || !strings.Contains(string(r[0].Body), filepath.Join(layers, "a")) {
-		t.Errorf("vm.add-disk %v", r)
-	}
 	if _, err := m.PlugDevice(t.Context(), "gpu", "/sys/bus/pci/devices/0000:3b:00.0"); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("PlugDevice() under Landlock = %v", err)
 	}
-	confinedMemory(t, layers)
-	old := newHarness(t, clhtest.Config{}, Options{Landlock: true, Readable: []string{layers}})
+	stale := filepath.Join(staging, "20200101T000000Z-x")
+	if err := os.WriteFile(stale, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	confinedMemory(t, staging)
+	if _, err := os.Stat(stale); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a link of a shim that is gone: %v", err)
+	}
+	old := newHarness(t, clhtest.Config{}, Options{Landlock: true, Staging: staging})
 	old.driver.landlockABI = func() int { return 2 }
 	if m, err = old.launch(t, plain(t)); err != nil || m.par.Landlock {
 		t.Errorf("on a kernel without Landlock: %v, %v", m, err)
@@ -203,7 +229,7 @@ func TestLandlock(t *testing.T) {
 }
 
 // A disk in memory, as initdata is, has no place in the file system that Landlock could allow.
-func confinedMemory(t *testing.T, layers string) {
+func confinedMemory(t *testing.T, staging string) {
 	t.Helper()
 	fd, err := unix.MemfdCreate("initdata", unix.MFD_CLOEXEC)
 	if err != nil {
@@ -216,7 +242,7 @@ func confinedMemory(t *testing.T, layers string) {
 	}
 	s := plain(t)
 	s.Blocks = append(s.Blocks, hypervisor.Block{ID: "initdata", File: f, ReadOnly: true})
-	h := newHarness(t, clhtest.Config{}, Options{Landlock: true, Readable: []string{layers}})
+	h := newHarness(t, clhtest.Config{}, Options{Landlock: true, Staging: staging})
 	if _, err := h.launch(t, s); err != nil {
 		t.Fatal(err)
 	}
@@ -225,7 +251,7 @@ func confinedMemory(t *testing.T, layers string) {
 		t.Errorf("the VMM opened %v, want a copy of what is in memory", opened)
 	}
 	s.Blocks[2].ReadOnly = false
-	if _, err := newHarness(t, clhtest.Config{}, Options{Landlock: true}).launch(t, s); err == nil || !strings.Contains(err.Error(), "must be read-only") {
+	if _, err := newHarness(t, clhtest.Config{}, Options{Landlock: true, Staging: staging}).launch(t, s); err == nil || !strings.Contains(err.Error(), "must be read-only") {
 		t.Errorf("Launch() with a disk in memory that is written = %v", err)
 	}
 }

@@ -34,9 +34,9 @@ type Params struct {
 	Binary    string
 	NoSeccomp bool   // without the VMM's system call filters
 	Dir       string // private directory of the VM
-	// Landlock confines the VMM to the files of the VM, Dir, and to reading in Readable.
+	// Landlock confines the VMM to the files of the VM, Dir and Staging.
 	Landlock bool
-	Readable []string
+	Staging  string
 }
 
 // Command is a command line with the files that it needs: Files[i] must be descriptor 5+i. Descriptor
@@ -79,9 +79,7 @@ func Build(spec hypervisor.VMSpec, par Params) (Command, clhapi.VmConfig) {
 	}
 	if par.Landlock {
 		c.LandlockEnable = true
-		for _, dir := range par.Readable {
-			c.LandlockRules = append(c.LandlockRules, clhapi.LandlockConfig{Path: dir, Access: clhapi.R})
-		}
+		c.LandlockRules = []clhapi.LandlockConfig{{Path: par.Staging, Access: clhapi.Rw}}
 	}
 	return cmd, c
 }

@@ -29,7 +29,7 @@ var edges = Edges{
 	"hypervisor/clh":              {"hypervisor", "hypervisor/console", "hypervisor/clh/clhapi", "hypervisor/clh/unixhttp", "internal/..."},
 	"hypervisor/clh/clhapi":       {},
 	"hypervisor/clh/unixhttp":     {"internal/..."},
-	"hypervisor/clh/clhtest":      {"hypervisor/clh/clhapi", "internal/..."},
+	"hypervisor/clh/clhtest":      {"hypervisor/clh/clhapi", "hypervisor/qemu/qmp", "internal/..."},
 	"hypervisor/clh/precheck":     {"hypervisor", "measurement/igvm", "internal/..."},
 	"hypervisor/probe":            {"internal/..."},
 	"hypervisor/hypervisortest":   {"hypervisor", "internal/..."},

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"path/filepath"
 	"runtime"
 
 	"github.com/containerd/errdefs"
@@ -72,7 +73,7 @@ func driver(c configs.Config, log *slog.Logger) (hypervisor.Driver, error) {
 		return qemu.New(opts), nil
 	case "clh":
 		return clh.New(clh.Options{
-			Path: h.Path, NoSeccomp: !h.Seccomp, Landlock: h.Landlock, Readable: []string{c.Runtime.LayerCache},
+			Path: h.Path, NoSeccomp: !h.Seccomp, Landlock: h.Landlock, Staging: filepath.Join(c.Runtime.LayerCache, "plug"),
 			Precheck: clhprecheck.IGVM, Log: log,
 		}), nil
 	}

@@ -19,14 +19,18 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/coco-shim/coco/configs"
+	"github.com/coco-shim/coco/hypervisor/clh/clhtest"
 	"github.com/coco-shim/coco/hypervisor/launch"
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/coco-shim/coco/virtcontainers"
 	"github.com/coco-shim/coco/virtcontainers/host"
 )
 
-// The test program is its own launcher.
+// The test program is its own launcher, and Cloud Hypervisor.
 func TestMain(m *testing.M) {
+	if clhtest.IsVMM() {
+		clhtest.Main()
+	}
 	if len(os.Args) == 2 && os.Args[1] == launch.Arg {
 		if err := launch.Main(); err != nil {
 			fmt.Fprintln(os.Stderr, err)

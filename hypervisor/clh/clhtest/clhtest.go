@@ -3,7 +3,8 @@
 
 // Package clhtest is a Cloud Hypervisor for tests: a process that takes the same command line, serves
 // the same API, keeps a VM's state and behaves as the VMM's source says (commit ae44c29, 54.0-dev),
-// with faults on demand. It boots nothing. A guest is played by an echo on the ports that listen.
+// with faults on demand. A guest is played by an echo on the ports that listen, or is real: then QEMU
+// runs the VM behind the API.
 //
 // A test binary becomes the VMM: its TestMain calls Main when IsVMM says so. New makes a path for the
 // driver to execute, and reads back what the process saw. Each request and each answer is checked
@@ -50,6 +51,10 @@ type Config struct {
 	GuestEnds   string // after boot, what the guest does: "off", "reset", "panic"
 	BadOK       bool   // CONNECT is answered with nonsense
 	StayOnQuit  bool   // vmm.shutdown is answered, and nothing happens
+
+	// QEMU is a binary that runs the VM in the VMM's place, so that there is a real guest behind the API: on a
+	// machine whose root bus takes devices as Cloud Hypervisor's does. "": the guest is played.
+	QEMU string
 
 	Spec string // the VMM's own description, a file; "": only ours is used
 }

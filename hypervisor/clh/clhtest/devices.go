@@ -26,6 +26,13 @@ func (v *vmm) added(what, name string, with clhapi.VmConfig, undo func()) answer
 		undo()
 		return refused(http.StatusInternalServerError, what, "Error from device manager", err.Error())
 	}
+	if v.real != nil {
+		if err := v.real.plug(name, slot, &with, v.taps[name]); err != nil {
+			v.places[slot] = ""
+			undo()
+			return refused(http.StatusInternalServerError, what, "Error from device manager", err.Error())
+		}
+	}
 	return answer{http.StatusOK, clhapi.PciDeviceInfo{Id: name, Bdf: v.bdf(slot)}}
 }
 
@@ -103,6 +110,11 @@ func (v *vmm) removeDevice(body []byte) answer {
 		return refused(http.StatusNotFound, what, "Error from device manager", "Unknown device ID: "+d.Id)
 	case v.config.KeepDevices:
 		return done
+	}
+	if v.real != nil {
+		if err := v.real.unplug(d.Id); err != nil {
+			return refused(http.StatusInternalServerError, what, "Error from device manager", err.Error())
+		}
 	}
 	// The guest lets go of it at once.
 	v.places[slot] = ""

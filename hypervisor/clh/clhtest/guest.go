@@ -116,6 +116,9 @@ func (v *vmm) shutdown() answer {
 func (v *vmm) stop() {
 	v.running = false
 	_ = v.vsock.Close() // a fake; removes the socket
+	if v.real != nil {
+		v.real.end()
+	}
 	v.places = [slots]string{}
 }
 

@@ -37,6 +37,7 @@ type vmm struct {
 	places  [slots]string // names of devices
 	opened  []FileID      // since the request began
 	allowed []string      // by Landlock; nil: everything
+	real    *standIn      // nil: the guest is played
 }
 
 func newVMM(c Config, events *os.File) *vmm {
@@ -288,7 +289,11 @@ func (v *vmm) boot() answer {
 			return refused(http.StatusInternalServerError, what, err.Error())
 		}
 	}
-	if err := v.startGuest(); err != nil {
+	start := v.startGuest
+	if v.config.QEMU != "" {
+		start = v.startReal
+	}
+	if err := start(); err != nil {
 		return refused(http.StatusInternalServerError, what, "Error from device manager", "Cannot create virtio-vsock device", err.Error())
 	}
 	v.running = true
