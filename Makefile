@@ -93,6 +93,10 @@ demo: ## set up everything, boot a microVM and run a container in it
 test: setup stage ## all tests: unit, real VMs, real containerd
 	COCO_GUEST_DIR=$(CURDIR)/$(GUEST) COCO_REQUIRE=all $(GO) test -count=1 -p 1 -timeout 35m ./...
 
+.PHONY: cri-suite
+cri-suite: setup-bench stage ## all of containerd's CRI suite under runc and under coco (half an hour)
+	COCO_REQUIRE=all $(GO) test -count=1 -v -timeout 90m -run TestContainerdsCRISuite ./tests/cri -args -cri.suite all
+
 .PHONY: bench
 bench: setup-bench stage ## figures beside their baselines, as a table and bench.json
 	$(GO) run ./tests/bench -out dist/bench.json

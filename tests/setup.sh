@@ -66,7 +66,7 @@ containerd_from() { # VERSION SUITE
 
 containerd_24() {
   local dir=$CACHE/containerd-2.4
-  [ -x "$dir/bin/containerd" ] && [ -x "$dir/bin/client.test" ] && return
+  [ -x "$dir/bin/containerd" ] && [ -x "$dir/bin/client.test" ] && [ -x "$dir/bin/cri.test" ] && return
   say "building containerd $CONTAINERD_24 (about two minutes)"
   mkdir -p "$dir/src" "$dir/bin"
   cd "$dir/src"
@@ -78,6 +78,7 @@ containerd_24() {
     go build -trimpath -buildvcs=false -ldflags "$ld" -o "$dir/bin/$c" "github.com/containerd/containerd/v2/cmd/$c"
   done
   go test -c -trimpath -ldflags '-s -w' -o "$dir/bin/client.test" github.com/containerd/containerd/v2/integration/client
+  go test -c -trimpath -ldflags '-s -w' -o "$dir/bin/cri.test" github.com/containerd/containerd/v2/integration
   cd - >/dev/null
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/coco-shim/coco/internal/brief"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/shim/bundle"
 	"github.com/coco-shim/coco/shim/stdio"
@@ -166,6 +167,9 @@ func (s *Service) podFor(ctx context.Context, role bundle.Role, req virtcontaine
 	}
 	pod, err = s.cfg.MakePod(ctx, pr)
 	if err != nil {
+		if role.Sandbox {
+			err = s.forEvent(r.ID, err)
+		}
 		return nil, err
 	}
 	u.Push("end pod", func(ctx context.Context) error {
@@ -176,6 +180,12 @@ func (s *Service) podFor(ctx context.Context, role bundle.Role, req virtcontaine
 		return nil, fmt.Errorf("the shim was told to stop: %w", errdefs.ErrUnavailable)
 	}
 	return pod, nil
+}
+
+// forEvent shortens the error of a CRI sandbox to what a Kubernetes event shows; the log has all of it.
+func (s *Service) forEvent(id string, err error) error {
+	s.log.Error("pod failed", "pod", id, "error", err)
+	return brief.Error(err)
 }
 
 // setPod makes the pod known, unless Stop would not see it any more.

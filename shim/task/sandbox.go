@@ -29,7 +29,7 @@ func (s *Service) MakeSandbox(ctx context.Context, r PodRequest, amend func(*spe
 	if err != nil {
 		s.held = false
 		s.mu.Unlock()
-		return nil, err
+		return nil, s.forEvent(r.ID, err)
 	}
 	s.pod, s.amend = pod, amend
 	stopping := s.stopping

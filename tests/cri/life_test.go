@@ -121,3 +121,23 @@ func TestLimitsOfSingleContainers(t *testing.T) {
 		}
 	}
 }
+
+// What kubectl describe shows for a pod whose VM does not come up: the phase, the reason and the end of the guest's
+// console, and little enough of it for an event.
+func TestAVMThatFailsLeavesAUsefulEvent(t *testing.T) {
+	p := unstarted(t)
+	_, err := p.node.Runtime.RunPodSandbox(p.context(), &runtime.RunPodSandboxRequest{Config: p.config, RuntimeHandler: "coco-broken"})
+	if err == nil {
+		t.Fatal("a pod whose kernel has no first process runs")
+	}
+	text := err.Error()
+	for _, want := range []string{"phase kernel: the guest's kernel panicked: VFS: Unable to mount root fs", "last console lines: | ", "Call Trace"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the error has no %q", want)
+		}
+	}
+	if len(text) > 1024 || strings.Contains(text, "\n") {
+		t.Errorf("the error has %d bytes and %d line breaks", len(text), strings.Count(text, "\n"))
+	}
+	t.Log(text)
+}

@@ -46,6 +46,9 @@ func podConfig(t *testing.T, change ...func(*runtime.PodSandboxConfig)) *runtime
 	return c
 }
 
+// unstarted is a pod on the node that was not made.
+func unstarted(t *testing.T) *pod { return &pod{t: t, node: node(t), config: podConfig(t)} }
+
 // runPod starts a pod, which ends with the test.
 func runPod(t *testing.T, change ...func(*runtime.PodSandboxConfig)) *pod {
 	t.Helper()

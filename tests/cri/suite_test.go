@@ -9,6 +9,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -156,14 +157,20 @@ func runSuite(t *testing.T, suite, handler string) harness.SuiteResult {
 		"-image-list", list, "-containerd-bin", c.Name, "-test.v", "-test.run", pattern, "-test.skip", suiteSkip)
 	cmd.Dir = dir
 	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
+	var to io.Writer = &out
+	if *keepOut != "" {
+		f, err := os.Create(filepath.Join(*keepOut, handler+".out"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		to = io.MultiWriter(f, &out)
+	}
+	cmd.Stdout, cmd.Stderr = to, to
 	start := time.Now()
 	_ = cmd.Run() // it fails as soon as one test does; the lines tell which
 	t.Logf("%s: suite took %v", handler, time.Since(start).Round(time.Second))
 	if *keepOut != "" {
-		if err := os.WriteFile(filepath.Join(*keepOut, handler+".out"), out.Bytes(), 0o600); err != nil {
-			t.Error(err)
-		}
 		if b, err := os.ReadFile(c.Log()); err == nil {
 			_ = os.WriteFile(filepath.Join(*keepOut, handler+".containerd.log"), b, 0o600)
 		}

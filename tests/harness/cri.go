@@ -28,7 +28,8 @@ import (
 	"github.com/coco-shim/coco/internal/testimage"
 )
 
-// CRI is a containerd whose CRI has the handlers runc, coco and coco-shim (coco by the sandbox API), a network and a client.
+// CRI is a containerd whose CRI has the handlers runc, coco, coco-shim (coco by the sandbox API) and
+// coco-broken (its VMs do not boot), a network and a client.
 type CRI struct {
 	*Daemon
 	Runtime runtime.RuntimeServiceClient
@@ -42,7 +43,7 @@ type CRI struct {
 }
 
 // criConfig is the configuration; the arguments are root, state, socket, opt, sandbox image, CNI's
-// configuration directory and the handler by default.
+// configuration directory, the handler by default and the configuration of coco-broken.
 const criConfig = `version = 3
 root = %q
 state = %q
@@ -67,6 +68,10 @@ state = %q
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.coco]
       runtime_type = "io.containerd.coco.v2"
       pod_annotations = ["io.coco.*", "io.katacontainers.*"]
+    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.coco-broken]
+      runtime_type = "io.containerd.coco.v2"
+      [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.coco-broken.options]
+        ConfigPath = %q
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.coco-shim]
       runtime_type = "io.containerd.coco.v2"
       sandboxer = "shim"
@@ -96,8 +101,12 @@ func StartCRI(ctx context.Context, version, dir, handler string) (_ *CRI, err er
 	if err := c.serveImages(); err != nil {
 		return nil, err
 	}
+	broken := filepath.Join(dir, "broken.toml") // a guest whose kernel finds no first process
+	if err := os.WriteFile(broken, []byte("[hypervisor]\nkernel_params = \"rdinit=/no/such/init\"\n"), 0o600); err != nil {
+		return nil, err
+	}
 	config := fmt.Sprintf(criConfig, filepath.Join(dir, "root"), filepath.Join(dir, "state"), c.Socket(),
-		filepath.Join(dir, "opt"), c.Pause, conf, handler)
+		filepath.Join(dir, "opt"), c.Pause, conf, handler, broken)
 	if err := c.start(ctx, config); err != nil {
 		c.server.Close()
 		return nil, err
