@@ -11,25 +11,19 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/internal/rtnl"
 )
 
 // socketTimeout bounds each exchange with the kernel, which answers at once or not at all.
 const socketTimeout = 10 * time.Second
 
-// priority of our filters. It is also the mark by which a redirect of an earlier VM is known.
-const priority = 0xc0c0
-
-// ingressParent is where filters of an ingress qdisc hang: ffff:.
-var ingressParent = netlink.MakeHandle(0xffff, 0)
-
 // Handle is the netlink of one network namespace. It belongs to the namespace for good: no thread stays
 // in there, and it works while other goroutines do anything.
 type Handle struct {
 	ns *os.File
-	nl *netlink.Handle
+	nl *rtnl.Conn
 }
 
 // Open opens the netlink of the namespace at path, for example /proc/PID/ns/net. Close it.
@@ -40,12 +34,9 @@ func Open(path string) (*Handle, error) {
 	}
 	h := &Handle{ns: ns}
 	err = inNetns(ns, func() (err error) {
-		h.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		h.nl, err = rtnl.Open(socketTimeout)
 		return err
 	})
-	if err == nil {
-		err = h.nl.SetSocketTimeout(socketTimeout)
-	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open netlink in %s: %w", path, err), h.Close())
 	}
@@ -54,10 +45,11 @@ func Open(path string) (*Handle, error) {
 
 // Close releases the sockets and the namespace.
 func (h *Handle) Close() error {
+	var err error
 	if h.nl != nil {
-		h.nl.Close()
+		err = h.nl.Close()
 	}
-	return h.ns.Close()
+	return errors.Join(err, h.ns.Close())
 }
 
 // CreateTap implements Netlink.
@@ -123,17 +115,19 @@ func (h *Handle) SetUp(ctx context.Context, tap string, mtu int) error {
 	}
 	// Without this the namespace's stack would send router and neighbour solicitations to the guest.
 	// A host without IPv6 has nothing to keep quiet.
-	err = h.nl.LinkSetIP6AddrGenMode(link, nl.IN6_ADDR_GEN_MODE_NONE)
+	err = h.nl.Change(unix.RTM_SETLINK, 0, linkHeader(link.Index, 0, 0),
+		rtnl.Nested(unix.IFLA_AF_SPEC, rtnl.Nested(unix.AF_INET6, rtnl.Attr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{addrGenNone}))))
 	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("set address generation of %s: %w", tap, err)
 	}
-	if err := h.nl.LinkSetARPOff(link); err != nil {
+	if err := h.nl.Change(unix.RTM_SETLINK, 0, linkHeader(link.Index, unix.IFF_NOARP, unix.IFF_NOARP)); err != nil {
 		return fmt.Errorf("switch arp off on %s: %w", tap, err)
 	}
-	if err := h.nl.LinkSetMTU(link, mtu); err != nil {
+	err = h.nl.Change(unix.RTM_SETLINK, 0, linkHeader(link.Index, 0, 0), rtnl.Uint32(unix.IFLA_MTU, uint32(mtu))) //nolint:gosec // of a link
+	if err != nil {
 		return fmt.Errorf("set mtu %d on %s: %w", mtu, tap, err)
 	}
-	if err := h.nl.LinkSetUp(link); err != nil {
+	if err := h.nl.Change(unix.RTM_SETLINK, 0, linkHeader(link.Index, unix.IFF_UP, unix.IFF_UP)); err != nil {
 		return fmt.Errorf("bring up %s: %w", tap, err)
 	}
 	return nil
@@ -145,7 +139,7 @@ func (h *Handle) AddIngress(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	err = h.nl.QdiscAdd(ingressOf(link))
+	err = h.nl.Change(unix.RTM_NEWQDISC, unix.NLM_F_CREATE|unix.NLM_F_EXCL, ingressQdisc(link.Index)...)
 	if errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("add ingress qdisc to %s: it has one already: %w", name, errdefs.ErrAlreadyExists)
 	}
@@ -164,18 +158,12 @@ func (h *Handle) DelIngress(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	err = h.nl.QdiscDel(ingressOf(link))
+	err = h.nl.Change(unix.RTM_DELQDISC, 0, ingressQdisc(link.Index)...)
 	// EINVAL, ENOENT: there is no such qdisc. ENODEV: the link has gone meanwhile.
 	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("delete ingress qdisc of %s: %w", name, err)
 	}
 	return nil
-}
-
-func ingressOf(link netlink.Link) *netlink.Ingress {
-	return &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{
-		LinkIndex: link.Attrs().Index, Handle: ingressParent, Parent: netlink.HANDLE_INGRESS,
-	}}
 }
 
 // Redirect implements Netlink with a u32 filter that matches every frame: matchall is a module that some
@@ -189,13 +177,7 @@ func (h *Handle) Redirect(ctx context.Context, from, to string) error {
 	if err != nil {
 		return err
 	}
-	err = h.nl.FilterAdd(&netlink.U32{
-		FilterAttrs: netlink.FilterAttrs{
-			LinkIndex: src.Attrs().Index, Parent: ingressParent, Priority: priority, Protocol: unix.ETH_P_ALL,
-		},
-		Actions: []netlink.Action{netlink.NewMirredAction(dst.Attrs().Index)},
-	})
-	if err != nil {
+	if err := h.nl.Change(unix.RTM_NEWTFILTER, unix.NLM_F_CREATE|unix.NLM_F_EXCL, redirectFilter(src.Index, dst.Index)...); err != nil {
 		return fmt.Errorf("redirect %s to %s (kernel options NET_CLS_U32, NET_ACT_MIRRED): %w", from, to, err)
 	}
 	return nil
@@ -210,27 +192,33 @@ func (h *Handle) DelTap(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if link.Type() != "tuntap" {
-		return fmt.Errorf("delete tap %s: it is a %s: %w", name, link.Type(), errdefs.ErrFailedPrecondition)
+	if link.Kind != kindTap {
+		return fmt.Errorf("delete tap %s: it is a %s: %w", name, link.Kind, errdefs.ErrFailedPrecondition)
 	}
-	if err := h.nl.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
+	if err := h.nl.Change(unix.RTM_DELLINK, 0, linkHeader(link.Index, 0, 0)); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("delete tap %s: %w", name, err)
 	}
 	return nil
 }
 
 // link finds a link by name; errdefs.ErrNotFound when there is none.
-func (h *Handle) link(ctx context.Context, name string) (netlink.Link, error) {
+func (h *Handle) link(ctx context.Context, name string) (Link, error) {
 	if err := ctx.Err(); err != nil {
-		return nil, err
+		return Link{}, err
 	}
-	link, err := h.nl.LinkByName(name)
-	var none netlink.LinkNotFoundError
-	if errors.As(err, &none) {
-		return nil, fmt.Errorf("link %s: %w", name, errdefs.ErrNotFound)
+	if len(name) >= unix.IFNAMSIZ {
+		return Link{}, fmt.Errorf("link %s: a name has at most %d characters: %w", name, unix.IFNAMSIZ-1, errdefs.ErrNotFound)
+	}
+	m, err := h.nl.Get(unix.RTM_GETLINK, linkHeader(0, 0, 0), rtnl.String(unix.IFLA_IFNAME, name))
+	if errors.Is(err, unix.ENODEV) {
+		return Link{}, fmt.Errorf("link %s: %w", name, errdefs.ErrNotFound)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("look up link %s: %w", name, err)
+		return Link{}, fmt.Errorf("look up link %s: %w", name, err)
+	}
+	link, _, ok := parseLink(m.Body)
+	if !ok {
+		return Link{}, fmt.Errorf("look up link %s: the kernel's answer is not understood: %w", name, errdefs.ErrInternal)
 	}
 	return link, nil
 }

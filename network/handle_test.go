@@ -324,7 +324,7 @@ func TestRealHandleLeaksNothing(t *testing.T) {
 	for range 100 {
 		use()
 	}
-	if n := openFiles(t); n != fds {
+	if n := openFiles(t); n > fds { // fewer: a subscription of another test has ended
 		t.Errorf("%d descriptors, %d before", n, fds)
 	}
 	if n := threadCount(t); n > threads+4 {
