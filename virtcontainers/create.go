@@ -76,7 +76,7 @@ func CreatePod(ctx context.Context, opts Options) (_ *Pod, err error) {
 	for _, s := range c.steps() {
 		start := time.Now()
 		if err := s.do(ctx); err != nil {
-			return nil, fmt.Errorf("create pod %s, %s: %w", opts.ID, s.name, c.orDead(err))
+			return nil, fmt.Errorf("create pod %s, %s: %w", opts.ID, s.name, c.orDead(s.name, err))
 		}
 		p.took(s.name, start)
 	}

@@ -14,10 +14,10 @@ import (
 )
 
 // orDead names the death of the process that becomes the VMM as the reason of a step's error, which may be just one
-// of its effects, as "no such process". Once the VMM runs, errors say that themselves.
-func (c *creation) orDead(err error) error {
+// of its effects, as "no such process". The driver says it itself, and ends the process when it refuses.
+func (c *creation) orDead(step string, err error) error {
 	var dead *hypervisor.DeadError
-	if c.proc == nil || errors.As(err, &dead) {
+	if c.proc == nil || step == "vmm" || errors.As(err, &dead) {
 		return err
 	}
 	patience := time.Duration(0)

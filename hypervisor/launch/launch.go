@@ -22,6 +22,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -240,14 +241,17 @@ func (p *Process) exec(ctx context.Context, m message, files []*os.File) error {
 	return nil
 }
 
+// explain says that the process has died, where that is why its socket broke: that it was reaped follows.
 func (p *Process) explain(ctx context.Context, err error) error {
 	if cerr := context.Cause(ctx); cerr != nil {
 		return cerr
 	}
+	t := time.NewTimer(stderrWait)
+	defer t.Stop()
 	select {
 	case <-p.done:
-		return fmt.Errorf("it has ended (%s) %s", p.status, p.stderr)
-	default:
+		return fmt.Errorf("it has ended: %s", strings.TrimSpace(p.status+" "+p.stderr.String()))
+	case <-t.C:
 		return err
 	}
 }
