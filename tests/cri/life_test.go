@@ -40,7 +40,10 @@ func TestTermination(t *testing.T) {
 	p := runPod(t)
 	polite := p.run("polite", "trap 'echo bye; exit 7' TERM; echo ready; while :; do sleep 0.1; done")
 	deaf := p.run("deaf", "trap '' TERM; echo ready; while :; do sleep 0.1; done")
-	for _, name := range []string{"polite", "deaf"} {
+	chosen := p.run("chosen", "trap 'exit 9' USR1; trap '' TERM; echo ready; while :; do sleep 0.1; done", func(c *runtime.ContainerConfig) {
+		c.StopSignal = runtime.Signal_SIGUSR1
+	})
+	for _, name := range []string{"polite", "deaf", "chosen"} {
 		p.awaitLog(name, "ready")
 	}
 	began := time.Now()
@@ -50,6 +53,10 @@ func TestTermination(t *testing.T) {
 	}
 	if d := time.Since(began); d > 20*time.Second {
 		t.Errorf("a container that leaves at once took %v", d)
+	}
+	p.stop(chosen, 30)
+	if s := p.status(chosen); s.GetExitCode() != 9 {
+		t.Errorf("chosen: exit code %d, want 9 by the stop signal that it asked for", s.GetExitCode())
 	}
 	began = time.Now()
 	p.stop(deaf, 2)
