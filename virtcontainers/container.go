@@ -151,7 +151,7 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 	if err != nil {
 		return Streams{}, err
 	}
-	out, err := spec.Convert(spec.Input{ID: c.id, Spec: req.Spec, SharedShm: p.sharedShm, Binds: mounts.binds})
+	out, err := spec.Convert(spec.Input{ID: c.id, Spec: req.Spec, SharedShm: p.sharedShm, Binds: mounts.binds, Disks: mounts.disks()})
 	if err != nil {
 		return Streams{}, err
 	}
@@ -167,6 +167,10 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 		if err := p.runStartHooks(ctx, req.Spec, c.id, c.bundle); err != nil {
 			return Streams{}, err
 		}
+	}
+	devices, err := p.provideDevices(ctx, mounts)
+	if err != nil {
+		return Streams{}, err
 	}
 	storages, err := p.prepare(ctx, c, req, out.Copies, mounts.volumes, u)
 	if err != nil {
@@ -184,7 +188,7 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 	out.OCI.Process.Terminal = req.Terminal
 	defer p.tookIn(c.id, "create", time.Now())
 	_, err = p.agent.CreateContainer(ctx, &agent.CreateContainerRequest{
-		ContainerId: c.id, ExecId: c.id, Storages: storages, OCI: out.OCI, SandboxPidns: shared, PidContainer: target,
+		ContainerId: c.id, ExecId: c.id, Storages: storages, Devices: devices, OCI: out.OCI, SandboxPidns: shared, PidContainer: target,
 		StdinPort: n.stdin, StdoutPort: n.stdout, StderrPort: n.stderr,
 	})
 	if err != nil {

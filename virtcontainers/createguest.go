@@ -6,14 +6,17 @@ package virtcontainers
 import (
 	"context"
 	"fmt"
+	"path"
 	"time"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/network"
 	"github.com/coco-shim/coco/virtcontainers/spec"
+	"github.com/coco-shim/coco/virtcontainers/volume"
 )
 
 // awaitAgent waits for the agent, at most the boot's time. It ends early when the layers of the pod's
@@ -98,8 +101,20 @@ func (p *Pod) configureGuest(ctx context.Context, g network.Guest) error {
 	})
 }
 
-// shmOptions are those of the pod's /dev/shm (kata-agent-protocol.md, section 6).
-var shmOptions = []string{"noexec", "nosuid", "nodev", "mode=1777", "size=67108864"}
+// shmOptions are those of the pod's /dev/shm (kata-agent-protocol.md, section 6): as large as the tmpfs
+// that the engine has made for it on the host, or what all engines make by default.
+func shmOptions(s *specs.Spec) []string {
+	size := uint64(64 * mib)
+	for _, m := range s.Mounts {
+		if path.Clean(m.Destination) != "/dev/shm" || !spec.IsBind(m) {
+			continue
+		}
+		if shape, err := volume.ShapeOf(m.Source); err == nil && volume.IsMemory(m.Source) && shape.Bytes > 0 {
+			size = shape.Bytes
+		}
+	}
+	return []string{"noexec", "nosuid", "nodev", "mode=1777", fmt.Sprintf("size=%d", size)}
+}
 
 func (c *creation) createSandbox(ctx context.Context) error {
 	req := &agent.CreateSandboxRequest{Hostname: c.opts.Spec.Hostname, SandboxId: c.opts.ID}
@@ -108,7 +123,7 @@ func (c *creation) createSandbox(ctx context.Context) error {
 	}
 	if c.sharedShm {
 		req.Storages = []*agent.Storage{{
-			Driver: "ephemeral", Source: "shm", Fstype: "tmpfs", Options: shmOptions, MountPoint: spec.SandboxShm,
+			Driver: "ephemeral", Source: "shm", Fstype: "tmpfs", Options: shmOptions(c.opts.Spec), MountPoint: spec.SandboxShm,
 		}}
 	}
 	g, ctx := errgroup.WithContext(ctx) // the three do not depend on each other

@@ -38,6 +38,7 @@ type podVolume struct {
 	token   chan struct{}    // holds a token while nobody works on the volume; what follows is the holder's
 	made    bool             // it is in the guest
 	storage *agent.Storage   // what the agent mounts; nil for copies
+	device  *agent.Device    // likewise, as the agent finds it
 	sent    map[string]entry // of an updated copy: what the guest has, by guest path
 }
 
@@ -77,7 +78,7 @@ func guestPlace(kind volume.Kind, source string) string {
 	switch kind {
 	case volume.Memory:
 		return guestMemory + base
-	case volume.Disk:
+	case volume.Disk, volume.Direct:
 		name := base64.URLEncoding.EncodeToString([]byte(source))
 		if len(name) > maxName {
 			name = hash16(source)
@@ -118,6 +119,7 @@ func (vs *volumes) find(source string) *podVolume {
 type mountPlan struct {
 	binds   map[int]spec.Bound // for the conversion, by index of the mount
 	volumes []mounted
+	raw     map[string]*podVolume // raw block devices, by path in the container
 	// The container's termination message: the file on the host, and where the container has it.
 	lastWords, lastWordsAt string
 }
@@ -131,6 +133,10 @@ func planBinds(o Options, id string, s *specs.Spec) ([]volume.Bind, error) {
 	binds, err := volume.Plan(volume.Input{
 		ID: id, Spec: s, Mounts: table,
 		HostPath: volume.HostPath(o.Config.Runtime.HostPath), TEE: o.Config.Hypervisor.Platform != "none",
+		Direct: func(v string) (bool, error) {
+			d, err := volume.ReadDirect(volume.DirectDir, v)
+			return d != nil, err
+		},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("container %s cannot run in a VM as specified: %w", id, err)
@@ -153,12 +159,20 @@ func (p *Pod) planMounts(id string, s *specs.Spec) (mountPlan, error) {
 			out.lastWords, out.lastWordsAt = b.Source, b.Destination
 			continue
 		}
+		if b.Kind == volume.Direct && p.isFirst(id) {
+			return mountPlan{}, fmt.Errorf("mount %s: a direct volume needs a pod whose containers are removed before it ends, as CRI's are: %w", b.Destination, errdefs.ErrInvalidArgument)
+		}
 		m := mounted{p.volumes.get(b.Kind, b.Source), b}
 		if m.kind != b.Kind {
 			return mountPlan{}, fmt.Errorf("mount %s: the volume %s is there as %s, and cannot be %s as well: %w", b.Destination, b.Source, m.kind, b.Kind, errdefs.ErrFailedPrecondition)
 		}
 		out.volumes = append(out.volumes, m)
 		out.binds[b.Index] = spec.Bound{Guest: m.place(id), ReadOnly: b.ReadOnly}
+	}
+	out.raw = map[string]*podVolume{}
+	for _, d := range volume.Devices(s, spec.Privileged(s), volume.IsHosts) {
+		v := p.volumes.get(volume.Raw, d.String())
+		out.raw[d.Path] = v
 	}
 	return out, nil
 }
@@ -176,8 +190,8 @@ func (p *Pod) provide(ctx context.Context, id string, list []mounted) ([]*agent.
 	var out []*agent.Storage
 	listed := map[string]bool{}
 	for _, m := range list {
-		if err := p.makeVolume(ctx, m.podVolume); err != nil {
-			return nil, fmt.Errorf("mount %s: %w", m.bind.Destination, err)
+		if err := p.makeVolume(ctx, m.podVolume, m.bind.Destination); err != nil {
+			return nil, err
 		}
 		if m.storage != nil && !listed[m.guest] {
 			listed[m.guest] = true
@@ -200,8 +214,8 @@ func subPathStorage(volume, sub, at string) *agent.Storage {
 	}
 }
 
-// makeVolume makes a volume, once.
-func (p *Pod) makeVolume(ctx context.Context, v *podVolume) error {
+// makeVolume makes a volume, once; at is where a container has it, for errors.
+func (p *Pod) makeVolume(ctx context.Context, v *podVolume, at string) error {
 	free, err := v.hold(ctx)
 	if err != nil {
 		return err
@@ -217,11 +231,21 @@ func (p *Pod) makeVolume(ctx context.Context, v *podVolume) error {
 		v.storage, err = memoryVolume(v, p.volumes.memoryMiB)
 	case volume.Disk:
 		v.storage, err = p.diskVolume(ctx, v)
+	case volume.Direct:
+		v.storage, err = p.directVolume(ctx, v)
+	case volume.Raw:
+		v.device, err = p.rawVolume(ctx, v)
 	default:
-		err = copyIn(ctx, sinkFunc(p.agent.copyFile), spec.Copy{Source: v.source, Guest: v.guest}, p.opts.Config.Runtime.MaxCopyMiB)
+		c := spec.Copy{Source: v.source, Guest: v.guest, Destination: at}
+		if err := copyIn(ctx, sinkFunc(p.agent.copyFile), c, p.opts.Config.Runtime.MaxCopyMiB); err != nil {
+			return err // which names the mount
+		}
 	}
-	v.made = err == nil
-	return err
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", at, err)
+	}
+	v.made = true
+	return nil
 }
 
 // memoryVolume is a tmpfs as kubelet has made one on the host: its size limit, mode and group. One

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -95,6 +96,9 @@ func (m *Manager) removeDevices(cid string) error {
 	m.mu.Lock()
 	dirs := m.devices[cid]
 	delete(m.devices, cid)
+	for _, others := range m.devices { // containers of a pod may have a disk in common
+		dirs = slices.DeleteFunc(dirs, func(d string) bool { return slices.Contains(others, d) })
+	}
 	m.mu.Unlock()
 	var errs []error
 	var left []string

@@ -140,6 +140,11 @@ func (m *Manager) mountBlock(ctx context.Context, point string, mt *mounted, opt
 	default:
 		return invalid(fmt.Errorf("file system %.40q is not supported on block devices", mt.storage.GetFstype()))
 	}
+	if m.Load != nil {
+		if err := m.Load(mt.storage.GetFstype()); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
 	dev, err := m.blockDevice(ctx, mt)
 	if err != nil {
 		return err

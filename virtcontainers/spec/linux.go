@@ -14,7 +14,7 @@ import (
 	"github.com/coco-shim/coco/api/agent"
 )
 
-func (r *refusals) linux(id string, s *specs.Spec) (*agent.Linux, bool) {
+func (r *refusals) linux(in Input, s *specs.Spec) (*agent.Linux, bool) {
 	l := s.Linux
 	if len(l.NetDevices) > 0 {
 		r.add("linux.netDevices: a device of the host cannot be moved into the VM's namespace")
@@ -43,9 +43,9 @@ func (r *refusals) linux(id string, s *specs.Spec) (*agent.Linux, bool) {
 	return &agent.Linux{
 		Sysctl:            sysctl,
 		Resources:         r.resources(l.Resources),
-		CgroupsPath:       cgroupBase + id,
+		CgroupsPath:       cgroupBase + in.ID,
 		Namespaces:        namespaces,
-		Devices:           r.devices(l.Devices, allDevices(l.Resources)),
+		Devices:           r.devices(l.Devices, allDevices(l.Resources), in.Disks),
 		Seccomp:           r.seccomp(l.Seccomp),
 		RootfsPropagation: l.RootfsPropagation,
 		MaskedPaths:       slices.Clone(l.MaskedPaths),
@@ -103,13 +103,14 @@ func allDevices(res *specs.LinuxResources) bool {
 
 func every(number *int64) bool { return number == nil || *number == -1 }
 
-func (r *refusals) devices(in []specs.LinuxDevice, all bool) []*agent.LinuxDevice {
+func (r *refusals) devices(in []specs.LinuxDevice, all bool, disks map[string]bool) []*agent.LinuxDevice {
 	var out []*agent.LinuxDevice
 	for _, d := range in {
-		if _, ok := standardDevices[d.Path]; all && !ok {
+		disk := d.Type == "b" && disks[d.Path]
+		if _, ok := standardDevices[d.Path]; all && !ok && !disk {
 			continue
 		}
-		if want, ok := standardDevices[d.Path]; !ok || want != [2]int64{d.Major, d.Minor} {
+		if want, ok := standardDevices[d.Path]; !disk && (!ok || want != [2]int64{d.Major, d.Minor}) {
 			r.add("linux.devices: %s (%s %d:%d) is a device of the host and cannot be given into a VM", d.Path, d.Type, d.Major, d.Minor)
 			continue
 		}

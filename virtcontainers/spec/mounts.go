@@ -77,3 +77,6 @@ func GuestCopy(id, destination string) string {
 	}, path.Base(destination))
 	return path.Join(SharedDir, id+"-"+hex.EncodeToString(sum[:8])+"-"+base)
 }
+
+// Privileged says whether a container may use every device there is.
+func Privileged(s *specs.Spec) bool { return s.Linux != nil && allDevices(s.Linux.Resources) }

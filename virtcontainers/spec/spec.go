@@ -46,6 +46,9 @@ type Input struct {
 	// Binds are bind mounts that lead to something of the pod's in the guest instead of a copy for
 	// this container, by their index in the specification's mounts.
 	Binds map[int]Bound
+	// Disks are the paths in the container of block devices of the host that the VM gets; the agent
+	// puts its own numbers for them.
+	Disks map[string]bool
 }
 
 // Bound is where a bind mount leads to in the guest.
@@ -95,7 +98,7 @@ func Convert(in Input) (Output, error) {
 	}
 	r.platforms(s)
 	out := Output{GuestRootPath: RootPath(in.ID)}
-	linux, pidns := r.linux(in.ID, s)
+	linux, pidns := r.linux(in, s)
 	mounts, copies := r.mounts(in)
 	out.SandboxPidNS, out.Copies = pidns, copies
 	out.OCI = &agent.Spec{

@@ -48,3 +48,9 @@ func ShapeOf(dir string) (Shape, error) {
 	}
 	return Shape{Mode: st.Mode & 0o7777, Group: st.Gid, Bytes: fs.Blocks * uint64(max(fs.Bsize, 0))}, nil //nolint:gosec // not negative
 }
+
+// IsMemory says whether a directory is on a tmpfs.
+func IsMemory(dir string) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(dir, &fs) == nil && fs.Type == unix.TMPFS_MAGIC
+}

@@ -32,11 +32,13 @@ const (
 	Memory                  // an emptyDir in memory
 	Disk                    // any other emptyDir
 	Termination             // a copy of a file that is written back when the container ends
+	Direct                  // a file system on a disk of the host that only the guest mounts
+	Raw                     // such a disk itself
 )
 
 // String names the kind for logs.
 func (k Kind) String() string {
-	return [...]string{"copy", "copy of the pod", "updated copy", "memory", "disk", "termination message"}[k]
+	return [...]string{"copy", "copy of the pod", "updated copy", "memory", "disk", "termination message", "direct volume", "raw block device"}[k]
 }
 
 // HostPath is what the configuration says of directories that are simply the host's.
@@ -67,6 +69,8 @@ type Input struct {
 	// HostPath is the configuration's choice; TEE says that the guest trusts nothing of the host.
 	HostPath HostPath
 	TEE      bool
+	// Direct says whether a volume's path has a record of a CSI driver's (ReadDirect).
+	Direct func(volume string) (bool, error)
 }
 
 // Annotations by which engines that speak CRI tell a container's sandbox.
@@ -269,6 +273,11 @@ func mountOf(mounts []*mountinfo.Info, p string) *mountinfo.Info {
 // persistent is a volume of a plugin that keeps data, mounted on the host. A copy of it that can be
 // written to would lose what is written.
 func (in Input) persistent(m specs.Mount, src string) (Bind, error) {
+	if in.Direct != nil {
+		if ok, err := in.Direct(src); ok || err != nil {
+			return Bind{Kind: Direct, Source: src}, err
+		}
+	}
 	if readOnly(m) {
 		return in.hostPath(src)
 	}

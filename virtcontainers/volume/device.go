@@ -1,0 +1,122 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Device is a block device of the host that a container gets as such (volumeDevices).
+type Device struct {
+	Path         string // in the container
+	Major, Minor int64  // on the host
+	ReadOnly     bool
+}
+
+// String names the device on the host, and whether it is written to.
+func (d Device) String() string {
+	s := fmt.Sprintf("%d:%d", d.Major, d.Minor)
+	if d.ReadOnly {
+		s += " read-only"
+	}
+	return s
+}
+
+// ParseDevice reads what String has written.
+func ParseDevice(s string) (d Device, err error) {
+	numbers, ro := strings.CutSuffix(s, " read-only")
+	if _, err := fmt.Sscanf(numbers, "%d:%d", &d.Major, &d.Minor); err != nil {
+		return Device{}, fmt.Errorf("block device %q: %w", s, err)
+	}
+	d.ReadOnly = ro
+	return d, nil
+}
+
+// Devices lists the block devices that somebody chose for a container. A privileged container has all
+// of the host's in its list as well, by the host's own names: those are not meant, isHosts tells them.
+func Devices(s *specs.Spec, privileged bool, isHosts func(specs.LinuxDevice) bool) []Device {
+	if s.Linux == nil || sandboxID(s) == "" {
+		return nil // what somebody named on a command line is refused with a sentence
+	}
+	var out []Device
+	for _, d := range s.Linux.Devices {
+		if d.Type != "b" || privileged && isHosts(d) {
+			continue
+		}
+		out = append(out, Device{Path: d.Path, Major: d.Major, Minor: d.Minor, ReadOnly: !privileged && !writes(s.Linux.Resources, d)})
+	}
+	return out
+}
+
+// writes says whether the device cgroup's rules let the container write to a device.
+func writes(res *specs.LinuxResources, d specs.LinuxDevice) bool {
+	if res == nil {
+		return true
+	}
+	ok := false
+	for _, r := range res.Devices { // the last one counts
+		kind := r.Type == "" || r.Type == "a" || r.Type == "b"
+		if kind && (r.Major == nil || *r.Major < 0 || *r.Major == d.Major) && (r.Minor == nil || *r.Minor < 0 || *r.Minor == d.Minor) && strings.Contains(r.Access, "w") {
+			ok = r.Allow
+		}
+	}
+	return ok
+}
+
+// IsHosts says whether a device has the path that it has on the host.
+func IsHosts(d specs.LinuxDevice) bool {
+	var st unix.Stat_t
+	return unix.Stat(d.Path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK &&
+		int64(unix.Major(st.Rdev)) == d.Major && int64(unix.Minor(st.Rdev)) == d.Minor
+}
+
+// OpenDevice opens a block device of the host for one VM alone: as long as the descriptor lives, in
+// whatever process, nobody can mount the device, and one that is mounted or in use cannot be opened.
+func OpenDevice(major, minor int64, readOnly bool) (*os.File, error) {
+	uevent, err := os.ReadFile(fmt.Sprintf("/sys/dev/block/%d:%d/uevent", major, minor))
+	if err != nil {
+		return nil, fmt.Errorf("block device %d:%d of the host: %w", major, minor, err)
+	}
+	name := ""
+	for line := range strings.Lines(string(uevent)) {
+		if v, ok := strings.CutPrefix(line, "DEVNAME="); ok {
+			name = strings.TrimSpace(v)
+		}
+	}
+	return openExclusive(filepath.Join("/dev", name), readOnly, func(st unix.Stat_t) bool {
+		return int64(unix.Major(st.Rdev)) == major && int64(unix.Minor(st.Rdev)) == minor
+	})
+}
+
+// openExclusive opens a block device that nobody else has.
+func openExclusive(path string, readOnly bool, is func(unix.Stat_t) bool) (*os.File, error) {
+	flags := os.O_RDWR | unix.O_EXCL
+	if readOnly {
+		flags = os.O_RDONLY | unix.O_EXCL
+	}
+	f, err := os.OpenFile(path, flags, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return nil, fmt.Errorf("block device %s is mounted or in use on the host, and a VM cannot share it: %w", path, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("block device of the host: %w", err)
+	}
+	var st unix.Stat_t
+	err = unix.Fstat(int(f.Fd()), &st)
+	if err == nil && (st.Mode&unix.S_IFMT != unix.S_IFBLK || !is(st)) {
+		err = fmt.Errorf("it is another device: %w", errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("block device %s: %w", path, err), f.Close())
+	}
+	return f, nil
+}
