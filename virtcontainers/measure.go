@@ -169,9 +169,6 @@ func (c *creation) rehearse(cfg configs.Config) (v hypervisor.VMSpec, err error)
 	if p := cfg.Hypervisor.Platform; p != "snp" && p != "tdx" {
 		return v, fmt.Errorf("its hypervisor.platform is %q, which has no launch digest: name a configuration for snp or tdx: %w", p, errdefs.ErrInvalidArgument)
 	}
-	if cfg.Hypervisor.Type == "clh" {
-		return v, fmt.Errorf("its hypervisor.type is \"clh\", whose launch digest follows from the IGVM file: name a configuration for qemu: %w", errdefs.ErrInvalidArgument)
-	}
 	o := c.opts
 	o.Config = cfg
 	shape, err := ShapeOf(cfg.Hypervisor, o.Host.Machine, o.Spec)

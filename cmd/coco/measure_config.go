@@ -65,9 +65,6 @@ func (o *configOptions) run(cmd *cobra.Command) error {
 	if err := errors.Join(o.check(), o.size(cmd, h)); err != nil {
 		return err
 	}
-	if h.Type == "clh" && h.Platform != "none" {
-		return errors.New("hypervisor.type is \"clh\": what Cloud Hypervisor's VMs are reported as follows from the IGVM file, see coco measure igvm")
-	}
 	if cmd.Flags().Changed("pod") {
 		return o.runPods(cmd, c)
 	}

@@ -173,8 +173,10 @@ func (m *podMeasurer) measure(ctx context.Context, c configs.Config, p kubepod.P
 	if err != nil {
 		return nil, err
 	}
-	if err := launchable(files.Firmware, chain.Firmware, problemOf(spec.TEE)); err != nil {
-		return nil, err
+	if c.Hypervisor.Type != "clh" { // an IGVM file is judged as it is measured
+		if err := launchable(files.Firmware, chain.Firmware, problemOf(spec.TEE)); err != nil {
+			return nil, err
+		}
 	}
 	launch, snp, err := digest.Measure(spec, chain)
 	if err != nil {
@@ -183,6 +185,9 @@ func (m *podMeasurer) measure(ctx context.Context, c configs.Config, p kubepod.P
 	r := &podResult{Kind: p.Kind, Namespace: p.Namespace, Name: p.Name, Launch: launch}
 	if spec.TEE == hypervisor.TEETDX {
 		return r, m.registers(ctx, r, c.Hypervisor, spec, files)
+	}
+	if m.idBlock && snp == nil {
+		return nil, errors.New("--id-block: an IGVM file has its own")
 	}
 	if m.idBlock {
 		r.IDBlock, r.IDAuth = base64.StdEncoding.EncodeToString(snp.IDBlock), base64.StdEncoding.EncodeToString(snp.IDAuth)

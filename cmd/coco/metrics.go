@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,7 +21,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/coco-shim/coco/configs"
+	"github.com/coco-shim/coco/hypervisor/digest"
 	"github.com/coco-shim/coco/metrics"
+	"github.com/coco-shim/coco/virtcontainers"
 )
 
 // metricsSocket is where each pod serves its metrics, below a directory of its own in runtime.state_dir.
@@ -33,6 +36,7 @@ const podTimeout = 15 * time.Second
 type podMetrics struct {
 	Pod     string           `json:"pod"`
 	Samples []metrics.Sample `json:"metrics"`
+	Launch  *digest.Launch   `json:"launch,omitempty"` // what the shim says that hardware will report
 	text    string
 }
 
@@ -153,6 +157,13 @@ func ask(ctx context.Context, socket string) (podMetrics, error) {
 		if s.Name == "coco_pod_info" {
 			p.Pod = s.Labels["pod"]
 		}
+	}
+	launch, err := os.ReadFile(filepath.Join(filepath.Dir(socket), virtcontainers.LaunchFile))
+	if err != nil {
+		return p, nil //nolint:nilerr // no hardware measures this pod
+	}
+	if err := json.Unmarshal(launch, &p.Launch); err != nil {
+		return podMetrics{}, fmt.Errorf("%s: %w", virtcontainers.LaunchFile, err)
 	}
 	return p, nil
 }
