@@ -10,6 +10,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/internal/rtnl"
 )
 
 // Numbers of linux/netfilter/nf_tables.h and nfnetlink.h that x/sys does not have.
@@ -36,8 +38,8 @@ const (
 )
 
 const (
-	tableName = "coco-localhost\x00"
-	chainName = "output\x00"
+	tableName = "coco-localhost"
+	chainName = "output"
 )
 
 // redirect makes, in the thread's network namespace, the rule that sends TCP connections through the
@@ -86,7 +88,7 @@ func acknowledged(fd, n int) error {
 				return unix.Errno(-code) //nolint:gosec // an errno
 			}
 			n--
-			b = b[min(len(b), align(length)):]
+			b = b[min(len(b), (length+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1)):]
 		}
 	}
 	return nil
@@ -94,8 +96,8 @@ func acknowledged(fd, n int) error {
 
 // batch is the transaction that makes table, chain and rule.
 func batch(port uint16) []byte {
-	hook := attr(4|unix.NLA_F_NESTED, be32(1, hookOutput), be32(2, uint32(0xffffffff+1+priorityNAT)))
-	redir := attr(4|unix.NLA_F_NESTED,
+	hook := rtnl.Nested(4, be32(1, hookOutput), be32(2, uint32(0xffffffff+1+priorityNAT)))
+	redir := rtnl.Nested(4,
 		expression("meta", be32(1, register1), be32(2, metaL4Proto)),
 		compare([]byte{unix.IPPROTO_TCP}),
 		expression("meta", be32(1, register1), be32(2, metaOIF)),
@@ -106,11 +108,11 @@ func batch(port uint16) []byte {
 	var out []byte
 	out = append(out, message(batchBegin, 0, unix.AF_UNSPEC, subsysNFTables)...)
 	out = append(out, message(subsysNFTables<<8|msgNewTable, create|unix.NLM_F_ACK, familyInet, 0,
-		attr(1, []byte(tableName)), be32(2, tableOwner))...)
+		rtnl.String(1, tableName), be32(2, tableOwner))...)
 	out = append(out, message(subsysNFTables<<8|msgNewChain, create|unix.NLM_F_ACK, familyInet, 0,
-		attr(1, []byte(tableName)), attr(3, []byte(chainName)), hook, attr(7, []byte("nat\x00")))...)
+		rtnl.String(1, tableName), rtnl.String(3, chainName), hook, rtnl.String(7, "nat"))...)
 	out = append(out, message(subsysNFTables<<8|msgNewRule, appended|unix.NLM_F_ACK, familyInet, 0,
-		attr(1, []byte(tableName)), attr(2, []byte(chainName)), redir)...)
+		rtnl.String(1, tableName), rtnl.String(2, chainName), redir)...)
 	return append(out, message(batchEnd, 0, unix.AF_UNSPEC, subsysNFTables)...)
 }
 
@@ -127,28 +129,17 @@ func message(kind, flags uint16, family byte, resource uint16, attrs ...[]byte) 
 	return m
 }
 
-// attr is an attribute of a number and the parts of its value.
-func attr(kind uint16, parts ...[]byte) []byte {
-	a := make([]byte, unix.SizeofNlAttr)
-	for _, p := range parts {
-		a = append(a, p...)
-	}
-	binary.NativeEndian.PutUint16(a, uint16(len(a))) //nolint:gosec // a few hundred bytes
-	binary.NativeEndian.PutUint16(a[2:], kind)
-	return append(a, make([]byte, align(len(a))-len(a))...)
+func be32(kind uint16, v uint32) []byte {
+	return rtnl.Attr(kind, binary.BigEndian.AppendUint32(nil, v))
 }
 
-func be32(kind uint16, v uint32) []byte { return attr(kind, binary.BigEndian.AppendUint32(nil, v)) }
-
-func value(kind uint16, v []byte) []byte { return attr(kind|unix.NLA_F_NESTED, attr(1, v)) }
+func value(kind uint16, v []byte) []byte { return rtnl.Nested(kind, rtnl.Attr(1, v)) }
 
 func expression(name string, attrs ...[]byte) []byte {
-	return attr(1|unix.NLA_F_NESTED, attr(1, []byte(name+"\x00")), attr(2|unix.NLA_F_NESTED, attrs...))
+	return rtnl.Nested(1, rtnl.String(1, name), rtnl.Nested(2, attrs...))
 }
 
 func compare(v []byte) []byte {
 	const equal = 0
 	return expression("cmp", be32(1, register1), be32(2, equal), value(3, v))
 }
-
-func align(n int) int { return (n + unix.NLA_ALIGNTO - 1) &^ (unix.NLA_ALIGNTO - 1) }
