@@ -30,7 +30,7 @@ func TestPodOnCloudHypervisorsAPI(t *testing.T) {
 		t.Run(fmt.Sprintf("landlock=%v", landlock), func(t *testing.T) {
 			vmm := clhtest.New(t, clhtest.Config{QEMU: configs.Default().Hypervisor.Path})
 			dir := t.TempDir()
-			text := fmt.Sprintf("[hypervisor]\ntype = \"clh\"\npath = %q\nguest_dir = %q\nlandlock = %v\n[runtime]\nstate_dir = %q\nlayer_cache = %q\n",
+			text := fmt.Sprintf("[hypervisor]\ntype = \"clh\"\npath = %q\nguest_dir = %q\nlandlock = %v\nboot_timeout = \"2m\"\n[runtime]\nstate_dir = %q\nlayer_cache = %q\n",
 				vmm.Path, testvm.GuestDir(), landlock, filepath.Join(dir, "run"), filepath.Join(dir, "layers"))
 			cfg, err := configs.Decode("clh.toml", strings.NewReader(text))
 			if err != nil {

@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -37,6 +38,8 @@ type standIn struct {
 	qmp   *qmp.Client
 	guest *portmux.Dialer
 	files []*os.File // from descriptor 3 on
+	asked atomic.Bool
+	gone  chan struct{} // closed when it has ended and was reaped
 
 	mu      sync.Mutex
 	removed map[string]chan struct{} // guarded by mu
@@ -66,7 +69,7 @@ func (v *vmm) startReal() error {
 	if err := os.Remove(v.vm.Vsock.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	s := &standIn{removed: map[string]chan struct{}{}}
+	s := &standIn{removed: map[string]chan struct{}{}, gone: make(chan struct{})}
 	agent, agentPeer, err := fdpass.Pair("agent", unix.SOCK_STREAM)
 	if err != nil {
 		return err
@@ -101,6 +104,10 @@ func (v *vmm) startReal() error {
 	id, l := v.vm.Vsock.Id, v.vsock
 	go func() {
 		_ = s.cmd.Wait() // however it ended
+		close(s.gone)
+		if s.asked.Load() {
+			return
+		}
 		v.event("vm", "shutdown", nil)
 		os.Exit(0)
 	}()
@@ -262,5 +269,9 @@ func (s *standIn) unplug(name string) error {
 	}
 }
 
-// end kills the VM.
-func (s *standIn) end() { _ = s.cmd.Process.Kill() }
+// end kills the VM, and waits until nothing of it is left in the pod's cgroups.
+func (s *standIn) end() {
+	s.asked.Store(true)
+	_ = s.cmd.Process.Kill() // it may be gone
+	<-s.gone
+}
