@@ -16,7 +16,7 @@ import (
 )
 
 // podTime bounds what a pod may take to reach a state, VM boot under TCG included.
-const podTime = 90 * time.Second
+const podTime = 150 * time.Second
 
 // static runs a static pod and removes it when the test ends. The text is what follows metadata and "spec:".
 func static(t *testing.T, n *kube.Node, name, spec string) {
