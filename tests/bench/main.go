@@ -55,6 +55,7 @@ type suite struct {
 
 var suites = []suite{
 	{"start", benchStart},
+	{"pod", benchPod},
 	{"exec", benchExec},
 	{"stream", benchStream},
 	{"memory", benchMemory},
@@ -72,7 +73,7 @@ type bench struct {
 
 func main() {
 	out := flag.String("out", "dist/bench.json", "file for the JSON report")
-	only := flag.String("only", "", "comma-separated groups to run (default: all): start,exec,stream,memory,layer,parallel")
+	only := flag.String("only", "", "comma-separated groups to run (default: all): start,pod,exec,stream,memory,layer,parallel")
 	runs := flag.Int("runs", 5, "runs per figure; the median counts")
 	tree := flag.String("build-layer", "", "internal: build one layer from this directory, and end")
 	cache := flag.String("build-cache", "", "internal: cache for -build-layer")
