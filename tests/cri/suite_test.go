@@ -68,6 +68,7 @@ func TestContainerdsCRISuitePassesWhatRuncPasses(t *testing.T) {
 var suiteExceptions = map[string]string{
 	"TestContainerStopSignals":                                 "pods on the host's network",
 	"TestDefaultContainerStopSignal":                           "a pod on the host's network",
+	"TestPodUserNS":                                            "user namespaces",
 	"TestPodHostname":                                          "two of its pods are on the host's network",
 	"TestKillShimPublishesTaskExitAndDeleteEvents":             "a pod on the host's network",
 	"TestKillShimPublishesTaskExitAndDeleteEventsForContainer": "a pod on the host's network",

@@ -88,7 +88,7 @@ func StartCRI(ctx context.Context, version, dir, handler string) (_ *CRI, err er
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(dir)) // never fails
 	sum := h.Sum32()
-	c := &CRI{Daemon: &Daemon{Version: version, Dir: dir, Name: "containerd-" + filepath.Base(dir)}, Bridge: fmt.Sprintf("cri%08x", sum)}
+	c := &CRI{Daemon: &Daemon{Version: version, Dir: dir, Name: fmt.Sprintf("ctrd-%08x", sum)}, Bridge: fmt.Sprintf("cri%08x", sum)}
 	conf := filepath.Join(dir, "cni")
 	if err := os.MkdirAll(conf, 0o755); err != nil {
 		return nil, err

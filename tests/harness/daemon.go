@@ -82,7 +82,7 @@ type Daemon struct {
 	Version string
 	Dir     string // root, state, socket and log live below
 	Bin     string // directory of containerd and ctr
-	Name    string // of the process, for suites that look the daemon up by it; "containerd" by default
+	Name    string // of the process, at most 15 bytes, for suites that look the daemon up by it; "containerd" by default
 	cmd     *exec.Cmd
 	exited  chan struct{}
 }
