@@ -71,7 +71,8 @@ func Serve(inv Invocation, build func(Env) (Program, error)) (err error) {
 		return errors.Join(err, l.Close())
 	}
 	q := newQuiet()
-	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(q.intercept))
+	calls := newAnswers()
+	server, err := ttrpc.NewServer(ttrpc.WithChainUnaryServerInterceptor(calls.intercept, q.intercept))
 	if err != nil {
 		return errors.Join(fmt.Errorf("make server: %w", err), l.Close())
 	}
@@ -80,7 +81,7 @@ func Serve(inv Invocation, build func(Env) (Program, error)) (err error) {
 	stop, stopSignals := notifySignals(env.Log)
 	defer stopSignals()
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(context.Background(), l) }() // ends when server is closed below
+	go func() { served <- server.Serve(context.Background(), listener{l, calls}) }() // ends when server is closed below
 	if err := errors.Join(logs.take(), sayReady(ready)); err != nil {
 		env.Log.Error("start", "error", err)
 	}
@@ -91,11 +92,11 @@ func Serve(inv Invocation, build func(Env) (Program, error)) (err error) {
 	case err := <-served:
 		env.Log.Error("serve", "error", err)
 	}
-	return finish(env, server, program, l.Addr().String())
+	return finish(env, server, program, calls, l.Addr().String())
 }
 
 // finish ends the service. The socket goes first: a shim that leaves must not be found.
-func finish(env Env, server *ttrpc.Server, program Program, path string) error {
+func finish(env Env, server *ttrpc.Server, program Program, calls *answers, path string) error {
 	err := removeSocket(path)
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
@@ -105,6 +106,7 @@ func finish(env Env, server *ttrpc.Server, program Program, path string) error {
 	}
 	reply, cancelReply := context.WithTimeout(context.Background(), replyTimeout)
 	defer cancelReply()
+	calls.wait(reply)
 	if server.Shutdown(reply) != nil {
 		_ = server.Close() // calls that still wait are cut off with the process
 	}

@@ -1,0 +1,66 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"context"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/ttrpc"
+	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+// The call that ends the shim is answered, also when it is the first on its connection; with an answer of
+// any size.
+func TestTheLastCallIsAnswered(t *testing.T) {
+	for i := range 30 {
+		calls := newAnswers()
+		server, err := ttrpc.NewServer(ttrpc.WithChainUnaryServerInterceptor(calls.intercept))
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan struct{})
+		want := strings.Repeat("x", i*1000)
+		server.RegisterService("x.End", &ttrpc.ServiceDesc{Methods: map[string]ttrpc.Method{
+			"End": func(_ context.Context, unmarshal func(any) error) (any, error) {
+				defer close(done)
+				return wrapperspb.String(want), unmarshal(new(emptypb.Empty))
+			},
+		}})
+		l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		served, finished := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(served)
+			_ = server.Serve(context.Background(), listener{l, calls})
+		}()
+		go func() {
+			defer close(finished)
+			<-done
+			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			defer cancel()
+			calls.wait(ctx)
+			_ = server.Shutdown(ctx)
+		}()
+		conn, err := net.Dial("unix", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		client := ttrpc.NewClient(conn)
+		var got wrapperspb.StringValue
+		if err := client.Call(t.Context(), "x.End", "End", new(emptypb.Empty), &got); err != nil || got.GetValue() != want {
+			t.Fatalf("call %d: %v, %d bytes of %d", i, err, len(got.GetValue()), len(want))
+		}
+		<-finished
+		_ = client.Close()
+		<-served
+	}
+}
