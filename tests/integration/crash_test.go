@@ -43,11 +43,12 @@ func TestKillOfShimVMMOrAgentWhileRunning(t *testing.T) {
 	d := daemon(t, primary)
 	for _, c := range []struct {
 		victim string
+		words  []string // of the shim's log, on what died and what it said last; a shim that is dead says nothing
 		kill   func(t *testing.T, id string, shim, vmm int)
 	}{
-		{"shim", func(t *testing.T, _ string, shim, _ int) { sigkill(t, shim) }},
-		{"vmm", func(t *testing.T, _ string, _, vmm int) { sigkill(t, vmm) }},
-		{"agent", func(t *testing.T, id string, _, _ int) {
+		{"shim", nil, func(t *testing.T, _ string, shim, _ int) { sigkill(t, shim) }},
+		{"vmm", []string{"VMM ended: signal: killed", "console"}, func(t *testing.T, _ string, _, vmm int) { sigkill(t, vmm) }},
+		{"agent", []string{"the guest's kernel panicked", "last console lines", "Kernel panic - not syncing"}, func(t *testing.T, id string, _, _ int) {
 			// PID 1 of the guest ignores signals it has no handler for, even SIGKILL from
 			// inside: a panic of the kernel is what its death looks like.
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -66,6 +67,11 @@ func TestKillOfShimVMMOrAgentWhileRunning(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			log, err := d.Follow()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer log.Close()
 			c.kill(t, id, shim, vmm)
 			within(t, 5*time.Second, func() error {
 				if s := statusOf(t, d, id); s != "STOPPED" && s != "absent" {
@@ -73,6 +79,9 @@ func TestKillOfShimVMMOrAgentWhileRunning(t *testing.T) {
 				}
 				return nil
 			})
+			if c.words != nil {
+				wordsOfTheLog(t, log, id, c.words)
+			}
 			within(t, 5*time.Second, func() error {
 				if s, v, _ := harness.Pids(id); v != 0 || (c.victim == "shim" && s != 0) {
 					return fmt.Errorf("still running: shim %d, vmm %d", s, v)
@@ -80,6 +89,24 @@ func TestKillOfShimVMMOrAgentWhileRunning(t *testing.T) {
 				return nil
 			})
 		})
+	}
+}
+
+// wordsOfTheLog holds that the shim's log tells why a container ended.
+func wordsOfTheLog(t *testing.T, log *harness.Follower, id string, words []string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), truthTime)
+	defer cancel()
+	line, err := log.Until(ctx, func(l string) bool {
+		return strings.Contains(l, id) && strings.Contains(l, "process ended with its VM")
+	})
+	if err != nil {
+		t.Errorf("the log does not say why the container ended: %v", err)
+	}
+	for _, w := range words {
+		if err == nil && !strings.Contains(line, w) {
+			t.Errorf("the log does not hold %q: %s", w, line)
+		}
 	}
 }
 
@@ -104,45 +131,5 @@ func within(t *testing.T, patience time.Duration, check func() error) {
 			return
 		}
 		time.Sleep(50 * time.Millisecond)
-	}
-}
-
-// TestKillDuringStart kills the shim or the VMM at moments spread over the start of a container. The
-// start may win or lose the race; whatever happens, nothing stays and the error says what died.
-func TestKillDuringStart(t *testing.T) {
-	d := daemon(t, primary)
-	for _, victim := range []string{"shim", "vmm"} {
-		for _, after := range []time.Duration{0, 700 * time.Millisecond, 2 * time.Second} {
-			t.Run(fmt.Sprintf("%s after %v", victim, after), func(t *testing.T) {
-				noLeaks(t)
-				id := newID(t)
-				t.Cleanup(func() { remove(t, d, id) })
-				ctx, cancel := context.WithTimeout(t.Context(), perCommand)
-				defer cancel()
-				done := make(chan harness.Result, 1)
-				go func() {
-					done <- d.Ctr(ctx, "run", "-d", "--runtime", harness.Runtime, harness.Image, id, "sleep", "1000")
-				}()
-				pid := 0
-				within(t, 10*time.Second, func() error {
-					shim, vmm, _ := harness.Pids(id)
-					if victim == "vmm" {
-						pid = vmm
-					} else {
-						pid = shim
-					}
-					if pid == 0 {
-						return fmt.Errorf("no %s yet", victim)
-					}
-					return nil
-				})
-				time.Sleep(after) // the moment of the crash is the variable of this test
-				_ = syscall.Kill(pid, syscall.SIGKILL)
-				r := <-done
-				if victim == "vmm" && r.Code != 0 && !strings.Contains(r.Stderr, "killed") {
-					t.Errorf("the error does not say that the VMM was killed: %s", r.Stderr)
-				}
-			})
-		}
 	}
 }

@@ -35,9 +35,9 @@ var (
 		{"VM boots", "step=vmm ", false, true},
 		{"agent answers, sandbox being made", "step=agent ", false, true},
 		{"layers being plugged", "step=sandbox ", false, true},
-		{"container being created", `step="streams of `, false, true},
-		{"container created", ` in the guest"`, false, true},
-		{"container started", `step="start `, false, true},
+		{"container being created", "step=streams ", false, true},
+		{"container created", "step=create ", false, true},
+		{"container started", "step=start ", false, true},
 	}
 	stopMoments = []moment{
 		{"kill requested", "msg=signal ", false, true},
@@ -115,7 +115,7 @@ func TestKillAtEachMomentOfAStart(t *testing.T) {
 					t.Errorf("ctr learnt it after %v", took)
 				}
 				t.Logf("exit %d after %v: %s", r.Code, time.Since(killed).Round(time.Millisecond), r.Stderr)
-				if r.Code == 0 && m.line != `step="start ` {
+				if r.Code == 0 && m.line != "step=start " {
 					t.Errorf("the container was started all the same")
 				}
 				if victim == "vmm" && r.Code != 0 {
