@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/virtcontainers/spec"
 )
 
@@ -214,10 +215,15 @@ func (p *Pod) Kill(ctx context.Context, containerID, execID string, sig uint32, 
 	if all && sig == sigkill {
 		req.ExecId = "" // with signal 9 this means every process of the container
 	}
-	return p.call(ctx, "signal "+pr.name(), func(ctx context.Context) error {
+	err = p.call(ctx, "signal "+pr.name(), func(ctx context.Context) error {
 		_, err := p.agent.SignalProcess(ctx, req)
 		return err
 	})
+	var dead *hypervisor.DeadError
+	if errors.As(err, &dead) { // as the signal wanted it: who removes a container goes on
+		return fmt.Errorf("%s has ended with its VM: %v: %w", pr.name(), dead, errdefs.ErrNotFound)
+	}
+	return err
 }
 
 // Resize sets the size of the process's terminal. Before an exec is started the size is kept for it.

@@ -19,6 +19,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/image/layer"
 	"github.com/coco-shim/coco/image/verity"
+	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/coco-shim/coco/virtcontainers/storage"
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
@@ -36,9 +37,7 @@ type guest struct {
 
 func newGuest(t *testing.T) *guest {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: mounts")
-	}
+	testvm.Need(t, testvm.Root)
 	g := &guest{Manager: New(t.TempDir()), t: t}
 	g.sys = t.TempDir()
 	g.write("class/scsi_host/host0/scan", "")

@@ -18,6 +18,8 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/internal/testvm"
 )
 
 // TestMain is the launched program too.
@@ -175,9 +177,7 @@ func TestTheLauncherDiesWithItsParent(t *testing.T) {
 }
 
 func TestTheProcessLivesInTheNamespaceAndInItsOwnSession(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: makes a network namespace")
-	}
+	testvm.Need(t, testvm.Root, testvm.Netns)
 	holder := exec.Command("/bin/cat")
 	holder.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
 	stdin, err := holder.StdinPipe()

@@ -22,6 +22,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
+
+	"github.com/coco-shim/coco/internal/testvm"
 )
 
 // everything has one of each kind of thing that a layer can hold.
@@ -138,9 +140,7 @@ func fsck(t testing.TB, img []byte) {
 }
 
 func TestFsckAcceptsTheImage(t *testing.T) {
-	if _, err := exec.LookPath("fsck.erofs"); err != nil {
-		t.Skip("needs fsck.erofs (package erofs-utils)")
-	}
+	testvm.Need(t, testvm.FsckErofs)
 	fsck(t, fromTar(t, pack(t, everything())))
 	fsck(t, fromTar(t, pack(t, nil)))
 }

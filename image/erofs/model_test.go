@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/internal/testvm"
 )
 
 // item is one entry of a layer, in a form that can be unpacked to a directory and packed into a tar.
@@ -35,9 +37,7 @@ type item struct {
 // needRoot skips tests that make device nodes or mounts.
 func needRoot(t testing.TB) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: makes device nodes, owners and trusted extended attributes")
-	}
+	testvm.Need(t, testvm.Root) // makes device nodes, owners and trusted extended attributes
 }
 
 // unpack does with items what containerd's overlayfs snapshotter does.

@@ -19,6 +19,7 @@ import (
 
 	"github.com/coco-shim/coco/image/erofs"
 	"github.com/coco-shim/coco/image/verity"
+	"github.com/coco-shim/coco/internal/testvm"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 )
@@ -277,9 +278,7 @@ func TestNamedTemporaryFilesWorkToo(t *testing.T) {
 }
 
 func TestAFullDiskIsNamedAndLeftClean(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: mounts a small tmpfs")
-	}
+	testvm.Need(t, testvm.Root) // mounts a small tmpfs
 	small := t.TempDir()
 	if err := unix.Mount("tmpfs", small, "tmpfs", 0, "size=4m,mode=0700"); err != nil {
 		t.Fatal(err)

@@ -20,6 +20,8 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
+
+	"github.com/coco-shim/coco/internal/testvm"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -58,9 +60,7 @@ func format(t testing.TB, data []byte) (*os.File, Params) {
 var interesting = []int{1, 2, 127, 128, 129, 255, 256, 257, 128*128 - 1, 128 * 128, 128*128 + 1}
 
 func TestTreeEqualsVeritysetup(t *testing.T) {
-	if _, err := exec.LookPath("veritysetup"); err != nil {
-		t.Skip("needs veritysetup (package cryptsetup-bin)")
-	}
+	testvm.Need(t, testvm.Veritysetup)
 	for _, blocks := range interesting {
 		data := randomData(blocks)
 		f, p := format(t, data)

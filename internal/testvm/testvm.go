@@ -27,21 +27,24 @@ type Cap struct {
 
 // What tests may need.
 var (
-	Root       = Cap{"root", needRoot}
-	Netns      = Cap{"network namespaces", needNetns}
-	Tap        = Cap{"taps", needDevice("/dev/net/tun")}
-	QEMU       = Cap{"QEMU", needProgram("qemu-system-x86_64", "qemu-system-x86")}
-	KVM        = Cap{"KVM", needDevice("/dev/kvm")}
-	GuestImage = Cap{"a guest image", needGuestImage}
-	Containerd = Cap{"containerd", needProgram("containerd", "containerd")}
-	Ctr        = Cap{"ctr", needProgram("ctr", "containerd")}
-	Runc       = Cap{"runc", needProgram("runc", "runc")}
-	QEMU100    = Cap{"QEMU 10.0", needUnpacked("qemu-10.0", "qemu-system-x86_64")}
-	QEMU111    = Cap{"QEMU 11.1", needUnpacked("qemu-11.1", "qemu-system-x86_64")}
-	Docker     = Cap{"Docker 26", needUnpacked("docker", "dockerd")}
-	Busybox    = Cap{"a static busybox", needProgram("busybox", "busybox-static")}
-	Cgroupv1   = Cap{"cgroup v1", needCgroup(func(t int64) bool { return t != unix.CGROUP2_SUPER_MAGIC })}
-	Cgroupv2   = Cap{"cgroup v2", needCgroup(func(t int64) bool { return t == unix.CGROUP2_SUPER_MAGIC })}
+	Root        = Cap{"root", needRoot}
+	Netns       = Cap{"network namespaces", needNetns}
+	Tap         = Cap{"taps", needDevice("/dev/net/tun")}
+	QEMU        = Cap{"QEMU", needProgram("qemu-system-x86_64", "qemu-system-x86")}
+	KVM         = Cap{"KVM", needDevice("/dev/kvm")}
+	GuestImage  = Cap{"a guest image", needGuestImage}
+	Containerd  = Cap{"containerd", needProgram("containerd", "containerd")}
+	Ctr         = Cap{"ctr", needProgram("ctr", "containerd")}
+	Runc        = Cap{"runc", needProgram("runc", "runc")}
+	QEMU100     = Cap{"QEMU 10.0", needUnpacked("qemu-10.0", "qemu-system-x86_64")}
+	QEMU111     = Cap{"QEMU 11.1", needUnpacked("qemu-11.1", "qemu-system-x86_64")}
+	Docker      = Cap{"Docker 26", needUnpacked("docker", "dockerd")}
+	Busybox     = Cap{"a static busybox", needProgram("busybox", "busybox-static")}
+	FsckErofs   = Cap{"fsck.erofs", needProgram("fsck.erofs", "erofs-utils")}
+	Veritysetup = Cap{"veritysetup", needProgram("veritysetup", "cryptsetup-bin")}
+	E2fsck      = Cap{"e2fsck", needProgram("e2fsck", "e2fsprogs")}
+	Cgroupv1    = Cap{"cgroup v1", needCgroup(func(t int64) bool { return t != unix.CGROUP2_SUPER_MAGIC })}
+	Cgroupv2    = Cap{"cgroup v2", needCgroup(func(t int64) bool { return t == unix.CGROUP2_SUPER_MAGIC })}
 )
 
 // given are the capabilities that no set-up can provide: a machine has them or not.

@@ -85,9 +85,10 @@ func (d *disks) drive(content []byte, device string) int {
 // bottom is a root file system around busybox.
 func bottom(t *testing.T) string {
 	dir := t.TempDir()
+	testvm.Need(t, testvm.Busybox)
 	path, err := exec.LookPath("busybox")
 	if err != nil {
-		t.Skip("needs busybox-static")
+		t.Fatal(err)
 	}
 	bb, err := os.ReadFile(path)
 	if err != nil {

@@ -242,9 +242,10 @@ const (
 // busybox installs a root file system of one binary and links to it.
 func (v *vm) busybox(t *testing.T) {
 	t.Helper()
+	testvm.Need(t, testvm.Busybox)
 	path, err := exec.LookPath("busybox")
 	if err != nil {
-		t.Skip("needs busybox-static")
+		t.Fatal(err)
 	}
 	v.copyIn(t, path, rootfs+"/bin/busybox")
 	for _, name := range strings.Fields("sh true false cat sleep echo stty env id dd md5sum ls head kill mount hostname ps sync wc tty test") {

@@ -92,7 +92,7 @@ func (n *Node) E2E(ctx context.Context, focus, skip string, procs int, out io.Wr
 		"--kubeconfig="+n.Kubeconfig(), "--provider=skeleton", "--kubectl-path="+kubectl, "--node-os-distro=custom",
 		"--allowed-not-ready-nodes=0", "--system-pods-startup-timeout=10s", "--dump-logs-on-failure=false")
 	cmd.Env, cmd.Dir = n.env(), n.Dir
-	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = out, out, time.Minute
+	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = out, out, 3*time.Minute
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it ends its specs and writes the report
 	runErr := cmd.Run()
 	specs, err := readJUnit(file)
