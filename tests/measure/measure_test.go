@@ -18,6 +18,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"testing"
 	"time"
 
@@ -25,6 +27,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/coco-shim/coco/hypervisor/digest"
+	"github.com/coco-shim/coco/internal/initdata"
 	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
 	"github.com/coco-shim/coco/tests/harness"
 	"github.com/coco-shim/coco/virtcontainers"
@@ -90,7 +93,7 @@ var shapes = []shape{
 	{name: "an overhead is not counted", manifest: "overhead: {cpu: 250m, memory: 160Mi}\n" + c + "{limits: {cpu: 1, memory: 256Mi}}}]", memory: 256 << 20, quota: 100000, shares: 1024, vcpus: 1, memoryMiB: 384},
 	{name: "vCPUs by annotation", manifest: c + "{}}]", shares: 2, annotations: map[string]string{"io.coco.config.hypervisor.default_vcpus": "4"}, vcpus: 4, memoryMiB: 384},
 	{name: "memory by annotation", manifest: c + "{}}]", shares: 2, annotations: map[string]string{"io.coco.config.hypervisor.default_memory_mib": "700"}, vcpus: 1, memoryMiB: 896},
-	{name: "initdata", manifest: c + "{}}]", shares: 2, annotations: map[string]string{"io.katacontainers.config.hypervisor.cc_init_data": ""}, vcpus: 1, memoryMiB: 384},
+	{name: "initdata", manifest: c + "{}}]", shares: 2, annotations: map[string]string{initdata.Annotation: ""}, vcpus: 1, memoryMiB: 384},
 	{name: "a deployment", kind: "Deployment", manifest: c + "{limits: {cpu: 2, memory: 1Gi}}}]", memory: 1 << 30, quota: 200000, shares: 2048, vcpus: 2, memoryMiB: 1152},
 	{name: "a cron job", kind: "CronJob", manifest: c + "{limits: {cpu: 7}, requests: {cpu: 1}}}]", quota: 700000, shares: 1024, vcpus: 8, memoryMiB: 384},
 }
@@ -115,6 +118,9 @@ func (s shape) manifestOf(t *testing.T) []byte {
 	return []byte("apiVersion: v1\nkind: Pod\n" + pod)
 }
 
+// noVMM is the name of the file whose presence keeps VMs from starting.
+const noVMM = "no-vmm"
+
 // configs writes the class that is rehearsed and the one that the pods run by.
 func configs(t *testing.T, dir string) (snp, plain string) {
 	t.Helper()
@@ -127,8 +133,12 @@ func configs(t *testing.T, dir string) (snp, plain string) {
 	}
 	fw := write("fw.fd", ovmftest.Build(ovmftest.Layout{Size: 4 << 20, Seed: 1, EIP: 0x80b004, HashBase: 0x810c00, SEV: ovmftest.Sections()}))
 	snp = write("snp.toml", fmt.Appendf(nil, "[hypervisor]\nplatform = \"snp\"\ncpu_model = \"EPYC-v4\"\nfirmware = %q\nmax_vcpus = 8\ndefault_memory_mib = 256\n", fw))
-	plain = write("plain.toml", fmt.Appendf(nil, "[hypervisor]\nmax_vcpus = 1\ndefault_memory_mib = 256\n[runtime]\nstate_dir = %q\nlayer_cache = %q\nrehearse = %q\n",
-		filepath.Join(dir, "run"), filepath.Join(dir, "layers"), snp))
+	vmm := write("vmm", fmt.Appendf(nil, "#!/bin/sh\n[ -e %q ] && exit 1\nexec /usr/bin/qemu-system-x86_64 \"$@\"\n", filepath.Join(dir, noVMM)))
+	if err := os.Chmod(vmm, 0o755); err != nil { //nolint:gosec // a program
+		t.Fatal(err)
+	}
+	plain = write("plain.toml", fmt.Appendf(nil, "[hypervisor]\npath = %q\ndefault_memory_mib = 256\nboot_timeout = \"170s\"\n[runtime]\ncreate_timeout = \"170s\"\nstate_dir = %q\nlayer_cache = %q\nrehearse = %q\n",
+		vmm, filepath.Join(dir, "run"), filepath.Join(dir, "layers"), snp))
 	return snp, plain
 }
 
@@ -149,7 +159,7 @@ func foretold(ctx context.Context, t *testing.T, snp string, manifest []byte) di
 	return l
 }
 
-// published is what the shim says of a pod of CRI.
+// published is what the shim says of a running pod of CRI.
 func published(t *testing.T, stateDir, id string) digest.Launch {
 	t.Helper()
 	sum := sha256.Sum256([]byte("k8s.io\x00" + id))
@@ -162,6 +172,22 @@ func published(t *testing.T, stateDir, id string) digest.Launch {
 		t.Fatal(err)
 	}
 	return l
+}
+
+// logged are the digest, HOSTDATA and size that the shim logged last.
+var logged = regexp.MustCompile(`launch digest.*digest=([0-9a-f]{96}) vcpus=(\d+) memory_mib=(\d+) .*host_data=([0-9a-f]{64})`)
+
+func lastLogged(t *testing.T, log string) []string {
+	t.Helper()
+	text, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := logged.FindAllStringSubmatch(string(text), -1)
+	if len(all) == 0 {
+		t.Fatalf("the log has no launch digest:\n%s", text[max(0, len(text)-4000):])
+	}
+	return all[len(all)-1][1:]
 }
 
 func TestTheShimPublishesWhatTheCommandForetells(t *testing.T) {
@@ -195,47 +221,76 @@ func TestTheShimPublishesWhatTheCommandForetells(t *testing.T) {
 		}
 	})
 	start := time.Now()
+	// The digest is there before the VM starts. Some pods are let run; of the others the VMM ends at once.
+	running := map[string]bool{"nothing asked": true, "a sidecar": true, "initdata": true, "a deployment": true}
 	for i, s := range shapes {
 		t.Run(s.name, func(t *testing.T) {
-			if _, ok := s.annotations["io.katacontainers.config.hypervisor.cc_init_data"]; ok {
-				s.annotations = map[string]string{"io.katacontainers.config.hypervisor.cc_init_data": initdataAnnotation(t)}
+			if _, ok := s.annotations[initdata.Annotation]; ok {
+				s.annotations = map[string]string{initdata.Annotation: initdataAnnotation(t)}
 			}
 			want := foretold(t.Context(), t, snp, s.manifestOf(t))
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-			defer cancel()
-			pod, err := cri.Runtime.RunPodSandbox(ctx, &runtime.RunPodSandboxRequest{RuntimeHandler: "coco", Config: &runtime.PodSandboxConfig{
-				Metadata:    &runtime.PodSandboxMetadata{Name: fmt.Sprint("p", i), Namespace: "default", Uid: fmt.Sprint("uid", i)},
-				Annotations: s.annotations,
-				Linux: &runtime.LinuxPodSandboxConfig{Resources: &runtime.LinuxContainerResources{
-					MemoryLimitInBytes: s.memory, CpuQuota: s.quota, CpuPeriod: 100000, CpuShares: s.shares,
-				}},
-			}})
-			if err != nil {
+			if want.VCPUs != s.vcpus || want.MemoryMiB != s.memoryMiB || len(want.Digest) != 96 {
+				t.Errorf("the command foretells %d vCPUs and %d MiB, want %d and %d", want.VCPUs, want.MemoryMiB, s.vcpus, s.memoryMiB)
+			}
+			if sum := sha256.Sum256([]byte(initdataText)); s.name == "initdata" && want.HostData != hex.EncodeToString(sum[:]) {
+				t.Errorf("HOSTDATA = %s, want %x", want.HostData, sum)
+			}
+			block := filepath.Join(dir, noVMM)
+			if running[s.name] {
+				_ = os.Remove(block) // may not be there
+			} else if err := os.WriteFile(block, nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			got := published(t, filepath.Join(dir, "run"), pod.GetPodSandboxId())
+			id, err := runPod(t, cri, fmt.Sprint("p", i), s)
+			if running[s.name] != (err == nil) {
+				t.Fatalf("RunPodSandbox = %v", err)
+			}
+			if got := lastLogged(t, cri.Log()); !slices.Equal(got, []string{want.Digest, fmt.Sprint(want.VCPUs), fmt.Sprint(want.MemoryMiB), want.HostData}) {
+				t.Errorf("the shim logs\n%q, the command foretells\n%+v", got, want)
+			}
+			if err != nil {
+				return
+			}
+			got := published(t, filepath.Join(dir, "run"), id)
 			if !got.Rehearsal {
 				t.Error("the digest of a plain pod does not say that it is a rehearsal")
 			}
-			got.Rehearsal = false
-			if got != want {
+			if got.Rehearsal = false; got != want {
 				t.Errorf("the shim publishes\n%+v, the command foretells\n%+v", got, want)
 			}
-			if got.VCPUs != s.vcpus || got.MemoryMiB != s.memoryMiB || len(got.Digest) != 96 {
-				t.Errorf("the VM has %d vCPUs and %d MiB, want %d and %d", got.VCPUs, got.MemoryMiB, s.vcpus, s.memoryMiB)
-			}
-			if sum := sha256.Sum256([]byte(initdataText)); s.name == "initdata" && got.HostData != hex.EncodeToString(sum[:]) {
-				t.Errorf("HOSTDATA = %s, want %x", got.HostData, sum)
-			}
-			if _, err := cri.Runtime.StopPodSandbox(ctx, &runtime.StopPodSandboxRequest{PodSandboxId: pod.GetPodSandboxId()}); err != nil {
-				t.Error(err)
-			}
-			if _, err := cri.Runtime.RemovePodSandbox(ctx, &runtime.RemovePodSandboxRequest{PodSandboxId: pod.GetPodSandboxId()}); err != nil {
-				t.Error(err)
-			}
+			stopPod(t, cri, id)
 		})
 	}
 	t.Logf("%d pods in %s", len(shapes), time.Since(start).Round(time.Second))
+}
+
+// patience is generous: it is there to end a test that hangs.
+const patience = 3 * time.Minute
+
+func runPod(t *testing.T, cri *harness.CRI, name string, s shape) (id string, err error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	pod, err := cri.Runtime.RunPodSandbox(ctx, &runtime.RunPodSandboxRequest{RuntimeHandler: "coco", Config: &runtime.PodSandboxConfig{
+		Metadata:    &runtime.PodSandboxMetadata{Name: name, Namespace: "default", Uid: "uid-" + name},
+		Annotations: s.annotations,
+		Linux: &runtime.LinuxPodSandboxConfig{Resources: &runtime.LinuxContainerResources{
+			MemoryLimitInBytes: s.memory, CpuQuota: s.quota, CpuPeriod: 100000, CpuShares: s.shares,
+		}},
+	}})
+	return pod.GetPodSandboxId(), err
+}
+
+func stopPod(t *testing.T, cri *harness.CRI, id string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if _, err := cri.Runtime.StopPodSandbox(ctx, &runtime.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
+		t.Error(err)
+	}
+	if _, err := cri.Runtime.RemovePodSandbox(ctx, &runtime.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
+		t.Error(err)
+	}
 }
 
 // absent skips, or fails where everything is required, as in CI.
