@@ -238,6 +238,9 @@ func (s *settings) group(ctx context.Context, n *kube.Node, runtime string, g ku
 		}
 	}
 	s.say("%s under %s: %d specs, %d did not pass", g.Name, runtime, len(specs), failed)
+	if r, err = kube.ReadReport(file); err != nil { // again: another run may have added to it
+		return err
+	}
 	r.Add(runtime, n.Version, commit(ctx), g, specs)
 	return r.Write(s.reports)
 }
