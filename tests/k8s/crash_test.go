@@ -43,14 +43,25 @@ func TestVMMKilledUnderLoad(t *testing.T) {
 	if err := p.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	pod := await(t, n, "crash", "runs again", func(p *kube.Pod) bool {
+	killed := func(c kube.ContainerStatus) bool {
+		for _, s := range []kube.ContainerState{c.State, c.LastState} {
+			if s.Terminated != nil && s.Terminated.ExitCode == 137 {
+				return true
+			}
+		}
+		return false
+	}
+	// The kubelet may try once to start it in the sandbox that has died, so 137 need not be its last end.
+	told := false
+	await(t, n, "crash", "runs again", func(p *kube.Pod) bool {
 		busy, _ := p.Container("busy")
 		idle, _ := p.Container("idle")
+		told = told || killed(idle)
 		return running(p) && busy.RestartCount > 0 && idle.RestartCount > 0
 	})
 	t.Logf("runs again after %v", time.Since(began).Round(time.Second))
-	if c, _ := pod.Container("idle"); c.LastState.Terminated == nil || c.LastState.Terminated.ExitCode != 137 {
-		t.Errorf("last state of a container whose VMM was killed = %+v, want exit code 137", c.LastState)
+	if !told {
+		t.Error("the container whose VMM was killed was never said to have ended with 137")
 	}
 }
 
