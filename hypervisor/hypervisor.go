@@ -105,7 +105,7 @@ type TDX struct {
 
 // Block is a disk image on the host.
 type Block struct {
-	ID       string   // unique within the VM: [a-z0-9-]{1,28}; the guest sees it as the serial
+	ID       string   // unique within the VM: [a-z0-9-]{1,20}; the guest sees it as the serial
 	File     *os.File // opened by the caller, who keeps ownership; the VMM gets a duplicate
 	ReadOnly bool
 	Device   bool // File is a block device of the host

@@ -190,7 +190,7 @@ func TestThePlainPlatformBootsOnEveryQEMU(t *testing.T) {
 			vm := bootWith(t, New(Options{Path: path}), spec, launched(t))
 			tell(t, vm, "load")
 			hot := []byte(strings.Repeat("hot!", 1<<18))
-			longest := strings.Repeat("h", 28)
+			longest := strings.Repeat("h", 20)
 			addr, err := vm.PlugBlock(t.Context(), hypervisor.Block{ID: longest, File: readOnly(t, hot), ReadOnly: true})
 			if err != nil {
 				t.Fatal(err)

@@ -6,7 +6,7 @@
 package ident
 
 // DeviceForm describes Device in messages.
-const DeviceForm = "^[a-z0-9-]{1,28}$"
+const DeviceForm = "^[a-z0-9-]{1,20}$"
 
 // ID tells whether s is what containerd takes for an id: up to 128 letters, digits, '_', '.' and
 // '-', the first of them a letter or digit.
@@ -24,10 +24,10 @@ func ID(s string) bool {
 	return true
 }
 
-// Device tells whether s names a device in a VMM: up to 28 lower-case letters, digits and '-'. QEMU
+// Device tells whether s names a device in a VMM: up to 20 lower-case letters, digits and '-'. QEMU
 // takes 31 characters as the name of a block node, and ours have a prefix.
 func Device(s string) bool {
-	if s == "" || len(s) > 28 {
+	if s == "" || len(s) > 20 {
 		return false
 	}
 	for i := range len(s) {
