@@ -12,6 +12,7 @@ import (
 )
 
 func TestInitContainersSidecarsAndRestarts(t *testing.T) {
+	t.Parallel()
 	p := runPod(t)
 	if s := p.wait(p.run("init", "echo prepared; exit 0")); s.GetExitCode() != 0 || p.log("init") != "prepared\n" {
 		t.Errorf("init container: %v, log %q", s, p.log("init"))
@@ -37,6 +38,7 @@ func TestInitContainersSidecarsAndRestarts(t *testing.T) {
 }
 
 func TestTermination(t *testing.T) {
+	t.Parallel()
 	p := runPod(t)
 	polite := p.run("polite", "trap 'echo bye; exit 7' TERM; echo ready; while :; do sleep 0.1; done")
 	deaf := p.run("deaf", "trap '' TERM; echo ready; while :; do sleep 0.1; done")

@@ -15,6 +15,7 @@ import (
 )
 
 func TestSecurityContexts(t *testing.T) {
+	t.Parallel()
 	p := runPod(t)
 	user := p.run("user", forever, security(func(s *runtime.LinuxContainerSecurityContext) {
 		s.RunAsUser, s.RunAsGroup = &runtime.Int64Value{Value: 1000}, &runtime.Int64Value{Value: 3000}
@@ -49,6 +50,7 @@ const profile = `{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir"
 const byDefault = `{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":28,"syscalls":[{"action":"SCMP_ACT_ALLOW","names":[%s]}]}`
 
 func TestSeccompIsAppliedInTheGuest(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	file := func(name, text string) *runtime.SecurityProfile {
 		path := filepath.Join(dir, name)
@@ -90,6 +92,7 @@ var shellCalls = []string{
 }
 
 func TestPrivilegedIsPrivilegedInsideTheVM(t *testing.T) {
+	t.Parallel()
 	p := runPod(t, func(c *runtime.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true })
 	c := p.run("c", forever, security(func(s *runtime.LinuxContainerSecurityContext) {
 		s.Privileged = true
@@ -99,6 +102,7 @@ func TestPrivilegedIsPrivilegedInsideTheVM(t *testing.T) {
 }
 
 func TestPrivilegedByCtr(t *testing.T) {
+	t.Parallel()
 	d := node(t)
 	id := "privileged-ctr"
 	if r := d.Ctr(t.Context(), "-n", "k8s.io", "run", "-d", "--privileged", "--runtime", harness.Runtime, harness.Image, id, "sleep", "1000"); r.Code != 0 {

@@ -15,6 +15,7 @@ import (
 )
 
 func TestContainersShareAPod(t *testing.T) {
+	t.Parallel()
 	p := runPod(t, func(c *runtime.PodSandboxConfig) {
 		c.Hostname = "the-pod"
 		c.Linux.Sysctls = map[string]string{"kernel.shmmni": "1234", "net.ipv4.ip_local_port_range": "20000 20100", "fs.mqueue.msg_max": "33"}
@@ -59,6 +60,7 @@ func TestContainersShareAPod(t *testing.T) {
 }
 
 func TestSharedProcessIDs(t *testing.T) {
+	t.Parallel()
 	p := runPod(t, sharePIDs)
 	a := p.run("a", forever)
 	b := p.run("b", "sleep 4321")
@@ -81,6 +83,7 @@ func TestSharedProcessIDs(t *testing.T) {
 
 // kubectl debug --target: an ephemeral container that sees another's processes.
 func TestAnEphemeralContainerSeesItsTarget(t *testing.T) {
+	t.Parallel()
 	p := runPod(t)
 	p.wait(p.run("init", "true"))
 	app := p.run("app", "sleep 4321")

@@ -78,6 +78,7 @@ func mortal(t *testing.T, when string) (config string) {
 // kernel panicked and shows what it printed, and nothing is left.
 func TestTheAgentDiesAtEachMomentOfAStart(t *testing.T) {
 	d := daemon(t, primary)
+	noLeaks(t)
 	for _, m := range []struct{ name, when string }{
 		{"before it has begun", "now"},
 		{"while it starts", "/sys/fs/cgroup/cgroup.controllers"},
@@ -88,7 +89,7 @@ func TestTheAgentDiesAtEachMomentOfAStart(t *testing.T) {
 		{"when the container is created", "/run/crun/*"},
 	} {
 		t.Run(m.name, func(t *testing.T) {
-			noLeaks(t)
+			t.Parallel()
 			id := newID(t)
 			t.Cleanup(func() { remove(t, d, id) })
 			start := time.Now()

@@ -84,13 +84,14 @@ func strike(t *testing.T, victim string, m moment, shim, vmm int) time.Time {
 // TestKillAtEachMomentOfAStart kills shim or VMM. ctr learns it at once and in words, and nothing is left.
 func TestKillAtEachMomentOfAStart(t *testing.T) {
 	d := daemon(t, primary)
+	noLeaks(t)
 	for _, m := range startMoments {
 		for _, victim := range []string{"shim", "vmm"} {
 			if victim == "vmm" && m.noVMM {
 				continue
 			}
 			t.Run(m.name+"/"+victim, func(t *testing.T) {
-				noLeaks(t)
+				t.Parallel()
 				id := newID(t)
 				t.Cleanup(func() { remove(t, d, id) })
 				ctx, cancel := context.WithTimeout(t.Context(), perCommand)
@@ -152,13 +153,14 @@ func settles(t *testing.T, d *harness.Daemon, id string) {
 // TestKillAtEachMomentOfAStop kills shim or VMM while a container is being removed.
 func TestKillAtEachMomentOfAStop(t *testing.T) {
 	d := daemon(t, primary)
+	noLeaks(t)
 	for _, m := range stopMoments {
 		for _, victim := range []string{"shim", "vmm"} {
 			if victim == "vmm" && m.noVMM {
 				continue
 			}
 			t.Run(m.name+"/"+victim, func(t *testing.T) {
-				noLeaks(t)
+				t.Parallel()
 				id := detached(t, d, harness.Runtime, "sleep", "1000")
 				ctx, cancel := context.WithTimeout(t.Context(), perCommand)
 				defer cancel()
