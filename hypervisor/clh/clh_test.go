@@ -57,7 +57,7 @@ func plain(t testing.TB) hypervisor.VMSpec {
 	return hypervisor.VMSpec{
 		ID: "pod-1", CPU: hypervisor.CPU{Count: 2}, MemoryMiB: 512, BlockBus: hypervisor.BlockBlk, BootTimeout: 20 * time.Second,
 		Boot:   hypervisor.Boot{Kernel: file(t, "vmlinux"), Initrd: file(t, "initrd.img"), Cmdline: "console=ttyS0 quiet"},
-		Blocks: []hypervisor.Block{{ID: "layer-0", File: file(t, "layer-0"), ReadOnly: true}, {ID: "scratch-with-a-long-name", File: file(t, "scratch")}},
+		Blocks: []hypervisor.Block{{ID: "layer-0", File: file(t, "layer-0"), ReadOnly: true}, {ID: "scratch-a-long-name", File: file(t, "scratch")}},
 		NICs:   []hypervisor.NIC{{ID: "eth0", MAC: "02:00:00:00:00:01", Tap: []*os.File{file(t, "tap0"), file(t, "tap1")}, MTU: 1450}},
 	}
 }

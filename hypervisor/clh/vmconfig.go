@@ -21,8 +21,7 @@ const (
 	apiSocket    = "api.sock"
 	vsockSocket  = "vsock.sock"
 	consoleFIFO  = "console"
-	maxSerial    = 20 // VIRTIO_BLK_ID_BYTES
-	firstFD      = 3  // the descriptor of Command.Files[0]
+	firstFD      = 3 // the descriptor of Command.Files[0]
 	apiFD        = firstFD
 	eventsFD     = firstFD + 1
 	ownFiles     = 2 // in front of those of the VM's description
@@ -108,7 +107,7 @@ func deviceName(id string) string { return "dev-" + id }
 // and believe what the guest wrote there.
 func diskConfig(b hypervisor.Block, path string) clhapi.DiskConfig {
 	return clhapi.DiskConfig{
-		Id: diskName(b.ID), Path: path, Readonly: b.ReadOnly, ImageType: clhapi.Raw, Serial: b.ID[:min(len(b.ID), maxSerial)],
+		Id: diskName(b.ID), Path: path, Readonly: b.ReadOnly, ImageType: clhapi.Raw, Serial: b.ID,
 	}
 }
 

@@ -158,7 +158,7 @@ func blocks(t *testing.T, vm hypervisor.VM) {
 	}
 	f := image(t)
 	places := map[hypervisor.BlockAddress]string{}
-	for _, id := range []string{"a", "b" + strings.Repeat("x", 27), "c"} {
+	for _, id := range []string{"a", "b" + strings.Repeat("x", 19), "c"} {
 		addr, err := p.PlugBlock(t.Context(), hypervisor.Block{ID: id, File: f, ReadOnly: true})
 		if err != nil {
 			t.Fatal(err)

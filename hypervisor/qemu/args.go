@@ -256,19 +256,18 @@ func deviceName(id string) string { return "d-" + id }
 
 // diskDevice describes the device in place n of the VM's block bus.
 func diskDevice(spec hypervisor.VMSpec, n int, blk hypervisor.Block) map[string]any {
-	d := map[string]any{"id": deviceName(blk.ID), "drive": nodeName(blk.ID), "share-rw": blk.ReadOnly}
+	// An id fits a serial as it is (ident.DeviceForm; VIRTIO_BLK_ID_BYTES is 20).
+	d := map[string]any{"id": deviceName(blk.ID), "serial": blk.ID, "drive": nodeName(blk.ID), "share-rw": blk.ReadOnly}
 	if !blk.ReadOnly {
 		// A disk that the host has no room for is an error in the guest, not a VM that stands still.
 		d["werror"], d["rerror"] = "report", "report"
 	}
 	if spec.BlockBus == hypervisor.BlockSCSI {
 		d["driver"], d["bus"], d["scsi-id"], d["lun"] = "scsi-hd", scsiDevice+".0", n, 0
-		d["serial"] = blk.ID
 		return d
 	}
 	d["driver"], d["bus"] = "virtio-blk-pci", portID(n)
 	d["disable-legacy"] = "on"
-	d["serial"] = blk.ID[:min(len(blk.ID), 20)] // VIRTIO_BLK_ID_BYTES
 	if spec.TEE != hypervisor.TEENone {
 		d["iommu_platform"] = true
 	}

@@ -177,7 +177,7 @@ func TestValidateRefuses(t *testing.T) {
 		{"a disk twice", plain(func(s *hypervisor.VMSpec) { s.Blocks[1].ID = "layer-0" }), `"layer-0": id used twice`},
 		{"a disk without a file", plain(func(s *hypervisor.VMSpec) { s.Blocks[0].File = nil }), "no file"},
 		{"a disk with a bad id", plain(func(s *hypervisor.VMSpec) { s.Blocks[0].ID = "a,b" }), "id must match"},
-		{"a disk with a long id", plain(func(s *hypervisor.VMSpec) { s.Blocks[0].ID = strings.Repeat("a", 29) }), "id must match"},
+		{"a disk with a long id", plain(func(s *hypervisor.VMSpec) { s.Blocks[0].ID = strings.Repeat("a", 21) }), "id must match"},
 		{"a disk with the longest id", plain(func(s *hypervisor.VMSpec) { s.Blocks[0].ID = strings.Repeat("a", 20) }), ""},
 		{"a bad MAC", plain(func(s *hypervisor.VMSpec) { s.NICs[0].MAC = "x" }), `MAC address "x"`},
 		{"no tap", plain(func(s *hypervisor.VMSpec) { s.NICs[0].Tap = nil }), "no tap"},

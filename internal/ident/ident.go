@@ -24,8 +24,8 @@ func ID(s string) bool {
 	return true
 }
 
-// Device tells whether s names a device in a VMM: up to 20 lower-case letters, digits and '-'. QEMU
-// takes 31 characters as the name of a block node, and ours have a prefix.
+// Device tells whether s names a device in a VMM: up to 20 lower-case letters, digits and '-'. A
+// virtio disk has 20 bytes for its serial, and QEMU 31 for the name of a block node.
 func Device(s string) bool {
 	if s == "" || len(s) > 20 {
 		return false
