@@ -57,10 +57,11 @@ func (a *answers) wait(ctx context.Context) {
 	}
 }
 
-// listener counts the answers on its connections.
+// listener counts its clients, and the answers on their connections.
 type listener struct {
 	net.Listener
 	answers *answers
+	clients *clients
 }
 
 // Accept implements net.Listener.
@@ -69,7 +70,8 @@ func (l listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &answered{Conn: c, answers: l.answers}, nil
+	l.clients.come()
+	return &answered{Conn: c, answers: l.answers, clients: l.clients}, nil
 }
 
 // answered is a connection whose frames are watched: 10 bytes of header (stream, length, type, flags) and
@@ -77,6 +79,8 @@ func (l listener) Accept() (net.Conn, error) {
 type answered struct {
 	net.Conn
 	answers  *answers
+	clients  *clients
+	closed   sync.Once
 	header   []byte
 	left     uint32 // of the payload
 	response bool
@@ -86,6 +90,13 @@ const (
 	frameHeader   = 10
 	frameResponse = 2 // the type of a message
 )
+
+// Close implements net.Conn.
+func (c *answered) Close() error {
+	err := c.Conn.Close()
+	c.closed.Do(c.clients.leave)
+	return err
+}
 
 // Write implements net.Conn.
 func (c *answered) Write(p []byte) (int, error) {

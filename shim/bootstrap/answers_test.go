@@ -37,10 +37,11 @@ func TestTheLastCallIsAnswered(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		callers := newClients(time.Hour, func() {})
 		served, finished := make(chan struct{}), make(chan struct{})
 		go func() {
 			defer close(served)
-			_ = server.Serve(context.Background(), listener{l, calls})
+			_ = server.Serve(context.Background(), listener{l, calls, callers})
 		}()
 		go func() {
 			defer close(finished)
@@ -62,5 +63,6 @@ func TestTheLastCallIsAnswered(t *testing.T) {
 		<-finished
 		_ = client.Close()
 		<-served
+		callers.stop()
 	}
 }

@@ -63,6 +63,7 @@ func (p *program) Register(s *ttrpc.Server) {
 	})
 }
 func (p *program) Done() <-chan struct{}      { return p.done }
+func (p *program) Deserted()                  {}
 func (p *program) Stop(context.Context) error { return nil }
 
 func startParams(t *testing.T, id string) (Params, bundle.Dir) {

@@ -62,8 +62,8 @@ func (s *Service) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.Cr
 	pod, err := s.create(ctx, c, role, spec, r)
 	if err != nil {
 		s.unclaim(c)
-		if errors.Is(client.Err(), context.Canceled) {
-			s.abandoned()
+		if errors.Is(client.Err(), context.Canceled) { // it hung up
+			s.Deserted()
 		}
 		return nil, fmt.Errorf("create %s: %w", r.ID, err)
 	}
@@ -107,19 +107,6 @@ func (s *Service) unclaim(c *container) {
 	delete(s.containers, c.id)
 	if c.id == s.podID {
 		s.making = false
-	}
-}
-
-// abandoned ends a shim that has nothing to serve: its client died during the create, and a containerd that comes
-// back keeps such a shim until somebody removes the sandbox that never was.
-func (s *Service) abandoned() {
-	s.mu.Lock()
-	idle := len(s.containers) == 0 && !s.held && s.pod == nil && !s.stopping
-	s.stopping = s.stopping || idle
-	s.mu.Unlock()
-	if idle {
-		s.log.Info("the client that asked for the pod is gone, and there is nothing to serve: the shim ends", "pod", s.podID)
-		s.leave(context.Background())
 	}
 }
 

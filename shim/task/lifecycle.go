@@ -271,6 +271,19 @@ func (s *Service) Shutdown(ctx context.Context, _ *api.ShutdownRequest) (*emptyp
 	return &emptypb.Empty{}, nil
 }
 
+// Deserted ends a shim that has nothing to serve and whose client is gone: a containerd that comes back keeps such a
+// shim until somebody removes the sandbox that never was.
+func (s *Service) Deserted() {
+	s.mu.Lock()
+	idle := len(s.containers) == 0 && !s.held && !s.stopping
+	s.stopping = s.stopping || idle
+	s.mu.Unlock()
+	if idle {
+		s.log.Info("no client is left, and nothing to serve: the shim ends")
+		s.leave(context.Background())
+	}
+}
+
 // leave tells the last events and then that nothing is left to serve.
 func (s *Service) leave(ctx context.Context) {
 	flush, cancel := context.WithTimeout(ctx, flushTimeout)

@@ -5,6 +5,7 @@ package task
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/containerd/errdefs"
@@ -18,6 +19,7 @@ func (s *Service) MakeSandbox(ctx context.Context, r PodRequest, amend func(*spe
 	if err := s.claimSandbox(r.ID); err != nil {
 		return nil, err
 	}
+	client := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.life, cancel)()
@@ -29,6 +31,9 @@ func (s *Service) MakeSandbox(ctx context.Context, r PodRequest, amend func(*spe
 	if err != nil {
 		s.held = false
 		s.mu.Unlock()
+		if errors.Is(client.Err(), context.Canceled) { // it hung up
+			s.Deserted()
+		}
 		return nil, s.forEvent(r.ID, err)
 	}
 	s.pod, s.amend = pod, amend

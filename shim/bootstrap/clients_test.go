@@ -1,0 +1,72 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package bootstrap
+
+import (
+	"net"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// A shim is told each time that its last client went, and not while one is there.
+func TestDesertedWhenTheLastClientGoes(t *testing.T) {
+	deserted := make(chan struct{}, 10)
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	callers := newClients(time.Hour, func() { deserted <- struct{}{} })
+	defer callers.stop()
+	a := listener{l, newAnswers(), callers}
+	connect := func() (ours, theirs net.Conn) {
+		t.Helper()
+		theirs, err := net.Dial("unix", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ours, err = a.Accept(); err != nil {
+			t.Fatal(err)
+		}
+		return ours, theirs
+	}
+	hangUp := func(ours, theirs net.Conn) {
+		t.Helper()
+		_ = theirs.Close()
+		_ = ours.Close()
+		_ = ours.Close() // a server may close twice
+	}
+
+	first, itsClient := connect()
+	second, itsOther := connect()
+	hangUp(first, itsClient)
+	if len(deserted) != 0 {
+		t.Fatal("deserted while a client is connected")
+	}
+	hangUp(second, itsOther)
+	if len(deserted) != 1 {
+		t.Fatalf("told %d times that nobody is connected, want once", len(deserted))
+	}
+	hangUp(connect())
+	if len(deserted) != 2 {
+		t.Errorf("told %d times that nobody is connected, want twice", len(deserted))
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Accept(); err == nil {
+		t.Error("a closed listener accepts")
+	}
+}
+
+func TestDesertedWhenNobodyComes(t *testing.T) {
+	deserted := make(chan struct{})
+	callers := newClients(time.Millisecond, func() { close(deserted) })
+	defer callers.stop()
+	select {
+	case <-deserted:
+	case <-time.After(10 * time.Second):
+		t.Error("nobody was told that nobody came")
+	}
+}
