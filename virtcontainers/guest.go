@@ -14,6 +14,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -21,6 +22,7 @@ import (
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
 	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/internal/portmux"
 )
 
 // Guest ports.
@@ -148,9 +150,6 @@ func (l *link) within(ctx context.Context) (context.Context, context.CancelFunc)
 	return context.WithTimeoutCause(ctx, l.timeout, fmt.Errorf("no answer from the agent within %s: %w", l.timeout, context.DeadlineExceeded))
 }
 
-// lostGrace is how long a VM may take to be seen as dead after its connection broke.
-const lostGrace = 2 * time.Second
-
 // fault gives an agent's error its class. When the connection broke, the reason is the VM's: it is
 // waited for shortly.
 func (l *link) fault(ctx context.Context, err error) error {
@@ -163,7 +162,7 @@ func (l *link) fault(ctx context.Context, err error) error {
 	if !lost(err) {
 		return classify(err)
 	}
-	t := time.NewTimer(lostGrace)
+	t := time.NewTimer(lostVM)
 	defer t.Stop()
 	select {
 	case <-l.vm.Done():
@@ -183,8 +182,15 @@ func named(what string, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
+// lost says whether an error is that of a connection whose other end is gone: of the agent's, or of a stream's, which on
+// Cloud Hypervisor is a socket.
 func lost(err error) bool {
-	return errors.Is(err, ttrpc.ErrClosed) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+	for _, e := range []error{ttrpc.ErrClosed, portmux.ErrLost, io.EOF, io.ErrUnexpectedEOF, unix.ECONNRESET, unix.EPIPE} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 func isStatus(err error) bool {
