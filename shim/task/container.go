@@ -132,7 +132,7 @@ func (p *process) beginStart() (settle func(ok bool), err error) {
 	if p.started {
 		return nil, fmt.Errorf("process was started before: %w", errdefs.ErrFailedPrecondition)
 	}
-	if p.hasExited() {
+	if p.hasExitedLocked() {
 		return nil, fmt.Errorf("process has ended: %w", errdefs.ErrFailedPrecondition)
 	}
 	claim := make(chan struct{})
@@ -154,6 +154,12 @@ func (p *process) awaitStart() {
 }
 
 func (p *process) hasExited() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.hasExitedLocked()
+}
+
+func (p *process) hasExitedLocked() bool {
 	select {
 	case <-p.exited:
 		return true
@@ -164,11 +170,11 @@ func (p *process) hasExited() bool {
 
 // isAlive says whether the process runs or is about to.
 func (p *process) isAlive() bool {
-	if p.hasExited() {
-		return false
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.hasExitedLocked() {
+		return false
+	}
 	select {
 	case <-p.starting:
 		return p.started
@@ -221,10 +227,14 @@ func (p *process) currentRelay() *stdio.Relay {
 
 func (p *process) closeRelay() error { return p.currentRelay().Close() }
 
-// end records the exit. The first call counts.
-func (p *process) end(st virtcontainers.ExitStatus) {
+// end records the exit and tells it, as one: who acts on the event finds the process ended, and what follows from
+// the end, a deletion, is told later. tell must not block. The first call counts.
+func (p *process) end(st virtcontainers.ExitStatus, tell func()) {
 	p.once.Do(func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
 		p.status = st
+		tell()
 		close(p.exited)
 	})
 }

@@ -161,6 +161,7 @@ func (s *Service) Delete(ctx context.Context, r *api.DeleteRequest) (*api.Delete
 	if p.isAlive() {
 		return nil, fmt.Errorf("delete process %q in container %s: it runs; kill it first: %w", r.ExecID, r.ID, errdefs.ErrFailedPrecondition)
 	}
+	client := ctx
 	ctx, cancel := s.detached(ctx, stopTimeout)
 	defer cancel()
 	if r.ExecID != "" {
@@ -171,6 +172,9 @@ func (s *Service) Delete(ctx context.Context, r *api.DeleteRequest) (*api.Delete
 	if err != nil {
 		return nil, fmt.Errorf("delete process %q in container %s: %w", r.ExecID, r.ID, err)
 	}
+	if client.Err() != nil { // it waits no more, as Docker after two seconds, and will not ask the shim to end
+		s.Deserted()
+	}
 	return &api.DeleteResponse{Pid: c.pid, ExitStatus: p.status.Code, ExitedAt: timestamppb.New(p.status.At)}, nil
 }
 
@@ -178,7 +182,7 @@ func (s *Service) deleteExec(ctx context.Context, c *container, p *process, pod 
 	if _, err := pod.Delete(ctx, c.id, p.exec); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	p.end(virtcontainers.ExitStatus{Code: killedCode, At: time.Now()}) // in case it never ran
+	p.end(virtcontainers.ExitStatus{Code: killedCode, At: time.Now()}, func() {}) // in case it never ran
 	c.removeExec(p.exec)
 	s.logClose(c, p.closeRelay())
 	return nil

@@ -35,11 +35,16 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // recorder is a containerd that notes events.
 type recorder struct {
+	react func(proto.Message) // what containerd's client does about an event, or nil
+
 	mu  sync.Mutex
-	got []string
+	got []string // guarded by mu
 }
 
 func (r *recorder) Send(m proto.Message) {
+	if r.react != nil {
+		r.react(m)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	name := strings.TrimPrefix(string(m.ProtoReflect().Descriptor().Name()), "Task")
@@ -256,6 +261,59 @@ func TestStartIsToldBeforeTheExitOfWhatEndsAtOnce(t *testing.T) {
 		want = append(want, "ExecAdded", "ExecStarted "+id, "Exit "+id+" 0")
 	}
 	f.wantEvents(want...)
+}
+
+// Docker deletes a container as soon as it hears of its exit. A delete that found it running would leave the VM.
+func TestWhoHearsOfTheExitFindsTheProcessEnded(t *testing.T) {
+	f := newFixture(t)
+	saw := make(chan tasktypes.Status, 1)
+	f.events.react = func(m proto.Message) {
+		if _, ok := m.(*eventsapi.TaskExit); !ok {
+			return
+		}
+		go func() {
+			r, err := f.State(context.Background(), &api.StateRequest{ID: "c1"})
+			if err != nil {
+				t.Error(err)
+			}
+			saw <- r.GetStatus()
+		}()
+		select { // whoever asks now is answered after the end, or wrongly
+		case s := <-saw:
+			saw <- s
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	f.create("c1", "/bin/true")
+	f.start("c1", "")
+	if s := <-saw; s != tasktypes.Status_STOPPED {
+		t.Errorf("state on the exit event = %v, want stopped", s)
+	}
+	f.remove("c1", "")
+}
+
+// A client that has stopped waiting for its delete (Docker does after two seconds) never asks the shim to end.
+func TestAShimWhoseDeleteNobodyWaitsForEnds(t *testing.T) {
+	f := newFixture(t)
+	f.create("c1", "/bin/true")
+	f.start("c1", "")
+	f.wait("c1", "")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := f.Delete(ctx, &api.DeleteRequest{ID: "c1"}); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-f.Done():
+	default:
+		t.Error("the shim stays, without a container")
+	}
+	select {
+	case <-f.pod.Done():
+	default:
+		t.Error("the VM stays, without a container")
+	}
+	f.wantEvents("Create", "Start", "Exit c1 0", "Delete")
 }
 
 func TestTheInitsExitIsToldLast(t *testing.T) {

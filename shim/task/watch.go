@@ -95,9 +95,10 @@ func (s *Service) publishExit(c *container, p *process, st virtcontainers.ExitSt
 	if st.Reason != "" {
 		s.log.Error("process ended with its VM", "container", c.id, "exec", p.exec, "reason", st.Reason)
 	}
-	s.cfg.Events.Send(&eventsapi.TaskExit{
-		ContainerID: c.id, ID: id, Pid: c.pid, ExitStatus: st.Code, ExitedAt: timestamppb.New(st.At),
+	p.end(st, func() {
+		s.cfg.Events.Send(&eventsapi.TaskExit{
+			ContainerID: c.id, ID: id, Pid: c.pid, ExitStatus: st.Code, ExitedAt: timestamppb.New(st.At),
+		})
 	})
 	s.log.Debug("exit", "container", c.id, "exec", p.exec, "status", st.Code)
-	p.end(st)
 }
