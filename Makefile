@@ -113,7 +113,7 @@ setup-bench:
 	tests/setup.sh packages containerd-2.4
 
 # K8S are flags of tests/k8s/cmd/coco-k8s, for example K8S='-handler coco' or K8S='-groups node -procs 3'.
-.PHONY: k8s-up k8s-down k8s-test k8s-soak
+.PHONY: k8s-up k8s-down k8s-test k8s-soak k8s-load
 k8s-up: setup-k8s stage ## a single-node Kubernetes cluster with coco (first time: about 15 minutes of building)
 	$(GO) run ./tests/k8s/cmd/coco-k8s up $(K8S)
 
@@ -125,6 +125,9 @@ k8s-test: setup-k8s stage ## Kubernetes conformance under runc and coco, report 
 
 k8s-soak: setup-k8s stage ## a hundred pods one after another: does anything grow or stay?
 	$(GO) run ./tests/k8s/cmd/coco-k8s soak $(K8S)
+
+k8s-load: setup-k8s stage ## half an hour of exec, logs and output: does shim, VMM or containerd grow?
+	$(GO) run ./tests/k8s/cmd/coco-k8s load $(K8S)
 
 .PHONY: setup-k8s
 setup-k8s:

@@ -24,7 +24,7 @@ import (
 	"github.com/coco-shim/coco/tests/k8s/kube"
 )
 
-const usage = `coco-k8s up | down | test | soak | density [flags]; -h after a command lists its flags`
+const usage = `coco-k8s up | down | test | soak | load | density [flags]; -h after a command lists its flags`
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -49,6 +49,8 @@ type settings struct {
 	pods    int
 	limit   time.Duration
 	resume  bool
+
+	duration time.Duration
 }
 
 func run(ctx context.Context, args []string) error {
@@ -69,6 +71,7 @@ func run(ctx context.Context, args []string) error {
 	s.flags.DurationVar(&s.limit, "limit", 0, "test: begin no group after this time; with -resume a later run goes on")
 	s.flags.BoolVar(&s.resume, "resume", false, "test: leave out what the report says has passed already")
 	s.flags.IntVar(&s.pods, "pods", 100, "soak: pods, one after another; density: pods at once")
+	s.flags.DurationVar(&s.duration, "for", 30*time.Minute, "load: how long")
 	if err := s.flags.Parse(args[1:]); err != nil {
 		return err
 	}
@@ -86,6 +89,8 @@ func run(ctx context.Context, args []string) error {
 		return s.density(ctx)
 	case "soak":
 		return s.soak(ctx)
+	case "load":
+		return s.load(ctx)
 	default:
 		return errors.New(usage)
 	}
