@@ -5,6 +5,10 @@ DESTDIR     ?=
 GO          ?= $(shell command -v go 2>/dev/null || echo /usr/local/go/bin/go)
 VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS     := -s -w -X github.com/coco-shim/coco/internal/version.Version=$(VERSION)
+# Libraries are compiled without inlining: none of them is where bytes pass through, and shim and agent, which every pod
+# pays for, become 0.4 MB smaller each. Later patterns win: the runtime, system calls and our own code are inlined as usual.
+GCFLAGS     := -gcflags=all=-l -gcflags=runtime/...= -gcflags=internal/...= -gcflags=sync/...= -gcflags=syscall= -gcflags=github.com/coco-shim/coco/...=
+BUILD       := -trimpath -buildvcs=false -tags no_grpc $(GCFLAGS)
 export CGO_ENABLED := 0
 export GOTOOLCHAIN := local
 BINARIES    := containerd-shim-coco-v2 coco-agent coco
@@ -25,7 +29,12 @@ build: $(addprefix bin/,$(BINARIES)) ## static binaries in bin/
 .PHONY: FORCE
 bin/%: FORCE
 	@mkdir -p bin
-	$(GO) build -trimpath -buildvcs=false -tags no_grpc -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
+	$(GO) build $(BUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
+
+# The flags of the binaries, for the test of their sizes.
+.PHONY: print-build-flags
+print-build-flags:
+	@echo $(BUILD)
 
 .PHONY: unit
 unit: ## unit tests; those that need root, QEMU or an image skip with the reason

@@ -73,7 +73,8 @@ func Deny(t *testing.T, main string, denied ...string) {
 func MaxSize(t *testing.T, main string, limit int64) {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), "binary")
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-tags", "no_grpc", "-ldflags", "-s -w", "-o", out, main)
+	flags := buildFlags(t)
+	cmd := exec.CommandContext(t.Context(), "go", append(append([]string{"build"}, flags...), "-ldflags", "-s -w", "-o", out, main)...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if b, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build %s: %v: %s", main, err, b)
@@ -86,6 +87,20 @@ func MaxSize(t *testing.T, main string, limit int64) {
 	if info.Size() > limit {
 		t.Errorf("%s weighs %d bytes, its budget is %d", main, info.Size(), limit)
 	}
+}
+
+// buildFlags asks the Makefile how binaries are built.
+func buildFlags(t *testing.T) []string {
+	t.Helper()
+	root, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}").Output()
+	if err != nil {
+		t.Fatalf("find the module's directory: %v", err)
+	}
+	flags, err := exec.CommandContext(t.Context(), "make", "-s", "-C", strings.TrimSpace(string(root)), "print-build-flags").Output()
+	if err != nil {
+		t.Fatalf("make print-build-flags: %v", err)
+	}
+	return strings.Fields(string(flags))
 }
 
 // Edges maps one of our packages (or a tree of them, ending in /...) to what it may import of ours.
