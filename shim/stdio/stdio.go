@@ -29,8 +29,12 @@ import (
 const (
 	bufferSize = 64 << 10
 	// idleGrace is how long an ended process's output may stand still before its exit is told
-	// anyway: a grandchild holds the pipe, or a reader does not read.
+	// anyway: a grandchild holds the pipe. slowGrace is the same while a reader that is there does not
+	// read: what it leaves would be lost. Both are counted in ticks, of which a machine that was
+	// stopped for a while gets one, like its readers.
 	idleGrace = 2 * time.Second
+	slowGrace = 10 * time.Second
+	idleTick  = 200 * time.Millisecond
 	// drainLimit bounds the whole wait, for output that flows but never ends.
 	drainLimit = 30 * time.Second
 )
@@ -66,6 +70,7 @@ type Relay struct {
 	logger         *logger // the binary logger behind stdout and stderr, or nil
 
 	moved   atomic.Int64  // output bytes so far: progress
+	writing atomic.Int32  // outputs whose reader has to take something
 	drained chan struct{} // all output was written
 	outputs sync.WaitGroup
 	input   sync.WaitGroup
@@ -192,7 +197,10 @@ func (r *Relay) pumpOut(from io.ReadCloser, to sink) {
 	for {
 		n, err := from.Read(*buf)
 		if n > 0 && !lost {
-			if _, werr := to.Write((*buf)[:n]); werr != nil {
+			r.writing.Add(1)
+			_, werr := to.Write((*buf)[:n])
+			r.writing.Add(-1)
+			if werr != nil {
 				// The process must go on although nobody listens: read on and drop.
 				lost = true
 				if !errors.Is(werr, os.ErrClosed) && !errors.Is(werr, syscall.EPIPE) {
@@ -241,10 +249,10 @@ func (r *Relay) Drain(ctx context.Context) {
 	}
 	limit := time.NewTimer(drainLimit)
 	defer limit.Stop()
-	idle := time.NewTicker(idleGrace)
-	defer idle.Stop()
+	tick := time.NewTicker(idleTick)
+	defer tick.Stop()
 	last := r.moved.Load()
-	for {
+	for still := time.Duration(0); ; {
 		select {
 		case <-r.drained:
 			return
@@ -253,12 +261,15 @@ func (r *Relay) Drain(ctx context.Context) {
 		case <-limit.C:
 			r.log.Warn("output still flows after the exit: exit published first")
 			return
-		case <-idle.C:
+		case <-tick.C:
+			still += idleTick
 			if now := r.moved.Load(); now != last {
-				last = now
+				last, still = now, 0
+			}
+			if still < idleGrace || still < slowGrace && r.writing.Load() > 0 {
 				continue
 			}
-			r.log.Warn("output stands still after the exit: exit published first")
+			r.log.Warn("output stands still after the exit: exit published first", "unread", r.writing.Load() > 0)
 			return
 		}
 	}

@@ -147,6 +147,36 @@ func TestASlowReaderGetsEverything(t *testing.T) {
 	}
 }
 
+// A client that is busy with something else, or whose machine was, for longer than an idle output may stand still.
+func TestAReaderThatPausesGetsEverything(t *testing.T) {
+	out := fifo(t, "out")
+	reader, err := os.OpenFile(out, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = reader.Close() }()
+	r := open(t, Config{Stdout: out})
+	outR, outW := pipe(t)
+	r.Start(Streams{Stdout: outR})
+	const size = 160 << 10 // FIFO and pipe hold it: the process ends before anything is read
+	if _, err := outW.Write(make([]byte, size)); err != nil {
+		t.Fatal(err)
+	}
+	_ = outW.Close()
+	drained := make(chan struct{})
+	go func() { // the end of the process, and its deletion
+		r.Drain(context.WithoutCancel(t.Context()))
+		_ = r.Close()
+		close(drained)
+	}()
+	time.Sleep(idleGrace + idleGrace/2) // the pause is the point
+	got, err := io.ReadAll(reader)
+	<-drained
+	if err != nil || len(got) != size {
+		t.Errorf("%d bytes of %d, %v", len(got), size, err)
+	}
+}
+
 func TestAGrandchildThatHoldsTheOutputDoesNotHoldTheExit(t *testing.T) {
 	r := open(t, Config{Stdout: "/dev/null"})
 	outR, _ := pipe(t) // nobody closes the other end
