@@ -8,28 +8,28 @@ import (
 	"time"
 )
 
-// clientTimeout is how long a shim waits for its first client. containerd connects as soon as `start` has
-// told it the address.
-const clientTimeout = 20 * time.Second
+// askTimeout is how long a shim waits to be asked for something. containerd does so as soon as `start` has told it the
+// address.
+const askTimeout = 20 * time.Second
 
-// clients tells when nobody is connected: each time that the last client went, and once if none came. A
-// containerd that is killed between `start` and its first call never asks again for the shim it started.
+// clients tells when nobody seems to want the shim: each time that the last client went, and once after askTimeout. A
+// containerd that is killed between `start` and its first call never asks for anything: not at all if it had not stored the
+// address, and if it had it connects after its restart, and keeps the shim of a sandbox that it takes for made.
 type clients struct {
 	deserted func()
-	never    *time.Timer
+	unasked  *time.Timer
 
 	mu   sync.Mutex
 	open int // guarded by mu
 }
 
 func newClients(patience time.Duration, deserted func()) *clients {
-	return &clients{deserted: deserted, never: time.AfterFunc(patience, deserted)}
+	return &clients{deserted: deserted, unasked: time.AfterFunc(patience, deserted)}
 }
 
 func (c *clients) come() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.never.Stop()
 	c.open++
 }
 
@@ -43,5 +43,5 @@ func (c *clients) leave() {
 	}
 }
 
-// stop ends the wait for the first client.
-func (c *clients) stop() { c.never.Stop() }
+// stop ends the wait.
+func (c *clients) stop() { c.unasked.Stop() }

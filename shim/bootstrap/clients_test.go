@@ -60,13 +60,20 @@ func TestDesertedWhenTheLastClientGoes(t *testing.T) {
 	}
 }
 
-func TestDesertedWhenNobodyComes(t *testing.T) {
-	deserted := make(chan struct{})
-	callers := newClients(time.Millisecond, func() { close(deserted) })
-	defer callers.stop()
-	select {
-	case <-deserted:
-	case <-time.After(10 * time.Second):
-		t.Error("nobody was told that nobody came")
+// A client that connects need not ask for anything: a containerd that was killed before its first call does so when it
+// is back.
+func TestDesertedWhenNobodyAsks(t *testing.T) {
+	for _, connected := range []bool{false, true} {
+		deserted := make(chan struct{})
+		callers := newClients(10*time.Millisecond, func() { close(deserted) })
+		if connected {
+			callers.come()
+		}
+		select {
+		case <-deserted:
+		case <-time.After(10 * time.Second):
+			t.Errorf("client connected: %v: nobody was told that nobody asks", connected)
+		}
+		callers.stop()
 	}
 }

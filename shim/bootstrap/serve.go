@@ -33,8 +33,8 @@ type Program interface {
 	Register(server *ttrpc.Server)
 	// Done is closed when nothing is left to serve.
 	Done() <-chan struct{}
-	// Deserted is called when no client is connected any more, or none came. A program that has something to serve
-	// goes on: its client may be restarting.
+	// Deserted is called when no client is connected any more, and once a while after the start. A program that has
+	// something to serve goes on: its client may be restarting.
 	Deserted()
 	// Stop gives everything back and delivers what is still to be told. It is called once.
 	Stop(ctx context.Context) error
@@ -83,7 +83,7 @@ func Serve(inv Invocation, build func(Env) (Program, error)) (err error) {
 
 	stop, stopSignals := notifySignals(env.Log)
 	defer stopSignals()
-	callers := newClients(clientTimeout, program.Deserted)
+	callers := newClients(askTimeout, program.Deserted)
 	defer callers.stop()
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(context.Background(), listener{l, calls, callers}) }() // ends when server is closed below

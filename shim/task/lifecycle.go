@@ -275,15 +275,15 @@ func (s *Service) Shutdown(ctx context.Context, _ *api.ShutdownRequest) (*emptyp
 	return &emptypb.Empty{}, nil
 }
 
-// Deserted ends a shim that has nothing to serve and whose client is gone: a containerd that comes back keeps such a
-// shim until somebody removes the sandbox that never was.
+// Deserted ends a shim that has nothing to serve and whose client is gone, or has not asked for anything: a containerd that
+// comes back keeps such a shim until somebody removes the sandbox that never was.
 func (s *Service) Deserted() {
 	s.mu.Lock()
 	idle := len(s.containers) == 0 && !s.held && !s.stopping
 	s.stopping = s.stopping || idle
 	s.mu.Unlock()
 	if idle {
-		s.log.Info("no client is left, and nothing to serve: the shim ends")
+		s.log.Info("nobody has asked for a pod, or who did has gone: the shim ends")
 		s.leave(context.Background())
 	}
 }
