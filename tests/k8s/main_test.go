@@ -37,6 +37,10 @@ func TestMain(m *testing.M) {
 	// Daemonised shims and VMMs re-parent to this process instead of to a PID 1 that may reap late.
 	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 	code := m.Run()
+	if err := stopCluster(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
 	for _, n := range nodes.by {
 		if err := n.Stop(); err != nil {
 			fmt.Fprintln(os.Stderr, err)

@@ -42,6 +42,9 @@ func (n *Node) port(base int) int { return base + 100*n.Index }
 func (n *Node) bridge() string    { return fmt.Sprintf("cocok8s%d", n.Index) }
 func (n *Node) subnet() string    { return fmt.Sprintf("10.214.%d.0/24", n.Index) }
 
+// Gateway is the host's address in the pods' subnet.
+func (n *Node) Gateway() string { return fmt.Sprintf("10.214.%d.1", n.Index) }
+
 const sandboxImage = "registry.k8s.io/pause:3.10"
 
 // StartNode brings up containerd with both runtimes and imports the images.

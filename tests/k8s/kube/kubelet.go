@@ -103,6 +103,7 @@ volumePluginDir: %s
 staticPodPath: %s
 fileCheckFrequency: 1s
 syncFrequency: 10s
+volumeStatsAggPeriod: 10s
 registerWithTaints: []
 maxPods: 200
 `, n.CgroupRoot(), n.Socket(), n.Socket(), n.port(10350), n.port(10348), filepath.Join(n.Dir, "resolv.conf"),
