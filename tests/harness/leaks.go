@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"sort"
 	"strings"
@@ -99,8 +100,17 @@ func ignored(line string) bool {
 	if base := filepath.Base(line); strings.HasPrefix(line, "cgroup ") && (base == "default" || base == "testing") {
 		return true // one directory per containerd namespace, made and kept by runc too
 	}
+	if m := cgroupTop.FindStringSubmatch(line); m != nil && othersGroups[m[1]] {
+		return true
+	}
 	return line == "file /run/coco" || line == "file /run/coco/netns"
 }
+
+// cgroupTop is the topmost group in the hierarchy that a line speaks of.
+var cgroupTop = regexp.MustCompile(`^cgroup /sys/fs/cgroup/[^/]+/([^/]+)`)
+
+// othersGroups are those of service managers, whose services and sessions come and go while tests run.
+var othersGroups = map[string]bool{"system.slice": true, "user.slice": true, "init.scope": true, "process_api": true}
 
 // Leaks waits until nothing is left that was not in before, for at most patience, and returns what
 // still is there then. What a caller's ignore says yes to is not counted.
