@@ -8,10 +8,7 @@ import (
 	"fmt"
 )
 
-const (
-	hashTable      = 176       // package kernelhashes: the padded table
-	maxHashSection = 64 * 1024 // likewise
-)
+const hashTable = 176 // package kernelhashes: the padded table
 
 // SNPLaunchProblem returns why QEMU could not launch an SNP machine with the image, or would start the
 // kernel of a direct boot unmeasured, or nil. Package snp refuses to measure the same images; a test there
@@ -54,23 +51,26 @@ func (m *SEVMetadata) hashProblem(area Area) error {
 	if area.Size < hashTable {
 		return fmt.Errorf("kernel-hash area has %d bytes, less than the table's %d", area.Size, hashTable)
 	}
+	var elsewhere error
 	found := false
 	for i, s := range m.Sections {
 		if s.Type != KernelHashes {
 			continue
 		}
-		found = true
-		switch page := area.Base &^ (pageSize - 1); {
-		case page != s.GPA:
-			return fmt.Errorf("firmware looks for kernel hashes in page %#x, but section %d (KERNEL_HASHES) is at %#x", page, i, s.GPA)
-		case s.Size > maxHashSection:
-			return fmt.Errorf("section %d (KERNEL_HASHES) of %#x bytes is larger than %#x", i, s.Size, maxHashSection)
-		case uint64(area.Base%pageSize)+hashTable > uint64(s.Size):
-			return fmt.Errorf("section %d (KERNEL_HASHES) of %#x bytes has no room for the table at offset %#x", i, s.Size, area.Base%pageSize)
+		if page := area.Base &^ (pageSize - 1); page == s.GPA {
+			found = true
+		} else {
+			elsewhere = fmt.Errorf("firmware looks for kernel hashes in page %#x, but section %d (KERNEL_HASHES) is at %#x", page, i, s.GPA)
+		}
+		if offset := area.Base % pageSize; uint64(offset)+hashTable > uint64(s.Size) {
+			return fmt.Errorf("section %d (KERNEL_HASHES) of %#x bytes has no room for the table at offset %#x", i, s.Size, offset)
 		}
 	}
-	if !found {
-		return errors.New("metadata has no KERNEL_HASHES section, so a kernel would boot unmeasured")
+	switch {
+	case found:
+		return nil
+	case elsewhere != nil:
+		return elsewhere
 	}
-	return nil
+	return errors.New("metadata has no KERNEL_HASHES section, so a kernel would boot unmeasured")
 }

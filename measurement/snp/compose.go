@@ -131,14 +131,17 @@ func (c IGVMContents) sections(w *igvm.Writer) ([]ovmf.Section, error) {
 	if err != nil {
 		return nil, err
 	}
-	area, err := hashSection(Description{Kernel: c.Hashes}, in)
-	if err != nil {
+	if err := checkHashSections(Description{Kernel: c.Hashes}, in); err != nil {
 		return nil, err
 	}
-	for _, s := range in.sections.Sections {
+	for i, s := range in.sections.Sections {
 		gpa := uint64(s.GPA)
 		switch {
-		case s.Type == ovmf.KernelHashes && area != nil:
+		case s.Type == ovmf.KernelHashes && c.Hashes != nil:
+			area, err := c.Hashes.Area(in.hashArea.Base%pageSize, s.Size)
+			if err != nil {
+				return nil, fmt.Errorf("section %d (KERNEL_HASHES): %w", i, err)
+			}
 			w.Data(gpa, area)
 		case s.Type == ovmf.Secrets && s.Size == pageSize:
 			w.Secrets(gpa)

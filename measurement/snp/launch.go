@@ -121,8 +121,7 @@ func start(d Description, in *input, t *measurement.Trace) (*chain, error) {
 
 // sections adds the metadata's sections in table order; EC2 leaves the CPUID pages for the end.
 func (c *chain) sections(d Description, in *input) error {
-	area, err := hashSection(d, in)
-	if err != nil {
+	if err := checkHashSections(d, in); err != nil {
 		return err
 	}
 	for _, late := range []bool{false, true} {
@@ -131,8 +130,10 @@ func (c *chain) sections(d Description, in *input) error {
 				continue
 			}
 			source := fmt.Sprintf("section %d", i)
-			if s.Type == ovmf.KernelHashes && area != nil {
-				c.normal(uint64(s.GPA), area, source, "hashes of kernel, initrd and command line")
+			if s.Type == ovmf.KernelHashes && d.Kernel != nil {
+				if err := c.hashes(d.Kernel, in.hashArea.Base%pageSize, s, source); err != nil {
+					return err
+				}
 				continue
 			}
 			pt, err := d.VMM.sectionType(s.Type)
@@ -145,32 +146,55 @@ func (c *chain) sections(d Description, in *input) error {
 	return nil
 }
 
-// hashSection returns the content of the kernel-hash section, nil without a kernel. The firmware's
-// table says where it looks for the hashes, its metadata which page is launched with them: both must
-// agree. Where only metadata is given, the page is not compared: QEMU does not either, and there is
+// hashes adds a kernel-hash section. The table begins in its first page and ends at latest in its
+// second; what follows are zeros, which are measured too, but need no memory.
+func (c *chain) hashes(h *kernelhashes.Hashes, offset uint32, s ovmf.Section, source string) error {
+	head, err := h.Area(offset, min(s.Size, 2*pageSize))
+	if err != nil {
+		return fmt.Errorf("%s (KERNEL_HASHES): %w", source, err)
+	}
+	const note = "hashes of kernel, initrd and command line"
+	c.normal(uint64(s.GPA), head, source, note)
+	var zeros [pageSize]byte
+	empty := sha512.Sum384(zeros[:])
+	for off := uint64(len(head)); off < uint64(s.Size); off += pageSize {
+		c.page(pageNormal, uint64(s.GPA)+off, &empty, source, note)
+	}
+	return nil
+}
+
+// checkHashSections returns why a kernel could not be measured, nil without a kernel. The firmware's
+// table says where it looks for the hashes, its metadata which pages are launched with them: one of these
+// must be the page where it looks. QEMU writes the table into further sections of the type too, which
+// nobody reads. Where only metadata is given, the page is not compared: QEMU does not either, and there is
 // no firmware that would look.
-func hashSection(d Description, in *input) ([]byte, error) {
+func checkHashSections(d Description, in *input) error {
 	if d.Kernel == nil {
-		return nil, nil
+		return nil
 	}
 	if in.hashErr != nil {
-		return nil, fmt.Errorf("a kernel is given, but it could not be measured: %w", in.hashErr)
+		return fmt.Errorf("a kernel is given, but it could not be measured: %w", in.hashErr)
 	}
-	var content []byte
+	var elsewhere error
+	found := false
 	for i, s := range in.sections.Sections {
 		if s.Type != ovmf.KernelHashes {
 			continue
 		}
-		if page := in.hashArea.Base &^ (pageSize - 1); page != s.GPA && in.image != nil {
-			return nil, fmt.Errorf("firmware looks for kernel hashes in page %#x, but section %d (KERNEL_HASHES) is at %#x", page, i, s.GPA)
+		if page := in.hashArea.Base &^ (pageSize - 1); page == s.GPA || in.image == nil {
+			found = true
+		} else {
+			elsewhere = fmt.Errorf("firmware looks for kernel hashes in page %#x, but section %d (KERNEL_HASHES) is at %#x", page, i, s.GPA)
 		}
-		var err error
-		if content, err = d.Kernel.Area(in.hashArea.Base%pageSize, s.Size); err != nil {
-			return nil, fmt.Errorf("section %d (KERNEL_HASHES): %w", i, err)
+		if offset := in.hashArea.Base % pageSize; uint64(offset)+kernelhashes.TableSize > uint64(s.Size) {
+			return fmt.Errorf("section %d (KERNEL_HASHES) of %#x bytes has no room for the table at offset %#x", i, s.Size, offset)
 		}
 	}
-	if content == nil {
-		return nil, errors.New("a kernel is given, but the firmware's metadata has no KERNEL_HASHES section, so it would boot unmeasured")
+	switch {
+	case found:
+		return nil
+	case elsewhere != nil:
+		return elsewhere
 	}
-	return content, nil
+	return errors.New("a kernel is given, but the firmware's metadata has no KERNEL_HASHES section, so it would boot unmeasured")
 }

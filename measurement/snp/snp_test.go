@@ -6,9 +6,12 @@ package snp_test
 import (
 	"bytes"
 	"crypto/sha256"
+	"crypto/sha512"
+	"fmt"
 	"slices"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
 	"github.com/coco-shim/coco/measurement"
@@ -164,6 +167,62 @@ func TestMetadataStandsForTheFirmware(t *testing.T) {
 	}
 }
 
+// QEMU writes the table into every section of the type; each has its own length, and the table may
+// reach into a second page.
+func TestEveryHashSectionCarriesTheTable(t *testing.T) {
+	kernel := withKernel()
+	for _, tt := range []struct {
+		name  string
+		base  uint32
+		sizes []uint32 // of sections at 0x810000, 0x830000, …
+	}{
+		{name: "one page", base: 0x810c00, sizes: []uint32{0x1000}},
+		{name: "table across the pages of a section", base: 0x810f80, sizes: []uint32{0x2000}},
+		{name: "pages after the table", base: 0x810000, sizes: []uint32{0x14000}},
+		{name: "two sections of different length", base: 0x810c00, sizes: []uint32{0x1000, 0x3000}},
+		{name: "the one where the firmware looks comes last", base: 0x830c00, sizes: []uint32{0x3000, 0x1000}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			l := layout()
+			l.HashBase, l.SEV = tt.base, ovmftest.Sections()[:1]
+			var want []string
+			table := kernel.Table()
+			for i, size := range tt.sizes {
+				s := ovmf.Section{GPA: 0x810000 + uint32(i)*0x20000, Size: size, Type: ovmf.KernelHashes}
+				l.SEV = append(l.SEV, s)
+				content := make([]byte, size)
+				copy(content[tt.base%4096:], table[:])
+				for off := uint32(0); off < size; off += 4096 {
+					sum := sha512.Sum384(content[off : off+4096])
+					want = append(want, fmt.Sprintf("%#x %x", s.GPA+off, sum))
+				}
+			}
+			d := description(ovmftest.Build(l))
+			meta := snp.Description{Kernel: kernel, VCPUs: d.VCPUs, Signature: d.Signature, Features: d.Features}
+			meta.Metadata = &snp.Metadata{Sections: l.SEV, APEIP: l.EIP, HashTableGPA: tt.base}
+			var err error
+			if meta.FirmwareHash, err = snp.FirmwareHash(d.Firmware); err != nil {
+				t.Fatal(err)
+			}
+			for name, d := range map[string]snp.Description{"firmware": d, "metadata": meta} {
+				var trace measurement.Trace
+				if _, err := snp.Measure(d, &trace); err != nil {
+					t.Fatalf("Measure(%s) = %v", name, err)
+				}
+				var got []string
+				for _, s := range trace.Steps {
+					if s.Kind == "NORMAL" && s.Source != "firmware" {
+						got = append(got, fmt.Sprintf("%#x %s", s.GPA, s.Content))
+					}
+				}
+				if diff := cmp.Diff(want, got); diff != "" {
+					t.Errorf("pages of the hash sections (%s): %s", name, diff)
+				}
+			}
+		})
+	}
+}
+
 func TestMetadataWithoutStartAddressIsEnoughForOneProcessor(t *testing.T) {
 	d := description(nil)
 	d.Firmware, d.Kernel, d.FirmwareHash = nil, nil, make([]byte, 48)
@@ -194,6 +253,10 @@ func TestMeasureRefuses(t *testing.T) {
 		{name: "kernel with small hash area", layout: func(l *ovmftest.Layout) { l.HashSize = 175 }},
 		{name: "hash table across the page's end", layout: func(l *ovmftest.Layout) { l.HashBase = 0x810f51 }},
 		{name: "hash area in another page", layout: func(l *ovmftest.Layout) { l.HashBase = 0x80fc00 }},
+		{name: "one of two hash sections too small", layout: func(l *ovmftest.Layout) {
+			l.HashBase, l.SEV[6].Size = 0x810f80, 0x1000
+			l.SEV = append(l.SEV, ovmf.Section{GPA: 0x830000, Size: 0x2000, Type: ovmf.KernelHashes})
+		}},
 		{name: "kernel without hash section", layout: func(l *ovmftest.Layout) { l.SEV = l.SEV[:6] }},
 		{name: "no SEV metadata", layout: func(l *ovmftest.Layout) { l.SEV = nil }},
 		{name: "no reset block", layout: func(l *ovmftest.Layout) { l.EIP = 0 }},
