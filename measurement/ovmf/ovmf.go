@@ -7,8 +7,8 @@
 // An image comes from wherever the user got it, so every length and offset is checked before it is
 // used and nothing is allocated by an unchecked length. What QEMU's own reader would silently take
 // for "no table" although something is there, is an error here: a digest over a misread image is
-// worse than none. Parse reads the table and the SEV metadata; TDX metadata is read on demand,
-// since an image for SNP may carry it unused. Measuring is left to the packages snp and tdx.
+// worse than none. Parse reads the table; the metadata for SEV and for TDX are read on demand, since an
+// image may carry either unused. Measuring is left to the packages snp and tdx.
 package ovmf
 
 import (
@@ -57,14 +57,15 @@ type Image struct {
 	data     []byte
 	hasTable bool
 	entries  []Entry // in the order of the walk: from the footer downwards
-	sev      *SEVMetadata
 }
 
-// Parse reads the footer table and the SEV metadata of an image. An image without a table is valid
-// (plain SEV measures any blob); one with a broken table or broken metadata is not.
+// Parse reads the footer table of an image. An image without a table is valid (plain SEV measures any
+// blob); one with a broken table is not.
 func Parse(fw []byte) (*Image, error) {
 	switch n := len(fw); {
-	case n == 0 || n%pageSize != 0 || n > maxImage:
+	case n == 0:
+		return nil, errors.New("firmware is empty")
+	case n%pageSize != 0 || n > maxImage:
 		return nil, fmt.Errorf("firmware has %d bytes, not a multiple of %d up to %d", n, pageSize, maxImage)
 	case n > biosUnit && n%biosUnit != 0:
 		return nil, fmt.Errorf("firmware has %d bytes, not a multiple of 64 KiB, which -bios demands", n)
@@ -72,13 +73,6 @@ func Parse(fw []byte) (*Image, error) {
 	im := &Image{data: fw}
 	if err := im.walk(); err != nil {
 		return nil, fmt.Errorf("firmware table: %w", err)
-	}
-	if e, ok := im.Find(guidSEVMetadata); ok {
-		m, err := im.parseSEV(e.Data)
-		if err != nil {
-			return nil, fmt.Errorf("firmware's SEV metadata: %w", err)
-		}
-		im.sev = m
 	}
 	return im, nil
 }

@@ -92,15 +92,6 @@ func TestBareResetBlockStandsInForATable(t *testing.T) {
 func TestParseRefusesMalformedImages(t *testing.T) {
 	base := ovmftest.Layout{Size: 8192, EIP: 0x80b004, SEV: ovmftest.Sections()}
 	foot := 8192 - 50
-	meta := func(fw []byte) []byte {
-		im, err := ovmf.Parse(ovmftest.Build(base))
-		if err != nil {
-			t.Fatal(err)
-		}
-		g, _ := ovmf.ParseGUID(ovmftest.SEVMetadata)
-		e, _ := im.Find(g)
-		return fw[len(fw)-int(binary.LittleEndian.Uint32(e.Data)):]
-	}
 	le := binary.LittleEndian
 	for _, tt := range []struct {
 		name   string
@@ -119,14 +110,6 @@ func TestParseRefusesMalformedImages(t *testing.T) {
 			l.Extra = []ovmftest.Entry{{GUID: ovmftest.Footer}}
 			return ovmftest.Build(l)
 		}},
-		{"metadata signature", func(fw []byte) []byte { meta(fw)[0] = 'B'; return fw }},
-		{"metadata version", func(fw []byte) []byte { meta(fw)[8] = 2; return fw }},
-		{"metadata count beyond length", func(fw []byte) []byte { meta(fw)[12]++; return fw }},
-		{"metadata huge count", func(fw []byte) []byte { le.PutUint32(meta(fw)[12:], 0xffffffff); return fw }},
-		{"metadata length beyond image", func(fw []byte) []byte { le.PutUint32(meta(fw)[4:], 1<<20); return fw }},
-		{"metadata offset 0", func([]byte) []byte { return withEntry(ovmftest.SEVMetadata, 0) }},
-		{"metadata offset before image", func([]byte) []byte { return withEntry(ovmftest.SEVMetadata, 8193) }},
-		{"metadata offset cuts header", func([]byte) []byte { return withEntry(ovmftest.SEVMetadata, 15) }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if im, err := ovmf.Parse(tt.change(ovmftest.Build(base))); err == nil {
@@ -138,8 +121,54 @@ func TestParseRefusesMalformedImages(t *testing.T) {
 	}
 }
 
-func withEntry(guid string, v uint32) []byte {
-	return ovmftest.Build(ovmftest.Layout{Size: 8192, Extra: []ovmftest.Entry{{GUID: guid, Data: binary.LittleEndian.AppendUint32(nil, v)}}})
+// An image whose SEV metadata nobody can read is no image for SEV. For TDX it may be a good one: QEMU
+// reads only the metadata of the machine that it builds.
+func TestMalformedSEVMetadataIsAProblemOfSEVOnly(t *testing.T) {
+	base := ovmftest.Layout{Size: 64 << 10, EIP: 0x80b004, SEV: ovmftest.Sections(), TDX: ovmftest.TDXSections(64 << 10)}
+	meta := func(fw []byte) []byte {
+		im, err := ovmf.Parse(ovmftest.Build(base))
+		if err != nil {
+			t.Fatal(err)
+		}
+		g, _ := ovmf.ParseGUID(ovmftest.SEVMetadata)
+		e, _ := im.Find(g)
+		return fw[len(fw)-int(binary.LittleEndian.Uint32(e.Data)):]
+	}
+	le := binary.LittleEndian
+	entry := func(v uint32) func([]byte) []byte {
+		return func(fw []byte) []byte {
+			l := base
+			l.SEV = nil
+			l.Extra = []ovmftest.Entry{{GUID: ovmftest.SEVMetadata, Data: le.AppendUint32(nil, v)}}
+			return ovmftest.Build(l)
+		}
+	}
+	for _, tt := range []struct {
+		name   string
+		change func(fw []byte) []byte
+	}{
+		{"metadata signature", func(fw []byte) []byte { meta(fw)[0] = 'B'; return fw }},
+		{"metadata version", func(fw []byte) []byte { meta(fw)[8] = 2; return fw }},
+		{"metadata count beyond length", func(fw []byte) []byte { meta(fw)[12]++; return fw }},
+		{"metadata huge count", func(fw []byte) []byte { le.PutUint32(meta(fw)[12:], 0xffffffff); return fw }},
+		{"metadata length beyond image", func(fw []byte) []byte { le.PutUint32(meta(fw)[4:], 1<<20); return fw }},
+		{"metadata offset 0", entry(0)},
+		{"metadata offset before image", entry(64<<10 + 1)},
+		{"metadata offset cuts header", entry(15)},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			im, err := ovmf.Parse(tt.change(ovmftest.Build(base)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m, err := im.SEV(); err == nil || errors.Is(err, ovmf.ErrAbsent) {
+				t.Errorf("SEV = %+v, %v, want a refusal", m, err)
+			}
+			if _, err := im.TDX(); err != nil {
+				t.Errorf("TDX = %v", err)
+			}
+		})
+	}
 }
 
 func TestTDXRefusesSectionsThatQEMUWouldRefuse(t *testing.T) {

@@ -60,10 +60,15 @@ const (
 
 // SEV returns the image's SEV metadata, or ErrAbsent.
 func (im *Image) SEV() (*SEVMetadata, error) {
-	if im.sev == nil {
+	e, ok := im.Find(guidSEVMetadata)
+	if !ok {
 		return nil, fmt.Errorf("SEV metadata (needed for SNP): %w", ErrAbsent)
 	}
-	return im.sev, nil
+	m, err := im.parseSEV(e.Data)
+	if err != nil {
+		return nil, fmt.Errorf("firmware's SEV metadata: %w", err)
+	}
+	return m, nil
 }
 
 func (im *Image) parseSEV(entry []byte) (*SEVMetadata, error) {

@@ -37,6 +37,19 @@ func read(d Description) (*input, error) {
 	return nil, errNoFirmware
 }
 
+// parse reads an image for a machine with SEV of any kind. QEMU reads the metadata of all of them,
+// though only SNP uses it, and trusts the lengths in it.
+func parse(fw []byte) (*ovmf.Image, error) {
+	im, err := ovmf.Parse(fw)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := im.SEV(); err != nil && !errors.Is(err, ovmf.ErrAbsent) {
+		return nil, err
+	}
+	return im, nil
+}
+
 func readImage(fw []byte) (*input, error) {
 	im, err := ovmf.Parse(fw)
 	if err != nil {

@@ -32,7 +32,7 @@ func legacy(d Description, t *measurement.Trace) (measurement.Digest, error) {
 	case d.Firmware == nil:
 		return nil, errors.New("no firmware")
 	}
-	im, err := ovmf.Parse(d.Firmware)
+	im, err := parse(d.Firmware)
 	if err != nil {
 		return nil, err
 	}

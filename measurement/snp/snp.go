@@ -73,7 +73,7 @@ type Description struct {
 // FirmwareHash returns the launch digest after the pages of a firmware image. It can seed later
 // computations, so that the image is not needed any more.
 func FirmwareHash(firmware []byte) (measurement.Digest, error) {
-	im, err := ovmf.Parse(firmware)
+	im, err := parse(firmware)
 	if err != nil {
 		return nil, err
 	}

@@ -286,6 +286,22 @@ func TestMeasureRefuses(t *testing.T) {
 	}
 }
 
+func TestMalformedMetadataHasNoDigestInAnyMode(t *testing.T) {
+	l := layout()
+	l.SEV, l.Extra = nil, []ovmftest.Entry{{GUID: ovmftest.SEVMetadata, Data: []byte{1, 0, 0, 0}}}
+	fw := ovmftest.Build(l)
+	for _, mode := range []snp.Mode{snp.SNP, snp.ES, snp.SEV} {
+		d := description(fw)
+		d.Mode = mode
+		if got, err := snp.Measure(d, nil); err == nil {
+			t.Errorf("Measure(%s) = %s, want a refusal", mode, got)
+		}
+	}
+	if got, err := snp.FirmwareHash(fw); err == nil {
+		t.Errorf("FirmwareHash = %s, want a refusal", got)
+	}
+}
+
 func TestUnknownSectionIsAZeroPageInQEMU(t *testing.T) {
 	a, b := layout(), layout()
 	a.SEV[0].Type = 77
