@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/coco-shim/coco/measurement/kernelhashes"
@@ -44,6 +45,17 @@ func readLimited(path string, limit int64) ([]byte, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return b, nil
+}
+
+// noEmpty refuses flags that are given without a value. A script whose variable is empty would else get
+// the digest of another launch: one without the kernel, say. QEMU refuses them too.
+func noEmpty(cmd *cobra.Command, names ...string) error {
+	for _, n := range names {
+		if f := cmd.Flags().Lookup(n); f.Changed && f.Value.String() == "" {
+			return fmt.Errorf("--%s is empty; leave it out if there is none", n)
+		}
+	}
+	return nil
 }
 
 // bootFiles are the parts of a direct boot on the command line.

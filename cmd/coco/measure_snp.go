@@ -67,7 +67,7 @@ func newMeasureSNPCmd() *cobra.Command {
 }
 
 func (o *snpOptions) run(cmd *cobra.Command) ([]result, error) {
-	if err := errors.Join(o.check(), o.boot.check()); err != nil {
+	if err := errors.Join(o.check(), noEmpty(cmd, "firmware", "firmware-hash", "metadata", "kernel", "initrd"), o.boot.check()); err != nil {
 		return nil, err
 	}
 	if o.mode == "ovmf-hash" {
@@ -217,6 +217,19 @@ func (o *snpOptions) loadFirmware(d *snp.Description) (err error) {
 	return err
 }
 
+// metadataFile is what a file for --metadata holds. A section's fields have no defaults: 0 is an address and,
+// to QEMU, a type.
+type metadataFile struct {
+	Sections []struct {
+		GPA  *uint32 `json:"gpa"`
+		Size *uint32 `json:"size"`
+		Type *uint32 `json:"type"`
+	} `json:"ovmf_sections"`
+	APEIP        uint32 `json:"ap_eip"`
+	HashTableGPA uint32 `json:"hash_table_gpa"`
+	Hash         string `json:"ovmf_hash"`
+}
+
 // readMetadata reads what is needed of a firmware known by its hash. The file may carry the hash
 // too; other fields of the vectors' case format are ignored.
 func readMetadata(path string, d *snp.Description) (*snp.Metadata, error) {
@@ -224,16 +237,7 @@ func readMetadata(path string, d *snp.Description) (*snp.Metadata, error) {
 	if err != nil {
 		return nil, err
 	}
-	var doc struct {
-		Sections []struct {
-			GPA  uint32 `json:"gpa"`
-			Size uint32 `json:"size"`
-			Type uint32 `json:"type"`
-		} `json:"ovmf_sections"`
-		APEIP        uint32 `json:"ap_eip"`
-		HashTableGPA uint32 `json:"hash_table_gpa"`
-		Hash         string `json:"ovmf_hash"`
-	}
+	var doc metadataFile
 	if err := json.Unmarshal(raw, &doc); err != nil {
 		return nil, fmt.Errorf("--metadata %s: %w", path, err)
 	}
@@ -254,8 +258,16 @@ func readMetadata(path string, d *snp.Description) (*snp.Metadata, error) {
 		return nil, fmt.Errorf("--metadata %s: the firmware's pages are unknown without --firmware-hash", path)
 	}
 	m := &snp.Metadata{APEIP: doc.APEIP, HashTableGPA: doc.HashTableGPA}
-	for _, s := range doc.Sections {
-		m.Sections = append(m.Sections, ovmf.Section{GPA: s.GPA, Size: s.Size, Type: ovmf.SectionType(s.Type)})
+	for i, s := range doc.Sections {
+		switch {
+		case s.GPA == nil:
+			return nil, fmt.Errorf("--metadata %s: section %d has no gpa", path, i)
+		case s.Size == nil:
+			return nil, fmt.Errorf("--metadata %s: section %d has no size", path, i)
+		case s.Type == nil:
+			return nil, fmt.Errorf("--metadata %s: section %d has no type", path, i)
+		}
+		m.Sections = append(m.Sections, ovmf.Section{GPA: *s.GPA, Size: *s.Size, Type: ovmf.SectionType(*s.Type)})
 	}
 	return m, nil
 }

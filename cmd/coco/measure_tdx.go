@@ -106,7 +106,7 @@ func newMeasureTDXCmd() *cobra.Command {
 }
 
 func (o *tdxOptions) run(cmd *cobra.Command) (*tdxResult, error) {
-	if err := errors.Join(o.check(), o.boot.check()); err != nil {
+	if err := errors.Join(o.check(), noEmpty(cmd, "firmware", "kernel", "initrd", "acpi-loader", "acpi-rsdp", "acpi-tables", "smbios"), o.boot.check()); err != nil {
 		return nil, err
 	}
 	names, err := o.names(cmd)

@@ -109,6 +109,10 @@ func TestMeasureSNPRefuses(t *testing.T) {
 		t.Fatalf("measure = %q, %v", out, err)
 	}
 	meta := write(t, "meta.json", []byte(`{"ovmf_sections":[{"gpa":4096,"size":4096,"type":1}],"ap_eip":1}`))
+	withMetadata := func(section string) []string {
+		doc := write(t, "section.json", []byte(`{"ovmf_sections":[`+section+`],"ap_eip":1}`))
+		return []string{"snp", "--metadata", doc, "--firmware-hash", strings.Repeat("00", 48), "--vcpus", "1", "--cpu-model", "EPYC"}
+	}
 	for _, tt := range []struct {
 		name string
 		args []string
@@ -132,6 +136,14 @@ func TestMeasureSNPRefuses(t *testing.T) {
 		{"firmware and metadata", append(ok, "--metadata", meta, "--firmware-hash", strings.Repeat("00", 48))},
 		{"metadata without hash", []string{"snp", "--metadata", meta, "--vcpus", "1", "--cpu-model", "EPYC"}},
 		{"kernel with metadata without table", []string{"snp", "--metadata", meta, "--firmware-hash", strings.Repeat("00", 48), "--vcpus", "1", "--cpu-model", "EPYC", "--kernel", fw}},
+		{"section without address", withMetadata(`{"size":4096,"type":1}`)},
+		{"section without size", withMetadata(`{"gpa":4096,"type":1}`)},
+		{"section without type", withMetadata(`{"gpa":4096,"size":4096}`)},
+		{"metadata that are a list", []string{"snp", "--metadata", write(t, "list.json", []byte("[]")), "--vcpus", "1", "--cpu-model", "EPYC"}},
+		{"empty name of a kernel", append(ok, "--kernel", "")},
+		{"empty name of an initrd", append(ok, "--kernel", fw, "--initrd", "")},
+		{"empty firmware hash", append(ok, "--firmware-hash", "")},
+		{"empty name of a kernel for TDX", []string{"tdx", "--firmware", fw, "--kernel", ""}},
 		{"debug policy", append(ok, "--id-block", "--policy", "0xb0000")},
 		{"id key without id block", append(ok, "--id-key", fw)},
 		{"id key that is none", append(ok, "--id-block", "--id-key", fw)},
