@@ -20,6 +20,9 @@ var version = "devel"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	// The first signal asks the command to end, a second one ends the process: a command may wait where no
+	// context reaches, such as in opening a pipe that nobody writes.
+	context.AfterFunc(ctx, stop)
 	err := newRootCmd().ExecuteContext(ctx)
 	stop()
 	if err != nil {
