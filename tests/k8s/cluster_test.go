@@ -245,7 +245,7 @@ spec:
 		pod("lives", "echo kept >/v/f; sleep 1000", ""), "fills", "lives")
 	c.do("", "wait", "--for=condition=Ready", "pod/lives", "--timeout=180s")
 	c.do("", "wait", "--for=jsonpath={.status.reason}=Evicted", "pod/fills", "--timeout=240s")
-	if why := c.do("", "get", "pod", "fills", "-o", "jsonpath={.status.message}"); !strings.Contains(why, "emptyDir") {
+	if why := c.do("", "get", "pod", "fills", "-o", "jsonpath={.status.message}"); !strings.Contains(why, "exceeds the limit") {
 		t.Errorf("the eviction's message is %q", why)
 	}
 	if got := c.do("", "exec", "lives", "--", "cat", "/v/f"); got != "kept" {
