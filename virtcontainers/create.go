@@ -361,12 +361,12 @@ func (c *creation) joinCgroups(context.Context) error {
 		return err
 	}
 	want := c.opts.Spec.Linux.CgroupsPath
-	place, err := cgroups.WithRoom(hs, want, c.shape.MemoryMiB*mib)
+	place, short, err := cgroups.WithRoom(hs, want, c.shape.MemoryMiB*mib)
 	if err != nil {
 		return err
 	}
-	if place != want {
-		c.log.Warn("the pod's cgroup allows less memory than its VM has: the VMM runs beside it; declare the overhead in the RuntimeClass",
+	if short != "" {
+		c.log.Warn("the pod's cgroup allows "+short+": the VMM runs beside it; declare the overhead in the RuntimeClass",
 			"pod", want, "vmm", place, "vmMiB", c.shape.MemoryMiB)
 	}
 	dirs, leaves, err := cgroups.Plan(hs, place)

@@ -19,6 +19,13 @@ func TestWithRoom(t *testing.T) {
 		filepath.Join(v1, "full/memory.limit_in_bytes"):                    "104857600\n", // 100 MiB
 		filepath.Join(v2, "kubepods/burstable/pod1/memory.max"):            "max\n",
 		filepath.Join(v2, "kubepods/burstable/pod2/memory.max"):            "209715200\n",
+		filepath.Join(v1, "slow/cpu.cfs_quota_us"):                         "2000\n",
+		filepath.Join(v1, "slow/cpu.cfs_period_us"):                        "100000\n",
+		filepath.Join(v1, "free/cpu.cfs_quota_us"):                         "-1\n",
+		filepath.Join(v1, "free/cpu.cfs_period_us"):                        "100000\n",
+		filepath.Join(v2, "slow2/cpu.max"):                                 "9999 100000\n",
+		filepath.Join(v2, "fast2/cpu.max"):                                 "10000 100000\n",
+		filepath.Join(v2, "free2/cpu.max"):                                 "max 100000\n",
 	} {
 		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 			t.Fatal(err)
@@ -40,14 +47,20 @@ func TestWithRoom(t *testing.T) {
 		{"at the top", "/full/c", 101 * mib, "/coco-c"},
 		{"the group itself", "/full", 101 * mib, "/coco-full"},
 		{"no path", "", 1, ""},
+		{"hardly any processor time", "/slow/pod/c", 1, "/coco-c"},
+		{"so in v2", "/slow2/c", 1, "/coco-c"},
+		{"a tenth of a processor", "/fast2/c", 1, "/fast2/c"},
+		{"no quota", "/free/c", 1, "/free/c"},
+		{"no quota in v2", "/free2/c", 1, "/free2/c"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			if got, err := WithRoom(hs, tc.path, tc.need); got != tc.want || err != nil {
-				t.Errorf("WithRoom(%q, %d) = %q, %v, want %q", tc.path, tc.need, got, err, tc.want)
+			got, why, err := WithRoom(hs, tc.path, tc.need)
+			if got != tc.want || err != nil || (why != "") != (got != tc.path) {
+				t.Errorf("WithRoom(%q, %d) = %q, %q, %v, want %q", tc.path, tc.need, got, why, err, tc.want)
 			}
 		})
 	}
-	if _, err := WithRoom(hs, "/", 1); err == nil {
+	if _, _, err := WithRoom(hs, "/", 1); err == nil {
 		t.Error("the root cgroup is accepted")
 	}
 }
