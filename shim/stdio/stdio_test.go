@@ -115,16 +115,23 @@ func TestAnAbsentReaderCostsItsOutputAndNotTheExit(t *testing.T) {
 	<-wrote
 }
 
-func TestASlowReaderGetsEverything(t *testing.T) {
+// withReader starts a relay whose stdout has a reader, and returns the process's end of it too.
+func withReader(t *testing.T) (r *Relay, reader, stdout *os.File) {
+	t.Helper()
 	out := fifo(t, "out")
 	reader, err := os.OpenFile(out, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = reader.Close() }()
-	r := open(t, Config{Stdout: out})
-	outR, outW := pipe(t)
-	r.Start(Streams{Stdout: outR})
+	t.Cleanup(func() { _ = reader.Close() })
+	r = open(t, Config{Stdout: out})
+	from, stdout := pipe(t)
+	r.Start(Streams{Stdout: from})
+	return r, reader, stdout
+}
+
+func TestASlowReaderGetsEverything(t *testing.T) {
+	r, reader, outW := withReader(t)
 	const size = 1 << 20
 	go func() {
 		_, _ = outW.Write(make([]byte, size))
@@ -149,15 +156,7 @@ func TestASlowReaderGetsEverything(t *testing.T) {
 
 // A client that is busy with something else, or whose machine was, for longer than an idle output may stand still.
 func TestAReaderThatPausesGetsEverything(t *testing.T) {
-	out := fifo(t, "out")
-	reader, err := os.OpenFile(out, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = reader.Close() }()
-	r := open(t, Config{Stdout: out})
-	outR, outW := pipe(t)
-	r.Start(Streams{Stdout: outR})
+	r, reader, outW := withReader(t)
 	const size = 160 << 10 // FIFO and pipe hold it: the process ends before anything is read
 	if _, err := outW.Write(make([]byte, size)); err != nil {
 		t.Fatal(err)
