@@ -23,11 +23,11 @@ func benchPod(ctx context.Context, b *bench) ([]Figure, error) {
 	}
 	var floors, pods, further []float64
 	for range b.runs {
-		took, _, err := floor(ctx)
+		f, err := floor(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("floor: %w", err)
 		}
-		floors = append(floors, took.Seconds())
+		floors = append(floors, f.took.Seconds())
 		if err := b.onePod(ctx, &pods, &further); err != nil {
 			return nil, err
 		}

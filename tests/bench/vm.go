@@ -46,39 +46,47 @@ func bareSpec() (hypervisor.VMSpec, func(), error) {
 	return spec, func() { _ = kernel.Close(); _ = initrd.Close() }, nil
 }
 
-// floor boots the bare VM and returns the time from exec of QEMU to the agent's answer to
-// Health.Check, and what the agent says of itself.
-func floor(ctx context.Context) (took time.Duration, metrics string, err error) {
+// bare is what a VM without shim, network and container takes.
+type bare struct {
+	took    time.Duration      // from exec of QEMU to the agent's answer to Health.Check
+	metrics string             // what the agent says of itself
+	memory  map[string]float64 // of QEMU, as smaps has it
+}
+
+// floor boots the bare VM.
+func floor(ctx context.Context) (b bare, err error) {
 	spec, release, err := bareSpec()
 	if err != nil {
-		return 0, "", err
+		return b, err
 	}
 	defer release()
 	proc, err := launch.Start(ctx, launch.Options{Exe: filepath.Join(harness.Prefix(), "bin/containerd-shim-coco-v2")})
 	if err != nil {
-		return 0, "", err
+		return b, err
 	}
 	start := time.Now()
 	vm, err := qemu.New(qemu.Options{Path: configs.Default().Hypervisor.Path}).Launch(ctx, spec, proc, "")
 	if err != nil {
-		return 0, "", err
+		return b, err
 	}
 	defer func() { err = errors.Join(err, vm.Stop(context.Background())) }()
 	conn, err := vm.Dial(ctx, 1024)
 	if err != nil {
-		return 0, "", err
+		return b, err
 	}
 	client := ttrpc.NewClient(conn)
 	defer client.Close()
 	if _, err := agent.NewHealthClient(client).Check(ctx, &agent.CheckRequest{}); err != nil {
-		return 0, "", err
+		return b, err
 	}
-	took = time.Since(start)
+	b.took = time.Since(start)
 	m, err := agent.NewAgentServiceClient(client).GetMetrics(ctx, &agent.GetMetricsRequest{})
 	if err != nil {
-		return 0, "", err
+		return b, err
 	}
-	return took, m.GetMetrics(), nil
+	b.metrics = m.GetMetrics()
+	b.memory, err = smaps(proc.PID())
+	return b, err
 }
 
 // benchStart is figures 1 and 2: the floor and the real thing take turns.
@@ -93,11 +101,11 @@ func benchStart(ctx context.Context, b *bench) ([]Figure, error) {
 	}
 	var floors, cached, cold []float64
 	for i := range b.runs {
-		took, _, err := floor(ctx)
+		f, err := floor(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("floor: %w", err)
 		}
-		floors = append(floors, took.Seconds())
+		floors = append(floors, f.took.Seconds())
 		s, err := run(harness.Image)
 		if err != nil {
 			return nil, err
@@ -122,17 +130,13 @@ func benchStart(ctx context.Context, b *bench) ([]Figure, error) {
 }
 
 // agentRSS reads the agent's resident memory, in MiB, out of its metrics.
-func agentRSS(ctx context.Context) (float64, error) {
-	_, text, err := floor(ctx)
-	if err != nil {
-		return 0, err
-	}
-	for _, l := range strings.Split(text, "\n") {
+func (b bare) agentRSS() (float64, error) {
+	for _, l := range strings.Split(b.metrics, "\n") {
 		f := strings.Fields(l)
 		if len(f) == 2 && strings.HasPrefix(f[0], "coco_agent_resident_bytes") {
 			v, err := strconv.ParseFloat(f[1], 64)
 			return v / (1 << 20), err
 		}
 	}
-	return 0, fmt.Errorf("the agent's metrics have no coco_agent_resident_bytes:\n%s", text)
+	return 0, fmt.Errorf("the agent's metrics have no coco_agent_resident_bytes:\n%s", b.metrics)
 }
