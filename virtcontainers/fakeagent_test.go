@@ -79,6 +79,11 @@ func newFakeAgent(vm *fakeVM) *fakeAgent {
 }
 
 func (a *fakeAgent) close() {
+	a.mu.Lock()
+	if a.conn != nil {
+		_ = a.conn.Close() // first: a guest that has ended answers nothing any more
+	}
+	a.mu.Unlock()
 	a.cancel()
 	_ = a.lis.Close()
 	_ = a.server.Close()
