@@ -21,7 +21,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -31,6 +30,7 @@ import (
 
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/internal/fdpass"
+	"github.com/coco-shim/coco/internal/ownthread"
 )
 
 const (
@@ -106,7 +106,7 @@ func Start(ctx context.Context, opts Options) (*Process, error) {
 		p.cmd.WaitDelay = stderrWait
 		p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 		started := make(chan error)
-		onOwnThread(func() { p.live(opts.NetNS, started) })
+		ownthread.Go(func() { p.live(opts.NetNS, started) })
 		err = <-started
 		_ = null.Close() // only read
 		p.cmd.ExtraFiles = nil
@@ -136,26 +136,6 @@ func (p *Process) live(path string, started chan<- error) {
 	}
 	_ = p.control.Close() // the peer is gone
 	close(p.done)
-}
-
-// onOwnThread runs fn in a goroutine on a thread that nothing else uses and that is destroyed
-// afterwards. It is not the main thread, whose namespaces others see as those of the process.
-func onOwnThread(fn func()) {
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() != unix.Getpid() {
-			fn()
-			return // still locked: the thread ends
-		}
-		locked := make(chan struct{})
-		go func() {
-			runtime.LockOSThread() // another thread, since this one is taken
-			close(locked)
-			fn()
-		}()
-		<-locked
-		runtime.UnlockOSThread()
-	}()
 }
 
 func (p *Process) fork(path string) error {
