@@ -8,6 +8,7 @@
 #   containerd-2.4   containerd 2.4 with ctr and its client test suite, built from the Go module proxy
 #   qemu-10.0        QEMU 10.0 from Debian's backports, unpacked into the cache (not installed)
 #   qemu-11.1        QEMU 11.1 from Debian sid with the libraries that it needs, likewise
+#   virtiofsd-1.13   virtiofsd from Debian trixie with the libraries that it needs, likewise: Debian 12 has QEMU's old one
 #   docker           Docker 26 from Debian trixie, likewise: Debian 12's refuses the names of other shims
 #   kubelet          the kubelet of Kubernetes 1.37, built from the Go module proxy (about five minutes)
 #   k8s              etcd and a static bash from Debian; API server, controller manager, scheduler, kubectl and the e2e suite with its
@@ -178,6 +179,22 @@ qemu_11() {
   qemu_ready "$dir" "$dir/loader/qemu-system-x86_64 --library-path $dir/lib $dir/lib/qemu-system-x86_64"
 }
 
+virtiofsd_113() {
+  local dir=$CACHE/virtiofsd-1.13
+  [ -x "$dir/bin/virtiofsd" ] && return
+  say "unpacking virtiofsd from Debian trixie, with its libraries"
+  rm -rf "$dir"; mkdir -p "$dir"/{deb,bin}
+  private_apt trixie apt-get update
+  (cd "$dir/deb" && private_apt trixie apt-get download virtiofsd libc6 libgcc-s1 libcap-ng0 libseccomp2 && for d in *.deb; do dpkg -x "$d" .; done)
+  mv "$dir/deb/usr/lib/x86_64-linux-gnu" "$dir/lib"
+  mv "$dir/deb/usr/libexec/virtiofsd" "$dir/lib/"
+  rm -rf "$dir/deb"
+  printf '#!/bin/sh\nexec %s --library-path %s %s "$@"\n' "$dir/lib/ld-linux-x86-64.so.2" "$dir/lib" "$dir/lib/virtiofsd" >"$dir/bin/new"
+  chmod 755 "$dir/bin/new"
+  mv "$dir/bin/new" "$dir/bin/virtiofsd"
+  "$dir/bin/virtiofsd" --version >&2
+}
+
 docker_26() {
   local dir=$CACHE/docker
   [ -x "$dir/bin/dockerd" ] && return
@@ -191,7 +208,7 @@ docker_26() {
   "$dir/bin/dockerd" --version >&2
 }
 
-[ $# -gt 0 ] || { sed -n '2,16p' "$0"; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,17p' "$0"; exit 2; }
 [ "$(id -u)" = 0 ] || { echo "setup: run as root: sudo $0 $*" >&2; exit 1; }
 mkdir -p "$CACHE"
 for want in "$@"; do
@@ -202,6 +219,7 @@ for want in "$@"; do
     containerd-2.4) (containerd_24) ;;
     qemu-10.0) qemu_10 ;;
     qemu-11.1) qemu_11 ;;
+    virtiofsd-1.13) virtiofsd_113 ;;
     docker) docker_26 ;;
     kubelet) kubelet ;;
     k8s) k8s ;;

@@ -38,7 +38,9 @@ var (
 	Runc        = Cap{"runc", needProgram("runc", "runc")}
 	QEMU100     = Cap{"QEMU 10.0", needUnpacked("qemu-10.0", "qemu-system-x86_64")}
 	QEMU111     = Cap{"QEMU 11.1", needUnpacked("qemu-11.1", "qemu-system-x86_64")}
+	Virtiofsd13 = Cap{"virtiofsd 1.13", needUnpacked("virtiofsd-1.13", "virtiofsd")}
 	Docker      = Cap{"Docker 26", needUnpacked("docker", "dockerd")}
+	Virtiofsd   = Cap{"virtiofsd", needVirtiofsd}
 	Busybox     = Cap{"a static busybox", needProgram("busybox", "busybox-static")}
 	FsckErofs   = Cap{"fsck.erofs", needProgram("fsck.erofs", "erofs-utils")}
 	Veritysetup = Cap{"veritysetup", needProgram("veritysetup", "cryptsetup-bin")}
@@ -143,6 +145,16 @@ func needProgram(name, pkg string) func() error {
 		}
 		return nil
 	}
+}
+
+// needVirtiofsd looks where package virtiofsd looks, which it cannot import.
+func needVirtiofsd() error {
+	for _, p := range []string{"/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd"} {
+		if _, err := os.Stat(p); err == nil {
+			return nil
+		}
+	}
+	return errors.New("no virtiofsd; apt-get install qemu-system-common, or virtiofsd from Debian 13 on")
 }
 
 func needUnpacked(thing, program string) func() error {

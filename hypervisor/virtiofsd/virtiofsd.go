@@ -1,0 +1,90 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package virtiofsd runs the process that shows files of the host to one VM while it runs (virtio-fs).
+//
+// The process is confined to an empty directory, which is the root of a mount namespace of its own and
+// read-only there. What the guest is to see is mounted into that namespace when it is asked for, from a
+// detached copy of the mount (open_tree(2)) that is nowhere else. So nothing is ever mounted on the
+// host: there is nothing to undo but the process, with which the namespace goes, and who removes the
+// directory cannot reach a shared file.
+//
+// Two programs are known: that of QEMU up to version 7 (C), and its successor (Rust). Package launch forks
+// the process, which is the caller's; the caller ends it, too. It also ends by itself with the VMM, whose
+// end of the socket closes.
+package virtiofsd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+// places are where distributions have the program: Debian 13, Ubuntu 24.04 and Fedora; Debian 12 and
+// Ubuntu 22.04; Arch Linux.
+var places = []string{"/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd"}
+
+// askTimeout bounds a program's answer to --version.
+const askTimeout = 10 * time.Second
+
+// Daemon is a program that was found.
+type Daemon struct {
+	Path    string
+	Version string // its first line
+	legacy  bool   // QEMU's own, with options of another form
+}
+
+// Find looks for the program, or at the one that path names, and asks it what it is.
+func Find(ctx context.Context, path string) (Daemon, error) {
+	return find(ctx, path, places)
+}
+
+func find(ctx context.Context, path string, places []string) (Daemon, error) {
+	if path != "" {
+		places = []string{path}
+	}
+	for _, p := range places {
+		if st, err := os.Stat(p); err != nil || !st.Mode().IsRegular() || st.Mode().Perm()&0o111 == 0 {
+			continue
+		}
+		return ask(ctx, p)
+	}
+	return Daemon{}, fmt.Errorf("there is no virtiofsd, which files that are shared live need: no program %s; install the package virtiofsd (Debian 12: qemu-system-common), or set runtime.virtiofsd: %w",
+		strings.Join(places, ", "), errdefs.ErrFailedPrecondition)
+}
+
+func ask(ctx context.Context, path string) (Daemon, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, askTimeout, errors.New("no answer within "+askTimeout.String()))
+	defer cancel()
+	out, err := exec.CommandContext(ctx, path, "--version").Output()
+	if err != nil {
+		return Daemon{}, fmt.Errorf("%s --version: %w", path, err)
+	}
+	line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
+	d := Daemon{Path: path, Version: line}
+	switch {
+	case strings.HasPrefix(line, "virtiofsd version "):
+		d.legacy = true
+	case !strings.HasPrefix(line, "virtiofsd "):
+		return Daemon{}, fmt.Errorf("%s is no virtiofsd: it says %.80q for --version: %w", path, line, errdefs.ErrFailedPrecondition)
+	}
+	return d, nil
+}
+
+// argv is the command line that serves dir to whom connects to descriptor fd. Submounts are announced,
+// so that files of two file systems are not taken for one.
+func (d Daemon) argv(fd int, dir string) []string {
+	if d.legacy {
+		return []string{
+			d.Path, "-f", fmt.Sprintf("--fd=%d", fd), "-o", "source=" + strings.NewReplacer(`\`, `\\`, ",", `\,`).Replace(dir),
+			"-o", "sandbox=namespace,announce_submounts,log_level=warn",
+		}
+	}
+	return []string{d.Path, fmt.Sprintf("--fd=%d", fd), "--shared-dir=" + dir, "--sandbox=namespace", "--announce-submounts", "--log-level=error"}
+}
