@@ -68,6 +68,8 @@ type VMSpec struct {
 	HotplugPorts int
 	Blocks       []Block // present from boot
 	NICs         []NIC   // present from boot
+	// HostFiles is a file system of the host that the guest can mount; nil: none. Never with a TEE.
+	HostFiles *HostFiles
 	// BootTimeout bounds the time from exec of the VMM to the agent's answer.
 	BootTimeout time.Duration
 }
@@ -115,6 +117,13 @@ type Block struct {
 type BlockAddress struct {
 	Driver string // agent storage driver: "scsi" or "blk"
 	Source string // "TARGET:LUN" for scsi, PCI path ("02" or "02/00") for blk
+}
+
+// HostFiles is a virtio-fs device. The process that serves it reads and writes the guest's memory, which
+// is shared with it for that.
+type HostFiles struct {
+	Tag    string   // by which the guest mounts it
+	Socket *os.File // connected with the server, vhost-user; the VMM gets a duplicate
 }
 
 // NIC is a virtio network interface on a tap that already exists.

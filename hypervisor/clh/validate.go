@@ -93,6 +93,7 @@ func (p *problems) devices(s hypervisor.VMSpec) {
 		p.add(ids[nicName(n.ID)], "network interface %q: id used twice", n.ID)
 		ids[nicName(n.ID)] = true
 	}
+	p.add(s.HostFiles != nil, "files of the host: Cloud Hypervisor connects to their server by a path, which this driver does not hand out; use QEMU")
 }
 
 func (p *problems) block(b hypervisor.Block) {

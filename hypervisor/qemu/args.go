@@ -66,6 +66,10 @@ func (b *builder) build() {
 	for i, n := range b.spec.NICs {
 		b.nic(i, n)
 	}
+	if f := b.spec.HostFiles; f != nil {
+		b.arg("-chardev", fmt.Sprintf("socket,id=files0,fd=%d", b.fd(f.Socket)),
+			"-device", fmt.Sprintf("vhost-user-fs-pci,id=fs0,bus=pcie.0,addr=%#x,chardev=files0,tag=%s", slotFiles, f.Tag))
+	}
 }
 
 func (b *builder) arg(words ...string) { b.cmd.Argv = append(b.cmd.Argv, words...) }
@@ -125,6 +129,9 @@ func (b *builder) platform() {
 		if !b.tables {
 			machine += ",confidential-guest-support=tee0"
 		}
+	}
+	if b.spec.HostFiles != nil {
+		memory = "memory-backend-memfd,share=on" // with the server
 	}
 	if b.tables {
 		model = "max" // not in the tables, and "host" needs KVM

@@ -72,7 +72,9 @@ func TestCommandLines(t *testing.T) {
 	kvm := plainSpec()
 	kvm.Accel, kvm.CPU.Model, kvm.Boot.Firmware = hypervisor.AccelKVM, "EPYC", unopened()
 	kvm.Blocks, kvm.NICs, kvm.HotplugPorts = nil, nil, 0
-	tests := map[string]hypervisor.VMSpec{"plain-tcg": plainSpec(), "plain-blk": blk, "plain-kvm": kvm, "snp": snpSpec(t), "tdx": tdxSpec(t)}
+	files := plainSpec()
+	files.HostFiles = &hypervisor.HostFiles{Tag: "live", Socket: unopened()}
+	tests := map[string]hypervisor.VMSpec{"plain-tcg": plainSpec(), "plain-blk": blk, "plain-kvm": kvm, "plain-files": files, "snp": snpSpec(t), "tdx": tdxSpec(t)}
 	for name, spec := range tests {
 		t.Run(name, func(t *testing.T) {
 			par := Params{Binary: "/usr/bin/qemu-system-x86_64", CBitPos: 51, ReducedPhysBits: 1, Agent: unopened(), Control: unopened(), Console: unopened()}
@@ -114,6 +116,9 @@ func checkFiles(t *testing.T, spec hypervisor.VMSpec, par Params, cmd Command) {
 	}
 	for _, n := range spec.NICs {
 		want += len(n.Tap)
+	}
+	if spec.HostFiles != nil {
+		want++
 	}
 	if len(cmd.Files) != want {
 		t.Errorf("%d files, want %d", len(cmd.Files), want)
@@ -198,6 +203,10 @@ func TestValidateRefuses(t *testing.T) {
 		{"SNP with TDX settings", snp(func(s *hypervisor.VMSpec) { s.TDX = &hypervisor.TDX{} }), "settings of TDX"},
 		{"TDX with a named processor", tdx(func(s *hypervisor.VMSpec) { s.CPU.Model = "EPYC" }), "only with the host's"},
 		{"TDX without settings", tdx(func(s *hypervisor.VMSpec) { s.TDX = nil }), "without TDX settings"},
+		{"files of the host", plain(func(s *hypervisor.VMSpec) { s.HostFiles = &hypervisor.HostFiles{Tag: "live", Socket: unopened()} }), ""},
+		{"files of the host without a socket", plain(func(s *hypervisor.VMSpec) { s.HostFiles = &hypervisor.HostFiles{Tag: "live"} }), "no socket"},
+		{"options smuggled in by a tag", plain(func(s *hypervisor.VMSpec) { s.HostFiles = &hypervisor.HostFiles{Tag: "a,b", Socket: unopened()} }), "must match"},
+		{"files of the host in a TEE", snp(func(s *hypervisor.VMSpec) { s.HostFiles = &hypervisor.HostFiles{Tag: "live", Socket: unopened()} }), "trusts none"},
 		{"TDX with two quote services", tdx(func(s *hypervisor.VMSpec) { s.TDX.QuoteUnix = "/run/x" }), "two quote"},
 	}
 	for _, tt := range tests {

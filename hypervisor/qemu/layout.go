@@ -14,6 +14,7 @@ const (
 	slotSerial = 0x02
 	slotSCSI   = 0x03
 	slotNICs   = 0x04 // maxNICs slots
+	slotFiles  = 0x0c
 	slotPorts  = 0x10 // maxPorts slots
 	maxPorts   = 0x1f - slotPorts
 )

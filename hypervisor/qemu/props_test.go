@@ -64,6 +64,9 @@ func everySpec(t *testing.T) map[string]hypervisor.VMSpec {
 	named := plainSpec()
 	named.CPU.Model = "EPYC"
 	specs["plain, named processor"] = named
+	files := plainSpec()
+	files.HostFiles = &hypervisor.HostFiles{Tag: "live", Socket: unopened()}
+	specs["plain, files of the host"] = files
 	return specs
 }
 

@@ -98,6 +98,11 @@ func (p *problems) devices(s hypervisor.VMSpec) {
 		p.add(ids[n.ID], "network interface %q: id used twice", n.ID)
 		ids[n.ID] = true
 	}
+	if f := s.HostFiles; f != nil {
+		p.add(s.TEE != hypervisor.TEENone, "files of the host in a VM of platform %s, which trusts none", s.TEE)
+		p.add(!ident.Device(f.Tag), "files of the host: tag %q must match %s", f.Tag, ident.DeviceForm)
+		p.add(f.Socket == nil, "files of the host: no socket")
+	}
 }
 
 func (p *problems) block(b hypervisor.Block) {
