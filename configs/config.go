@@ -68,6 +68,9 @@ type Hypervisor struct {
 	InsecureDebugConsole bool // keep the guest's console verbose; refused on a TEE
 }
 
+// HostPathLive is the value of runtime.host_path with which files of the host are not copied.
+const HostPathLive = "live"
+
 // Runtime is what the shim does around the VM.
 type Runtime struct {
 	StateDir          string   // per-pod sockets and locks, on a tmpfs
@@ -75,7 +78,8 @@ type Runtime struct {
 	UpperSizeMiB      uint64   // limit of a container's writable layer, in guest memory
 	MaxCopyMiB        uint64   // limit of a bind-mounted file or directory that is copied in
 	EmptyDirSizeMiB   uint64   // of an emptyDir on disk, a sparse file; 0: that of the host's file system
-	HostPath          string   // files of the host in a CRI container: "read-only", "writable" or "refused"
+	HostPath          string   // files of the host in a container: "read-only", "writable", "live" or "refused"
+	Virtiofsd         string   // program for HostPath "live"; "" is looked for where distributions have it
 	CreateTimeout     Duration // for creating a container in the guest
 	StopTimeout       Duration // for a graceful stop before the VM is killed
 	LogLevel          string   // "error", "warn", "info" or "debug"

@@ -99,6 +99,22 @@ func (d *decoder) platform(h Hypervisor) {
 	}
 }
 
+// hostPath checks who can have files of the host live.
+func (d *decoder) hostPath() {
+	h, r := d.cfg.Hypervisor, d.cfg.Runtime
+	const others = "\"read-only\", \"writable\" or \"refused\""
+	switch {
+	case r.HostPath != HostPathLive:
+		if r.Virtiofsd != "" {
+			d.blame("runtime.virtiofsd", fmt.Sprintf("means nothing for host_path %q", r.HostPath), "\"\", or host_path = \"live\"")
+		}
+	case h.Platform != "none":
+		d.blame("runtime.host_path", fmt.Sprintf("\"live\" shares files of the host with the guest, which on platform %q trusts none", h.Platform), others)
+	case h.Type == TypeCLH:
+		d.blame("runtime.host_path", "\"live\" is not supported with Cloud Hypervisor", others+", or type = \"qemu\"")
+	}
+}
+
 // confidential checks what both TEEs ask for.
 func (d *decoder) confidential(h Hypervisor) {
 	if h.Firmware == "" {

@@ -65,6 +65,10 @@ func TestDecodeTEEKeys(t *testing.T) {
 		{"port with zeros", tdx + "tdx_quote_socket = \"vsock:04050\"\n", "has no port"},
 		{"relative socket", tdx + "tdx_quote_socket = \"qgs.socket\"\n", "is neither"},
 		{"long socket", tdx + "tdx_quote_socket = \"/" + strings.Repeat("x", 107) + "\"\n", "is longer than the 107 bytes"},
+		{"files of the host", snp + "[runtime]\nhost_path = \"live\"\n", "t.toml:6: runtime.host_path: \"live\" shares files of the host with the guest, which on platform \"snp\" trusts none"},
+		{"live files", "[runtime]\nhost_path = \"live\"\nvirtiofsd = \"/usr/libexec/virtiofsd\"\n", ""},
+		{"live files with Cloud Hypervisor", "[hypervisor]\ntype = \"clh\"\n[runtime]\nhost_path = \"live\"\n", "not supported with Cloud Hypervisor"},
+		{"a program for nothing", "[runtime]\nvirtiofsd = \"/usr/libexec/virtiofsd\"\n", "t.toml:2: runtime.virtiofsd: means nothing for host_path \"read-only\""},
 		{"socket elsewhere", snp + "tdx_quote_socket = \"vsock:4050\"\n", "hypervisor.tdx_quote_socket: means nothing on platform \"snp\""},
 	}
 	for _, tt := range tests {
