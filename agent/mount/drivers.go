@@ -273,6 +273,9 @@ func (m *Manager) mountBind(point string, mt *mounted, opts options) error {
 
 // mountVirtioFS mounts a directory that the host shares.
 func (m *Manager) mountVirtioFS(point string, mt *mounted, opts options) error {
+	if m.HostFiles == nil || !m.HostFiles() {
+		return fmt.Errorf("a guest in a TEE mounts nothing that the host shares: %w", errdefs.ErrPermissionDenied)
+	}
 	tag := mt.storage.GetSource()
 	if tag == "" || len(tag) > 36 || strings.ContainsAny(tag, "/\x00") {
 		return invalid(fmt.Errorf("virtio-fs tag %.80q", tag))

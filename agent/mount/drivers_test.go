@@ -55,9 +55,11 @@ func TestStoragesThatAreRefused(t *testing.T) {
 		{"bind of the guest's root", &agent.Storage{Driver: "bind", Source: "/", MountPoint: at("a")}, "source"},
 		{"bind through a symbolic link", &agent.Storage{Driver: "bind", Source: at("out/etc"), MountPoint: at("a")}, "source"},
 		{"a volume of an unknown kind", &agent.Storage{Driver: "scsi", Source: "0:0", Fstype: "vfat", MountPoint: at("a")}, "not supported on block devices"},
+		{"what the host shares, in a TEE", &agent.Storage{Driver: "virtio-fs", Source: "live", Fstype: "virtiofs", MountPoint: at("tee/a")}, "in a TEE"},
 		{"a strange tag", &agent.Storage{Driver: "virtio-fs", Source: "../x", MountPoint: at("a")}, "tag"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			g.HostFiles = func() bool { return !strings.HasSuffix(tc.name, "in a TEE") }
 			err := g.Add(t.Context(), "c", []*agent.Storage{tc.s})
 			if err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("Add = %v, want an error with %q", err, tc.want)

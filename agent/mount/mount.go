@@ -40,6 +40,9 @@ const maxStorages = 1024
 type Manager struct {
 	// Load loads a kernel module of the guest image; nil: everything is there. Set it before use.
 	Load func(name string, params ...string) error
+	// HostFiles says whether directories that the host shares (virtio-fs) may be mounted; nil: no. Set
+	// it before use.
+	HostFiles func() bool
 
 	root string
 	sys  string // sysfs

@@ -153,6 +153,7 @@ type guest struct {
 func newGuest(mods *boot.Loader, log *slog.Logger) (*guest, error) {
 	g := &guest{log: log, mods: mods, reaper: reap.New(), broker: stdio.NewBroker(), mounts: mount.New(mount.Root)}
 	g.mounts.Load = mods.Load
+	g.mounts.HostFiles = func() bool { return !boot.Confidential("/") }
 	var err error
 	if g.oom, err = cgroup.NewOOMWatcher(); err != nil {
 		return nil, err
