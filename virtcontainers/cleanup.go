@@ -50,9 +50,11 @@ func cleanup(ctx context.Context, j state.Pod, n Network) error {
 	if err != nil {
 		return err
 	}
-	if j.VMM != nil && j.BootID == boot {
-		if err := j.VMM.Kill(ctx); err != nil {
-			return err // everything else is in use as long as it lives
+	for _, p := range []*state.Process{j.VMM, j.Virtiofsd} {
+		if p != nil && j.BootID == boot {
+			if err := p.Kill(ctx); err != nil {
+				return err // everything else is in use as long as it lives
+			}
 		}
 	}
 	if j.NetNS != "" && len(j.Redirects) > 0 && j.BootID == boot {

@@ -37,6 +37,7 @@ type creation struct {
 	stateDir string
 	netns    string // path; the launcher's own once it runs
 	ownNetNS bool
+	leaves   []string // cgroups that the pod's processes are in
 	attached Attachment
 
 	opened    []*os.File // the boot chains
@@ -101,6 +102,7 @@ func (c *creation) steps() []step {
 		{"cgroups", c.joinCgroups},
 		{"hooks", c.runHooks},
 		{"network", c.attachNetwork},
+		{"live files", c.serveFiles},
 		{"vmm", c.startVMM},
 		{"agent", c.awaitAgent},
 		{"guest network", c.configureNetwork},
@@ -373,6 +375,7 @@ func (c *creation) joinCgroups(context.Context) error {
 	if err != nil {
 		return err
 	}
+	c.leaves = leaves
 	var made []string
 	c.u.Push("remove cgroups", func(ctx context.Context) error {
 		if err := end(ctx, c.proc); err != nil { // a group with a process in it stays
@@ -450,6 +453,9 @@ func (c *creation) startVMM(ctx context.Context) error {
 	var errs []error
 	for _, nic := range c.attached.NICs {
 		errs = append(errs, nic.CloseFiles())
+	}
+	if f := c.vmspec.HostFiles; f != nil { // the server ends with the VMM's
+		errs = append(errs, closeOnce(f.Socket))
 	}
 	for _, f := range append(c.opened, c.initdata) {
 		if f != nil {

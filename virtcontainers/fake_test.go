@@ -40,6 +40,7 @@ type world struct {
 	fail   string         // the name of the operation that fails
 	vms    []*fakeVM      // guarded by mu
 
+	shared    []string                // guarded by mu; what the guest can see, and whether it is read-only
 	layers    int                     // how many layers a root file system has
 	slow      map[string]chan string  // operations that wait until the channel is closed
 	noStreams bool                    // the agent takes no byte streams
@@ -146,7 +147,7 @@ func (w *world) options(args ...string) Options {
 	return Options{
 		ID: "c1", Namespace: "default", Bundle: bundle, Spec: s, Config: cfg, First: first,
 		Host: Host{
-			Driver: (*fakeDriver)(w), Launcher: (*fakeLauncher)(w), Network: (*fakeNetwork)(w), Layers: (*fakeLayers)(w),
+			Driver: (*fakeDriver)(w), Launcher: (*fakeLauncher)(w), Network: (*fakeNetwork)(w), Layers: (*fakeLayers)(w), Files: (*fakeFiles)(w),
 			Machine: Machine{CPUs: 2, MemoryMiB: 8192},
 		},
 	}

@@ -47,6 +47,7 @@ type fakeAgent struct {
 	streams    map[uint32]*net.UnixConn          // guarded by mu
 	containers map[string]map[string]*guestProc  // guarded by mu
 	files      map[string]*agent.CopyFileRequest // guarded by mu
+	created    *agent.CreateContainerRequest     // guarded by mu; the last one
 	oom        chan string
 	conn       *net.UnixConn // of the protocol; guarded by mu
 }
@@ -268,6 +269,7 @@ func (a *fakeAgent) CreateContainer(_ context.Context, r *agent.CreateContainerR
 	if a.containers[r.GetContainerId()] != nil {
 		return nil, status.Error(codes.AlreadyExists, "container exists")
 	}
+	a.created = r
 	p := a.newProcLocked(r.GetOCI().GetProcess().GetArgs(), r.GetStdinPort(), r.GetStdoutPort(), r.GetStderrPort())
 	a.containers[r.GetContainerId()] = map[string]*guestProc{"": p}
 	return &emptypb.Empty{}, nil

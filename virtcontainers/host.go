@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 
 	"github.com/containerd/errdefs"
 
@@ -23,6 +24,8 @@ type Host struct {
 	Network  Network
 	Layers   Layers
 	Machine  Machine
+	// Files starts what shows files of the host to a VM, runtime.host_path = "live"; nil: nothing does.
+	Files FileServer
 	// Localhost opens the way from the loopback address of a pod's network namespace into the VM; nil
 	// for none.
 	Localhost func(netns string) (Localhost, error)
@@ -48,6 +51,22 @@ func (h Host) check() error {
 type Launcher interface {
 	// Launch forks a waiting process into the network namespace that the path names.
 	Launch(ctx context.Context, netns string) (hypervisor.Process, error)
+}
+
+// FileServer makes a process the server of files of the host for one VM. Package
+// virtcontainers/host has the one that uses virtiofsd.
+type FileServer interface {
+	// Serve turns proc into the server of dir, an empty directory, and returns the VMM's end of their
+	// connection, which is the caller's, as the process is.
+	Serve(ctx context.Context, proc hypervisor.Process, dir string) (Files, *os.File, error)
+}
+
+// Files are the files that a VM sees.
+type Files interface {
+	// Share adds a file or directory of the host, under a name.
+	Share(source, name string, readOnly bool) error
+	// Close is idempotent.
+	Close() error
 }
 
 // Network makes network namespaces and connects their interfaces with a VM.

@@ -110,7 +110,7 @@ func (p *Pod) describe(m *metrics.Set) {
 func processUsage(m *metrics.Set, who string, u procinfo.Usage) {
 	what := map[string]string{"shim": "the shim", "vmm": "the VMM"}[who]
 	m.Gauge("coco_"+who+"_resident_memory_bytes", "Resident memory of "+what+".", float64(u.RSS))
-	m.Gauge("coco_"+who+"_anonymous_memory_bytes", "Resident memory of "+what+" that is not of files.", float64(u.Anon))
+	m.Gauge("coco_"+who+"_anonymous_memory_bytes", "Resident memory of "+what+" that is not of files.", float64(u.Anon+u.Shmem)) // memory of a guest with live files is Shmem
 	m.Counter("coco_"+who+"_cpu_seconds_total", "CPU time of "+what+".", u.CPUUser.Seconds(), "mode", "user")
 	m.Counter("coco_"+who+"_cpu_seconds_total", "", u.CPUSystem.Seconds(), "mode", "system")
 	m.Gauge("coco_"+who+"_threads", "Threads of "+what+".", float64(u.Threads))

@@ -36,6 +36,7 @@ type Pod struct {
 	log     *slog.Logger
 	vm      hypervisor.VM
 	proc    hypervisor.Process
+	files   *liveFiles // nil when no files of the host are live
 	agent   *link
 	life    *life
 	undo    undo.Stack // what the pod holds on the host
@@ -219,13 +220,18 @@ const lostVM = 5 * time.Second
 // watch waits for the VM's end, or its agent's, and settles the processes' exits.
 func (p *Pod) watch(ctx context.Context) {
 	defer close(p.done)
+	var err error
 	select {
 	case <-p.vm.Done():
 	case <-p.agent.gone:
-		p.endWithoutAgent(ctx)
+		p.endWithin(ctx, lostVM, "the agent's connection broke while the VM runs on; stopping it")
+	case <-p.files.gone():
+		err = p.endWithoutFiles(ctx)
 	}
 	p.mu.Lock()
-	err := p.vm.Err()
+	if err == nil {
+		err = p.vm.Err()
+	}
 	if p.closing {
 		err = errShutdown
 	} else {
@@ -238,29 +244,30 @@ func (p *Pod) watch(ctx context.Context) {
 	p.settleAll(err)
 }
 
-// endWithoutAgent gives a VM whose agent is gone a moment to end, then ends it: nothing in it can be
-// controlled any more.
-func (p *Pod) endWithoutAgent(ctx context.Context) {
-	t := time.NewTimer(lostVM)
+// endWithin gives a VM a moment to end, then ends it, for the reason that is logged: nothing in it can
+// be controlled, or used, any more. It says whether it was ended so.
+func (p *Pod) endWithin(ctx context.Context, patience time.Duration, why string) bool {
+	t := time.NewTimer(patience)
 	defer t.Stop()
 	select {
 	case <-p.vm.Done():
-		return
+		return false
 	case <-t.C:
 	case <-ctx.Done(): // shutting down: who does that stops the VM
 		<-p.vm.Done()
-		return
+		return false
 	}
-	p.log.Warn("the agent's connection broke while the VM runs on; stopping it", "vm", p.vm.ID())
+	p.log.Warn(why, "vm", p.vm.ID())
 	sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undo.StepTimeout)
 	defer cancel()
 	if err := p.vm.Stop(sctx); err != nil {
-		p.log.Error("stop a VM without agent", "vm", p.vm.ID(), "error", err)
+		p.log.Error("stop a VM", "vm", p.vm.ID(), "error", err)
 		if err := p.proc.Kill(); err != nil {
-			p.log.Error("kill a VM without agent", "vm", p.vm.ID(), "error", err)
+			p.log.Error("kill a VM", "vm", p.vm.ID(), "error", err)
 		}
 	}
 	<-p.vm.Done()
+	return true
 }
 
 func (p *Pod) settleAll(reason error) {

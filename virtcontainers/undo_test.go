@@ -46,7 +46,11 @@ func TestWhateverFailsNothingIsLeft(t *testing.T) {
 	}
 	options := func(w *world) Options {
 		o := w.options("sleep")
-		o.Spec.Mounts = []specs.Mount{{Type: "bind", Source: w.file("hosts", 0o644), Destination: "/etc/hosts"}}
+		o.Config.Runtime.HostPath = "live"
+		o.Spec.Mounts = []specs.Mount{
+			{Type: "bind", Source: w.file("hosts", 0o644), Destination: "/etc/hosts"},
+			{Type: "bind", Source: w.file("data", 0o644), Destination: "/data"},
+		}
 		return o
 	}
 	good := newWorld(t)
@@ -55,6 +59,9 @@ func TestWhateverFailsNothingIsLeft(t *testing.T) {
 	}
 	if left := good.left(); len(left) > 0 {
 		t.Fatalf("left without a failure: %q", left)
+	}
+	if !good.did("serve files") || !good.did("share files") {
+		t.Errorf("nothing was shared: %q", good.ops)
 	}
 	startOps := started
 	for i := range good.ops {

@@ -63,6 +63,7 @@ const (
 	guestMemory   = spec.GuestRoot + "/sandbox/ephemeral/"
 	guestStorage  = spec.GuestRoot + "/sandbox/storage/"
 	guestSubPaths = spec.GuestRoot + "/sandbox/subpaths/"
+	guestLive     = spec.GuestRoot + "/sandbox/live"
 )
 
 const maxName = 255 // of a file
@@ -84,6 +85,8 @@ func guestPlace(kind volume.Kind, source string) string {
 			name = hash16(source)
 		}
 		return guestStorage + name
+	case volume.Shared:
+		return guestLive + "/" + hash16(source)
 	default:
 		return path.Join(spec.SharedDir, "sandbox-"+hash16(source)+"-"+base)
 	}
@@ -162,7 +165,7 @@ func (p *Pod) planMounts(id string, s *specs.Spec) (mountPlan, error) {
 		if b.Kind == volume.Direct && p.isFirst(id) {
 			return mountPlan{}, fmt.Errorf("mount %s: a direct volume needs a pod whose containers are removed before it ends, as CRI's are: %w", b.Destination, errdefs.ErrInvalidArgument)
 		}
-		m := mounted{p.volumes.get(b.Kind, b.Source), b}
+		m := mounted{p.volumes.get(b.Kind, volumeSource(b)), b}
 		if m.kind != b.Kind {
 			return mountPlan{}, fmt.Errorf("mount %s: the volume %s is there as %s, and cannot be %s as well: %w", b.Destination, b.Source, m.kind, b.Kind, errdefs.ErrFailedPrecondition)
 		}
@@ -193,8 +196,8 @@ func (p *Pod) provide(ctx context.Context, id string, list []mounted) ([]*agent.
 		if err := p.makeVolume(ctx, m.podVolume, m.bind.Destination); err != nil {
 			return nil, err
 		}
-		if m.storage != nil && !listed[m.guest] {
-			listed[m.guest] = true
+		if m.storage != nil && !listed[m.storage.GetMountPoint()] {
+			listed[m.storage.GetMountPoint()] = true
 			out = append(out, m.storage)
 		}
 		if m.bind.Sub != "" {
@@ -233,6 +236,8 @@ func (p *Pod) makeVolume(ctx context.Context, v *podVolume, at string) error {
 		v.storage, err = p.diskVolume(ctx, v)
 	case volume.Direct:
 		v.storage, err = p.directVolume(ctx, v)
+	case volume.Shared:
+		v.storage, err = p.shareVolume(v)
 	case volume.Raw:
 		v.device, err = p.rawVolume(ctx, v)
 	default:

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"runtime"
 
@@ -23,6 +24,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor/launch"
 	"github.com/coco-shim/coco/hypervisor/qemu"
 	"github.com/coco-shim/coco/hypervisor/qemu/precheck"
+	"github.com/coco-shim/coco/hypervisor/virtiofsd"
 	"github.com/coco-shim/coco/network/localhost"
 	"github.com/coco-shim/coco/virtcontainers"
 )
@@ -44,6 +46,7 @@ func New(c configs.Config, exe string, log *slog.Logger) (virtcontainers.Host, e
 		Network:  virtcontainers.NewNetwork(c.Network),
 		Layers:   virtcontainers.NewLayers(c.Runtime.LayerCache),
 		Machine:  m,
+		Files:    fileServer{c.Runtime.Virtiofsd},
 		Localhost: func(netns string) (virtcontainers.Localhost, error) {
 			g, err := localhost.Open(netns)
 			if err != nil {
@@ -52,6 +55,22 @@ func New(c configs.Config, exe string, log *slog.Logger) (virtcontainers.Host, e
 			return gate{g}, nil
 		},
 	}, nil
+}
+
+// fileServer runs the virtiofsd at a path, or the one that it finds.
+type fileServer struct{ path string }
+
+// Serve implements virtcontainers.FileServer.
+func (f fileServer) Serve(ctx context.Context, proc hypervisor.Process, dir string) (virtcontainers.Files, *os.File, error) {
+	d, err := virtiofsd.Find(ctx, f.path)
+	if err != nil {
+		return nil, nil, err
+	}
+	s, socket, err := d.Serve(ctx, proc, dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	return s, socket, nil
 }
 
 // gate is package localhost's, by the pod model's words.

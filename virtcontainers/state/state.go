@@ -48,6 +48,7 @@ type Pod struct {
 	BootID      string            `json:"bootId"` // of the host, /proc/sys/kernel/random/boot_id
 	Bundle      string            `json:"bundle"`
 	VMM         *Process          `json:"vmm,omitempty"`       // launcher, then VMM
+	Virtiofsd   *Process          `json:"virtiofsd,omitempty"` // launcher, then what serves files of the host
 	StateDir    string            `json:"stateDir,omitempty"`  // sockets
 	Cgroups     []string          `json:"cgroups,omitempty"`   // directories, parents first
 	OwnNetNS    string            `json:"ownNetns,omitempty"`  // file that a namespace of ours is mounted on
@@ -101,8 +102,10 @@ func (p Pod) validate() error {
 	if p.Version != Version {
 		return fmt.Errorf("version %d, this program writes %d", p.Version, Version)
 	}
-	if p.VMM != nil && (p.VMM.PID <= 1 || p.VMM.StartTime == 0) {
-		return fmt.Errorf("process %d started at %d cannot be a VMM", p.VMM.PID, p.VMM.StartTime)
+	for _, pr := range []*Process{p.VMM, p.Virtiofsd} {
+		if pr != nil && (pr.PID <= 1 || pr.StartTime == 0) {
+			return fmt.Errorf("process %d started at %d cannot be the pod's", pr.PID, pr.StartTime)
+		}
 	}
 	if len(p.Redirects) > 0 && p.NetNS == "" {
 		return errors.New("redirects without a network namespace")

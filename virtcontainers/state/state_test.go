@@ -71,6 +71,7 @@ func TestDecodeRefuses(t *testing.T) {
 		{"an unknown field", `{"version":1,"extra":1}`, "unknown field"},
 		{"two documents", `{"version":1}{}`, "after the end"},
 		{"init as VMM", `{"version":1,"vmm":{"pid":1,"startTime":5}}`, "process 1"},
+		{"init as virtiofsd", `{"version":1,"virtiofsd":{"pid":1,"startTime":5}}`, "process 1"},
 		{"a process without a start", `{"version":1,"vmm":{"pid":9}}`, "started at 0"},
 		{"a relative path", `{"version":1,"stateDir":"run"}`, `"run"`},
 		{"a path that climbs", `{"version":1,"stateDir":"/run/../etc"}`, "clean"},
@@ -101,8 +102,10 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if p.VMM != nil && p.VMM.PID <= 1 {
-			t.Errorf("process %d", p.VMM.PID)
+		for _, pr := range []*Process{p.VMM, p.Virtiofsd} {
+			if pr != nil && pr.PID <= 1 {
+				t.Errorf("process %d", pr.PID)
+			}
 		}
 		for _, d := range append(p.Cgroups, p.StateDir) {
 			if d != "" && (!filepath.IsAbs(d) || strings.Contains(d, "/../")) {

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package volume decides what becomes of the bind mounts of a container whose host shares nothing
-// with the guest: which of them is a volume of the pod that its containers have in common, which is
+// with the guest unless it is configured so: which of them is a volume of the pod that its containers have in common, which is
 // kept up to date, which is a copy for one container, and which cannot be had.
 //
 // Kubernetes says none of this to a runtime. What is known are kubelet's paths: below its root
@@ -34,11 +34,12 @@ const (
 	Termination             // a copy of a file that is written back when the container ends
 	Direct                  // a file system on a disk of the host that only the guest mounts
 	Raw                     // such a disk itself
+	Shared                  // a file or directory of the host as it is, live
 )
 
 // String names the kind for logs.
 func (k Kind) String() string {
-	return [...]string{"copy", "copy of the pod", "updated copy", "memory", "disk", "termination message", "direct volume", "raw block device"}[k]
+	return [...]string{"copy", "copy of the pod", "updated copy", "memory", "disk", "termination message", "direct volume", "raw block device", "live share"}[k]
 }
 
 // HostPath is what the configuration says of directories that are simply the host's.
@@ -48,6 +49,7 @@ type HostPath string
 const (
 	ReadOnly HostPath = "read-only" // a copy that the container cannot write to
 	Writable HostPath = "writable"  // a copy that it can write to; the host never sees it
+	Live     HostPath = "live"      // none: the host's own
 	Refused  HostPath = "refused"
 )
 
@@ -58,7 +60,7 @@ type Bind struct {
 	Source      string // of the volume, on the host: what the pod's containers have in common
 	Sub         string // what of the volume is mounted, a relative path; "": all
 	Destination string
-	ReadOnly    bool // whatever the specification says
+	ReadOnly    bool // whatever the specification says; of a live share: what is shared is
 }
 
 // Input is what a plan needs to know.
@@ -173,11 +175,12 @@ func (in Input) one(m specs.Mount) (Bind, error) {
 	case len(rest) == 1 && rest[0] == hostsFile:
 	case len(rest) >= 3 && rest[0] == volumesDir:
 		return in.persistent(m, src)
-	case sandboxID(in.Spec) == "" || in.engines(m, src):
+	case in.engines(m, src):
+	case sandboxID(in.Spec) == "" && (in.TEE || in.HostPath != Live):
 		// Engines for people (ctr, nerdctl, Docker, Podman) mount what somebody named on the
 		// command line: a copy for that container.
 	default:
-		return in.hostPath(src)
+		return in.hostPath(m, src)
 	}
 	return b, nil
 }
@@ -189,7 +192,7 @@ func (in Input) engines(m specs.Mount, src string) bool {
 		return true
 	}
 	parts := strings.Split(src, "/")
-	return slices.Contains(parts, in.ID) || slices.Contains(parts, sandboxID(in.Spec))
+	return slices.Contains(parts, in.ID) || sandboxID(in.Spec) != "" && slices.Contains(parts, sandboxID(in.Spec))
 }
 
 // emptyDir is a volume of the guest's own. kubelet mounts what is to be memory.
@@ -225,7 +228,7 @@ func (in Input) subPath(m specs.Mount, src, pod, name string) (Bind, error) {
 	if in.inPlugin(at, pod, name) {
 		return in.persistent(m, src)
 	}
-	return in.hostPath(src)
+	return in.hostPath(m, src)
 }
 
 // inPlugin says whether a mount shows something below the pod's volumes directory.
@@ -278,20 +281,23 @@ func (in Input) persistent(m specs.Mount, src string) (Bind, error) {
 			return Bind{Kind: Direct, Source: src}, err
 		}
 	}
-	if readOnly(m) {
-		return in.hostPath(src)
+	if readOnly(m) || in.HostPath == Live {
+		return in.hostPath(m, src)
 	}
 	return Bind{}, fmt.Errorf("the volume %s is mounted on the host, and a VM cannot write to a file system that the host has mounted: "+
-		"give it to the pod as a raw block device (volumeDevices), let the CSI driver hand it over unmounted (direct volume), or mount it read-only: %w", src, errdefs.ErrInvalidArgument)
+		"give it to the pod as a raw block device (volumeDevices), let the CSI driver hand it over unmounted (direct volume), mount it read-only, or outside a TEE share it live (runtime.host_path): %w", src, errdefs.ErrInvalidArgument)
 }
 
 // hostPath is a file or directory of the host that has no owner among the pod's volumes.
-func (in Input) hostPath(src string) (Bind, error) {
+func (in Input) hostPath(m specs.Mount, src string) (Bind, error) {
 	switch {
 	case in.TEE:
 		return Bind{}, fmt.Errorf("the source %s is the host's, and a confidential guest takes no files of the host into a container: use a volume of the pod: %w", src, errdefs.ErrInvalidArgument)
 	case in.HostPath == Refused:
 		return Bind{}, fmt.Errorf("the source %s is the host's, which the configuration refuses (runtime.host_path): %w", src, errdefs.ErrInvalidArgument)
+	}
+	if in.HostPath == Live {
+		return Bind{Kind: Shared, Source: src, ReadOnly: readOnly(m)}, nil
 	}
 	return Bind{Kind: Once, Source: src, ReadOnly: in.HostPath != Writable}, nil
 }

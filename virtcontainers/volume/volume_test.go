@@ -39,6 +39,8 @@ func table() []*mountinfo.Info {
 }
 
 func TestPlan(t *testing.T) {
+	live := func(in *Input) { in.HostPath = Live }
+	alone := func(in *Input) { in.HostPath, in.Spec.Annotations = Live, nil }
 	volumes := pods + "/volumes/kubernetes.io~"
 	for _, tt := range []struct {
 		name, source, dest string
@@ -71,6 +73,18 @@ func TestPlan(t *testing.T) {
 		{name: "hostPath, writable", source: "/opt/x", change: func(in *Input) { in.HostPath = Writable }, want: Bind{Kind: Once, Source: "/opt/x"}},
 		{name: "hostPath, refused", source: "/opt/x", change: func(in *Input) { in.HostPath = Refused }, refused: "runtime.host_path"},
 		{name: "hostPath in a TEE", source: "/opt/x", change: func(in *Input) { in.TEE, in.HostPath = true, Writable }, refused: "confidential"},
+		{name: "hostPath, live", source: "/opt/x", change: live, want: Bind{Kind: Shared, Source: "/opt/x"}},
+		{name: "hostPath, live, read-only", source: "/opt/x", options: []string{"rbind", "ro"}, change: live, want: Bind{Kind: Shared, Source: "/opt/x", ReadOnly: true}},
+		{name: "hostPath, live, in a TEE", source: "/opt/x", change: func(in *Input) { in.TEE, in.HostPath = true, Live }, refused: "confidential"},
+		{name: "claim, live", source: volumes + "csi/pvc-1/mount", change: live, want: Bind{Kind: Shared, Source: volumes + "csi/pvc-1/mount"}},
+		{name: "claim, live, in a TEE", source: volumes + "csi/pvc-1/mount", change: func(in *Input) { in.TEE, in.HostPath = true, Live }, refused: "confidential"},
+		{name: "sub path of a directory of the host, live", source: pods + "/volume-subpaths/logs/c/6", change: live, want: Bind{Kind: Shared, Source: pods + "/volume-subpaths/logs/c/6"}},
+		{name: "etc-hosts beside live ones", source: pods + "/etc-hosts", dest: "/etc/hosts", change: live, want: Bind{Source: pods + "/etc-hosts"}},
+		{name: "emptyDir beside live ones", source: volumes + "empty-dir/disk", change: live, want: Bind{Kind: Disk, Source: volumes + "empty-dir/disk"}},
+		{name: "volume of an image beside live ones", source: "/var/lib/containerd/containers/ctr-1/volumes/0f", change: live, want: Bind{Source: "/var/lib/containerd/containers/ctr-1/volumes/0f"}},
+		{name: "bind of a person, live", source: "/opt/x", change: alone, want: Bind{Kind: Shared, Source: "/opt/x"}},
+		{name: "bind of a person in a TEE, live", source: "/opt/x", change: func(in *Input) { alone(in); in.TEE = true }, want: Bind{Source: "/opt/x"}},
+		{name: "Docker's resolv.conf beside live ones", source: "/var/lib/docker/x/resolv.conf", dest: "/etc/resolv.conf", change: alone, want: Bind{Source: "/var/lib/docker/x/resolv.conf"}},
 		{name: "resolv.conf in a TEE", source: "/run/x/resolv.conf", dest: "/etc/resolv.conf", change: func(in *Input) { in.TEE = true }, want: Bind{Source: "/run/x/resolv.conf"}},
 		{name: "volume of an image", source: "/var/lib/containerd/containers/ctr-1/volumes/0f", want: Bind{Source: "/var/lib/containerd/containers/ctr-1/volumes/0f"}},
 		{name: "bind of a person", source: "/opt/x", change: func(in *Input) { in.Spec.Annotations, in.TEE = nil, true }, want: Bind{Source: "/opt/x"}},

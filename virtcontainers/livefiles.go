@@ -1,0 +1,146 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package virtcontainers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/configs"
+	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/virtcontainers/cgroups"
+	"github.com/coco-shim/coco/virtcontainers/state"
+	"github.com/coco-shim/coco/virtcontainers/volume"
+)
+
+// liveFiles is the process that shows files of the host to the guest.
+type liveFiles struct {
+	Files
+	proc hypervisor.Process
+}
+
+// gone is closed when the process has ended; nil, which never is, without one.
+func (l *liveFiles) gone() <-chan struct{} {
+	if l == nil {
+		return nil
+	}
+	return l.proc.Done()
+}
+
+const (
+	liveTag  = "live"
+	liveDir  = "live" // in the pod's state directory: what is served, and empty on the host
+	readOnly = " read-only"
+)
+
+// needsLiveFiles says whether the VM has a device for files of the host. Which containers a pod of
+// Kubernetes will have is not known when its VM starts, so each of its pods has one.
+func needsLiveFiles(o Options) (bool, error) {
+	if o.Config.Runtime.HostPath != configs.HostPathLive {
+		return false, nil
+	}
+	if o.First == nil {
+		return true, nil
+	}
+	binds, err := planBinds(o, o.First.ID, o.First.Spec)
+	return slices.ContainsFunc(binds, func(b volume.Bind) bool { return b.Kind == volume.Shared }), err
+}
+
+// serveFiles starts the process, in the pod's cgroup like the VMM.
+func (c *creation) serveFiles(ctx context.Context) error {
+	if need, err := needsLiveFiles(c.opts); err != nil || !need {
+		return err
+	}
+	if c.opts.Host.Files == nil {
+		return fmt.Errorf("runtime.host_path is \"live\", for which this host has no server: %w", errdefs.ErrNotImplemented)
+	}
+	c.log.Warn("runtime.host_path is live: the VM is not shut off from the host, it reads and writes files that its containers mount",
+		"pod", c.opts.ID)
+	proc, err := c.opts.Host.Launcher.Launch(ctx, c.netns)
+	if err != nil {
+		return err
+	}
+	c.u.Push("end the server of files", func(ctx context.Context) error { return end(ctx, proc) })
+	id, err := state.Identify(proc.PID()) // as with the VMM, nothing is lost before the next line
+	if err != nil {
+		return err
+	}
+	if err := c.journal.Update(func(p *state.Pod) { p.Virtiofsd = &id }); err != nil {
+		return err
+	}
+	if err := cgroups.Apply(nil, c.leaves, proc.PID(), nil); err != nil {
+		return err
+	}
+	dir := filepath.Join(c.stateDir, liveDir)
+	if err := os.Mkdir(dir, 0o755); err != nil { //nolint:gosec // in a private directory; containers see the mode
+		return err
+	}
+	files, socket, err := c.opts.Host.Files.Serve(ctx, proc, dir)
+	if err != nil {
+		return err
+	}
+	c.u.Push("close the server of files", func(context.Context) error {
+		return errors.Join(closeOnce(socket), files.Close())
+	})
+	c.files = &liveFiles{files, proc}
+	c.vmspec.HostFiles = &hypervisor.HostFiles{Tag: liveTag, Socket: socket}
+	return nil
+}
+
+// volumeSource is by what a bind's volume is known: live ones are one for readers and another one
+// for writers, so that who may not write cannot.
+func volumeSource(b volume.Bind) string {
+	if b.Kind == volume.Shared && b.ReadOnly {
+		return b.Source + readOnly
+	}
+	return b.Source
+}
+
+// shareVolume shows a file or directory of the host to the guest.
+func (p *Pod) shareVolume(v *podVolume) (*agent.Storage, error) {
+	if p.files == nil {
+		return nil, fmt.Errorf("the VM was started without a device for live files: %w", errdefs.ErrFailedPrecondition)
+	}
+	source, ro := strings.CutSuffix(v.source, readOnly)
+	var sfs unix.Statfs_t
+	if err := unix.Statfs(source, &sfs); err != nil {
+		return nil, sourceError(source, err)
+	}
+	if name := pseudoFS[int64(sfs.Type)]; name != "" { //nolint:unconvert // differs by architecture
+		return nil, fmt.Errorf("the source %s is on %s, a view of the host's kernel that a VM cannot share: %w", source, name, errdefs.ErrInvalidArgument)
+	}
+	if err := p.files.Share(source, path.Base(v.guest), ro); err != nil {
+		return nil, err
+	}
+	p.log.Info("the VM shares files of the host", "pod", p.opts.ID, "source", source, "readOnly", ro)
+	return &agent.Storage{Driver: "virtio-fs", Source: liveTag, Fstype: "virtiofs", MountPoint: guestLive, Shared: true}, nil
+}
+
+// filesLost is how long a VM may outlive the server of its files: when it is the VM that has ended, its
+// own end says why.
+const filesLost = time.Second
+
+// endWithoutFiles ends a VM that lost the server of its files: whoever uses one in the guest waits for
+// ever.
+func (p *Pod) endWithoutFiles(ctx context.Context) error {
+	if !p.endWithin(ctx, filesLost, "the server of the host's files ended; stopping the VM") {
+		return nil
+	}
+	words := strings.TrimSpace(p.files.proc.Stderr())
+	if words != "" {
+		words = "; it says: " + words
+	}
+	return fmt.Errorf("vm %s was ended because virtiofsd, which serves the live files of the host, ended: %s%s", p.vm.ID(), p.files.proc.ExitStatus(), words)
+}

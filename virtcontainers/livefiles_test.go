@@ -1,0 +1,181 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package virtcontainers
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/hypervisor"
+)
+
+// fakeFiles serves files of a world.
+type fakeFiles world
+
+func (f *fakeFiles) Serve(_ context.Context, _ hypervisor.Process, dir string) (Files, *os.File, error) {
+	w := (*world)(f)
+	if names, err := os.ReadDir(dir); err != nil || len(names) > 0 {
+		return nil, nil, fmt.Errorf("the directory holds %v: %w", names, err)
+	}
+	if err := w.op("serve files"); err != nil {
+		return nil, nil, err
+	}
+	socket, err := os.Open(os.DevNull)
+	if err != nil {
+		return nil, nil, err
+	}
+	w.hold("files")
+	return &fakeShare{w: w}, socket, nil
+}
+
+type fakeShare struct {
+	w      *world
+	closed bool
+}
+
+func (s *fakeShare) Share(source, name string, readOnly bool) error {
+	if err := s.w.op("share files"); err != nil {
+		return err
+	}
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	s.w.shared = append(s.w.shared, fmt.Sprint(filepath.Base(source), " ", readOnly))
+	if strings.Contains(name, "/") {
+		return fmt.Errorf("name %q", name)
+	}
+	return nil
+}
+
+func (s *fakeShare) Close() error {
+	if !s.closed {
+		s.closed = true
+		s.w.free("files")
+	}
+	return nil
+}
+
+// live is a pod of one with these bind mounts beside /etc/hosts.
+func live(w *world, mounts ...specs.Mount) Options {
+	o := w.options("sleep")
+	o.Config.Runtime.HostPath = "live"
+	o.Spec.Mounts = append(mounts, specs.Mount{Type: "bind", Source: w.file("hosts", 0o644), Destination: "/etc/hosts"})
+	return o
+}
+
+func TestLiveFilesAreSharedAsTheyAreMounted(t *testing.T) {
+	w := newWorld(t)
+	data := w.file("data", 0o644)
+	p, _ := start(t, w, live(w,
+		specs.Mount{Type: "bind", Source: data, Destination: "/rw"}, specs.Mount{Type: "bind", Source: data, Destination: "/ro", Options: []string{"ro"}},
+		specs.Mount{Type: "bind", Source: data, Destination: "/again", Options: []string{"rw"}}))
+	if diff := cmp.Diff([]string{"data false", "data true"}, w.shared); diff != "" {
+		t.Errorf("shared (-want +got):\n%s", diff)
+	}
+	a := w.vm().agent
+	a.mu.Lock()
+	req := a.created
+	a.mu.Unlock()
+	var fs []*agent.Storage
+	for _, s := range req.GetStorages() {
+		if s.GetDriver() == "virtio-fs" {
+			fs = append(fs, s)
+		}
+	}
+	if len(fs) != 1 || fs[0].GetSource() != w.vm().spec.HostFiles.Tag || !fs[0].GetShared() {
+		t.Errorf("storages of virtio-fs: %v", fs)
+	}
+	sources := map[string]string{}
+	for _, m := range req.GetOCI().GetMounts() {
+		sources[m.GetDestination()] = m.GetSource()
+	}
+	if sources["/rw"] != sources["/again"] || sources["/rw"] == sources["/ro"] || filepath.Dir(sources["/ro"]) != fs[0].GetMountPoint() {
+		t.Errorf("mounts lead to %v", sources)
+	}
+	if err := p.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if left := w.left(); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+}
+
+func TestOnlyVMsThatNeedItHaveADeviceForLiveFiles(t *testing.T) {
+	for name, tt := range map[string]struct {
+		options func(*world) Options
+		want    bool
+	}{
+		"a pod of one without mounts": {func(w *world) Options { return live(w) }, false},
+		"a pod of one with a mount": {func(w *world) Options {
+			return live(w, specs.Mount{Type: "bind", Source: w.file("data", 0o644), Destination: "/d"})
+		}, true},
+		"a pod of Kubernetes": {func(w *world) Options { o := live(w); o.First = nil; return o }, true},
+		"one that is not configured so": {func(w *world) Options {
+			o := live(w)
+			o.First, o.Config.Runtime.HostPath = nil, "writable"
+			return o
+		}, false},
+	} {
+		if got, err := needsLiveFiles(tt.options(newWorld(t))); got != tt.want || err != nil {
+			t.Errorf("%s: %v, %v, want %v", name, got, err, tt.want)
+		}
+	}
+	w := newWorld(t)
+	o := live(w, specs.Mount{Type: "bind", Source: w.file("data", 0o644), Destination: "/d"})
+	o.Host.Files = nil
+	if _, err := CreatePod(t.Context(), o); err == nil || !strings.Contains(err.Error(), "no server") {
+		t.Errorf("without a server: %v", err)
+	}
+	if left := w.left(); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+	w = newWorld(t)
+	o = live(w, specs.Mount{Type: "bind", Source: "/proc/sys", Destination: "/d"})
+	p, err := CreatePod(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.CreateContainer(t.Context(), *o.First); err == nil || !strings.Contains(err.Error(), "view of the host's kernel") {
+		t.Errorf("a share of /proc: %v", err)
+	}
+	if err := p.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// Without the server whoever uses a live file would wait for ever: the VM ends, and says why.
+func TestAPodEndsWithTheServerOfItsFiles(t *testing.T) {
+	w := newWorld(t)
+	p, _ := start(t, w, live(w, specs.Mount{Type: "bind", Source: w.file("data", 0o644), Destination: "/d"}))
+	if err := p.files.proc.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	st, err := p.Wait(ctx, "c1", "")
+	if err != nil || st.Code != killedCode || !strings.Contains(st.Reason, "virtiofsd") || !strings.Contains(st.Reason, "killed") {
+		t.Errorf("Wait() = %+v, %v", st, err)
+	}
+	if err := p.Err(); err == nil || !strings.Contains(err.Error(), "virtiofsd") {
+		t.Errorf("Err() = %v", err)
+	}
+	if err := p.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if left := w.left(); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+	if !slices.Contains(w.ops, "share files") {
+		t.Error("nothing was shared")
+	}
+}
