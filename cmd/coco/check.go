@@ -22,6 +22,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor/clh"
 	"github.com/coco-shim/coco/hypervisor/probe"
 	"github.com/coco-shim/coco/hypervisor/qemu"
+	"github.com/coco-shim/coco/hypervisor/virtiofsd"
 	"github.com/coco-shim/coco/internal/cpuid"
 )
 
@@ -41,12 +42,16 @@ func newCheckCmd() *cobra.Command {
 				cfg = configs.Default()
 			}
 			host := probe.Host{Root: "/", CPUID: cpuid.Query, QEMU: askQEMU, CLH: askCLH, Version: askVersion, SEVStatus: probe.SEVStatus}
+			checks := []probe.Check{
+				{Name: "config", Required: true, Run: func() (string, error) { return describeConfig(cfg), cfgErr }},
+				{Name: "guest-image", Required: true, Run: func() (string, error) { return checkGuest(cfg) }},
+			}
+			if cfg.Runtime.HostPath == configs.HostPathLive {
+				checks = append(checks, probe.Check{Name: "virtiofsd", Required: true, Run: func() (string, error) { return checkLive(cmd.Context(), cfg) }})
+			}
 			report := probe.Run(cmd.Context(), host, probe.Options{
 				QEMUPath: qemuPath(cfg), CLHPath: clhPath(cfg), Driver: cfg.Hypervisor.Type,
-				Checks: []probe.Check{
-					{Name: "config", Required: true, Run: func() (string, error) { return describeConfig(cfg), cfgErr }},
-					{Name: "guest-image", Required: true, Run: func() (string, error) { return checkGuest(cfg) }},
-				},
+				Checks: checks,
 			})
 			var err error
 			if asJSON {
@@ -105,6 +110,15 @@ func checkGuest(cfg configs.Config) (string, error) {
 		return dir, fmt.Errorf("%w; build and install it again (make image install)", err)
 	}
 	return fmt.Sprintf("%s, kernel %s, as its manifest says", dir, report.Manifest.Kernel.Release), nil
+}
+
+// checkLive looks for what serves live files of the host.
+func checkLive(ctx context.Context, cfg configs.Config) (string, error) {
+	d, err := virtiofsd.Find(ctx, cfg.Runtime.Virtiofsd)
+	if err != nil {
+		return "not usable", errors.New(strings.TrimSuffix(err.Error(), ": "+errdefs.ErrFailedPrecondition.Error()))
+	}
+	return d.Path + ", " + d.Version + "; runtime.host_path is live: VMs read and write files of the host", nil
 }
 
 func askQEMU(ctx context.Context, path string) (probe.QEMU, error) {

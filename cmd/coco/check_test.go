@@ -38,6 +38,39 @@ func TestCheckNamesWhatIsWrongWithTheConfiguration(t *testing.T) {
 	}
 }
 
+func TestCheckLooksForTheServerOfLiveFiles(t *testing.T) {
+	for text, want := range map[string]string{
+		"host_path = \"live\"\nvirtiofsd = \"/nowhere/v\"": "no program /nowhere/v; install",
+		"host_path = \"writable\"":                         "",
+	} {
+		config := filepath.Join(t.TempDir(), "config.toml")
+		if err := os.WriteFile(config, []byte("[runtime]\n"+text+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cmd := newCheckCmd()
+		var out bytes.Buffer
+		cmd.SetOut(&out)
+		cmd.SetArgs([]string{"--json", "--config", config})
+		cmd.SilenceErrors, cmd.SilenceUsage = true, true
+		if err := cmd.Execute(); want != "" && (err == nil || !strings.Contains(err.Error(), "virtiofsd")) {
+			t.Errorf("coco check = %v, want that virtiofsd is missing", err)
+		}
+		var r probe.Report
+		if err := json.Unmarshal(out.Bytes(), &r); err != nil {
+			t.Fatal(err)
+		}
+		fix := ""
+		for _, f := range r.Findings {
+			if f.Name == "virtiofsd" {
+				fix = f.Fix
+			}
+		}
+		if !strings.Contains(fix, want) || want == "" && fix != "" {
+			t.Errorf("virtiofsd: %q, want %q", fix, want)
+		}
+	}
+}
+
 func TestCheckPrintsSentences(t *testing.T) {
 	var out bytes.Buffer
 	err := printCheck(&out, probe.Report{
