@@ -108,19 +108,22 @@ type pod struct {
 func newPod(t *testing.T, change func(*configs.Config)) *pod {
 	t.Helper()
 	testvm.Need(t, testvm.Root, testvm.QEMU, testvm.GuestImage, testvm.Busybox, testvm.Netns)
-	dir, err := os.MkdirTemp("/var/tmp", "coco-volumes-") // a disk, as kubelet's directory is on one
+	return newPodIn(t, podDir(t), change)
+}
+
+// podDir makes a pod's directory, on a disk, as kubelet's is on one.
+func podDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/var/tmp", "coco-volumes-")
 	must(t, err)
 	t.Cleanup(func() { must(t, os.RemoveAll(dir)) })
+	return dir
+}
+
+func newPodIn(t *testing.T, dir string, change func(*configs.Config)) *pod {
+	t.Helper()
 	rootfs(t, filepath.Join(dir, "rootfs"))
-	cfg := configs.Default()
-	cfg.Hypervisor.GuestDir = testvm.GuestDir()
-	cfg.Runtime.StateDir, cfg.Runtime.LayerCache = filepath.Join(dir, "run"), filepath.Join(dir, "layers")
-	if change != nil {
-		change(&cfg)
-	}
-	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-	h, err := host.New(cfg, "", log)
-	must(t, err)
+	cfg, h, log := machine(t, dir, change)
 	vp, err := virtcontainers.CreatePod(t.Context(), virtcontainers.Options{
 		ID: "pod", Namespace: "test", Bundle: dir, Spec: spec(nil, "true"), Config: cfg, Host: h, Log: log,
 	})
@@ -142,6 +145,21 @@ func newPod(t *testing.T, change func(*configs.Config)) *pod {
 		}
 	})
 	return p
+}
+
+// machine is this host, with a configuration that has all files in dir.
+func machine(t *testing.T, dir string, change func(*configs.Config)) (configs.Config, virtcontainers.Host, *slog.Logger) {
+	t.Helper()
+	cfg := configs.Default()
+	cfg.Hypervisor.GuestDir = testvm.GuestDir()
+	cfg.Runtime.StateDir, cfg.Runtime.LayerCache = filepath.Join(dir, "run"), filepath.Join(dir, "layers")
+	if change != nil {
+		change(&cfg)
+	}
+	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	h, err := host.New(cfg, "", log)
+	must(t, err)
+	return cfg, h, log
 }
 
 // make makes a volume's directory as kubelet does.
