@@ -31,7 +31,7 @@ func TestRealWiring(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []network.Redirect{{Link: "eth0", Tap: "coco0_eth0", MAC: podMAC, MTU: 1400, Queues: 1}}
+	want := []network.Redirect{{Link: "eth0", Index: 2, Tap: "coco0_eth0", MAC: podMAC, MTU: 1400, Queues: 1}}
 	if d := cmp.Diff(want, w.Redirects); d != "" {
 		t.Fatalf("redirects (-want +got):\n%s", d)
 	}
@@ -372,4 +372,88 @@ func TestNetnsLifetime(t *testing.T) {
 	if err := network.InNetns("/proc/self/ns/mnt", func() error { return nil }); err == nil {
 		t.Error("InNetns of a mount namespace = nil")
 	}
+}
+
+// A VM gains the interface that came into its namespace, and loses it again.
+func TestChangesOfANamespaceAreHeard(t *testing.T) {
+	host, podNS := pod(t)
+	h := open(t, podNS)
+	before := snapshot(t, h)
+	w, err := network.Plan(before, network.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	nics, u, err := network.Apply(t.Context(), h, w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	joints := network.Joints(w, nics)
+	watch, err := h.Watch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	change := func(ns string, fn func(h *netlink.Handle) error) (network.Snapshot, network.Change) {
+		t.Helper()
+		do(t, ns, fn)
+		if err := watch.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		s := snapshot(t, h)
+		return s, network.Compare(s, joints, network.Options{})
+	}
+	do(t, host, func(h *netlink.Handle) error {
+		return h.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "net1"}, PeerName: "peer"})
+	})
+	_, c := change(host, func(h *netlink.Handle) error { return moveUp(h, podNS, "net1", "10.8.0.2/24") })
+	if len(c.Came) != 1 || c.Came[0].Link != "net1" || len(c.Left) != 0 {
+		t.Fatalf("after a link came: %+v", c)
+	}
+	more, mu, err := network.Apply(t.Context(), h, network.Wiring{Redirects: c.Came})
+	if err != nil {
+		t.Fatal(err)
+	}
+	joints = append(joints, network.Joints(network.Wiring{Redirects: c.Came}, more)...)
+	s, c := change(podNS, func(h *netlink.Handle) error { return configure(h, "net1", "10.8.0.3/24") })
+	if len(c.Came)+len(c.Left) != 0 {
+		t.Errorf("after an address came: %+v", c)
+	}
+	if g := network.GuestOf(s, joints).String(); !strings.Contains(g, "10.8.0.2/24 10.8.0.3/24") {
+		t.Errorf("guest = %s", g)
+	}
+	_, c = change(host, func(h *netlink.Handle) error {
+		return h.LinkDel(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "peer"}})
+	})
+	if len(c.Came) != 0 || len(c.Left) != 1 || c.Left[0].Link != "net1" {
+		t.Errorf("after the link left: %+v", c)
+	}
+	if err := errors.Join(mu.Run(t.Context()), u.Run(t.Context()), watch.Close()); err != nil {
+		t.Error(err)
+	}
+	if err := watch.Wait(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Wait() after Close = %v", err)
+	}
+}
+
+// moveUp moves a link into another namespace, as Docker does, and sets it up there.
+func moveUp(h *netlink.Handle, path, name, addr string) error {
+	l, err := h.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	ns, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer ns.Close() //nolint:errcheck // read only
+	if err := h.LinkSetNsFd(l, int(ns.Fd())); err != nil {
+		return err
+	}
+	return network.InNetns(path, func() error {
+		there, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer there.Close()
+		return configure(there, name, addr)
+	})
 }

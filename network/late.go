@@ -16,7 +16,7 @@ import (
 
 // Some clients connect a container between its creation and its start (`ctr run --cni`), when the VM
 // has booted. For them the VM gets an interface in advance that leads nowhere: Standby makes its tap, and
-// Connect joins it with the link that came, if one did.
+// Connect joins it with a link that came. Which one, Compare decides.
 
 const (
 	standbyTap = tapPrefix + "0_late"
@@ -48,28 +48,19 @@ func Standby(ctx context.Context, nl Netlink) (_ NIC, _ *undo.Stack, err error) 
 	return nic, u, nil
 }
 
-// Connect joins the standby interface with the one link that the namespace has by now and returns what
-// the guest must be told. Without a link that is nothing. The undo goes onto u.
-func Connect(ctx context.Context, nl Netlink, standby NIC, s Snapshot, o Options, u *undo.Stack) (Guest, error) {
-	w, err := Plan(s, o)
-	if err != nil {
-		return Guest{}, err
+// Connect joins a link with a tap that exists. The undo, which leaves the tap, goes onto u.
+func Connect(ctx context.Context, nl Netlink, r Redirect, u *undo.Stack) error {
+	hooks := []string{r.Tap} // an earlier link may have left the tap's half of a redirect
+	if r.Stale {
+		hooks = append(hooks, r.Link)
 	}
-	switch len(w.Redirects) {
-	case 0:
-		return Guest{}, nil
-	case 1:
-	default:
-		return Guest{}, fmt.Errorf("%d interfaces came after the VM had booted, and it has one to spare: connect the network before the container is created: %w",
-			len(w.Redirects), errdefs.ErrFailedPrecondition)
+	for _, h := range hooks {
+		if err := nl.DelIngress(ctx, h); err != nil {
+			return fmt.Errorf("remove an earlier redirect from %s: %w", h, err)
+		}
 	}
-	r := w.Redirects[0]
-	r.Tap = standby.Tap
 	if err := redirect(ctx, nl, r, u); err != nil {
-		return Guest{}, fmt.Errorf("join link %s and tap %s: %w", r.Link, r.Tap, err)
+		return fmt.Errorf("join link %s and tap %s: %w", r.Link, r.Tap, err)
 	}
-	// The guest knows its interface by the MAC that it booted with, and keeps it: switches learn it.
-	w.Guest.Interfaces[0].HwAddr = standby.MAC
-	w.Guest.Interfaces[0].Mtu = min(w.Guest.Interfaces[0].Mtu, standbyMTU)
-	return w.Guest, nil
+	return nil
 }

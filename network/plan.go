@@ -54,30 +54,14 @@ func Plan(s Snapshot, o Options) (Wiring, error) {
 	default:
 		return w, fmt.Errorf("network model %q: %w; expected %q or %q", o.Model, errdefs.ErrInvalidArgument, ModelTC, ModelNone)
 	}
-	queues := max(o.Queues, 1)
-
-	var errs []error
-	var chosen []Link
-	macs := map[string]string{}
-	for _, l := range s.Links {
-		why, fatal := unusable(l, s)
-		if other, ok := macs[l.MAC]; why == "" && ok {
-			why, fatal = fmt.Sprintf("has the same MAC %s as %s, and a guest tells interfaces apart by MAC", l.MAC, other), true
-		}
-		switch {
-		case why != "" && fatal:
-			errs = append(errs, fmt.Errorf("link %s (%s) %s: %w", l.Name, l.Kind, why, errdefs.ErrFailedPrecondition))
-		case why != "":
-			if !l.Loopback {
-				w.Skipped = append(w.Skipped, Skipped{"link " + l.Name, why})
-			}
-		default:
-			macs[l.MAC] = l.Name
-			chosen = append(chosen, l)
-		}
+	chosen, refused, skipped := choose(s, nil)
+	errs := make([]error, 0, len(refused))
+	for _, r := range refused {
+		errs = append(errs, r)
 	}
+	w.Skipped = skipped
 	for i, l := range chosen {
-		r := Redirect{Link: l.Name, Tap: tapName(i, l.Name), MAC: l.MAC, MTU: l.MTU, Queues: queues, Stale: l.Ingress == IngressOurs}
+		r := redirectOf(l, tapName(i, l.Name), o)
 		if s.hasLink(r.Tap) {
 			errs = append(errs, fmt.Errorf("link %s: tap %s exists, so a VM runs in this namespace already: %w", l.Name, r.Tap, errdefs.ErrAlreadyExists))
 		}
@@ -86,10 +70,47 @@ func Plan(s Snapshot, o Options) (Wiring, error) {
 	if len(errs) > 0 {
 		return Wiring{}, fmt.Errorf("plan network: %w", errors.Join(errs...))
 	}
-	var skipped []Skipped
 	w.Guest, skipped = guestConfig(s, chosen)
 	w.Skipped = append(w.Skipped, skipped...)
 	return w, nil
+}
+
+func redirectOf(l Link, tap string, o Options) Redirect {
+	return Redirect{
+		Link: l.Name, Index: l.Index, Tap: tap, MAC: l.MAC, MTU: l.MTU, Queues: max(o.Queues, 1), Stale: l.Ingress == IngressOurs,
+	}
+}
+
+// choose sorts the links: those for the VM, those that the pod needs and that cannot be given to it, those
+// that are not needed. joined says which the VM has already; they are in none of the lists.
+func choose(s Snapshot, joined func(Link) bool) (chosen []Link, refused []error, skipped []Skipped) {
+	macs := map[string]string{}
+	var rest []Link
+	for _, l := range s.Links {
+		if joined != nil && joined(l) {
+			macs[l.MAC] = l.Name
+			continue
+		}
+		rest = append(rest, l)
+	}
+	for _, l := range rest {
+		why, fatal := unusable(l, s)
+		if other, ok := macs[l.MAC]; why == "" && ok {
+			why, fatal = fmt.Sprintf("has the same MAC %s as %s, and a guest tells interfaces apart by MAC", l.MAC, other), true
+		}
+		switch {
+		case why != "" && fatal:
+			refused = append(refused, fmt.Errorf("link %s (%s) %s: %w", l.Name, l.Kind, why, errdefs.ErrFailedPrecondition))
+		case why != "":
+			if !l.Loopback {
+				skipped = append(skipped, Skipped{"link " + l.Name, why})
+			}
+		default:
+			macs[l.MAC] = l.Name
+			chosen = append(chosen, l)
+		}
+	}
+	return chosen, refused, skipped
 }
 
 func (s Snapshot) hasLink(name string) bool {

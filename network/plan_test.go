@@ -69,7 +69,7 @@ func TestPlanOfACNINamespace(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Wiring{
-		Redirects: []Redirect{{Link: "eth0", Tap: "coco0_eth0", MAC: eth0.MAC, MTU: 1450, Queues: 1}},
+		Redirects: []Redirect{{Link: "eth0", Index: 2, Tap: "coco0_eth0", MAC: eth0.MAC, MTU: 1450, Queues: 1}},
 		Guest: Guest{
 			Interfaces: []*types.Interface{{
 				Device: "eth0", Name: "eth0", HwAddr: eth0.MAC, Mtu: 1450, Type: "veth",
@@ -112,8 +112,8 @@ func TestPlanOfLinks(t *testing.T) {
 		{
 			name: "several interfaces and queues", links: []Link{lo, eth0, net1}, o: Options{Queues: 4},
 			want: []Redirect{
-				{Link: "eth0", Tap: "coco0_eth0", MAC: eth0.MAC, MTU: 1450, Queues: 4},
-				{Link: "net1", Tap: "coco1_net1", MAC: net1.MAC, MTU: 9000, Queues: 4},
+				{Link: "eth0", Index: 2, Tap: "coco0_eth0", MAC: eth0.MAC, MTU: 1450, Queues: 4},
+				{Link: "net1", Index: 3, Tap: "coco1_net1", MAC: net1.MAC, MTU: 9000, Queues: 4},
 			},
 		},
 		{name: "model none", links: []Link{lo, eth0}, o: Options{Model: ModelNone}},
@@ -130,7 +130,7 @@ func TestPlanOfLinks(t *testing.T) {
 				{Index: 9, Name: "eth0.7", Kind: "vlan", Ethernet: true, Up: true, MAC: "02:00:00:00:00:01", Lower: 2},
 				{Index: 10, Name: "odd", Kind: "dummy", Ethernet: true, Up: true, MAC: "03:00:00:00:00:01"},
 			},
-			want: []Redirect{{Link: "eth0", Tap: "coco0_eth0", MAC: eth0.MAC, MTU: 1450, Queues: 1}},
+			want: []Redirect{{Link: "eth0", Index: 2, Tap: "coco0_eth0", MAC: eth0.MAC, MTU: 1450, Queues: 1}},
 			skipped: []string{
 				"link tunl0: is down",
 				"link wg0: does not carry Ethernet frames, which a tap needs",
@@ -165,15 +165,15 @@ func TestPlanOfLinks(t *testing.T) {
 		},
 		{
 			name: "both ends of a veth in one namespace", links: []Link{with(eth0, func(l *Link) { l.Lower = 3 })},
-			want: []Redirect{{Link: "eth0", Tap: "coco0_eth0", MAC: eth0.MAC, MTU: 1450, Queues: 1}},
+			want: []Redirect{{Link: "eth0", Index: 2, Tap: "coco0_eth0", MAC: eth0.MAC, MTU: 1450, Queues: 1}},
 		},
 		{
 			name: "a redirect of an earlier VM goes first", links: []Link{with(eth0, func(l *Link) { l.Ingress = IngressOurs })},
-			want: []Redirect{{Link: "eth0", Tap: "coco0_eth0", MAC: eth0.MAC, MTU: 1450, Queues: 1, Stale: true}},
+			want: []Redirect{{Link: "eth0", Index: 2, Tap: "coco0_eth0", MAC: eth0.MAC, MTU: 1450, Queues: 1, Stale: true}},
 		},
 		{
 			name: "long names are cut", links: []Link{with(eth0, func(l *Link) { l.Name = "fifteen-letters" })},
-			want: []Redirect{{Link: "fifteen-letters", Tap: "coco0_fifteen-l", MAC: eth0.MAC, MTU: 1450, Queues: 1}},
+			want: []Redirect{{Link: "fifteen-letters", Index: 2, Tap: "coco0_fifteen-l", MAC: eth0.MAC, MTU: 1450, Queues: 1}},
 		},
 	}
 	for _, tt := range tests {

@@ -102,6 +102,7 @@ type Wiring struct {
 // Redirect joins a link and a tap: every frame that enters one leaves by the other.
 type Redirect struct {
 	Link   string // the pod's interface
+	Index  int    // its number
 	Tap    string // the tap to be made
 	MAC    string // of the link, which the guest's interface takes over
 	MTU    int

@@ -87,6 +87,7 @@ func CreatePod(ctx context.Context, opts Options) (_ *Pod, err error) {
 	p.undo.Adopt(c.u)
 	p.logPhases()
 	p.life.spawn(p.watchOOM)
+	p.followNetwork(c.attached.Watch)
 	return p, nil
 }
 
@@ -406,27 +407,30 @@ func (c *creation) runHooks(ctx context.Context) error {
 }
 
 func (c *creation) attachNetwork(ctx context.Context) (err error) {
-	n := c.opts.Host.Network
-	c.attached, err = n.Attach(ctx, c.netns, c.ownNetNS && c.opts.First != nil, func(made []network.Redirect) error {
-		if c.ownNetNS { // it goes with the VMM's process
-			return nil
-		}
-		return c.journal.Update(func(p *state.Pod) {
-			p.NetNS = c.netns
-			for _, r := range made {
-				p.Redirects = append(p.Redirects, state.Redirect{Link: r.Link, Tap: r.Tap})
-			}
-		})
-	})
+	standby := c.ownNetNS && c.opts.First != nil
+	c.attached, err = c.opts.Host.Network.Attach(ctx, c.netns, standby, c.recordRedirects)
 	if err != nil {
 		return err
 	}
-	c.u.Push("detach the network", c.attached.Detach)
-	c.lateNetwork = c.attached.Late
+	c.nics, c.late = newNICs(c.attached, c.recordRedirects), standby && c.attached.Links != nil
+	c.u.Push("detach the network", func(ctx context.Context) error { return c.nics.detach(ctx, c.attached.Detach) })
 	for _, nic := range c.attached.NICs {
 		c.vmspec.NICs = append(c.vmspec.NICs, hypervisor.NIC{ID: nic.Name, MAC: nic.MAC, Tap: nic.Files, MTU: nic.MTU})
 	}
 	return nil
+}
+
+// recordRedirects writes down what is joined with the VM. In a namespace of ours it goes with the VMM's process.
+func (c *creation) recordRedirects(made []network.Redirect) error {
+	if c.ownNetNS {
+		return nil
+	}
+	return c.journal.Update(func(p *state.Pod) {
+		p.NetNS, p.Redirects = c.netns, nil
+		for _, r := range made {
+			p.Redirects = append(p.Redirects, state.Redirect{Link: r.Link, Tap: r.Tap})
+		}
+	})
 }
 
 // startVMM launches the VM. Layers that are there by now are in it from boot; others are plugged

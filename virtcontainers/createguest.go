@@ -54,37 +54,18 @@ func (c *creation) awaitAgent(ctx context.Context) error {
 }
 
 func (c *creation) configureNetwork(ctx context.Context) error {
-	return c.configureGuest(ctx, c.attached.Guest)
+	return c.configureGuest(ctx, c.attached.Guest, len(c.attached.Guest.Routes) > 0)
 }
 
-// connectLate gives the guest the interface that has come into the namespace since the VM booted, if
-// one has: ctr sets its CNI network up between create and start.
-func (p *Pod) connectLate(ctx context.Context) error {
-	p.mu.Lock()
-	late := p.lateNetwork
-	p.lateNetwork = nil
-	p.mu.Unlock()
-	if late == nil {
-		return nil
-	}
-	g, err := late(ctx)
-	if err != nil {
-		return fmt.Errorf("connect the network: %w", err)
-	}
-	return p.configureGuest(ctx, g)
-}
-
-// configureGuest gives the guest's interfaces what the namespace's had.
-func (p *Pod) configureGuest(ctx context.Context, g network.Guest) error {
+// configureGuest gives the guest's interfaces what the namespace's have, and with routes its table, which may
+// be empty.
+func (p *Pod) configureGuest(ctx context.Context, g network.Guest, routes bool) error {
 	for _, i := range g.Interfaces {
-		if err := p.call(ctx, "interface "+i.GetName(), func(ctx context.Context) error {
-			_, err := p.agent.UpdateInterface(ctx, &agent.UpdateInterfaceRequest{Interface: i})
-			return err
-		}); err != nil {
+		if err := p.updateInterface(ctx, i); err != nil {
 			return err
 		}
 	}
-	if len(g.Routes) > 0 {
+	if routes {
 		if err := p.call(ctx, "routes", func(ctx context.Context) error {
 			_, err := p.agent.UpdateRoutes(ctx, &agent.UpdateRoutesRequest{Routes: &agent.Routes{Routes: g.Routes}})
 			return err

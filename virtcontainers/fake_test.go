@@ -46,6 +46,8 @@ type world struct {
 	noStreams bool                    // the agent takes no byte streams
 	mute      bool                    // the agent never answers
 	onLaunch  func(hypervisor.VMSpec) // looks at the VM's description while its files are open
+	links     *linkTable              // the network namespace; nil: one with an eth0 that never changes
+	ports     int                     // how many interfaces can be plugged in
 }
 
 func newWorld(t *testing.T) *world {
@@ -231,8 +233,11 @@ func (f *fakeNetwork) Delete(string) error {
 	return nil
 }
 
-func (f *fakeNetwork) Attach(_ context.Context, _ string, _ bool, record func([]network.Redirect) error) (Attachment, error) {
+func (f *fakeNetwork) Attach(ctx context.Context, _ string, standby bool, record func([]network.Redirect) error) (Attachment, error) {
 	w := (*world)(f)
+	if w.links != nil {
+		return w.links.attach(ctx, standby, record)
+	}
 	if err := w.op("attach"); err != nil {
 		return Attachment{}, err
 	}
@@ -298,7 +303,7 @@ func (f *fakeDriver) Launch(_ context.Context, spec hypervisor.VMSpec, proc hype
 		w.onLaunch(spec)
 	}
 	w.hold("vm")
-	vm := &fakeVM{w: w, id: spec.ID, proc: proc, spec: spec, done: make(chan struct{}), blocks: map[string]string{}}
+	vm := &fakeVM{w: w, id: spec.ID, proc: proc, spec: spec, done: make(chan struct{}), blocks: map[string]string{}, nics: map[string]string{}}
 	for i, b := range spec.Blocks {
 		vm.blocks[b.ID] = fmt.Sprintf("%d:0", i)
 	}
@@ -321,7 +326,9 @@ type fakeVM struct {
 	mu     sync.Mutex
 	err    error             // guarded by mu
 	blocks map[string]string // guarded by mu; id → address
+	nics   map[string]string // guarded by mu; id → MAC of what was plugged in
 	n      int               // guarded by mu
+	net    guestNet          // guarded by mu
 }
 
 func (v *fakeVM) ID() string            { return v.id }

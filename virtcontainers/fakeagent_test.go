@@ -194,10 +194,14 @@ func (a *fakeAgent) Version(context.Context, *agent.CheckRequest) (*agent.Versio
 }
 
 func (a *fakeAgent) UpdateInterface(_ context.Context, r *agent.UpdateInterfaceRequest) (*types.Interface, error) {
+	if err := a.vm.network(func(g *guestNet) error { return g.update(r.GetInterface(), a.vm) }); err != nil {
+		return nil, err
+	}
 	return r.GetInterface(), a.fail("interface")
 }
 
 func (a *fakeAgent) UpdateRoutes(_ context.Context, r *agent.UpdateRoutesRequest) (*agent.Routes, error) {
+	_ = a.vm.network(func(g *guestNet) error { g.routes = len(r.GetRoutes().GetRoutes()); return nil })
 	return r.GetRoutes(), a.fail("routes")
 }
 

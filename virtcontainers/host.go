@@ -77,7 +77,7 @@ type Network interface {
 	Delete(path string) error
 	// Attach makes a tap for each usable interface of the namespace. Before it changes anything it
 	// calls record with what it is going to make. On error it leaves nothing. With standby, a
-	// namespace without interfaces gets a tap for one that may come later: Attachment.Late.
+	// namespace without interfaces gets a tap for one that may come later.
 	Attach(ctx context.Context, netns string, standby bool, record func([]network.Redirect) error) (Attachment, error)
 	// Clean undoes what an Attach recorded whose process is gone. It is idempotent, and fine with a
 	// namespace that is gone.
@@ -88,9 +88,12 @@ type Network interface {
 type Attachment struct {
 	NICs  []network.NIC
 	Guest network.Guest
-	// Late, when not nil, connects what has come into the namespace since; called once, before the
-	// container starts.
-	Late func(ctx context.Context) (network.Guest, error)
+	// Links, when not nil, is the namespace for what comes and goes while the VM runs, and Joints are the
+	// interfaces that the VM starts with. Watch begins to listen for changes.
+	Links   Links
+	Joints  []network.Joint
+	Options network.Options
+	Watch   func() (LinkWatch, error)
 	// Detach undoes everything in the namespace and in this process.
 	Detach func(ctx context.Context) error
 }

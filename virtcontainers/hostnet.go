@@ -59,7 +59,17 @@ func (n hostNetwork) Attach(ctx context.Context, netns string, standby bool, rec
 	if err != nil {
 		return Attachment{}, err
 	}
-	return Attachment{NICs: nics, Guest: w.Guest, Detach: detach(u, h)}, nil
+	return n.attached(h, u, Attachment{NICs: nics, Guest: w.Guest, Joints: network.Joints(w, nics)}), nil
+}
+
+// attached completes an attachment with the namespace and the way back.
+func (n hostNetwork) attached(h *network.Handle, u *undo.Stack, a Attachment) Attachment {
+	a.Detach = detach(u, h)
+	if n.opts.Model != network.ModelNone {
+		a.Links, a.Options = h, n.opts
+		a.Watch = func() (LinkWatch, error) { return h.Watch() }
+	}
+	return a
 }
 
 func detach(u *undo.Stack, h *network.Handle) func(context.Context) error {
@@ -77,13 +87,7 @@ func (n hostNetwork) standby(ctx context.Context, h *network.Handle) (Attachment
 	if err != nil {
 		return Attachment{}, err
 	}
-	return Attachment{NICs: []network.NIC{nic}, Detach: detach(u, h), Late: func(ctx context.Context) (network.Guest, error) {
-		s, err := h.Snapshot(ctx)
-		if err != nil {
-			return network.Guest{}, err
-		}
-		return network.Connect(ctx, h, nic, s, n.opts, u)
-	}}, nil
+	return n.attached(h, u, Attachment{NICs: []network.NIC{nic}, Joints: []network.Joint{{NIC: nic}}}), nil
 }
 
 // Clean implements Network.

@@ -21,7 +21,6 @@ import (
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/digest"
 	"github.com/coco-shim/coco/internal/undo"
-	"github.com/coco-shim/coco/network"
 	"github.com/coco-shim/coco/virtcontainers/hooks"
 	"github.com/coco-shim/coco/virtcontainers/spec"
 	"github.com/coco-shim/coco/virtcontainers/state"
@@ -43,6 +42,7 @@ type Pod struct {
 	journal *state.Journal
 	plugs   plugs
 	volumes volumes
+	nics    nics
 	first   *opening // layers of the pod of one; nil once taken, guarded by mu
 
 	sharedShm    bool
@@ -59,9 +59,8 @@ type Pod struct {
 	began      time.Time             // when CreatePod was called
 	shape      Shape                 // set before the metrics are served
 	startTook  time.Duration         // guarded by mu; all of CreatePod
-	// lateNetwork connects a network that came after the boot; nil once used, guarded by mu.
-	lateNetwork func(ctx context.Context) (network.Guest, error)
-	death       error // guarded by mu; why the VM ended, when nobody asked it to
+	late       bool                  // guarded by mu; the network may come between creation and start
+	death      error                 // guarded by mu; why the VM ended, when nobody asked it to
 }
 
 // PID is the VMM's process, the same from before the hooks until the end.

@@ -162,7 +162,8 @@ func (m *machine) plugNIC(ctx context.Context, n hypervisor.NIC) (path string, e
 	defer u.RunOnError(&err)
 	port, err := m.ports.take(n.ID)
 	if err != nil {
-		return "", fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
+		return "", fmt.Errorf("%w: hypervisor.hotplug_ports is %d, raise it or connect the network before the pod starts: %w",
+			err, m.spec.HotplugPorts, errdefs.ErrFailedPrecondition)
 	}
 	u.Push("free its port", func(context.Context) error { m.ports.free(port); return nil })
 	names := ""

@@ -27,6 +27,7 @@ type Table struct {
 	index int              // guarded by mu
 	calls int              // guarded by mu
 	fault fault            // guarded by mu
+	held  bool             // guarded by mu; somebody else has the taps' descriptors too
 }
 
 var _ network.Netlink = (*Table)(nil)
@@ -59,6 +60,29 @@ func (t *Table) AddVeth(name, mac string, mtu int, addrs ...netip.Prefix) {
 	for _, a := range addrs {
 		t.addrs = append(t.addrs, network.Addr{Link: l.Index, Prefix: a, Permanent: true})
 	}
+}
+
+// HoldTaps keeps taps whose descriptors are closed, as a VMM does that has duplicates.
+func (t *Table) HoldTaps() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.held = true
+}
+
+// AddAddr gives an interface one more address.
+func (t *Table) AddAddr(name string, a netip.Prefix) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.addrs = append(t.addrs, network.Addr{Link: t.links[name].Index, Prefix: a, Permanent: true})
+}
+
+// Remove takes an interface away, as its owner would.
+func (t *Table) Remove(name string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	index := t.links[name].Index
+	t.addrs = slices.DeleteFunc(t.addrs, func(a network.Addr) bool { return a.Link == index })
+	t.removeLocked(name)
 }
 
 func (t *Table) add(l network.Link) {
@@ -131,7 +155,7 @@ func (t *Table) Leftovers() []string {
 func (t *Table) reapLocked() {
 	for name, l := range t.links {
 		open := slices.ContainsFunc(l.files, func(f *os.File) bool { _, err := f.Stat(); return err == nil })
-		if l.Kind == "tuntap" && !open {
+		if l.Kind == "tuntap" && !open && !t.held {
 			t.removeLocked(name)
 		}
 	}

@@ -1,0 +1,342 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package virtcontainers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/agent/types"
+	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/internal/undo"
+	"github.com/coco-shim/coco/network"
+)
+
+// The pod's network namespace changes while its VM runs: `docker network connect` brings a link, `disconnect`
+// takes one, addresses and routes change. One goroutine hears of it (followLinks), and syncNICs makes the VM
+// like the namespace: what has left is unplugged, what has come is joined with a tap and plugged in, and the
+// guest is told what differs. An interface that was there from boot cannot be unplugged on QEMU; it stays,
+// without an address, to spare. A link that comes gets it when nothing can be plugged in: it has another MAC than
+// the link, which neighbours that knew the address find out late.
+//
+// The start of a pod of one's container does the same once more (connectLate): `ctr run --cni` sets its
+// network up right before, and does not wait for a device to be plugged in when there is one to spare.
+
+// Links is a pod's network namespace while its VM runs; *network.Handle implements it.
+type Links interface {
+	network.Netlink
+	Snapshot(ctx context.Context) (network.Snapshot, error)
+}
+
+// LinkWatch hears of changes in the namespace; *network.Watch implements it.
+type LinkWatch interface {
+	// Wait returns when something has changed and the namespace is quiet again, and with an error after
+	// Close.
+	Wait() error
+	Close() error
+}
+
+// unplugTime is what the guest gets to let an interface go: its kernel waits five seconds, when it handles
+// hot-plug by itself, in case that a button was pressed by mistake.
+const unplugTime = 20 * time.Second
+
+// nics are the VM's interfaces.
+type nics struct {
+	links  Links // nil: what comes later is not followed
+	opts   network.Options
+	record func([]network.Redirect) error // writes the journal
+	turn   chan struct{}                  // holds a token while nobody uses what is below
+
+	joints []network.Joint
+	told   network.Guest   // what the guest knows
+	failed map[int]failure // why a link is not in the VM, by its number
+}
+
+// preference is which of two ways is tried first with a link that came.
+type preference bool
+
+const (
+	plugFirst  preference = false
+	spareFirst preference = true
+)
+
+// failure keeps a link from being tried again and again, which would be heard each time.
+type failure struct {
+	link string // as it was then
+	err  error
+}
+
+func newNICs(a Attachment, record func([]network.Redirect) error) nics {
+	n := nics{
+		links: a.Links, opts: a.Options, record: record, turn: make(chan struct{}, 1),
+		joints: a.Joints, told: a.Guest, failed: map[int]failure{},
+	}
+	n.turn <- struct{}{}
+	return n
+}
+
+// detach takes down what is joined by now, and then what the attachment made. It is for the end of the pod,
+// when nobody else uses it.
+func (n *nics) detach(ctx context.Context, rest func(context.Context) error) error {
+	if n.links != nil {
+		if err := network.Remove(ctx, n.links, network.Wiring{Redirects: n.redirects()}); err != nil {
+			return err
+		}
+	}
+	return rest(ctx)
+}
+
+// redirects are those of all joints and some more.
+func (n *nics) redirects(more ...network.Joint) (out []network.Redirect) {
+	for _, j := range slices.Concat(n.joints, more) {
+		if j.Index != 0 {
+			out = append(out, j.Redirect())
+		}
+	}
+	return out
+}
+
+// followNetwork begins to follow the namespace, where there is one to follow.
+func (p *Pod) followNetwork(listen func() (LinkWatch, error)) {
+	if listen == nil {
+		return
+	}
+	w, err := listen()
+	if err != nil {
+		p.log.Error("changes of the pod's network will not reach the guest", "pod", p.opts.ID, "error", err)
+		return
+	}
+	p.followLinks(w)
+}
+
+// followLinks keeps the VM's interfaces like the namespace's until the pod ends.
+func (p *Pod) followLinks(w LinkWatch) {
+	follow := func(ctx context.Context) {
+		stop := context.AfterFunc(ctx, func() { _ = w.Close() })
+		defer stop()
+		var known []string
+		for { // first of all what has changed since the boot
+			known = p.follow1(ctx, known)
+			if err := w.Wait(); err != nil {
+				if ctx.Err() == nil {
+					p.log.Error("changes of the pod's network do not reach the guest any more", "pod", p.opts.ID, "error", errors.Join(err, w.Close()))
+				}
+				return
+			}
+		}
+	}
+	if !p.life.spawn(follow) {
+		_ = w.Close()
+	}
+}
+
+// follow1 brings the VM up to date and logs what could not be done and is not known yet. It returns all of
+// that.
+func (p *Pod) follow1(ctx context.Context, known []string) []string {
+	ctx, cancel := context.WithTimeout(ctx, p.opts.Config.Runtime.CreateTimeout)
+	defer cancel()
+	var now []string
+	for _, err := range p.syncNICs(ctx, plugFirst) {
+		now = append(now, err.Error())
+		if !slices.Contains(known, err.Error()) && !p.ended() {
+			p.log.Warn("the pod's network has changed and its VM could not follow", "pod", p.opts.ID, "error", err)
+		}
+	}
+	return now
+}
+
+// connectLate looks for interfaces that have come into a pod of one's namespace since its VM booted.
+func (p *Pod) connectLate(ctx context.Context) error {
+	p.mu.Lock()
+	late := p.late
+	p.late = false
+	p.mu.Unlock()
+	if !late {
+		return nil
+	}
+	if err := errors.Join(p.syncNICs(ctx, spareFirst)...); err != nil {
+		return fmt.Errorf("connect the network: %w", err)
+	}
+	return nil
+}
+
+// syncNICs makes the VM's interfaces and the guest's network those of the namespace. What cannot be done is
+// in the errors, which name the interface; everything else is done.
+func (p *Pod) syncNICs(ctx context.Context, pref preference) []error {
+	n := &p.nics
+	select { // one at a time
+	case <-n.turn:
+		defer func() { n.turn <- struct{}{} }()
+	case <-ctx.Done():
+		return []error{context.Cause(ctx)}
+	}
+	s, err := n.links.Snapshot(ctx)
+	if err != nil {
+		return []error{fmt.Errorf("look at the network namespace: %w", err)}
+	}
+	c := network.Compare(s, n.joints, n.opts)
+	errs := c.Refused
+	for _, j := range c.Left {
+		errs = append(errs, p.dropNIC(ctx, s, j))
+	}
+	maps.DeleteFunc(n.failed, func(index int, _ failure) bool {
+		return !slices.ContainsFunc(c.Came, func(r network.Redirect) bool { return r.Index == index })
+	})
+	for _, r := range c.Came {
+		errs = append(errs, p.addNIC(ctx, s, r, pref))
+	}
+	errs = append(errs, p.tellGuest(ctx, s))
+	return slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+}
+
+// addNIC gives the VM an interface for a link that came. One that failed is tried again when it has changed.
+func (p *Pod) addNIC(ctx context.Context, s network.Snapshot, r network.Redirect, pref preference) error {
+	n := &p.nics
+	j := network.Joint{Link: r.Link, Index: r.Index, MAC: r.MAC, NIC: network.NIC{MAC: r.MAC, MTU: r.MTU}}
+	link := network.GuestOf(s, []network.Joint{j}).String()
+	if f, ok := n.failed[r.Index]; ok && f.link == link {
+		return f.err
+	}
+	delete(n.failed, r.Index)
+	err := p.joinNIC(ctx, s, r, j, pref == spareFirst && n.spare() >= 0)
+	if (errdefs.IsFailedPrecondition(err) || errdefs.IsNotImplemented(err)) && pref == plugFirst && n.spare() >= 0 {
+		err = p.joinNIC(ctx, s, r, j, true)
+	}
+	if err != nil {
+		err = fmt.Errorf("interface %s came while the VM runs, and is not in it: %w", r.Link, err)
+		n.failed[r.Index] = failure{link, err}
+		return err
+	}
+	p.log.Info("interface connected", "pod", p.opts.ID, "interface", r.Link)
+	return nil
+}
+
+// spare finds an interface that is joined with no link; -1: there is none.
+func (n *nics) spare() int {
+	return slices.IndexFunc(n.joints, func(j network.Joint) bool { return j.Index == 0 })
+}
+
+// joinNIC joins a link with an interface to spare, or with one that it plugs in, and configures that.
+func (p *Pod) joinNIC(ctx context.Context, s network.Snapshot, r network.Redirect, j network.Joint, useSpare bool) (err error) {
+	n := &p.nics
+	var u undo.Stack
+	defer u.RunOnError(&err)
+	spare := n.spare()
+	if useSpare {
+		j.NIC, j.Path = n.joints[spare].NIC, n.joints[spare].Path
+		r.Tap = j.NIC.Tap
+	}
+	j.NIC.Tap = r.Tap
+	if err := n.record(n.redirects(j)); err != nil {
+		return err
+	}
+	u.Push("take it out of the journal", func(context.Context) error { return n.record(n.redirects()) })
+	if useSpare {
+		err = network.Connect(ctx, n.links, r, &u)
+	} else {
+		j.NIC, j.Path, err = p.plugNIC(ctx, r, &u)
+	}
+	if err != nil {
+		return err
+	}
+	g := network.GuestOf(s, []network.Joint{j})
+	for _, i := range g.Interfaces {
+		if err := p.updateInterface(ctx, i); err != nil {
+			return err
+		}
+	}
+	old := slices.DeleteFunc(n.told.Interfaces, func(i *types.Interface) bool { return i.GetHwAddr() == j.NIC.MAC })
+	n.told.Interfaces = append(old, g.Interfaces...)
+	if useSpare {
+		n.joints[spare] = j
+	} else {
+		n.joints = append(n.joints, j)
+	}
+	return nil
+}
+
+// plugNIC makes a tap, joins it with the link and plugs it into the VM.
+func (p *Pod) plugNIC(ctx context.Context, r network.Redirect, u *undo.Stack) (nic network.NIC, path string, err error) {
+	vm, ok := p.vm.(hypervisor.NICPlugger)
+	if !ok {
+		return nic, "", fmt.Errorf("the VMM takes no interface while it runs; connect the network before the container is created: %w", errdefs.ErrNotImplemented)
+	}
+	made, undone, err := network.Apply(ctx, p.nics.links, network.Wiring{Redirects: []network.Redirect{r}})
+	if err != nil {
+		return nic, "", err
+	}
+	u.Adopt(undone)
+	nic = made[0]
+	nic.Name = fmt.Sprintf("link%d", r.Index) // never used again in this namespace, unlike the link's name
+	path, err = vm.PlugNIC(ctx, hypervisor.NIC{ID: nic.Name, MAC: nic.MAC, Tap: nic.Files, MTU: nic.MTU})
+	if err != nil {
+		return nic, "", err
+	}
+	u.Push("unplug interface "+r.Link, func(ctx context.Context) error { return vm.UnplugNIC(ctx, nic.Name) })
+	return nic, path, nic.CloseFiles()
+}
+
+// dropNIC takes the interface of a link that has left out of the VM, or keeps it to spare. On an error it is
+// what it was, and the next change tries again.
+func (p *Pod) dropNIC(ctx context.Context, s network.Snapshot, j network.Joint) error {
+	n := &p.nics
+	err := p.unplugNIC(ctx, j)
+	spare := errdefs.IsNotFound(err) || errdefs.IsNotImplemented(err) // it is one of the boot's
+	if err != nil && !spare {
+		return fmt.Errorf("interface %s has left, and its place in the VM is not free: %w", j.Link, err)
+	}
+	var errs []error
+	for _, l := range s.Links {
+		if l.Index == j.Index { // it is there, under another name or MAC
+			errs = append(errs, n.links.DelIngress(ctx, l.Name))
+		}
+	}
+	n.joints = slices.DeleteFunc(n.joints, func(o network.Joint) bool { return o.NIC.Tap == j.NIC.Tap })
+	if spare {
+		n.joints = append(n.joints, network.Joint{NIC: j.NIC, Path: j.Path})
+		errs = append(errs, p.updateInterface(ctx, j.Idle()))
+	} else {
+		errs = append(errs, n.links.DelTap(ctx, j.NIC.Tap))
+	}
+	if err := errors.Join(append(errs, n.record(n.redirects()))...); err != nil {
+		return fmt.Errorf("interface %s has left: %w", j.Link, err)
+	}
+	p.log.Info("interface disconnected", "pod", p.opts.ID, "interface", j.Link, "kept", spare)
+	return nil
+}
+
+func (p *Pod) unplugNIC(ctx context.Context, j network.Joint) error {
+	vm, ok := p.vm.(hypervisor.NICPlugger)
+	if !ok {
+		return errdefs.ErrNotImplemented
+	}
+	ctx, cancel := context.WithTimeout(ctx, unplugTime)
+	defer cancel()
+	return vm.UnplugNIC(ctx, j.NIC.Name)
+}
+
+// tellGuest brings addresses, routes and neighbours up to date.
+func (p *Pod) tellGuest(ctx context.Context, s network.Snapshot) error {
+	g := network.GuestOf(s, p.nics.joints)
+	news, routes := g.Since(p.nics.told)
+	if err := p.configureGuest(ctx, news, routes); err != nil {
+		return fmt.Errorf("the guest's network is not up to date: %w", err)
+	}
+	p.nics.told = g
+	return nil
+}
+
+func (p *Pod) updateInterface(ctx context.Context, i *types.Interface) error {
+	return p.call(ctx, "interface "+i.GetName(), func(ctx context.Context) error {
+		_, err := p.agent.UpdateInterface(ctx, &agent.UpdateInterfaceRequest{Interface: i})
+		return err
+	})
+}
