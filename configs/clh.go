@@ -17,6 +17,11 @@ const clhPath = "/usr/local/bin/cloud-hypervisor"
 // driverDefaults fills in what another driver than the default one takes when nobody said otherwise.
 func (d *decoder) driverDefaults() {
 	h := &d.cfg.Hypervisor
+	// The one port is for an interface that comes later. Where ports are measured, or are for something else, they
+	// are there only when somebody asked for them; Cloud Hypervisor has none.
+	if _, ok := d.set["hypervisor.hotplug_ports"]; !ok && (h.Type != TypeQEMU || h.Platform != "none" || h.BlockBus != "virtio-scsi") {
+		h.HotplugPorts = 0
+	}
 	if h.Type != TypeCLH {
 		return
 	}

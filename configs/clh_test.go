@@ -33,7 +33,7 @@ func TestTypeBringsItsDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if h := c.Hypervisor; h.Path != clhPath || h.Machine != "" || h.BlockBus != "virtio-blk" || h.Landlock {
+	if h := c.Hypervisor; h.Path != clhPath || h.Machine != "" || h.BlockBus != "virtio-blk" || h.HotplugPorts != 0 || h.Landlock {
 		t.Errorf("defaults of clh: %+v", h)
 	}
 	c, err = Decode("t.toml", strings.NewReader("[hypervisor]\ntype = \"clh\"\npath = \"/opt/ch\"\n"))

@@ -105,6 +105,7 @@ func Default() Config {
 			DefaultMemoryMiB:  512,
 			OverheadMemoryMiB: 96,
 			BlockBus:          "virtio-scsi",
+			HotplugPorts:      1,
 			BootTimeout:       60 * time.Second,
 			SNPGuestPolicy:    snpPolicySMT | snpPolicyReserved1,
 			Seccomp:           true,
