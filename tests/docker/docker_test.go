@@ -196,6 +196,10 @@ func TestDockerRunsContainersInMicroVMs(t *testing.T) {
 				d := start(t, i == 1, fmt.Sprintf("cocodk%d", i), fmt.Sprintf("10.213.%d.1/24", i))
 				checkForeground(t, d)
 				checkService(t, d)
+				if i == 0 { // how images are stored makes no difference to it
+					checkNetworks(t, d)
+					checkNoNetworkAtFirst(t, d)
+				}
 			})
 			left, err := harness.Leaks(t.Context(), before, 10*time.Second)
 			if err != nil {
