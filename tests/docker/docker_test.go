@@ -10,8 +10,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -240,7 +238,7 @@ func checkService(t *testing.T, d *daemon) {
 	if out, _, code := d.docker("exec", "-e", "A=b", "web", "sh", "-c", "echo $A; exit 3"); code != 3 || out != "b\n" {
 		t.Errorf("docker exec: exit %d, %q, want 3 and b", code, out)
 	}
-	if got, err := fetch("http://" + addr + "/"); err != nil || got != "served\n" {
+	if got, err := harness.Get("http://" + addr + "/"); err != nil || got != "served\n" {
 		t.Errorf("GET of the published port %s = %q, %v", addr, got, err)
 	}
 	gateway := strings.TrimSpace(d.must("inspect", "-f", "{{.NetworkSettings.Gateway}}", "web"))
@@ -264,15 +262,4 @@ func checkService(t *testing.T, d *daemon) {
 		t.Errorf("docker logs after the end = %q", got)
 	}
 	d.must("rm", "web")
-}
-
-func fetch(url string) (string, error) {
-	c := http.Client{Timeout: 20 * time.Second}
-	r, err := c.Get(url)
-	if err != nil {
-		return "", err
-	}
-	defer r.Body.Close() //nolint:errcheck // read
-	b, err := io.ReadAll(r.Body)
-	return string(b), err
 }

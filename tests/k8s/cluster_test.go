@@ -9,9 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -147,7 +145,7 @@ spec:
 	if got := c.do("some input", "exec", "-i", "web", "--", "cat"); got != "some input" {
 		t.Errorf("kubectl exec -i gives %q", got)
 	}
-	if got, err := get(fmt.Sprintf("http://%s:18080/", n.Gateway())); err != nil || got != "served\n" {
+	if got, err := harness.Get(fmt.Sprintf("http://%s:18080/", n.Gateway())); err != nil || got != "served\n" {
 		t.Errorf("GET of the host port = %q, %v", got, err)
 	}
 	c.forwards()
@@ -158,17 +156,6 @@ spec:
 		t.Errorf("kubectl logs -f = %q", got)
 	}
 	c.do("", "wait", "--for=jsonpath={.status.containerStatuses[0].state.terminated.exitCode}=3", "pod/ends", "--timeout=60s")
-}
-
-func get(url string) (string, error) {
-	c := http.Client{Timeout: 30 * time.Second}
-	r, err := c.Get(url)
-	if err != nil {
-		return "", err
-	}
-	defer r.Body.Close() //nolint:errcheck // read
-	b, err := io.ReadAll(r.Body)
-	return string(b), err
 }
 
 var forwarding = regexp.MustCompile(`Forwarding from (127\.0\.0\.1:\d+)`)
@@ -191,7 +178,7 @@ func (c client) forwards() {
 		c.t.Fatalf("kubectl port-forward said %q, %v", line, err)
 	}
 	for range 3 {
-		if got, err := get("http://" + m[1] + "/"); err != nil || got != "served\n" {
+		if got, err := harness.Get("http://" + m[1] + "/"); err != nil || got != "served\n" {
 			c.t.Errorf("GET through port-forward = %q, %v", got, err)
 		}
 	}
