@@ -99,13 +99,14 @@ demo: ## set up everything, boot a microVM and run a container in it
 	tests/demo.sh
 
 # Test programs run one at a time, under a lock: they boot VMs and look for what others leave behind. Meanwhile the second
-# processor compiles what comes next, and Kubernetes, which only the last package needs.
+# processor compiles what comes next, checks the code, and compiles Kubernetes, which only the last package needs.
 GOTEST := COCO_GUEST_DIR=$(CURDIR)/$(GUEST) COCO_REQUIRE=all $(GO) test -count=1 -p 2 -exec 'flock -o $(CURDIR)/dist/test.lock' -timeout 35m
 
 .PHONY: test
-test: setup stage ## all tests: unit, real VMs, real containerd, Docker, kubelet and a Kubernetes cluster
-	@nice -n 10 tests/setup.sh k8s & k8s=$$!; failed=; \
+test: setup stage ## lint and all tests: unit, real VMs, real containerd, Docker, kubelet and a Kubernetes cluster
+	@nice -n 10 tests/setup.sh k8s & k8s=$$!; nice -n 10 $(MAKE) --no-print-directory lint & lint=$$!; failed=; \
 	$(GOTEST) $$($(GO) list ./... | grep -v /tests/k8s$$) || failed=1; \
+	wait $$lint || failed=1; \
 	wait $$k8s && $(GOTEST) ./tests/k8s || failed=1; \
 	test -z "$$failed"
 

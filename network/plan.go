@@ -54,11 +54,7 @@ func Plan(s Snapshot, o Options) (Wiring, error) {
 	default:
 		return w, fmt.Errorf("network model %q: %w; expected %q or %q", o.Model, errdefs.ErrInvalidArgument, ModelTC, ModelNone)
 	}
-	chosen, refused, skipped := choose(s, nil)
-	errs := make([]error, 0, len(refused))
-	for _, r := range refused {
-		errs = append(errs, r)
-	}
+	chosen, errs, skipped := choose(s, nil)
 	w.Skipped = skipped
 	for i, l := range chosen {
 		r := redirectOf(l, tapName(i, l.Name), o)

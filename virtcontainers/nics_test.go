@@ -78,7 +78,6 @@ func TestInterfacesComeAndGo(t *testing.T) {
 	want(t, "after eth1 left", guest(), "eth0 "+mac0+" "+addr0)
 	want(t, "the journal", journaled(t, w), "eth0 coco0_eth0")
 	want(t, "the namespace", w.links.Leftovers(), before...)
-
 }
 
 // What was there from boot stays in the VM without an address. A link gets it when nothing can be plugged in.

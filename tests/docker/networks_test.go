@@ -56,6 +56,7 @@ func has(t *testing.T, d *daemon, name, what string, ok func(addresses string) b
 func contains(s string) func(string) bool {
 	return func(out string) bool { return strings.Contains(out, s) }
 }
+
 func lacks(s string) func(string) bool {
 	return func(out string) bool { return !strings.Contains(out, s) }
 }
