@@ -19,6 +19,10 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // hostname is the node's name: it makes the API server reach the kubelet on 127.0.0.1.
@@ -253,7 +257,7 @@ func (n *Node) get(ctx context.Context, path string) ([]byte, error) {
 	return n.request(ctx, http.MethodGet, path)
 }
 
-var insecure = &http.Client{
+var anyCertificate = &http.Client{
 	Timeout:   2 * time.Minute,
 	Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}, //nolint:gosec // a kubelet on 127.0.0.1 with a certificate made at its start
 }
@@ -263,7 +267,7 @@ func (n *Node) request(ctx context.Context, method, path string) ([]byte, error)
 	if err != nil {
 		return nil, err
 	}
-	res, err := insecure.Do(req)
+	res, err := anyCertificate.Do(req)
 	if err != nil {
 		return nil, err
 	}
@@ -310,10 +314,14 @@ func (n *Node) Stop() error {
 	return errors.Join(errs...)
 }
 
-// endPods ends every task, so that no shim outlives its containerd.
+// endPods removes what pods are left as the kubelet would, with their networks, and then every task, so that no shim
+// outlives its containerd.
 func (n *Node) endPods() {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
+	if err := n.removeSandboxes(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "remove the pods that are left:", err)
+	}
 	for range 2 { // containers first, then what is left: their sandboxes
 		out, err := n.Ctr(ctx, "-n", "k8s.io", "tasks", "ls", "-q")
 		if err != nil {
@@ -323,6 +331,26 @@ func (n *Node) endPods() {
 			_, _ = n.Ctr(ctx, "-n", "k8s.io", "tasks", "rm", "-f", id)
 		}
 	}
+}
+
+func (n *Node) removeSandboxes(ctx context.Context) error {
+	conn, err := grpc.NewClient("unix://"+n.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	defer conn.Close() //nolint:errcheck // only a client
+	cri := runtime.NewRuntimeServiceClient(conn)
+	list, err := cri.ListPodSandbox(ctx, &runtime.ListPodSandboxRequest{})
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, s := range list.Items {
+		_, err1 := cri.StopPodSandbox(ctx, &runtime.StopPodSandboxRequest{PodSandboxId: s.Id})
+		_, err2 := cri.RemovePodSandbox(ctx, &runtime.RemovePodSandboxRequest{PodSandboxId: s.Id})
+		errs = append(errs, err1, err2)
+	}
+	return errors.Join(errs...)
 }
 
 // unmountBelow detaches what is mounted below the node's directory: volumes of pods that were not given back.
