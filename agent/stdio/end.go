@@ -48,7 +48,7 @@ func transfer(w io.Writer, r io.Reader) (int64, error) {
 	defer buffers.Put(bp)
 	var total int64
 	for {
-		n, err := r.Read(*bp)
+		n, err := read(r, *bp)
 		if n > 0 {
 			m, werr := w.Write((*bp)[:n])
 			total += int64(m)
@@ -86,6 +86,17 @@ func drain(w io.Writer, f *os.File) error {
 			return err
 		}
 	}
+}
+
+// read reads from a pipe or terminal. What a process writes to its terminal right before its end may be on its way to the
+// master when a read of it finds nothing and then the other side closed, and says EIO (Linux, n_tty_read): one of some thousand
+// terminals lost its last bytes so. The next read waits for what is on its way, so an end is one that is said twice.
+func read(r io.Reader, p []byte) (int, error) {
+	n, err := r.Read(p)
+	if n == 0 && errors.Is(err, unix.EIO) {
+		return r.Read(p)
+	}
+	return n, err
 }
 
 // isEOF tells whether err ends a stream in order: EIO is what a terminal's master reads once the
@@ -143,7 +154,7 @@ func (e *end) read(ctx context.Context, n int) ([]byte, error) {
 	buf := make([]byte, max(1, min(n, maxRead)))
 	got := 0
 	err := e.interruptible(ctx, func() (err error) {
-		got, err = e.f.Read(buf)
+		got, err = read(e.f, buf)
 		return err
 	})
 	if got > 0 || isEOF(err) || errors.Is(err, os.ErrClosed) {

@@ -333,7 +333,8 @@ func TestAReadThatIsGivenUpLosesNothing(t *testing.T) {
 	_ = cmd.Wait()
 }
 
-func TestTerminal(t *testing.T) {
+func terminal(t *testing.T) (master, slave *os.File) {
+	t.Helper()
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		t.Skipf("needs pseudo-terminals: %v", err)
@@ -345,10 +346,38 @@ func TestTerminal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	slave, err := os.OpenFile(filepath.Join("/dev/pts", itoa(n)), os.O_RDWR|unix.O_NOCTTY, 0)
+	slave, err = os.OpenFile(filepath.Join("/dev/pts", itoa(n)), os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return master, slave
+}
+
+// Without the second read some of these terminals, three in the mean on two processors, lose what was written last.
+func TestTheLastWordsToATerminalArrive(t *testing.T) {
+	const rounds, writes = 10000, 5
+	word := bytes.Repeat([]byte("x"), 100)
+	for range rounds {
+		master, slave := terminal(t)
+		written := make(chan struct{})
+		go func() {
+			defer close(written)
+			for range writes {
+				_, _ = slave.Write(word)
+			}
+			_ = slave.Close()
+		}()
+		n, err := transfer(io.Discard, master)
+		<-written
+		_ = master.Close()
+		if err != nil || n != writes*int64(len(word)) {
+			t.Fatalf("%d bytes of %d, %v", n, writes*len(word), err)
+		}
+	}
+}
+
+func TestTerminal(t *testing.T) {
+	master, slave := terminal(t)
 	hin, gin := pair(t)
 	hout, gout := pair(t)
 	s, err := New(Wiring{Terminal: true, Streams: true, Stdin: gin, Stdout: gout})

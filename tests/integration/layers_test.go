@@ -5,7 +5,9 @@ package integration
 
 import (
 	"bytes"
+	"errors"
 	"io"
+	"io/fs"
 	"path/filepath"
 	"testing"
 
@@ -98,6 +100,9 @@ func snapshotHashes(t *testing.T, d *harness.Daemon) map[string]string {
 	out := map[string]string{}
 	for _, dir := range dirs {
 		l, err := cache.Open(t.Context(), layer.Source{Kind: layer.Dir, Path: dir})
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // of a container that another test has removed
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
