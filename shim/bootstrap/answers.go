@@ -6,10 +6,9 @@ package bootstrap
 import (
 	"context"
 	"encoding/binary"
+	"math"
 	"net"
 	"sync"
-
-	"github.com/containerd/ttrpc"
 )
 
 // answers knows whether every call was answered. A ttrpc server that is shut down closes connections that
@@ -17,34 +16,17 @@ import (
 // answer to the call that ends the shim would be lost.
 type answers struct {
 	mu      sync.Mutex
-	running int           // guarded by mu; calls whose method has not returned
-	owed    int           // guarded by mu; answers that were not written yet
+	owed    int           // guarded by mu; calls that came and whose answers were not written yet
 	changed chan struct{} // guarded by mu; closed and replaced with each change
 }
 
 func newAnswers() *answers { return &answers{changed: make(chan struct{})} }
 
-func (a *answers) add(running, owed int) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.running += running
-	a.owed = max(a.owed+owed, 0) // what was no call, ttrpc answers too
-	close(a.changed)
-	a.changed = make(chan struct{})
-}
-
-// intercept counts a call.
-func (a *answers) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
-	a.add(1, 0)
-	defer a.add(-1, 1)
-	return method(ctx, unmarshal)
-}
-
 // wait waits until all calls are answered.
 func (a *answers) wait(ctx context.Context) {
 	for {
 		a.mu.Lock()
-		done, changed := a.running == 0 && a.owed == 0, a.changed
+		done, changed := a.owed == 0, a.changed
 		a.mu.Unlock()
 		if done {
 			return
@@ -74,50 +56,87 @@ func (l listener) Accept() (net.Conn, error) {
 	return &answered{Conn: c, answers: l.answers, clients: l.clients}, nil
 }
 
-// answered is a connection whose frames are watched: 10 bytes of header (stream, length, type, flags) and
-// then the payload (PROTOCOL.md of github.com/containerd/ttrpc). The server writes from one goroutine.
+// answered is a connection whose frames are watched. The server reads and writes from one goroutine each.
 type answered struct {
 	net.Conn
-	answers  *answers
-	clients  *clients
-	closed   sync.Once
-	header   []byte
-	left     uint32 // of the payload
-	response bool
+	answers *answers
+	clients *clients
+	once    sync.Once
+	in, out frames
+
+	owed int // guarded by answers.mu
 }
 
-const (
-	frameHeader   = 10
-	frameResponse = 2 // the type of a message
-)
+// add counts calls, or answers with a negative number, of which there are no more than calls.
+func (c *answered) add(n int) {
+	a := c.answers
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if n = max(n, -c.owed); n == 0 {
+		return
+	}
+	c.owed += n
+	a.owed += n
+	close(a.changed)
+	a.changed = make(chan struct{})
+}
 
-// Close implements net.Conn.
-func (c *answered) Close() error {
-	err := c.Conn.Close()
-	c.closed.Do(c.clients.leave)
-	return err
+// Read implements net.Conn.
+func (c *answered) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.add(c.in.count(p[:n], frameRequest))
+	return n, err
 }
 
 // Write implements net.Conn.
 func (c *answered) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
-	for p = p[:n]; len(p) > 0; {
-		if len(c.header) < frameHeader {
-			k := min(frameHeader-len(c.header), len(p))
-			c.header, p = append(c.header, p[:k]...), p[k:]
-			if len(c.header) < frameHeader {
-				break
+	c.add(-c.out.count(p[:n], frameResponse))
+	return n, err
+}
+
+// Close implements net.Conn.
+func (c *answered) Close() error {
+	err := c.Conn.Close()
+	c.once.Do(func() {
+		c.add(math.MinInt) // who has gone is owed nothing
+		c.clients.leave()
+	})
+	return err
+}
+
+// frames follows the frames in one direction of a connection: 10 bytes of header (length of the payload, stream, type,
+// flags), then the payload; PROTOCOL.md of github.com/containerd/ttrpc.
+type frames struct {
+	header []byte
+	left   uint32 // of the payload
+}
+
+const (
+	frameHeader   = 10
+	frameRequest  = 1 // types of a message
+	frameResponse = 2
+)
+
+// count takes the next bytes and returns how many frames of a kind end in them.
+func (f *frames) count(p []byte, kind byte) (n int) {
+	for len(p) > 0 {
+		if len(f.header) < frameHeader {
+			k := min(frameHeader-len(f.header), len(p))
+			f.header, p = append(f.header, p[:k]...), p[k:]
+			if len(f.header) < frameHeader {
+				return n
 			}
-			c.left, c.response = binary.BigEndian.Uint32(c.header[4:]), c.header[8] == frameResponse
+			f.left = binary.BigEndian.Uint32(f.header)
 		}
-		k := min(uint64(c.left), uint64(len(p)))
-		p, c.left = p[k:], c.left-uint32(k) //nolint:gosec // at most left
-		if c.left == 0 {
-			c.header = c.header[:0]
-			if c.response {
-				c.answers.add(0, -1)
+		k := min(uint64(f.left), uint64(len(p)))
+		p, f.left = p[k:], f.left-uint32(k) //nolint:gosec // at most left
+		if f.left == 0 {
+			if f.header[8] == kind {
+				n++
 			}
+			f.header = f.header[:0]
 		}
 	}
-	return n, err
+	return n
 }

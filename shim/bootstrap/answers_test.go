@@ -5,6 +5,7 @@ package bootstrap
 
 import (
 	"context"
+	"io"
 	"net"
 	"path/filepath"
 	"strings"
@@ -21,7 +22,7 @@ import (
 func TestTheLastCallIsAnswered(t *testing.T) {
 	for i := range 30 {
 		calls := newAnswers()
-		server, err := ttrpc.NewServer(ttrpc.WithChainUnaryServerInterceptor(calls.intercept))
+		server, err := ttrpc.NewServer()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -49,6 +50,9 @@ func TestTheLastCallIsAnswered(t *testing.T) {
 			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 			defer cancel()
 			calls.wait(ctx)
+			if ctx.Err() != nil {
+				t.Error("the answer was written and is still waited for")
+			}
 			_ = server.Shutdown(ctx)
 		}()
 		conn, err := net.Dial("unix", l.Addr().String())
@@ -64,5 +68,40 @@ func TestTheLastCallIsAnswered(t *testing.T) {
 		_ = client.Close()
 		<-served
 		callers.stop()
+	}
+}
+
+// A client that went before its answer is owed none: the shim's end need not wait for it.
+func TestNobodyWaitsForAnswersToWhoHasGone(t *testing.T) {
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	calls, callers := newAnswers(), newClients(time.Hour, func() {})
+	defer callers.stop()
+	theirs, err := net.Dial("unix", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, err := listener{l, calls, callers}.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	frame := append([]byte{0, 0, 0, 3, 0, 0, 0, 1, frameRequest, 0}, "abc"...)
+	if _, err := theirs.Write(append(frame, frame[:11]...)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(ours, make([]byte, len(frame)+11)); err != nil {
+		t.Fatal(err)
+	}
+	if calls.owed != 1 {
+		t.Errorf("%d answers are owed after one call and a part of another, want 1", calls.owed)
+	}
+	_, _ = theirs.Close(), ours.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	calls.wait(ctx)
+	if ctx.Err() != nil || l.Close() != nil {
+		t.Errorf("%d answers are owed to nobody", calls.owed)
 	}
 }

@@ -75,7 +75,7 @@ func Serve(inv Invocation, build func(Env) (Program, error)) (err error) {
 	}
 	q := newQuiet()
 	calls := newAnswers()
-	server, err := ttrpc.NewServer(ttrpc.WithChainUnaryServerInterceptor(calls.intercept, q.intercept))
+	server, err := ttrpc.NewServer(ttrpc.WithChainUnaryServerInterceptor(q.intercept))
 	if err != nil {
 		return errors.Join(fmt.Errorf("make server: %w", err), l.Close())
 	}
