@@ -27,9 +27,12 @@ spec:
     name: a
     image: ` + kube.Busybox + `
     command: [sleep, "100000"]
-    resources: {limits: {memory: 64Mi, cpu: 500m}}
+    resources: {requests: {memory: 16Mi, cpu: 1m}, limits: {memory: 64Mi, cpu: 500m}} # small nodes take ten, too
   - {<<: *c, name: b}
 `
+
+// shimMiB is the most that a shim may take.
+const shimMiB = 16
 
 // density runs pods of two containers beside each other and says what each costs the host.
 func (s *settings) density(ctx context.Context) error {
@@ -55,6 +58,7 @@ func (s *settings) dense(ctx context.Context, n *kube.Node) error {
 		return err
 	}
 	s.say("all are ready")
+	var errs []error
 	for _, name := range names {
 		id, err := n.Sandbox(ctx, name)
 		if err != nil {
@@ -74,8 +78,11 @@ func (s *settings) dense(ctx context.Context, n *kube.Node) error {
 		}
 		s.say("%s: shim %.1f MiB; VMM %.1f MiB, of which the guest's memory %.1f MiB of %d and the VMM itself %.1f MiB", name,
 			mib(sh.all), mib(v.all), mib(v.guest), v.guestMiB, mib(v.all-v.guest))
+		if mib(sh.all) > shimMiB {
+			errs = append(errs, fmt.Errorf("the shim of %s takes %.1f MiB, more than %d", name, mib(sh.all), shimMiB))
+		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func mib(kib int) float64 { return float64(kib) / 1024 }
