@@ -6,6 +6,8 @@ package virtcontainers
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,7 +23,7 @@ func (c *creation) orDead(step string, err error) error {
 		return err
 	}
 	patience := time.Duration(0)
-	if errors.Is(err, unix.ESRCH) { // it has died; that it was reaped follows
+	if showsDeath(err, c.proc.PID()) { // that it was reaped follows
 		patience = time.Second
 	}
 	t := time.NewTimer(patience)
@@ -38,4 +40,12 @@ func (c *creation) orDead(step string, err error) error {
 	return fmt.Errorf("%w: %w", err, &hypervisor.DeadError{
 		VM: c.opts.ID, Phase: hypervisor.PhaseVMM, Reason: "its process ended: " + c.proc.ExitStatus(), Stderr: c.proc.Stderr(),
 	})
+}
+
+// showsDeath says whether an error is what the end of a process looks like. A process that is ending has no
+// namespaces any more before it is a zombie: its /proc/PID/ns/net does not exist then.
+func showsDeath(err error, pid int) bool {
+	var file *fs.PathError
+	return errors.Is(err, unix.ESRCH) ||
+		errors.As(err, &file) && strings.HasPrefix(file.Path, fmt.Sprintf("/proc/%d/", pid))
 }

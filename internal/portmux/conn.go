@@ -267,6 +267,9 @@ func (c *Conn) giveBack(n int) {
 }
 
 func (c *Conn) writeError(over <-chan struct{}) error {
+	c.mu.Lock()
+	finSent := c.finSent // asked before peerGone: a reset sets that one first
+	c.mu.Unlock()
 	switch {
 	case isClosed(c.closed):
 		return net.ErrClosed
@@ -276,10 +279,7 @@ func (c *Conn) writeError(over <-chan struct{}) error {
 		return syscall.EPIPE
 	case isClosed(over):
 		return os.ErrDeadlineExceeded
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.finSent {
+	case finSent:
 		return net.ErrClosed
 	}
 	return nil
