@@ -7,10 +7,10 @@ import (
 	"fmt"
 	"path"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
+	"github.com/coco-shim/coco/internal/ident"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -25,21 +25,17 @@ const (
 // reserved are names below runDir that are not containers.
 var reserved = []string{"shared", "sandbox", "image", "virtual-volumes"}
 
-// idPattern admits what containerd and the protocol admit; it cannot name another directory.
-var idPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]*$`)
-
-const maxID = 128
-
+// checkContainerID admits what containerd and the protocol admit; it cannot name another directory.
 func checkContainerID(id string) error {
-	if len(id) > maxID || !idPattern.MatchString(id) || slices.Contains(reserved, id) {
-		return fmt.Errorf("container id %q: want up to %d letters, digits, '_', '.', '-', and not a reserved name: %w", id, maxID, errdefs.ErrInvalidArgument)
+	if !ident.ID(id) || slices.Contains(reserved, id) {
+		return fmt.Errorf("container id %q: want up to %d letters, digits, '_', '.', '-', and not a reserved name: %w", id, ident.MaxID, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }
 
 func checkExecID(id string) error {
-	if len(id) > maxID || !idPattern.MatchString(id) {
-		return fmt.Errorf("exec id %q: want up to %d letters, digits, '_', '.', '-': %w", id, maxID, errdefs.ErrInvalidArgument)
+	if !ident.ID(id) {
+		return fmt.Errorf("exec id %q: want up to %d letters, digits, '_', '.', '-': %w", id, ident.MaxID, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }

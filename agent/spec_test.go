@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/coco-shim/coco/internal/ident"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -17,7 +18,7 @@ import (
 
 func TestIDs(t *testing.T) {
 	for id, ok := range map[string]bool{
-		"a": true, "abc.DEF_0-9": true, strings.Repeat("a", maxID): true, strings.Repeat("a", maxID+1): false,
+		"a": true, "abc.DEF_0-9": true, strings.Repeat("a", ident.MaxID): true, strings.Repeat("a", ident.MaxID+1): false,
 		"": false, ".": false, "..": false, "a/b": false, "-a": false, "a\n": false, "a b": false, "shared": false, "sandbox": false,
 	} {
 		if err := checkContainerID(id); (err == nil) != ok || err != nil && !errdefs.IsInvalidArgument(err) {

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -127,15 +126,28 @@ func parseSmall(s string, limit int) (int, error) {
 	return n, nil
 }
 
-var (
-	pciPart  = regexp.MustCompile(`^[0-9a-f]{2}(\.[0-7])?$`)
-	diskName = regexp.MustCompile(`^/dev/[a-z][a-z0-9]{1,30}$`)
-)
+// isSlot tells whether s is a PCI slot, "1f", or slot and function, "1f.7".
+func isSlot(s string) bool {
+	slot, function, both := strings.Cut(s, ".")
+	if both && (len(function) != 1 || !consistsOf(function, "01234567")) {
+		return false
+	}
+	return len(slot) == 2 && consistsOf(slot, "0123456789abcdef")
+}
+
+// isDisk tells whether s is the path of a disk's node, as "/dev/vda".
+func isDisk(s string) bool {
+	const letters = "abcdefghijklmnopqrstuvwxyz"
+	name, ok := strings.CutPrefix(s, "/dev/")
+	return ok && len(name) >= 2 && len(name) <= 31 && consistsOf(name[:1], letters) && consistsOf(name, letters+"0123456789")
+}
+
+func consistsOf(s, set string) bool { return strings.Trim(s, set) == "" }
 
 // blkFinder understands a PCI path, the slots from the root bus down ("02" or "02/00"), and a device
 // name.
 func (m *Manager) blkFinder(source string) (func() (string, error), error) {
-	if diskName.MatchString(source) {
+	if isDisk(source) {
 		name := strings.TrimPrefix(source, "/dev/")
 		return func() (string, error) {
 			_, err := os.Stat(filepath.Join(m.sys, "class/block", name))
@@ -143,7 +155,7 @@ func (m *Manager) blkFinder(source string) (func() (string, error), error) {
 		}, nil
 	}
 	parts := strings.Split(source, "/")
-	if len(parts) > 8 || slices.ContainsFunc(parts, func(p string) bool { return !pciPart.MatchString(p) }) {
+	if len(parts) > 8 || slices.ContainsFunc(parts, func(p string) bool { return !isSlot(p) }) {
 		return nil, fmt.Errorf("%.80q is neither a PCI path nor a device name", source)
 	}
 	return func() (string, error) {

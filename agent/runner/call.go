@@ -164,7 +164,11 @@ func (r *Runtime) run(ctx context.Context, dir string, argv []string, files []*o
 	for i, f := range files {
 		fds[i] = f.Fd()
 	}
-	child, err := r.cfg.Reaper.Spawn(r.cfg.Binary, argv, &syscall.ProcAttr{
+	binary, err := r.binary()
+	if err != nil {
+		return fmt.Errorf("OCI runtime: %w", err)
+	}
+	child, err := r.cfg.Reaper.Spawn(binary, argv, &syscall.ProcAttr{
 		Dir:   "/",
 		Env:   []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"},
 		Files: fds,

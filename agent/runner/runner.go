@@ -5,8 +5,8 @@
 // starts further processes in them. Signals, limits and freezing need no runtime: they are the
 // callers', by pid and cgroup.
 //
-// Every call of the runtime costs about 80 ms under emulation, so it is called only to create and to
-// exec. Starting a container that crun created is one byte into its exec FIFO, and deleting one is
+// Every call of the runtime costs tens of milliseconds under emulation, so it is called only to create and to
+// exec, and executed from a file that spares it copying itself (seal). Starting a container that crun created is one byte into its exec FIFO, and deleting one is
 // removing its cgroup and its state directory (crun 1.x, status.c and container.c); with another
 // runtime, or with hooks to run, the runtime does both.
 package runner
@@ -74,8 +74,9 @@ type Runtime struct {
 	calls   atomic.Uint64
 	seccomp func() error
 
-	mu    sync.Mutex
-	known map[string]known // guarded by mu
+	mu     sync.Mutex
+	known  map[string]known // guarded by mu
+	sealed *os.File         // guarded by mu; the binary as it is executed; nil until it is needed
 }
 
 // known is what a container's deletion needs.

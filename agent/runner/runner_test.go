@@ -58,12 +58,28 @@ func value(args []string, name string) string {
 	return ""
 }
 
+// checkSealed looks at its own binary as crun does; one that is not sealed would copy itself and execute the copy.
+func checkSealed() error {
+	self, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	defer self.Close()
+	if got, err := unix.FcntlInt(self.Fd(), unix.F_GET_SEALS, 0); err != nil || got != 0xf {
+		return fmt.Errorf("seals of the runtime: %#x, %v", got, err)
+	}
+	return nil
+}
+
 func fakeRuntime(args []string) error {
 	fail := func(msg string) error {
 		_ = os.WriteFile(value(args, "--log"), []byte(`{"msg":"just so you know","level":"warning","time":"x"}
 {"msg":"`+msg+`","level":"error","time":"x"}
 `), 0o600)
 		return errors.New(msg)
+	}
+	if err := checkSealed(); err != nil {
+		return fail(err.Error())
 	}
 	id := args[len(args)-1]
 	state := filepath.Join(value(args, "--root"), id)
@@ -289,6 +305,7 @@ func TestFailuresAreNamedAndLeaveNothing(t *testing.T) {
 		}
 	}
 	r.cfg.Binary = dir + "/gone/crun"
+	r = New(r.cfg) // the other one has the binary in memory
 	c, _ := container(t, dir, "c1", false, "x")
 	if _, err := r.Create(within(t, 20*time.Second), c); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("Create without a runtime = %v", err)

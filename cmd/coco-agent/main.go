@@ -8,14 +8,18 @@ package main
 import (
 	"os"
 	"runtime/debug"
+	"time"
 
 	"github.com/coco-shim/coco/agent/nspace"
 )
 
-// The guest's memory is the pod's: the agent keeps its heap small and gives pages back.
+// The guest's memory is the pod's: the agent keeps its heap small and gives pages back. But not while a pod starts:
+// a collection then costs more time than it finds memory.
 const (
-	gcPercent   = 50
-	memoryLimit = 24 << 20
+	gcPercentAtBoot = 400 // the first collection after 16 MiB
+	gcPercent       = 50
+	memoryLimit     = 24 << 20
+	bootTakes       = 5 * time.Second // generously, from here to the first container's process
 )
 
 func main() {
@@ -23,8 +27,12 @@ func main() {
 		nspace.Pause()
 		return
 	}
-	debug.SetGCPercent(gcPercent)
+	debug.SetGCPercent(gcPercentAtBoot)
 	debug.SetMemoryLimit(memoryLimit)
+	time.AfterFunc(bootTakes, func() {
+		debug.SetGCPercent(gcPercent)
+		debug.FreeOSMemory() // what the boot has left
+	})
 	if os.Getpid() != 1 {
 		os.Stderr.WriteString("coco-agent is the first process of a guest and does nothing elsewhere\n")
 		os.Exit(2)

@@ -2,16 +2,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package ident says what may be an identifier. Regular expressions of these forms, with their
-// counted repetitions, took 140 KB each in every shim.
+// counted repetitions, took 140 KB each in every shim, and some of each guest's boot.
 package ident
 
 // DeviceForm describes Device in messages.
 const DeviceForm = "^[a-z0-9-]{1,20}$"
 
+// MaxID is the length of the longest ID.
+const MaxID = 128
+
 // ID tells whether s is what containerd takes for an id: up to 128 letters, digits, '_', '.' and
 // '-', the first of them a letter or digit.
 func ID(s string) bool {
-	if s == "" || len(s) > 128 {
+	if s == "" || len(s) > MaxID {
 		return false
 	}
 	for i := range len(s) {
