@@ -87,12 +87,15 @@ func Console() (*os.File, error) {
 
 // KernelParam returns the value of a word `key=value` on the kernel command line; a bare word has
 // the value "".
-func KernelParam(key string) (string, bool) {
+func KernelParam(key string) (string, bool) { return findParam(cmdline(), key) }
+
+// cmdline is the kernel's command line, or nothing where /proc is not mounted.
+func cmdline() string {
 	b, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
-		return "", false
+		return ""
 	}
-	return findParam(string(b), key)
+	return string(b)
 }
 
 func findParam(cmdline, key string) (value string, found bool) {
@@ -102,4 +105,17 @@ func findParam(cmdline, key string) (value string, found bool) {
 		}
 	}
 	return value, found
+}
+
+// moduleParams are the parameters that a command line has for a module, `module.param=value`. The kernel gives them
+// to what is built in; for modules that is the task of whoever loads them.
+func moduleParams(cmdline, module string) string {
+	var params []string
+	for _, w := range strings.Fields(cmdline) {
+		name, _, _ := strings.Cut(w, "=")
+		if m, _, ok := strings.Cut(name, "."); ok && canonical(m) == module {
+			params = append(params, w[len(m)+1:])
+		}
+	}
+	return strings.Join(params, " ")
 }

@@ -68,6 +68,7 @@ func TestLoader(t *testing.T) {
 		{"leaf", write("leaf", "mid-dle,builtin"), SectionLazy},
 		{"mid_dle", write("middle", "root1"), SectionLazy},
 	})
+	l.cmdline = "quiet mid-dle.scan=none mid_dle.on leaf.b=3 leafy.c=4 leaf"
 	broken := errors.New("broken")
 	var mu sync.Mutex
 	l.insert = func(path, params string) error {
@@ -95,7 +96,7 @@ func TestLoader(t *testing.T) {
 	if err := l.Load("nonesuch"); !errdefs.IsNotFound(err) {
 		t.Errorf("Load of what is not there = %v", err)
 	}
-	want := []string{"boot1", "root1", "middle", "leaf a=1 b=2", "root2"} // each after what it depends on
+	want := []string{"boot1", "root1", "middle scan=none on", "leaf a=1 b=2 b=3", "root2"} // each after what it depends on
 	if d := cmp.Diff(want, order); d != "" {
 		t.Errorf("order (-want +got):\n%s", d)
 	}
@@ -143,5 +144,6 @@ func FuzzParseModules(f *testing.F) {
 		}
 		depends([]byte(s))
 		findParam(s, "x")
+		moduleParams(s, "x")
 	})
 }

@@ -73,10 +73,11 @@ func canonical(name string) string { return strings.ReplaceAll(name, "-", "_") }
 
 // Loader loads modules once each.
 type Loader struct {
-	insert func(path, params string) error
-	mods   []Module
-	ready  chan struct{} // closed when the rootfs section is loaded
-	err    error         // of the rootfs section; valid once ready is closed
+	insert  func(path, params string) error
+	cmdline string // the kernel's, which has parameters for modules
+	mods    []Module
+	ready   chan struct{} // closed when the rootfs section is loaded
+	err     error         // of the rootfs section; valid once ready is closed
 
 	mu    sync.Mutex
 	loads map[string]*load // guarded by mu; by module name
@@ -88,9 +89,9 @@ type load struct {
 	err  error // valid once done is closed
 }
 
-// NewLoader makes a loader for the modules of an image.
+// NewLoader makes a loader for the modules of an image. They get the parameters that the kernel's command line has for them.
 func NewLoader(mods []Module) *Loader {
-	return &Loader{insert: insertModule, mods: mods, ready: make(chan struct{}), loads: map[string]*load{}}
+	return &Loader{insert: insertModule, cmdline: cmdline(), mods: mods, ready: make(chan struct{}), loads: map[string]*load{}}
 }
 
 // LoaderFromFile reads the modules file. An image without one has everything built in.
@@ -250,6 +251,7 @@ func (l *Loader) once(m Module, params string) error {
 		return e.err
 	}
 	defer close(e.done)
+	params = strings.TrimSpace(params + " " + moduleParams(l.cmdline, m.Name)) // the last one counts: what is measured
 	if err := l.insert(m.Path, params); err != nil {
 		e.err = fmt.Errorf("load kernel module %s (%s): %w", m.Name, m.Path, err)
 	}
