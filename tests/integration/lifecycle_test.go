@@ -51,9 +51,15 @@ func TestGuestHasAKernelOfItsOwn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	guest := must(t, d, "run", "--rm", "--runtime", harness.Runtime, harness.Image, newID(t), "uname", "-r")
-	if guest == string(host) || guest == "" {
+	// The parameter comes from the kernel's command line, which nobody but the agent applies to a module.
+	script := "uname -r; cat /sys/module/scsi_mod/parameters/scan"
+	out := must(t, d, "run", "--rm", "--runtime", harness.Runtime, harness.Image, newID(t), "sh", "-c", script)
+	guest, scan, _ := strings.Cut(strings.TrimSpace(out), "\n")
+	if guest == strings.TrimSpace(string(host)) || guest == "" {
 		t.Errorf("uname -r in the container = %q, on the host %q", guest, host)
+	}
+	if scan != "none" {
+		t.Errorf("the guest looks for disks that nobody announced: scsi_mod.scan = %q", scan)
 	}
 }
 
