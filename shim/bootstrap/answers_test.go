@@ -5,6 +5,8 @@ package bootstrap
 
 import (
 	"context"
+	"encoding/binary"
+	"errors"
 	"io"
 	"net"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 	"time"
 
 	"github.com/containerd/ttrpc"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
@@ -59,16 +62,46 @@ func TestTheLastCallIsAnswered(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		client := ttrpc.NewClient(conn)
-		var got wrapperspb.StringValue
-		if err := client.Call(t.Context(), "x.End", "End", new(emptypb.Empty), &got); err != nil || got.GetValue() != want {
-			t.Fatalf("call %d: %v, %d bytes of %d", i, err, len(got.GetValue()), len(want))
+		// Not with ttrpc's client: when it finds an answer and the connection's end at once, it takes either.
+		if _, err := conn.Write(request(t, "x.End", "End")); err != nil {
+			t.Fatal(err)
+		}
+		all, err := io.ReadAll(conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := answer(t, all); got != want {
+			t.Fatalf("call %d: %d bytes of %d", i, len(got), len(want))
 		}
 		<-finished
-		_ = client.Close()
+		_ = conn.Close()
 		<-served
 		callers.stop()
 	}
+}
+
+// request is the frame of a call with an empty message.
+func request(t *testing.T, service, method string) []byte {
+	t.Helper()
+	b, err := proto.Marshal(&ttrpc.Request{Service: service, Method: method})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), 0, 0, 0, 1, frameRequest, 0), b...)
+}
+
+// answer is the string that the only frame of a connection brings.
+func answer(t *testing.T, all []byte) string {
+	t.Helper()
+	if len(all) < frameHeader || int(binary.BigEndian.Uint32(all)) != len(all)-frameHeader || all[8] != frameResponse {
+		t.Fatalf("%d bytes came, which are not one answer", len(all))
+	}
+	var r ttrpc.Response
+	var s wrapperspb.StringValue
+	if err := errors.Join(proto.Unmarshal(all[frameHeader:], &r), proto.Unmarshal(r.Payload, &s)); err != nil {
+		t.Fatal(err)
+	}
+	return s.GetValue()
 }
 
 // A client that went before its answer is owed none: the shim's end need not wait for it.

@@ -4,6 +4,7 @@
 package bootstrap
 
 import (
+	"context"
 	"sync"
 	"time"
 )
@@ -20,11 +21,12 @@ type clients struct {
 	unasked  *time.Timer
 
 	mu   sync.Mutex
-	open int // guarded by mu
+	open int           // guarded by mu
+	gone chan struct{} // guarded by mu; closed when open falls to 0, and then replaced
 }
 
 func newClients(patience time.Duration, deserted func()) *clients {
-	return &clients{deserted: deserted, unasked: time.AfterFunc(patience, deserted)}
+	return &clients{deserted: deserted, unasked: time.AfterFunc(patience, deserted), gone: make(chan struct{})}
 }
 
 func (c *clients) come() {
@@ -37,11 +39,29 @@ func (c *clients) leave() {
 	c.mu.Lock()
 	c.open--
 	none := c.open == 0
+	if none {
+		close(c.gone)
+		c.gone = make(chan struct{})
+	}
 	c.mu.Unlock()
 	if none {
 		c.deserted()
 	}
 }
 
-// stop ends the wait.
+// wait waits until no client is connected.
+func (c *clients) wait(ctx context.Context) {
+	c.mu.Lock()
+	none, gone := c.open == 0, c.gone
+	c.mu.Unlock()
+	if none {
+		return
+	}
+	select {
+	case <-gone:
+	case <-ctx.Done():
+	}
+}
+
+// stop ends the wait for the first question.
 func (c *clients) stop() { c.unasked.Stop() }

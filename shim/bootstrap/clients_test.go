@@ -4,6 +4,7 @@
 package bootstrap
 
 import (
+	"context"
 	"net"
 	"path/filepath"
 	"testing"
@@ -76,4 +77,27 @@ func TestDesertedWhenNobodyAsks(t *testing.T) {
 		}
 		callers.stop()
 	}
+}
+
+// The end waits for clients to hang up by themselves, but not for ever.
+func TestClientsMayHangUp(t *testing.T) {
+	c := newClients(time.Hour, func() {})
+	defer c.stop()
+	c.wait(t.Context()) // nobody is there
+	c.come()
+	c.come()
+	left := make(chan struct{})
+	go func() {
+		defer close(left)
+		c.wait(context.Background())
+	}()
+	c.leave()
+	short, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	c.wait(short)
+	if short.Err() == nil {
+		t.Error("a client that is there is not waited for")
+	}
+	c.leave()
+	<-left
 }

@@ -23,8 +23,9 @@ import (
 )
 
 const (
-	stopTimeout  = 30 * time.Second // until everything is given back
-	replyTimeout = 3 * time.Second  // until the last answers are out
+	stopTimeout   = 30 * time.Second       // until everything is given back
+	replyTimeout  = 3 * time.Second        // until the last answers are out
+	hangUpTimeout = 200 * time.Millisecond // until clients have hung up by themselves
 )
 
 // Program is what a serving process serves.
@@ -97,11 +98,12 @@ func Serve(inv Invocation, build func(Env) (Program, error)) (err error) {
 	case err := <-served:
 		env.Log.Error("serve", "error", err)
 	}
-	return finish(env, server, program, calls, l.Addr().String())
+	return finish(env, server, program, calls, callers, l.Addr().String())
 }
 
-// finish ends the service. The socket goes first: a shim that leaves must not be found.
-func finish(env Env, server *ttrpc.Server, program Program, calls *answers, path string) error {
+// finish ends the service. The socket goes first: a shim that leaves must not be found. A client that has its last answer
+// hangs up, and is let: when ttrpc's client finds an answer and the connection's end at once, it takes either.
+func finish(env Env, server *ttrpc.Server, program Program, calls *answers, callers *clients, path string) error {
 	err := removeSocket(path)
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
@@ -112,6 +114,9 @@ func finish(env Env, server *ttrpc.Server, program Program, calls *answers, path
 	reply, cancelReply := context.WithTimeout(context.Background(), replyTimeout)
 	defer cancelReply()
 	calls.wait(reply)
+	hangUp, cancelHangUp := context.WithTimeout(reply, hangUpTimeout)
+	defer cancelHangUp()
+	callers.wait(hangUp)
 	if server.Shutdown(reply) != nil {
 		_ = server.Close() // calls that still wait are cut off with the process
 	}
