@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	keepLines = 4 * hypervisor.ConsoleLines // what a panic prints after its reason
+	keepLines = 4 * hypervisor.ConsoleLines
 	lineBytes = 240
 )
 
@@ -66,8 +66,12 @@ func (c *Tail) endLineLocked() {
 	}
 	if _, words, ok := strings.Cut(line, panicWords); ok && c.panic == "" {
 		c.panic = words
+		c.lines = append(c.lines[:0], c.lines[max(0, len(c.lines)-beforePanic):]...)
 	}
 	if len(c.lines) == keepLines {
+		if c.panic != "" {
+			return // what comes long after the reason tells nothing
+		}
 		c.lines = append(c.lines[:0], c.lines[1:]...)
 	}
 	c.lines = append(c.lines, line)

@@ -22,7 +22,7 @@ func TestConsoleKeepsTheLinesThatTellSomething(t *testing.T) {
 		t.Errorf("Lines() = %q", got)
 	}
 	c.write([]byte("\n[ 1.0] Kernel panic - not syncing: VFS: no root\nCall Trace:\n"))
-	for i := range 30 {
+	for i := range 200 {
 		c.write(fmt.Appendf(nil, " frame %d\n", i))
 	}
 	if got := c.Lines(); got[7] != "[ 1.0] Kernel panic - not syncing: VFS: no root" || len(got) != hypervisor.ConsoleLines {
@@ -31,6 +31,7 @@ func TestConsoleKeepsTheLinesThatTellSomething(t *testing.T) {
 	if c.Panicked() != "VFS: no root" {
 		t.Errorf("Panicked() = %q", c.Panicked())
 	}
+	c = Tail{}
 	c.write([]byte(strings.Repeat("x", 100000) + "\n"))
 	if l := c.lines[len(c.lines)-1]; len(l) != lineBytes {
 		t.Errorf("a long line has %d bytes, want %d", len(l), lineBytes)
