@@ -75,7 +75,7 @@ func TestApplyWiresEveryLinkAndUndoesIt(t *testing.T) {
 	if left := table.Leftovers(); left != nil {
 		t.Errorf("after undo: %v", left)
 	}
-	if n := openFiles(t); n != before {
+	if n := openFiles(t); n > before { // fewer: the collector has closed an earlier test's
 		t.Errorf("%d descriptors, %d before", n, before)
 	}
 }
@@ -107,7 +107,7 @@ func TestApplyLeavesNothingWhateverFails(t *testing.T) {
 				if left := table.Leftovers(); left != nil {
 					t.Errorf("left behind: %v", left)
 				}
-				if n := openFiles(t); n != before {
+				if n := openFiles(t); n > before { // fewer: the collector has closed an earlier test's
 					t.Errorf("%d descriptors, %d before", n, before)
 				}
 			})

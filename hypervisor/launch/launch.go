@@ -63,6 +63,7 @@ type Process struct {
 	status  string // valid after done
 
 	execOnce sync.Once
+	talk     sync.Mutex // held while control is used
 }
 
 var _ hypervisor.Process = (*Process)(nil)
@@ -134,8 +135,10 @@ func (p *Process) live(path string, started chan<- error) {
 	} else {
 		p.status = err.Error()
 	}
-	_ = p.control.Close() // the peer is gone
 	close(p.done)
+	p.talk.Lock() // the process's last message may be still unread
+	defer p.talk.Unlock()
+	_ = p.control.Close() // the peer is gone
 }
 
 func (p *Process) fork(path string) error {
@@ -185,7 +188,11 @@ func (p *Process) Exec(ctx context.Context, argv, env []string, files []*os.File
 		return errors.New("exec in launcher: empty command line")
 	}
 	err := errors.New("it was called before")
-	p.execOnce.Do(func() { err = p.exec(ctx, message{argv, env, len(files)}, files) })
+	p.execOnce.Do(func() {
+		p.talk.Lock()
+		defer p.talk.Unlock()
+		err = p.exec(ctx, message{argv, env, len(files)}, files)
+	})
 	if err != nil {
 		return fmt.Errorf("exec %s in launcher %d: %w", argv[0], p.PID(), err)
 	}

@@ -75,7 +75,7 @@ func TestMessagesThatDoNotFitAreRefusedAndLeakNothing(t *testing.T) {
 	if _, _, err := Recv(pc.(*net.UnixConn), make([]byte, 4), 1); err == nil {
 		t.Error("Recv() of a larger message with more files = nil, want an error")
 	}
-	if after := openFiles(t); after != before {
+	if after := openFiles(t); after > before {
 		t.Errorf("open files = %d, want %d as before", after, before)
 	}
 	if err := peerFile.Close(); err != nil {
