@@ -114,6 +114,7 @@ func (m *Manager) mountLayer(ctx context.Context, point string, mt *mounted, p v
 	if dev.size < p.Size() {
 		return invalid(fmt.Errorf("layer %s: device has %d bytes, data and hash tree need %d", p.Hex(), dev.size, p.Size()))
 	}
+	m.accelerateVerity()
 	vd, path, err := m.openVerity(p.Hex(), p, dev.number)
 	if err != nil {
 		return fmt.Errorf("layer %s: %w", p.Hex(), err)

@@ -30,9 +30,6 @@ const (
 // freshModules are what such a disk needs. Any of them may be built into the kernel.
 var freshModules = []string{"dm_crypt", "xts", "ext4"}
 
-// fastModule makes AES fast where the processor can.
-const fastModule = "aesni_intel"
-
 // isFresh says whether a storage is an empty disk to be encrypted.
 func isFresh(options []string) (bool, error) {
 	key, create := slices.Contains(options, ephemeralKey), slices.Contains(options, createFS)
@@ -95,7 +92,7 @@ func (m *Manager) loadFresh() error {
 	if m.Load == nil {
 		return nil
 	}
-	_ = m.Load(fastModule) // a processor without it does the same, slower
+	_ = m.Load(fastAES) // a processor without it does the same, slower
 	for _, name := range freshModules {
 		if err := m.Load(name); err != nil && !errdefs.IsNotFound(err) {
 			return err

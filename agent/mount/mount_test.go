@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -274,6 +275,33 @@ func TestAFailureUndoesTheRest(t *testing.T) {
 	}
 	if got := g.read("c1/rootfs/f"); got != "x" {
 		t.Errorf("the first container reads %q", got)
+	}
+}
+
+func TestLayersAreHashedByTheProcessorWhereItCan(t *testing.T) {
+	defer func(was bool) { hasSHA = was }(hasSHA)
+	for _, hasSHA = range []bool{true, false} {
+		g := newGuest(t)
+		var loaded []string
+		g.Load = func(name string, _ ...string) error {
+			loaded = append(loaded, name)
+			return errdefs.ErrNotFound // it is as good without
+		}
+		opened := false
+		open := g.openVerity
+		g.openVerity = func(name string, p verity.Params, disk string) (verityDevice, string, error) {
+			opened = true
+			if slices.Contains(loaded, fastHash) != hasSHA {
+				t.Errorf("a processor with SHA-256 %t: %v were loaded before the layer was opened", hasSHA, loaded)
+			}
+			return open(name, p, disk)
+		}
+		if err := g.Add(t.Context(), "c1", g.storages("c1", g.layer("f", "x"))); err != nil || !opened {
+			t.Errorf("Add = %v, opened %t", err, opened)
+		}
+		if err := g.Remove(t.Context(), "c1"); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
