@@ -44,6 +44,9 @@ func (b *bench) onePod(ctx context.Context, pods, further *[]float64) error {
 		b.daemon.Ctr(context.WithoutCancel(ctx), "task", "rm", "-f", pod)
 		b.daemon.Ctr(context.WithoutCancel(ctx), "container", "rm", pod)
 	}()
+	if err := warmMemory(); err != nil {
+		return err
+	}
 	r, err := b.ctr(ctx, "run", "-d", "--runtime", harness.Runtime, "--annotation", podKind+"sandbox", "--annotation", podID+pod, harness.Image, pod, "true")
 	if err != nil {
 		return err

@@ -60,6 +60,9 @@ func floor(ctx context.Context) (b bare, err error) {
 		return b, err
 	}
 	defer release()
+	if err := warmMemory(); err != nil {
+		return b, err
+	}
 	proc, err := launch.Start(ctx, launch.Options{Exe: filepath.Join(harness.Prefix(), "bin/containerd-shim-coco-v2")})
 	if err != nil {
 		return b, err
@@ -92,6 +95,9 @@ func floor(ctx context.Context) (b bare, err error) {
 // benchStart is figures 1 and 2: the floor and the real thing take turns.
 func benchStart(ctx context.Context, b *bench) ([]Figure, error) {
 	run := func(image string, extra ...string) (float64, error) {
+		if err := warmMemory(); err != nil {
+			return 0, err
+		}
 		args := append([]string{"run", "--rm", "--runtime", harness.Runtime}, extra...)
 		r, err := b.ctr(ctx, append(args, image, b.id(), "true")...)
 		return r.Took.Seconds(), err
