@@ -36,8 +36,8 @@ var wantedModules = []struct {
 	section section
 	names   []string
 }{
-	{sectionRootfs, []string{"virtio_scsi", "sd_mod", "dm_verity", "erofs", "overlay", "virtio_blk"}},
-	{sectionLazy, []string{"virtio_net", "vmw_vsock_virtio_transport", "dm_crypt", "xts", "ext4", "aesni_intel", "sha256_ssse3"}},
+	{sectionRootfs, []string{"virtio_scsi", "sd_mod", "dm_verity", "erofs", "overlay"}},
+	{sectionLazy, []string{"virtio_blk", "virtio_net", "vmw_vsock_virtio_transport", "dm_crypt", "xts", "ext4", "aesni_intel", "sha256_ssse3"}},
 }
 
 // module is a kernel module of the package.

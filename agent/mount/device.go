@@ -67,6 +67,11 @@ func (m *Manager) findDisk(ctx context.Context, driver, source string) (dev bloc
 		if find, err = m.blkFinder(source); err != nil {
 			return blockDevice{}, "", invalid(err)
 		}
+		if m.Load != nil { // unlike SCSI's, its module is only loaded where it is needed
+			if err := m.Load("virtio_blk"); err != nil && !errdefs.IsNotFound(err) {
+				return blockDevice{}, "", err
+			}
+		}
 	default:
 		return blockDevice{}, "", invalid(fmt.Errorf("%.40q is no kind of disk", driver))
 	}
