@@ -91,7 +91,7 @@ func (n *Node) E2E(ctx context.Context, focus, skip string, procs int, out io.Wr
 		"--focus="+focus, "--skip="+skip, "--junit-report="+report, "--output-dir="+n.Dir, suite, "--",
 		"--kubeconfig="+n.Kubeconfig(), "--provider=skeleton", "--kubectl-path="+kubectl, "--node-os-distro=custom",
 		"--allowed-not-ready-nodes=0", "--system-pods-startup-timeout=10s", "--dump-logs-on-failure=false")
-	cmd.Env, cmd.Dir = n.env(), n.Dir
+	cmd.Env, cmd.Dir = append(n.env(), "TMPDIR="+n.Dir), n.Dir // the suite leaves directories behind
 	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = out, out, 3*time.Minute
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it ends its specs and writes the report
 	runErr := cmd.Run()
