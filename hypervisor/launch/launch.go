@@ -59,8 +59,9 @@ type Process struct {
 	cmd     *exec.Cmd
 	control *net.UnixConn
 	stderr  *tail
-	done    chan struct{}
-	status  string // valid after done
+	reaped  chan struct{}
+	status  string        // valid after reaped
+	done    chan struct{} // closed last: nothing of the process is held any more
 
 	execOnce sync.Once
 	talk     sync.Mutex // held while control is used
@@ -93,6 +94,7 @@ func Start(ctx context.Context, opts Options) (*Process, error) {
 		cmd:     exec.Command(exe, Arg), //nolint:noctx // outlives every request; ended by Kill
 		control: control,
 		stderr:  &tail{},
+		reaped:  make(chan struct{}),
 		done:    make(chan struct{}),
 	}
 	// The files of Exec will take the descriptors from 3 on. They are occupied from the start, so
@@ -135,10 +137,11 @@ func (p *Process) live(path string, started chan<- error) {
 	} else {
 		p.status = err.Error()
 	}
-	close(p.done)
-	p.talk.Lock() // the process's last message may be still unread
-	defer p.talk.Unlock()
+	close(p.reaped)
+	p.talk.Lock()         // an Exec that is under way reads the process's last message
 	_ = p.control.Close() // the peer is gone
+	p.talk.Unlock()
+	close(p.done)
 }
 
 func (p *Process) fork(path string) error {
@@ -236,7 +239,7 @@ func (p *Process) explain(ctx context.Context, err error) error {
 	t := time.NewTimer(stderrWait)
 	defer t.Stop()
 	select {
-	case <-p.done:
+	case <-p.reaped:
 		return fmt.Errorf("it has ended: %s", strings.TrimSpace(p.status+" "+p.stderr.String()))
 	case <-t.C:
 		return err
