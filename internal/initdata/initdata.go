@@ -19,8 +19,7 @@ import (
 	"io"
 	"slices"
 	"strings"
-
-	"github.com/BurntSushi/toml"
+	"unicode"
 )
 
 // Annotation is the annotation of a pod that carries its initdata: base64 of gzip of the document.
@@ -30,7 +29,6 @@ const Annotation = "io.katacontainers.config.hypervisor.cc_init_data"
 const (
 	MaxText       = 1 << 20   // of the document
 	MaxCompressed = 512 << 10 // of its gzip form
-	maxFiles      = 64
 )
 
 // version of the document's format.
@@ -62,21 +60,9 @@ func FromGzip(compressed []byte) (*Document, error) {
 	if len(compressed) > MaxCompressed {
 		return nil, fmt.Errorf("initdata of %d compressed bytes: at most %d are read", len(compressed), MaxCompressed)
 	}
-	in := bytes.NewReader(compressed)
-	z, err := gzip.NewReader(in)
+	text, err := unzip(compressed)
 	if err != nil {
-		return nil, fmt.Errorf("initdata is not gzip: %w", err)
-	}
-	z.Multistream(false)
-	text, err := io.ReadAll(io.LimitReader(z, MaxText+1))
-	if err != nil {
-		return nil, fmt.Errorf("initdata, gzip: %w", err)
-	}
-	if len(text) > MaxText {
-		return nil, fmt.Errorf("initdata is larger than %d bytes", MaxText)
-	}
-	if in.Len() > 0 {
-		return nil, fmt.Errorf("initdata: %d bytes follow the gzip stream", in.Len())
+		return nil, err
 	}
 	d, err := parse(text)
 	if err != nil {
@@ -84,6 +70,63 @@ func FromGzip(compressed []byte) (*Document, error) {
 	}
 	d.compressed = compressed
 	return d, nil
+}
+
+// unzip expands one gzip stream.
+func unzip(compressed []byte) ([]byte, error) {
+	in := &input{Reader: bytes.NewReader(compressed), left: slack}
+	z, err := gzip.NewReader(in)
+	if err != nil {
+		return nil, fmt.Errorf("initdata is not gzip: %w", err)
+	}
+	z.Multistream(false)
+	var text bytes.Buffer
+	for chunk := make([]byte, 16<<10); ; {
+		n, err := z.Read(chunk)
+		text.Write(chunk[:n])
+		in.left += 2 * n
+		if text.Len() > MaxText {
+			return nil, fmt.Errorf("initdata is larger than %d bytes", MaxText)
+		}
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("initdata, gzip: %w", err)
+		}
+	}
+	if in.Len() > 0 {
+		return nil, fmt.Errorf("initdata: %d bytes follow the gzip stream", in.Len())
+	}
+	return text.Bytes(), nil
+}
+
+// slack is how much longer than twice its text a gzip stream may be at any place. No compressor comes near; a stream of
+// empty blocks, each with code tables that take time and memory to build, does.
+const slack = 64 << 10
+
+// input is a compressed stream of which no more is read than its text accounts for.
+type input struct {
+	*bytes.Reader
+	left int
+}
+
+var errEmptyBlocks = errors.New("the stream is much longer than its text")
+
+func (i *input) ReadByte() (byte, error) {
+	if i.left--; i.left < 0 {
+		return 0, errEmptyBlocks
+	}
+	return i.Reader.ReadByte()
+}
+
+func (i *input) Read(p []byte) (int, error) {
+	if i.left <= 0 {
+		return 0, errEmptyBlocks
+	}
+	n, err := i.Reader.Read(p[:min(len(p), i.left)])
+	i.left -= n
+	return n, err
 }
 
 // FromText reads the document itself.
@@ -102,31 +145,25 @@ func FromText(text []byte) (*Document, error) {
 }
 
 func parse(text []byte) (*Document, error) {
-	var doc struct {
-		Version   string            `toml:"version"`
-		Algorithm string            `toml:"algorithm"`
-		Data      map[string]string `toml:"data"`
-	}
-	meta, err := toml.Decode(string(text), &doc)
+	f, err := read(text)
 	if err != nil {
-		return nil, fmt.Errorf("initdata is not TOML: %w", err)
+		return nil, err
 	}
-	if more := meta.Undecoded(); len(more) > 0 {
-		return nil, fmt.Errorf("initdata has a key %q; known are version, algorithm and the files of [data]", more[0].String())
+	for key := range f.top {
+		if key != "version" && key != "algorithm" {
+			return nil, fmt.Errorf("initdata has a key %s; known are version, algorithm and the files of [data]", clip(key))
+		}
 	}
-	if doc.Version != version {
-		return nil, fmt.Errorf("initdata has version %q, known is %q", doc.Version, version)
+	if f.top["version"] != version {
+		return nil, fmt.Errorf("initdata has version %s, known is %q", clip(f.top["version"]), version)
 	}
-	d := &Document{Algorithm: strings.Replace(doc.Algorithm, "sha-", "sha", 1), Data: doc.Data, Text: text}
+	d := &Document{Algorithm: strings.Replace(f.top["algorithm"], "sha-", "sha", 1), Data: f.data, Text: text}
 	if !slices.Contains([]string{"sha256", "sha384", "sha512"}, d.Algorithm) {
-		return nil, fmt.Errorf("initdata has algorithm %q; known are sha256, sha384 and sha512", doc.Algorithm)
+		return nil, fmt.Errorf("initdata has algorithm %s; known are sha256, sha384 and sha512", clip(f.top["algorithm"]))
 	}
-	if len(doc.Data) > maxFiles {
-		return nil, fmt.Errorf("initdata has %d files, more than %d", len(doc.Data), maxFiles)
-	}
-	for name := range doc.Data {
-		if name == "" || name[0] == '.' || strings.ContainsAny(name, "/\x00") {
-			return nil, fmt.Errorf("initdata has a file %q, which is no plain name", name)
+	for name := range f.data {
+		if name == "" || name[0] == '.' || strings.ContainsFunc(name, func(r rune) bool { return r == '/' || !unicode.IsPrint(r) }) {
+			return nil, fmt.Errorf("initdata has a file %s, which is no plain name", clip(name))
 		}
 	}
 	return d, nil
