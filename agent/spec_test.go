@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/coco-shim/coco/internal/ident"
+	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -151,6 +152,7 @@ func TestParseNetDev(t *testing.T) {
 func FuzzHostText(f *testing.F) {
 	f.Add("net.ipv4.x", "/run/kata-containers/a")
 	f.Fuzz(func(t *testing.T, a, b string) {
+		defer worktest.Bound(t, len(a)+len(b))()
 		if p, err := sysctlFile(a); err == nil && (strings.Contains(p, "..") || !strings.HasPrefix(p, "net/")) {
 			t.Errorf("sysctlFile(%q) = %q", a, p)
 		}

@@ -14,6 +14,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 var ignoreFiles = cmpopts.IgnoreFields(Config{}, "Files")
@@ -372,6 +374,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add("[hypervisor]\npath = 1\n[[runtime]]\n", "x")
 	f.Add("a.b.c = {d = [1, {e = 1}]}\n", "")
 	f.Fuzz(func(t *testing.T, text, value string) {
+		defer worktest.Bound(t, len(text)+len(value))()
 		c, err := Decode("f", strings.NewReader(text))
 		if err != nil {
 			var ps Problems

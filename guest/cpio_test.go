@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 func sampleEntries() []Entry {
@@ -174,6 +176,7 @@ func TestCompressionIsReproducibleAndReversible(t *testing.T) {
 func FuzzReadCPIO(f *testing.F) {
 	f.Add(writeCPIO(f, sampleEntries()))
 	f.Fuzz(func(t *testing.T, in []byte) {
+		defer worktest.Bound(t, len(in))()
 		entries, err := ReadCPIO(bytes.NewReader(in))
 		if err != nil {
 			return

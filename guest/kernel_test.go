@@ -14,6 +14,8 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
+
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 // fakeELF makes an x86-64 ELF file with a .modinfo section and a note segment.
@@ -256,12 +258,16 @@ func TestExtractVmlinuxRefuses(t *testing.T) {
 func FuzzExtractVmlinux(f *testing.F) {
 	kernel := fakeELF(f, "", pvhNote())
 	f.Add(fakeBzImage(withSize(zstdBytes(f, kernel), len(kernel))))
-	f.Fuzz(func(_ *testing.T, in []byte) { _, _ = ExtractVmlinux(in) })
+	f.Fuzz(func(t *testing.T, in []byte) {
+		defer worktest.Bound(t, len(in))()
+		_, _ = ExtractVmlinux(in)
+	})
 }
 
 func FuzzModinfo(f *testing.F) {
 	f.Add(fakeELF(f, "depends=a,b\x00softdep=pre: c\x00", ""))
 	f.Fuzz(func(t *testing.T, in []byte) {
+		defer worktest.Bound(t, len(in))()
 		if len(stripSignature(in)) > len(in) {
 			t.Error("stripSignature grew its input")
 		}

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 // storeImage writes a small image as Build does and returns its directory.
@@ -215,10 +217,16 @@ func TestReadManifestRefuses(t *testing.T) {
 
 func FuzzReadManifest(f *testing.F) {
 	f.Add([]byte(`{"schema":1,"suite":"trixie","kernel":{"release":"6"},"cmdline":"quiet","runtime":"crun","compression":"none","artifacts":[],"packages":[],"files":[]}`))
-	f.Fuzz(func(_ *testing.T, in []byte) { _, _ = ReadManifest(bytes.NewReader(in)) })
+	f.Fuzz(func(t *testing.T, in []byte) {
+		defer worktest.Bound(t, len(in))()
+		_, _ = ReadManifest(bytes.NewReader(in))
+	})
 }
 
 func FuzzReadLock(f *testing.F) {
 	f.Add([]byte(`{"suite":"trixie","kernel":"k","packages":[{"name":"k","version":"1","sha256":"` + strings.Repeat("ab", 32) + `","size":1}]}`))
-	f.Fuzz(func(_ *testing.T, in []byte) { _, _ = ReadLock(bytes.NewReader(in)) })
+	f.Fuzz(func(t *testing.T, in []byte) {
+		defer worktest.Bound(t, len(in))()
+		_, _ = ReadLock(bytes.NewReader(in))
+	})
 }

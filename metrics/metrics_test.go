@@ -13,6 +13,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
+
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -115,6 +117,7 @@ func TestServe(t *testing.T) {
 func FuzzAdopt(f *testing.F) {
 	f.Add(text)
 	f.Fuzz(func(t *testing.T, in string) {
+		defer worktest.Bound(t, len(in))()
 		s := New("pod", "p")
 		s.Adopt(in, "coco_")
 		samples, err := Parse(s.String())

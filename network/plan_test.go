@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/coco-shim/coco/api/agent/types"
+	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/testing/protocmp"
@@ -287,6 +288,7 @@ func TestWiringSurvivesTheJournal(t *testing.T) {
 func FuzzPlan(f *testing.F) {
 	f.Add("eth0", "02:00:00:00:00:01", "10.0.0.1/8", "fe80::1%eth0", 1500, byte(7))
 	f.Fuzz(func(t *testing.T, name, mac, prefix, gateway string, mtu int, bits byte) {
+		defer worktest.Bound(t, len(name)+len(mac)+len(prefix)+len(gateway))()
 		p, _ := netip.ParsePrefix(prefix)
 		gw, _ := netip.ParseAddr(gateway)
 		s := Snapshot{

@@ -4,10 +4,11 @@
 #   tests/fuzz.sh 5m              every target for five minutes each
 #   tests/fuzz.sh 5m agent/ Spec  those whose "package target" matches one of the patterns, in the patterns' order
 #
+# COCO_FUZZ_CPU makes internal/worktest judge processor time too: an input that takes too long is a finding.
 # With COCO_FUZZ_RECORD=docs/fuzzing.md it keeps the table there. A finding ends a target, not the run; the exit status tells.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export PATH=$PATH:/usr/local/go/bin CGO_ENABLED=0
+export PATH=$PATH:/usr/local/go/bin CGO_ENABLED=0 COCO_FUZZ_CPU=1
 time=${1:-10s}
 shift || true
 record=${COCO_FUZZ_RECORD:-} findings=0

@@ -12,6 +12,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/coco-shim/coco/configs"
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 func TestShapeOf(t *testing.T) {
@@ -113,6 +114,7 @@ func TestAVMIsNotMuchLargerThanItsPodsLimit(t *testing.T) {
 func FuzzShape(f *testing.F) {
 	f.Add("1", "100000", "100000", "2")
 	f.Fuzz(func(t *testing.T, memory, quota, period, shares string) {
+		defer worktest.Bound(t, len(memory)+len(quota)+len(period)+len(shares))()
 		h := configs.Hypervisor{DefaultVCPUs: 1, DefaultMemoryMiB: 512, OverheadMemoryMiB: 96}
 		got, err := ShapeOf(h, Machine{CPUs: 16, MemoryMiB: 1 << 20}, &specs.Spec{Annotations: map[string]string{
 			annMemory: memory, annQuota: quota, annPeriod: period, annShares: shares,

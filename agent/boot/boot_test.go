@@ -14,6 +14,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 func TestParseModules(t *testing.T) {
@@ -138,6 +140,7 @@ func TestBadClockAndEntropy(t *testing.T) {
 func FuzzParseModules(f *testing.F) {
 	f.Add("# boot\na /b\n")
 	f.Fuzz(func(t *testing.T, s string) {
+		defer worktest.Bound(t, len(s))()
 		list, err := ParseModules(strings.NewReader(s))
 		if err == nil && len(list) > maxModules {
 			t.Errorf("%d modules", len(list))

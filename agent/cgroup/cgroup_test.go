@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -246,6 +247,7 @@ func TestRemoveWaitsForTheLastProcess(t *testing.T) {
 func FuzzParsers(f *testing.F) {
 	f.Add("8:0 rbytes=10 wbytes=20\nusage_usec 5\nmax")
 	f.Fuzz(func(t *testing.T, s string) {
+		defer worktest.Bound(t, len(s))()
 		parseIO(strings.NewReader(s))
 		parseKeys(s)
 		_, _ = parseValue(s)

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
@@ -179,6 +180,7 @@ func FuzzCopy(f *testing.F) {
 	f.Add("/a/../../x", uint32(unix.S_IFLNK|0o777), []byte(".."), int64(0), int64(0))
 	f.Add("/l/x", uint32(unix.S_IFDIR|0o755), []byte(""), int64(0), int64(7))
 	f.Fuzz(func(t *testing.T, rel string, mode uint32, data []byte, size, off int64) {
+		defer worktest.Bound(t, len(rel)+len(data))()
 		top := t.TempDir()
 		base := filepath.Join(top, "base")
 		r := New(base)

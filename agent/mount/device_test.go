@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 )
@@ -190,6 +191,7 @@ func TestParseSize(t *testing.T) {
 func FuzzParseOptions(f *testing.F) {
 	f.Add("ro,nosuid\nsize=1m,mode=0700\nfsgid=5")
 	f.Fuzz(func(t *testing.T, s string) {
+		defer worktest.Bound(t, len(s))()
 		o, err := parseOptions(strings.Split(s, "\n"))
 		if err != nil {
 			return
@@ -215,6 +217,7 @@ func FuzzAddresses(f *testing.F) {
 	f.Add("/run/kata-containers/a/../b")
 	m := New(Root)
 	f.Fuzz(func(t *testing.T, s string) {
+		defer worktest.Bound(t, len(s))()
 		if a, b, err := parseSCSI(s); err == nil && fmt.Sprintf("%d:%d", a, b) != s {
 			t.Fatalf("SCSI address %q = %d:%d", s, a, b)
 		}

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/coco-shim/coco/api/agent/types"
+	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/containerd/errdefs"
 )
 
@@ -119,6 +120,7 @@ func FuzzParse(f *testing.F) {
 	f.Add("eth0", "02:00:00:00:00:01", "10.0.0.1", "24", uint64(1500), int32(0))
 	f.Add("eth0", "02-00-00-00-00-01", "fe80::1", "64", uint64(0), int32(1))
 	f.Fuzz(func(t *testing.T, name, mac, ip, mask string, n uint64, k int32) {
+		defer worktest.Bound(t, len(name)+len(mac)+len(ip)+len(mask))()
 		a := &types.IPAddress{Family: types.IPFamily(k), Address: ip, Mask: mask}
 		if i, err := parseInterface(&types.Interface{Name: name, HwAddr: mac, Mtu: n, RawFlags: uint32(n), IPAddresses: []*types.IPAddress{a}}); err == nil {
 			if i.name == loopback || len(i.name) > 15 || len(i.mac) != 6 || i.mtu > maxMTU || !i.addrs[0].IsValid() {

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -241,6 +242,7 @@ func FuzzSpec(f *testing.F) {
 	}
 	f.Add(b)
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer worktest.Bound(t, len(b))()
 		s := &agent.Spec{}
 		if proto.Unmarshal(b, s) != nil {
 			return

@@ -20,6 +20,7 @@ import (
 
 	"github.com/coco-shim/coco/agent/reap"
 	"github.com/coco-shim/coco/agent/stdio"
+	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"go.uber.org/goleak"
@@ -336,6 +337,7 @@ func TestSeccompIsNotDropped(t *testing.T) {
 func FuzzLog(f *testing.F) {
 	f.Add([]byte(`{"msg":"x","level":"error"}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer worktest.Bound(t, len(b))()
 		name := filepath.Join(t.TempDir(), "log")
 		if err := os.WriteFile(name, b, 0o600); err != nil {
 			t.Fatal(err)

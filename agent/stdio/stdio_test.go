@@ -18,6 +18,8 @@ import (
 	"github.com/containerd/errdefs"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -425,6 +427,7 @@ func FuzzGreeting(f *testing.F) {
 	f.Add([]byte("stream 7\nrest"))
 	f.Add([]byte("stream 4294967296\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer worktest.Bound(t, len(b))()
 		r := bytes.NewReader(b)
 		line, err := readLine(r)
 		if err != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/coco-shim/coco/hypervisor/clh/clhapi"
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 // As Cloud Hypervisor writes them (event_monitor/src/lib.rs).
@@ -57,6 +58,7 @@ func FuzzReadEvents(f *testing.F) {
 	f.Add([]byte(bootedEvent + activatedEvent))
 	f.Add([]byte("\n\n{\n\n" + bootedEvent))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer worktest.Bound(t, len(b))()
 		n := 0
 		readEvents(strings.NewReader(string(b)), func(e event) {
 			if n++; e.Source == "" || e.Name == "" {
@@ -99,6 +101,7 @@ func FuzzReadOK(f *testing.F) {
 	f.Add("OK 1\nx")
 	f.Add("OK 4294967296\n")
 	f.Fuzz(func(t *testing.T, in string) {
+		defer worktest.Bound(t, len(in))()
 		r := strings.NewReader(in)
 		if err := readOK(r); err != nil {
 			return

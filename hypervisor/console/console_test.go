@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 func TestConsoleKeepsTheLinesThatTellSomething(t *testing.T) {
@@ -41,6 +42,7 @@ func TestConsoleKeepsTheLinesThatTellSomething(t *testing.T) {
 func FuzzConsole(f *testing.F) {
 	f.Add([]byte("a\nKernel panic - not syncing: b\n\x00\xff"))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer worktest.Bound(t, len(b))()
 		var c Tail
 		c.write(b)
 		if n := len(c.Lines()); n > hypervisor.ConsoleLines {

@@ -13,6 +13,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 // listing shows a tree's names with just enough to tell them apart.
@@ -220,6 +222,7 @@ func FuzzFromTar(f *testing.F) {
 	f.Add(pack(f, []item{{path: "a", kind: tar.TypeReg, data: []byte("x")}, {path: "b", kind: tar.TypeLink, target: "a"}, {path: "c", kind: 'w'}}))
 	maxSparse = 1 << 20
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer worktest.Bound(t, len(b))()
 		spool, err := os.CreateTemp(t.TempDir(), "")
 		if err != nil {
 			t.Fatal(err)
@@ -246,6 +249,7 @@ func FuzzFromTar(f *testing.F) {
 func FuzzCheckImage(f *testing.F) {
 	f.Add(fromTar(f, pack(f, nil))[:2048])
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer worktest.Bound(t, len(b))()
 		size, err := CheckImage(bytes.NewReader(b), int64(len(b)))
 		if err == nil && (size <= 0 || size > int64(len(b))) {
 			t.Fatalf("CheckImage = %d for %d bytes", size, len(b))

@@ -20,6 +20,7 @@ import (
 	"github.com/coco-shim/coco/image/erofs"
 	"github.com/coco-shim/coco/image/verity"
 	"github.com/coco-shim/coco/internal/testvm"
+	"github.com/coco-shim/coco/internal/worktest"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 )
@@ -474,6 +475,7 @@ func FuzzDecodeMeta(f *testing.F) {
 	f.Add([]byte(`{"identity":{"version":1,"kind":"dir","path":"/x","fsid":[1,2],"inode":3,"birth":[4,5],"ctime":[6,7]},"root_hash":"` +
 		strings.Repeat("ab", 32) + `","salt":"","data_blocks":2,"hash_offset":8192,"size":12288,"boot_id":"x","durable":false,"blob":[1,2,3]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer worktest.Bound(t, len(b))()
 		m, p, err := decodeMeta(b)
 		if err == nil && (p.Size() != m.Size || p.Validate() != nil || p.Hex() != m.RootHash) {
 			t.Fatalf("decodeMeta accepted %+v", m)

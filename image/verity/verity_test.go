@@ -22,6 +22,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/coco-shim/coco/internal/testvm"
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -275,6 +276,7 @@ func TestTable(t *testing.T) {
 func FuzzParseOptions(f *testing.F) {
 	f.Add(strings.Join(Params{Salt: Salt, DataBlocks: 2, HashOffset: 2 * BlockSize}.Options(), "\n"))
 	f.Fuzz(func(t *testing.T, s string) {
+		defer worktest.Bound(t, len(s))()
 		p, ok, err := ParseOptions(strings.Split(s, "\n"))
 		if !ok || err != nil {
 			return

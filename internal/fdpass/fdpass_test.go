@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 func TestFilesArriveWithTheirMessage(t *testing.T) {
@@ -100,6 +102,7 @@ func FuzzParseRights(f *testing.F) {
 	f.Add([]byte("\x13\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x01\x00\x00\x00000")) // three bytes of rights
 	f.Add([]byte{0xff, 0, 0, 0, 0, 0, 0, 0, 1})
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer worktest.Bound(t, len(b))()
 		if fds, _ := ParseRights(b); len(fds)*4 > len(b) {
 			t.Fatalf("%d descriptors in %d bytes", len(fds), len(b))
 		}

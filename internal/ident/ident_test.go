@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 var (
@@ -23,6 +25,7 @@ func FuzzForms(f *testing.F) {
 		f.Add(string([]byte{byte(c)}))
 	}
 	f.Fuzz(func(t *testing.T, s string) {
+		defer worktest.Bound(t, len(s))()
 		if got, want := ID(s), idForm.MatchString(s); got != want {
 			t.Errorf("ID(%q) = %v, want %v", s, got, want)
 		}

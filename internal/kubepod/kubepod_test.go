@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 func pod(spec string) string {
@@ -132,6 +134,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(pod("containers: [{name: a, resources: {limits: {cpu: 1, memory: 1Gi}}}]")))
 	f.Add([]byte("a: &a [*a]\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
+		defer worktest.Bound(t, len(text))()
 		pods, err := Parse(text)
 		for _, p := range pods {
 			if err == nil && p.Annotations["io.kubernetes.cri.sandbox-memory"] == "" {

@@ -21,6 +21,8 @@ import (
 
 	"github.com/hashicorp/yamux"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 // The other end is the library that the protocol comes from, with its own windows and keep-alives.
@@ -376,6 +378,7 @@ func FuzzFrames(f *testing.F) {
 	f.Add(frame(header{kind: typeWindow, stream: 3, flags: flagRST}, ""))
 	f.Add(frame(header{kind: typeData, stream: 3, length: 1 << 31}, "much"))
 	f.Fuzz(func(t *testing.T, in []byte) {
+		defer worktest.Bound(t, len(in))()
 		l := newLink(nowhere{})
 		c := l.adopt(3, testPort)
 		_ = l.adopt(1, controlPort)

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 func open(t *testing.T) *Conn {
@@ -121,6 +123,7 @@ func FuzzAnswer(f *testing.F) {
 	f.Add(reply(unix.NLMSG_DONE, 0, 7, make([]byte, 4)))
 	f.Add(reply(unix.RTM_NEWLINK, 0, 7, append(linkHeader(1), Nested(18, String(1, "veth"))...)))
 	f.Fuzz(func(t *testing.T, in []byte) {
+		defer worktest.Bound(t, len(in))()
 		a := answer{seq: 7}
 		_ = a.take(in)
 		n := 0

@@ -12,6 +12,8 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 // What is written here is read by generated code, and the other way round.
@@ -79,6 +81,7 @@ func TestReader(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add([]byte{0x0a, 1, 'x', 0x10, 5, 0x1d, 0, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer worktest.Bound(t, len(b))()
 		fields, err := Parse(b)
 		if err != nil {
 			return

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/coco-shim/coco/measurement/igvm"
 	"github.com/coco-shim/coco/measurement/igvm/igvmtest"
 )
@@ -137,6 +138,7 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Add(small)
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer worktest.Bound(t, len(b))()
 		b = igvmtest.Resum(slices.Clone(b)) // most inputs would end at the checksum
 		p, err := igvm.Parse(b)
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/coco-shim/coco/measurement/ovmf"
 	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
 )
@@ -234,6 +235,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(ovmftest.Build(ovmftest.Layout{Size: 4096, EIP: 1, HashBase: 0x810c00, SEV: ovmftest.Sections()}))
 	f.Add(ovmftest.Build(ovmftest.Layout{Size: 8192, EIP: 1, TDX: ovmftest.TDXSections(8192), Decoys: true}))
 	f.Fuzz(func(t *testing.T, tail []byte) {
+		defer worktest.Bound(t, len(tail))()
 		tail = tail[max(0, len(tail)-64<<10):]
 		fw := append(make([]byte, (4096-len(tail)%4096)%4096), tail...)
 		im, err := ovmf.Parse(fw)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/coco-shim/coco/measurement"
 	"github.com/coco-shim/coco/measurement/igvm"
 	"github.com/coco-shim/coco/measurement/igvm/igvmtest"
@@ -235,6 +236,7 @@ func FuzzMeasureIGVM(f *testing.F) {
 	}
 	f.Add(raw, uint8(0))
 	f.Fuzz(func(t *testing.T, raw []byte, loader uint8) {
+		defer worktest.Bound(t, len(raw))()
 		raw = igvmtest.Resum(slices.Clone(raw))
 		file, err := igvm.Parse(raw)
 		if err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
+	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/coco-shim/coco/measurement"
 	"github.com/coco-shim/coco/measurement/kernelhashes"
 	"github.com/coco-shim/coco/measurement/ovmf"
@@ -425,6 +426,7 @@ func FuzzMeasure(f *testing.F) {
 	l.Size, l.Decoys = 8192, true
 	f.Add(ovmftest.Build(l), uint8(3), 255)
 	f.Fuzz(func(t *testing.T, tail []byte, mode uint8, vcpus int) {
+		defer worktest.Bound(t, len(tail))()
 		fw := append(make([]byte, (4096-len(tail)%4096)%4096), tail...)
 		d := snp.Description{Mode: snp.Mode(mode % 3), VMM: snp.VMM(mode / 3 % 5), Firmware: fw, VCPUs: vcpus % 256, Features: 1, Kernel: withKernel()}
 		if im, err := ovmf.Parse(fw); err == nil {

@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"testing"
 
+	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
 	"github.com/coco-shim/coco/measurement/tdx"
 )
@@ -15,6 +16,7 @@ import (
 func FuzzAuthenticode(f *testing.F) {
 	f.Add(bzImage())
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer worktest.Bound(t, len(b))()
 		h := sha512.New384()
 		if err := tdx.Authenticode(b, h); err == nil && len(b) < 0x40 {
 			t.Error("an image without headers was hashed")
@@ -32,6 +34,7 @@ func FuzzFirmware(f *testing.F) {
 	copy(small, cfv)
 	f.Add(small)
 	f.Fuzz(func(t *testing.T, tail []byte) {
+		defer worktest.Bound(t, len(tail))()
 		fw := append(make([]byte, (4096-len(tail)%4096)%4096), tail...)
 		d := tdx.Description{Profile: tdx.Profile{EDK2: 202408, QEMUMajor: 10, QEMUMinor: 1}, Firmware: fw, Memory: 2 << 30, ACPI: &tdx.ACPI{Loader: content("a"), RSDP: content("b"), Tables: content("c")}}
 		_, _ = tdx.RTMR0(d, nil)

@@ -17,6 +17,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 func TestParseArgs(t *testing.T) {
@@ -139,6 +141,7 @@ func FuzzDecodeParams(f *testing.F) {
 	f.Add(marshal(f, &anypb.Any{TypeUrl: "runtimeoptions.v1.Options", Value: []byte("x")}))
 	inv := Invocation{Namespace: "ns", ID: "c1"}
 	f.Fuzz(func(t *testing.T, stdin []byte) {
+		defer worktest.Bound(t, len(stdin))()
 		p, err := DecodeParams(inv, stdin, func(string) string { return "" })
 		if err != nil {
 			return

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 func TestRoleOf(t *testing.T) {
@@ -97,6 +99,7 @@ func FuzzReadRole(f *testing.F) {
 	f.Add([]byte(`{"annotations":{"io.kubernetes.cri.container-type":"container","io.kubernetes.cri.sandbox-id":"p1"}}`))
 	f.Add([]byte(`{"annotations":null}`))
 	f.Fuzz(func(t *testing.T, spec []byte) {
+		defer worktest.Bound(t, len(spec))()
 		dir := t.TempDir()
 		if err := os.WriteFile(filepath.Join(dir, "config.json"), spec, 0o600); err != nil {
 			t.Fatal(err)

@@ -27,6 +27,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/coco-shim/coco/shim/shimtest/hostpod"
 	"github.com/coco-shim/coco/shim/task"
 )
@@ -379,7 +380,8 @@ func FuzzDecodeConfig(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(data)
-	f.Fuzz(func(_ *testing.T, data []byte) {
+	f.Fuzz(func(t *testing.T, data []byte) {
+		defer worktest.Bound(t, len(data))()
 		c, err := decodeConfig(configType, data)
 		if err == nil {
 			c.spec("s1", "/n")

@@ -14,6 +14,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 func TestDecodeOptions(t *testing.T) {
@@ -60,6 +62,7 @@ func FuzzDecodeOptions(f *testing.F) {
 	f.Add("runtimeoptions.v1.Options", []byte{})
 	f.Add("x/coco.shim.v1.Options", []byte("\x0a\x02/c"))
 	f.Fuzz(func(t *testing.T, url string, value []byte) {
+		defer worktest.Bound(t, len(url)+len(value))()
 		o, err := DecodeOptions(&anypb.Any{TypeUrl: url, Value: value})
 		if err == nil && o.ConfigPath != "" && !filepath.IsAbs(o.ConfigPath) {
 			t.Errorf("DecodeOptions(%q, %x) = %+v: relative path", url, value, o)

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 func p[T any](v T) *T { return &v }
@@ -315,6 +316,7 @@ func FuzzConvert(f *testing.F) {
 	f.Add(b)
 	f.Add([]byte(`{"process":{"args":["x"]},"linux":{"resources":{"cpu":{}},"seccomp":{}},"mounts":[{"destination":"/..","type":"bind","source":"/a"}]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
+		defer worktest.Bound(t, len(data))()
 		var s specs.Spec
 		if json.Unmarshal(data, &s) != nil {
 			return

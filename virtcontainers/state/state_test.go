@@ -16,6 +16,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 func full() Pod {
@@ -98,6 +100,7 @@ func FuzzDecode(f *testing.F) {
 	}
 	f.Add(b)
 	f.Fuzz(func(t *testing.T, data []byte) {
+		defer worktest.Bound(t, len(data))()
 		p, err := Decode(bytes.NewReader(data))
 		if err != nil {
 			return
@@ -117,7 +120,10 @@ func FuzzDecode(f *testing.F) {
 
 func FuzzParseStat(f *testing.F) {
 	f.Add("1 (a) b) S 0 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 42 0")
-	f.Fuzz(func(_ *testing.T, s string) { _, _ = parseStat(s) })
+	f.Fuzz(func(t *testing.T, s string) {
+		defer worktest.Bound(t, len(s))()
+		_, _ = parseStat(s)
+	})
 }
 
 func TestKillEndsOurProcessAndNoOther(t *testing.T) {

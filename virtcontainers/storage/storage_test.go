@@ -14,6 +14,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/image/layer"
 	"github.com/coco-shim/coco/image/verity"
+	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	"github.com/moby/sys/mountinfo"
@@ -272,6 +273,7 @@ func FuzzResolve(f *testing.F) {
 	f.Add("overlay", "overlay", "lowerdir=/a:/b\nupperdir=/u\nworkdir=/w")
 	f.Add("format/overlay", "", "lowerdir={{ overlay 0 9 }}")
 	f.Fuzz(func(t *testing.T, kind, source, opts string) {
+		defer worktest.Bound(t, len(kind)+len(source)+len(opts))()
 		m := Mount{Type: kind, Source: source, Options: strings.Split(opts, "\n")}
 		p, err := Resolve(Request{Mounts: []Mount{erofsMount("/a"), m}})
 		if err != nil {
@@ -288,6 +290,7 @@ func FuzzResolve(f *testing.F) {
 func FuzzHostOverlayOptions(f *testing.F) {
 	f.Add(`rw,lowerdir=/a\040b:l/X,upperdir=/u,workdir=/w`)
 	f.Fuzz(func(t *testing.T, opts string) {
+		defer worktest.Bound(t, len(opts))()
 		root := "/home/id/merged"
 		p, err := Resolve(Request{Root: root, HostMounts: []*mountinfo.Info{{Mountpoint: root, FSType: "overlay", Root: "/", VFSOptions: opts}}})
 		if err != nil {

@@ -11,6 +11,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/moby/sys/mountinfo"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 const pods = "/srv/k/pods/6f1a-22"
@@ -122,6 +124,7 @@ func FuzzKubelets(f *testing.F) {
 	f.Add(pods + "/volumes/kubernetes.io~secret/x")
 	f.Add("pods/pods/volumes//")
 	f.Fuzz(func(t *testing.T, p string) {
+		defer worktest.Bound(t, len(p))()
 		pod, rest := kubelets(p)
 		if rest != nil && fmt.Sprint(pod, "/", strings.Join(rest, "/")) != p {
 			t.Errorf("kubelets(%q) = %q, %q", p, pod, rest)

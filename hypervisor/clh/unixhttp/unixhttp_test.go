@@ -20,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/coco-shim/coco/internal/fdpass"
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -187,6 +188,7 @@ func FuzzReadResponse(f *testing.F) {
 	f.Add([]byte("HTTP/1.1 100 \r\n\r\n" + withBody))
 	f.Add([]byte("HTTP/1.1 500 \r\nContent-Length: 4\r\n\r\n[\"\"]"))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer worktest.Bound(t, len(b))()
 		r, err := ReadResponse(bufio.NewReaderSize(bytes.NewReader(b), maxLine))
 		if err != nil {
 			return

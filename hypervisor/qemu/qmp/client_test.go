@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/internal/fdpass"
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -217,6 +218,7 @@ func FuzzDecode(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer worktest.Bound(t, len(b))()
 		line, err := readLine(bufio.NewReader(bytes.NewReader(b)))
 		if len(line) > MaxMessage {
 			t.Fatalf("line of %d bytes", len(line))

@@ -16,6 +16,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 // script is a QEMU that says what it was told to say.
@@ -173,6 +175,7 @@ func FuzzReplies(f *testing.F) {
 	}
 	f.Add(said.Bytes())
 	f.Fuzz(func(t *testing.T, replies []byte) {
+		defer worktest.Bound(t, len(replies))()
 		files, err := newClient(script{bytes.NewReader(replies)}).files(OVMF(202508, 46), []string{ACPI, RSDP})
 		if err == nil && len(files) > 2 {
 			t.Errorf("files = %v", files)

@@ -14,6 +14,7 @@ import (
 	"io/fs"
 	"testing"
 
+	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/coco-shim/coco/measurement"
 	"github.com/coco-shim/coco/measurement/snp/idauth"
 	"github.com/coco-shim/coco/measurement/snp/idblock"
@@ -188,6 +189,7 @@ func FuzzVerifyIDAuth(f *testing.F) {
 		f.Add(b.Marshal(), a)
 	}
 	f.Fuzz(func(t *testing.T, block, auth []byte) {
+		defer worktest.Bound(t, len(block)+len(auth))()
 		if k, err := idauth.Verify(block, auth); err == nil && len(k.ID) != 48 {
 			t.Errorf("VerifyIDAuth = %+v without an ID key", k)
 		}

@@ -14,6 +14,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/coco-shim/coco/measurement"
 	"github.com/coco-shim/coco/measurement/tdx/ccel"
 	"github.com/coco-shim/coco/tests/vectors"
@@ -183,6 +184,7 @@ func TestAnySingleBitOfADigestChangesTheReplay(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add(sampleLog(event(1, ccel.EvSeparator, "\x00\x00\x00\x00"), event(3, ccel.EvEventTag, "\xed\x22\x3b\x8f\x00\x00\x00\x00x"), event(1, ccel.EvVarBoot, strings.Repeat("\x00", 40)), event(2, ccel.EvBootApplication, strings.Repeat("\x04\x04\x08\x00", 12)), event(1, ccel.EvFirmwareBlob2, "\x01a0123456789abcdef")))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer worktest.Bound(t, len(b))()
 		l, err := ccel.Parse(b)
 		if err != nil {
 			return
