@@ -30,6 +30,9 @@ const FeatureStreams = "coco-streams"
 // FeatureRemove is announced in extra_features: CopyFile can take files away.
 const FeatureRemove = "coco-remove"
 
+// FeatureRawPath is announced in extra_features: CopyFile takes names that are not UTF-8.
+const FeatureRawPath = "coco-raw-path"
+
 // deviceHandlers are the types of Device entries that package mount serves.
 var deviceHandlers = []string{"blk", "scsi"}
 
@@ -41,7 +44,7 @@ func (s *Service) GetGuestDetails(_ context.Context, req *pb.GuestDetailsRequest
 		DeviceHandlers:  deviceHandlers,
 		StorageHandlers: s.StorageHandlers,
 		SupportsSeccomp: true,
-		ExtraFeatures:   []string{"seccomp", FeatureStreams, FeatureRemove},
+		ExtraFeatures:   []string{"seccomp", FeatureStreams, FeatureRemove, FeatureRawPath},
 	}}
 	if req.MemBlockSize {
 		if b, err := os.ReadFile("/sys/devices/system/memory/block_size_bytes"); err == nil {

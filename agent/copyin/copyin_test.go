@@ -6,7 +6,9 @@ package copyin
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/internal/worktest"
@@ -39,9 +41,10 @@ func TestFileInPieces(t *testing.T) {
 	if err != nil || serr != nil || string(b) != "abcdefg" || st.Mode().Perm() != 0o640 {
 		t.Errorf("content %q, mode %v, %v, %v", b, st.Mode(), err, serr)
 	}
-	left, _ := filepath.Glob(base + "/dir/sub/*" + suffix)
-	if len(left) != 0 {
-		t.Errorf("left behind: %v", left)
+	for _, dir := range []string{base + "/dir/sub/*", base + "/" + partsDir + "/*"} {
+		if left, _ := filepath.Glob(dir); len(left) > 1 || len(left) == 1 && left[0] != path {
+			t.Errorf("left behind: %v", left)
+		}
 	}
 }
 
@@ -134,7 +137,7 @@ func TestEscapes(t *testing.T) {
 	}
 	for _, p := range []string{
 		base, base + "/", base + "/../outside/x", base + "/./x", base + "//x", outside + "/x", "/x", "x", "", base + "x",
-		base + "/abs/x", base + "/rel/x", base + "/abs/deep/x", base + "/d.coco/outside/x", base + "/f\x00x", base + "/f" + suffix,
+		base + "/abs/x", base + "/rel/x", base + "/abs/deep/x", base + "/d.coco/outside/x", base + "/f\x00x", base + "/" + partsDir, base + "/" + partsDir + "/x",
 	} {
 		for _, mode := range []uint32{unix.S_IFREG | 0o644, unix.S_IFDIR | 0o755, unix.S_IFLNK | 0o777} {
 			if err := send(p, mode, "evil"); err == nil {
@@ -166,12 +169,57 @@ func TestForget(t *testing.T) {
 	if err := r.Copy(owner(&agent.CopyFileRequest{Path: base + "/c-fedcba9876543210-d/f", FileMode: unix.S_IFREG | 0o600})); err != nil {
 		t.Fatal(err)
 	}
+	for _, n := range []string{"c-fedcba9876543210-d/g", "other/f"} { // the first piece of two
+		if err := r.Copy(owner(&agent.CopyFileRequest{Path: base + "/" + n, FileMode: unix.S_IFREG | 0o600, FileSize: 2, Data: []byte("x")})); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := r.Forget("c"); err != nil {
 		t.Fatal(err)
 	}
 	entries, err := os.ReadDir(base)
-	if err != nil || len(entries) != len(kept) {
-		t.Errorf("left: %v, %v; want %v", entries, err, kept)
+	if err != nil || len(entries) != len(kept)+1 {
+		t.Errorf("left: %v, %v; want %v and %s", entries, err, kept, partsDir)
+	}
+	if parts, err := os.ReadDir(filepath.Join(base, partsDir)); err != nil || len(parts) != 1 {
+		t.Errorf("incomplete files left: %v, %v; want that of the other container", parts, err)
+	}
+}
+
+// What a file system of the host can hold arrives: long names, names that are not UTF-8, names like those of
+// incomplete files, owners of 32 bits, times with fractions.
+func TestWhatHostsHave(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("gives files to others: run as root")
+	}
+	base := t.TempDir()
+	r := New(base)
+	const when = 1234567890_123456789
+	for _, name := range []string{
+		"d/" + strings.Repeat("n", 255), "d/x.coco-part", ".coco-part-x", "d/.coco-part", "d/caf\xe9", "d/\xff\n\x1b",
+	} {
+		for _, kind := range []uint32{unix.S_IFREG, unix.S_IFLNK, unix.S_IFDIR} {
+			req := &agent.CopyFileRequest{
+				FileMode: kind | 0o755, Data: []byte("t"), FileSize: 1, Uid: -2, Gid: -2147483648, MtimeNs: when,
+				RawPath: []byte(base + "/" + name),
+			}
+			if utf8.ValidString(name) {
+				req.Path, req.RawPath = string(req.RawPath), nil
+			}
+			if err := r.Copy(req); err != nil {
+				t.Errorf("%q, kind %#o: %v", name, kind, err)
+				continue
+			}
+			var st unix.Stat_t
+			if err := unix.Lstat(base+"/"+name, &st); err != nil || st.Mode&unix.S_IFMT != kind ||
+				st.Uid != 1<<32-2 || st.Gid != 1<<31 || st.Mtim.Nano() != when {
+				t.Errorf("%q is %+v, %v", name, st, err)
+			}
+		}
+	}
+	err := r.Copy(&agent.CopyFileRequest{RawPath: []byte(base + "/d/caf\xe9"), FileMode: unix.S_IFREG | 0o600})
+	if err == nil || !utf8.ValidString(err.Error()) || !strings.Contains(err.Error(), `caf\xe9`) || !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a file over a directory: %v", err)
 	}
 }
 

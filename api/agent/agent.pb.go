@@ -2453,7 +2453,12 @@ type CopyFileRequest struct {
 	Data     []byte                 `protobuf:"bytes,8,opt,name=data,proto3" json:"data,omitempty"`
 	// remove takes away what is at path, with everything below it, instead of writing there. Known to
 	// agents with the feature "coco-remove".
-	Remove        bool `protobuf:"varint,1000,opt,name=remove,proto3" json:"remove,omitempty"`
+	Remove bool `protobuf:"varint,1000,opt,name=remove,proto3" json:"remove,omitempty"`
+	// raw_path takes the place of path where a name is not UTF-8, which a string cannot carry. Known to
+	// agents with the feature "coco-raw-path".
+	RawPath []byte `protobuf:"bytes,1001,opt,name=raw_path,json=rawPath,proto3" json:"raw_path,omitempty"`
+	// mtime_ns is the time of the last change, in nanoseconds since 1970; 0 leaves the time of the copy.
+	MtimeNs       int64 `protobuf:"varint,1002,opt,name=mtime_ns,json=mtimeNs,proto3" json:"mtime_ns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2549,6 +2554,20 @@ func (x *CopyFileRequest) GetRemove() bool {
 		return x.Remove
 	}
 	return false
+}
+
+func (x *CopyFileRequest) GetRawPath() []byte {
+	if x != nil {
+		return x.RawPath
+	}
+	return nil
+}
+
+func (x *CopyFileRequest) GetMtimeNs() int64 {
+	if x != nil {
+		return x.MtimeNs
+	}
+	return 0
 }
 
 type VolumeStatsRequest struct {
@@ -4603,7 +4622,7 @@ const file_coco_agent_agent_proto_rawDesc = "" +
 	"\aMetrics\x12\x18\n" +
 	"\ametrics\x18\x01 \x01(\tR\ametrics\"*\n" +
 	"\x10SetPolicyRequest\x12\x16\n" +
-	"\x06policy\x18\x01 \x01(\tR\x06policy\"\xe3\x01\n" +
+	"\x06policy\x18\x01 \x01(\tR\x06policy\"\x9b\x02\n" +
 	"\x0fCopyFileRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x1b\n" +
 	"\tfile_size\x18\x02 \x01(\x03R\bfileSize\x12\x1b\n" +
@@ -4613,7 +4632,9 @@ const file_coco_agent_agent_proto_rawDesc = "" +
 	"\x03gid\x18\x06 \x01(\x05R\x03gid\x12\x16\n" +
 	"\x06offset\x18\a \x01(\x03R\x06offset\x12\x12\n" +
 	"\x04data\x18\b \x01(\fR\x04data\x12\x17\n" +
-	"\x06remove\x18\xe8\a \x01(\bR\x06remove\"@\n" +
+	"\x06remove\x18\xe8\a \x01(\bR\x06remove\x12\x1a\n" +
+	"\braw_path\x18\xe9\a \x01(\fR\arawPath\x12\x1a\n" +
+	"\bmtime_ns\x18\xea\a \x01(\x03R\amtimeNs\"@\n" +
 	"\x12VolumeStatsRequest\x12*\n" +
 	"\x11volume_guest_path\x18\x01 \x01(\tR\x0fvolumeGuestPath\"U\n" +
 	"\x13ResizeVolumeRequest\x12*\n" +
