@@ -66,15 +66,22 @@ fuzz-short: ## every fuzz target for FUZZTIME (default 10s) each
 
 ## --- needs a Debian host and its package archive ---
 
+# The newest packages: the archive drops older ones, so that a lock of last month cannot be built from a fresh cache. A
+# release is built with IMAGE_FLAGS=--locked.
+IMAGE_FLAGS ?=
 .PHONY: image
 image: build ## guest image (kernel, initramfs, manifest) in dist/guest, if builder or agent changed
 	@mkdir -p dist
-	@sha256sum bin/coco bin/coco-agent >dist/guest.inputs.new
+	@{ sha256sum bin/coco bin/coco-agent; echo '$(IMAGE_FLAGS)'; } >dist/guest.inputs.new
 	@if cmp -s dist/guest.inputs.new dist/guest.inputs && bin/coco image inspect $(GUEST) >/dev/null 2>&1; then \
 		echo "dist/guest is up to date"; rm dist/guest.inputs.new; \
 	else \
-		bin/coco image build --agent bin/coco-agent --out $(GUEST) && mv dist/guest.inputs.new dist/guest.inputs; \
+		bin/coco image build $(IMAGE_FLAGS) --agent bin/coco-agent --out $(GUEST) && mv dist/guest.inputs.new dist/guest.inputs; \
 	fi
+
+.PHONY: image-lock
+image-lock: build ## newest packages for releases: guest/packages.lock.json, which coco image build --locked obeys
+	bin/coco image build --agent bin/coco-agent --out $(GUEST) --lock guest/packages.lock.json --renew-lock
 
 .PHONY: install
 install: build ## shim, CLI, guest image and configuration under DESTDIR/PREFIX

@@ -6,6 +6,7 @@ package guest
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -18,16 +19,19 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
+	"github.com/coco-shim/coco/guest/archive"
 	"golang.org/x/sys/unix"
 )
 
 const (
 	debianKeyring   = "/usr/share/keyrings/debian-archive-keyring.gpg"
-	debianMirror    = "http://deb.debian.org/debian"
-	debianSecurity  = "http://deb.debian.org/debian-security"
-	snapshotMirror  = "http://snapshot.debian.org/archive/debian/"
-	snapshotSecures = "http://snapshot.debian.org/archive/debian-security/"
+	debianMirror    = "https://deb.debian.org/debian"
+	debianSecurity  = "https://deb.debian.org/debian-security"
+	snapshotMirror  = "https://snapshot.debian.org/archive/debian/"
+	snapshotSecures = "https://snapshot.debian.org/archive/debian-security/"
+	maxRelease      = 4 << 20 // an InRelease file; trixie's has 140 kB
 )
 
 // Package is one version of a distribution package.
@@ -48,73 +52,80 @@ func (p Package) debName(arch string) string {
 	return p.Name + "_" + strings.ReplaceAll(p.Version, ":", "%3a") + "_" + arch + ".deb"
 }
 
-// apt runs apt with a state of its own below dir: sources, lists, cache and status. The host's
-// packages and sources are neither read nor changed; its network settings (proxies) are honoured.
+// apt runs apt with a state of its own below dir: settings, sources, lists, cache and status. The host's
+// are neither read nor changed; of the caller's environment only proxies pass.
 type apt struct {
 	dir      string
 	suite    string
 	mirror   string
 	security string // empty: none
 	offline  bool
+	keyring  string
+	want     archive.Expected // but for codename and label
 	progress Progress
 }
 
 func newApt(o Options) (*apt, error) {
-	a := &apt{dir: filepath.Join(o.Cache, "apt-"+o.Suite), suite: o.Suite, mirror: debianMirror, security: debianSecurity, offline: o.Offline, progress: o.Progress}
+	a := &apt{
+		dir: filepath.Join(o.Cache, "apt-"+o.Suite), suite: o.Suite, mirror: debianMirror, security: debianSecurity, offline: o.Offline,
+		keyring: cmp.Or(o.keyring, debianKeyring), want: archive.Expected{MaxAge: o.MaxReleaseAge}, progress: o.Progress,
+	}
 	switch {
 	case o.Mirror != "" && o.Version != "":
 		return nil, errors.New("image build: --mirror and --version exclude each other: a version is a state of snapshot.debian.org")
 	case o.Mirror != "":
 		a.mirror, a.security = o.Mirror, o.SecurityMirror
 	case o.Version != "":
+		var err error
+		if a.want.Snapshot, err = time.Parse(snapshotForm, o.Version); err != nil {
+			return nil, fmt.Errorf("image build: version %q: not of the form 20260801T000000Z: %w", o.Version, err)
+		}
 		a.dir += "-" + o.Version
 		a.mirror, a.security = snapshotMirror+o.Version, snapshotSecures+o.Version
 	}
-	for _, d := range []string{"lists/partial", "cache/archives/partial", "etc", "debs"} {
-		if err := os.MkdirAll(filepath.Join(a.dir, d), 0o755); err != nil {
-			return nil, fmt.Errorf("image build: make the package cache: %w", err)
-		}
-	}
-	return a, a.writeSources()
+	return a, a.prepare()
 }
 
-func (a *apt) writeSources() error {
-	if _, err := os.Stat(debianKeyring); err != nil {
+const snapshotForm = "20060102T150405Z"
+
+// prepare makes the directories and writes apt's settings and sources.
+func (a *apt) prepare() error {
+	for _, d := range []string{"lists/partial", "cache/archives/partial", "etc", "debs"} {
+		if err := os.MkdirAll(filepath.Join(a.dir, d), 0o755); err != nil {
+			return fmt.Errorf("image build: make the package cache: %w", err)
+		}
+	}
+	if _, err := os.Stat(a.keyring); err != nil {
 		return fmt.Errorf("image build: %w: install package debian-archive-keyring, which holds the keys that packages are checked with", err)
 	}
-	opts := "signed-by=" + debianKeyring
-	if strings.HasPrefix(a.mirror, snapshotMirror) {
-		opts += " check-valid-until=no" // old indexes have expired; their signatures have not
+	var sources string
+	for _, s := range a.sources() {
+		if err := archive.CheckURL(s.address); err != nil {
+			return fmt.Errorf("image build: %w", err)
+		}
+		sources += archive.Source(a.keyring, s.address, s.suite)
 	}
-	text := fmt.Sprintf("deb [%s] %s %s main\n", opts, a.mirror, a.suite)
-	if a.security != "" {
-		text += fmt.Sprintf("deb [%s] %s %s-security main\n", opts, a.security, a.suite)
-	}
-	if err := os.WriteFile(filepath.Join(a.dir, "etc/sources.list"), []byte(text), 0o644); err != nil {
-		return fmt.Errorf("image build: write the package sources: %w", err)
+	for name, text := range map[string]string{"sources.list": sources, "apt.conf": archive.Config(a.dir, debArch)} {
+		if err := os.WriteFile(filepath.Join(a.dir, "etc", name), []byte(text), 0o644); err != nil {
+			return fmt.Errorf("image build: write apt's settings: %w", err)
+		}
 	}
 	return nil
 }
 
-func (a *apt) command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	opts := []string{
-		"-o", "Dir::Etc::sourcelist=" + a.dir + "/etc/sources.list",
-		"-o", "Dir::Etc::sourceparts=/dev/null",
-		"-o", "Dir::Etc::preferences=/dev/null",
-		"-o", "Dir::Etc::preferencesparts=/dev/null",
-		"-o", "Dir::State::lists=" + a.dir + "/lists",
-		"-o", "Dir::State::status=/dev/null",
-		"-o", "Dir::State::extended_states=/dev/null",
-		"-o", "Dir::Cache=" + a.dir + "/cache",
-		"-o", "APT::Architecture=" + debArch,
-		"-o", "APT::Architectures::=" + debArch,
-		"-o", "APT::Sandbox::User=root",
-		"-o", "APT::Update::Error-Mode=any",
-		"-o", "Acquire::Languages=none",
-		"-o", "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false",
+type source struct{ address, suite, label string }
+
+func (a *apt) sources() []source {
+	out := []source{{a.mirror, a.suite, archive.LabelMain}}
+	if a.security != "" {
+		out = append(out, source{a.security, a.suite + "-security", archive.LabelSecurity})
 	}
-	cmd := exec.CommandContext(ctx, name, append(opts, args...)...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive")
+	return out
+}
+
+func (a *apt) command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = archive.Env(filepath.Join(a.dir, "etc/apt.conf"))
 	cmd.Dir = filepath.Join(a.dir, "debs")
 	return cmd
 }
@@ -139,16 +150,49 @@ func (a *apt) lock(ctx context.Context) (func(), error) {
 	return func() { _ = f.Close() }, nil
 }
 
-// update fetches the package index.
-func (a *apt) update(ctx context.Context) error {
-	if a.offline {
-		return nil
+// update fetches the package index, and checks what it says of itself. pinned says that the caller knows the
+// digests of all packages.
+func (a *apt) update(ctx context.Context, pinned bool) error {
+	want := a.want
+	want.Pinned = pinned || a.offline // what earlier builds left is as old as it is
+	if !a.offline {
+		if err := a.run(ctx, "fetch the package index of "+a.suite, "apt-get", "update"); err != nil {
+			return fmt.Errorf("fetch the package index of %s from %s: %w (is the network there? A proxy is taken from the environment, "+
+				"not from apt's settings; with a filled cache use --offline)", a.suite, a.mirror, err)
+		}
 	}
-	err := a.run(ctx, "fetch the package index of "+a.suite, "apt-get", "update")
-	if err != nil {
-		return fmt.Errorf("fetch the package index of %s from %s: %w (is the network there? with a filled cache use --offline)", a.suite, a.mirror, err)
+	want.Now = time.Now()
+	for _, s := range a.sources() {
+		want.Codename, want.Label = s.suite, s.label
+		if err := a.checkRelease(s, want); err != nil {
+			return fmt.Errorf("package index of %s from %s: %w", s.suite, s.address, err)
+		}
 	}
 	return nil
+}
+
+// checkRelease checks the index that apt has fetched, or that an earlier build has.
+func (a *apt) checkRelease(s source, want archive.Expected) error {
+	f, err := os.Open(filepath.Join(a.dir, "lists", archive.ListName(s.address, s.suite)))
+	if errors.Is(err, fs.ErrNotExist) && a.offline {
+		return fmt.Errorf("no earlier build has fetched it into %s, and --offline forbids fetching it", a.dir)
+	}
+	if err != nil {
+		return fmt.Errorf("apt has no signed InRelease file of it: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	b, err := io.ReadAll(io.LimitReader(f, maxRelease+1))
+	if err != nil {
+		return err
+	}
+	if len(b) > maxRelease {
+		return fmt.Errorf("its InRelease file has more than %d bytes", maxRelease)
+	}
+	r, err := archive.ParseRelease(b)
+	if err != nil {
+		return err
+	}
+	return r.Check(want)
 }
 
 // run executes an apt command and reports its download progress.
@@ -278,7 +322,7 @@ func (a *apt) fetch(ctx context.Context, pkgs ...Package) ([]string, error) {
 			return nil, fmt.Errorf("packages %s are not in the cache %s and --offline forbids fetching them", strings.Join(missing, ", "), a.dir)
 		}
 		if err := a.run(ctx, "fetch "+strings.Join(missing, " "), "apt-get", append([]string{"download"}, missing...)...); err != nil {
-			return nil, fmt.Errorf("fetch packages %s from %s: %w (a version that the archive has dropped needs a new lock file, or --mirror with an archive that has it)", strings.Join(missing, ", "), a.mirror, err)
+			return nil, fmt.Errorf("fetch packages %s from %s: %w (a version that the archive has dropped needs a lock of today's versions, --renew-lock, or --mirror with an archive that still has it)", strings.Join(missing, ", "), a.mirror, err)
 		}
 	}
 	files := make([]string, len(pkgs))

@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 const debArch = "amd64"
@@ -52,10 +53,16 @@ type Options struct {
 	Out            string // directory to write to; made when missing
 	Cache          string // DefaultCache when empty
 	Lock           string // lock file: obeyed when it exists, written when not
+	Locked         bool   // obey the lock of this release instead; excludes Lock
+	RenewLock      bool   // write Lock anew, from the newest packages
 	Compression    Compression
 	Cmdline        string // DefaultCmdline when empty
 	Offline        bool   // use only what the cache has
-	Progress       Progress
+	// MaxReleaseAge bounds the age of the archive's index; zero: as long as the index itself says.
+	MaxReleaseAge time.Duration
+	Progress      Progress
+
+	keyring string // debianKeyring when empty; tests have their own
 }
 
 // DefaultRuntime, DefaultCompression and DefaultCmdline are reasoned in docs/decisions/guest-image.md.
@@ -118,6 +125,12 @@ func (o *Options) setDefaults() error {
 	if o.Out == "" {
 		errs = append(errs, errors.New("no output directory is given"))
 	}
+	if o.Locked && (o.Lock != "" || o.RenewLock) {
+		errs = append(errs, errors.New("--locked takes the lock of this release: --lock and --renew-lock name another"))
+	}
+	if o.RenewLock && o.Lock == "" {
+		errs = append(errs, errors.New("--renew-lock: no lock file is named by --lock"))
+	}
 	if o.Agent == "" {
 		errs = append(errs, errors.New("no coco-agent binary is given"))
 	}
@@ -153,7 +166,7 @@ func Build(ctx context.Context, o Options) (Manifest, error) {
 		return Manifest{}, err
 	}
 	b := &builder{opts: o, used: map[string]Package{}, entries: map[string]Entry{}}
-	if b.lock, err = loadLock(o.Lock, o.Suite); err != nil {
+	if b.lock, err = o.pins(); err != nil {
 		return Manifest{}, err
 	}
 	if b.apt, err = newApt(o); err != nil {
@@ -214,7 +227,7 @@ func (b *builder) resolve(ctx context.Context, name string) (Package, error) {
 	if b.lock != nil {
 		p, ok := b.lock.find(name)
 		if !ok {
-			return Package{}, fmt.Errorf("package %s is not in lock file %s, which was written for another image: remove it, or name another with --lock", name, b.opts.Lock)
+			return Package{}, fmt.Errorf("package %s is not in %s, which was written for another image: remove it, or name another with --lock", name, b.opts.lockName())
 		}
 		if file, err := b.apt.cached(p); err != nil || file != "" {
 			return p, err
@@ -222,7 +235,7 @@ func (b *builder) resolve(ctx context.Context, name string) (Package, error) {
 		pinned = p
 	}
 	if !b.updated {
-		if err := b.apt.update(ctx); err != nil {
+		if err := b.apt.update(ctx, b.lock != nil); err != nil {
 			return Package{}, err
 		}
 		b.updated = true

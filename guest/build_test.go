@@ -27,6 +27,8 @@ func TestBuildRefusesOptions(t *testing.T) {
 		{"a suite that is a path", Options{Out: "x", Agent: "y", Suite: "../x"}, "not a suite's name"},
 		{"a version that is no date", Options{Out: "x", Agent: "y", Version: "yesterday"}, "not of the form"},
 		{"nothing", Options{}, "no output directory"},
+		{"two locks", Options{Out: "x", Agent: "y", Locked: true, Lock: "z"}, "--lock and --renew-lock name another"},
+		{"a lock to renew without a name", Options{Out: "x", Agent: "y", RenewLock: true}, "no lock file is named"},
 		{"no agent", Options{Out: "x"}, "no coco-agent binary"},
 		{"an agent that is not there", Options{Out: "x", Agent: "/nonexistent/agent"}, "read the agent"},
 		{"an agent that is no program", Options{Out: "x", Agent: "/etc/passwd"}, "no program for Linux"},
@@ -82,6 +84,36 @@ func TestBuildWritesTheLockOnce(t *testing.T) {
 	}
 	if _, err := ReadLock(bytes.NewReader(got)); err != nil {
 		t.Errorf("ReadLock of a written lock = %v", err)
+	}
+}
+
+func TestTheLockOfThisReleaseIsForTheDefaultImage(t *testing.T) {
+	l, err := Options{Locked: true, Suite: DefaultSuite}.pins()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := l.find(DefaultRuntime); !ok || !strings.HasPrefix(l.Kernel, "linux-image-") || !strings.Contains(l.Kernel, "cloud") {
+		t.Errorf("the lock pins kernel %s and no %s (make image-lock renews it)", l.Kernel, DefaultRuntime)
+	}
+	if _, err := (Options{Locked: true, Suite: "sid"}).pins(); err == nil || !strings.Contains(err.Error(), "is for suite trixie, not sid") {
+		t.Errorf("pins for another suite = %v", err)
+	}
+}
+
+func TestALockIsRenewedOnlyWhenAskedFor(t *testing.T) {
+	lock := filepath.Join(t.TempDir(), "lock")
+	write(t, lock, releaseLock)
+	o := Options{Lock: lock, Suite: DefaultSuite}
+	if l, err := o.pins(); err != nil || l == nil {
+		t.Errorf("pins with a lock file = %v, %v", l, err)
+	}
+	o.RenewLock = true
+	if l, err := o.pins(); err != nil || l != nil {
+		t.Errorf("pins of a lock to renew = %v, %v, want none", l, err)
+	}
+	storeImage(t, o)
+	if b, err := os.ReadFile(lock); err != nil || bytes.Equal(b, releaseLock) {
+		t.Errorf("--renew-lock left the lock as it was (%v)", err)
 	}
 }
 

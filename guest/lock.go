@@ -5,6 +5,7 @@ package guest
 
 import (
 	"bytes"
+	_ "embed" // the lock of this release
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -59,6 +60,36 @@ func (l Lock) find(name string) (Package, bool) {
 		}
 	}
 	return Package{}, false
+}
+
+// releaseLock is the lock of this release, committed with it; make image-lock renews it.
+//
+//go:embed packages.lock.json
+var releaseLock []byte
+
+// pins returns the lock that a build obeys, or nil.
+func (o Options) pins() (*Lock, error) {
+	if o.RenewLock {
+		return nil, nil
+	}
+	if !o.Locked {
+		return loadLock(o.Lock, o.Suite)
+	}
+	l, err := ReadLock(bytes.NewReader(releaseLock))
+	if err != nil {
+		return nil, fmt.Errorf("the lock of this release: %w", err)
+	}
+	if l.Suite != o.Suite {
+		return nil, fmt.Errorf("the lock of this release is for suite %s, not %s: build without --locked", l.Suite, o.Suite)
+	}
+	return &l, nil
+}
+
+func (o Options) lockName() string {
+	if o.Locked {
+		return "the lock of this release"
+	}
+	return "lock file " + o.Lock
 }
 
 // loadLock reads the lock file at name. No name or no file: no lock.

@@ -29,8 +29,8 @@ func newImageBuildCmd() *cobra.Command {
 		Use:   "build",
 		Short: "Make a kernel and an initramfs from distribution packages",
 		Long: "Makes vmlinux, vmlinuz, initrd.img and manifest.json from packages of a Debian suite, which are\n" +
-			"fetched into a cache of their own; the host's packages and sources stay untouched. The same\n" +
-			"packages (see --lock) and the same agent give the same bytes.",
+			"fetched into a cache of their own; the host's packages, sources and apt settings are neither read\n" +
+			"nor changed. The same packages (see --lock and --locked) and the same agent give the same bytes.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			progress := newProgress(cmd.ErrOrStderr())
@@ -55,9 +55,12 @@ func newImageBuildCmd() *cobra.Command {
 	f.StringVar(&o.Out, "out", "dist/guest", "directory to write to")
 	f.StringVar(&o.Cache, "cache", guest.DefaultCache, "directory that keeps fetched packages")
 	f.StringVar(&o.Lock, "lock", "", "lock file: pins packages when it exists, is written when not")
+	f.BoolVar(&o.Locked, "locked", false, "take exactly the packages that this release of coco was made with")
+	f.BoolVar(&o.RenewLock, "renew-lock", false, "with --lock: take the newest packages and write the file anew")
 	f.StringVar(&compression, "compression", string(guest.DefaultCompression), "initramfs compression: none, zstd or gzip")
 	f.StringVar(&o.Cmdline, "cmdline", guest.DefaultCmdline, "default kernel command line, for the manifest")
 	f.BoolVar(&o.Offline, "offline", false, "use only what the cache has")
+	f.DurationVar(&o.MaxReleaseAge, "max-release-age", 0, "take an index of the archive up to this age, such as 720h (default: as long as it says it is valid)")
 	return cmd
 }
 
