@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/image/erofs/super"
 	"github.com/coco-shim/coco/image/verity"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -102,6 +103,19 @@ func checkDriverOptions(s *agent.Storage) error {
 	return nil
 }
 
+// checkImage refuses images that need more of the kernel's EROFS than plain ones do.
+func checkImage(path string, size int64) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close() //nolint:errcheck // only read
+	if _, err = super.Check(f, size); err != nil {
+		return invalid(err)
+	}
+	return nil
+}
+
 // mountLayer opens a layer's device with the root hash and mounts its EROFS image.
 func (m *Manager) mountLayer(ctx context.Context, point string, mt *mounted, p verity.Params, opts options) error {
 	if opts.flags&^(unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_NOATIME) != 0 || len(opts.data) > 0 {
@@ -121,7 +135,9 @@ func (m *Manager) mountLayer(ctx context.Context, point string, mt *mounted, p v
 	}
 	mt.undo.Push("close "+path, func(context.Context) error { return vd.Close() })
 	layer := &verityLayer{rootHash: p.Hex(), device: vd}
-	err = m.mountAt(point, mt, path, "erofs", opts.flags|unix.MS_RDONLY, "")
+	if err = checkImage(path, int64(p.DataBlocks*verity.BlockSize)); err == nil {
+		err = m.mountAt(point, mt, path, "erofs", opts.flags|unix.MS_RDONLY, "")
+	}
 	// A mount that failed because of a bad block must say so, and one that worked in spite of one
 	// (the kernel may read ahead) must not pass.
 	if cerr := layer.check(point); cerr != nil {

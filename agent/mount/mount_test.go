@@ -319,6 +319,31 @@ func TestACorruptLayerIsNamed(t *testing.T) {
 	}
 }
 
+func TestALayerThatNeedsMoreOfTheKernelIsNotMounted(t *testing.T) {
+	g := newGuest(t)
+	open := g.openVerity
+	g.openVerity = func(name string, p verity.Params, disk string) (verityDevice, string, error) {
+		d, path, err := open(name, p, disk)
+		if err != nil {
+			return d, path, err
+		}
+		image, err := os.ReadFile(path)
+		if err != nil {
+			return d, path, err
+		}
+		image[1024+80] = 2 // feature_incompat: compression
+		path = filepath.Join(t.TempDir(), "image")
+		return d, path, os.WriteFile(path, image, 0o600)
+	}
+	err := g.Add(t.Context(), "c1", g.storages("c1", g.layer("f", "x")))
+	if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "has the features compr_cfgs") {
+		t.Errorf("Add = %v, want that the image's features are not supported", err)
+	}
+	if m := g.mounted(); len(m) != 0 {
+		t.Errorf("still mounted: %v", m)
+	}
+}
+
 func TestCorruptionThatIsFoundLater(t *testing.T) {
 	g := newGuest(t)
 	if err := g.Add(t.Context(), "c1", g.storages("c1", g.layer("f", "x"))); err != nil {

@@ -192,29 +192,6 @@ func octal6(n int) string {
 	return string(b)
 }
 
-func TestCheckImage(t *testing.T) {
-	img := fromTar(t, pack(t, everything()))
-	size, err := CheckImage(bytes.NewReader(append(img, 1, 2, 3)), int64(len(img))+3)
-	if err != nil || size != int64(len(img)) {
-		t.Errorf("CheckImage = %d, %v, want %d", size, err, len(img))
-	}
-	for name, damage := range map[string]func([]byte){
-		"not an EROFS image": func(b []byte) { b[superOffset] ^= 1 },
-		"block size":         func(b []byte) { b[superOffset+12] = 16 },
-		"other devices":      func(b []byte) { b[superOffset+86] = 1 },
-		"cut off":            func(b []byte) { b[superOffset+38] = 0xff },
-	} {
-		b := bytes.Clone(img)
-		damage(b)
-		if _, err := CheckImage(bytes.NewReader(b), int64(len(b))); err == nil || !strings.Contains(err.Error(), name) {
-			t.Errorf("CheckImage = %v, want an error with %q", err, name)
-		}
-	}
-	if _, err := CheckImage(bytes.NewReader(img[:1000]), 1000); err == nil {
-		t.Error("CheckImage of 1000 bytes succeeded")
-	}
-}
-
 // FuzzFromTar feeds arbitrary tars: whatever comes must end in an error or in an image of the
 // announced size.
 func FuzzFromTar(f *testing.F) {
@@ -241,18 +218,6 @@ func FuzzFromTar(f *testing.F) {
 		}
 		if int64(out.Len()) != tree.Size() {
 			t.Fatalf("image has %d bytes, Size() said %d", out.Len(), tree.Size())
-		}
-	})
-}
-
-// FuzzCheckImage reads superblocks that others wrote.
-func FuzzCheckImage(f *testing.F) {
-	f.Add(fromTar(f, pack(f, nil))[:2048])
-	f.Fuzz(func(t *testing.T, b []byte) {
-		defer worktest.Bound(t, len(b))()
-		size, err := CheckImage(bytes.NewReader(b), int64(len(b)))
-		if err == nil && (size <= 0 || size > int64(len(b))) {
-			t.Fatalf("CheckImage = %d for %d bytes", size, len(b))
 		}
 	})
 }

@@ -27,6 +27,7 @@ import (
 	"path/filepath"
 
 	"github.com/coco-shim/coco/image/erofs"
+	"github.com/coco-shim/coco/image/erofs/super"
 	"github.com/coco-shim/coco/image/verity"
 	"golang.org/x/sys/unix"
 )
@@ -258,7 +259,7 @@ func openImage(path string) (*input, error) {
 	var size int64
 	st, err := f.Stat()
 	if err == nil {
-		size, err = erofs.CheckImage(f, st.Size())
+		size, err = super.Check(f, st.Size())
 	}
 	if err != nil {
 		f.Close()
