@@ -14,6 +14,7 @@ import (
 
 	"github.com/coco-shim/coco/agent/cgroup"
 	"github.com/coco-shim/coco/agent/devnode"
+	"github.com/coco-shim/coco/agent/guard"
 	"github.com/coco-shim/coco/agent/ocispec"
 	"github.com/coco-shim/coco/agent/runner"
 	"github.com/coco-shim/coco/agent/stdio"
@@ -31,7 +32,8 @@ type container struct {
 	group  cgroup.Group
 	undo   undo.Stack // what RemoveContainer releases, last first
 
-	termination string // guest path of the termination log, or ""
+	lastWords   string   // where the container has its termination log, if the host said so
+	termination *os.File // the termination log, or nil; set before the container is created
 
 	mu      sync.Mutex
 	state   state               // guarded by mu
@@ -60,7 +62,11 @@ func (s *Service) CreateContainer(ctx context.Context, req *pb.CreateContainerRe
 	if err != nil {
 		return nil, err
 	}
-	if err := s.build(ctx, c, req, spec, box); err != nil {
+	err = guard.Storages(req.Storages, c.bundle)
+	if err == nil {
+		err = s.build(ctx, c, req, spec, box)
+	}
+	if err != nil {
 		err = fmt.Errorf("create container %s: %w", c.id, errors.Join(s.Storage.Corrupted(c.id), err))
 		err = errors.Join(err, c.undo.Run(ctx))
 		s.dropContainer(c)
@@ -124,7 +130,7 @@ func (s *Service) build(ctx context.Context, c *container, req *pb.CreateContain
 			return err
 		}
 	}
-	c.termination = terminationLog(spec)
+	c.lastWords = spec.Annotations[lastWordsKey]
 	sysctls, err := adapt(spec, surroundings{
 		bundle: c.bundle, hostname: box.hostname, cgroup: cgroupPath(c.id), ns: box.ns,
 	})
@@ -136,13 +142,10 @@ func (s *Service) build(ctx context.Context, c *container, req *pb.CreateContain
 			return err
 		}
 	}
-	if err := confine(spec.Mounts); err != nil {
-		return err
-	}
 	if err := setSysctls(sysctls); err != nil {
 		return err
 	}
-	child, err := s.Runner.Create(ctx, runner.Container{ID: c.id, Bundle: c.bundle, Spec: spec, Streams: io})
+	child, err := s.run(ctx, c, runner.Container{ID: c.id, Bundle: c.bundle, Spec: spec, Streams: io})
 	if err != nil {
 		return err
 	}
@@ -154,6 +157,24 @@ func (s *Service) build(ctx context.Context, c *container, req *pb.CreateContain
 	s.adopt(c, newProcess("", spec.Process.Terminal, io, child))
 	return nil
 }
+
+// run has the OCI runtime create the container, from sources that nobody can exchange meanwhile.
+func (s *Service) run(ctx context.Context, c *container, rc runner.Container) (runner.Process, error) {
+	staged, err := s.stage(c, rc.Spec.Mounts)
+	if err != nil {
+		return nil, err
+	}
+	// It is tried at once; what fails, and that is nobody's fault, again with the container's end.
+	c.undo.Push("unmount sources", staged.Run)
+	child, err := s.Runner.Create(ctx, rc)
+	if uerr := staged.Run(context.WithoutCancel(ctx)); uerr != nil {
+		s.Log.Warn("sources of mounts stay mounted", "container", c.id, "error", uerr)
+	}
+	return child, err
+}
+
+// lastWordsKey is the annotation that says where a container has its termination log.
+const lastWordsKey = "io.kubernetes.container.terminationMessagePath"
 
 // adopt makes p the container's init process and watches it.
 func (s *Service) adopt(c *container, p *process) {
@@ -175,30 +196,37 @@ func (s *Service) adopt(c *container, p *process) {
 // mountRootfs makes the bundle and mounts the container's storages; the root file system ends up
 // at <bundle>/rootfs.
 func (s *Service) mountRootfs(ctx context.Context, c *container, req *pb.CreateContainerRequest, spec *specs.Spec) error {
-	rootfs := filepath.Join(c.bundle, "rootfs")
-	if err := os.MkdirAll(rootfs, 0o755); err != nil {
-		return fmt.Errorf("make bundle: %w", err)
+	rootfs := filepath.Join(c.bundle, rootfsName)
+	if err := makeBundle(c.bundle); err != nil {
+		return err
 	}
 	c.undo.Push("remove bundle", func(context.Context) error { return removeBundle(c.bundle) })
 	if err := s.Storage.Add(ctx, c.id, req.Storages); err != nil {
 		return err
 	}
 	c.undo.Push("unmount storages", func(ctx context.Context) error { return s.Storage.Remove(ctx, c.id) })
-	src := spec.Root.Path
-	if !filepath.IsAbs(src) {
-		src = filepath.Join(c.bundle, src)
+	if err := s.mountRoot(c, spec.Root.Path, rootfs); err != nil {
+		return fmt.Errorf("root file system: %w", err)
 	}
-	if src = filepath.Clean(src); src == rootfs {
-		return nil
+	return nil
+}
+
+// makeBundle makes the directories of a bundle. One that is there already belongs to something that still
+// lives, or that could not be removed.
+func makeBundle(dir string) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return fmt.Errorf("make bundle: %w", err)
 	}
-	src, err := resolveInside(src, s.RunDir)
+	err := os.Mkdir(dir, 0o755)
+	if errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("bundle %s is there already: %w", dir, errdefs.ErrAlreadyExists)
+	}
+	if err == nil {
+		err = os.Mkdir(filepath.Join(dir, rootfsName), 0o755)
+	}
 	if err != nil {
-		return fmt.Errorf("root file system: %w", err)
+		return fmt.Errorf("make bundle: %w", err)
 	}
-	if err := bindMount(src, rootfs); err != nil {
-		return fmt.Errorf("root file system: %w", err)
-	}
-	c.undo.Push("unmount root file system", func(context.Context) error { return unmount(rootfs) })
 	return nil
 }
 

@@ -4,90 +4,161 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
+	"strconv"
 
+	"github.com/coco-shim/coco/agent/beneath"
+	"github.com/coco-shim/coco/agent/guard"
+	"github.com/coco-shim/coco/internal/undo"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
-// resolveInside follows the links in p and returns where it leads, which must be below base.
-func resolveInside(p, base string) (string, error) {
-	real, err := filepath.EvalSymlinks(p)
-	if errors.Is(err, os.ErrNotExist) {
-		return "", fmt.Errorf("%s does not exist in the guest: %w", p, errdefs.ErrInvalidArgument)
-	}
-	if err != nil {
-		return "", err
-	}
-	if b, err := filepath.EvalSymlinks(base); err == nil {
-		base = b
-	}
-	if !strings.HasPrefix(real, base+"/") {
-		return "", fmt.Errorf("%s leads to %s, which is not below %s: %w", p, real, base, errdefs.ErrInvalidArgument)
-	}
-	return real, nil
-}
+// Names in a bundle. Only the agent and the OCI runtime write there.
+const (
+	rootfsName  = "rootfs"
+	stagingName = "sources"
+	configName  = "config.json"
+)
 
-// confine replaces the sources of bind mounts by where they lead, so that a link among the copied
-// files cannot bring a part of the guest into a container.
-func confine(mounts []specs.Mount) error {
+// stage replaces the sources of bind mounts by mounts of them in the bundle, where no container and no
+// request can change what a name leads to: the OCI runtime opens its sources by name, in a mount namespace
+// in which the agent's descriptors count for nothing. What is returned takes the mounts away, which can be
+// done as soon as the runtime has made its own.
+func (s *Service) stage(c *container, mounts []specs.Mount) (staged *undo.Stack, err error) {
+	staged = &undo.Stack{}
+	defer staged.RunOnError(&err)
+	dir := filepath.Join(c.bundle, stagingName)
 	for i, m := range mounts {
-		if !isBind(m) {
+		if !guard.IsBind(m) {
 			continue
 		}
-		real, err := resolveInside(m.Source, runDir)
+		err := os.Mkdir(dir, 0o700)
+		if err == nil {
+			staged.Push("remove "+dir, func(context.Context) error { return os.Remove(dir) })
+		} else if !errors.Is(err, os.ErrExist) {
+			return nil, fmt.Errorf("mount on %s: %w", m.Destination, err)
+		}
+		src, err := s.dir().Open(m.Source)
 		if err != nil {
-			return fmt.Errorf("mount on %s: %w", m.Destination, err)
+			return nil, fmt.Errorf("mount on %s: source: %w", m.Destination, err)
 		}
-		mounts[i].Source = real
+		c.noteTermination(m, src)
+		at := filepath.Join(dir, strconv.Itoa(i))
+		err = bind(staged, src, at)
+		if !c.keeps(src) {
+			_ = src.Close()
+		}
+		if err != nil {
+			return nil, fmt.Errorf("mount on %s: %w", m.Destination, err)
+		}
+		mounts[i].Source = at
 	}
+	return staged, nil
+}
+
+// bind shows what src stands for at a new name in a directory of the agent's own.
+func bind(staged *undo.Stack, src *os.File, at string) error {
+	st, err := src.Stat()
+	if err != nil {
+		return err
+	}
+	if st.IsDir() {
+		err = os.Mkdir(at, 0o700)
+	} else {
+		err = os.WriteFile(at, nil, 0o600)
+	}
+	if err != nil {
+		return err
+	}
+	staged.Push("remove "+at, func(context.Context) error { return os.Remove(at) })
+	mount, err := bindOn(src, at)
+	if err != nil {
+		return err
+	}
+	staged.Push("unmount "+at, func(context.Context) error { return beneath.Detach(mount) })
 	return nil
 }
 
-func isBind(m specs.Mount) bool {
-	return m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
-}
-
-func bindMount(src, dst string) error {
-	if err := unix.Mount(src, dst, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
-		return fmt.Errorf("bind %s to %s: %w", src, dst, err)
+// bindOn shows what src stands for at a name that exists in a directory of the agent's own.
+func bindOn(src *os.File, at string) (*os.File, error) {
+	on, err := os.OpenFile(at, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
 	}
-	return nil
-}
-
-func unmount(dst string) error {
-	err := unix.Unmount(dst, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) { // not mounted (any more)
-		return fmt.Errorf("unmount %s: %w", dst, err)
+	defer on.Close()
+	mount, err := beneath.Clone(src, 0)
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	if err := beneath.Attach(mount, on); err != nil {
+		return nil, errors.Join(err, mount.Close())
+	}
+	return mount, nil
 }
 
-// removeBundle removes a bundle whose root file system is unmounted. It never descends into it: the
-// directory is empty then.
+// removeBundle removes a bundle whose root file system and sources are unmounted. It never descends into
+// them: the directories are empty then, and one that is not is an error.
 func removeBundle(dir string) error {
-	if err := os.Remove(filepath.Join(dir, "rootfs")); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove bundle: %w", err)
+	var errs []error
+	for _, name := range []string{rootfsName, stagingName, configName, ""} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
 	}
-	if err := os.RemoveAll(dir); err != nil {
+	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove bundle: %w", err)
 	}
 	return nil
 }
 
-// terminationLog finds the file in which a Kubernetes container leaves its last words.
-func terminationLog(s *specs.Spec) string {
-	dest := s.Annotations["io.kubernetes.container.terminationMessagePath"]
-	for _, m := range s.Mounts {
-		if isBind(m) && (m.Destination == dest || dest == "" && m.Destination == "/dev/termination-log") {
-			return m.Source
-		}
+// noteTermination keeps the file in which a Kubernetes container leaves its last words, if src is it.
+func (c *container) noteTermination(m specs.Mount, src *os.File) {
+	dest := c.lastWords
+	if dest == "" {
+		dest = "/dev/termination-log"
 	}
-	return ""
+	if m.Destination != dest || c.termination != nil {
+		return
+	}
+	c.termination = src
+	c.undo.Push("close termination log", func(context.Context) error { return src.Close() })
+}
+
+func (c *container) keeps(f *os.File) bool { return c.termination == f }
+
+// dir is where everything lies that requests name.
+func (s *Service) dir() beneath.Dir { return beneath.Dir(s.RunDir) }
+
+// mountRoot shows the directory that a specification names as the root file system in the bundle.
+func (s *Service) mountRoot(c *container, source, rootfs string) error {
+	if !filepath.IsAbs(source) {
+		source = filepath.Join(c.bundle, source)
+	}
+	if source = filepath.Clean(source); source == rootfs {
+		return nil
+	}
+	err := guard.Place(source, c.bundle)
+	if err != nil {
+		return err
+	}
+	src, err := s.dir().Open(source)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	if st, err := src.Stat(); err != nil || !st.IsDir() {
+		return errors.Join(err, fmt.Errorf("%s is not a directory: %w", source, errdefs.ErrInvalidArgument))
+	}
+	mount, err := bindOn(src, rootfs)
+	if err != nil {
+		return err
+	}
+	c.undo.Push("unmount root file system", func(context.Context) error { return beneath.Detach(mount) })
+	return nil
 }

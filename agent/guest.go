@@ -17,6 +17,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/coco-shim/coco/agent/beneath"
+	"github.com/coco-shim/coco/agent/guard"
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
 	"github.com/containerd/errdefs"
@@ -149,18 +151,22 @@ func (s *Service) UpdateEphemeralMounts(ctx context.Context, req *pb.UpdateEphem
 	if _, err := s.ready(&pb.CreateContainerRequest{}); err != nil {
 		return nil, err
 	}
+	if err := guard.Storages(req.Storages, s.RunDir+"/"); err != nil {
+		return nil, err
+	}
 	return &emptypb.Empty{}, s.Storage.Add(ctx, sandboxStorage, req.Storages)
 }
 
 // GetVolumeStats tells how full a volume is.
 func (s *Service) GetVolumeStats(_ context.Context, req *pb.VolumeStatsRequest) (*pb.VolumeStatsResponse, error) {
-	p, err := resolveInside(filepath.Clean(req.VolumeGuestPath), s.RunDir)
+	p, err := s.dir().Open(req.VolumeGuestPath)
 	if err != nil {
 		return nil, fmt.Errorf("statistics of volume: %w", err)
 	}
+	defer p.Close()
 	var st unix.Statfs_t
-	if err := unix.Statfs(p, &st); err != nil {
-		return nil, fmt.Errorf("statistics of volume %s: %w", p, err)
+	if err := unix.Fstatfs(int(p.Fd()), &st); err != nil {
+		return nil, fmt.Errorf("statistics of volume %s: %w", p.Name(), err)
 	}
 	size := uint64(max(st.Bsize, 0)) // #nosec G115 -- not negative
 	return &pb.VolumeStatsResponse{
@@ -184,23 +190,19 @@ func (s *Service) GetDiagnosticData(_ context.Context, req *pb.GetDiagnosticData
 	if err != nil {
 		return nil, err
 	}
-	if c.termination == "" {
+	if c.termination == nil {
 		return nil, fmt.Errorf("container %s has no termination log: %w", c.id, errdefs.ErrNotFound)
 	}
-	p, err := resolveInside(c.termination, s.RunDir)
-	if err != nil {
-		return nil, err
-	}
-	b, err := tail(p, maxTermination)
+	b, err := tail(c.termination, maxTermination)
 	if err != nil {
 		return nil, fmt.Errorf("termination log of container %s: %w", c.id, err)
 	}
 	return &pb.GetDiagnosticDataResponse{Data: strings.ToValidUTF8(string(b), "\uFFFD")}, nil
 }
 
-// tail reads the end of a regular file. A container can make what it likes of its log.
-func tail(name string, limit int64) ([]byte, error) {
-	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+// tail reads the end of a regular file, which a descriptor stands for.
+func tail(log *os.File, limit int64) ([]byte, error) {
+	f, err := beneath.Reopen(log)
 	if err != nil {
 		return nil, err
 	}
@@ -208,9 +210,6 @@ func tail(name string, limit int64) ([]byte, error) {
 	st, err := f.Stat()
 	if err != nil {
 		return nil, err
-	}
-	if !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("it is not a regular file: %w", errdefs.ErrFailedPrecondition)
 	}
 	return io.ReadAll(io.NewSectionReader(f, max(st.Size()-limit, 0), limit))
 }

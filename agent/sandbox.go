@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/coco-shim/coco/agent/guard"
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/internal/fsm"
 	"github.com/containerd/errdefs"
@@ -79,6 +80,9 @@ func (s *Service) CreateSandbox(ctx context.Context, req *pb.CreateSandboxReques
 	}
 	if req.GuestHookPath != "" {
 		return nil, no("hooks in the guest")
+	}
+	if err := errors.Join(guard.Hostname(req.Hostname), guard.Storages(req.Storages, s.RunDir+"/")); err != nil {
+		return nil, fmt.Errorf("create sandbox %s: %w", req.SandboxId, err)
 	}
 	if err := s.sandboxTo(sandboxCreate); err != nil {
 		return nil, err

@@ -4,12 +4,13 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 
+	"github.com/coco-shim/coco/agent/guard"
 	"github.com/coco-shim/coco/internal/ident"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -22,12 +23,9 @@ const (
 	sandboxDir = runDir + "/sandbox"
 )
 
-// reserved are names below runDir that are not containers.
-var reserved = []string{"shared", "sandbox", "image", "virtual-volumes"}
-
 // checkContainerID admits what containerd and the protocol admit; it cannot name another directory.
 func checkContainerID(id string) error {
-	if !ident.ID(id) || slices.Contains(reserved, id) {
+	if !ident.ID(id) || slices.Contains(guard.Common, id) {
 		return fmt.Errorf("container id %q: want up to %d letters, digits, '_', '.', '-', and not a reserved name: %w", id, ident.MaxID, errdefs.ErrInvalidArgument)
 	}
 	return nil
@@ -52,9 +50,10 @@ type surroundings struct {
 // specification, which it owns. Network sysctls are returned: they concern the guest's own network
 // namespace, which the runtime would refuse to touch.
 func adapt(s *specs.Spec, env surroundings) (sysctls map[string]string, err error) {
-	if err := checkHooks(s.Hooks); err != nil {
+	if err := errors.Join(guard.Hooks(s.Hooks), guard.Hostname(s.Hostname)); err != nil {
 		return nil, err
 	}
+	s.Hooks, s.Annotations = nil, guard.Annotations(s.Annotations)
 	if err := checkMounts(s.Mounts, env.bundle); err != nil {
 		return nil, err
 	}
@@ -76,33 +75,8 @@ func adapt(s *specs.Spec, env surroundings) (sysctls map[string]string, err erro
 	return sysctls, nil
 }
 
-// checkHooks admits only hooks that run inside the container: others would run the host's choice of
-// program in the guest.
-func checkHooks(h *specs.Hooks) error {
-	if h == nil {
-		return nil
-	}
-	//lint:ignore SA1019 it is refused here
-	if len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.Poststart)+len(h.Poststop) > 0 {
-		return fmt.Errorf("hooks other than startContainer run on the host, not in the guest: %w", errdefs.ErrNotImplemented)
-	}
-	return nil
-}
-
-// checkMounts keeps bind mounts within what belongs to the pod.
-func checkMounts(mounts []specs.Mount, bundle string) error {
-	for _, m := range mounts {
-		if m.Type != "bind" && !slices.Contains(m.Options, "bind") && !slices.Contains(m.Options, "rbind") {
-			continue
-		}
-		src := path.Clean(m.Source)
-		inside := strings.HasPrefix(src, runDir+"/") && (src != bundle && src != sharedDir && src != sandboxDir)
-		if !path.IsAbs(m.Source) || !inside {
-			return fmt.Errorf("mount on %s: source %q is not below %s: copy it or send a storage for it: %w", m.Destination, m.Source, runDir, errdefs.ErrInvalidArgument)
-		}
-	}
-	return nil
-}
+// checkMounts admits mounts as package guard does.
+func checkMounts(mounts []specs.Mount, bundle string) error { return guard.Mounts(mounts, bundle) }
 
 // namespaces decides which namespaces the container makes and which of the sandbox's it joins.
 // Paths from the host mean nothing here.

@@ -5,7 +5,6 @@ package agent
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -88,27 +87,6 @@ func TestAdaptRefuses(t *testing.T) {
 	bind(sharedDir + "/c-0123456789abcdef-hosts")(ok)
 	if _, err := adapt(ok, surroundings{bundle: runDir + "/c"}); err != nil {
 		t.Error(err)
-	}
-}
-
-func TestResolveInside(t *testing.T) {
-	top := t.TempDir()
-	base := filepath.Join(top, "base")
-	for _, d := range []string{base + "/d", top + "/out"} {
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for link, target := range map[string]string{"in": "d", "out": "../out", "abs": "/etc", "self": "."} {
-		if err := os.Symlink(target, filepath.Join(base, link)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for p, want := range map[string]string{"d": base + "/d", "in": base + "/d", "out": "", "abs": "", "self": "", "none": ""} {
-		got, err := resolveInside(filepath.Join(base, p), base)
-		if got != want || (want == "") != errdefs.IsInvalidArgument(err) {
-			t.Errorf("resolveInside(%s) = %q, %v; want %q", p, got, err, want)
-		}
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/coco-shim/coco/agent/beneath"
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/image/erofs/super"
 	"github.com/coco-shim/coco/image/verity"
@@ -136,7 +137,7 @@ func (m *Manager) mountLayer(ctx context.Context, point string, mt *mounted, p v
 	mt.undo.Push("close "+path, func(context.Context) error { return vd.Close() })
 	layer := &verityLayer{rootHash: p.Hex(), device: vd}
 	if err = checkImage(path, int64(p.DataBlocks*verity.BlockSize)); err == nil {
-		err = m.mountAt(point, mt, path, "erofs", opts.flags|unix.MS_RDONLY, "")
+		err = m.mountAt(point, mt, beneath.FileSystem{Type: "erofs", Source: path, Flags: opts.flags | unix.MS_RDONLY})
 	}
 	// A mount that failed because of a bad block must say so, and one that worked in spite of one
 	// (the kernel may read ahead) must not pass.
@@ -166,47 +167,39 @@ func (m *Manager) mountBlock(ctx context.Context, point string, mt *mounted, opt
 	if err != nil {
 		return err
 	}
-	return m.mountAt(point, mt, dev.path, mt.storage.GetFstype(), opts.flags, opts.joined())
+	return m.mountAt(point, mt, opts.fileSystem(mt.storage.GetFstype(), dev.path))
 }
 
 // mountAt makes the mount point and mounts there.
-func (m *Manager) mountAt(point string, mt *mounted, source, fstype string, flags uintptr, data string) error {
-	return m.at(point, mt, func(target string) error {
-		if err := unix.Mount(source, target, fstype, flags, data); err != nil {
-			return fmt.Errorf("mount %s from %s with options %q: %w", fstype, source, data, err)
-		}
-		return nil
-	})
+func (m *Manager) mountAt(point string, mt *mounted, fs beneath.FileSystem) error {
+	mount, err := fs.New()
+	if err != nil {
+		return fmt.Errorf("mount %s from %s with options %q: %w", fs.Type, fs.Source, strings.Join(fs.Data, ","), err)
+	}
+	return m.at(point, mt, mount)
 }
 
-// at makes the mount point, calls mount with a path to it that cannot be redirected, and records
-// the undo.
-func (m *Manager) at(point string, mt *mounted, mount func(target string) error) error {
-	dir, made, err := m.makeDir(point, 0o755)
+// at makes the mount point, puts a mount there, which it takes over, and records the undo.
+func (m *Manager) at(point string, mt *mounted, mount *os.File) error {
+	dir, made, err := m.dir.Make(point, 0o755)
 	if err != nil {
-		return err
+		return errors.Join(err, mount.Close())
 	}
 	defer dir.Close()
 	if made {
-		mt.undo.Push("remove "+point, func(context.Context) error { return m.removeDir(point) })
+		mt.undo.Push("remove "+point, func(context.Context) error { return m.dir.RemoveDir(point) })
 	}
-	if err := mount(procPath(dir)); err != nil {
-		return err
-	}
-	mt.undo.Push("unmount "+point, func(context.Context) error { return unmount(point) })
-	return nil
+	return attach(mt, mount, dir)
 }
 
-// unmount takes a mount away; one that is still in use vanishes when it no longer is.
-func unmount(point string) error {
-	err := unix.Unmount(point, unix.UMOUNT_NOFOLLOW)
-	if errors.Is(err, unix.EBUSY) {
-		err = unix.Unmount(point, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
+// attach puts a mount on a directory or file. What is unmounted later is this mount, whatever a container
+// has done to the names that lead to it.
+func attach(mt *mounted, mount, on *os.File) error {
+	if err := beneath.Attach(mount, on); err != nil {
+		return errors.Join(err, mount.Close())
 	}
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
-		return nil // not a mount any more
-	}
-	return os.NewSyscallError("umount", err)
+	mt.undo.Push("unmount "+on.Name(), func(context.Context) error { return beneath.Detach(mount) })
+	return nil
 }
 
 // makeLocal makes a directory that lives as long as its users.
@@ -222,7 +215,7 @@ func (m *Manager) makeLocal(point string, opts options) error {
 	if len(opts.data) > 0 {
 		return invalid(fmt.Errorf("unknown option %.100q", opts.joined()))
 	}
-	dir, _, err := m.makeDir(point, 0o755)
+	dir, _, err := m.dir.Make(point, 0o755)
 	if err != nil {
 		return err
 	}
@@ -232,7 +225,7 @@ func (m *Manager) makeLocal(point string, opts options) error {
 
 // setModeAndGroup applies mode and fsgid options to a directory opened with O_PATH.
 func setModeAndGroup(dir *os.File, mode uint32, gid int, hasGID bool) error {
-	path := procPath(dir)
+	path := beneath.Proc(dir)
 	if hasGID {
 		if err := unix.Chown(path, -1, gid); err != nil {
 			return os.NewSyscallError("chown", err)
@@ -244,14 +237,10 @@ func setModeAndGroup(dir *os.File, mode uint32, gid int, hasGID bool) error {
 
 // mountBind shows another directory or file below the root at the mount point.
 func (m *Manager) mountBind(point string, mt *mounted, opts options) error {
-	source, err := m.clean(mt.storage.GetSource())
-	if err != nil {
-		return fmt.Errorf("source: %w", err)
-	}
 	if len(opts.data) > 0 {
 		return invalid(fmt.Errorf("unknown option %.100q", opts.joined()))
 	}
-	src, err := m.open(source)
+	src, err := m.dir.Open(mt.storage.GetSource())
 	if err != nil {
 		return fmt.Errorf("source: %w", err)
 	}
@@ -272,20 +261,11 @@ func (m *Manager) mountBind(point string, mt *mounted, opts options) error {
 			at = m.atFile
 		}
 	}
-	return at(point, mt, func(target string) error {
-		if err := unix.Mount(procPath(src), target, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
-			return fmt.Errorf("bind %s: %w", source, err)
-		}
-		flags := opts.flags &^ (unix.MS_BIND | unix.MS_REC)
-		if flags == 0 {
-			return nil
-		}
-		// target still leads to the directory below the new mount.
-		if err := unix.Mount("", point, "", flags|unix.MS_BIND|unix.MS_REMOUNT, ""); err != nil {
-			return errors.Join(fmt.Errorf("set options of bind %s: %w", source, err), unmount(point))
-		}
-		return nil
-	})
+	mount, err := beneath.Clone(src, opts.flags)
+	if err != nil {
+		return err
+	}
+	return at(point, mt, mount)
 }
 
 // mountVirtioFS mounts a directory that the host shares.
@@ -302,5 +282,6 @@ func (m *Manager) mountVirtioFS(point string, mt *mounted, opts options) error {
 			return invalid(fmt.Errorf("unknown option %.100q", o))
 		}
 	}
-	return m.mountAt(point, mt, tag, "virtiofs", opts.flags|unix.MS_NODEV, opts.joined())
+	opts.flags |= unix.MS_NODEV
+	return m.mountAt(point, mt, opts.fileSystem("virtiofs", tag))
 }

@@ -11,8 +11,10 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/coco-shim/coco/agent/beneath"
 	"github.com/coco-shim/coco/image/ext4"
 	"github.com/coco-shim/coco/image/verity/dm"
 	"github.com/containerd/errdefs"
@@ -73,7 +75,9 @@ func (m *Manager) mountFresh(ctx context.Context, point string, mt *mounted, opt
 	if err := format(cd.Path, fs); err != nil {
 		return err
 	}
-	return m.mountAt(point, mt, cd.Path, "ext4", opts.flags, ext4.MountOptions)
+	return m.mountAt(point, mt, beneath.FileSystem{
+		Type: "ext4", Source: cd.Path, Flags: opts.flags, Data: strings.Split(ext4.MountOptions, ","),
+	})
 }
 
 func format(path string, o ext4.Options) error {

@@ -8,8 +8,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 
+	"github.com/coco-shim/coco/agent/beneath"
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
 	"golang.org/x/sys/unix"
@@ -26,7 +26,7 @@ func (m *Manager) applyFSGroup(point string, g *agent.FSGroup) error {
 	if g == nil {
 		return nil
 	}
-	dir, err := m.open(point)
+	dir, err := m.dir.Open(point)
 	if err != nil {
 		return err
 	}
@@ -80,35 +80,44 @@ func chgrpTree(parent int, name string, gid, depth int) error {
 			return &os.PathError{Op: "list", Path: name, Err: err}
 		}
 	}
-	return chgrp(fd, ".", gid, groupWrite|groupDir)
+	return chgrp(dir, gid, groupWrite|groupDir)
 }
 
 func chgrpEntry(fd int, name string, gid, depth int) error {
-	var st unix.Stat_t
-	if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return &os.PathError{Op: "stat", Path: name, Err: err}
-	}
-	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFDIR:
-		return chgrpTree(fd, name, gid, depth+1)
-	case unix.S_IFLNK:
-		return os.NewSyscallError("lchown", unix.Fchownat(fd, name, -1, gid, unix.AT_SYMLINK_NOFOLLOW))
-	}
-	return chgrp(fd, name, gid, groupWrite)
-}
-
-func chgrp(fd int, name string, gid int, add uint32) error {
-	path := "/proc/self/fd/" + strconv.Itoa(fd) + "/" + name
-	var st unix.Stat_t
-	err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
-	if err == nil {
-		err = unix.Fchownat(fd, name, -1, gid, unix.AT_SYMLINK_NOFOLLOW)
-	}
-	if err == nil {
-		err = unix.Chmod(path, st.Mode&0o7777|add) // after chown, which clears set-id bits
+	e, err := unix.Openat(fd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return nil // a container that has the volume has removed it
 	}
 	if err != nil {
-		return &os.PathError{Op: "chgrp", Path: name, Err: err}
+		return &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	f := os.NewFile(uintptr(e), name)
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	switch {
+	case st.IsDir():
+		return chgrpTree(e, ".", gid, depth+1)
+	case st.Mode()&os.ModeSymlink != 0:
+		return os.NewSyscallError("lchown", unix.Fchownat(e, "", -1, gid, unix.AT_EMPTY_PATH))
+	}
+	return chgrp(f, gid, groupWrite)
+}
+
+// chgrp changes what a descriptor stands for, whatever is at its name by now.
+func chgrp(f *os.File, gid int, add uint32) error {
+	var st unix.Stat_t
+	err := unix.Fstat(int(f.Fd()), &st)
+	if err == nil {
+		err = unix.Fchownat(int(f.Fd()), "", -1, gid, unix.AT_EMPTY_PATH)
+	}
+	if err == nil {
+		err = unix.Chmod(beneath.Proc(f), st.Mode&0o7777|add) // after chown, which clears set-id bits
+	}
+	if err != nil {
+		return &os.PathError{Op: "chgrp", Path: f.Name(), Err: err}
 	}
 	return nil
 }

@@ -7,7 +7,8 @@
 // A Manager counts the users of each mount point: a layer that several containers of a pod share
 // is mounted once, and unmounted with its last user. Add either makes all mounts of a request or
 // none. Everything in a request comes from the host and is checked: mount points and
-// directories lie below the Manager's root and are reached without following symbolic links; block
+// directories lie below the Manager's root and are reached without following symbolic links, and what
+// is done with them is done by descriptor (package beneath); block
 // devices that hold layers are opened through dm-verity, never directly.
 package mount
 
@@ -19,6 +20,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/coco-shim/coco/agent/beneath"
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/image/verity"
 	"github.com/coco-shim/coco/image/verity/dm"
@@ -45,7 +47,8 @@ type Manager struct {
 	HostFiles func() bool
 
 	root string
-	sys  string // sysfs
+	dir  beneath.Dir // the root
+	sys  string      // sysfs
 	// openVerity makes a verity device over a disk ("major:minor"); tests on hosts without
 	// device-mapper put something else here.
 	openVerity func(name string, p verity.Params, disk string) (verityDevice, string, error)
@@ -89,10 +92,13 @@ func openDM(name string, p verity.Params, disk string) (verityDevice, string, er
 // New returns a Manager for mounts below root, an absolute path without symbolic links.
 func New(root string) *Manager {
 	return &Manager{
-		root: root, sys: "/sys", openVerity: openDM,
+		root: root, dir: beneath.Dir(root), sys: "/sys", openVerity: openDM,
 		mounts: map[string]*mounted{}, devices: map[string][]string{},
 	}
 }
+
+// clean checks a path from the host; it does not look at files.
+func (m *Manager) clean(path string) (string, error) { return m.dir.Clean(path) }
 
 // Add makes the storages of a container available, in order; cid "" stands for the sandbox. If
 // one fails, those that this call has made are undone. The error names the storage.

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/coco-shim/coco/agent/beneath"
 	"golang.org/x/sys/unix"
 )
 
@@ -70,6 +71,11 @@ func parseOptions(list []string) (options, error) {
 }
 
 func (o options) joined() string { return strings.Join(o.data, ",") }
+
+// fileSystem is a file system with these options.
+func (o options) fileSystem(fstype, source string) beneath.FileSystem {
+	return beneath.FileSystem{Type: fstype, Source: source, Flags: o.flags, Data: o.data}
+}
 
 // take removes the option called name and returns its value. Given twice, it is an error.
 func (o *options) take(name string) (value string, ok bool, err error) {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/coco-shim/coco/agent/beneath"
 	"golang.org/x/sys/unix"
 )
 
@@ -36,15 +37,49 @@ func (m *Manager) mountOverlay(point string, mt *mounted, opts options) error {
 			}
 		}
 	}
-	return m.at(point, mt, func(target string) error {
-		fd, err := newOverlay(lower, upper, work, opts)
-		if err != nil {
-			return fmt.Errorf("mount overlay of %d layers: %w", len(lower), err)
-		}
-		defer unix.Close(fd)
-		err = unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS)
-		return os.NewSyscallError("move_mount", err)
-	})
+	fs := opts.fileSystem("overlay", "overlay")
+	var dirs opened
+	defer dirs.close()
+	for _, l := range lower {
+		fs.Data = append(fs.Data, "lowerdir+="+dirs.path(m, l))
+	}
+	if upper != "" {
+		fs.Data = append(fs.Data, "upperdir="+dirs.path(m, upper), "workdir="+dirs.path(m, work))
+	}
+	if dirs.err != nil {
+		return fmt.Errorf("overlay of %d layers: %w", len(lower), dirs.err)
+	}
+	mount, err := fs.New()
+	if err != nil {
+		return fmt.Errorf("mount overlay of %d layers: %w", len(lower), err)
+	}
+	return m.at(point, mt, mount)
+}
+
+// opened are directories by descriptor. Overlayfs looks a name up anew, and follows links in it: what it
+// gets are names of descriptors, which are what was opened here.
+type opened struct {
+	files []*os.File
+	err   error // the first one
+}
+
+func (o *opened) path(m *Manager, dir string) string {
+	if o.err != nil {
+		return ""
+	}
+	f, err := m.dir.Open(dir)
+	if err != nil {
+		o.err = err
+		return ""
+	}
+	o.files = append(o.files, f)
+	return beneath.Proc(f)
+}
+
+func (o *opened) close() {
+	for _, f := range o.files {
+		_ = f.Close()
+	}
 }
 
 // overlayDirs checks the directories of an overlay.
@@ -94,7 +129,7 @@ func (m *Manager) createFor(mt *mounted, path, topLayer, upper string) error {
 	if err != nil {
 		return err
 	}
-	dir, made, err := m.makeDir(path, 0o755)
+	dir, made, err := m.dir.Make(path, 0o755)
 	if err != nil {
 		return err
 	}
@@ -102,11 +137,11 @@ func (m *Manager) createFor(mt *mounted, path, topLayer, upper string) error {
 	if !made {
 		return nil
 	}
-	mt.undo.Push("remove "+path, func(context.Context) error { return m.removeDir(path) })
+	mt.undo.Push("remove "+path, func(context.Context) error { return m.dir.RemoveDir(path) })
 	if path != upper {
 		return nil
 	}
-	top, err := m.open(topLayer)
+	top, err := m.dir.Open(topLayer)
 	if err != nil {
 		return err
 	}
@@ -115,77 +150,8 @@ func (m *Manager) createFor(mt *mounted, path, topLayer, upper string) error {
 	if err := unix.Fstat(int(top.Fd()), &st); err != nil {
 		return os.NewSyscallError("fstat", err)
 	}
-	if err := unix.Chown(procPath(dir), int(st.Uid), int(st.Gid)); err != nil {
+	if err := unix.Chown(beneath.Proc(dir), int(st.Uid), int(st.Gid)); err != nil {
 		return os.NewSyscallError("chown", err)
 	}
-	return os.NewSyscallError("chmod", unix.Chmod(procPath(dir), st.Mode&0o7777))
-}
-
-// newOverlay makes a detached overlay mount and returns its descriptor.
-func newOverlay(lower []string, upper, work string, opts options) (fd int, err error) {
-	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return -1, os.NewSyscallError("fsopen", err)
-	}
-	defer unix.Close(fs)
-	set := func(key, value string) {
-		if err == nil {
-			if err = unix.FsconfigSetString(fs, key, value); err != nil {
-				err = fmt.Errorf("%s=%s: %w", key, value, err)
-			}
-		}
-	}
-	for _, l := range lower {
-		set("lowerdir+", l)
-	}
-	if upper != "" {
-		set("upperdir", upper)
-		set("workdir", work)
-	}
-	for _, o := range opts.data {
-		name, value, hasValue := strings.Cut(o, "=")
-		if hasValue {
-			set(name, value)
-		} else if err == nil {
-			err = unix.FsconfigSetFlag(fs, name)
-		}
-	}
-	if err == nil {
-		err = os.NewSyscallError("create", unix.FsconfigCreate(fs))
-	}
-	if err != nil {
-		return -1, errors.Join(err, kernelSays(fs))
-	}
-	fd, err = unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, mountAttrs(opts.flags))
-	return fd, os.NewSyscallError("fsmount", err)
-}
-
-// kernelSays returns the message that the kernel left for a failed configuration, if any.
-func kernelSays(fs int) error {
-	buf := make([]byte, 1024)
-	n, err := unix.Read(fs, buf)
-	if err != nil || n <= 2 {
-		return nil
-	}
-	return errors.New(strings.TrimSpace(string(buf[2:n]))) // after "e "
-}
-
-// mountAttrs translates mount flags into those of fsmount.
-func mountAttrs(flags uintptr) (attrs int) {
-	for _, p := range []struct {
-		flag uintptr
-		attr int
-	}{
-		{unix.MS_RDONLY, unix.MOUNT_ATTR_RDONLY},
-		{unix.MS_NOSUID, unix.MOUNT_ATTR_NOSUID},
-		{unix.MS_NODEV, unix.MOUNT_ATTR_NODEV},
-		{unix.MS_NOEXEC, unix.MOUNT_ATTR_NOEXEC},
-		{unix.MS_NOATIME, unix.MOUNT_ATTR_NOATIME},
-		{unix.MS_NODIRATIME, unix.MOUNT_ATTR_NODIRATIME},
-	} {
-		if flags&p.flag != 0 {
-			attrs |= p.attr
-		}
-	}
-	return attrs
+	return os.NewSyscallError("chmod", unix.Chmod(beneath.Proc(dir), st.Mode&0o7777))
 }

@@ -18,6 +18,8 @@ import (
 // file, and a directory that is made if there is nothing.
 const subPathOption = "coco.subpath="
 
+const maxSubPath = 4095 // PATH_MAX without the final NUL
+
 // takeSubPath finds the option among a storage's driver options.
 func takeSubPath(options []string) (string, error) {
 	sub := ""
@@ -26,7 +28,7 @@ func takeSubPath(options []string) (string, error) {
 		if !ok {
 			continue
 		}
-		if sub != "" || v == "" || len(v) > maxPathLen || path.IsAbs(v) || path.Clean(v) != v || v == "." || v == ".." || strings.HasPrefix(v, "../") || strings.ContainsRune(v, 0) {
+		if sub != "" || v == "" || len(v) > maxSubPath || path.IsAbs(v) || path.Clean(v) != v || v == "." || v == ".." || strings.HasPrefix(v, "../") || strings.ContainsRune(v, 0) {
 			return "", invalid(fmt.Errorf("sub path %.200q is not one plain relative path", v))
 		}
 		sub = v
@@ -99,15 +101,15 @@ func makeOne(dir int, name string, mode uint32) error {
 	return unix.Fchmod(fd, mode) // the umask has taken bits away
 }
 
-// atFile makes a file as the mount point, calls mount with a path to it, and records the undo.
-func (m *Manager) atFile(point string, mt *mounted, mount func(target string) error) error {
-	dir, made, err := m.makeDir(path.Dir(point), 0o755)
+// atFile makes a file as the mount point, puts the mount there, and records the undo.
+func (m *Manager) atFile(point string, mt *mounted, mount *os.File) error {
+	dir, made, err := m.dir.Make(path.Dir(point), 0o755)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
 	if made {
-		mt.undo.Push("remove "+path.Dir(point), func(context.Context) error { return m.removeDir(path.Dir(point)) })
+		mt.undo.Push("remove "+path.Dir(point), func(context.Context) error { return m.dir.RemoveDir(path.Dir(point)) })
 	}
 	fd, err := unix.Openat2(int(dir.Fd()), path.Base(point), &unix.OpenHow{
 		Flags: unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC, Mode: 0o600, Resolve: unix.RESOLVE_BENEATH,
@@ -117,15 +119,6 @@ func (m *Manager) atFile(point string, mt *mounted, mount func(target string) er
 	}
 	f := os.NewFile(uintptr(fd), point)
 	defer f.Close()
-	mt.undo.Push("remove "+point, func(context.Context) error {
-		if err := unix.Unlink(point); err != nil && !errors.Is(err, unix.ENOENT) {
-			return &os.PathError{Op: "unlink", Path: point, Err: err}
-		}
-		return nil
-	})
-	if err := mount(procPath(f)); err != nil {
-		return err
-	}
-	mt.undo.Push("unmount "+point, func(context.Context) error { return unmount(point) })
-	return nil
+	mt.undo.Push("remove "+point, func(context.Context) error { return m.dir.RemoveFile(point) })
+	return attach(mt, mount, f)
 }

@@ -42,13 +42,13 @@ func (m *Manager) mountEphemeral(point string, mt *mounted, opts options) error 
 			return err
 		}
 	}
-	if err := m.mountAt(point, mt, fstype, fstype, opts.flags, opts.joined()); err != nil {
+	if err := m.mountAt(point, mt, opts.fileSystem(fstype, fstype)); err != nil {
 		return err
 	}
 	if !hasGID {
 		return nil
 	}
-	dir, err := m.open(point)
+	dir, err := m.dir.Open(point)
 	if err != nil {
 		return err
 	}

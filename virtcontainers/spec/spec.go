@@ -100,6 +100,7 @@ func Convert(in Input) (Output, error) {
 	out := Output{GuestRootPath: RootPath(in.ID)}
 	linux, pidns := r.linux(in, s)
 	mounts, copies := r.mounts(in)
+	r.hooks(s.Hooks)
 	out.SandboxPidNS, out.Copies = pidns, copies
 	out.OCI = &agent.Spec{
 		Version:     s.Version,
@@ -107,7 +108,6 @@ func Convert(in Input) (Output, error) {
 		Root:        &agent.Root{Path: out.GuestRootPath},
 		Hostname:    s.Hostname,
 		Mounts:      mounts,
-		Hooks:       r.hooks(s.Hooks),
 		Annotations: annotations(s.Annotations),
 		Linux:       linux,
 	}
@@ -152,26 +152,18 @@ func (r *refusals) platforms(s *specs.Spec) {
 	}
 }
 
-// hooks carries over what runs inside the container, from the container's own files, and refuses what
-// would be a program of the host inside the container's namespaces. The others run on the host
+// hooks refuses what would have to run inside the VM: the agent runs none. The others run on the host
 // (package hooks).
-func (r *refusals) hooks(h *specs.Hooks) *agent.Hooks {
+func (r *refusals) hooks(h *specs.Hooks) {
 	if h == nil {
-		return nil
+		return
 	}
 	if len(h.CreateContainer) > 0 {
 		r.add("hooks.createContainer: %s is a program of the host that would have to run in the container's namespaces, which are inside the VM", h.CreateContainer[0].Path)
 	}
-	if len(h.StartContainer) == 0 {
-		return nil
+	if len(h.StartContainer) > 0 {
+		r.add("hooks.startContainer: %s would run inside the VM, whose agent runs no hooks", h.StartContainer[0].Path)
 	}
-	out := &agent.Hooks{}
-	for _, k := range h.StartContainer {
-		out.StartContainer = append(out.StartContainer, &agent.Hook{
-			Path: k.Path, Args: slices.Clone(k.Args), Env: slices.Clone(k.Env), Timeout: int64(value(k.Timeout)),
-		})
-	}
-	return out
 }
 
 // annotations drops the two that configure the VM: they were consumed on the host.

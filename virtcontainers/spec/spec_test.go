@@ -46,8 +46,7 @@ func TestConvertTakesTheHostOut(t *testing.T) {
 	s := plain()
 	s.Annotations = map[string]string{"a": "b", initdataKey: "x", policyKey: "y"}
 	s.Hooks = &specs.Hooks{
-		Poststop:       []specs.Hook{{Path: "/host"}},
-		StartContainer: []specs.Hook{{Path: "/in/container", Timeout: p(3)}},
+		Poststop: []specs.Hook{{Path: "/host"}},
 	}
 	s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 	s.Domainname = "example.org"
@@ -56,7 +55,6 @@ func TestConvertTakesTheHostOut(t *testing.T) {
 		Root:        &agent.Root{Path: "/run/kata-containers/c1/rootfs", Readonly: true},
 		Process:     &agent.Process{Args: []string{"true"}, Cwd: "/", User: &agent.User{}},
 		Annotations: map[string]string{"a": "b"},
-		Hooks:       &agent.Hooks{StartContainer: []*agent.Hook{{Path: "/in/container", Timeout: 3}}},
 		Linux: &agent.Linux{
 			CgroupsPath: "/coco/c1",
 			Sysctl:      map[string]string{"kernel.domainname": "example.org"},
