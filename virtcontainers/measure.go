@@ -151,7 +151,14 @@ func (c *creation) beginMeasuring(context.Context) error {
 	m := &measuring{done: make(chan struct{}), rehearsal: rehearsal}
 	if !c.life.spawn(func(ctx context.Context) {
 		defer close(m.done)
-		chain, err := digest.Read(ctx, v.Boot)
+		doubt, err := digest.CheckBoot(v)
+		if doubt != nil {
+			c.log.Warn("the launch may go differently", "pod", c.opts.ID, "rehearsal", rehearsal, "reason", doubt)
+		}
+		var chain digest.Chain
+		if err == nil {
+			chain, err = digest.Read(ctx, v.Boot)
+		}
 		if err == nil {
 			m.launch, m.snp, err = digest.Measure(v, chain)
 		}

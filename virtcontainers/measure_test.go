@@ -21,6 +21,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/digest"
 	"github.com/coco-shim/coco/internal/initdata"
+	"github.com/coco-shim/coco/measurement/bzimage/bzimagetest"
 	"github.com/coco-shim/coco/measurement/kernelhashes"
 	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
 	"github.com/coco-shim/coco/measurement/snp"
@@ -36,6 +37,10 @@ func (w *world) snpConfig(cfg configs.Config) configs.Config {
 		w.t.Fatal(err)
 	}
 	cfg.Hypervisor.Platform, cfg.Hypervisor.Firmware, cfg.Hypervisor.CPUModel = "snp", path, "EPYC-v4"
+	cfg.Hypervisor.Kernel = filepath.Join(w.dir, "vmlinuz")
+	if err := os.WriteFile(cfg.Hypervisor.Kernel, bzimagetest.Kernel("6.12.1", ""), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
 	return cfg
 }
 
@@ -185,6 +190,26 @@ func TestWhatCannotBeMeasuredIsNotLaunched(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, "kernel-hash area"},
+		{"a kernel that is none", func(w *world, o *Options) {
+			o.Config = w.snpConfig(o.Config)
+			if err := os.WriteFile(o.Config.Hypervisor.Kernel, []byte("\x7fELF"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, "is an ELF file (vmlinux)"},
+		{"an empty initramfs", func(w *world, o *Options) {
+			o.Config = w.snpConfig(o.Config)
+			o.Config.Hypervisor.Initrd = filepath.Join(w.dir, "nothing")
+			if err := os.WriteFile(o.Config.Hypervisor.Initrd, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, "nothing: is empty"},
+		{"a kernel that does not extend RTMR2", func(w *world, o *Options) {
+			o.Config = w.snpConfig(o.Config)
+			o.Config.Hypervisor.Platform, o.Config.Hypervisor.CPUModel = "tdx", ""
+			if err := os.WriteFile(o.Config.Hypervisor.Kernel, bzimagetest.Kernel("6.1.0-37-amd64", ""), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, "release 6.1.0-37-amd64 measures neither command line nor initrd into RTMR2"},
 		{"an unknown model", func(w *world, o *Options) {
 			o.Config = w.snpConfig(o.Config)
 			o.Config.Hypervisor.CPUModel = "EPYC-v99"

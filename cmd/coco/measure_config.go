@@ -79,6 +79,9 @@ func (o *configOptions) run(cmd *cobra.Command) error {
 		if err := present(boot); err != nil {
 			return err
 		}
+		if err := bootable(cmd, hypervisor.TEE(h.Platform), boot, o.memoryMiB()); err != nil {
+			return err
+		}
 	}
 	var results []result
 	switch h.Platform {
@@ -132,6 +135,15 @@ func (o *configOptions) size(cmd *cobra.Command, h configs.Hypervisor) error {
 		return fmt.Errorf("--memory %s: no VM gets more than hypervisor.max_memory_mib, which is %d", o.memory, h.MaxMemoryMiB)
 	}
 	return nil
+}
+
+// memoryMiB is the memory that was asked for, 0 if none was.
+func (o *configOptions) memoryMiB() uint64 {
+	n, err := parseSize(o.memory)
+	if o.memory == "" || err != nil {
+		return 0 // size has refused what is none
+	}
+	return n >> 20
 }
 
 // snp measures all numbers of vCPUs, or the one that was asked for.
@@ -216,14 +228,7 @@ func (o *configOptions) tdx(cmd *cobra.Command, h configs.Hypervisor, boot confi
 		return nil, err
 	}
 	c := configs.Config{Hypervisor: h}
-	shape := virtcontainers.Shape{VCPUs: o.vcpus}
-	if o.memory != "" {
-		n, err := parseSize(o.memory)
-		if err != nil {
-			return nil, err
-		}
-		shape.MemoryMiB = n >> 20
-	}
+	shape := virtcontainers.Shape{VCPUs: o.vcpus, MemoryMiB: o.memoryMiB()}
 	r, err := o.tdxValues(cmd.Context(), h, virtcontainers.VMSpec(virtcontainers.Options{Config: c}, shape, hypervisor.Boot{}), boot)
 	if err != nil {
 		return nil, err

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/coco-shim/coco/configs"
+	"github.com/coco-shim/coco/measurement/bzimage/bzimagetest"
 	"github.com/coco-shim/coco/measurement/igvm"
 	"github.com/coco-shim/coco/measurement/snp"
 )
@@ -22,7 +23,7 @@ func TestMeasureConfigOfCloudHypervisor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	firmware, kernel, initrd := write(t, "stage0.igvm", raw), write(t, "vmlinuz", []byte("kernel")), write(t, "initrd.img", []byte("initrd"))
+	firmware, kernel, initrd := write(t, "stage0.igvm", raw), write(t, "vmlinuz", bzimagetest.Kernel("6.12.1", "")), write(t, "initrd.img", []byte("initrd"))
 	text := fmt.Sprintf("[hypervisor]\ntype = \"clh\"\nplatform = \"snp\"\nmax_vcpus = 3\nguest_dir = %q\nfirmware = %q\nkernel = %q\ninitrd = %q\nkernel_params = \"quiet\"\n", t.TempDir(), firmware, kernel, initrd)
 	config := write(t, "config.toml", []byte(text))
 

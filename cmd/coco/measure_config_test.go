@@ -4,7 +4,6 @@
 package main
 
 import (
-	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -12,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/coco-shim/coco/measurement/bzimage/bzimagetest"
 	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
 )
 
@@ -19,30 +19,12 @@ import (
 func guestImage(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
-	for name, text := range map[string]string{"vmlinuz": "kernel", "initrd.img": "initrd", "manifest.json": `{"cmdline":"quiet panic=-1"}`} {
+	for name, text := range map[string]string{"vmlinuz": string(bzimagetest.Kernel("6.12.1", "")), "initrd.img": "initrd", "manifest.json": `{"cmdline":"quiet panic=-1"}`} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	return dir
-}
-
-// peKernel is the least that passes for a kernel with an EFI stub: headers and one section.
-func peKernel() []byte {
-	le := binary.LittleEndian
-	b := make([]byte, 0x800)
-	copy(b, "MZ")
-	le.PutUint32(b[0x3c:], 0x40)
-	copy(b[0x40:], "PE\x00\x00")
-	le.PutUint16(b[0x46:], 1)   // sections
-	le.PutUint16(b[0x54:], 160) // optional header, six directories
-	opt := b[0x58:]
-	le.PutUint16(opt, 0x20b)
-	le.PutUint32(opt[60:], 0x400)
-	le.PutUint32(opt[108:], 6)
-	le.PutUint32(opt[160+16:], 0x400)
-	le.PutUint32(opt[160+20:], 0x400)
-	return b
 }
 
 func teeConfig(t testing.TB, platform, fw, more string) (config, guest string) {
@@ -99,9 +81,6 @@ func TestMeasureConfigTDX(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(guest+"/vmlinuz", peKernel(), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	out, _, err := measure(t, "--config", config, "--profile", profile)
 	lines := strings.SplitAfter(out, "\n")
 	if err != nil || len(lines) != 4 || lines[0] != want || lines[2] != want2 {
@@ -151,4 +130,45 @@ func TestMeasureConfigRefuses(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestMeasureConfigRefusesWhatTheVMMWould(t *testing.T) {
+	for _, tt := range []struct {
+		name, platform string
+		change         func(guest string) error
+		args           []string
+		want           string
+	}{
+		{"vmlinux", "snp", kernelOf("\x7fELF"), nil, "is an ELF file (vmlinux)"},
+		{"no kernel", "snp", kernelOf(""), nil, "vmlinuz: is empty"},
+		{"gzip", "tdx", kernelOf("\x1f\x8b\x08"), nil, "compressed with gzip"},
+		{"arm64", "snp", kernelOf("MZ" + strings.Repeat("\x00", 0x36) + "ARM\x64"), nil, "arm64"},
+		{"zboot", "snp", kernelOf("MZ\x00\x00zimg"), nil, "zboot"},
+		{"no EFI stub", "snp", kernelOf("\x00" + string(bzimagetest.Kernel("6.12", "")[1:])), nil, "no EFI stub"},
+		{"an empty initrd", "snp", func(guest string) error { return os.Truncate(guest+"/initrd.img", 0) }, nil, "initrd.img: is empty"},
+		{"an initrd beyond memory", "snp", func(guest string) error { return os.Truncate(guest+"/initrd.img", 300<<20) }, []string{"--memory", "256M"}, "more than the 268271615 that can be loaded"},
+		{"a kernel before RTMR2", "tdx", kernelOf(string(bzimagetest.Kernel("6.8.12", ""))), nil, "measures neither command line nor initrd into RTMR2"},
+		{"a long command line", "snp", func(guest string) error {
+			return os.WriteFile(guest+"/manifest.json", []byte(`{"cmdline":"`+strings.Repeat("x", 2048)+`"}`), 0o600)
+		}, nil, "the kernel takes 2047"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			config, guest := teeConfig(t, tt.platform, firmware(t, 64<<10), "max_vcpus = 2\n")
+			if err := tt.change(guest); err != nil {
+				t.Fatal(err)
+			}
+			pod := write(t, "pod.yaml", []byte(podManifest(class, "cpu: 1, memory: 16Mi", "")))
+			for form, args := range map[string][]string{"--config": tt.args, "--pod": {"--pod", pod}} {
+				out, _, err := measure(t, append([]string{"--config", config}, args...)...)
+				if err == nil || !strings.Contains(err.Error(), tt.want) && form == "--config" || out != "" {
+					t.Errorf("measure %s = %q, %v, want an error with %q", form, out, err, tt.want)
+				}
+			}
+		})
+	}
+}
+
+// kernelOf replaces the kernel of a guest image.
+func kernelOf(content string) func(string) error {
+	return func(guest string) error { return os.WriteFile(guest+"/vmlinuz", []byte(content), 0o600) }
 }

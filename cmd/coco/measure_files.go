@@ -5,14 +5,20 @@ package main
 
 import (
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/coco-shim/coco/configs"
+	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/hypervisor/digest"
+	"github.com/coco-shim/coco/measurement/bzimage"
 	"github.com/coco-shim/coco/measurement/kernelhashes"
 )
 
@@ -61,34 +67,65 @@ func noEmpty(cmd *cobra.Command, names ...string) error {
 // bootFiles are the parts of a direct boot on the command line.
 type bootFiles struct {
 	kernel, initrd, cmdline string
+	kernelSum, initrdSum    string // SHA-256 in hexadecimal, instead of the files
+}
+
+// sums adds the flags that stand for files.
+func (b *bootFiles) sums(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&b.kernelSum, "kernel-sha256", "", "SHA-256 of the kernel in hexadecimal, instead of the file")
+	cmd.Flags().StringVar(&b.initrdSum, "initrd-sha256", "", "SHA-256 of the initrd in hexadecimal, instead of the file")
 }
 
 func (b bootFiles) check() error {
-	if b.kernel != "" {
-		return nil
-	}
-	if b.initrd != "" {
+	_, errK := parseSum("--kernel-sha256", b.kernelSum)
+	_, errI := parseSum("--initrd-sha256", b.initrdSum)
+	kernel := b.kernel != "" || b.kernelSum != ""
+	switch {
+	case errK != nil || errI != nil:
+		return errors.Join(errK, errI)
+	case b.kernel != "" && b.kernelSum != "":
+		return errors.New("give --kernel or --kernel-sha256, not both")
+	case b.initrd != "" && b.initrdSum != "":
+		return errors.New("give --initrd or --initrd-sha256, not both")
+	case !kernel && (b.initrd != "" || b.initrdSum != ""):
 		return errors.New("--initrd without --kernel: QEMU passes no initrd without a kernel")
-	}
-	if b.cmdline != "" {
+	case !kernel && b.cmdline != "":
 		return errors.New("--append without --kernel: QEMU refuses a command line without a kernel")
+	case len(b.cmdline) > digest.MaxCmdline:
+		return fmt.Errorf("--append has %d bytes: the kernel takes %d, though all would be measured", len(b.cmdline), digest.MaxCmdline)
+	case strings.Contains(b.cmdline, "\x00"):
+		return errors.New("--append has a zero byte, where the command line would end")
 	}
 	return nil
 }
 
+func parseSum(flag, text string) (sum [sha256.Size]byte, err error) {
+	if text == "" {
+		return sum, nil
+	}
+	raw, err := hex.DecodeString(text)
+	if err != nil || len(raw) != sha256.Size {
+		return sum, fmt.Errorf("%s %.80q is not a SHA-256: want %d hexadecimal digits", flag, text, 2*sha256.Size)
+	}
+	return [sha256.Size]byte(raw), nil
+}
+
 // hash streams kernel and initrd, both at once and in constant memory. Without a kernel it returns nil.
 func (b bootFiles) hash(group *errgroup.Group) func() *kernelhashes.Hashes {
-	if b.kernel == "" {
+	if b.kernel == "" && b.kernelSum == "" {
 		return func() *kernelhashes.Hashes { return nil }
 	}
-	var kernel, initrd [sha256.Size]byte
-	group.Go(func() (err error) { kernel, err = hashFile(b.kernel); return err })
+	kernel, _ := parseSum("", b.kernelSum) // checked
+	initrd, _ := parseSum("", b.initrdSum)
+	if b.kernel != "" {
+		group.Go(func() (err error) { kernel, err = hashFile(b.kernel); return err })
+	}
 	if b.initrd != "" {
 		group.Go(func() (err error) { initrd, err = hashFile(b.initrd); return err })
 	}
 	return func() *kernelhashes.Hashes {
 		in := &initrd
-		if b.initrd == "" {
+		if b.initrd == "" && b.initrdSum == "" {
 			in = nil
 		}
 		h := kernelhashes.New(kernel, in, b.cmdline)
@@ -96,15 +133,136 @@ func (b bootFiles) hash(group *errgroup.Group) func() *kernelhashes.Hashes {
 	}
 }
 
+// maxBootFile bounds a kernel or initrd: addresses and sizes of the boot protocol have 32 bits.
+const maxBootFile = 1<<32 - 1
+
 func hashFile(path string) ([sha256.Size]byte, error) {
-	f, err := os.Open(path)
+	f, err := openBounded(path)
 	if err != nil {
 		return [sha256.Size]byte{}, err
 	}
-	defer f.Close()
+	defer f.close()
 	h, err := kernelhashes.Read(f)
 	if err != nil {
 		return h, fmt.Errorf("%s: %w", path, err)
 	}
 	return h, nil
+}
+
+// bounded is a file of which at most maxBootFile bytes are read. A longer one is an error, not a shorter one.
+type bounded struct {
+	f    *os.File
+	left int64
+}
+
+// openBounded opens a kernel or initrd: a file or a pipe, but no device, which may never end.
+func openBounded(path string) (*bounded, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	switch {
+	case err != nil:
+	case st.Mode()&os.ModeDevice != 0:
+		err = fmt.Errorf("%s is a device", path)
+	case st.Size() > maxBootFile:
+		err = fmt.Errorf("%s has %d bytes, more than %d", path, st.Size(), int64(maxBootFile))
+	}
+	if err != nil {
+		_ = f.Close() // only read
+		return nil, err
+	}
+	return &bounded{f, maxBootFile}, nil
+}
+
+func (b *bounded) close() { _ = b.f.Close() } // only read
+
+func (b *bounded) Read(p []byte) (int, error) {
+	n, err := b.f.Read(p)
+	if b.left -= int64(n); b.left < 0 {
+		return 0, fmt.Errorf("has more than %d bytes", int64(maxBootFile))
+	}
+	return n, err
+}
+
+// headers reads a kernel's headers, nil where there is no regular file to look into.
+func (b bootFiles) headers() (*bzimage.Kernel, error) {
+	st, err := os.Stat(b.kernel)
+	if b.kernel == "" || err != nil || !st.Mode().IsRegular() {
+		return nil, nil // what is wrong with the file is told by its reader
+	}
+	f, err := os.Open(b.kernel)
+	if err != nil {
+		return nil, nil
+	}
+	defer f.Close() //nolint:errcheck // only read
+	k, err := digest.ParseKernel(f)
+	return &k, err
+}
+
+// notes says on stderr what a VMM would refuse of the files, though digests can be computed.
+func (b bootFiles) notes(cmd *cobra.Command) {
+	note := func(path string, err error) {
+		fmt.Fprintf(cmd.ErrOrStderr(), "note: %s %v: the VMM would not start it with kernel hashes\n", path, err)
+	}
+	k, err := b.headers()
+	if err != nil {
+		note("--kernel "+b.kernel, err)
+		k = nil
+	}
+	if b.initrd == "" {
+		return
+	}
+	st, err := os.Stat(b.initrd)
+	if err != nil || !st.Mode().IsRegular() {
+		return // told by its reader
+	}
+	if st.Size() == 0 {
+		note("--initrd "+b.initrd, errors.New("is empty"))
+	} else if k == nil {
+		return
+	} else if err := k.Initrd(st.Size(), 0); err != nil {
+		note("--initrd "+b.initrd, err)
+	}
+}
+
+// bootable refuses a boot chain that the shim refuses, and warns of what cannot be told.
+func bootable(cmd *cobra.Command, tee hypervisor.TEE, files configs.BootFiles, memoryMiB uint64) error {
+	boot, done, err := openBoot(files)
+	defer done()
+	if err != nil {
+		return err
+	}
+	doubt, err := digest.CheckBoot(hypervisor.VMSpec{TEE: tee, MemoryMiB: memoryMiB, Boot: boot})
+	if err != nil {
+		return fmt.Errorf("the shim would refuse the boot files: %w", err)
+	}
+	if doubt != nil {
+		fmt.Fprintf(cmd.ErrOrStderr(), "warning: %v\n", doubt)
+	}
+	return nil
+}
+
+// openBoot opens the files of a boot chain; done closes them.
+func openBoot(files configs.BootFiles) (boot hypervisor.Boot, done func(), err error) {
+	var open []*os.File
+	done = func() {
+		for _, f := range open {
+			_ = f.Close() // only read
+		}
+	}
+	boot.Cmdline = files.Cmdline
+	for _, b := range []struct {
+		path string
+		to   **os.File
+	}{{files.Kernel, &boot.Kernel}, {files.Initrd, &boot.Initrd}, {files.Firmware, &boot.Firmware}} {
+		f, err := os.Open(b.path)
+		if err != nil {
+			return boot, done, err
+		}
+		open = append(open, f)
+		*b.to = f
+	}
+	return boot, done, nil
 }

@@ -70,6 +70,7 @@ func newMeasureIGVMCmd() *cobra.Command {
 	f.StringVar(&o.boot.kernel, "kernel", "", "kernel passed beside the file (clh-kvm)")
 	f.StringVar(&o.boot.initrd, "initrd", "", "initrd passed beside the file")
 	f.StringVar(&o.boot.cmdline, "append", "", "kernel command line passed beside the file")
+	o.boot.sums(cmd)
 	f.BoolVar(&o.list, "list", false, "list the file's directives instead")
 	o.output.flags(cmd)
 	cmd.AddCommand(newMeasureIGVMCreateCmd())
@@ -107,6 +108,7 @@ func (o *igvmOptions) run(cmd *cobra.Command, path string) ([]result, error) {
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
+	o.boot.notes(cmd)
 	launch := snp.IGVMLaunch{File: file, Loader: loader, Kernel: hashes()}
 	if loader != snp.CloudHypervisorKVM {
 		counts = []int{0} // the file alone decides

@@ -53,6 +53,7 @@ func newMeasureIGVMCreateCmd() *cobra.Command {
 	f.StringVar(&o.boot.kernel, "kernel", "", "kernel whose hash the firmware will check")
 	f.StringVar(&o.boot.initrd, "initrd", "", "initrd whose hash the firmware will check")
 	f.StringVar(&o.boot.cmdline, "append", "", "kernel command line whose hash the firmware will check")
+	o.boot.sums(cmd)
 	f.StringArrayVar(&o.blobs, "blob", nil, "GPA=FILE: bytes at a guest address")
 	f.StringVar(&o.vmsa, "vmsa", "", "file with the boot processor's save area; without it the reset vector")
 	f.StringVar(&o.model, "cpu-model", "", "model whose signature the boot processor has in RDX")

@@ -104,7 +104,7 @@ func (o *configOptions) runPods(cmd *cobra.Command, c configs.Config) error {
 	var errs []error
 	m := podMeasurer{configOptions: o, chains: map[configs.BootFiles]digest.Chain{}}
 	for _, p := range pods {
-		r, err := m.measure(cmd.Context(), c, p)
+		r, err := m.measure(cmd, c, p)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", p, err))
 			continue
@@ -137,7 +137,8 @@ type podMeasurer struct {
 	chains map[configs.BootFiles]digest.Chain // without their command line
 }
 
-func (m *podMeasurer) measure(ctx context.Context, c configs.Config, p kubepod.Pod) (*podResult, error) {
+func (m *podMeasurer) measure(cmd *cobra.Command, c configs.Config, p kubepod.Pod) (*podResult, error) {
+	ctx := cmd.Context()
 	switch {
 	case p.RuntimeClass == "":
 		return nil, errors.New("has no runtimeClassName, so it does not run in a VM of ours")
@@ -167,6 +168,9 @@ func (m *podMeasurer) measure(ctx context.Context, c configs.Config, p kubepod.P
 	}
 	spec := virtcontainers.VMSpec(virtcontainers.Options{ID: "pod", Config: c}, shape, hypervisor.Boot{Cmdline: files.Cmdline})
 	if spec, err = virtcontainers.WithInitdata(spec, doc); err != nil {
+		return nil, err
+	}
+	if err := bootable(cmd, spec.TEE, files, spec.MemoryMiB); err != nil {
 		return nil, err
 	}
 	chain, err := m.chain(ctx, files)
@@ -201,14 +205,10 @@ func (m *podMeasurer) chain(ctx context.Context, files configs.BootFiles) (c dig
 	if c, ok := m.chains[files]; ok {
 		return c, nil
 	}
-	var boot hypervisor.Boot
-	for path, to := range map[string]**os.File{files.Kernel: &boot.Kernel, files.Initrd: &boot.Initrd, files.Firmware: &boot.Firmware} {
-		f, err := os.Open(path)
-		if err != nil {
-			return c, err
-		}
-		defer f.Close() //nolint:errcheck // only read
-		*to = f
+	boot, done, err := openBoot(files)
+	defer done()
+	if err != nil {
+		return c, err
 	}
 	if c, err = digest.Read(ctx, boot); err == nil {
 		m.chains[files] = c

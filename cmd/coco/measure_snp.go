@@ -4,10 +4,12 @@
 package main
 
 import (
+	"bytes"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -52,6 +54,7 @@ func newMeasureSNPCmd() *cobra.Command {
 	f.StringVar(&o.boot.kernel, "kernel", "", "kernel of a measured direct boot (kernel-hashes=on)")
 	f.StringVar(&o.boot.initrd, "initrd", "", "initrd of the direct boot")
 	f.StringVar(&o.boot.cmdline, "append", "", "kernel command line; every byte counts")
+	o.boot.sums(cmd)
 	f.StringVar(&o.vcpus, "vcpus", "", "number of vCPUs; several (1,2,4-8) give a digest each")
 	f.StringVar(&o.model, "cpu-model", "", "QEMU's name of the vCPU model, such as EPYC-v4")
 	f.StringVar(&o.sig, "vcpu-sig", "", "signature of the vCPU (CPUID 1 EAX) instead of a model")
@@ -67,7 +70,7 @@ func newMeasureSNPCmd() *cobra.Command {
 }
 
 func (o *snpOptions) run(cmd *cobra.Command) ([]result, error) {
-	if err := errors.Join(o.check(), noEmpty(cmd, "firmware", "firmware-hash", "metadata", "kernel", "initrd"), o.boot.check()); err != nil {
+	if err := errors.Join(o.check(), noEmpty(cmd, "firmware", "firmware-hash", "metadata", "kernel", "initrd", "kernel-sha256", "initrd-sha256"), o.boot.check()); err != nil {
 		return nil, err
 	}
 	if o.mode == "ovmf-hash" {
@@ -79,6 +82,9 @@ func (o *snpOptions) run(cmd *cobra.Command) ([]result, error) {
 	}
 	if err := o.load(&d); err != nil {
 		return nil, err
+	}
+	if d.VMM == snp.QEMU || d.VMM == snp.QEMULegacy {
+		o.boot.notes(cmd)
 	}
 	return o.measure(d, counts)
 }
@@ -230,15 +236,27 @@ type metadataFile struct {
 	Hash         string `json:"ovmf_hash"`
 }
 
-// readMetadata reads what is needed of a firmware known by its hash. The file may carry the hash
-// too; other fields of the vectors' case format are ignored.
+// strict decodes a JSON object, all of whose keys must be known.
+func strict(raw []byte, to any) error {
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(to); err != nil {
+		return err
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("something follows the JSON object")
+	}
+	return nil
+}
+
+// readMetadata reads what is needed of a firmware known by its hash. The file may carry the hash too.
 func readMetadata(path string, d *snp.Description) (*snp.Metadata, error) {
 	raw, err := readLimited(path, 1<<20)
 	if err != nil {
 		return nil, err
 	}
 	var doc metadataFile
-	if err := json.Unmarshal(raw, &doc); err != nil {
+	if err := strict(raw, &doc); err != nil {
 		return nil, fmt.Errorf("--metadata %s: %w", path, err)
 	}
 	if len(doc.Sections) == 0 {

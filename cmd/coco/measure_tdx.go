@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -36,6 +35,7 @@ type tdxOptions struct {
 	smbios                string
 	fwCfg                 []string
 	shim, secureBootBuild bool
+	backport              bool
 	acpi                  *tdx.ACPI // instead of files
 }
 
@@ -99,6 +99,7 @@ func newMeasureTDXCmd() *cobra.Command {
 	f.StringVar(&o.tables, "acpi-tables", "", "the VM's etc/acpi/tables")
 	f.StringVar(&o.smbios, "smbios", "", "the SMBIOS table that the firmware measures (edk2-stable202505 and later)")
 	f.StringArrayVar(&o.fwCfg, "fw-cfg", nil, "NAME=FILE: a fw_cfg item that the firmware measures (edk2-stable202505 and later)")
+	f.BoolVar(&o.backport, "kernel-backport", false, "the kernel measures command line and initrd into rtmr2 although its version is below 6.9")
 	f.BoolVar(&o.secureBootBuild, "secure-boot-build", false, "the firmware was built with secure boot, though it has no keys")
 	o.output.flags(cmd)
 	cmd.AddCommand(newMeasureTDXLogCmd())
@@ -113,7 +114,31 @@ func (o *tdxOptions) run(cmd *cobra.Command) (*tdxResult, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := o.extends(cmd, names); err != nil {
+		return nil, err
+	}
 	return o.values(names)
+}
+
+// extends refuses to compute RTMR2 for a kernel that leaves it at zero.
+func (o *tdxOptions) extends(cmd *cobra.Command, names []string) error {
+	k, err := o.boot.headers()
+	if k == nil {
+		return nil
+	}
+	if err != nil {
+		fmt.Fprintf(cmd.ErrOrStderr(), "note: --kernel %s %v: QEMU would not start it in a TD\n", o.boot.kernel, err)
+		return nil
+	}
+	doubt, problem := k.RTMR2()
+	switch {
+	case !slices.Contains(names, "rtmr2"):
+	case problem != nil && !o.backport:
+		return fmt.Errorf("--kernel %s: %w; leave rtmr2 out of --registers, or give --kernel-backport if the kernel does all the same", o.boot.kernel, problem)
+	case doubt != nil && !o.backport:
+		fmt.Fprintf(cmd.ErrOrStderr(), "warning: --kernel %s: %v\n", o.boot.kernel, doubt)
+	}
+	return nil
 }
 
 // values computes the named registers.
@@ -263,11 +288,11 @@ func (o *tdxOptions) loadTables(d *tdx.Description) error {
 
 // digestFile streams a file through SHA-384.
 func digestFile(path string) (tdx.Content, error) {
-	f, err := os.Open(path)
+	f, err := openBounded(path)
 	if err != nil {
 		return tdx.Content{}, err
 	}
-	defer f.Close()
+	defer f.close()
 	h := sha512.New384()
 	n, err := io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{f}, make([]byte, 256<<10))
 	if err != nil {

@@ -5,6 +5,7 @@ package main
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/coco-shim/coco/measurement/bzimage/bzimagetest"
 	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
 	"github.com/coco-shim/coco/measurement/snp/idauth"
 	"github.com/coco-shim/coco/tests/vectors"
@@ -67,9 +69,6 @@ func commandCases(t *testing.T, dir fs.FS, folder string) {
 		t.Fatal(err)
 	}
 	for i, c := range vectors.Cases(t, dir, strings.TrimPrefix(folder+"/cases.json", "./")) {
-		if c.KernelSHA256 != "" {
-			continue // no file has that hash
-		}
 		args := []string{"snp", "--mode", c.Mode, "--append", c.Append, "--vmm", c.VMM}
 		add := func(on bool, flag string, value any) {
 			if on {
@@ -84,8 +83,10 @@ func commandCases(t *testing.T, dir fs.FS, folder string) {
 		if c.Firmware != "" {
 			add(true, "--firmware", file(c.Firmware))
 		} else {
-			add(true, "--metadata", write(t, "meta.json", raw[i]))
+			add(true, "--metadata", write(t, "meta.json", metadataOf(t, raw[i])))
 		}
+		add(c.KernelSHA256 != "", "--kernel-sha256", c.KernelSHA256)
+		add(c.InitrdSHA256 != "", "--initrd-sha256", c.InitrdSHA256)
 		if c.Kernel != nil {
 			add(true, "--kernel", file(*c.Kernel))
 		}
@@ -96,8 +97,116 @@ func commandCases(t *testing.T, dir fs.FS, folder string) {
 		switch {
 		case c.Expect == "error" && (err == nil || out != ""):
 			t.Errorf("%s: stdout %q, error %v, want a refusal", c.Name, out, err)
-		case c.Expect != "error" && (err != nil || out != c.Expect+"\n" || errs != ""):
+		case c.Expect != "error" && (err != nil || out != c.Expect+"\n" || errs != "" && !strings.HasPrefix(errs, "note: ")):
 			t.Errorf("%s: stdout %q, stderr %q, error %v, want %s", c.Name, out, errs, err, c.Expect)
+		}
+	}
+}
+
+// metadataOf is what of a case --metadata takes.
+func metadataOf(t *testing.T, raw []byte) []byte {
+	t.Helper()
+	var all, known map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &all); err != nil {
+		t.Fatal(err)
+	}
+	known = map[string]json.RawMessage{}
+	for _, k := range []string{"ovmf_sections", "ap_eip", "hash_table_gpa", "ovmf_hash"} {
+		if v, ok := all[k]; ok {
+			known[k] = v
+		}
+	}
+	out, err := json.Marshal(known)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func TestMeasureTakesHashesInsteadOfFiles(t *testing.T) {
+	fw := firmware(t, 64<<10)
+	kernel, initrd := bzimagetest.Kernel("6.12.1", "x"), []byte("initrd")
+	ok := []string{"snp", "--firmware", fw, "--vcpus", "2", "--cpu-model", "EPYC-v4", "--append", "quiet"}
+	want, errs, err := measure(t, append(ok, "--kernel", write(t, "k", kernel), "--initrd", write(t, "i", initrd))...)
+	if err != nil || errs != "" {
+		t.Fatal(err, errs)
+	}
+	k, i := fmt.Sprintf("%x", sha256.Sum256(kernel)), fmt.Sprintf("%X", sha256.Sum256(initrd))
+	if out, errs, err := measure(t, append(ok, "--kernel-sha256", k, "--initrd-sha256", i)...); err != nil || out != want || errs != "" {
+		t.Errorf("measure with hashes = %q, %q, %v, want %q", out, errs, err, want)
+	}
+	for text, args := range map[string][]string{
+		"not both":                    {"--kernel-sha256", k, "--kernel", fw},
+		"--initrd or --initrd-sha256": {"--kernel-sha256", k, "--initrd-sha256", i, "--initrd", fw},
+		"is not a SHA-256":            {"--kernel-sha256", k[2:]},
+		`--initrd-sha256 "x"`:         {"--kernel-sha256", k, "--initrd-sha256", "x"},
+		"--kernel-sha256 is empty":    {"--kernel-sha256", ""},
+		"--initrd without --kernel":   {"--kernel-sha256", "", "--initrd-sha256", i},
+		"/dev/zero is a device":       {"--kernel", "/dev/zero"},
+		"the kernel takes 2047":       {"--kernel-sha256", k, "--append", strings.Repeat("x", 2048)},
+		"zero byte":                   {"--kernel-sha256", k, "--append", "a\x00b"},
+		"sparse has 4294967296 bytes": {"--kernel", sparse(t, 1<<32)},
+	} {
+		if out, _, err := measure(t, append(ok, args...)...); err == nil || !strings.Contains(err.Error(), text) || out != "" {
+			t.Errorf("measure %v = %q, %v, want %q", args, out, err, text)
+		}
+	}
+	if out, _, err := measure(t, append(ok, "--kernel", fw, "--initrd", "/dev/zero")...); err == nil || !strings.Contains(err.Error(), "is a device") || out != "" {
+		t.Errorf("measure of an endless initrd = %q, %v", out, err)
+	}
+	if _, _, err := measure(t, append(ok, "--kernel-sha256", k, "--append", strings.Repeat("x", 2047))...); err != nil {
+		t.Errorf("the longest command line: %v", err)
+	}
+}
+
+// sparse is a file of a size that takes no room.
+func sparse(t *testing.T, size int64) string {
+	t.Helper()
+	path := write(t, "sparse", nil)
+	if err := os.Truncate(path, size); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestMeasureSNPNotesWhatWouldNotStart(t *testing.T) {
+	fw := firmware(t, 64<<10)
+	ok := []string{"snp", "--firmware", fw, "--vcpus", "2", "--cpu-model", "EPYC-v4"}
+	good := write(t, "vmlinuz", bzimagetest.Kernel("6.12.1", ""))
+	for want, args := range map[string][]string{
+		"an ELF file (vmlinux)": {"--kernel", write(t, "vmlinux", []byte("\x7fELF"))},
+		"--kernel ":             {"--kernel", write(t, "empty", nil)},
+		"gzip":                  {"--kernel", write(t, "gz", []byte("\x1f\x8b\x08"))},
+		"--initrd ":             {"--kernel", good, "--initrd", write(t, "initrd", nil)},
+		"":                      {"--kernel", good, "--initrd", fw},
+	} {
+		out, errs, err := measure(t, append(ok, args...)...)
+		if err != nil || len(out) != 97 || (want == "") != (errs == "") || !strings.Contains(errs, want) {
+			t.Errorf("measure %v = %q, %q, %v, want a digest and a note with %q", args, out, errs, err, want)
+		}
+	}
+	if _, errs, _ := measure(t, append(ok, "--vmm", "ec2", "--kernel", fw)...); errs != "" {
+		t.Errorf("notes about another VMM: %q", errs)
+	}
+}
+
+func TestMeasureTDXWithKernelsThatDoNotMeasure(t *testing.T) {
+	const profile = "edk2-stable202508+qemu-11.0"
+	args := func(release, registers string, more ...string) []string {
+		return append([]string{"tdx", "--profile", profile, "--registers", registers, "--kernel", write(t, "k", bzimagetest.Kernel(release, ""))}, more...)
+	}
+	if _, _, err := measure(t, args("6.8.12", "rtmr1,rtmr2")...); err == nil || !strings.Contains(err.Error(), "measures neither command line nor initrd into RTMR2") {
+		t.Errorf("measure tdx of Linux 6.8 = %v", err)
+	}
+	for name, a := range map[string][]string{
+		"a newer kernel":       args("6.9.0", "rtmr1,rtmr2"),
+		"without rtmr2":        args("6.8.12", "rtmr1"),
+		"a backport that is":   args("6.8.12", "rtmr1,rtmr2", "--kernel-backport"),
+		"a backport, probably": args("5.14.0-503.el9_5.x86_64", "rtmr1,rtmr2"),
+	} {
+		_, errs, err := measure(t, a...)
+		if warned := strings.HasPrefix(errs, "warning: "); err != nil || warned != (name == "a backport, probably") {
+			t.Errorf("%s: %q, %v", name, errs, err)
 		}
 	}
 }
@@ -139,6 +248,9 @@ func TestMeasureSNPRefuses(t *testing.T) {
 		{"section without address", withMetadata(`{"size":4096,"type":1}`)},
 		{"section without size", withMetadata(`{"gpa":4096,"type":1}`)},
 		{"section without type", withMetadata(`{"gpa":4096,"size":4096}`)},
+		{"metadata with an unknown key", []string{"snp", "--metadata", write(t, "more.json", []byte(`{"ovmf_sections":[{"gpa":4096,"size":4096,"type":1}],"ap_eip":1,"hash_tabel_gpa":4096}`)), "--firmware-hash", strings.Repeat("00", 48), "--vcpus", "1", "--cpu-model", "EPYC"}},
+		{"metadata of a section with an unknown key", withMetadata(`{"gpa":4096,"size":4096,"type":1,"kind":"x"}`)},
+		{"metadata with something behind", []string{"snp", "--metadata", write(t, "two.json", []byte(`{"ovmf_sections":[{"gpa":4096,"size":4096,"type":1}],"ap_eip":1}{}`)), "--firmware-hash", strings.Repeat("00", 48), "--vcpus", "1", "--cpu-model", "EPYC"}},
 		{"metadata that are a list", []string{"snp", "--metadata", write(t, "list.json", []byte("[]")), "--vcpus", "1", "--cpu-model", "EPYC"}},
 		{"empty name of a kernel", append(ok, "--kernel", "")},
 		{"empty name of an initrd", append(ok, "--kernel", fw, "--initrd", "")},

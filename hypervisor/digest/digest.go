@@ -69,6 +69,10 @@ func readFirmware(f *os.File) ([]byte, error) {
 }
 
 func hash(ctx context.Context, f *os.File) ([sha256.Size]byte, error) {
+	_, err := sizeOf(f)
+	if err != nil {
+		return [sha256.Size]byte{}, fmt.Errorf("%s: %w", f.Name(), err)
+	}
 	sum, err := kernelhashes.Read(section(ctx, f))
 	if err != nil {
 		return sum, fmt.Errorf("%s: %w", f.Name(), err)

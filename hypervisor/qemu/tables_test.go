@@ -5,7 +5,6 @@ package qemu
 
 import (
 	"bytes"
-	"maps"
 	"os"
 	"testing"
 	"time"
@@ -123,53 +122,6 @@ func TestTablesOfEveryQEMU(t *testing.T) {
 			files := readTables(t, Tables(tablesSpec(), bin))
 			t.Logf("read in %s: %v", time.Since(start).Round(time.Millisecond), len(files[qtest.ACPI]))
 		})
-	}
-}
-
-func TestTablesAreCachedByContent(t *testing.T) {
-	bin := newestQEMU(t)
-	copied := t.TempDir() + "/qemu"
-	script := "#!/bin/sh\necho run >>" + copied + ".log\nexec " + bin + " \"$@\"\n"
-	if err := os.WriteFile(copied, []byte(script), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	runs := func() int { b, _ := os.ReadFile(copied + ".log"); return bytes.Count(b, []byte("\n")) }
-	c := qtest.Cache{Dir: t.TempDir() + "/cache"}
-	read := func(s hypervisor.VMSpec, f qtest.Firmware) map[string][]byte {
-		files, err := c.Read(t.Context(), Tables(s, copied), f, measured...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return files
-	}
-	fw := qtest.OVMF(202508, 46)
-	first := read(tablesSpec(), fw)
-	if again := read(tablesSpec(), fw); !maps.EqualFunc(first, again, bytes.Equal) || runs() != 1 {
-		t.Errorf("%d runs for the same question, or other answers", runs())
-	}
-	if read(tablesSpec(), qtest.OVMF(202302, 46)); runs() != 2 {
-		t.Errorf("%d runs for another firmware, want 2 in all", runs())
-	}
-	entries, _ := os.ReadDir(c.Dir)
-	for _, e := range entries {
-		path := c.Dir + "/" + e.Name()
-		text, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		text[len(text)/2] ^= 1
-		if err := os.WriteFile(path, text, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if damaged := read(tablesSpec(), fw); !maps.EqualFunc(first, damaged, bytes.Equal) || runs() != 3 {
-		t.Errorf("%d runs with a damaged cache, want 3 in all and the right answer", runs())
-	}
-	if err := os.WriteFile(copied, []byte(script+"# another build\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if read(tablesSpec(), fw); runs() != 4 {
-		t.Errorf("%d runs with another binary, want 4 in all", runs())
 	}
 }
 

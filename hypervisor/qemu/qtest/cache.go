@@ -16,8 +16,9 @@ import (
 )
 
 // Cache keeps tables in a directory. The key is the content of the QEMU binary, the arguments, what the firmware does
-// and the names of the files: all that they depend on. It is a convenience: what is damaged or cannot be written is
-// read from QEMU again.
+// and the names of the files: all that they depend on. A command that executes another one (a wrapper script) says
+// nothing of the QEMU that runs, so its tables are read each time. The cache is a convenience: what is damaged or cannot be
+// written is read from QEMU again.
 type Cache struct{ Dir string } // "": nothing is kept
 
 // Read is Read, unless the tables are known.
@@ -32,11 +33,13 @@ func (c Cache) Read(ctx context.Context, argv []string, f Firmware, names ...str
 	if files, ok := load(path); ok {
 		return files, nil
 	}
-	files, err := Read(ctx, argv, f, names...)
+	files, itself, err := run(ctx, argv, f, names)
 	if err != nil {
 		return nil, err
 	}
-	_ = store(path, files) // the next call reads them again
+	if itself {
+		_ = store(path, files) // the next call reads them again
+	}
 	return files, nil
 }
 

@@ -49,19 +49,25 @@ const (
 // Read starts a command line of qemu.Tables, as descriptor 3 of which it gives the socket, and returns the files of
 // fw_cfg with the given names. Those that do not exist are absent in the result.
 func Read(ctx context.Context, argv []string, f Firmware, names ...string) (map[string][]byte, error) {
-	files, err := read(ctx, argv, f, names)
-	if err != nil {
-		return nil, fmt.Errorf("read tables of %s: %w", argv[0], err)
-	}
-	return files, nil
+	files, _, err := run(ctx, argv, f, names)
+	return files, err
 }
 
-func read(ctx context.Context, argv []string, f Firmware, names []string) (map[string][]byte, error) {
+// run is Read; itself says that argv[0] is the program that answered.
+func run(ctx context.Context, argv []string, f Firmware, names []string) (files map[string][]byte, itself bool, err error) {
+	files, itself, err = read(ctx, argv, f, names)
+	if err != nil {
+		return nil, false, fmt.Errorf("read tables of %s: %w", argv[0], err)
+	}
+	return files, itself, nil
+}
+
+func read(ctx context.Context, argv []string, f Firmware, names []string) (_ map[string][]byte, itself bool, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errors.New("no answer within "+timeout.String()))
 	defer cancel()
 	conn, peer, err := fdpass.Pair("qtest", unix.SOCK_STREAM)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer conn.Close() //nolint:errcheck // nothing is left to be said
 	var stderr bytes.Buffer
@@ -71,15 +77,16 @@ func read(ctx context.Context, argv []string, f Firmware, names []string) (map[s
 	err = cmd.Start()
 	_ = peer.Close() // QEMU has its duplicate
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	files, err := newClient(conn).files(f, names)
+	itself = runs(cmd.Process.Pid, argv[0])
 	_ = cmd.Process.Kill() // it holds nothing
 	_ = cmd.Wait()         // killed
 	if err == nil {
-		return files, nil
+		return files, itself, nil
 	}
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
@@ -87,7 +94,17 @@ func read(ctx context.Context, argv []string, f Firmware, names []string) (map[s
 	if s := strings.TrimSpace(stderr.String()); s != "" {
 		err = fmt.Errorf("%w; it says: %s", err, s)
 	}
-	return nil, err
+	return nil, false, err
+}
+
+// runs tells whether a process runs a file itself, not a program that the file led to.
+func runs(pid int, path string) bool {
+	exe, err := os.Stat(fmt.Sprintf("/proc/%d/exe", pid))
+	if err != nil {
+		return false
+	}
+	st, err := os.Stat(path)
+	return err == nil && os.SameFile(exe, st)
 }
 
 // client speaks the protocol: a line each way. Errors stick.
