@@ -35,7 +35,7 @@ type podOptions struct {
 func (o *podOptions) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.pod, "pod", "", "with --config: measure the pods of this Kubernetes manifest, of any workload kind; - is stdin")
-	f.StringVar(&o.runtimeClass, "runtime-class", "", "with --pod: the RuntimeClass that has the configuration: pods of others are refused; \"\" takes any")
+	f.StringVar(&o.runtimeClass, "runtime-class", "", "with --pod: the RuntimeClass that has the configuration: pods of others are passed over; \"\" takes any")
 	f.BoolVar(&o.idBlock, "id-block", false, "with --pod, for SNP: also print the ID block and ID authentication that the shim launches with")
 }
 
@@ -96,7 +96,14 @@ func (o *configOptions) runPods(cmd *cobra.Command, c configs.Config) error {
 	if err != nil {
 		return err
 	}
-	pods, err := kubepod.Parse(text)
+	manifest, err := kubepod.Parse(text)
+	if err != nil {
+		return err
+	}
+	for _, n := range manifest.Notes {
+		fmt.Fprintf(cmd.ErrOrStderr(), "note: %s\n", n)
+	}
+	pods, err := o.ofClass(cmd, manifest.Pods)
 	if err != nil {
 		return err
 	}
@@ -120,6 +127,30 @@ func (o *configOptions) runPods(cmd *cobra.Command, c configs.Config) error {
 	return o.print(cmd, results)
 }
 
+// ofClass passes over pods that do not run under the configuration.
+func (o *configOptions) ofClass(cmd *cobra.Command, pods []kubepod.Pod) (ours []kubepod.Pod, err error) {
+	var others []string
+	for _, p := range pods {
+		why := ""
+		switch {
+		case p.RuntimeClass == "":
+			why = "has no runtimeClassName, so it does not run in a VM of ours"
+		case o.runtimeClass != "" && p.RuntimeClass != o.runtimeClass:
+			why = fmt.Sprintf("has runtimeClassName %q, not %q", p.RuntimeClass, o.runtimeClass)
+		}
+		if why == "" {
+			ours = append(ours, p)
+			continue
+		}
+		fmt.Fprintf(cmd.ErrOrStderr(), "note: %s %s: it is passed over\n", p, why)
+		others = append(others, fmt.Sprintf("%s %s", p, why))
+	}
+	if len(ours) == 0 {
+		return nil, fmt.Errorf("the manifest has no pod to measure: %s", strings.Join(others, "; "))
+	}
+	return ours, nil
+}
+
 func readManifest(cmd *cobra.Command, path string) ([]byte, error) {
 	if path != "-" {
 		return readLimited(path, kubepod.MaxText)
@@ -139,19 +170,14 @@ type podMeasurer struct {
 
 func (m *podMeasurer) measure(cmd *cobra.Command, c configs.Config, p kubepod.Pod) (*podResult, error) {
 	ctx := cmd.Context()
-	switch {
-	case p.RuntimeClass == "":
-		return nil, errors.New("has no runtimeClassName, so it does not run in a VM of ours")
-	case m.runtimeClass != "" && p.RuntimeClass != m.runtimeClass:
-		return nil, fmt.Errorf("has runtimeClassName %q, not %q", p.RuntimeClass, m.runtimeClass)
-	case p.HostNetwork:
+	if p.HostNetwork {
 		return nil, errors.New("has hostNetwork, which a VM cannot give: the shim refuses it")
 	}
 	c, err := c.WithAnnotations(p.Annotations)
 	if err != nil {
 		return nil, err
 	}
-	shape, err := virtcontainers.ShapeOf(c.Hypervisor, unlimited, &specs.Spec{Annotations: p.Annotations})
+	shape, err := shapeOf(cmd, c.Hypervisor, p)
 	if err != nil {
 		return nil, err
 	}
@@ -197,6 +223,19 @@ func (m *podMeasurer) measure(cmd *cobra.Command, c configs.Config, p kubepod.Po
 		r.IDBlock, r.IDAuth = base64.StdEncoding.EncodeToString(snp.IDBlock), base64.StdEncoding.EncodeToString(snp.IDAuth)
 	}
 	return r, nil
+}
+
+// shapeOf is the size of a pod's VM. A pod that gets fewer vCPUs than its limit asks for is warned of.
+func shapeOf(cmd *cobra.Command, h configs.Hypervisor, p kubepod.Pod) (virtcontainers.Shape, error) {
+	spec := &specs.Spec{Annotations: p.Annotations}
+	shape, err := virtcontainers.ShapeOf(h, unlimited, spec)
+	if err != nil {
+		return shape, err
+	}
+	if cpus := p.CPUs(); cpus > shape.VCPUs {
+		fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s asks for %d CPUs and gets %d vCPUs, which is hypervisor.max_vcpus\n", p, cpus, shape.VCPUs)
+	}
+	return shape, nil
 }
 
 // chain reads a boot chain once.

@@ -26,7 +26,7 @@ const class = "runtimeClassName: coco-snp, "
 
 func TestMeasurePodIsTheConfigurationsDigestForItsSize(t *testing.T) {
 	config, _ := teeConfig(t, "snp", firmware(t, 64<<10), "max_vcpus = 8\n")
-	for cpu, vcpus := range map[string]int{"500m": 1, "2": 2, "2001m": 3, "5": 6, "99": 8} {
+	for cpu, vcpus := range map[string]int{"500m": 1, "2": 2, "7": 8, "2001m": 3, "5": 6, "99": 8} {
 		want, _, err := measure(t, "--config", config, "--vcpus", fmt.Sprint(vcpus))
 		if err != nil {
 			t.Fatal(err)
@@ -72,6 +72,36 @@ func TestMeasurePodForms(t *testing.T) {
 	}
 }
 
+func TestMeasurePodNotes(t *testing.T) {
+	config, _ := teeConfig(t, "snp", firmware(t, 64<<10), "max_vcpus = 8\n")
+	want, _, err := measure(t, "--config", config, "--vcpus", "2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours := podManifest(class, "cpu: 2", "")
+	for _, tt := range []struct{ name, more, note string }{
+		{"another class", podManifest("runtimeClassName: kata, ", "cpu: 1", ""), `note: Pod p has runtimeClassName "kata", not "coco-snp": it is passed over`},
+		{"no class", podManifest("hostNetwork: true, ", "cpu: 1", ""), "note: Pod p has no runtimeClassName"},
+		{"an unknown kind", "apiVersion: argoproj.io/v1alpha1\nkind: Rollout\n", `kind "Rollout"`},
+		{"nothing", "", ""},
+	} {
+		pod := write(t, "pod.yaml", []byte(ours+"---\n"+tt.more))
+		out, errs, err := measure(t, "--config", config, "--pod", pod, "--runtime-class", "coco-snp")
+		if err != nil || out != want || !strings.Contains(errs, tt.note) || (tt.note == "") != (errs == "") {
+			t.Errorf("%s: measure = %q, %q, %v, want %q and a note with %q", tt.name, out, errs, err, want, tt.note)
+		}
+	}
+	limits := "apiVersion: v1\nkind: LimitRange\nmetadata: {name: l}\nspec: {limits: [{type: Container, default: {cpu: 2}}]}\n---\n"
+	pod := write(t, "pod.yaml", []byte(limits+podManifest(class, "memory: 16Mi", "")))
+	if out, errs, err := measure(t, "--config", config, "--pod", pod); err != nil || out != want || errs != "" {
+		t.Errorf("with a LimitRange: measure = %q, %q, %v, want %q", out, errs, err, want)
+	}
+	pod = write(t, "pod.yaml", []byte(podManifest(class, "cpu: 99", "")))
+	if _, errs, err := measure(t, "--config", config, "--pod", pod); err != nil || !strings.Contains(errs, "warning: Pod p asks for 99 CPUs and gets 8 vCPUs, which is hypervisor.max_vcpus") {
+		t.Errorf("clipped: %q, %v, want a warning", errs, err)
+	}
+}
+
 func TestMeasurePodRefuses(t *testing.T) {
 	fw := firmware(t, 64<<10)
 	config, _ := teeConfig(t, "snp", fw, "max_vcpus = 8\nmax_memory_mib = 2048\n")
@@ -82,7 +112,7 @@ func TestMeasurePodRefuses(t *testing.T) {
 		args           []string
 		want           string
 	}{
-		{"no RuntimeClass", podManifest("", "cpu: 1", ""), []string{"--config", config}, "Pod p: has no runtimeClassName"},
+		{"no RuntimeClass", podManifest("", "cpu: 1", ""), []string{"--config", config}, "no pod to measure: Pod p has no runtimeClassName"},
 		{"another RuntimeClass", podManifest(class, "cpu: 1", ""), []string{"--config", config, "--runtime-class", "kata"}, `has runtimeClassName "coco-snp", not "kata"`},
 		{"the host's network", podManifest(class+"hostNetwork: true, ", "cpu: 1", ""), []string{"--config", config}, "hostNetwork"},
 		{"too much memory", podManifest(class, "memory: 4Gi", ""), []string{"--config", config}, "above hypervisor.max_memory_mib of 2048"},

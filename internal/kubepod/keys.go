@@ -65,4 +65,4 @@ var workloads = map[string]workload{
 // others are kinds that often lie in the same file and make no pods.
 var others = strings.Fields(`Namespace Service ServiceAccount ConfigMap Secret PersistentVolumeClaim PersistentVolume StorageClass
 	Ingress IngressClass NetworkPolicy Role RoleBinding ClusterRole ClusterRoleBinding RuntimeClass HorizontalPodAutoscaler
-	PodDisruptionBudget LimitRange ResourceQuota PriorityClass CustomResourceDefinition Lease EndpointSlice Endpoints`)
+	PodDisruptionBudget ResourceQuota PriorityClass CustomResourceDefinition Lease EndpointSlice Endpoints`)

@@ -6,8 +6,9 @@
 //
 // It is strict where the answer depends on the text: at the levels that lead to a pod's specification, and in the
 // specification, its containers and their resources, a key that Kubernetes 1.37 does not have is an error, and so is
-// a key that occurs twice. What else is in a pod is not looked at. What a cluster's admission adds (LimitRanges,
-// injected sidecars) is unknown here.
+// a key that occurs twice. Values and merge keys are read as kubectl reads them (YAML 1.1). What else is in a pod is not
+// looked at. LimitRanges of the same text count; what else a cluster's admission adds (other LimitRanges, injected
+// sidecars) is unknown here.
 package kubepod
 
 import (
@@ -24,6 +25,12 @@ import (
 
 // MaxText bounds a manifest.
 const MaxText = 16 << 20
+
+// Manifest is what a text says.
+type Manifest struct {
+	Pods  []Pod
+	Notes []string // what was passed over, for people
+}
 
 // Pod is what is known of the pods of one workload.
 type Pod struct {
@@ -43,124 +50,39 @@ func (p Pod) String() string {
 	return p.Kind + " " + name
 }
 
-// Parse reads one or several documents, YAML or JSON. All problems are reported at once.
-func Parse(text []byte) ([]Pod, error) {
+// Parse reads one or several documents, YAML or JSON. All problems are reported at once, up to maxProblems.
+func Parse(text []byte) (Manifest, error) {
 	if len(text) > MaxText {
-		return nil, fmt.Errorf("the manifest has more than %d bytes", MaxText)
+		return Manifest{}, fmt.Errorf("the manifest has more than %d bytes", MaxText)
 	}
-	r := &reader{}
+	r := newReader(len(text))
 	dec := yaml.NewDecoder(bytes.NewReader(text))
-	for n := 1; ; n++ {
+	for n := 1; !r.full(); n++ {
 		var doc yaml.Node
 		err := dec.Decode(&doc)
 		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
-			r.errs = append(r.errs, err)
+			r.problem(short(err))
 			break
 		}
 		if len(doc.Content) == 1 && !isNull(doc.Content[0]) {
 			r.object(doc.Content[0], fmt.Sprintf("document %d", n))
 		}
 	}
+	r.finish()
 	if len(r.errs) > 0 {
-		return nil, errors.Join(r.errs...)
+		return Manifest{}, errors.Join(r.errs...)
 	}
-	if len(r.pods) == 0 {
-		return nil, errors.New("the manifest has no pod, nor a workload that makes pods")
+	m := Manifest{Notes: r.notes}
+	for _, p := range r.pods {
+		m.Pods = append(m.Pods, p.Pod)
 	}
-	return r.pods, nil
-}
-
-// reader collects pods and problems.
-type reader struct {
-	pods  []Pod
-	errs  []error
-	depth int
-}
-
-// bad notes a problem.
-func (r *reader) bad(n *yaml.Node, where, format string, args ...any) {
-	r.errs = append(r.errs, fmt.Errorf("line %d: %s: %s", n.Line, where, fmt.Sprintf(format, args...)))
-}
-
-func isNull(n *yaml.Node) bool { return n.Kind == yaml.ScalarNode && n.Tag == "!!null" }
-
-// resolve follows an alias.
-func resolve(n *yaml.Node) *yaml.Node {
-	for range 8 {
-		if n.Kind != yaml.AliasNode {
-			return n
-		}
-		n = n.Alias
+	if len(m.Pods) == 0 {
+		return Manifest{}, fmt.Errorf("the manifest has no pod, nor a workload that makes pods%s", r.passedOver())
 	}
-	return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!null", Line: n.Line}
-}
-
-// fields reads a mapping; known, if given, are its keys.
-func (r *reader) fields(n *yaml.Node, where string, known []string) map[string]*yaml.Node {
-	out := map[string]*yaml.Node{}
-	if n == nil {
-		return out
-	}
-	if n = resolve(n); isNull(n) {
-		return out
-	}
-	if n.Kind != yaml.MappingNode {
-		r.bad(n, where, "is not a mapping")
-		return out
-	}
-	for i := 0; i+1 < len(n.Content); i += 2 {
-		k := n.Content[i]
-		switch {
-		case k.Kind != yaml.ScalarNode || k.Tag == "!!merge":
-			r.bad(k, where, "has a key that is no plain text")
-		case out[k.Value] != nil:
-			r.bad(k, where, "has the key %q twice", k.Value)
-		case known != nil && !slices.Contains(known, k.Value):
-			r.bad(k, where, "has an unknown key %q", k.Value)
-		default:
-			out[k.Value] = resolve(n.Content[i+1])
-		}
-	}
-	return out
-}
-
-func (r *reader) text(n *yaml.Node, where string) string {
-	switch {
-	case n == nil || isNull(n):
-		return ""
-	case n.Kind != yaml.ScalarNode || n.Tag != "!!str":
-		r.bad(n, where, "is not a string")
-	}
-	return n.Value
-}
-
-func (r *reader) truth(n *yaml.Node, where string) bool {
-	if n == nil || isNull(n) {
-		return false
-	}
-	var b bool
-	if n.Kind != yaml.ScalarNode || n.Tag != "!!bool" || n.Decode(&b) != nil {
-		r.bad(n, where, "is not true or false")
-	}
-	return b
-}
-
-func (r *reader) items(n *yaml.Node, where string) []*yaml.Node {
-	if n == nil || isNull(n) {
-		return nil
-	}
-	if n.Kind != yaml.SequenceNode {
-		r.bad(n, where, "is not a list")
-		return nil
-	}
-	out := make([]*yaml.Node, len(n.Content))
-	for i, c := range n.Content {
-		out[i] = resolve(c)
-	}
-	return out
+	return m, nil
 }
 
 // object reads one object of a manifest.
@@ -173,16 +95,21 @@ func (r *reader) object(n *yaml.Node, where string) {
 			return
 		}
 		for i, item := range r.items(f["items"], where+": items") {
+			if r.full() {
+				return
+			}
 			r.object(item, fmt.Sprintf("%s: item %d", where, i))
 		}
 		r.depth--
 		return
 	}
+	if kind == "LimitRange" && version == "v1" {
+		r.limitRange(f, n)
+		return
+	}
 	w, ok := workloads[kind]
-	if !ok {
-		if !slices.Contains(others, kind) {
-			r.bad(resolve(n), where, "kind %q makes no pods that are known here; known are %s", kind, strings.Join(slices.Sorted(maps.Keys(workloads)), ", "))
-		}
+	if !ok || group(version) != group(w.version) {
+		r.other(n, where, kind, version)
 		return
 	}
 	if version != w.version {
@@ -195,7 +122,7 @@ func (r *reader) object(n *yaml.Node, where string) {
 	if p.Name == "" {
 		p.Name = r.text(meta["generateName"], where+": generateName")
 	}
-	where = p.String()
+	where = clip(p.String())
 	template := n
 	for _, step := range w.path {
 		at := r.fields(template, where, nil)
@@ -214,19 +141,51 @@ func (r *reader) pod(n *yaml.Node, where string, p Pod) {
 	meta := r.fields(f["metadata"], where+": metadata", metadataKeys)
 	p.Annotations = map[string]string{}
 	for k, v := range r.fields(meta["annotations"], where+": annotations", nil) {
-		p.Annotations[k] = r.text(v, where+": annotation "+k)
+		p.Annotations[k] = r.text(v, where+": annotation "+clip(k))
 	}
 	if f["spec"] == nil || isNull(f["spec"]) {
 		r.bad(resolve(n), where, "has no spec")
 		return
 	}
-	before := len(r.errs)
 	s := r.spec(f["spec"], where)
 	p.RuntimeClass, p.HostNetwork = s.runtimeClass, s.hostNetwork
-	if len(r.errs) == before {
-		maps.Copy(p.Annotations, s.sandbox().annotations())
+	r.pods = append(r.pods, &found{p, s})
+}
+
+// found is a pod with what its resources are computed from when all of the text is read.
+type found struct {
+	Pod
+	spec podSpec
+}
+
+// finish computes what depends on the whole text.
+func (r *reader) finish() {
+	if len(r.errs) > 0 {
+		return
 	}
-	r.pods = append(r.pods, p)
+	for _, p := range r.pods {
+		limited := r.limited(p)
+		maps.Copy(p.Annotations, limited.sandbox(p.spec).annotations())
+	}
+}
+
+// other passes over an object that makes no pods that are known here.
+func (r *reader) other(n *yaml.Node, where, kind, version string) {
+	switch {
+	case kind == "":
+		r.bad(resolve(n), where, "has no kind")
+	case !slices.Contains(others, kind) || strings.Contains(group(version), ".") && !strings.HasSuffix(group(version), ".k8s.io"):
+		r.note("line %d: kind %.60q of apiVersion %.60q is unknown here and passed over: if it makes pods, they are not measured", resolve(n).Line, kind, version)
+	}
+}
+
+// group is an API version without the version.
+func group(version string) string {
+	g, _, ok := strings.Cut(version, "/")
+	if !ok {
+		return ""
+	}
+	return g
 }
 
 // podSpec is what of a pod's specification is looked at.
@@ -283,13 +242,14 @@ func (r *reader) amounts(n *yaml.Node, where string) list {
 	}
 	out := list{}
 	for k, v := range f {
-		if v.Kind != yaml.ScalarNode || !slices.Contains([]string{"!!str", "!!int", "!!float"}, v.Tag) {
-			r.bad(v, where, "%s is not a quantity", k)
+		text, ok := quantityText(v)
+		if !ok {
+			r.bad(v, where, "%s is not a quantity", clip(k))
 			continue
 		}
-		q, err := parseQuantity(v.Value)
+		q, err := parseQuantity(text)
 		if err != nil {
-			r.bad(v, where, "%s: %v", k, err)
+			r.bad(v, where, "%s: %v", clip(k), err)
 			continue
 		}
 		out[k] = q

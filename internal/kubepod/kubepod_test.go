@@ -13,7 +13,7 @@ import (
 )
 
 func pod(spec string) string {
-	return "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: n}\nspec: {runtimeClassName: coco, " + spec + "}\n"
+	return "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: ns}\nspec: {runtimeClassName: coco, " + spec + "}\n"
 }
 
 // Expectations are what Kubernetes' own code makes of these pods (component-helpers v0.37.2 and kubelet 1.37.2; the
@@ -41,10 +41,11 @@ func TestSandboxResources(t *testing.T) {
 		{"an exponent and a fraction", "containers: [{name: a, resources: {limits: {memory: 1.5e3, cpu: .5}}}]", "1500", "50000", "512"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			pods, err := Parse([]byte(pod(tt.spec)))
+			m, err := Parse([]byte(pod(tt.spec)))
 			if err != nil {
 				t.Fatal(err)
 			}
+			pods := m.Pods
 			want := map[string]string{
 				"io.kubernetes.cri.sandbox-memory": tt.memory, "io.kubernetes.cri.sandbox-cpu-quota": tt.quota,
 				"io.kubernetes.cri.sandbox-cpu-period": "100000", "io.kubernetes.cri.sandbox-cpu-shares": tt.shares,
@@ -68,10 +69,11 @@ func TestEveryKindOfWorkload(t *testing.T) {
 	text += "# nothing\n---\napiVersion: v1\nkind: Service\nmetadata: {name: s}\n---\n"
 	text += "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Pod, metadata: {generateName: x}, spec: &s {runtimeClassName: coco, hostNetwork: true, containers: [{name: a}]}}\n" +
 		"- {apiVersion: v1, kind: Pod, metadata: {name: x, annotations: {k: v}}, spec: *s}\n"
-	pods, err := Parse([]byte(text))
+	m, err := Parse([]byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}
+	pods := m.Pods
 	kinds := map[string]int{}
 	for _, p := range pods {
 		kinds[p.Kind]++
@@ -86,9 +88,9 @@ func TestEveryKindOfWorkload(t *testing.T) {
 }
 
 func TestJSONIsAManifestToo(t *testing.T) {
-	pods, err := Parse([]byte(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p"},"spec":{"containers":[{"name":"a","resources":{"limits":{"memory":"1Gi"}}}]}}`))
-	if err != nil || pods[0].Annotations["io.kubernetes.cri.sandbox-memory"] != "1073741824" {
-		t.Errorf("Parse = %+v, %v", pods, err)
+	m, err := Parse([]byte(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p"},"spec":{"containers":[{"name":"a","resources":{"limits":{"memory":"1Gi"}}}]}}`))
+	if err != nil || m.Pods[0].Annotations["io.kubernetes.cri.sandbox-memory"] != "1073741824" {
+		t.Errorf("Parse = %+v, %v", m, err)
 	}
 }
 
@@ -97,7 +99,8 @@ func TestRefusals(t *testing.T) {
 		{"nothing", "", "no pod"},
 		{"no YAML", "a: [", "did not find"},
 		{"no object", "- 1", "is not a mapping"},
-		{"an unknown kind", "apiVersion: v1\nkind: Rocket\n", `kind "Rocket" makes no pods that are known here; known are CronJob,`},
+		{"an unknown kind alone", "apiVersion: v1\nkind: Rocket\n", `no pod, nor a workload that makes pods; line 1: kind "Rocket"`},
+		{"no kind", "apiVersion: v1\n", "has no kind"},
 		{"another API version", "apiVersion: apps/v1beta1\nkind: Deployment\nspec: {template: {spec: {containers: [{name: a}]}}}\n", `want "apps/v1"`},
 		{"a misspelt key of the pod", pod("continers: []"), `unknown key "continers"`},
 		{"a misspelt key of a container", pod("containers: [{name: a, resource: {}}]"), `containers[0]: has an unknown key "resource"`},
@@ -112,7 +115,9 @@ func TestRefusals(t *testing.T) {
 		{"an annotation that is no string", "apiVersion: v1\nkind: Pod\nmetadata: {name: d, annotations: {a: 1}}\nspec: {containers: [{name: a}]}\n", "annotation a: is not a string"},
 		{"claims", pod("containers: [{name: a, resources: {claims: [{name: x}]}}]"), "has claims"},
 		{"lists in lists", strings.Repeat("{kind: List, items: [", 20) + strings.Repeat("]}", 20), "too deep"},
-		{"merge keys", "apiVersion: v1\nkind: Pod\n<<: {a: 1}\n", "no plain text"},
+		{"a merged key that is unknown", "apiVersion: v1\nkind: Pod\n<<: {a: 1}\n", `has an unknown key "a"`},
+		{"a merge of no mapping", "apiVersion: v1\nkind: Pod\n<<: 1\n", "is not a mapping"},
+		{"a merge of itself", "apiVersion: v1\nkind: Pod\nspec: &a {<<: *a}\n", "merges mappings that merge too many others"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			pods, err := Parse([]byte(tt.text))
@@ -133,10 +138,11 @@ func TestAllProblemsAreReportedWithTheirLines(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(pod("containers: [{name: a, resources: {limits: {cpu: 1, memory: 1Gi}}}]")))
 	f.Add([]byte("a: &a [*a]\n"))
+	f.Add([]byte(aliasBomb(4)))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		defer worktest.Bound(t, len(text))()
-		pods, err := Parse(text)
-		for _, p := range pods {
+		m, err := Parse(text)
+		for _, p := range m.Pods {
 			if err == nil && p.Annotations["io.kubernetes.cri.sandbox-memory"] == "" {
 				t.Errorf("%s has no annotations", p)
 			}

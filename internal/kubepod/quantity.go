@@ -23,16 +23,19 @@ const maxDigits = 64
 
 // parseQuantity reads a quantity, rounded up to 10⁻⁹ as Kubernetes does.
 func parseQuantity(s string) (*big.Rat, error) {
-	m := quantityForm.FindStringSubmatch(s)
+	var m []string
+	if len(s) <= maxDigits+8 {
+		m = quantityForm.FindStringSubmatch(s)
+	}
 	if m == nil || len(m[2]) > maxDigits {
-		return nil, fmt.Errorf("%q is not a quantity such as 500m, 2 or 1Gi", s)
+		return nil, fmt.Errorf("%.60q is not a quantity such as 500m, 2 or 1Gi", s)
 	}
 	q, ok := new(big.Rat).SetString(m[2])
 	if !ok {
-		return nil, fmt.Errorf("%q is not a quantity", s)
+		return nil, fmt.Errorf("%.60q is not a quantity", s)
 	}
 	if m[1] == "-" && q.Sign() != 0 {
-		return nil, fmt.Errorf("%q is negative", s)
+		return nil, fmt.Errorf("%.60q is negative", s)
 	}
 	switch shift, isBinary := binary[m[3]]; {
 	case isBinary:

@@ -5,6 +5,7 @@ package kubepod
 
 import (
 	"maps"
+	"math"
 	"math/big"
 	"strconv"
 )
@@ -67,20 +68,23 @@ func effective(containers, inits []container, of func(resources) list) list {
 
 // sandbox are the resources that kubelet passes for the pod's sandbox (calculateSandboxResources in
 // pkg/kubelet/kuberuntime, Kubernetes 1.37): without the overhead of the RuntimeClass.
-func (p podSpec) sandbox() resources {
+//
+// stored is the pod as the API server completed it, before LimitRanges.
+func (p podSpec) sandbox(stored podSpec) resources {
 	r := resources{
 		requests: effective(p.containers, p.inits, func(r resources) list { return r.withDefaults().requests }),
 		limits:   effective(p.containers, p.inits, func(r resources) list { return r.limits }),
 	}
 	// Resources of the pod itself count instead of its containers'. The API server completes the requests, where
 	// there are limits, from the containers' and then from the limits.
+	before := effective(stored.containers, stored.inits, func(r resources) list { return r.withDefaults().requests })
 	own := maps.Clone(p.resources.requests)
 	if own == nil {
 		own = list{}
 	}
 	for _, k := range []string{"cpu", "memory"} {
 		if len(p.resources.limits) > 0 && own[k] == nil {
-			if q := r.requests[k]; q != nil {
+			if q := before[k]; q != nil {
 				own[k] = q
 			} else if q := p.resources.limits[k]; q != nil {
 				own[k] = q
@@ -135,5 +139,17 @@ func (r resources) annotations() map[string]string {
 	return out
 }
 
-// times multiplies what is never so much that it matters how much it is.
+// times multiplies, capping a so that absurd values cannot overflow.
 func times(a, b int64) int64 { return min(a, 1<<40) * b }
+
+// CPUs is how many processors the pod asks for: its limit, else what it requests; rounded up.
+func (p Pod) CPUs() int {
+	number := func(key string) int64 {
+		n, _ := strconv.ParseInt(p.Annotations["io.kubernetes.cri.sandbox-"+key], 10, 64) // ours
+		return n
+	}
+	if quota := number("cpu-quota"); quota > 0 {
+		return int(min((quota+period-1)/period, math.MaxInt32))
+	}
+	return int((number("cpu-shares") + sharesPerCPU - 1) / sharesPerCPU)
+}
