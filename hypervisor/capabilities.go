@@ -14,7 +14,7 @@ type DevicePlugger interface {
 
 // Counter is a VM whose VMM counts what its devices do: by device and name of the counter.
 type Counter interface {
-	Counters(ctx context.Context) (map[string]map[string]int64, error)
+	Counters(ctx context.Context) (map[string]map[string]uint64, error)
 }
 
 // PowerButton is a VM whose guest can be asked to switch itself off.

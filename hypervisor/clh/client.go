@@ -6,6 +6,7 @@ package clh
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -50,6 +51,12 @@ func (e *apiError) Unwrap() error {
 		return errdefs.ErrAlreadyExists
 	}
 	return nil
+}
+
+// refused tells whether a call was answered, and not with success.
+func refused(err error) bool {
+	var r *apiError
+	return errors.As(err, &r)
 }
 
 func (c client) get(ctx context.Context, call string, out any) error {
@@ -123,6 +130,13 @@ func parseBDF(s string) (pciAddress, error) {
 		return pciAddress{}, fmt.Errorf("the VMM says that the device is at %.20q, which is no place on the first PCI bus", s)
 	}
 	return pciAddress{s, slot}, nil
+}
+
+// has tells whether a device is in the VMM's tree.
+func has(info clhapi.VmInfo, name string) bool {
+	_, device := info.DeviceTree[name]
+	_, parent := info.DeviceTree[virtioParent+name]
+	return device || parent
 }
 
 // addressOf finds a device in the VMM's tree: a virtio device is behind a PCI function of its own.

@@ -9,9 +9,8 @@
 // descriptors that were measured. The VM is then described and booted through the API; taps travel
 // beside the requests. The guest is reached through the VMM's own vsock device, a Unix socket.
 //
-// There is no Cloud Hypervisor where this project is tested. What is known of it comes from its source
-// and its own description of the API; the tests hold the driver against package clhtest, which behaves
-// as that source says.
+// CI has no Cloud Hypervisor: the tests hold the driver against package clhtest, which behaves as the
+// source of releases 51, 53 and 54 says. The tests named TestReal run a real one where COCO_CLH names it.
 //
 // Layers, networks, the measurement and the agent's protocol are others' business.
 package clh

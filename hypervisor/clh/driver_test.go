@@ -6,7 +6,9 @@ package clh
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,11 +28,15 @@ func TestContract(t *testing.T) {
 	if !clhtest.HaveReference() {
 		t.Log("../shared is not there: requests are checked against our own description only")
 	}
-	hypervisortest.Contract(t, clhtest.Greeting, func(t *testing.T) hypervisor.VM {
-		t.Helper()
-		m, _ := up(t, clhtest.Config{GuestDelay: "50ms"}, plain(t))
-		return m
-	})
+	for _, release := range []int{51, 53, 54} {
+		t.Run(fmt.Sprintf("release %d", release), func(t *testing.T) {
+			hypervisortest.Contract(t, clhtest.Greeting, func(t *testing.T) hypervisor.VM {
+				t.Helper()
+				m, _ := up(t, clhtest.Config{Release: release, GuestDelay: "50ms"}, plain(t))
+				return m
+			})
+		})
+	}
 }
 
 // The VMM has, and opens, the very files that the spec names.
@@ -56,8 +62,8 @@ func TestLaunchHandsOverWhatTheSpecNames(t *testing.T) {
 			if d := cmp.Diff(taps, reqs[2].Files); d != "" {
 				t.Errorf("taps (-want +got):\n%s", d)
 			}
-			// Slot 0 is the host bridge, slot 1 the entropy device.
-			for i, want := range []string{"02", "03"} {
+			// Slot 0 is the host bridge; disks come first.
+			for i, want := range []string{"01", "02"} {
 				if a, ok := m.BlockAddress(spec.Blocks[i].ID); !ok || a != (hypervisor.BlockAddress{Driver: "blk", Source: want}) {
 					t.Errorf("BlockAddress(%s) = %v, %v, want blk %s", spec.Blocks[i].ID, a, ok, want)
 				}
@@ -226,6 +232,7 @@ func TestDeathsAreExplained(t *testing.T) {
 		{"reset", clhtest.Config{GuestEnds: "reset", GuestSays: "hm\n"}, hypervisor.PhaseKernel, "the guest crashed or restarted itself"},
 		{"reset in silence", clhtest.Config{GuestEnds: "reset"}, hypervisor.PhaseKernel, "512 MiB of memory may be too little"},
 		{"panic with words", clhtest.Config{GuestEnds: "reset", GuestSays: panicked}, hypervisor.PhaseKernel, "the guest's kernel panicked: VFS: no root"},
+		{"processor", clhtest.Config{GuestEnds: "vcpu", GuestSays: "hm\n"}, hypervisor.PhaseKernel, "could not go on with a virtual processor: VcpuRun(Unhandled exit)"},
 		{"panic by event", clhtest.Config{GuestEnds: "panic"}, hypervisor.PhaseKernel, "the guest's kernel panicked"},
 		{"agent does not answer", clhtest.Config{GuestNever: true, GuestSays: "waiting\n"}, hypervisor.PhaseKernel, "the agent did not answer within 700ms"},
 		{"nobody listens", clhtest.Config{GuestPorts: []int{}}, hypervisor.PhaseAgent, "the agent did not answer within 700ms"},
@@ -272,6 +279,59 @@ func TestACrashWhileItRuns(t *testing.T) {
 	}
 }
 
+// The API's thread still answers when the VMM is ending: its end is the reason, not that answer.
+func TestACallThatMeetsTheEnd(t *testing.T) {
+	for _, call := range []string{"vm.boot", "vm.info", "vm.counters", "vm.add-disk", "vm.remove-device"} {
+		t.Run(call, func(t *testing.T) {
+			t.Parallel()
+			h := newHarness(t, clhtest.Config{ClosingOn: call}, Options{})
+			m, err := h.launch(t, plain(t))
+			switch call {
+			case "vm.counters":
+				_, err = m.Counters(t.Context())
+			case "vm.add-disk":
+				_, err = m.PlugBlock(t.Context(), hypervisor.Block{ID: "late", File: file(t, "disk")})
+			case "vm.remove-device":
+				err = m.UnplugBlock(t.Context(), "layer-0")
+			}
+			var dead *hypervisor.DeadError
+			if !errors.As(err, &dead) || !strings.Contains(dead.Reason, "virtual processor: VcpuRun") {
+				t.Errorf("%s = %v, want the VM's end with its reason", call, err)
+			}
+		})
+	}
+}
+
+// A VMM that boots the VM again by itself may be done before it is killed.
+func TestASecondBootDoesNotCount(t *testing.T) {
+	m, _ := up(t, clhtest.Config{GuestDelay: "1h"}, plain(t)) // its first boot gets nowhere
+	m.event(event{Source: "vm", Name: "rebooting"})
+	m.event(event{Source: "virtio-device", Name: "activated", Properties: map[string]string{"id": vsockDevice}})
+	if c, err := m.Dial(t.Context(), 1024); err == nil {
+		t.Errorf("the agent of the second boot was reached: %v", c.RemoteAddr())
+	}
+	<-m.Done()
+	var dead *hypervisor.DeadError
+	if !errors.As(m.Err(), &dead) || dead.Phase != hypervisor.PhaseKernel {
+		t.Errorf("Err() = %v, want a death in phase %s", m.Err(), hypervisor.PhaseKernel)
+	}
+}
+
+// Warnings of each start are not what the VMM said last.
+func TestLastWordsAreNoWarnings(t *testing.T) {
+	logs := "cloud-hypervisor: 9ms: <vmm> WARN:vmm/src/device_manager.rs:2772 -- read-only, so not sparse\n" +
+		"cloud-hypervisor: 1.0s: <vmm> ERROR:vmm/src/vm.rs:1 -- it broke\n"
+	m, _ := up(t, clhtest.Config{Logs: logs, CrashOn: "vm.counters"}, plain(t))
+	if _, err := m.Counters(t.Context()); err == nil {
+		t.Fatal("Counters() of a VMM that crashed = nil")
+	}
+	<-m.Done()
+	var dead *hypervisor.DeadError
+	if !errors.As(m.Err(), &dead) || strings.Contains(dead.Stderr, "WARN") || !strings.Contains(dead.Stderr, "it broke") {
+		t.Errorf("last words = %q, want the error alone", dead.Stderr)
+	}
+}
+
 func TestDialGivesUpWithItsContext(t *testing.T) {
 	m, _ := up(t, clhtest.Config{GuestNever: true, GuestSays: "still booting\n"}, plain(t))
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
@@ -310,7 +370,7 @@ func TestStopKillsAVMMThatStays(t *testing.T) {
 
 func TestSmallCalls(t *testing.T) {
 	m, vmm := up(t, clhtest.Config{}, plain(t))
-	if c, err := m.Counters(t.Context()); err != nil || c["disk-layer-0"]["read_bytes"] != 4096 {
+	if c, err := m.Counters(t.Context()); err != nil || c["disk-layer-0"]["read_bytes"] != 4096 || c["disk-layer-0"]["write_latency_min"] != math.MaxUint64 {
 		t.Errorf("Counters() = %v, %v", c, err)
 	}
 	if err := m.Resize(t.Context(), 4, 1024); !errdefs.IsNotImplemented(err) {
@@ -369,7 +429,7 @@ func TestShutdownAndDelete(t *testing.T) {
 			t.Errorf("%s = %v, want success: %v", tt.call, err, tt.ok)
 		}
 	}
-	if err := m.api.get(t.Context(), "vm.info", nil); !errdefs.IsNotFound(err) {
+	if err := m.api.get(t.Context(), "vm.info", nil); !refused(err) {
 		t.Errorf("vm.info without a VM = %v, want not found", err)
 	}
 }

@@ -189,7 +189,7 @@ func (m *machine) currentPhase() hypervisor.Phase {
 func (m *machine) event(e event) {
 	switch e.Source + " " + e.Name {
 	case "virtio-device activated":
-		if e.Properties["id"] == vsockDevice { // the guest's driver has it
+		if e.Properties["id"] == vsockDevice && m.announced() == unannounced { // the guest's driver has it
 			m.enter(hypervisor.PhaseAgent)
 		}
 	case "vm device-removed":
@@ -206,7 +206,8 @@ func (m *machine) event(e event) {
 	case "vm shutdown":
 		m.announce(switchedOff)
 	case "vm rebooting":
-		// The VMM would boot the VM again by itself, under a shim that knows nothing of it.
+		// The VMM boots the VM again by itself, and may be done before it is killed: nothing that this second
+		// boot does counts.
 		m.announce(restarted)
 		if err := m.proc.Kill(); err != nil {
 			m.log.Error("VMM cannot be killed", "vm", m.spec.ID, "error", err)
@@ -220,6 +221,12 @@ func (m *machine) announce(e ending) {
 	if m.ending == unannounced {
 		m.ending = e
 	}
+}
+
+func (m *machine) announced() ending {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.ending
 }
 
 // watch waits for the end of the VMM, enforces the boot deadline, and cleans up.
@@ -279,17 +286,20 @@ func (m *machine) cleanUp() {
 
 // abandon ends a VMM that did not get a VM to run.
 func (m *machine) abandon(cause error) error {
-	reason := cause.Error()
 	if lost(cause) {
 		m.awaitDeath()
 	}
-	if m.dead() { // its status tells more
-		reason = fmt.Sprintf("VMM ended: %s (%v)", m.proc.ExitStatus(), cause)
-	}
+	died := m.dead()  // by itself
 	_ = m.proc.Kill() // the caller waits for its end
 	<-m.proc.Done()
 	m.cleanUp()
-	return &hypervisor.DeadError{VM: m.spec.ID, Phase: m.currentPhase(), Reason: reason, Stderr: m.proc.Stderr(), Console: m.Console()}
+	e := m.autopsy()
+	if died { // its end tells more than the call that met it
+		e.Reason += fmt.Sprintf(" (%v)", cause)
+	} else {
+		e.Reason = cause.Error()
+	}
+	return e
 }
 
 // autopsy says why the VM ended.
@@ -297,11 +307,13 @@ func (m *machine) autopsy() *hypervisor.DeadError {
 	m.mu.Lock()
 	phase, ending, panicked, why := m.phase, m.ending, m.panic, m.why
 	m.mu.Unlock()
-	e := &hypervisor.DeadError{VM: m.spec.ID, Phase: phase, Stderr: m.proc.Stderr(), Console: m.Console()}
-	words := m.console.Panicked()
+	e := &hypervisor.DeadError{VM: m.spec.ID, Phase: phase, Stderr: lastWords(m.proc.Stderr()), Console: m.Console()}
+	words, broken := m.console.Panicked(), vcpuError(m.proc.Stderr())
 	switch {
 	case why != "":
 		e.Reason = why
+	case broken != "":
+		e.Reason = "the VMM could not go on with a virtual processor: " + broken
 	case words != "":
 		e.Reason = "the guest's kernel panicked: " + words
 	case panicked:

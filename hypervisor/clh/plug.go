@@ -78,14 +78,13 @@ func (m *machine) withPath(b hypervisor.Block, fn func(path string) error) error
 func (m *machine) plug(ctx context.Context, name, call string, config any, files ...*os.File) (addr pciAddress, err error) {
 	var u undo.Stack
 	defer u.RunOnError(&err)
-	if err := m.claim(name); err != nil {
+	if err := m.claim(ctx, name); err != nil {
 		return addr, err
 	}
 	u.Push("forget device "+name, func(context.Context) error { m.forget(name); return nil })
 	var info clhapi.PciDeviceInfo
 	err = m.api.put(ctx, call, config, &info, files...)
-	var refusal *apiError
-	if errors.As(err, &refusal) {
+	if refused(err) && !m.mayHave(ctx, name) {
 		return addr, err
 	}
 	u.Push("remove device "+name, func(ctx context.Context) error { return m.ask(ctx, name) })
@@ -101,8 +100,17 @@ func (m *machine) plug(ctx context.Context, name, call string, config any, files
 	return addr, nil
 }
 
-// claim takes a name and a place for a device.
-func (m *machine) claim(name string) error {
+// claim takes a name and a place for a device. Devices that the guest released after our patience had
+// ended still have theirs, so before a claim is refused, the VMM is asked which devices are left.
+func (m *machine) claim(ctx context.Context, name string) error {
+	err := m.tryClaim(name)
+	if err == nil || m.dropReleased(ctx) != nil {
+		return err
+	}
+	return m.tryClaim(name)
+}
+
+func (m *machine) tryClaim(name string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if _, ok := m.devices[name]; ok {
@@ -115,6 +123,43 @@ func (m *machine) claim(name string) error {
 	return nil
 }
 
+// dropReleased forgets the devices that the VMM has no more. One that is being plugged has no address
+// yet and stays.
+func (m *machine) dropReleased(ctx context.Context) error {
+	m.mu.Lock()
+	known := make(map[string]pciAddress, len(m.devices))
+	for name, addr := range m.devices {
+		if addr.slot != "" {
+			known[name] = addr
+		}
+	}
+	m.mu.Unlock()
+	var info clhapi.VmInfo
+	if err := m.api.get(ctx, "vm.info", &info); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for name, addr := range known {
+		if !has(info, name) && m.devices[name] == addr {
+			delete(m.devices, name)
+		}
+	}
+	return nil
+}
+
+// mayHave tells whether the VMM has a device, or does not say. It is asked after each refusal: a
+// status does not tell, since releases before 54 answer nearly everything with 500.
+func (m *machine) mayHave(ctx context.Context, name string) bool {
+	actx, cancel := context.WithTimeout(context.WithoutCancel(ctx), quitTimeout)
+	defer cancel()
+	var info clhapi.VmInfo
+	if err := m.api.get(actx, "vm.info", &info); err != nil {
+		return !m.dead()
+	}
+	return has(info, name)
+}
+
 func (m *machine) forget(name string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -124,7 +169,7 @@ func (m *machine) forget(name string) {
 // ask asks the guest to let go of a device; one that is not there is fine.
 func (m *machine) ask(ctx context.Context, name string) error {
 	err := m.api.put(ctx, "vm.remove-device", clhapi.VmRemoveDevice{Id: name}, nil)
-	if errdefs.IsNotFound(err) || m.dead() {
+	if m.dead() || refused(err) && !m.mayHave(ctx, name) {
 		return nil
 	}
 	return err
@@ -146,7 +191,7 @@ func (m *machine) unplug(ctx context.Context, name string) error {
 	}
 	err := m.api.put(ctx, "vm.remove-device", clhapi.VmRemoveDevice{Id: name}, nil)
 	switch {
-	case errdefs.IsNotFound(err): // an earlier try was answered late
+	case refused(err) && !m.mayHave(ctx, name): // an earlier try was answered late
 	case err != nil:
 		return err
 	default:
@@ -170,13 +215,8 @@ func (m *machine) awaitRemoval(ctx context.Context, name string, gone <-chan str
 		return errGone
 	case <-ctx.Done():
 	}
-	actx, cancel := context.WithTimeout(context.WithoutCancel(ctx), quitTimeout)
-	defer cancel()
-	var info clhapi.VmInfo
-	if err := m.api.get(actx, "vm.info", &info); err == nil {
-		if _, err := addressOf(info, name); err != nil {
-			return nil
-		}
+	if !m.mayHave(ctx, name) {
+		return nil
 	}
 	return fmt.Errorf("the guest has not let go of it: %w", context.Cause(ctx))
 }
@@ -238,7 +278,7 @@ func (m *machine) UnplugDevice(ctx context.Context, id string) error {
 }
 
 // Counters are what the VMM has counted, by device.
-func (m *machine) Counters(ctx context.Context) (map[string]map[string]int64, error) {
+func (m *machine) Counters(ctx context.Context) (map[string]map[string]uint64, error) {
 	var c clhapi.VmCounters
 	if err := m.api.get(ctx, "vm.counters", &c); err != nil {
 		return nil, fmt.Errorf("counters of VM %s: %w", m.spec.ID, m.orDead(err))
@@ -280,9 +320,19 @@ func (m *machine) orDead(err error) error {
 	return m.Err()
 }
 
-// lost tells whether an error is that of a connection whose other side went away.
+// lost tells whether an error is that of a connection whose other side went away, or goes: the API's
+// thread still answers when the one that carries out its calls has ended.
 func lost(err error) bool {
-	return errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNREFUSED)
+	var r *apiError
+	if errors.As(err, &r) {
+		return strings.Contains(r.reason, "on a closed channel")
+	}
+	for _, broken := range []error{io.EOF, io.ErrUnexpectedEOF, unix.ECONNRESET, unix.EPIPE, unix.ECONNREFUSED} {
+		if errors.Is(err, broken) {
+			return true
+		}
+	}
+	return false
 }
 
 // awaitDeath gives a VMM that seems to be dying a moment to be dead.

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/hypervisor/clh/clhapi"
 	"github.com/coco-shim/coco/hypervisor/clh/clhtest"
 )
 
@@ -37,8 +38,8 @@ func TestPluggedDiskIsTheOpenedFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	addr, err := m.PlugBlock(t.Context(), hypervisor.Block{ID: "late", File: f})
-	if err != nil || addr.Source != "06" { // after entropy, two disks, one interface and vsock
-		t.Fatalf("PlugBlock() = %v, %v, want slot 06", addr, err)
+	if err != nil || addr.Source != "07" { // after two disks, one interface, entropy, vsock and pvpanic
+		t.Fatalf("PlugBlock() = %v, %v, want slot 07", addr, err)
 	}
 	r := calls(vmm, "vm.add-disk")
 	if len(r) != 1 || len(r[0].Opened) != 1 || r[0].Opened[0] != clhtest.IDOf(t, f) {
@@ -50,7 +51,7 @@ func TestPluggedInterfaceComesWithItsTaps(t *testing.T) {
 	m, vmm := up(t, clhtest.Config{}, plain(t))
 	taps := []*os.File{file(t, "a"), file(t, "b")}
 	path, err := m.PlugNIC(t.Context(), hypervisor.NIC{ID: "eth1", MAC: "02:00:00:00:00:02", Tap: taps})
-	if err != nil || path != "06" {
+	if err != nil || path != "07" {
 		t.Fatalf("PlugNIC() = %q, %v", path, err)
 	}
 	r := calls(vmm, "vm.add-net")
@@ -73,7 +74,7 @@ func TestTheBusIsFullAtSomePoint(t *testing.T) {
 		}
 	}
 	_, err := m.PlugBlock(t.Context(), hypervisor.Block{ID: "one-more", File: f})
-	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "all 29 places on the PCI bus are taken") {
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "all 28 places on the PCI bus are taken") {
 		t.Errorf("PlugBlock() = %v", err)
 	}
 }
@@ -138,6 +139,11 @@ func TestUnplugWaitsForTheGuest(t *testing.T) {
 			t.Errorf("UnplugBlock() = %v", err)
 		}
 	})
+	t.Run("which is late", func(t *testing.T) {
+		for _, release := range []int{51, 53, 54} {
+			t.Run(fmt.Sprintf("release %d", release), func(t *testing.T) { lateRelease(t, release) })
+		}
+	})
 	t.Run("which dies", func(t *testing.T) {
 		m, _ := up(t, clhtest.Config{CrashOn: "vm.remove-device"}, plain(t))
 		var dead *hypervisor.DeadError
@@ -145,6 +151,98 @@ func TestUnplugWaitsForTheGuest(t *testing.T) {
 			t.Errorf("UnplugNIC() = %v", err)
 		}
 	})
+}
+
+// A disk that the guest lets go of after our patience had ended is gone all the same: its id is free, and
+// to take it away again is no error, whatever status a release has for that.
+func lateRelease(t *testing.T, release int) {
+	t.Helper()
+	m, vmm := up(t, clhtest.Config{Release: release, LateEject: "300ms"}, plain(t))
+	for _, id := range []string{"layer-0", "scratch-a-long-name"} {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		if err := m.UnplugBlock(ctx, id); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("UnplugBlock() = %v, want that the guest has not let go", err)
+		}
+		cancel()
+	}
+	for _, name := range []string{"disk-layer-0", "disk-scratch-a-long-name"} {
+		for has(treeOf(t, m), name) {
+			if t.Context().Err() != nil {
+				t.Fatal(t.Context().Err())
+			}
+		}
+	}
+	if _, err := m.PlugBlock(t.Context(), hypervisor.Block{ID: "layer-0", File: file(t, "other"), ReadOnly: true}); err != nil {
+		t.Errorf("PlugBlock() of an id that was released late = %v", err)
+	}
+	if err := m.UnplugBlock(t.Context(), "scratch-a-long-name"); err != nil && !errdefs.IsNotFound(err) {
+		t.Errorf("UnplugBlock() of what was released late = %v", err)
+	}
+	if n := len(calls(vmm, "vm.add-disk")); n != 1 {
+		t.Errorf("%d disks were added, want 1", n)
+	}
+}
+
+func treeOf(t *testing.T, m *machine) clhapi.VmInfo {
+	t.Helper()
+	var info clhapi.VmInfo
+	if err := m.api.get(t.Context(), "vm.info", &info); err != nil {
+		t.Fatal(err)
+	}
+	return info
+}
+
+// The VMM locks the files of disks: one that is written is in one place at a time.
+func TestDisksAreLocked(t *testing.T) {
+	m, _ := up(t, clhtest.Config{}, plain(t))
+	f := file(t, "disk")
+	if _, err := m.PlugBlock(t.Context(), hypervisor.Block{ID: "a", File: f}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.PlugBlock(t.Context(), hypervisor.Block{ID: "b", File: f}); err == nil || !strings.Contains(err.Error(), "locked") {
+		t.Errorf("PlugBlock() of a disk that is written elsewhere = %v", err)
+	}
+	if err := m.UnplugBlock(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"b", "c"} {
+		if _, err := m.PlugBlock(t.Context(), hypervisor.Block{ID: id, File: f, ReadOnly: true}); err != nil {
+			t.Errorf("PlugBlock() of a disk that is only read = %v", err)
+		}
+	}
+}
+
+// What the real VMM refuses, the imitation does, too, each in the words and with the status of its release.
+func TestImitationRefuses(t *testing.T) {
+	status := map[int]map[string]int{
+		51: {"absent": 500, "unknown": 500, "taken": 500, "malformed": 500},
+		53: {"absent": 404, "unknown": 500, "taken": 500, "malformed": 500},
+		54: {"absent": 404, "unknown": 404, "taken": 409, "malformed": 400},
+	}
+	for release, want := range status {
+		m, _ := up(t, clhtest.Config{Release: release}, plain(t))
+		disk := clhapi.DiskConfig{Path: file(t, "x").Name(), ImageType: clhapi.Raw}
+		named := func(id, serial string) clhapi.DiskConfig {
+			d := disk
+			d.Id, d.Serial = id, serial
+			return d
+		}
+		for _, tt := range []struct {
+			name, call, class string
+			in                any
+		}{
+			{"a leading underscore pair", "vm.add-disk", "malformed", named("__disk", "")},
+			{"an id that is taken", "vm.add-disk", "taken", named("disk-layer-0", "")},
+			{"a small MTU", "vm.add-net", "malformed", clhapi.NetConfig{Id: "n", Mac: "02:00:00:00:00:07", NumQueues: 2, Mtu: 1279}},
+			{"a device that is not there", "vm.remove-device", "unknown", clhapi.VmRemoveDevice{Id: "nobody"}},
+		} {
+			err := m.api.put(t.Context(), tt.call, tt.in, nil)
+			var r *apiError
+			if !errors.As(err, &r) || r.status != want[tt.class] {
+				t.Errorf("release %d, %s: %v, want status %d", release, tt.name, err, want[tt.class])
+			}
+		}
+	}
 }
 
 func TestLandlock(t *testing.T) {

@@ -22,8 +22,9 @@ const (
 	maxCmdline   = 2047 // COMMAND_LINE_SIZE of x86 Linux, without the NUL
 	maxUnixPath  = 107  // sun_path without its NUL
 	minMTU       = 1280 // what Cloud Hypervisor takes
-	// Slots of the one PCI bus: 32, less the host bridge, the random number generator and the vsock device.
-	maxDevices = 32 - 3
+	// Slots of the one PCI bus: 32, less the host bridge, the random number generator, the vsock device and the
+	// device by which a guest reports its panic.
+	maxDevices = 32 - 4
 )
 
 // problems collects what is wrong with a spec.

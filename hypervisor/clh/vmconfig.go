@@ -68,6 +68,7 @@ func Build(spec hypervisor.VMSpec, par Params) (Command, clhapi.VmConfig) {
 		Rng:     clhapi.RngConfig{Src: entropy},
 		Serial:  clhapi.ConsoleConfig{Mode: clhapi.File, File: filepath.Join(par.Dir, consoleFIFO)},
 		Console: clhapi.ConsoleConfig{Mode: clhapi.Off},
+		Pvpanic: true,
 		Vsock:   clhapi.VsockConfig{Id: vsockDevice, Cid: guestCID, Socket: filepath.Join(par.Dir, vsockSocket)},
 	}
 	if spec.TEE == hypervisor.TEESNP {
@@ -104,10 +105,11 @@ func nicName(id string) string    { return "net-" + id }
 func deviceName(id string) string { return "dev-" + id }
 
 // diskConfig describes a disk. Its format is named, since the VMM would otherwise look into the image
-// and believe what the guest wrote there.
+// and believe what the guest wrote there. A read-only disk is not sparse: nothing of it can be
+// discarded, and the VMM would warn of it.
 func diskConfig(b hypervisor.Block, path string) clhapi.DiskConfig {
 	return clhapi.DiskConfig{
-		Id: diskName(b.ID), Path: path, Readonly: b.ReadOnly, ImageType: clhapi.Raw, Serial: b.ID,
+		Id: diskName(b.ID), Path: path, Readonly: b.ReadOnly, ImageType: clhapi.Raw, Sparse: !b.ReadOnly, Serial: b.ID,
 	}
 }
 

@@ -108,7 +108,7 @@ func TestValidateSaysWhyNot(t *testing.T) {
 		{"disk's id", func(s *hypervisor.VMSpec) { s.Blocks[0].ID = "A" }, `block device "A"`},
 		{"disk's file", func(s *hypervisor.VMSpec) { s.Blocks[0].File = nil }, "no file"},
 		{"one disk twice", func(s *hypervisor.VMSpec) { s.Blocks[1].ID = s.Blocks[0].ID }, "used twice"},
-		{"too many devices", func(s *hypervisor.VMSpec) { s.Blocks = make([]hypervisor.Block, 29) }, "the PCI bus takes 29"},
+		{"too many devices", func(s *hypervisor.VMSpec) { s.Blocks = make([]hypervisor.Block, 29) }, "the PCI bus takes 28"},
 		{"address", func(s *hypervisor.VMSpec) { s.NICs[0].MAC = "1:2" }, `"1:2" is not one`},
 		{"no tap", func(s *hypervisor.VMSpec) { s.NICs[0].Tap = nil }, "no tap"},
 		{"queues", func(s *hypervisor.VMSpec) { s.CPU.Count = 1 }, "2 pairs of queues for 1 vCPUs"},

@@ -92,7 +92,10 @@ func (m *machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 	}()
 	for {
 		c, err := m.attempt(dctx, port)
-		if err == nil {
+		if err == nil && m.announced() == restarted { // the agent of a boot that does not count
+			err = errors.Join(errGone, c.Close())
+			m.awaitDeath()
+		} else if err == nil {
 			m.enter(hypervisor.PhaseRun)
 			return c, nil
 		}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/hypervisor"
 )
@@ -200,12 +201,37 @@ func blocks(t *testing.T, vm hypervisor.VM) {
 	}
 }
 
+// tap makes a tap, which is gone when it is closed. A VMM asks its descriptor for the kernel's features of
+// taps, so a file of another kind will not do.
+func tap(t *testing.T) *os.File {
+	t.Helper()
+	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR|unix.O_NONBLOCK, 0)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {
+		t.Skipf("no tap can be made here: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	req, err := unix.NewIfreq("cocotest%d")
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	if err := unix.IoctlIfreq(int(f.Fd()), unix.TUNSETIFF, req); errors.Is(err, unix.EPERM) {
+		t.Skip("no tap can be made here: CAP_NET_ADMIN is missing")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
 func nics(t *testing.T, vm hypervisor.VM) {
 	p, ok := vm.(hypervisor.NICPlugger)
 	if !ok {
 		t.Skip("not a NICPlugger")
 	}
-	n := hypervisor.NIC{ID: "eth9", MAC: "02:00:00:00:00:09", Tap: []*os.File{image(t)}, MTU: 1500}
+	n := hypervisor.NIC{ID: "eth9", MAC: "02:00:00:00:00:09", Tap: []*os.File{tap(t)}, MTU: 1500}
 	path, err := p.PlugNIC(t.Context(), n)
 	if err != nil || path == "" {
 		t.Fatalf("PlugNIC() = %q, %v", path, err)

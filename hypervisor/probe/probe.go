@@ -104,7 +104,11 @@ func Run(ctx context.Context, h Host, o Options) Report {
 	if kvmErr == nil {
 		p.yes("kvm", "usable")
 	} else {
-		p.add("kvm", No, "not usable: VMs run under TCG, about ten times slower", kvmErr.Error())
+		without := "not usable: VMs run under TCG, about ten times slower"
+		if o.Driver == driverCLH {
+			without = "not usable: Cloud Hypervisor runs on KVM only"
+		}
+		p.add("kvm", No, without, kvmErr.Error())
 	}
 	q := p.qemu(ctx, o.QEMUPath)
 	c := p.clh(ctx, o)
@@ -118,7 +122,14 @@ func Run(ctx context.Context, h Host, o Options) Report {
 	if o.Driver == driverCLH {
 		snp, tdx = p.clhPlatforms(c, snp)
 	}
-	p.platforms(kvmErr == nil, snp, tdx)
+	how := "TCG"
+	switch {
+	case kvmErr == nil:
+		how = "KVM"
+	case o.Driver == driverCLH: // there is no other way
+		how = ""
+	}
+	p.platforms(how, snp, tdx)
 	return p.report
 }
 
@@ -134,12 +145,8 @@ func (p *prober) yes(name, format string, args ...any) bool {
 // need is a finding that every platform depends on.
 func (p *prober) need(name string) { p.required = append(p.required, name) }
 
-func (p *prober) platforms(kvmOK bool, snp, tdx []string) {
+func (p *prober) platforms(how string, snp, tdx []string) {
 	missing := p.missing(p.required)
-	how := "TCG"
-	if kvmOK {
-		how = "KVM"
-	}
 	plain := Platform{Name: "none", Usable: len(missing) == 0, How: how, Missing: missing}
 	p.report.Platforms = []Platform{plain, p.tee("snp", snp), p.tee("tdx", tdx)}
 }

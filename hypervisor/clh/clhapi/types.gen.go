@@ -125,6 +125,9 @@ type DiskConfig struct {
 
 	// Serial What the guest reads as the disk's id.
 	Serial string `json:"serial,omitempty"`
+
+	// Sparse Whether what the guest discards is given back. Of a read-only disk the VMM would warn of it.
+	Sparse bool `json:"sparse"`
 }
 
 // ErrorChain defines model for ErrorChain.
@@ -206,13 +209,16 @@ type VmConfig struct {
 	Memory         MemoryConfig     `json:"memory"`
 	Payload        PayloadConfig    `json:"payload"`
 	Platform       *PlatformConfig  `json:"platform,omitempty"`
-	Rng            RngConfig        `json:"rng"`
-	Serial         ConsoleConfig    `json:"serial"`
-	Vsock          VsockConfig      `json:"vsock"`
+
+	// Pvpanic A device by which the guest's kernel reports its panic; there is none by default.
+	Pvpanic bool          `json:"pvpanic"`
+	Rng     RngConfig     `json:"rng"`
+	Serial  ConsoleConfig `json:"serial"`
+	Vsock   VsockConfig   `json:"vsock"`
 }
 
 // VmCounters defines model for VmCounters.
-type VmCounters map[string]map[string]int64
+type VmCounters map[string]map[string]uint64
 
 // VmInfo defines model for VmInfo.
 type VmInfo struct {

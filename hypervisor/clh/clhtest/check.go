@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"path"
+	"slices"
 
 	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/getkin/kin-openapi/openapi3filter"
@@ -24,6 +26,8 @@ type checker []spec
 type spec struct {
 	name   string
 	router routers.Router
+	// wrong are the calls whose answers it describes other than the VMM gives them.
+	wrong []string
 }
 
 // newChecker reads our description and, if there is one, the VMM's own.
@@ -37,6 +41,8 @@ func newChecker(reference string) (checker, error) {
 		return nil, err
 	}
 	theirs, err := load("the VMM's description", text)
+	// It says int64 for counters that begin at 2^64-1, and 204 for what is answered with 200.
+	theirs.wrong = []string{"vm.counters", "vmm.shutdown"}
 	return checker{ours, theirs}, err
 }
 
@@ -49,7 +55,7 @@ func load(name string, text []byte) (spec, error) {
 	if err != nil {
 		return spec{}, fmt.Errorf("%s: %w", name, err)
 	}
-	return spec{name, r}, nil
+	return spec{name: name, router: r}, nil
 }
 
 // options keep the library from changing what it checks.
@@ -74,7 +80,7 @@ func (c checker) check(req *http.Request, body []byte, status int, answer []byte
 		if err := openapi3filter.ValidateRequest(context.Background(), in); err != nil {
 			out = append(out, fmt.Sprintf("%s: request: %v", s.name, err))
 		}
-		if status == 0 {
+		if status == 0 || slices.Contains(s.wrong, path.Base(r.URL.Path)) {
 			continue
 		}
 		head := http.Header{}

@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package clhtest is a Cloud Hypervisor for tests: a process that takes the same command line, serves
-// the same API, keeps a VM's state and behaves as the VMM's source says (commit ae44c29, 54.0-dev),
-// with faults on demand. A guest is played by an echo on the ports that listen, or is real: then QEMU
+// the same API, keeps a VM's state and behaves as the VMM's source says, of release 51, 53 or 54
+// (commit ae44c29, 54.0-dev), with faults on demand. They differ in the statuses of refusals. A guest is played by an echo on the ports that listen, or is real: then QEMU
 // runs the VM behind the API.
 //
 // A test binary becomes the VMM: its TestMain calls Main when IsVMM says so. New makes a path for the
@@ -23,7 +23,8 @@ import (
 
 // Config says how the process behaves. The zero value is a VMM without faults.
 type Config struct {
-	Version  string   // "": a recent one
+	Release  int      // 51, 53 or 54, whose statuses it answers with; 0: 54
+	Version  string   // "": that of Release
 	Features []string // nil: all of an SNP build
 
 	// The names of calls, as in "vm.boot", upon which something happens.
@@ -31,6 +32,7 @@ type Config struct {
 	ExitOn    string // the process ends with status 1 and a word on standard error
 	HangOn    string // there is no answer
 	HalfOn    string // half an answer, then the connection closes
+	ClosingOn string // the VMM is ending, as of an error of a virtual processor: its API's thread still answers
 	GarbageOn string // the answer is not HTTP
 	// ErrorOn is answered with ErrorStatus and ErrorBody.
 	ErrorOn     string
@@ -43,14 +45,16 @@ type Config struct {
 	WrongPlaces bool   // devices are said to be on another bus
 	KeepDevices bool   // the guest does not let go of devices
 	SilentEject bool   // it does, but the event gets lost
+	LateEject   string // it does so after this time, as in "200ms"
 	BadEvents   bool   // events are cut short now and then
 	GuestPorts  []int  // ports that listen; nil: 1024
 	GuestDelay  string // from boot until the guest's driver is up and its ports listen, as in "50ms"
 	GuestNever  bool   // the guest's agent does not come up
 	GuestSays   string // printed on the console at boot
-	GuestEnds   string // after boot, what the guest does: "off", "reset", "panic"
+	GuestEnds   string // after boot, what the guest does: "off", "reset", "panic"; "vcpu": its processor fails
 	BadOK       bool   // CONNECT is answered with nonsense
 	StayOnQuit  bool   // vmm.shutdown is answered, and nothing happens
+	Logs        string // what it writes to its standard error at boot
 
 	// QEMU is a binary that runs the VM in the VMM's place, so that there is a real guest behind the API: on a
 	// machine whose root bus takes devices as Cloud Hypervisor's does. "": the guest is played.

@@ -8,15 +8,16 @@ import (
 	"net/http"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/coco-shim/coco/hypervisor/clh/clhapi"
 )
 
 // added checks a device and, when the VM runs, gives it a place.
 func (v *vmm) added(what, name string, with clhapi.VmConfig, undo func()) answer {
-	if p, status := v.problem(&with); p != "" {
+	if p, c := v.problem(&with); p != "" {
 		undo()
-		return refused(status, what, "Failed to validate config", p)
+		return v.refused(c, what, "Failed to validate config", p)
 	}
 	if !v.running {
 		return done
@@ -24,13 +25,13 @@ func (v *vmm) added(what, name string, with clhapi.VmConfig, undo func()) answer
 	slot, err := v.place(name)
 	if err != nil {
 		undo()
-		return refused(http.StatusInternalServerError, what, "Error from device manager", err.Error())
+		return v.refused(internal, what, "Error from device manager", err.Error())
 	}
 	if v.real != nil {
 		if err := v.real.plug(name, slot, &with, v.taps[name]); err != nil {
 			v.places[slot] = ""
 			undo()
-			return refused(http.StatusInternalServerError, what, "Error from device manager", err.Error())
+			return v.refused(internal, what, "Error from device manager", err.Error())
 		}
 	}
 	return answer{http.StatusOK, clhapi.PciDeviceInfo{Id: name, Bdf: v.bdf(slot)}}
@@ -45,16 +46,26 @@ func (v *vmm) addDisk(body []byte) answer {
 		return answer{http.StatusBadRequest, []string{"Failed to deserialize JSON", err.Error()}}
 	}
 	if v.vm == nil {
-		return refused(http.StatusNotFound, what, notCreated)
+		return v.refused(absent, what, notCreated)
 	}
 	if v.running {
 		if err := v.open(d.Path, !d.Readonly); err != nil {
-			return refused(http.StatusInternalServerError, what, "Error from device manager", "Failed opening disk "+d.Path, err.Error())
+			return v.refused(internal, what, "Error from device manager", "Failed opening disk "+d.Path, err.Error())
+		}
+		if _, ok := v.locks[d.Id]; !ok {
+			if err := v.lock(d); err != nil {
+				return v.refused(internal, what, "Error from device manager", "Failed to lock disk image", err.Error())
+			}
 		}
 	}
 	before := *v.vm
+	had := slices.ContainsFunc(before.Disks, func(o clhapi.DiskConfig) bool { return o.Id == d.Id })
 	v.vm.Disks = append(slices.Clone(before.Disks), d)
-	return v.added(what, d.Id, *v.vm, func() { v.vm.Disks = before.Disks })
+	return v.added(what, d.Id, *v.vm, func() {
+		if v.vm.Disks = before.Disks; !had {
+			v.unlock(d.Id)
+		}
+	})
 }
 
 func (v *vmm) addNet(body []byte, files []*os.File) answer {
@@ -64,7 +75,7 @@ func (v *vmm) addNet(body []byte, files []*os.File) answer {
 		return answer{http.StatusBadRequest, []string{"Failed to deserialize JSON", err.Error()}}
 	}
 	if v.vm == nil {
-		return refused(http.StatusNotFound, what, notCreated)
+		return v.refused(absent, what, notCreated)
 	}
 	before := v.nets
 	taps, had := v.taps[n.Id]
@@ -89,9 +100,9 @@ func (v *vmm) addDevice(body []byte) answer {
 	}
 	switch {
 	case v.vm == nil:
-		return refused(http.StatusNotFound, what, notCreated)
+		return v.refused(absent, what, notCreated)
 	case slices.Contains(v.places[:], d.Id):
-		return refused(http.StatusConflict, what, "Failed to validate config", "Identifier "+d.Id+" is not unique")
+		return v.refused(taken, what, "Failed to validate config", "Identifier "+d.Id+" is not unique")
 	}
 	return v.added(what, d.Id, *v.vm, func() {})
 }
@@ -105,27 +116,70 @@ func (v *vmm) removeDevice(body []byte) answer {
 	slot := slices.Index(v.places[:], d.Id)
 	switch {
 	case v.vm == nil:
-		return refused(http.StatusNotFound, what, notCreated)
+		return v.refused(absent, what, notCreated)
+	case !v.running: // it is taken out of the description
+		if !slices.Contains(v.described(), d.Id) {
+			return v.refused(unknown, what, "No device to remove: "+d.Id)
+		}
+		v.forget(d.Id)
+		return done
 	case d.Id == "" || slot < 0:
-		return refused(http.StatusNotFound, what, "Error from device manager", "Unknown device ID: "+d.Id)
+		return v.refused(unknown, what, "Error from device manager", "Unknown device ID: "+d.Id)
 	case v.config.KeepDevices:
 		return done
 	}
 	if v.real != nil {
 		if err := v.real.unplug(d.Id); err != nil {
-			return refused(http.StatusInternalServerError, what, "Error from device manager", err.Error())
+			return v.refused(internal, what, "Error from device manager", err.Error())
 		}
 	}
-	// The guest lets go of it at once.
+	if v.config.LateEject == "" {
+		v.ejected(slot)
+		return done
+	}
+	late, err := time.ParseDuration(v.config.LateEject)
+	if err != nil {
+		fatal(err)
+	}
+	time.AfterFunc(late, func() {
+		v.calls.Lock()
+		defer v.calls.Unlock()
+		if v.places[slot] == d.Id {
+			v.ejected(slot)
+		}
+	})
+	return done
+}
+
+// ejected is the guest's letting go of a device.
+func (v *vmm) ejected(slot int) {
+	name := v.places[slot]
 	v.places[slot] = ""
-	v.vm.Disks = slices.DeleteFunc(v.vm.Disks, func(o clhapi.DiskConfig) bool { return o.Id == d.Id })
-	v.nets = slices.DeleteFunc(v.nets, func(o clhapi.NetConfig) bool { return o.Id == d.Id })
-	for _, f := range v.taps[d.Id] {
+	v.forget(name)
+	if !v.config.SilentEject {
+		v.event("vm", "device-removed", map[string]string{"id": name, "bdf": v.bdf(slot)})
+	}
+}
+
+// described are the names of the disks and interfaces in the VM's description.
+func (v *vmm) described() []string {
+	var names []string
+	for _, d := range v.vm.Disks {
+		names = append(names, d.Id)
+	}
+	for _, n := range v.nets {
+		names = append(names, n.Id)
+	}
+	return names
+}
+
+// forget takes a device out of the description, and closes its files.
+func (v *vmm) forget(name string) {
+	v.vm.Disks = slices.DeleteFunc(v.vm.Disks, func(o clhapi.DiskConfig) bool { return o.Id == name })
+	v.nets = slices.DeleteFunc(v.nets, func(o clhapi.NetConfig) bool { return o.Id == name })
+	for _, f := range v.taps[name] {
 		_ = f.Close() // a fake
 	}
-	delete(v.taps, d.Id)
-	if !v.config.SilentEject {
-		v.event("vm", "device-removed", map[string]string{"id": "_virtio-pci-" + d.Id, "bdf": v.bdf(slot)})
-	}
-	return done
+	delete(v.taps, name)
+	v.unlock(name)
 }

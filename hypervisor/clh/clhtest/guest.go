@@ -10,7 +10,6 @@ import (
 	"io"
 	"io/fs"
 	"net"
-	"net/http"
 	"os"
 	"slices"
 	"time"
@@ -30,17 +29,23 @@ func (v *vmm) startGuest() error {
 	}
 	id, l := v.vm.Vsock.Id, v.vsock
 	v.print(v.config.GuestSays)
+	fmt.Fprint(os.Stderr, v.config.Logs)
 	switch v.config.GuestEnds {
 	case "off":
 		time.AfterFunc(delay, func() { v.event("vm", "shutdown", nil); v.quit() })
 		return nil
 	case "reset":
-		time.AfterFunc(delay, func() { v.event("vm", "rebooting", nil) }) // and the VM boots again
+		time.AfterFunc(delay, func() { v.reboot(id) })
+		return nil
+	case "vcpu":
+		time.AfterFunc(delay, v.processorFails)
 		return nil
 	case "panic":
 		time.AfterFunc(delay, func() {
-			v.event("guest", "panic", map[string]string{"event": "panic"})
-			v.event("vm", "rebooting", nil)
+			if v.vm.Pvpanic {
+				v.event("guest", "panic", map[string]string{"event": "panic"})
+			}
+			v.reboot(id)
 		})
 		return nil
 	}
@@ -52,6 +57,26 @@ func (v *vmm) startGuest() error {
 		v.listen(l)
 	})
 	return nil
+}
+
+// rebootTime is what the real VMM needs to boot a VM again.
+const rebootTime = 9 * time.Millisecond
+
+// reboot boots the VM again, which nobody asked for. This time the guest has its driver up, and no agent.
+func (v *vmm) reboot(id string) {
+	v.event("vm", "rebooting", nil)
+	time.AfterFunc(rebootTime, func() {
+		v.event("vm", "rebooted", nil)
+		v.event("virtio-device", "activated", map[string]string{"id": id})
+	})
+}
+
+// processorFails is the VMM's end when a virtual processor cannot go on: as if the guest had switched
+// itself off, save for a line of the log.
+func (v *vmm) processorFails() {
+	fmt.Fprintln(os.Stderr, "cloud-hypervisor: 0.2s: <vcpu0> ERROR:vmm/src/cpu.rs:1487 -- VCPU generated error: VcpuRun(Unhandled exit)")
+	v.event("vm", "shutdown", nil)
+	v.quit()
 }
 
 func (v *vmm) print(s string) {
@@ -105,7 +130,7 @@ const Greeting = "hello\n"
 
 func (v *vmm) shutdown() answer {
 	if !v.running {
-		return refused(http.StatusInternalServerError, "The VM could not shutdown", "VM is not running")
+		return v.refused(internal, "The VM could not shutdown", "VM is not running")
 	}
 	v.stop()
 	v.event("vm", "shutdown", nil)
@@ -115,6 +140,9 @@ func (v *vmm) shutdown() answer {
 // stop ends the VM; its description stays.
 func (v *vmm) stop() {
 	v.running = false
+	for name := range v.locks {
+		v.unlock(name)
+	}
 	_ = v.vsock.Close() // a fake; removes the socket
 	if v.real != nil {
 		v.real.end()
@@ -125,7 +153,7 @@ func (v *vmm) stop() {
 // powerButton: the guest obeys.
 func (v *vmm) powerButton() answer {
 	if !v.running {
-		return refused(http.StatusInternalServerError, "Error triggering power button", "VM is not running")
+		return v.refused(internal, "Error triggering power button", "VM is not running")
 	}
 	time.AfterFunc(guestPace, func() { v.event("vm", "shutdown", nil); v.quit() })
 	return done
@@ -148,7 +176,10 @@ func (v *vmm) remove() answer {
 		}
 		delete(v.taps, id)
 	}
-	v.vm, v.nets, v.console = nil, nil, nil
+	v.vm, v.nets, v.console, v.failed = nil, nil, nil, false
+	for name := range v.locks {
+		v.unlock(name)
+	}
 	v.event("vm", "deleted", nil)
 	return done
 }

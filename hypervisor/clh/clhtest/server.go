@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/coco-shim/coco/internal/fdpass"
 )
@@ -22,6 +23,8 @@ import (
 const (
 	apiRoot  = "/api/v1/"
 	maxFiles = 253
+	// closingTime is how long the API's thread outlives the one that carries out its calls.
+	closingTime = 50 * time.Millisecond
 )
 
 // server is the HTTP side. Like the real one it carries out one call at a time.
@@ -116,7 +119,7 @@ func (s *server) one(conn io.Writer, req *http.Request, body []byte, files []*os
 func (s *server) fault(conn io.Writer, call string, req *http.Request, entry Request) bool {
 	c := s.config
 	switch call {
-	case c.CrashOn, c.ExitOn, c.HangOn, c.HalfOn, c.GarbageOn:
+	case c.CrashOn, c.ExitOn, c.HangOn, c.HalfOn, c.GarbageOn, c.ClosingOn:
 		s.note(req, entry, nil)
 	}
 	switch call {
@@ -138,6 +141,11 @@ func (s *server) fault(conn io.Writer, call string, req *http.Request, entry Req
 		return true
 	case c.GarbageOn:
 		_, _ = io.WriteString(conn, "SSH-2.0-OpenSSH_9.2\r\n\r\n") // a fake
+		return true
+	case c.ClosingOn:
+		body := encode([]string{"Error from API", "Failed to receive the answer", "receiving on a closed channel"})
+		_, _ = io.WriteString(conn, message(http.StatusInternalServerError, body)) // a fake
+		time.AfterFunc(closingTime, s.vmm.processorFails)
 		return true
 	case c.ErrorOn:
 		entry.Status = c.ErrorStatus

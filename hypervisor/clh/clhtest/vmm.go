@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -14,15 +15,22 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/coco-shim/coco/hypervisor/clh/clhapi"
 )
 
-const slots = 32 // of the PCI bus; the first is the host bridge
+const (
+	slots     = 32 // of the PCI bus; the first is the host bridge
+	maxSerial = 20 // of a virtio disk
+	minMTU    = 1280
+)
 
 // vmm is the VMM and its VM. Its methods are called by one goroutine at a time, the server's; what the
 // guest does by itself goes through the server's lock, too.
 type vmm struct {
 	config Config
+	calls  *sync.Mutex // the server's: held while a call is carried out
 
 	emu    sync.Mutex
 	events *os.File // guarded by emu
@@ -32,6 +40,8 @@ type vmm struct {
 	nets    []clhapi.NetConfig
 	taps    map[string][]*os.File
 	running bool
+	failed  bool                // a boot failed after the VM was made: it can be neither booted nor created again
+	locks   map[string]*os.File // of disks, by name
 	console *os.File
 	vsock   net.Listener
 	places  [slots]string // names of devices
@@ -40,8 +50,11 @@ type vmm struct {
 	real    *standIn      // nil: the guest is played
 }
 
-func newVMM(c Config, events *os.File) *vmm {
-	return &vmm{config: c, events: events, taps: map[string][]*os.File{}}
+func newVMM(c Config, events *os.File, calls *sync.Mutex) *vmm {
+	if c.Release == 0 {
+		c.Release = 54
+	}
+	return &vmm{config: c, calls: calls, events: events, taps: map[string][]*os.File{}, locks: map[string]*os.File{}}
 }
 
 // event writes an event, indented and with an empty line behind it, as the real one does.
@@ -60,9 +73,36 @@ func (v *vmm) event(source, name string, properties map[string]string) {
 	_, _ = v.events.Write(append(b, "\n\n"...)) // the real one does not care either
 }
 
+// class is why a call is refused, as far as any release tells by its status.
+type class int
+
+const (
+	internal  class = iota // 500 everywhere
+	absent                 // there is no VM: 404 from release 53 on
+	unknown                // there is no such device: 404 from 54 on
+	taken                  // an identifier is not unique: 409 from 54 on
+	malformed              // the description is not valid: 400 from 54 on
+)
+
+// status is what a release answers to a refusal.
+func (c class) status(release int) int {
+	switch {
+	case c == absent && release >= 53:
+		return http.StatusNotFound
+	case release < 54:
+	case c == unknown:
+		return http.StatusNotFound
+	case c == taken:
+		return http.StatusConflict
+	case c == malformed:
+		return http.StatusBadRequest
+	}
+	return http.StatusInternalServerError
+}
+
 // refused is an error as the API server words it.
-func refused(status int, reasons ...string) answer {
-	return answer{status, append([]string{"Error from API"}, reasons...)}
+func (v *vmm) refused(c class, reasons ...string) answer {
+	return answer{c.status(v.config.Release), append([]string{"Error from API"}, reasons...)}
 }
 
 var done = answer{status: http.StatusNoContent}
@@ -80,7 +120,7 @@ func (v *vmm) handle(method, call string, body []byte, files []*os.File) answer 
 		return answer{http.StatusBadRequest, []string{"Bad Request"}}
 	}
 	if len(files) > 0 && v.config.NoFiles {
-		return refused(http.StatusBadRequest, "descriptors are not supported")
+		return answer{http.StatusBadRequest, []string{"Error from API", "descriptors are not supported"}}
 	}
 	switch call {
 	case "vmm.ping":
@@ -110,7 +150,7 @@ func (v *vmm) handle(method, call string, body []byte, files []*os.File) answer 
 	case "vmm.shutdown":
 		v.remove()
 		v.event("vmm", "shutdown", nil)
-		return done
+		return answer{status: http.StatusOK} // without a body, whatever the VMM's description says
 	}
 	return answer{http.StatusNotFound, []string{"Not Found"}}
 }
@@ -118,7 +158,7 @@ func (v *vmm) handle(method, call string, body []byte, files []*os.File) answer 
 func (v *vmm) ping() answer {
 	r := clhapi.VmmPingResponse{Version: v.config.Version, BuildVersion: "v" + v.config.Version, Pid: int64(os.Getpid()), Features: v.config.Features}
 	if r.Version == "" {
-		r.Version, r.BuildVersion = "53.0.0", "v53.0"
+		r.Version, r.BuildVersion = fmt.Sprintf("%d.0.0", v.config.Release), fmt.Sprintf("v%d.0", v.config.Release)
 	}
 	if r.Features == nil {
 		r.Features = []string{"fw_cfg", "igvm", "io_uring", "kvm", "sev_snp"}
@@ -133,17 +173,17 @@ func (v *vmm) create(body []byte) answer {
 		return answer{http.StatusBadRequest, []string{"Failed to deserialize JSON", err.Error()}}
 	}
 	if v.vm != nil {
-		return refused(http.StatusInternalServerError, "The VM could not be created", "VM is already created")
+		return v.refused(internal, "The VM could not be created", "VM is already created")
 	}
 	v.vm = &c
 	var err error
 	if c.Serial.Mode == clhapi.File {
 		if v.console, err = os.OpenFile(c.Serial.File, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666); err != nil {
-			return refused(http.StatusInternalServerError, "The VM could not be created", "Error creating console devices", err.Error())
+			return v.refused(internal, "The VM could not be created", "Error creating console devices", err.Error())
 		}
 	}
 	if err := v.confine(); err != nil {
-		return refused(http.StatusInternalServerError, "The VM could not be created", "Failed to apply landlock config during vm_create", err.Error())
+		return v.refused(internal, "The VM could not be created", "Failed to apply landlock config during vm_create", err.Error())
 	}
 	return done
 }
@@ -191,40 +231,49 @@ func (v *vmm) mayOpen(path string) error {
 }
 
 // problem is what the VMM's validation says against a description.
-func (v *vmm) problem(c *clhapi.VmConfig) (string, int) {
+func (v *vmm) problem(c *clhapi.VmConfig) (string, class) {
 	p := c.Payload
 	snp := c.Platform != nil && c.Platform.SevSnp
 	ids := map[string]bool{c.Vsock.Id: true}
 	var all []string
 	for _, d := range c.Disks {
 		all = append(all, d.Id)
+		if len(d.Serial) > maxSerial {
+			return fmt.Sprintf("Block device serial is too long (%d > %d)", len(d.Serial), maxSerial), malformed
+		}
 	}
 	for _, n := range v.nets {
 		all = append(all, n.Id)
 		if taps, ok := v.taps[n.Id]; ok && 2*len(taps) != n.NumQueues {
-			return fmt.Sprintf("Number of queues (%d) to virtio_net does not match the number of input FDs (%d)", n.NumQueues, 2*len(taps)), http.StatusBadRequest
+			return fmt.Sprintf("Number of queues (%d) to virtio_net does not match the number of input FDs (%d)", n.NumQueues, 2*len(taps)), malformed
 		}
 		if n.NumQueues/2 > c.Cpus.BootVcpus {
-			return "Number of vCPUs is insufficient for the number of queues", http.StatusBadRequest
+			return "Number of vCPUs is insufficient for the number of queues", malformed
+		}
+		if n.Mtu != 0 && n.Mtu < minMTU {
+			return fmt.Sprintf("Invalid MTU %d: at least %d is needed", n.Mtu, minMTU), malformed
 		}
 	}
 	for _, id := range all {
 		if ids[id] {
-			return fmt.Sprintf("Identifier %s is not unique", id), http.StatusConflict
+			return fmt.Sprintf("Identifier %s is not unique", id), taken
+		}
+		if strings.HasPrefix(id, "__") {
+			return fmt.Sprintf("Invalid identifier %s: two leading underscores are the VMM's own", id), malformed
 		}
 		ids[id] = true
 	}
 	switch {
 	case p.Kernel == "" && p.Igvm == "":
-		return "No bootitem provided: neither firmware nor kernel", http.StatusBadRequest
+		return "No bootitem provided: neither firmware nor kernel", malformed
 	case snp && p.Igvm == "":
-		return "SEV-SNP requires an IGVM file", http.StatusBadRequest
+		return "SEV-SNP requires an IGVM file", malformed
 	case snp && p.HostData != "" && len(p.HostData) != 64:
-		return "Invalid host data format", http.StatusBadRequest
+		return "Invalid host data format", malformed
 	case c.Cpus.MaxVcpus < c.Cpus.BootVcpus:
-		return "Maximum number of vCPUs lower than the number at boot", http.StatusBadRequest
+		return "Maximum number of vCPUs lower than the number at boot", malformed
 	}
-	return "", 0
+	return "", internal
 }
 
 // open opens a file as the VMM would, and remembers which it was.
@@ -251,42 +300,23 @@ func (v *vmm) open(path string, write bool) error {
 
 func (v *vmm) boot() answer {
 	const what = "The VM could not boot"
-	if v.running {
-		return refused(http.StatusInternalServerError, what, "VM is already created")
+	if v.running || v.failed {
+		return v.refused(internal, what, "VM is already created")
 	}
 	v.event("vm", "booting", nil)
 	if v.vm == nil {
-		return refused(http.StatusNotFound, what, "VM config is missing")
+		return v.refused(absent, what, "VM config is missing")
 	}
-	if p, status := v.problem(v.vm); p != "" {
-		return refused(status, what, "Failed to validate config", p)
+	if p, c := v.problem(v.vm); p != "" {
+		return v.refused(c, what, "Failed to validate config", p)
 	}
-	for _, path := range []string{v.vm.Payload.Igvm, v.vm.Payload.Kernel, v.vm.Payload.Initramfs} {
-		if path == "" {
-			continue
-		}
-		if err := v.open(path, false); err != nil {
-			return refused(http.StatusInternalServerError, what, "Cannot open the payload", err.Error())
-		}
+	if a := v.build(what); a.status != done.status {
+		return a
 	}
 	for _, d := range v.vm.Disks {
-		if err := v.open(d.Path, !d.Readonly); err != nil {
-			return refused(http.StatusInternalServerError, what, "Error from device manager", "Failed opening disk "+d.Path, err.Error())
-		}
-	}
-	names := []string{"__rng"}
-	for _, d := range v.vm.Disks {
-		names = append(names, d.Id)
-	}
-	for _, n := range v.nets {
-		if _, ok := v.taps[n.Id]; !ok {
-			return refused(http.StatusInternalServerError, what, "Error from device manager", "Cannot create virtio-net device", "Failed to open taps")
-		}
-		names = append(names, n.Id)
-	}
-	for _, n := range append(names, v.vm.Vsock.Id) {
-		if _, err := v.place(n); err != nil {
-			return refused(http.StatusInternalServerError, what, err.Error())
+		if err := v.lock(d); err != nil {
+			v.failed = true
+			return v.refused(internal, what, "Error from device manager", "Cannot lock images of all block devices", err.Error())
 		}
 	}
 	start := v.startGuest
@@ -294,11 +324,73 @@ func (v *vmm) boot() answer {
 		start = v.startReal
 	}
 	if err := start(); err != nil {
-		return refused(http.StatusInternalServerError, what, "Error from device manager", "Cannot create virtio-vsock device", err.Error())
+		return v.refused(internal, what, "Error from device manager", "Cannot create virtio-vsock device", err.Error())
 	}
 	v.running = true
 	v.event("vm", "booted", nil)
 	return done
+}
+
+// build makes the VM: it opens what the description names, and gives each device its place.
+func (v *vmm) build(what string) answer {
+	for _, path := range []string{v.vm.Payload.Igvm, v.vm.Payload.Kernel, v.vm.Payload.Initramfs} {
+		if path == "" {
+			continue
+		}
+		if err := v.open(path, false); err != nil {
+			return v.refused(internal, what, "Cannot open the payload", err.Error())
+		}
+	}
+	var names []string
+	for _, d := range v.vm.Disks {
+		if err := v.open(d.Path, !d.Readonly); err != nil {
+			return v.refused(internal, what, "Error from device manager", "Failed opening disk "+d.Path, err.Error())
+		}
+		names = append(names, d.Id)
+	}
+	for _, n := range v.nets {
+		if _, ok := v.taps[n.Id]; !ok {
+			return v.refused(internal, what, "Error from device manager", "Cannot create virtio-net device", "Failed to open taps")
+		}
+		names = append(names, n.Id)
+	}
+	names = append(names, "__rng", v.vm.Vsock.Id)
+	if v.vm.Pvpanic {
+		names = append(names, "__pvpanic")
+	}
+	for _, n := range names {
+		if _, err := v.place(n); err != nil {
+			return v.refused(internal, what, err.Error())
+		}
+	}
+	return done
+}
+
+// lock takes the lock on a disk's file that keeps it from being written by two VMs at a time. It belongs
+// to an open file description, so also two disks of one VM exclude each other.
+func (v *vmm) lock(d clhapi.DiskConfig) error {
+	flags, kind := os.O_RDWR, int16(unix.F_WRLCK)
+	if d.Readonly {
+		flags, kind = os.O_RDONLY, unix.F_RDLCK
+	}
+	f, err := os.OpenFile(d.Path, flags, 0)
+	if err != nil {
+		return err
+	}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind}); err != nil {
+		_ = f.Close() // nothing was written
+		return fmt.Errorf("the disk image %s is locked by another: %w", d.Path, err)
+	}
+	v.locks[d.Id] = f
+	return nil
+}
+
+// unlock closes a removed disk's file.
+func (v *vmm) unlock(name string) {
+	if f := v.locks[name]; f != nil {
+		_ = f.Close() // a fake
+		delete(v.locks, name)
+	}
 }
 
 // place gives a device a slot on the bus.
@@ -321,7 +413,7 @@ func (v *vmm) bdf(slot int) string {
 
 func (v *vmm) info() answer {
 	if v.vm == nil {
-		return refused(http.StatusNotFound, "The VM info is not available", "VM is not created")
+		return v.refused(absent, "The VM info is not available", "VM is not created")
 	}
 	r := map[string]any{"config": v.vm, "state": clhapi.Created, "memory_actual_size": v.vm.Memory.Size}
 	if v.running {
@@ -341,11 +433,11 @@ func (v *vmm) info() answer {
 
 func (v *vmm) counters() answer {
 	if !v.running {
-		return refused(http.StatusInternalServerError, "The VM info is not available", "VM is not running")
+		return v.refused(internal, "The VM info is not available", "VM is not running")
 	}
 	r := clhapi.VmCounters{}
 	for _, d := range v.vm.Disks {
-		r[d.Id] = map[string]int64{"read_bytes": 4096, "read_ops": 1, "write_bytes": 0, "write_ops": 0}
+		r[d.Id] = map[string]uint64{"read_bytes": 4096, "read_ops": 1, "write_bytes": 0, "write_ops": 0, "write_latency_min": math.MaxUint64}
 	}
 	return answer{http.StatusOK, r}
 }

@@ -1,0 +1,124 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package clh
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/hypervisor/hypervisortest"
+	"github.com/coco-shim/coco/hypervisor/launch"
+)
+
+// The tests of this file run the driver with a real Cloud Hypervisor, whose path is in COCO_CLH. The guest
+// is testdata/pvh: it needs no Linux, so it also boots where KVM is nested too thinly for one.
+
+// realGuest builds the guest. C and assembler, since it begins without a stack.
+func realGuest(t *testing.T) (vmm, kernel string) {
+	t.Helper()
+	vmm = os.Getenv("COCO_CLH")
+	if vmm == "" {
+		t.Skip("COCO_CLH does not name a Cloud Hypervisor")
+	}
+	kernel = filepath.Join(t.TempDir(), "guest")
+	cmd := exec.CommandContext(t.Context(), "gcc", "-O1", "-nostdlib", "-static", "-ffreestanding", "-fno-pic", "-no-pie", "-mno-sse", "-Wl,-z,noexecstack",
+		"-fno-stack-protector", "-Wl,--build-id=none", "-T", "link.ld", "-o", kernel, "start.S", "guest.c")
+	cmd.Dir = "testdata/pvh"
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build the guest: %v\n%s", err, out)
+	}
+	return vmm, kernel
+}
+
+// realVM launches the guest with a command line that says what it does.
+func realVM(t *testing.T, action string) *machine {
+	t.Helper()
+	vmm, kernel := realGuest(t)
+	f, err := os.Open(kernel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	spec := hypervisor.VMSpec{
+		ID: "real", CPU: hypervisor.CPU{Count: 1}, MemoryMiB: 128, BlockBus: hypervisor.BlockBlk, BootTimeout: 30 * time.Second,
+		Boot:   hypervisor.Boot{Kernel: f, Cmdline: "act=" + action},
+		Blocks: []hypervisor.Block{{ID: "layer-0", File: sectors(t), ReadOnly: true}},
+	}
+	proc, err := launch.Start(t.Context(), launch.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	vm, err := New(Options{Path: vmm}).Launch(t.Context(), spec, proc, dir(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := vm.(*machine)
+	t.Cleanup(func() {
+		if err := m.Stop(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+	return m
+}
+
+func sectors(t *testing.T) *os.File {
+	t.Helper()
+	f := file(t, "disk")
+	if err := f.Truncate(1 << 20); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func TestRealContract(t *testing.T) {
+	hypervisortest.Contract(t, "hello\n", func(t *testing.T) hypervisor.VM { return realVM(t, "serve") })
+}
+
+func TestRealDeathsAreExplained(t *testing.T) {
+	for action, want := range map[string]string{
+		"off": "switched itself off", "reset": "crashed or restarted itself", "triple": "crashed or restarted itself", "panic": "the guest's kernel panicked",
+	} {
+		t.Run(action, func(t *testing.T) {
+			m := realVM(t, action)
+			<-m.Done()
+			var dead *hypervisor.DeadError
+			if !errors.As(m.Err(), &dead) || !strings.Contains(dead.Reason, want) || strings.Contains(dead.Stderr, "WARN") {
+				t.Errorf("Err() = %v, want %q", m.Err(), want)
+			}
+		})
+	}
+}
+
+// What the imitation answers is what this release answers.
+func TestRealSmallCalls(t *testing.T) {
+	m := realVM(t, "serve")
+	if _, err := m.Dial(t.Context(), 1024); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := m.Counters(t.Context()); err != nil || len(c["disk-layer-0"]) == 0 {
+		t.Errorf("Counters() = %v, %v", c, err)
+	}
+	if a, ok := m.BlockAddress("layer-0"); !ok || a.Source != "01" {
+		t.Errorf("BlockAddress() = %v, %v, want the first slot after the host bridge", a, ok)
+	}
+	f := sectors(t)
+	if _, err := m.PlugBlock(t.Context(), hypervisor.Block{ID: "written", File: f}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.PlugBlock(t.Context(), hypervisor.Block{ID: "again", File: f}); err == nil || !strings.Contains(err.Error(), "lock") {
+		t.Errorf("PlugBlock() of a disk that is written elsewhere = %v, want that it is locked", err)
+	}
+	if err := m.UnplugBlock(t.Context(), "written"); err != nil {
+		t.Error(err)
+	}
+	if err := m.api.put(t.Context(), "vm.remove-device", map[string]string{"id": "nobody"}, nil); !refused(err) {
+		t.Errorf("vm.remove-device of nothing = %v, want a refusal", err)
+	}
+}

@@ -1,0 +1,33 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package clh
+
+import "strings"
+
+// The VMM logs to its standard error, a message a line: "cloud-hypervisor: 1.2s: <vcpu0>
+// ERROR:vmm/src/cpu.rs:1487 -- VCPU generated error: …".
+
+// lastWords are the lines of a log without its warnings, which come with each start and explain
+// nothing.
+func lastWords(log string) string {
+	var out strings.Builder
+	for line := range strings.Lines(log) {
+		if !strings.Contains(line, " WARN:") {
+			out.WriteString(line)
+		}
+	}
+	return out.String()
+}
+
+// vcpuError finds the message of a virtual processor that could not go on. The VMM then ends as if the
+// guest had switched itself off.
+func vcpuError(log string) string {
+	const mark = "VCPU generated error: "
+	_, text, ok := strings.Cut(log, mark)
+	if !ok {
+		return ""
+	}
+	line, _, _ := strings.Cut(text, "\n")
+	return printable(line[:min(len(line), maxReason)])
+}
