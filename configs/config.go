@@ -61,6 +61,7 @@ type Hypervisor struct {
 	// For platform "snp" and "tdx".
 	SNPGuestPolicy   uint64 // guest policy of an SNP launch (AMD 56860, table 10)
 	InsecureSNPDebug bool   // accept a policy that lets the host read and change the guest's memory
+	SNPIDBlock       string // "anonymous", "author" or "none": what pins the digest of an SNP launch
 	TDXQuoteSocket   string // quote generation service: "", "vsock:PORT" on the host, or a Unix socket's path
 
 	Seccomp              bool // the VMM's own system call filter
@@ -108,6 +109,7 @@ func Default() Config {
 			HotplugPorts:      1,
 			BootTimeout:       60 * time.Second,
 			SNPGuestPolicy:    snpPolicySMT | snpPolicyReserved1,
+			SNPIDBlock:        "anonymous",
 			Seccomp:           true,
 		},
 		Runtime: Runtime{

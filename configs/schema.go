@@ -56,6 +56,7 @@ var schema = []field{
 	{"hypervisor.hotplug_ports", func(c *Config) any { return &c.Hypervisor.HotplugPorts }, between(0, 32), byFile, false},
 	{"hypervisor.boot_timeout", func(c *Config) any { return &c.Hypervisor.BootTimeout }, lasting(time.Second, time.Hour), byPod, false},
 	{"hypervisor.snp_guest_policy", func(c *Config) any { return &c.Hypervisor.SNPGuestPolicy }, snpPolicy(), byFile, false},
+	{"hypervisor.snp_id_block", func(c *Config) any { return &c.Hypervisor.SNPIDBlock }, oneOf("anonymous", "author", "none"), byFile, false},
 	{"hypervisor.insecure_snp_debug", func(c *Config) any { return &c.Hypervisor.InsecureSNPDebug }, truth(), byFile, false},
 	{"hypervisor.tdx_quote_socket", func(c *Config) any { return &c.Hypervisor.TDXQuoteSocket }, quoteSocket(), byFile, false},
 	{"hypervisor.seccomp", func(c *Config) any { return &c.Hypervisor.Seccomp }, truth(), byFile, false},

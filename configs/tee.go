@@ -81,6 +81,9 @@ func (d *decoder) platform(h Hypervisor) {
 	if h.InsecureSNPDebug && h.Platform != "snp" {
 		d.blame("hypervisor.insecure_snp_debug", fmt.Sprintf("means nothing on platform %q", h.Platform), "false")
 	}
+	if h.SNPIDBlock != "anonymous" && (h.Platform != "snp" || h.Type == TypeCLH) {
+		d.blame("hypervisor.snp_id_block", fmt.Sprintf("means nothing on platform %q of VMM %q: an IGVM file has its own", h.Platform, h.Type), "\"anonymous\"")
+	}
 	if h.TDXQuoteSocket != "" && h.Platform != "tdx" {
 		d.blame("hypervisor.tdx_quote_socket", fmt.Sprintf("means nothing on platform %q", h.Platform), "\"\"")
 	}

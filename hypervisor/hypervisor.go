@@ -88,12 +88,24 @@ type Boot struct {
 	Cmdline  string   // bytes as the kernel sees them
 }
 
+// SNPPin says which ID block a launch gets, by which the AMD firmware refuses any other launch digest and policy.
+type SNPPin string
+
+// ID blocks without anyone's private key; the zero value is PinAnonymous. PinAuthor is for firmware that wants an author
+// key too, and PinNone for firmware that takes no ID block: only a verifier notices a launch that goes differently then.
+const (
+	PinAnonymous SNPPin = "anonymous"
+	PinAuthor    SNPPin = "author"
+	PinNone      SNPPin = "none"
+)
+
 // SNP holds what an SEV-SNP launch needs beyond the common fields.
 type SNP struct {
 	Policy uint64
 	// InsecureDebug accepts a Policy with the debug bit, with which nothing is confidential.
 	InsecureDebug bool
 	HostData      [32]byte
+	Pin           SNPPin // how the launch digest is pinned
 	IDBlock       []byte // 96 bytes or empty
 	IDAuth        []byte // 4096 bytes or empty
 }

@@ -252,7 +252,7 @@ func VMSpec(o Options, s Shape, boot hypervisor.Boot) hypervisor.VMSpec {
 	}
 	switch h.Platform {
 	case "snp":
-		v.TEE, v.SNP = hypervisor.TEESNP, &hypervisor.SNP{Policy: h.SNPGuestPolicy, InsecureDebug: h.InsecureSNPDebug}
+		v.TEE, v.SNP = hypervisor.TEESNP, &hypervisor.SNP{Policy: h.SNPGuestPolicy, InsecureDebug: h.InsecureSNPDebug, Pin: hypervisor.SNPPin(h.SNPIDBlock)}
 	case "tdx":
 		v.TEE, v.TDX = hypervisor.TEETDX, &hypervisor.TDX{}
 		v.TDX.QuoteVsock, v.TDX.QuoteUnix = h.QuoteService()

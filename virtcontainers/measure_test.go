@@ -120,6 +120,31 @@ func TestAnSNPPodIsLaunchedWithTheDigestThatIsPublished(t *testing.T) {
 	}
 }
 
+func TestTheIDBlockIsConfigurable(t *testing.T) {
+	for pin, want := range map[hypervisor.SNPPin]struct{ block, author bool }{
+		hypervisor.PinAnonymous: {true, false}, hypervisor.PinAuthor: {true, true}, hypervisor.PinNone: {false, false},
+	} {
+		t.Run(string(pin), func(t *testing.T) {
+			w := newWorld(t)
+			o := w.options("sleep")
+			o.Config = w.snpConfig(o.Config)
+			o.Config.Hypervisor.SNPIDBlock = string(pin)
+			start(t, w, o)
+			l, spec := published(t, o), w.vm().spec
+			if l.Digest != w.snpDigest(o.Config, 1) || (len(spec.SNP.IDBlock) > 0) != want.block || (l.IDKeyDigest != "") != want.block || (l.AuthorKeyDigest != "") != want.author {
+				t.Errorf("published %+v, ID block of %d bytes", l, len(spec.SNP.IDBlock))
+			}
+			if !want.block {
+				return
+			}
+			keys, err := idauth.Verify(spec.SNP.IDBlock, spec.SNP.IDAuth)
+			if err != nil || keys.ID.String() != l.IDKeyDigest || want.author && keys.Author.String() != l.AuthorKeyDigest {
+				t.Errorf("keys %+v, %v, published %+v", keys, err, l)
+			}
+		})
+	}
+}
+
 func TestTheInitdataIsTheFirstDevice(t *testing.T) {
 	w := newWorld(t)
 	w.holdUntil("make netns", "open layers")

@@ -216,8 +216,11 @@ func (m *podMeasurer) measure(cmd *cobra.Command, c configs.Config, p kubepod.Po
 	if spec.TEE == hypervisor.TEETDX {
 		return r, m.registers(ctx, r, c.Hypervisor, spec, files)
 	}
-	if m.idBlock && snp == nil {
+	switch {
+	case m.idBlock && snp == nil:
 		return nil, errors.New("--id-block: an IGVM file has its own")
+	case m.idBlock && len(snp.IDBlock) == 0:
+		return nil, errors.New("--id-block: hypervisor.snp_id_block is \"none\"")
 	}
 	if m.idBlock {
 		r.IDBlock, r.IDAuth = base64.StdEncoding.EncodeToString(snp.IDBlock), base64.StdEncoding.EncodeToString(snp.IDAuth)

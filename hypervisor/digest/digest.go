@@ -126,6 +126,8 @@ type Launch struct {
 	HostData    string `json:"host_data"`               // HOSTDATA or MRCONFIGID
 	Policy      string `json:"policy,omitempty"`        // SNP
 	IDKeyDigest string `json:"id_key_digest,omitempty"` // SNP, of the anonymous ID block
+
+	AuthorKeyDigest string `json:"author_key_digest,omitempty"` // SNP, where its ID block has one
 }
 
 // Measure computes the digest of a VM, and for SNP makes the anonymous ID block that pins it: its
@@ -166,14 +168,24 @@ func (l *Launch) snp(spec hypervisor.VMSpec, c Chain, cmdline [sha256.Size]byte)
 	}
 	s := *spec.SNP
 	l.Digest, l.HostData, l.Policy = ld.String(), hex.EncodeToString(s.HostData[:]), fmt.Sprintf("%#x", s.Policy)
-	if len(s.IDBlock) == 0 {
+	if len(s.IDBlock) == 0 && s.Pin != hypervisor.PinNone {
 		if err := pin(&s, ld); err != nil {
 			return nil, err
 		}
 	}
-	key := sha512.Sum384(s.IDAuth[idblock.OffIDKey:][:idblock.KeySize])
-	l.IDKeyDigest = hex.EncodeToString(key[:])
+	if len(s.IDAuth) == idblock.AuthSize {
+		l.IDKeyDigest = keyDigest(s.IDAuth[idblock.OffIDKey:])
+		if s.IDAuth[idblock.OffAuthorAlgo] != idblock.AlgoNone {
+			l.AuthorKeyDigest = keyDigest(s.IDAuth[idblock.OffAuthorKey:])
+		}
+	}
 	return &s, nil
+}
+
+// keyDigest is what a report shows of the key at the start of b.
+func keyDigest(b []byte) string {
+	sum := sha512.Sum384(b[:idblock.KeySize])
+	return hex.EncodeToString(sum[:])
 }
 
 // pin makes the ID block of a launch digest.
@@ -182,7 +194,11 @@ func pin(s *hypervisor.SNP, ld measurement.Digest) error {
 	if err != nil {
 		return err
 	}
-	if s.IDAuth, err = idblock.Anonymous(block); err != nil {
+	sign := idblock.Anonymous
+	if s.Pin == hypervisor.PinAuthor {
+		sign = idblock.AnonymousWithAuthor
+	}
+	if s.IDAuth, err = sign(block); err != nil {
 		return fmt.Errorf("id block: %w", err)
 	}
 	s.IDBlock = block.Marshal()

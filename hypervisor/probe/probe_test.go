@@ -152,6 +152,23 @@ func TestDetails(t *testing.T) {
 	}
 }
 
+func TestOldSNPFirmwareIsNoted(t *testing.T) {
+	for status, want := range map[string]bool{
+		"SNP firmware 1.52 build 4, 0 guests, reported TCB 0x1": true, "SNP firmware 0.99 build 4, x": true,
+		"SNP firmware 1.55 build 21, 0 guests": false, "SNP firmware 1.58 build 1, 0 guests": false, "SNP firmware 2.0 build 1, 0 guests": false,
+	} {
+		h := milan.host(t)
+		h.SEVStatus = func() (string, error) { return status, nil }
+		noted := false
+		for _, f := range Run(t.Context(), h, Options{QEMUPath: "/q"}).Findings {
+			noted = noted || f.Name == "snp.idblock" && f.Status == Note && strings.Contains(f.Fix, "snp_id_block")
+		}
+		if noted != want {
+			t.Errorf("%s: noted %t, want %t", status, noted, want)
+		}
+	}
+}
+
 func TestChecksOfOthers(t *testing.T) {
 	r := Run(t.Context(), milan.host(t), Options{QEMUPath: "/q", Checks: []Check{
 		{Name: "image", Required: true, Run: func() (string, error) { return "/guest", errors.New("make image") }},

@@ -39,6 +39,10 @@ func (p *prober) snp(q *QEMU) []string {
 	return []string{"snp.cpu", "snp.kvm", "snp.firmware", "snp.qemu"}
 }
 
+// idBlockMinor is the minor version of the oldest series of SNP firmware that is known to take an ID block without an
+// author key; AMDESE/sev-guest issue 13 tells of older firmware that does not.
+const idBlockMinor = 55
+
 // securityProcessor asks the AMD security processor, through /dev/sev.
 func (p *prober) securityProcessor(hasSEV bool) {
 	switch {
@@ -57,6 +61,11 @@ func (p *prober) securityProcessor(hasSEV bool) {
 			return
 		}
 		p.yes("snp.firmware", "%s", s)
+		var major, minor int
+		if _, err := fmt.Sscanf(s, "SNP firmware %d.%d ", &major, &minor); err == nil && (major < 1 || major == 1 && minor < idBlockMinor) {
+			p.add("snp.idblock", Note, fmt.Sprintf("SNP firmware %d.%d may refuse ID blocks without an author key", major, minor),
+				fmt.Sprintf("update the SEV firmware to 1.%d or later, or set hypervisor.snp_id_block to \"author\"", idBlockMinor))
+		}
 	}
 }
 

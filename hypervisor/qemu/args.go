@@ -156,12 +156,19 @@ func defaultModel(a hypervisor.Accel) string {
 	return "max,erms=off,fsrm=off"
 }
 
+// authorAlgo is the offset in an ID authentication of the author key's algorithm; 0: there is no author key (AMD 56860,
+// table 76).
+const authorAlgo = 4
+
 func (b *builder) snp() string {
 	s, e := b.spec.SNP, base64.StdEncoding
 	o := fmt.Sprintf("sev-snp-guest,id=tee0,cbitpos=%d,reduced-phys-bits=%d,policy=%#x,kernel-hashes=on,host-data=%s",
 		b.par.CBitPos, b.par.ReducedPhysBits, s.Policy, e.EncodeToString(s.HostData[:]))
 	if len(s.IDBlock) > 0 {
 		o += ",id-block=" + e.EncodeToString(s.IDBlock) + ",id-auth=" + e.EncodeToString(s.IDAuth)
+		if s.IDAuth[authorAlgo] != 0 {
+			o += ",author-key-enabled=on"
+		}
 	}
 	return o
 }

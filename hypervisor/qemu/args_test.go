@@ -107,6 +107,19 @@ func TestCommandLines(t *testing.T) {
 	}
 }
 
+func TestAnAuthorKeyIsEnabledWhereThereIsOne(t *testing.T) {
+	par := Params{Binary: "q", CBitPos: 51, ReducedPhysBits: 1, Agent: unopened(), Control: unopened(), Console: unopened()}
+	for _, author := range []bool{false, true} {
+		s := snpSpec(t)
+		if author {
+			s.SNP.IDAuth[authorAlgo] = 1
+		}
+		if got := strings.Contains(strings.Join(Build(s, par).Argv, " "), ",author-key-enabled=on"); got != author {
+			t.Errorf("with an author key %t: author-key-enabled is %t", author, got)
+		}
+	}
+}
+
 // checkFiles holds that each file is handed over exactly once and the kernel under its number.
 func checkFiles(t *testing.T, spec hypervisor.VMSpec, par Params, cmd Command) {
 	t.Helper()

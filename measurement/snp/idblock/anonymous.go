@@ -22,12 +22,34 @@ func Anonymous(block Block) ([]byte, error) {
 	}
 	auth := make([]byte, AuthSize)
 	binary.LittleEndian.PutUint32(auth[OffIDKeyAlgo:], AlgoP384SHA384)
-	PutBytes(auth[OffBlockSig:], r.bytes())
-	PutBytes(auth[OffBlockSig+NumberSize:], s.bytes())
-	binary.LittleEndian.PutUint32(auth[OffIDKey:], CurveP384)
-	PutBytes(auth[OffIDKey+4:], x.bytes())
-	PutBytes(auth[OffIDKey+4+NumberSize:], y.bytes())
+	put(auth[OffBlockSig:], auth[OffIDKey:], r, s, x, y)
 	return auth, nil
+}
+
+// AnonymousWithAuthor is Anonymous with an author key, made in the same way so that its constant signature fits the ID
+// key. There is SNP firmware that refuses ID blocks without an author key.
+func AnonymousWithAuthor(block Block) ([]byte, error) {
+	auth, err := Anonymous(block)
+	if err != nil {
+		return nil, err
+	}
+	r, ry, s := constantSignature()
+	x, y, err := recoverKey(auth[OffIDKey:][:KeySize], r, ry, s)
+	if err != nil {
+		return nil, err
+	}
+	binary.LittleEndian.PutUint32(auth[OffAuthorAlgo:], AlgoP384SHA384)
+	put(auth[OffKeySig:], auth[OffAuthorKey:], r, s, x, y)
+	return auth, nil
+}
+
+// put writes a signature and a public key.
+func put(sig, key []byte, r, s, x, y num) {
+	PutBytes(sig, r.bytes())
+	PutBytes(sig[NumberSize:], s.bytes())
+	binary.LittleEndian.PutUint32(key, CurveP384)
+	PutBytes(key[4:], x.bytes())
+	PutBytes(key[4+NumberSize:], y.bytes())
 }
 
 // PutBytes writes 48 big-endian bytes as 72 little-endian ones.
