@@ -48,6 +48,7 @@ type fakeAgent struct {
 	containers map[string]map[string]*guestProc  // guarded by mu
 	files      map[string]*agent.CopyFileRequest // guarded by mu
 	created    *agent.CreateContainerRequest     // guarded by mu; the last one
+	resized    *agent.TtyWinResizeRequest        // guarded by mu; the last one
 	oom        chan string
 	conn       *net.UnixConn // of the protocol; guarded by mu
 }
@@ -391,7 +392,10 @@ func (a *fakeAgent) ResumeContainer(context.Context, *agent.ResumeContainerReque
 	return &emptypb.Empty{}, a.fail("resume")
 }
 
-func (a *fakeAgent) TtyWinResize(context.Context, *agent.TtyWinResizeRequest) (*emptypb.Empty, error) {
+func (a *fakeAgent) TtyWinResize(_ context.Context, r *agent.TtyWinResizeRequest) (*emptypb.Empty, error) {
+	a.mu.Lock()
+	a.resized = r
+	a.mu.Unlock()
 	return &emptypb.Empty{}, a.fail("resize")
 }
 

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -235,6 +236,7 @@ func (p *Pod) Resize(ctx context.Context, containerID, execID string, w, h uint3
 	if !pr.terminal {
 		return fmt.Errorf("%s has no terminal: %w", pr.name(), errdefs.ErrFailedPrecondition)
 	}
+	w, h = w&math.MaxUint16, h&math.MaxUint16 // struct winsize has 16 bits; runc's shim cuts as well
 	pr.mu.Lock()
 	waiting := execID != "" && pr.state == Created
 	if waiting {

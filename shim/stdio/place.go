@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -26,6 +27,9 @@ type sink interface {
 // openSink opens a path or file target.
 func openSink(t target) (sink, error) {
 	if t.kind == kindFile {
+		if err := os.MkdirAll(filepath.Dir(t.path), 0o755); err != nil { // as runc's shim does
+			return nil, err
+		}
 		f, err := os.OpenFile(t.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_CLOEXEC, 0o644)
 		if err != nil {
 			return nil, err

@@ -231,7 +231,7 @@ func TestInputSurvivesAClientThatLeaves(t *testing.T) {
 }
 
 func TestFilesAreMadeAndAppendedTo(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "log")
+	path := filepath.Join(t.TempDir(), "not/there/yet/log") // runc's shim makes the directories as well
 	for _, s := range []string{"a", "b"} {
 		r := open(t, Config{Stdout: "file://" + path, Stderr: "file://" + path})
 		outR, outW := pipe(t)
@@ -309,6 +309,7 @@ func TestParseTarget(t *testing.T) {
 		{"escaped arguments", "binary:///b?a=%2Fx+y", target{kind: kindBinary, path: "/b", args: []string{"a", "/x y"}}, nil},
 		{"relative path", "run/x", target{}, errdefs.ErrInvalidArgument},
 		{"host instead of path", "file://var/log", target{}, errdefs.ErrInvalidArgument},
+		{"unknown scheme before a host", "foo://x", target{}, errdefs.ErrInvalidArgument},
 		{"unknown scheme", "npipe:///x", target{}, errdefs.ErrInvalidArgument},
 		{"broken escape", "binary:///b?a=%zz", target{}, errdefs.ErrInvalidArgument},
 		{"zero byte", "file:///a%00b", target{}, errdefs.ErrInvalidArgument},

@@ -124,7 +124,9 @@ func Process(id string, p *specs.Process) (*agent.Process, error) {
 		r.add("the exec has no process")
 		return nil, r.err(id)
 	}
-	out := r.process("process", p)
+	exec := *p
+	exec.User.Umask = nil // runc heeds that of the container's first process only
+	out := r.process("process", &exec)
 	return out, r.err(id)
 }
 
@@ -178,6 +180,7 @@ func (r *refusals) process(at string, p *specs.Process) *agent.Process {
 	if len(p.Args) == 0 {
 		r.add("%s.args is empty", at)
 	}
+	r.zeroBytes(at, p)
 	if p.CommandLine != "" {
 		r.add("%s.commandLine is for Windows", at)
 	}
@@ -220,6 +223,23 @@ func (r *refusals) process(at string, p *specs.Process) *agent.Process {
 		out.OOMScoreAdj = int64(*p.OOMScoreAdj)
 	}
 	return out
+}
+
+// zeroBytes refuses what execve(2) cannot pass on: the rest would be cut off.
+func (r *refusals) zeroBytes(at string, p *specs.Process) {
+	for _, list := range []struct {
+		name  string
+		words []string
+	}{{"args", p.Args}, {"env", p.Env}} {
+		for i, w := range list.words {
+			if strings.ContainsRune(w, 0) {
+				r.add("%s.%s[%d] holds a zero byte, which no program can get", at, list.name, i)
+			}
+		}
+	}
+	if strings.ContainsRune(p.Cwd, 0) {
+		r.add("%s.cwd holds a zero byte", at)
+	}
 }
 
 // defaultProfiles are AppArmor profiles that engines set on every container of a host with AppArmor.

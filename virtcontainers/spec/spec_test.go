@@ -150,6 +150,9 @@ func TestConvertRefusesByName(t *testing.T) {
 		change func(*specs.Spec)
 	}{
 		{"process.args", func(s *specs.Spec) { s.Process.Args = nil }},
+		{"process.args[1] holds a zero byte", func(s *specs.Spec) { s.Process.Args = []string{"echo", "a\x00b"} }},
+		{"process.env[0] holds a zero byte", func(s *specs.Spec) { s.Process.Env = []string{"A=\x00"} }},
+		{"process.cwd holds a zero byte", func(s *specs.Spec) { s.Process.Cwd = "/\x00" }},
 		{"process.commandLine", func(s *specs.Spec) { s.Process.CommandLine = "x" }},
 		{"process.user.umask 077", func(s *specs.Spec) { s.Process.User.Umask = p(uint32(0o077)) }},
 		{"process.scheduler", func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{} }},
@@ -338,4 +341,15 @@ func FuzzConvert(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A umask of an exec means nothing, as under runc.
+func TestProcessIgnoresAUmask(t *testing.T) {
+	in := &specs.Process{Args: []string{"sh"}, User: specs.User{Umask: p(uint32(0o077))}}
+	if _, err := Process("c", in); err != nil {
+		t.Error(err)
+	}
+	if in.User.Umask == nil {
+		t.Error("the caller's process was changed")
+	}
 }
