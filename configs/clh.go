@@ -49,7 +49,7 @@ func (d *decoder) driver(h Hypervisor) {
 		d.blame("hypervisor.landlock", fmt.Sprintf("means nothing for type %q", h.Type), "false")
 	}
 	if h.BlockBus == "virtio-blk" && h.HotplugPorts == 0 {
-		d.blame("hypervisor.hotplug_ports", "is 0, but block_bus \"virtio-blk\" plugs every layer into a port of its own", "1 to 32")
+		d.blame("hypervisor.hotplug_ports", "is 0, but block_bus \"virtio-blk\" plugs every layer, and every writable layer on a disk, into a port of its own", "1 to 32")
 	}
 }
 

@@ -72,11 +72,30 @@ type Hypervisor struct {
 // HostPathLive is the value of runtime.host_path with which files of the host are not copied.
 const HostPathLive = "live"
 
+// Where a container's writable layer lies.
+const (
+	WritableDisk   = "disk"   // a sparse file of the host that the guest encrypts
+	WritableMemory = "memory" // a tmpfs of the guest
+)
+
+// UpperMiB is the limit of a container's writable layer.
+func (r Runtime) UpperMiB() uint64 {
+	switch {
+	case r.UpperSizeMiB > 0:
+		return r.UpperSizeMiB
+	case r.WritableLayer == WritableMemory:
+		return 256
+	}
+	return 16 << 10
+}
+
 // Runtime is what the shim does around the VM.
 type Runtime struct {
 	StateDir          string   // per-pod sockets and locks, on a tmpfs
 	LayerCache        string   // converted image layers
-	UpperSizeMiB      uint64   // limit of a container's writable layer, in guest memory
+	WritableLayer     string   // where what containers write to their root lies: "disk" or "memory"
+	UpperSizeMiB      uint64   // limit of a container's writable layer; 0: 16384 on a disk, 256 in memory
+	ScratchDir        string   // disks of writable layers that no snapshot has room for
 	MaxCopyMiB        uint64   // limit of a bind-mounted file or directory that is copied in
 	EmptyDirSizeMiB   uint64   // of an emptyDir on disk, a sparse file; 0: that of the host's file system
 	HostPath          string   // files of the host in a container: "read-only", "writable", "live" or "refused"
@@ -115,7 +134,8 @@ func Default() Config {
 		Runtime: Runtime{
 			StateDir:          "/run/coco",
 			LayerCache:        "/var/lib/coco/layers",
-			UpperSizeMiB:      256,
+			WritableLayer:     WritableDisk,
+			ScratchDir:        "/var/lib/coco/scratch",
 			MaxCopyMiB:        32,
 			HostPath:          "read-only",
 			CreateTimeout:     60 * time.Second,

@@ -118,7 +118,7 @@ func TestDecode(t *testing.T) {
 				`t.toml:11: network.queues_per_nic: is a float; expected an integer from 1 to 16`,
 				`t.toml:13: runtime.enable_annotations: element 1 is an integer, not a string; expected a list`,
 				`t.toml:14: runtime.create_timeout: "soon" is not a duration; expected`,
-				`t.toml:15: runtime.upper_size_mib: -1 is negative; expected an integer from 1 to 16777216`,
+				`t.toml:15: runtime.upper_size_mib: -1 is negative; expected 0 or an integer from 16 to 1048576`,
 				`t.toml:16: runtime.log_level: is a table; expected one of "error", "warn", "info", "debug"`,
 				`t.toml:17: runtime.state_dir: is a date; expected the absolute path of a directory on a tmpfs`,
 				`t.toml:18: runtime.layer_cache: is an array; expected the absolute path`,

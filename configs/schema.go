@@ -65,7 +65,9 @@ var schema = []field{
 
 	{"runtime.state_dir", func(c *Config) any { return &c.Runtime.StateDir }, absPath("a directory on a tmpfs"), byFile, true},
 	{"runtime.layer_cache", func(c *Config) any { return &c.Runtime.LayerCache }, absPath("a directory on a disk"), byFile, true},
-	{"runtime.upper_size_mib", func(c *Config) any { return &c.Runtime.UpperSizeMiB }, between(1, 16<<20), byPod, false},
+	{"runtime.writable_layer", func(c *Config) any { return &c.Runtime.WritableLayer }, oneOf(WritableDisk, WritableMemory), byFile, true},
+	{"runtime.upper_size_mib", func(c *Config) any { return &c.Runtime.UpperSizeMiB }, zeroOr(16, 1<<20), byPod, false},
+	{"runtime.scratch_dir", func(c *Config) any { return &c.Runtime.ScratchDir }, absPath("a directory on a disk"), byFile, true},
 	{"runtime.max_copy_mib", func(c *Config) any { return &c.Runtime.MaxCopyMiB }, between(0, 16<<10), byFile, false},
 	{"runtime.empty_dir_size_mib", func(c *Config) any { return &c.Runtime.EmptyDirSizeMiB }, zeroOr(16, 1<<20), byPod, false},
 	{"runtime.host_path", func(c *Config) any { return &c.Runtime.HostPath }, oneOf("read-only", "writable", HostPathLive, "refused"), byFile, true},

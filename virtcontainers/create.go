@@ -448,6 +448,9 @@ func (c *creation) startVMM(ctx context.Context) error {
 			return fmt.Errorf("root file system: %w", err)
 		}
 	}
+	if err := c.addUpper(); err != nil {
+		return err
+	}
 	vm, err := c.opts.Host.Driver.Launch(ctx, c.vmspec, c.proc, c.stateDir)
 	if err != nil {
 		return err

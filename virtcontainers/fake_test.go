@@ -138,7 +138,7 @@ func (w *world) options(args ...string) Options {
 	cfg.Hypervisor.Path = w.file("qemu", 0o755)
 	cfg.Hypervisor.Kernel, cfg.Hypervisor.Initrd = w.file("vmlinux", 0o644), w.file("initrd.img", 0o644)
 	cfg.Hypervisor.GuestDir = w.dir
-	cfg.Runtime.StateDir = filepath.Join(w.dir, "run")
+	cfg.Runtime.StateDir, cfg.Runtime.ScratchDir = filepath.Join(w.dir, "run"), filepath.Join(w.dir, "scratch")
 	cfg.Runtime.CreateTimeout = 20 * time.Second
 	bundle := filepath.Join(w.dir, "bundle")
 	if err := os.MkdirAll(bundle, 0o700); err != nil {

@@ -41,10 +41,7 @@ func (h hostLayers) Open(ctx context.Context, req LayerRequest) (_ []*layer.Laye
 
 // sources lists the layers of a root file system, the topmost first.
 func sources(req LayerRequest) ([]layer.Source, error) {
-	sr := storage.Request{Root: req.Root, ReadOnly: req.ReadOnly}
-	for _, m := range req.Mounts {
-		sr.Mounts = append(sr.Mounts, storage.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
-	}
+	sr := storage.Request{Mounts: storageMounts(req.Mounts), Root: req.Root, ReadOnly: req.ReadOnly}
 	if len(sr.Mounts) == 0 {
 		var err error
 		if sr.HostMounts, err = storage.HostMounts(req.Root); err != nil {

@@ -155,8 +155,8 @@ func TestTheInitdataIsTheFirstDevice(t *testing.T) {
 	}
 	var disk []byte
 	w.onLaunch = func(spec hypervisor.VMSpec) {
-		if len(spec.Blocks) != 3 || spec.Blocks[0].ID != "initdata" || !spec.Blocks[0].ReadOnly {
-			t.Errorf("blocks are %+v, want initdata and two layers", spec.Blocks)
+		if len(spec.Blocks) != 4 || spec.Blocks[0].ID != "initdata" || !spec.Blocks[0].ReadOnly {
+			t.Errorf("blocks are %+v, want initdata, two layers and the writable layer's disk", spec.Blocks)
 			return
 		}
 		if _, err := spec.Blocks[0].File.WriteAt([]byte("x"), 0); err == nil {

@@ -156,6 +156,7 @@ func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, c
 		return err
 	})
 	var attached []storage.Attached
+	var on storage.Upper
 	g.Go(func() (err error) {
 		o, err := p.takeFirst(req)
 		if err != nil {
@@ -168,7 +169,11 @@ func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, c
 		o.cancel()
 		p.tookIn(c.id, "layer", began)
 		found := time.Now()
-		attached, err = p.attach(gctx, layers, u)
+		if attached, err = p.attach(gctx, layers, u); err != nil {
+			return err
+		}
+		// After the layers: they tell a snapshot with something in it by its not being empty.
+		on, err = p.upper(gctx, req, u)
 		p.tookIn(c.id, "hotplug", found)
 		layersDone = time.Now()
 		return err
@@ -177,7 +182,7 @@ func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, c
 		return nil, err
 	}
 	p.tookIn(c.id, "files", layersDone) // what they took longer than the layers
-	rootfs, err := storage.Storages(c.id, attached, p.opts.Config.Runtime.UpperSizeMiB)
+	rootfs, err := storage.Storages(c.id, attached, on)
 	return append(shared, rootfs...), err
 }
 

@@ -113,8 +113,8 @@ func TestReadyLayersAreThereFromBootAndSlowOnesArePluggedLater(t *testing.T) {
 	w := newWorld(t)
 	w.holdUntil("make netns", "open layers")
 	start(t, w, w.options("sleep"))
-	if n := len(w.vm().spec.Blocks); n != 2 {
-		t.Errorf("the VM booted with %d blocks, want 2", n)
+	if n := len(w.vm().spec.Blocks); n != 3 {
+		t.Errorf("the VM booted with %d blocks, want 2 and the writable layer's", n)
 	}
 
 	slow := newWorld(t)
@@ -125,15 +125,15 @@ func TestReadyLayersAreThereFromBootAndSlowOnesArePluggedLater(t *testing.T) {
 	if err != nil {
 		t.Fatalf("CreatePod() waits for its layers: %v", err)
 	}
-	if n := len(slow.vm().spec.Blocks); n != 0 {
-		t.Errorf("the VM booted with %d blocks, want none", n)
+	if n := len(slow.vm().spec.Blocks); n != 1 {
+		t.Errorf("the VM booted with %d blocks, want only the writable layer's", n)
 	}
 	close(gate)
 	if _, err := sp.CreateContainer(t.Context(), *o.First); err != nil {
 		t.Errorf("CreateContainer() = %v", err)
 	}
-	if n := len(slow.vm().plugged()); n != 2 {
-		t.Errorf("%d blocks plugged, want 2", n)
+	if n := len(slow.vm().plugged()); n != 3 {
+		t.Errorf("%d blocks in the VM, want 2 and the writable layer's", n)
 	}
 	if err := sp.Shutdown(t.Context()); err != nil {
 		t.Error(err)
@@ -160,13 +160,12 @@ func TestASharedLayerIsPluggedOnceAndGoesWithItsLastContainer(t *testing.T) {
 		t.Errorf("CreateContainer() of a known id = %v, want already exists", err)
 	}
 	for i, id := range []string{"c1", "c2"} {
-		if n := len(w.vm().plugged()); n != 2 {
-			t.Errorf("%d blocks before Delete(%s), want 2", n, id)
+		if n, want := len(w.vm().plugged()), 4-i; n != want { // two layers, and what each container writes to
+			t.Errorf("%d blocks before Delete(%s), want %d", n, id, want)
 		}
 		if _, err := p.Delete(t.Context(), id, ""); err != nil {
 			t.Errorf("Delete(%s) = %v", id, err)
 		}
-		_ = i
 	}
 	if n := len(w.vm().plugged()); n != 0 {
 		t.Errorf("%d blocks after the last Delete, want 0", n)

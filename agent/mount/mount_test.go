@@ -157,7 +157,7 @@ func (g *guest) layer(name, content string) storage.Attached {
 // storages is what the host sends, moved below the test's root.
 func (g *guest) storages(cid string, layers ...storage.Attached) []*agent.Storage {
 	g.t.Helper()
-	ss, err := storage.Storages(cid, layers, 4)
+	ss, err := storage.Storages(cid, layers, storage.Upper{MiB: 4})
 	if err != nil {
 		g.t.Fatal(err)
 	}

@@ -40,6 +40,7 @@ var edges = Edges{
 	"virtcontainers":              {"virtcontainers/...", "metrics", "hypervisor", "hypervisor/digest", "hypervisor/launch", "network", "configs", "api/...", "image/layer", "internal/..."},
 	"virtcontainers/spec":         {"api/...", "internal/..."},
 	"virtcontainers/storage":      {"hypervisor", "api/...", "image/layer", "internal/..."},
+	"virtcontainers/scratch":      {"internal/..."},
 	"virtcontainers/state":        {"internal/..."},
 	"virtcontainers/volume":       {"internal/..."},
 	"virtcontainers/cgroups":      {"internal/..."},

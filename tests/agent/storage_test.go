@@ -194,7 +194,7 @@ func other(t *testing.T, dir, name string) string {
 // createOn makes a container on layers.
 func (v *vm) createOn(t *testing.T, id string, deadline time.Duration, layers ...storage.Attached) (streams, error) {
 	t.Helper()
-	storages, err := storage.Storages(id, layers, 16)
+	storages, err := storage.Storages(id, layers, storage.Upper{MiB: 16})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -258,7 +258,7 @@ func (v *vm) testShare(t *testing.T, layers ...storage.Attached) {
 
 // testDevice gives a container a disk, which has other numbers on the host.
 func (v *vm) testDevice(t *testing.T, lun int, layers ...storage.Attached) {
-	storages, err := storage.Storages("device", layers, 16)
+	storages, err := storage.Storages("device", layers, storage.Upper{MiB: 16})
 	if err != nil {
 		t.Fatal(err)
 	}

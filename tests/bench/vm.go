@@ -105,7 +105,11 @@ func benchStart(ctx context.Context, b *bench) ([]Figure, error) {
 	if _, err := run(harness.Image); err != nil { // fills the layer cache
 		return nil, err
 	}
-	var floors, cached, cold []float64
+	memory := filepath.Join(b.dir, "memory.toml")
+	if err := os.WriteFile(memory, []byte("[runtime]\nwritable_layer = \"memory\"\n"), 0o600); err != nil {
+		return nil, err
+	}
+	var floors, cached, inMemory, cold []float64
 	for i := range b.runs {
 		f, err := floor(ctx)
 		if err != nil {
@@ -117,6 +121,10 @@ func benchStart(ctx context.Context, b *bench) ([]Figure, error) {
 			return nil, err
 		}
 		cached = append(cached, s)
+		if s, err = run(harness.Image, "--runtime-config-path", memory); err != nil {
+			return nil, err
+		}
+		inMemory = append(inMemory, s)
 		config := filepath.Join(b.dir, "cold.toml")
 		text := fmt.Sprintf("[runtime]\nlayer_cache = %q\n", filepath.Join(b.dir, "cold-"+strconv.Itoa(i)))
 		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
@@ -131,6 +139,7 @@ func benchStart(ctx context.Context, b *bench) ([]Figure, error) {
 	return []Figure{
 		alone("start", base, "s", "", floors...),
 		against("start", "ctr run --rm true, layers cached", "s", "≤ 1.3", cached, base, floors),
+		against("start", "the same, the writable layer on its disk", "s", "≤ 1.1", cached, "in memory", inMemory),
 		against("start", "ctr run --rm true, layers cold", "s", "", cold, base, floors),
 	}, nil
 }

@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 }
 
 // patience bounds everything that a test waits for.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 var applets = []string{"sh", "true", "echo", "cat", "sleep", "ls", "id", "stat", "readlink", "mount", "grep", "mkdir", "ln", "dd", "df", "touch", "rm", "wc", "head", "cp", "mv", "test", "cut", "sync", "seq", "find", "sort"}
 
@@ -153,6 +153,7 @@ func machine(t *testing.T, dir string, change func(*configs.Config)) (configs.Co
 	cfg := configs.Default()
 	cfg.Hypervisor.GuestDir = testvm.GuestDir()
 	cfg.Runtime.StateDir, cfg.Runtime.LayerCache = filepath.Join(dir, "run"), filepath.Join(dir, "layers")
+	cfg.Runtime.ScratchDir = filepath.Join(dir, "scratch")
 	if change != nil {
 		change(&cfg)
 	}

@@ -130,6 +130,7 @@ func crashConfig(dir string) configs.Config {
 	cfg.Hypervisor.Path, cfg.Hypervisor.Kernel, cfg.Hypervisor.Initrd = "/bin/sleep", "/bin/sleep", "/bin/sleep"
 	cfg.Hypervisor.GuestDir = dir
 	cfg.Runtime.StateDir, cfg.Runtime.LayerCache = filepath.Join(dir, "run"), filepath.Join(dir, "layers")
+	cfg.Runtime.ScratchDir = filepath.Join(dir, "scratch")
 	return cfg
 }
 

@@ -109,6 +109,7 @@ func makePod(t *testing.T, dir string, s *specs.Spec, first *virtcontainers.Cont
 	cfg := configs.Default()
 	cfg.Hypervisor.GuestDir = testvm.GuestDir()
 	cfg.Runtime.StateDir, cfg.Runtime.LayerCache = filepath.Join(dir, "run"), filepath.Join(dir, "layers")
+	cfg.Runtime.ScratchDir = filepath.Join(dir, "scratch")
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	h, err := host.New(cfg, "", log)
 	if err != nil {

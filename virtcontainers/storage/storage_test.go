@@ -219,7 +219,7 @@ func TestStorages(t *testing.T) {
 		}
 	}
 	hash := func(n byte) string { return fmt.Sprintf("%02x%s", n, strings.Repeat("00", 31)) }
-	got, err := Storages("c1", []Attached{attached(2, "1:0"), attached(1, "2:0"), attached(2, "1:0")}, 128)
+	got, err := Storages("c1", []Attached{attached(2, "1:0"), attached(1, "2:0"), attached(2, "1:0")}, Upper{MiB: 128})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -253,11 +253,11 @@ func TestStorages(t *testing.T) {
 		t.Errorf("Storages (-want +got):\n%s", diff)
 	}
 	for _, id := range []string{"", "..", "a/b", "a:b"} {
-		if _, err := Storages(id, []Attached{attached(1, "0:0")}, 1); err == nil {
+		if _, err := Storages(id, []Attached{attached(1, "0:0")}, Upper{MiB: 1}); err == nil {
 			t.Errorf("Storages(%q) succeeded", id)
 		}
 	}
-	if _, err := Storages("c", nil, 1); err == nil {
+	if _, err := Storages("c", nil, Upper{MiB: 1}); err == nil {
 		t.Error("Storages without layers succeeded")
 	}
 }

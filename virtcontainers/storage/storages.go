@@ -25,7 +25,30 @@ const (
 	createDirectory = "io.katacontainers.volume.overlayfs.create_directory="
 	driverEphemeral = "ephemeral"
 	driverOverlay   = "overlayfs"
+	ephemeralKey    = "encryption_key=ephemeral"
+	createFS        = "create_filesystem"
 )
+
+// Upper is what a container's writable layer lies on: a new disk that the guest encrypts with a key of
+// its own, or, without one, a tmpfs of MiB.
+type Upper struct {
+	Disk *hypervisor.BlockAddress
+	MiB  uint64
+}
+
+// storage mounts it at a place of the guest.
+func (u Upper) storage(at string) *agent.Storage {
+	if u.Disk == nil {
+		return &agent.Storage{
+			Driver: driverEphemeral, Source: "tmpfs", Fstype: "tmpfs", MountPoint: at,
+			Options: []string{fmt.Sprintf("size=%dm", u.MiB), "mode=0700"},
+		}
+	}
+	return &agent.Storage{
+		Driver: u.Disk.Driver, Source: u.Disk.Source, Fstype: "ext4", MountPoint: at,
+		Options: []string{"mode=700"}, DriverOptions: []string{ephemeralKey, createFS},
+	}
+}
 
 // Attached is a layer that the guest can see.
 type Attached struct {
@@ -37,16 +60,16 @@ type Attached struct {
 func GuestRootfs(cid string) string { return GuestRoot + "/" + cid + "/rootfs" }
 
 // Storages lists what the agent mounts for a container's root file system, in order: each layer,
-// a tmpfs of the given size for the writable layer, the overlay of all of them. layers has the
-// topmost first; the same layer twice is mounted once.
-func Storages(cid string, layers []Attached, upperMiB uint64) ([]*agent.Storage, error) {
+// what the writable layer lies on, the overlay of all of them. layers has the topmost first; the same
+// layer twice is mounted once.
+func Storages(cid string, layers []Attached, on Upper) ([]*agent.Storage, error) {
 	if err := checkID(cid); err != nil {
 		return nil, err
 	}
 	if len(layers) == 0 {
 		return nil, fmt.Errorf("container %s: root file system without layers", cid)
 	}
-	if upperMiB == 0 {
+	if on.Disk == nil && on.MiB == 0 {
 		return nil, fmt.Errorf("container %s: size of the writable layer is zero", cid)
 	}
 	var out []*agent.Storage
@@ -67,10 +90,7 @@ func Storages(cid string, layers []Attached, upperMiB uint64) ([]*agent.Storage,
 		})
 	}
 	upper := guestUpper + cid
-	out = append(out, &agent.Storage{
-		Driver: driverEphemeral, Source: "tmpfs", Fstype: "tmpfs", MountPoint: upper,
-		Options: []string{fmt.Sprintf("size=%dm", upperMiB), "mode=0700"},
-	}, &agent.Storage{
+	out = append(out, on.storage(upper), &agent.Storage{
 		Driver: driverOverlay, Source: "none", Fstype: "overlay", MountPoint: GuestRootfs(cid),
 		Options: []string{
 			"lowerdir=" + strings.Join(lower, ":"), "upperdir=" + upper + "/fs", "workdir=" + upper + "/work",
