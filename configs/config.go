@@ -100,6 +100,7 @@ type Runtime struct {
 	EmptyDirSizeMiB   uint64   // of an emptyDir on disk, a sparse file; 0: that of the host's file system
 	HostPath          string   // files of the host in a container: "read-only", "writable", "live" or "refused"
 	Virtiofsd         string   // program for HostPath "live"; "" is looked for where distributions have it
+	Rlimits           []string // limits of processes that ask for none, "nofile=1024:4096"; what is not named is as containerd's
 	CreateTimeout     Duration // for creating a container in the guest
 	StopTimeout       Duration // for a graceful stop before the VM is killed
 	LogLevel          string   // "error", "warn", "info" or "debug"
@@ -137,6 +138,7 @@ func Default() Config {
 			WritableLayer:     WritableDisk,
 			ScratchDir:        "/var/lib/coco/scratch",
 			MaxCopyMiB:        32,
+			Rlimits:           []string{},
 			HostPath:          "read-only",
 			CreateTimeout:     60 * time.Second,
 			StopTimeout:       10 * time.Second,

@@ -72,6 +72,7 @@ var schema = []field{
 	{"runtime.empty_dir_size_mib", func(c *Config) any { return &c.Runtime.EmptyDirSizeMiB }, zeroOr(16, 1<<20), byPod, false},
 	{"runtime.host_path", func(c *Config) any { return &c.Runtime.HostPath }, oneOf("read-only", "writable", HostPathLive, "refused"), byFile, true},
 	{"runtime.virtiofsd", func(c *Config) any { return &c.Runtime.Virtiofsd }, absPath("virtiofsd"), byFile, false},
+	{"runtime.rlimits", func(c *Config) any { return &c.Runtime.Rlimits }, rlimits(), byFile, false},
 	{"runtime.create_timeout", func(c *Config) any { return &c.Runtime.CreateTimeout }, lasting(time.Second, time.Hour), byPod, false},
 	{"runtime.stop_timeout", func(c *Config) any { return &c.Runtime.StopTimeout }, lasting(100*time.Millisecond, time.Hour), byPod, false},
 	{"runtime.log_level", func(c *Config) any { return &c.Runtime.LogLevel }, oneOf("error", "warn", "info", "debug"), byFile, true},

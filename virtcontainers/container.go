@@ -151,7 +151,7 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 	if err != nil {
 		return Streams{}, err
 	}
-	out, err := spec.Convert(spec.Input{ID: c.id, Spec: req.Spec, SharedShm: p.sharedShm, Binds: mounts.binds, Disks: mounts.disks()})
+	out, err := spec.Convert(spec.Input{ID: c.id, Spec: req.Spec, SharedShm: p.sharedShm, Binds: mounts.binds, Disks: mounts.disks(), Rlimits: p.rlimits})
 	if err != nil {
 		return Streams{}, err
 	}

@@ -168,6 +168,9 @@ func needsSharedShm(o Options) bool {
 }
 
 func (c *creation) decideShape(context.Context) (err error) {
+	if c.rlimits, err = defaultRlimits(c.opts.Config.Runtime.Rlimits); err != nil {
+		return err
+	}
 	c.shape, err = ShapeOf(c.opts.Config.Hypervisor, c.opts.Host.Machine, c.opts.Spec)
 	c.volumes.memoryMiB = c.shape.MemoryMiB
 	return err

@@ -46,8 +46,9 @@ type Pod struct {
 	first   *opening // layers of the pod of one; nil once taken, guarded by mu
 
 	sharedShm    bool
-	pids         pidsMode       // guarded by mu
-	expected     *digest.Launch // nil where no hardware measures the launch
+	rlimits      []specs.POSIXRlimit // of processes for which nobody names them
+	pids         pidsMode            // guarded by mu
+	expected     *digest.Launch      // nil where no hardware measures the launch
 	streamNumber atomic.Uint32
 	done         chan struct{} // closed when the VM is gone and all exits are settled
 	stopping     chan struct{} // holds a token while nobody shuts down

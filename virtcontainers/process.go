@@ -267,7 +267,7 @@ func (p *Pod) Exec(_ context.Context, req ExecRequest) error {
 		return fmt.Errorf("exec %s: container %s is %s: %w", req.ExecID, c.id, st, errdefs.ErrFailedPrecondition)
 	}
 	pr := newProcess(c.id, req.ExecID, req.Terminal, wants(req.Terminal, req.Stdin, req.Stdout, req.Stderr))
-	if pr.request, err = spec.Process(c.id, req.Process); err != nil {
+	if pr.request, err = spec.Process(c.id, req.Process, p.rlimits); err != nil {
 		return fmt.Errorf("exec %s: %w", req.ExecID, err)
 	}
 	pr.request.Terminal = req.Terminal

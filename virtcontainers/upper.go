@@ -10,8 +10,12 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/internal/rlimit"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/virtcontainers/scratch"
 	"github.com/coco-shim/coco/virtcontainers/state"
@@ -101,4 +105,19 @@ func storageMounts(in []Mount) (out []storage.Mount) {
 		out = append(out, storage.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
 	}
 	return out
+}
+
+// defaultRlimits are the limits of processes whose specification names none: the configuration's, then those that
+// containerd gives what it starts.
+func defaultRlimits(configured []string) ([]specs.POSIXRlimit, error) {
+	var stated []specs.POSIXRlimit
+	for _, s := range configured {
+		l, err := configs.ParseRlimit(s)
+		if err != nil {
+			return nil, fmt.Errorf("runtime.rlimits: %w: %w", err, errdefs.ErrInvalidArgument)
+		}
+		stated = append(stated, specs.POSIXRlimit{Type: l.Type, Soft: l.Soft, Hard: l.Hard})
+	}
+	host, err := rlimit.Host(os.Getenv(rlimit.Env))
+	return rlimit.Merge(stated, host), err
 }

@@ -86,6 +86,9 @@ func life() (err error) {
 	if err := boot.TrimReserves(); err != nil {
 		log.Warn("the kernel keeps more memory than it needs", "error", err)
 	}
+	if err := boot.RaiseLimits(); err != nil {
+		log.Warn("containers have lower limits", "error", err)
+	}
 	log.Debug("mounted", "uptime", uptime())
 	mods, err := boot.LoaderFromFile(boot.ModulesFile)
 	if err != nil {

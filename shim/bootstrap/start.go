@@ -19,6 +19,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/coco-shim/coco/internal/rlimit"
 	"github.com/coco-shim/coco/shim/bundle"
 )
 
@@ -103,6 +104,11 @@ func spawn(ctx context.Context, p Params, dir bundle.Dir, exe string, l *net.Uni
 	defer func() { _ = ready.Close() }() // only read from
 
 	cmd := serveCommand(p, dir, exe)
+	files, err := rlimit.Original()
+	if err != nil {
+		return err
+	}
+	cmd.Env = append(cmd.Env, rlimit.Env+"="+strconv.FormatUint(files, 10))
 	cmd.ExtraFiles = []*os.File{socketFD - 3: socket, readyFD - 3: childReady}
 	cmd.Stderr = childReady // until it has its log
 	err = cmd.Start()
@@ -136,7 +142,7 @@ func serveCommand(p Params, dir bundle.Dir, exe string) *exec.Cmd {
 	cmd.Dir = string(dir)
 	cmd.Env = []string{envTTRPCAddress + "=" + p.TTRPCAddress}
 	for _, e := range os.Environ() {
-		if !strings.HasPrefix(e, envTTRPCAddress+"=") && !strings.HasPrefix(e, envMaxVersion+"=") {
+		if !strings.HasPrefix(e, envTTRPCAddress+"=") && !strings.HasPrefix(e, envMaxVersion+"=") && !strings.HasPrefix(e, rlimit.Env+"=") {
 			cmd.Env = append(cmd.Env, e)
 		}
 	}

@@ -59,6 +59,7 @@ var parity = []struct {
 	{name: "standard devices", cmd: []string{"sh", "-c", "ls /dev | grep -v core; head -c 4 /dev/zero | wc -c; echo x > /dev/null"}},
 	{name: "no network", cmd: []string{"sh", "-c", "ls /sys/class/net"}},
 	{name: "missing command", cmd: []string{"/does/not/exist"}},
+	{name: "limits that nobody asked for", cmd: []string{"sh", "-c", "ulimit -a; ulimit -Ha"}},
 	{name: "rlimits", flags: []string{"--rlimit-nofile", "512"}, cmd: []string{"sh", "-c", "ulimit -n"}},
 }
 

@@ -22,6 +22,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/internal/rlimit"
 )
 
 // Guest paths, policy-visible constants (kata-agent-protocol.md, section 6).
@@ -49,6 +50,8 @@ type Input struct {
 	// Disks are the paths in the container of block devices of the host that the VM gets; the agent
 	// puts its own numbers for them.
 	Disks map[string]bool
+	// Rlimits are those of the process for which the specification names none.
+	Rlimits []specs.POSIXRlimit
 }
 
 // Bound is where a bind mount leads to in the guest.
@@ -104,7 +107,7 @@ func Convert(in Input) (Output, error) {
 	out.SandboxPidNS, out.Copies = pidns, copies
 	out.OCI = &agent.Spec{
 		Version:     s.Version,
-		Process:     r.process("process", s.Process),
+		Process:     r.process("process", s.Process, in.Rlimits),
 		Root:        &agent.Root{Path: out.GuestRootPath},
 		Hostname:    s.Hostname,
 		Mounts:      mounts,
@@ -117,8 +120,8 @@ func Convert(in Input) (Output, error) {
 	return out, r.err(in.ID)
 }
 
-// Process converts the process of an exec.
-func Process(id string, p *specs.Process) (*agent.Process, error) {
+// Process converts the process of an exec; defaults are the limits for which it names none.
+func Process(id string, p *specs.Process, defaults []specs.POSIXRlimit) (*agent.Process, error) {
 	var r refusals
 	if p == nil {
 		r.add("the exec has no process")
@@ -126,7 +129,7 @@ func Process(id string, p *specs.Process) (*agent.Process, error) {
 	}
 	exec := *p
 	exec.User.Umask = nil // runc heeds that of the container's first process only
-	out := r.process("process", &exec)
+	out := r.process("process", &exec, defaults)
 	return out, r.err(id)
 }
 
@@ -176,7 +179,7 @@ func annotations(in map[string]string) map[string]string {
 	return out
 }
 
-func (r *refusals) process(at string, p *specs.Process) *agent.Process {
+func (r *refusals) process(at string, p *specs.Process, defaults []specs.POSIXRlimit) *agent.Process {
 	if len(p.Args) == 0 {
 		r.add("%s.args is empty", at)
 	}
@@ -216,7 +219,7 @@ func (r *refusals) process(at string, p *specs.Process) *agent.Process {
 			Ambient: slices.Clone(c.Ambient),
 		}
 	}
-	for _, l := range p.Rlimits {
+	for _, l := range rlimit.Merge(p.Rlimits, defaults) {
 		out.Rlimits = append(out.Rlimits, &agent.POSIXRlimit{Type: l.Type, Hard: l.Hard, Soft: l.Soft})
 	}
 	if p.OOMScoreAdj != nil {

@@ -1,0 +1,95 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package rlimit decides the resource limits of processes whose specification names none. Under runc
+// they are containerd's, by inheritance; a process in a VM would inherit those that the guest's kernel
+// derives from its small memory.
+package rlimit
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"syscall"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+const unlimited = ^uint64(0)
+
+// resources are the limits that Linux has. Those that are plain are without limit in a guest.
+var resources = []struct {
+	name   string
+	number int
+	plain  bool
+}{
+	{"RLIMIT_AS", unix.RLIMIT_AS, true},
+	{"RLIMIT_CORE", unix.RLIMIT_CORE, false},
+	{"RLIMIT_CPU", unix.RLIMIT_CPU, true},
+	{"RLIMIT_DATA", unix.RLIMIT_DATA, true},
+	{"RLIMIT_FSIZE", unix.RLIMIT_FSIZE, true},
+	{"RLIMIT_LOCKS", unix.RLIMIT_LOCKS, true},
+	{"RLIMIT_MEMLOCK", unix.RLIMIT_MEMLOCK, false},
+	{"RLIMIT_MSGQUEUE", unix.RLIMIT_MSGQUEUE, false},
+	{"RLIMIT_NICE", unix.RLIMIT_NICE, false},
+	{"RLIMIT_NOFILE", unix.RLIMIT_NOFILE, false},
+	{"RLIMIT_NPROC", unix.RLIMIT_NPROC, false},
+	{"RLIMIT_RSS", unix.RLIMIT_RSS, true},
+	{"RLIMIT_RTPRIO", unix.RLIMIT_RTPRIO, false},
+	{"RLIMIT_RTTIME", unix.RLIMIT_RTTIME, true},
+	{"RLIMIT_SIGPENDING", unix.RLIMIT_SIGPENDING, false},
+	{"RLIMIT_STACK", unix.RLIMIT_STACK, false},
+}
+
+// Env is the environment variable by which the program that containerd starts tells the process that serves what
+// Original found.
+const Env = "COCO_SOFT_NOFILE"
+
+// Original returns the soft limit of open files that this process was started with, and sets it again. Go's
+// runtime raises it at the start and gives programs that it executes the old one. There is no asking for that; but
+// an execve(2) that fails has set it already. Call it where few files are open.
+func Original() (uint64, error) {
+	if err := syscall.Exec("/", []string{"/"}, nil); err == nil { // a directory
+		return 0, errors.New("a directory was executed")
+	}
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		return 0, fmt.Errorf("read RLIMIT_NOFILE: %w", err)
+	}
+	return l.Cur, nil
+}
+
+// Host returns the limits that containerd gives what it starts. files is what Env holds, "" where nobody has
+// asked Original.
+func Host(files string) ([]specs.POSIXRlimit, error) {
+	var out []specs.POSIXRlimit
+	for _, r := range resources {
+		var l unix.Rlimit
+		if err := unix.Getrlimit(r.number, &l); err != nil {
+			return nil, fmt.Errorf("read %s: %w", r.name, err)
+		}
+		if n, err := strconv.ParseUint(files, 10, 64); err == nil && r.number == unix.RLIMIT_NOFILE {
+			l.Cur = min(n, l.Max)
+		}
+		if r.plain && l.Cur == unlimited && l.Max == unlimited {
+			continue
+		}
+		out = append(out, specs.POSIXRlimit{Type: r.name, Soft: l.Cur, Hard: l.Max})
+	}
+	return out, nil
+}
+
+// Merge returns the limits of all lists; of several for one resource the first counts.
+func Merge(lists ...[]specs.POSIXRlimit) []specs.POSIXRlimit {
+	var out []specs.POSIXRlimit
+	for _, list := range lists {
+		for _, l := range list {
+			if !slices.ContainsFunc(out, func(o specs.POSIXRlimit) bool { return o.Type == l.Type }) {
+				out = append(out, l)
+			}
+		}
+	}
+	return out
+}
