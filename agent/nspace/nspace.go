@@ -7,13 +7,10 @@
 package nspace
 
 import (
-	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"runtime"
-	"syscall"
 
 	"github.com/coco-shim/coco/agent/reap"
 	"golang.org/x/sys/unix"
@@ -98,43 +95,4 @@ func pin(ns, file string) error {
 		return fmt.Errorf("keep namespace %s: %w", ns, err)
 	}
 	return nil
-}
-
-// pause starts the init process of a new pid namespace. It ends with the machine.
-func (m *Maker) pause(file string) error {
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer null.Close()
-	child, err := m.Reaper.Spawn("/proc/self/exe", []string{PauseName}, &syscall.ProcAttr{
-		Dir:   "/",
-		Env:   []string{"GOMAXPROCS=1", "GOGC=off"},
-		Files: []uintptr{null.Fd(), null.Fd(), null.Fd()},
-		Sys:   &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID},
-	})
-	if err != nil {
-		return fmt.Errorf("make shared pid namespace: %w", err)
-	}
-	if err := pin(fmt.Sprintf("/proc/%d/ns/pid", child.Pid()), file); err != nil {
-		return errors.Join(err, child.Signal(unix.SIGKILL))
-	}
-	return nil
-}
-
-// Pause is the life of a pid namespace's init: it collects orphans until it is killed.
-func Pause() {
-	ch := make(chan os.Signal, 1)
-	signal.Notify(ch, unix.SIGCHLD)
-	for range ch {
-		for {
-			pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil)
-			if errors.Is(err, unix.EINTR) {
-				continue
-			}
-			if err != nil || pid <= 0 {
-				break
-			}
-		}
-	}
 }
