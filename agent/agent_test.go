@@ -374,3 +374,22 @@ func TestUnsupportedCallsSaySo(t *testing.T) {
 		}
 	}
 }
+
+// TestTheClockOfATEE: its host sets it before there is a sandbox, and not after.
+func TestTheClockOfATEE(t *testing.T) {
+	for _, tee := range []bool{false, true} {
+		f := newFixture(t)
+		f.Service.Confidential = tee
+		set := func() error {
+			_, err := f.SetGuestDateTime(within(t), &pb.SetGuestDateTimeRequest{Sec: 1})
+			return err
+		}
+		if err := set(); err != nil {
+			t.Errorf("in a TEE %v, before the sandbox: %v", tee, err)
+		}
+		f.sandbox(t)
+		if err := set(); errdefs.IsPermissionDenied(err) != tee {
+			t.Errorf("in a TEE %v, with a sandbox: %v", tee, err)
+		}
+	}
+}

@@ -56,8 +56,14 @@ func (s *Service) GetGuestDetails(_ context.Context, req *pb.GuestDetailsRequest
 	return resp, nil
 }
 
-// SetGuestDateTime sets the wall clock.
+// SetGuestDateTime sets the wall clock, in a TEE only until there is a sandbox.
 func (s *Service) SetGuestDateTime(_ context.Context, req *pb.SetGuestDateTimeRequest) (*emptypb.Empty, error) {
+	s.mu.Lock()
+	started := s.sandbox.state != sandboxNone
+	s.mu.Unlock()
+	if s.Confidential && started {
+		return nil, fmt.Errorf("set clock: the host does not move the clock of a guest in a TEE once it has a sandbox: %w", errdefs.ErrPermissionDenied)
+	}
 	return &emptypb.Empty{}, s.System.SetClock(req.Sec, req.Usec)
 }
 

@@ -97,8 +97,10 @@ type Config struct {
 	// StorageHandlers are the drivers that Storage serves, for GetGuestDetails.
 	StorageHandlers []string
 	RunDir          string // /run/kata-containers, but for tests
-	Version         string
-	Log             *slog.Logger
+	// Confidential says that the guest runs in a TEE.
+	Confidential bool
+	Version      string
+	Log          *slog.Logger
 }
 
 // Service implements grpc.AgentService and grpc.Health.

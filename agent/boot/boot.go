@@ -7,13 +7,10 @@
 package boot
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"strings"
-	"time"
-	"unsafe"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -22,51 +19,29 @@ import (
 // maxSeed bounds the entropy taken in one call; the kernel's pool is 512 bytes.
 const maxSeed = 4096
 
-// AddEntropy mixes data into the kernel's random number generator and has it reseed itself.
-func AddEntropy(data []byte) error {
+// AddEntropy mixes data into the kernel's random number generator and has it reseed itself. The host knows
+// the data, so they are not credited: they cannot make the kernel believe that it is seeded.
+func AddEntropy(data []byte) error { return addEntropy("/dev/random", data) }
+
+func addEntropy(device string, data []byte) error {
 	if len(data) == 0 || len(data) > maxSeed {
 		return fmt.Errorf("reseed: %d bytes of entropy, want 1 to %d: %w", len(data), maxSeed, errdefs.ErrInvalidArgument)
 	}
-	f, err := os.OpenFile("/dev/random", os.O_RDWR, 0)
+	f, err := os.OpenFile(device, os.O_WRONLY, 0)
 	if err != nil {
 		return fmt.Errorf("reseed: %w", err)
 	}
 	defer f.Close()
-	// struct rand_pool_info, random(4): int entropy_count (bits), int buf_size (bytes), the data.
-	buf := make([]byte, 8+len(data))
-	binary.NativeEndian.PutUint32(buf, uint32(len(data)*8)) // #nosec G115 -- bounded by maxSeed
-	binary.NativeEndian.PutUint32(buf[4:], uint32(len(data)))
-	copy(buf[8:], data)
-	if err := ioctlPtr(f, unix.RNDADDENTROPY, unsafe.Pointer(&buf[0])); err != nil {
-		return fmt.Errorf("add entropy: %w", err)
+	if _, err := f.Write(data); err != nil { // random(4): mixed in, not credited
+		return fmt.Errorf("mix in: %w", err)
 	}
-	if err := ioctlPtr(f, rndReseedCRNG, nil); err != nil && !errors.Is(err, unix.ENODATA) {
+	if err := unix.IoctlSetInt(int(f.Fd()), rndReseedCRNG, 0); err != nil && !errors.Is(err, unix.ENODATA) {
 		return fmt.Errorf("reseed the random number generator: %w", err)
 	}
 	return nil
 }
 
 const rndReseedCRNG = 0x5207 // random(4), RNDRESEEDCRNG = _IO('R', 0x07)
-
-func ioctlPtr(f *os.File, req uint, p unsafe.Pointer) error {
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), uintptr(req), uintptr(p))
-	if errno != 0 {
-		return errno
-	}
-	return nil
-}
-
-// SetClock sets the wall clock.
-func SetClock(sec, usec int64) error {
-	if sec < 0 || usec < 0 || usec >= int64(time.Second/time.Microsecond) {
-		return fmt.Errorf("set clock to %d s %d µs: out of range: %w", sec, usec, errdefs.ErrInvalidArgument)
-	}
-	tv := unix.Timeval{Sec: sec, Usec: usec}
-	if err := unix.Settimeofday(&tv); err != nil {
-		return fmt.Errorf("set clock: %w", err)
-	}
-	return nil
-}
 
 // PowerOff writes out what is dirty and stops the machine. It returns only on error.
 func PowerOff() error {

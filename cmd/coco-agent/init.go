@@ -176,8 +176,10 @@ func newGuest(mods *boot.Loader, log *slog.Logger) (*guest, error) {
 		Streams:    g.broker,
 		Modules:    mods,
 		OOM:        g.oom,
-		System:     machine{&nspace.Maker{Dir: nsDir, Reaper: g.reaper}},
+		System:     machine{&nspace.Maker{Dir: nsDir, Reaper: g.reaper}, boot.NewClock()},
 		CgroupRoot: boot.CgroupRoot,
+
+		Confidential: boot.Confidential("/"),
 
 		StorageHandlers: mount.Drivers(),
 
@@ -275,10 +277,13 @@ func (g *guest) stop() {
 }
 
 // machine is the system as the service sees it.
-type machine struct{ ns *nspace.Maker }
+type machine struct {
+	ns    *nspace.Maker
+	clock *boot.Clock
+}
 
-func (machine) SetClock(sec, usec int64) error { return boot.SetClock(sec, usec) }
-func (machine) AddEntropy(data []byte) error   { return boot.AddEntropy(data) }
+func (m machine) SetClock(sec, usec int64) error { return m.clock.Set(sec, usec) }
+func (machine) AddEntropy(data []byte) error     { return boot.AddEntropy(data) }
 func (m machine) Namespaces(hostname string, sysctls map[string]string) (map[string]string, error) {
 	return m.ns.Make(hostname, sysctls)
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -393,11 +394,18 @@ func (v *vm) testGuest(t *testing.T) {
 	if _, err := v.agent.ReseedRandomDev(ctx, &pb.ReseedRandomDevRequest{Data: pattern(64)}); err != nil {
 		t.Error(err)
 	}
-	if _, err := v.agent.SetGuestDateTime(ctx, &pb.SetGuestDateTimeRequest{Sec: 1_900_000_000}); err != nil {
+	for _, to := range []time.Time{time.Unix(86400, 0), time.Unix(1_900_000_000, 0), time.Now().Add(time.Hour)} {
+		if _, err := v.agent.SetGuestDateTime(ctx, &pb.SetGuestDateTimeRequest{Sec: to.Unix()}); !is(err, errdefs.IsPermissionDenied) {
+			t.Errorf("SetGuestDateTime(%v) = %v, want a refusal: the clock has a window", to, err)
+		}
+	}
+	to := time.Now().Add(-5 * time.Minute)
+	if _, err := v.agent.SetGuestDateTime(ctx, &pb.SetGuestDateTimeRequest{Sec: to.Unix()}); err != nil {
 		t.Error(err)
 	}
-	if out, _ := v.run(t, "g1", spec("sh", "-c", "ls -l /proc/self/exe >/dev/null; busybox date +%Y")); out != "2030\n" {
-		t.Errorf("year %q, want 2030", out)
+	out, _ := v.run(t, "g1", spec("sh", "-c", "ls -l /proc/self/exe >/dev/null; busybox date +%s"))
+	if got, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64); err != nil || got < to.Unix() || got > to.Add(4*time.Minute).Unix() {
+		t.Errorf("time %q, %v, want five minutes ago (%d)", out, err, to.Unix())
 	}
 	if r, err := v.agent.GetVolumeStats(ctx, &pb.VolumeStatsRequest{VolumeGuestPath: shared}); err != nil || len(r.Usage) != 2 {
 		t.Errorf("volume statistics %v, %v", r, err)
