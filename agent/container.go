@@ -63,14 +63,20 @@ func (s *Service) CreateContainer(ctx context.Context, req *pb.CreateContainerRe
 		return nil, err
 	}
 	err = guard.Storages(req.Storages, c.bundle)
+	s.copy.Use(c.id, sources(req, c.bundle))
+	c.undo.Push("forget sources", func(context.Context) error { s.copy.Unuse(c.id); return nil })
 	if err == nil {
 		err = s.build(ctx, c, req, spec, box)
 	}
 	if err != nil {
 		err = fmt.Errorf("create container %s: %w", c.id, errors.Join(s.Storage.Corrupted(c.id), err))
-		err = errors.Join(err, c.undo.Run(ctx))
-		s.dropContainer(c)
-		return nil, err
+		uerr := c.undo.Run(ctx)
+		if uerr == nil {
+			s.dropContainer(c)
+			return nil, err
+		}
+		_ = c.to(evRemoveFailed) // the id is taken until RemoveContainer has cleaned up
+		return nil, errors.Join(err, uerr)
 	}
 	return &emptypb.Empty{}, nil
 }
@@ -175,6 +181,22 @@ func (s *Service) run(ctx context.Context, c *container, rc runner.Container) (r
 
 // lastWordsKey is the annotation that says where a container has its termination log.
 const lastWordsKey = "io.kubernetes.container.terminationMessagePath"
+
+// sources are the paths that a container is made of.
+func sources(req *pb.CreateContainerRequest, bundle string) []string {
+	root := req.OCI.GetRoot().GetPath()
+	if !filepath.IsAbs(root) {
+		root = filepath.Join(bundle, root)
+	}
+	out := []string{root}
+	for _, m := range req.OCI.GetMounts() {
+		out = append(out, m.GetSource())
+	}
+	for _, st := range req.Storages {
+		out = append(out, guard.Sources(st)...)
+	}
+	return out
+}
 
 // adopt makes p the container's init process and watches it.
 func (s *Service) adopt(c *container, p *process) {
@@ -290,7 +312,9 @@ func (s *Service) tearDown(ctx context.Context, c *container) error {
 	if err := c.group.Kill(); err != nil {
 		return err
 	}
-	_ = c.init.child.Signal(sigKill) // where there is no cgroup.kill; ESRCH is what we want
+	if p := c.processes(); len(p) > 0 {
+		_ = p[0].child.Signal(sigKill) // init, where there is no cgroup.kill; ESRCH is what we want
+	}
 	for _, p := range c.processes() {
 		select {
 		case <-p.done:
@@ -301,6 +325,11 @@ func (s *Service) tearDown(ctx context.Context, c *container) error {
 			p.io.Close()
 		}
 	}
+	done, err := s.takeTurn(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
 	if err := c.undo.Run(ctx); err != nil {
 		return err
 	}

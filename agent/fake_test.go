@@ -159,6 +159,8 @@ type fakeStorage struct {
 	mounts map[string]int
 	fail   error
 	bad    error // of Corrupted
+
+	failRemove error
 }
 
 func (f *fakeStorage) Add(_ context.Context, cid string, list []*pb.Storage) error {
@@ -174,6 +176,9 @@ func (f *fakeStorage) Add(_ context.Context, cid string, list []*pb.Storage) err
 func (f *fakeStorage) Remove(_ context.Context, cid string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.failRemove != nil {
+		return f.failRemove
+	}
 	delete(f.mounts, cid)
 	return nil
 }

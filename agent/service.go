@@ -114,7 +114,8 @@ type Service struct {
 	life    context.Context
 	end     context.CancelFunc
 
-	pids sync.Mutex // held while the shared pid namespace is made
+	turn chan struct{} // holds a token while a request changes the guest
+	pids sync.Mutex    // held while the shared pid namespace is made
 
 	mu         sync.Mutex
 	sandbox    sandbox               // guarded by mu
@@ -134,7 +135,7 @@ func New(cfg Config) *Service {
 	life, end := context.WithCancel(context.Background())
 	return &Service{
 		Config: cfg, copy: copyin.New(cfg.RunDir + "/shared/containers"),
-		stopped: make(chan struct{}), life: life, end: end,
+		stopped: make(chan struct{}), life: life, end: end, turn: make(chan struct{}, 1),
 		containers: map[string]*container{},
 	}
 }
@@ -166,7 +167,11 @@ func (s *Service) Close(ctx context.Context) error {
 
 // Intercept maps errors to the protocol's codes, and notes what failed.
 func (s *Service) Intercept(ctx context.Context, u ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
-	resp, err := method(ctx, u)
+	done, err := s.turnFor(ctx, info.FullMethod)
+	var resp any
+	if err == nil {
+		resp, err = func() (any, error) { defer done(); return method(ctx, u) }()
+	}
 	if err == nil {
 		return resp, nil
 	}

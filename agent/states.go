@@ -89,6 +89,7 @@ var transitions = fsm.Table[state, event]{
 	{State: stopped, Event: evRemove}: removing,
 
 	{State: removing, Event: evRemoveFailed}: stopped,
+	{State: creating, Event: evRemoveFailed}: stopped, // neither made nor cleaned up
 }
 
 // to makes a transition, or says what is in the way.

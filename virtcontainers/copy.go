@@ -163,6 +163,7 @@ func send(ctx context.Context, sink fileSink, e entry) error {
 	case unix.S_IFLNK:
 		r := req()
 		r.Data, r.FileSize = []byte(e.target), int64(len(e.target))
+		r.Inner = true // a source is never a link itself: they are resolved
 		return sink.CopyFile(ctx, r)
 	default:
 		return sendFile(ctx, sink, e, req)

@@ -2,8 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package copyin writes files that the host sends in pieces below one directory of the guest. Paths
-// come from the host and are resolved beneath that directory: neither ".." nor a symbolic link
-// leads out of it. A file appears under its name when it is complete; until then it is in a directory
+// come from the host and are resolved beneath that directory, without following symbolic links:
+// containers may have put some there. What a container is made of is not changed under it, but in the way
+// in which kubelet updates its volumes. A file appears under its name when it is complete; until then it is in a directory
 // of its own, so that every name that a file can have on the host is possible here.
 package copyin
 
@@ -12,7 +13,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path"
 	"path/filepath"
@@ -20,6 +20,7 @@ import (
 	"sync"
 	"unicode/utf8"
 
+	"github.com/coco-shim/coco/agent/beneath"
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -41,10 +42,13 @@ type Receiver struct {
 
 	mu    sync.Mutex        // one request at a time: pieces of one file must not interleave
 	parts map[string]string // guarded by mu; files that are not complete: path below base, name in partsDir
+	used  used              // guarded by mu
 }
 
 // New makes a receiver for the directory base, which is made when the first file comes.
-func New(base string) *Receiver { return &Receiver{base: base, parts: map[string]string{}} }
+func New(base string) *Receiver {
+	return &Receiver{base: base, parts: map[string]string{}, used: used{}}
+}
 
 // Copy handles one request.
 func (r *Receiver) Copy(req *agent.CopyFileRequest) error {
@@ -72,41 +76,48 @@ func (r *Receiver) copy(rel string, req *agent.CopyFileRequest) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if err := r.used.allows(r.base, rel, req); err != nil {
+		return err
+	}
 	if req.Remove {
 		return r.remove(rel)
 	}
 	if err := os.MkdirAll(filepath.Join(r.base, partsDir), 0o700); err != nil {
 		return err
 	}
-	root, err := os.OpenRoot(r.base)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	return r.place(root, rel, req)
+	return r.place(rel, req)
 }
 
 // remove takes away a file, a link or a tree. What is not there is fine.
 func (r *Receiver) remove(rel string) error {
-	root, err := os.OpenRoot(r.base)
+	if err := r.drop(func(part string) bool { return part == rel || strings.HasPrefix(part, rel+"/") }); err != nil {
+		return err
+	}
+	dir, name, err := r.dir().Parent(r.base + "/" + rel)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
+	defer dir.Close()
+	root, err := os.OpenRoot(beneath.Proc(dir))
+	if err != nil {
+		return err
+	}
 	defer root.Close()
-	err = r.drop(root, func(part string) bool { return part == rel || strings.HasPrefix(part, rel+"/") })
-	return errors.Join(err, root.RemoveAll(rel))
+	return root.RemoveAll(name)
 }
 
+func (r *Receiver) dir() beneath.Dir { return beneath.Dir(r.base) }
+
 // drop removes the incomplete files that match says belong to what goes.
-func (r *Receiver) drop(root *os.Root, match func(rel string) bool) error {
+func (r *Receiver) drop(match func(rel string) bool) error {
 	var errs []error
 	for rel, part := range r.parts {
 		if match(rel) {
 			delete(r.parts, rel)
-			errs = append(errs, root.RemoveAll(part))
+			errs = append(errs, os.RemoveAll(filepath.Join(r.base, partsDir, part)))
 		}
 	}
 	return errors.Join(errs...)
@@ -115,7 +126,7 @@ func (r *Receiver) drop(root *os.Root, match func(rel string) bool) error {
 // part names the incomplete file of rel.
 func (r *Receiver) part(rel string) string {
 	sum := sha256.Sum256([]byte(rel))
-	name := partsDir + "/" + hex.EncodeToString(sum[:])
+	name := hex.EncodeToString(sum[:])
 	r.parts[rel] = name
 	return name
 }
@@ -147,12 +158,12 @@ func (r *Receiver) Forget(id string) error {
 	}
 	defer root.Close()
 	entries, err := os.ReadDir(r.base)
-	errs := []error{err, r.drop(root, func(rel string) bool {
+	errs := []error{err, r.drop(func(rel string) bool {
 		top, _, _ := strings.Cut(rel, "/")
 		return belongs(top, id)
 	})}
 	for _, e := range entries {
-		if belongs(e.Name(), id) {
+		if belongs(e.Name(), id) && !r.used.below(e.Name()) {
 			errs = append(errs, root.RemoveAll(e.Name()))
 		}
 	}
@@ -167,7 +178,7 @@ func belongs(name, id string) bool {
 	return ok && len(rest) > 17 && rest[16] == '-' && strings.Trim(rest[:16], "0123456789abcdef") == ""
 }
 
-// relative returns p relative to base. It is purely lexical; links are the Root's business.
+// relative returns p relative to base. It is purely lexical; links are package beneath's business.
 func relative(base, p string) (string, error) {
 	bad := func(why string) (string, error) {
 		return "", fmt.Errorf("copy %q: %s: %w", p, why, errdefs.ErrInvalidArgument)
@@ -204,167 +215,4 @@ func check(req *agent.CopyFileRequest) error {
 // ids are the owner of a file: 32 bits without a sign, in fields that have one.
 func ids(req *agent.CopyFileRequest) (uid, gid int) {
 	return int(uint32(req.Uid)), int(uint32(req.Gid)) //nolint:gosec // the same bits
-}
-
-func (r *Receiver) place(root *os.Root, rel string, req *agent.CopyFileRequest) error {
-	if dir := path.Dir(rel); dir != "." {
-		if err := makeParents(root, dir, perm(req.DirMode, 0o750)); err != nil {
-			return err
-		}
-	}
-	switch req.FileMode & unix.S_IFMT {
-	case unix.S_IFREG:
-		return r.placeFile(root, rel, req)
-	case unix.S_IFDIR:
-		return placeDir(root, rel, req)
-	case unix.S_IFLNK:
-		return r.placeLink(root, rel, req)
-	}
-	return fmt.Errorf("file type %#o: %w", req.FileMode&unix.S_IFMT, errdefs.ErrInvalidArgument)
-}
-
-// makeParents makes directories that are missing; those that exist keep their mode.
-func makeParents(root *os.Root, dir string, mode os.FileMode) error {
-	if _, err := root.Stat(dir); err == nil {
-		return nil
-	}
-	return root.MkdirAll(dir, mode.Perm())
-}
-
-// perm takes the permission and set-id bits of a st_mode.
-func perm(mode, fallback uint32) os.FileMode {
-	if mode == 0 {
-		mode = fallback
-	}
-	m := os.FileMode(mode & 0o777)
-	for bit, flag := range map[uint32]os.FileMode{
-		unix.S_ISUID: os.ModeSetuid, unix.S_ISGID: os.ModeSetgid, unix.S_ISVTX: os.ModeSticky,
-	} {
-		if mode&bit != 0 {
-			m |= flag
-		}
-	}
-	return m
-}
-
-func (r *Receiver) placeFile(root *os.Root, rel string, req *agent.CopyFileRequest) error {
-	part := r.part(rel)
-	flags := os.O_WRONLY | unix.O_NOFOLLOW
-	if req.Offset == 0 {
-		if err := root.RemoveAll(part); err != nil {
-			return err
-		}
-		flags |= os.O_CREATE | os.O_EXCL
-	}
-	f, err := root.OpenFile(part, flags, 0o600)
-	if errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("piece at %d of a file that was not begun: %w", req.Offset, errdefs.ErrFailedPrecondition)
-	}
-	if err != nil {
-		return err
-	}
-	done, err := writePiece(f, req)
-	if err = errors.Join(err, f.Close()); err != nil || !done {
-		return err
-	}
-	if st, err := root.Lstat(rel); err == nil && st.IsDir() {
-		return fmt.Errorf("a directory of that name exists: %w", errdefs.ErrFailedPrecondition)
-	}
-	if err := setTime(root, part, req); err != nil {
-		return err
-	}
-	return r.complete(root, part, rel)
-}
-
-// complete gives a file or link its name.
-func (r *Receiver) complete(root *os.Root, part, rel string) error {
-	if err := root.Rename(part, rel); err != nil {
-		return err
-	}
-	delete(r.parts, rel)
-	return nil
-}
-
-// setTime sets the time of the last change, of a link its own.
-func setTime(root *os.Root, name string, req *agent.CopyFileRequest) error {
-	if req.MtimeNs == 0 {
-		return nil
-	}
-	dir, err := root.Open(path.Dir(name))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, unix.NsecToTimespec(req.MtimeNs)}
-	err = unix.UtimesNanoAt(int(dir.Fd()), path.Base(name), times, unix.AT_SYMLINK_NOFOLLOW)
-	return os.NewSyscallError("utimensat", err)
-}
-
-// writePiece appends a piece and gives the complete file its owner and mode.
-func writePiece(f *os.File, req *agent.CopyFileRequest) (done bool, err error) {
-	size, err := f.Seek(0, io.SeekEnd)
-	if err != nil {
-		return false, err
-	}
-	if size != req.Offset {
-		return false, fmt.Errorf("piece at %d, but %d bytes have come: %w", req.Offset, size, errdefs.ErrFailedPrecondition)
-	}
-	if _, err := f.Write(req.Data); err != nil {
-		return false, err
-	}
-	if size+int64(len(req.Data)) < req.FileSize {
-		return false, nil
-	}
-	if err := f.Chown(ids(req)); err != nil {
-		return false, err
-	}
-	return true, f.Chmod(perm(req.FileMode, 0))
-}
-
-func placeDir(root *os.Root, rel string, req *agent.CopyFileRequest) error {
-	st, err := root.Lstat(rel)
-	if err == nil && !st.IsDir() {
-		if err := root.Remove(rel); err != nil {
-			return err
-		}
-	}
-	if err != nil || !st.IsDir() {
-		if err := root.Mkdir(rel, 0o700); err != nil {
-			return err
-		}
-	}
-	uid, gid := ids(req)
-	if err := root.Lchown(rel, uid, gid); err != nil {
-		return err
-	}
-	if err := root.Chmod(rel, perm(req.FileMode, 0o755)); err != nil {
-		return err
-	}
-	return setTime(root, rel, req)
-}
-
-func (r *Receiver) placeLink(root *os.Root, rel string, req *agent.CopyFileRequest) error {
-	if n := len(req.Data); n == 0 || n > maxTarget || strings.ContainsRune(string(req.Data), 0) {
-		return fmt.Errorf("link target of %d bytes: %w", n, errdefs.ErrInvalidArgument)
-	}
-	if st, err := root.Lstat(rel); err == nil && st.IsDir() {
-		return fmt.Errorf("a directory of that name exists: %w", errdefs.ErrFailedPrecondition)
-	}
-	// The name changes hands in one step: whoever reads through it sees the old target or the new one.
-	part := r.part(rel)
-	if err := root.RemoveAll(part); err != nil {
-		return err
-	}
-	if err := root.Symlink(string(req.Data), part); err != nil {
-		return err
-	}
-	uid, gid := ids(req)
-	err := root.Lchown(part, uid, gid)
-	if err == nil {
-		err = setTime(root, part, req)
-	}
-	if err != nil {
-		return errors.Join(err, root.Remove(part))
-	}
-	return r.complete(root, part, rel)
 }

@@ -4,6 +4,7 @@
 package copyin
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -57,9 +58,9 @@ func TestKinds(t *testing.T) {
 	for _, err := range []error{
 		do("empty", unix.S_IFREG|0o600, "", 0),
 		do("d", unix.S_IFDIR|0o1777, "", 0),
-		do("d/link", unix.S_IFLNK|0o777, "../empty", 0),
-		do("d/link", unix.S_IFLNK|0o777, "target", 0), // a link replaces a link
-		do("empty", unix.S_IFDIR|0o700, "", 0),        // a directory replaces a file
+		do("d/link", unix.S_IFLNK|0o777, "..data/empty", 0), // no way up, only a name
+		do("d/link", unix.S_IFLNK|0o777, "target", 0),       // a link replaces a link
+		do("empty", unix.S_IFDIR|0o700, "", 0),              // a directory replaces a file
 		do("empty", unix.S_IFDIR|0o755, "", 0),
 	} {
 		if err != nil {
@@ -131,7 +132,10 @@ func TestEscapes(t *testing.T) {
 		return r.Copy(owner(&agent.CopyFileRequest{Path: path, FileMode: mode, Data: []byte(data), FileSize: int64(len(data)), DirMode: 0o755}))
 	}
 	for _, l := range [][2]string{{"abs", outside}, {"rel", "../outside"}, {"file", outside + "/victim"}, {"d.coco", ".."}} {
-		if err := send(base+"/"+l[0], unix.S_IFLNK|0o777, l[1]); err != nil {
+		if err := send(base+"/"+l[0], unix.S_IFLNK|0o777, l[1]); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("a link to %s: %v, want a refusal", l[1], err)
+		}
+		if err := os.Symlink(l[1], filepath.Join(base, l[0])); err != nil { // by a container
 			t.Fatal(err)
 		}
 	}
@@ -151,6 +155,118 @@ func TestEscapes(t *testing.T) {
 	}
 	if entries, err := os.ReadDir(outside); err != nil || len(entries) != 0 {
 		t.Errorf("outside: %v, %v", entries, err)
+	}
+}
+
+// TestLinkTargets: what a link may lead to, and that nothing is written through one that leads elsewhere
+// within the directory: two containers' files are there.
+func TestLinkTargets(t *testing.T) {
+	base := t.TempDir()
+	r := New(base)
+	link := func(name, target string, inner bool) error {
+		return r.Copy(owner(&agent.CopyFileRequest{Path: base + "/" + name, FileMode: unix.S_IFLNK | 0o777, Data: []byte(target), DirMode: 0o755, Inner: inner}))
+	}
+	for _, tc := range []struct {
+		name, target string
+		inner, ok    bool
+	}{
+		{"a", "b", false, true},
+		{"a", "b/c", false, true},
+		{"d/a", "..data/x", false, true},
+		{"d/..data", "..2026_1", false, true},
+		{"a", "/", false, false},
+		{"a", "/etc", false, false},
+		{"a", "..", false, false},
+		{"a", "../x", false, false},
+		{"a", "b/../../x", false, false},
+		{"d/a", "/etc", false, false},
+		{"d/a", "../x", false, false},
+		{"d/e/a", "x/..", false, false},
+		{"a", "/etc", true, false},
+		{"a", "..", true, false}, // at the top, where sources of mounts are
+		{"d/a", "/etc", true, true},
+		{"d/e/a", "../../../x", true, true}, // content, as the host has it
+		{"d/a", "", true, false},
+		{"d/a", "a\x00b", true, false},
+	} {
+		if err := link(tc.name, tc.target, tc.inner); (err == nil) != tc.ok || err != nil && !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s -> %q, inner %v: %v, want ok %v", tc.name, tc.target, tc.inner, err, tc.ok)
+		}
+	}
+	for _, err := range []error{os.Mkdir(base+"/mine", 0o755), os.Mkdir(base+"/other", 0o755), link("mine/l", "../other", true)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, mode := range []uint32{unix.S_IFREG | 0o644, unix.S_IFDIR | 0o755, unix.S_IFLNK | 0o777} {
+		err := r.Copy(owner(&agent.CopyFileRequest{Path: base + "/mine/l/x", FileMode: mode, Data: []byte("y"), FileSize: 1, DirMode: 0o755}))
+		if !errdefs.IsInvalidArgument(err) {
+			t.Errorf("through a link (%#o): %v", mode, err)
+		}
+	}
+	if err := r.Copy(&agent.CopyFileRequest{Path: base + "/mine/l/x", Remove: true}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("remove through a link: %v", err)
+	}
+	if entries, err := os.ReadDir(base + "/other"); err != nil || len(entries) != 0 {
+		t.Errorf("the other's files: %v, %v", entries, err)
+	}
+}
+
+// TestWhatIsInUse: the sources of a container's mounts are not changed under it. A volume of kubelet's is
+// updated in kubelet's steps, and its current state is not touched.
+func TestWhatIsInUse(t *testing.T) {
+	base := t.TempDir()
+	r := New(base)
+	send := func(name string, mode uint32, data string) error {
+		return r.Copy(owner(&agent.CopyFileRequest{Path: base + "/" + name, FileMode: mode, Data: []byte(data), FileSize: int64(len(data)), DirMode: 0o755}))
+	}
+	remove := func(name string) error { return r.Copy(&agent.CopyFileRequest{Path: base + "/" + name, Remove: true}) }
+	const file, dir, link = unix.S_IFREG | 0o644, unix.S_IFDIR | 0o755, unix.S_IFLNK | 0o777
+	for _, err := range []error{
+		send("d/src/f", file, "x"), send("hosts", file, "x"), send("d/free", file, "x"),
+		send("v/..1/key", file, "x"), send("v/..data", link, "..1"), send("v/key", link, "..data/key"), send("v/plain", file, "x"),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.Use("c", []string{base + "/d/src", base + "/hosts", base + "/v/", "/elsewhere/x"})
+	for what, err := range map[string]error{
+		"the file itself": send("hosts", file, "y"), "a link in its place": send("hosts", link, "x"), "its removal": remove("hosts"),
+		"the directory": send("d/src", dir, ""), "its removal, too": remove("d/src"), "the way to it": remove("d"), "a link on the way": send("d", link, "x"),
+		"a file in it": send("d/src/f", file, "y"), "a new file in it": send("d/src/g", file, "y"), "removal of a file in it": remove("d/src/f"),
+		"the current state": send("v/..1/key", file, "y"), "a new key in it": send("v/..1/new", file, "y"), "its end": remove("v/..1"),
+		"a plain file of the volume": send("v/plain", file, "y"), "its removal, as well": remove("v/plain"), "a link elsewhere": send("v/k", link, "x"),
+		"the link becoming a file": send("v/..data", file, "y"), "the link leading down": send("v/..data", link, "..1/x"), "the link's removal": remove("v/..data"),
+		"something through the link": send("v/..data/key", file, "y"),
+	} {
+		if !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("%s: %v, want a refusal", what, err)
+		}
+	}
+	for _, step := range []struct {
+		what string
+		err  error
+	}{
+		{"beside it", send("d/free", file, "y")},
+		{"a new state", send("v/..2/key", file, "new")},
+		{"another key of it", send("v/..2/more", file, "new")},
+		{"a link to a key", send("v/more", link, "..data/more")},
+		{"the swap", send("v/..data", link, "..2")},
+		{"the old state's end", remove("v/..1")},
+		{"a link's end", remove("v/more")},
+		{"the end of nothing", remove("v/none")},
+	} {
+		if step.err != nil {
+			t.Errorf("%s: %v", step.what, step.err)
+		}
+	}
+	if b, err := os.ReadFile(base + "/v/key"); string(b) != "new" {
+		t.Errorf("the volume says %q, %v", b, err)
+	}
+	r.Unuse("c")
+	if err := errors.Join(send("hosts", file, "y"), remove("d"), remove("v")); err != nil {
+		t.Errorf("after the container: %v", err)
 	}
 }
 

@@ -2458,7 +2458,11 @@ type CopyFileRequest struct {
 	// agents with the feature "coco-raw-path".
 	RawPath []byte `protobuf:"bytes,1001,opt,name=raw_path,json=rawPath,proto3" json:"raw_path,omitempty"`
 	// mtime_ns is the time of the last change, in nanoseconds since 1970; 0 leaves the time of the copy.
-	MtimeNs       int64 `protobuf:"varint,1002,opt,name=mtime_ns,json=mtimeNs,proto3" json:"mtime_ns,omitempty"`
+	MtimeNs int64 `protobuf:"varint,1002,opt,name=mtime_ns,json=mtimeNs,proto3" json:"mtime_ns,omitempty"`
+	// inner says of a symbolic link that it is part of a directory that is copied: its target is data, may be
+	// anything, and is followed by nobody but the containers that have the directory. Without it, and at the
+	// top, absolute targets and those with ".." are refused.
+	Inner         bool `protobuf:"varint,1003,opt,name=inner,proto3" json:"inner,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2568,6 +2572,13 @@ func (x *CopyFileRequest) GetMtimeNs() int64 {
 		return x.MtimeNs
 	}
 	return 0
+}
+
+func (x *CopyFileRequest) GetInner() bool {
+	if x != nil {
+		return x.Inner
+	}
+	return false
 }
 
 type VolumeStatsRequest struct {
@@ -4622,7 +4633,7 @@ const file_coco_agent_agent_proto_rawDesc = "" +
 	"\aMetrics\x12\x18\n" +
 	"\ametrics\x18\x01 \x01(\tR\ametrics\"*\n" +
 	"\x10SetPolicyRequest\x12\x16\n" +
-	"\x06policy\x18\x01 \x01(\tR\x06policy\"\x9b\x02\n" +
+	"\x06policy\x18\x01 \x01(\tR\x06policy\"\xb2\x02\n" +
 	"\x0fCopyFileRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x1b\n" +
 	"\tfile_size\x18\x02 \x01(\x03R\bfileSize\x12\x1b\n" +
@@ -4634,7 +4645,8 @@ const file_coco_agent_agent_proto_rawDesc = "" +
 	"\x04data\x18\b \x01(\fR\x04data\x12\x17\n" +
 	"\x06remove\x18\xe8\a \x01(\bR\x06remove\x12\x1a\n" +
 	"\braw_path\x18\xe9\a \x01(\fR\arawPath\x12\x1a\n" +
-	"\bmtime_ns\x18\xea\a \x01(\x03R\amtimeNs\"@\n" +
+	"\bmtime_ns\x18\xea\a \x01(\x03R\amtimeNs\x12\x15\n" +
+	"\x05inner\x18\xeb\a \x01(\bR\x05inner\"@\n" +
 	"\x12VolumeStatsRequest\x12*\n" +
 	"\x11volume_guest_path\x18\x01 \x01(\tR\x0fvolumeGuestPath\"U\n" +
 	"\x13ResizeVolumeRequest\x12*\n" +

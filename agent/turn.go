@@ -1,0 +1,44 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"fmt"
+	"path"
+)
+
+// oneAtATime are the requests that change what the guest is made of: files, mounts, network, containers. They
+// run one after the other, so that nothing that one of them has looked at is changed by another. What acts on
+// the processes of one container is ordered by the container's state instead, and a request that only looks,
+// or waits, has to go beside the others. RemoveContainer takes its turn when the processes have ended.
+var oneAtATime = map[string]bool{
+	"CreateSandbox": true, "CreateContainer": true, "UpdateContainer": true, "UpdateEphemeralMounts": true, "CopyFile": true,
+	"UpdateInterface": true, "UpdateRoutes": true, "AddARPNeighbors": true, "OnlineCPUMem": true,
+	"SetGuestDateTime": true, "ReseedRandomDev": true,
+}
+
+// takeTurn waits until no other request is changing the guest.
+func (s *Service) takeTurn(ctx context.Context) (done func(), err error) {
+	done = func() { <-s.turn }
+	select {
+	case s.turn <- struct{}{}: // also for a caller whose time is over: the rest of a removal does not wait
+		return done, nil
+	default:
+	}
+	select {
+	case s.turn <- struct{}{}:
+		return done, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("another request is changing the guest: %w", ctx.Err())
+	}
+}
+
+// turnFor takes a turn if a method needs one.
+func (s *Service) turnFor(ctx context.Context, fullMethod string) (done func(), err error) {
+	if !oneAtATime[path.Base(fullMethod)] {
+		return func() {}, nil
+	}
+	return s.takeTurn(ctx)
+}
