@@ -64,6 +64,10 @@ check-generate: generate ## fail when the committed generated code is stale
 fuzz-short: ## every fuzz target for FUZZTIME (default 10s) each
 	tests/fuzz.sh $${FUZZTIME:-10s}
 
+.PHONY: race-names
+race-names: ## names are swapped for 60 s while the agent serves requests; as root
+	COCO_RACE_SECONDS=60 $(GO) test -count=1 -v -timeout 5m -run TestNamesAreSwapped ./agent
+
 ## --- needs a Debian host and its package archive ---
 
 # The newest packages: the archive drops older ones, so that a lock of last month cannot be built from a fresh cache. A
