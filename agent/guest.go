@@ -35,15 +35,12 @@ const FeatureRemove = "coco-remove"
 // FeatureRawPath is announced in extra_features: CopyFile takes names that are not UTF-8.
 const FeatureRawPath = "coco-raw-path"
 
-// deviceHandlers are the types of Device entries that package mount serves.
-var deviceHandlers = []string{"blk", "scsi"}
-
 // GetGuestDetails tells what this guest can do.
 func (s *Service) GetGuestDetails(_ context.Context, req *pb.GuestDetailsRequest) (*pb.GuestDetailsResponse, error) {
 	resp := &pb.GuestDetailsResponse{AgentDetails: &pb.AgentDetails{
 		Version:         s.Config.Version,
 		InitDaemon:      os.Getpid() == 1,
-		DeviceHandlers:  deviceHandlers,
+		DeviceHandlers:  s.DeviceHandlers,
 		StorageHandlers: s.StorageHandlers,
 		SupportsSeccomp: true,
 		ExtraFeatures:   []string{"seccomp", FeatureStreams, FeatureRemove, FeatureRawPath},

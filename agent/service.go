@@ -94,9 +94,9 @@ type Config struct {
 	OOM        OOM
 	System     System
 	CgroupRoot string
-	// StorageHandlers are the drivers that Storage serves, for GetGuestDetails.
-	StorageHandlers []string
-	RunDir          string // /run/kata-containers, but for tests
+	// StorageHandlers and DeviceHandlers are the drivers and types that Storage serves, for GetGuestDetails.
+	StorageHandlers, DeviceHandlers []string
+	RunDir                          string // /run/kata-containers, but for tests
 	// Confidential says that the guest runs in a TEE.
 	Confidential bool
 	Version      string

@@ -66,7 +66,7 @@ const createDirectory = "io.katacontainers.volume.overlayfs.create_directory="
 // Sources lists the directories of the guest that a storage is made of.
 func Sources(s *agent.Storage) []string {
 	switch s.GetDriver() {
-	case "bind":
+	case "bind", "watchable-bind":
 		return []string{s.GetSource()}
 	case "overlayfs":
 	default:

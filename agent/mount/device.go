@@ -63,7 +63,10 @@ func (m *Manager) findDisk(ctx context.Context, driver, source string) (dev bloc
 			}
 			return nil
 		}
-	case "blk":
+	case "blk", "mmioblk":
+		if driver == "mmioblk" && !isDisk(source) {
+			return blockDevice{}, "", invalid(fmt.Errorf("%.80q is not a device name", source))
+		}
 		if find, err = m.blkFinder(source); err != nil {
 			return blockDevice{}, "", invalid(err)
 		}

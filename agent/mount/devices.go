@@ -43,8 +43,8 @@ func (m *Manager) Devices(ctx context.Context, cid string, devices []*agent.Devi
 type number struct{ major, minor int64 }
 
 func (m *Manager) device(ctx context.Context, cid string, d *agent.Device, spec *agent.Spec, renumber map[number]number) error {
-	if d.GetType() != "blk" && d.GetType() != "scsi" {
-		return fmt.Errorf("unknown type; known are blk and scsi: %w", errdefs.ErrNotImplemented)
+	if !slices.Contains(DeviceTypes(), d.GetType()) {
+		return fmt.Errorf("devices of this type are not supported; %s are: %w", strings.Join(DeviceTypes(), ", "), errdefs.ErrNotImplemented)
 	}
 	address := d.GetVmPath()
 	if address == "" {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/coco-shim/coco/agent/beneath"
@@ -20,18 +21,33 @@ import (
 
 // Drivers lists the storage drivers that Add knows, for GetGuestDetails.
 func Drivers() []string {
-	return []string{"blk", "scsi", "ephemeral", "local", "overlayfs", "bind", "virtio-fs"}
+	return []string{"blk", "mmioblk", "scsi", "ephemeral", "local", "overlayfs", "bind", "watchable-bind", "virtio-fs"}
 }
+
+// DeviceTypes lists the types of devices that Devices knows, likewise.
+func DeviceTypes() []string { return []string{"blk", "mmioblk", "scsi"} }
+
+// absent are drivers of the protocol that this agent does not have, with the reason.
+var absent = map[string]string{
+	"image_guest_pull":  "the guest does not pull images: layers come as verity devices",
+	"erofs.multi-layer": "layers are storages of their own, stacked by an overlayfs one",
+	"nvdimm":            "the guest has no driver for persistent memory: use blk or scsi",
+	"blk-ccw":           "the guest is no s390x",
+}
+
+func isBlock(driver string) bool { return driver == "blk" || driver == "mmioblk" || driver == "scsi" }
 
 // mount makes one mount and records how to undo it.
 func (m *Manager) mount(ctx context.Context, point string, mt *mounted) error {
 	s := mt.storage
+	if why := absent[s.GetDriver()]; why != "" {
+		return fmt.Errorf("storage driver %s: %s: %w", s.GetDriver(), why, errdefs.ErrNotImplemented)
+	}
 	p, hasVerity, err := verity.ParseOptions(s.GetDriverOptions())
 	if err != nil {
 		return invalid(err)
 	}
-	block := s.GetDriver() == "blk" || s.GetDriver() == "scsi"
-	if hasVerity && (!block || s.GetFstype() != "erofs") {
+	if hasVerity && (!isBlock(s.GetDriver()) || s.GetFstype() != "erofs") {
 		return invalid(errors.New("coco.verity options belong to an erofs file system on a block device"))
 	}
 	if s.GetFstype() == "erofs" && !hasVerity {
@@ -45,7 +61,7 @@ func (m *Manager) mount(ctx context.Context, point string, mt *mounted) error {
 		return invalid(err)
 	}
 	switch s.GetDriver() {
-	case "blk", "scsi":
+	case "blk", "mmioblk", "scsi":
 		fresh, ferr := isFresh(s.GetDriverOptions())
 		switch {
 		case ferr != nil:
@@ -65,7 +81,7 @@ func (m *Manager) mount(ctx context.Context, point string, mt *mounted) error {
 		err = m.makeLocal(point, opts)
 	case "overlayfs":
 		err = m.mountOverlay(point, mt, opts)
-	case "bind":
+	case "bind", "watchable-bind": // for a directory that changes: a bind mount shows what is there
 		err = m.mountBind(point, mt, opts)
 	case "virtio-fs":
 		err = m.mountVirtioFS(point, mt, opts)
@@ -93,7 +109,7 @@ func checkDriverOptions(s *agent.Storage) error {
 		if s.GetDriver() == "overlayfs" && strings.HasPrefix(o, createDirectory) {
 			continue
 		}
-		if (s.GetDriver() == "blk" || s.GetDriver() == "scsi") && (o == ephemeralKey || o == createFS) {
+		if isBlock(s.GetDriver()) && (o == ephemeralKey || o == createFS) {
 			continue
 		}
 		if s.GetDriver() == "bind" && strings.HasPrefix(o, subPathOption) {
@@ -151,12 +167,20 @@ func (m *Manager) mountLayer(ctx context.Context, point string, mt *mounted, p v
 	return nil
 }
 
+// elsewhere are options of ext4, xfs and btrfs by which the kernel opens something else by its name.
+var elsewhere = []string{"journal_path", "journal_dev", "usrjquota", "grpjquota", "logdev", "rtdev", "device", "source"}
+
 // mountBlock mounts a volume that is not a layer.
 func (m *Manager) mountBlock(ctx context.Context, point string, mt *mounted, opts options) error {
 	switch mt.storage.GetFstype() {
 	case "ext4", "xfs", "btrfs":
 	default:
 		return invalid(fmt.Errorf("file system %.40q is not supported on block devices", mt.storage.GetFstype()))
+	}
+	for _, o := range opts.data {
+		if name, _, _ := strings.Cut(o, "="); slices.Contains(elsewhere, name) {
+			return invalid(fmt.Errorf("option %.100q names a device or file beside the volume's own", o))
+		}
 	}
 	if m.Load != nil {
 		if err := m.Load(mt.storage.GetFstype()); err != nil && !errdefs.IsNotFound(err) {

@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -55,6 +57,10 @@ func TestStoragesThatAreRefused(t *testing.T) {
 		{"bind of the guest's root", &agent.Storage{Driver: "bind", Source: "/", MountPoint: at("a")}, "source"},
 		{"bind through a symbolic link", &agent.Storage{Driver: "bind", Source: at("out/etc"), MountPoint: at("a")}, "source"},
 		{"a volume of an unknown kind", &agent.Storage{Driver: "scsi", Source: "0:0", Fstype: "vfat", MountPoint: at("a")}, "not supported on block devices"},
+		{"a journal elsewhere", &agent.Storage{Driver: "scsi", Source: "0:0", Fstype: "ext4", Options: []string{"noatime,journal_path=/dev/mapper/x"}, MountPoint: at("a")}, "journal_path"},
+		{"a log elsewhere", &agent.Storage{Driver: "scsi", Source: "0:0", Fstype: "xfs", Options: []string{"logdev=/dev/sdb"}, MountPoint: at("a")}, "logdev"},
+		{"another device", &agent.Storage{Driver: "blk", Source: "/dev/vda", Fstype: "btrfs", Options: []string{"device=/dev/sdb"}, MountPoint: at("a")}, "device="},
+		{"another source", &agent.Storage{Driver: "ephemeral", Fstype: "tmpfs", Options: []string{"source=/dev/sdb"}, MountPoint: at("a")}, "source"},
 		{"what the host shares, in a TEE", &agent.Storage{Driver: "virtio-fs", Source: "live", Fstype: "virtiofs", MountPoint: at("tee/a")}, "in a TEE"},
 		{"a strange tag", &agent.Storage{Driver: "virtio-fs", Source: "../x", MountPoint: at("a")}, "tag"},
 	} {
@@ -162,5 +168,41 @@ func TestAnOverlayOfManyLayers(t *testing.T) {
 	var st unix.Stat_t
 	if err := unix.Stat(g.root+"/c/rootfs", &st); err != nil || st.Mode&0o7777 != 0o751 || st.Uid != 12 || st.Gid != 34 {
 		t.Errorf("root has mode %o, owner %d:%d (%v), want those of the top layer", st.Mode&0o7777, st.Uid, st.Gid, err)
+	}
+}
+
+// TestDriversOfTheProtocolThatAreAbsent: each is refused by its name and with what to do instead, and is not
+// announced; a directory that a host wants watched is shown as it is.
+func TestDriversOfTheProtocolThatAreAbsent(t *testing.T) {
+	g := newGuest(t)
+	at := func(p string) string { return g.root + "/" + p }
+	for _, driver := range []string{"image_guest_pull", "erofs.multi-layer", "nvdimm", "blk-ccw", "vfio"} {
+		err := g.Add(t.Context(), "c", []*agent.Storage{{Driver: driver, Source: "x", Fstype: "ext4", MountPoint: at("a")}})
+		if !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), driver) || slices.Contains(Drivers(), driver) {
+			t.Errorf("%s: %v, want a refusal by name", driver, err)
+		}
+		err = g.Devices(t.Context(), "c", []*agent.Device{{Type: driver, VmPath: "x", ContainerPath: "/dev/x"}}, &agent.Spec{})
+		if !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), driver) || slices.Contains(DeviceTypes(), driver) {
+			t.Errorf("device of type %s: %v, want a refusal by name", driver, err)
+		}
+	}
+	for _, source := range []string{"02/00", "../vda", ""} {
+		err := g.Add(t.Context(), "c", []*agent.Storage{{Driver: "mmioblk", Source: source, Fstype: "ext4", MountPoint: at("a")}})
+		if !errdefs.IsInvalidArgument(err) {
+			t.Errorf("mmioblk at %q: %v", source, err)
+		}
+	}
+	if err := os.MkdirAll(at("shared/config"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	w := &agent.Storage{Driver: "watchable-bind", Source: at("shared/config"), Fstype: "bind", Options: []string{"ro"}, MountPoint: at("shared/watchable/config")}
+	if err := g.Add(t.Context(), "c", []*agent.Storage{w}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(at("shared/config/key"), []byte("later"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := g.read("shared/watchable/config/key"); got != "later" {
+		t.Errorf("the watched directory shows %q", got)
 	}
 }

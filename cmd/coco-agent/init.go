@@ -182,6 +182,7 @@ func newGuest(mods *boot.Loader, log *slog.Logger) (*guest, error) {
 		Confidential: boot.Confidential("/"),
 
 		StorageHandlers: mount.Drivers(),
+		DeviceHandlers:  mount.DeviceTypes(),
 
 		Version: version.Version,
 		Log:     log,
