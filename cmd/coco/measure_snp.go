@@ -30,6 +30,8 @@ type snpOptions struct {
 	vcpus, model, sig          string
 	family, cpuModel, stepping uint32
 	features, vmm, mode        string
+	svsm, varsFile             string
+	varsSize                   uint64
 	id                         idOptions
 }
 
@@ -63,7 +65,10 @@ func newMeasureSNPCmd() *cobra.Command {
 	f.Uint32Var(&o.stepping, "vcpu-stepping", 0, "stepping, see --vcpu-family")
 	f.StringVar(&o.features, "features", "0x1", "SEV_FEATURES of the guest")
 	f.StringVar(&o.vmm, "vmm", "qemu", "hypervisor: qemu, qemu-legacy, ec2, ec2-2023, gce")
-	f.StringVar(&o.mode, "mode", "snp", "snp, es or sev; ovmf-hash for the firmware's part alone")
+	f.StringVar(&o.mode, "mode", "snp", "snp, es or sev; svsm for SNP with an SVSM; ovmf-hash for the firmware's part alone")
+	f.StringVar(&o.svsm, "svsm", "", "with --mode svsm: the SVSM's image")
+	f.Uint64Var(&o.varsSize, "vars-size", 0, "with --mode svsm: bytes of the firmware's store of variables, which lies between SVSM and firmware")
+	f.StringVar(&o.varsFile, "vars-file", "", "with --mode svsm: the store of variables, instead of its size")
 	o.output.flags(cmd)
 	o.id.flags(cmd)
 	return cmd
@@ -79,6 +84,9 @@ func (o *snpOptions) run(cmd *cobra.Command) ([]result, error) {
 	d, counts, err := o.describe(cmd)
 	if err != nil {
 		return nil, err
+	}
+	if o.mode == "svsm" {
+		return o.measureSVSM(d, counts)
 	}
 	if err := o.load(&d); err != nil {
 		return nil, err
@@ -106,9 +114,17 @@ func (o *snpOptions) firmwareHash() ([]result, error) {
 
 // describe turns the flags that need no file into a description.
 func (o *snpOptions) describe(cmd *cobra.Command) (d snp.Description, counts []int, err error) {
-	mode, ok := map[string]snp.Mode{"snp": snp.SNP, "es": snp.ES, "sev": snp.SEV}[o.mode]
+	mode, ok := map[string]snp.Mode{"snp": snp.SNP, "es": snp.ES, "sev": snp.SEV, "svsm": snp.SNP}[o.mode]
 	if !ok {
-		return d, nil, fmt.Errorf("--mode %q: known are snp, es, sev, ovmf-hash", o.mode)
+		return d, nil, fmt.Errorf("--mode %q: known are snp, es, sev, svsm, ovmf-hash", o.mode)
+	}
+	if o.mode != "svsm" && (o.svsm != "" || cmd.Flags().Changed("vars-size") || o.varsFile != "") {
+		return d, nil, errors.New("--svsm, --vars-size and --vars-file want --mode svsm")
+	}
+	if o.mode == "svsm" {
+		if err := o.checkSVSM(cmd); err != nil {
+			return d, nil, err
+		}
 	}
 	d.Mode = mode
 	if d.VMM, err = snp.ParseVMM(o.vmm); err != nil {

@@ -159,6 +159,33 @@ func TestMeasureTakesHashesInsteadOfFiles(t *testing.T) {
 	}
 }
 
+func TestMeasureSVSM(t *testing.T) {
+	fw := firmware(t, 64<<10)
+	svsm := write(t, "svsm.bin", ovmftest.Build(ovmftest.Layout{
+		Size: 12 << 10, SEV: ovmftest.Sections(), Extra: []ovmftest.Entry{{GUID: ovmftest.SVSMInfo, Data: make([]byte, 4)}},
+	}))
+	ok := []string{"snp", "--mode", "svsm", "--firmware", fw, "--svsm", svsm, "--cpu-model", "EPYC-v4", "--vcpus", "1-3"}
+	out, _, err := measure(t, append(ok, "--vars-size", "8192")...)
+	if err != nil || strings.Count(out, "\n") != 3 {
+		t.Fatalf("measure --mode svsm = %q, %v", out, err)
+	}
+	if again, _, err := measure(t, append(ok, "--vars-file", write(t, "vars.fd", make([]byte, 8192)))...); err != nil || again != out {
+		t.Errorf("measure --mode svsm --vars-file = %q, %v, want %q", again, err, out)
+	}
+	for want, args := range map[string][]string{
+		"wants --vars-size or --vars-file": nil,
+		"not a number of pages":            {"--vars-size", "1"},
+		"goes without --kernel":            {"--vars-size", "0", "--kernel", fw},
+		"goes without --firmware-hash":     {"--vars-size", "0", "--firmware-hash", strings.Repeat("00", 48)},
+		"known of QEMU, not of ec2":        {"--vars-size", "0", "--vmm", "ec2"},
+		"want --mode svsm":                 {"--vars-size", "0", "--mode", "snp"},
+	} {
+		if out, _, err := measure(t, append(ok, args...)...); err == nil || !strings.Contains(err.Error(), want) || out != "" {
+			t.Errorf("measure %v = %q, %v, want %q", args, out, err, want)
+		}
+	}
+}
+
 // sparse is a file of a size that takes no room.
 func sparse(t *testing.T, size int64) string {
 	t.Helper()

@@ -70,6 +70,19 @@ func Parse(fw []byte) (*Image, error) {
 	case n > biosUnit && n%biosUnit != 0:
 		return nil, fmt.Errorf("firmware has %d bytes, not a multiple of 64 KiB, which -bios demands", n)
 	}
+	return table(fw)
+}
+
+// ParseModule reads the table of an image that is not loaded by -bios, and so has whole pages only: an SVSM, and the
+// firmware that it starts.
+func ParseModule(b []byte) (*Image, error) {
+	if n := len(b); n == 0 || n%pageSize != 0 || n > maxImage {
+		return nil, fmt.Errorf("image has %d bytes, not a multiple of %d up to %d", n, pageSize, maxImage)
+	}
+	return table(b)
+}
+
+func table(fw []byte) (*Image, error) {
 	im := &Image{data: fw}
 	if err := im.walk(); err != nil {
 		return nil, fmt.Errorf("firmware table: %w", err)
@@ -162,6 +175,18 @@ func (im *Image) resetBlock() ([]byte, error) {
 		return nil, fmt.Errorf("SEV-ES reset block has length %d, not between %d and %d", size, entryHeader, end)
 	}
 	return im.data[end-size : end-entryHeader], nil
+}
+
+// SVSMStart returns where, from its beginning, the image of an SVSM starts to run.
+func (im *Image) SVSMStart() (uint32, error) {
+	e, ok := im.Find(guidSVSMInfo)
+	if !ok {
+		return 0, fmt.Errorf("SVSM info: %w", ErrAbsent)
+	}
+	if len(e.Data) < 4 {
+		return 0, fmt.Errorf("SVSM info has %d bytes of data, not 4", len(e.Data))
+	}
+	return binary.LittleEndian.Uint32(e.Data), nil
 }
 
 // Area is a range of guest memory that the firmware reserves for its VMM.

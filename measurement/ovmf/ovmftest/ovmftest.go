@@ -25,6 +25,7 @@ const (
 	HashArea    = "7255371f-3a3b-4b04-927b-1da6efa8d454"
 	SEVMetadata = "dc886566-984a-4798-a75e-5585a7bf67cc"
 	TDXMetadata = "e47a6535-984a-4798-865e-4685a7bf8ec2"
+	SVSMInfo    = "a789a612-0597-4c4b-a49f-cbb1fe9d1ddd"
 )
 
 // Layout says what an image contains. The zero Layout with a size is an image of random bytes without a table.
