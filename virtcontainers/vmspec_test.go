@@ -18,8 +18,8 @@ func TestVMSpecCarriesThePlatform(t *testing.T) {
 		want   hypervisor.VMSpec
 	}{
 		"none":       {func(*configs.Hypervisor) {}, hypervisor.VMSpec{}},
-		"snp":        {func(h *configs.Hypervisor) { h.Platform = "snp" }, hypervisor.VMSpec{TEE: "snp", SNP: &hypervisor.SNP{Policy: 0x30000}}},
-		"snp, debug": {func(h *configs.Hypervisor) { h.Platform, h.SNPGuestPolicy, h.InsecureSNPDebug = "snp", 0xb0000, true }, hypervisor.VMSpec{TEE: "snp", SNP: &hypervisor.SNP{Policy: 0xb0000, InsecureDebug: true}}},
+		"snp":        {func(h *configs.Hypervisor) { h.Platform = "snp" }, hypervisor.VMSpec{TEE: "snp", SNP: &hypervisor.SNP{Policy: 0x30000, Pin: "anonymous"}}},
+		"snp, debug": {func(h *configs.Hypervisor) { h.Platform, h.SNPGuestPolicy, h.InsecureSNPDebug = "snp", 0xb0000, true }, hypervisor.VMSpec{TEE: "snp", SNP: &hypervisor.SNP{Policy: 0xb0000, InsecureDebug: true, Pin: "anonymous"}}},
 		"tdx":        {func(h *configs.Hypervisor) { h.Platform, h.TDXQuoteSocket = "tdx", "vsock:4050" }, hypervisor.VMSpec{TEE: "tdx", TDX: &hypervisor.TDX{QuoteVsock: 4050}}},
 		"tdx, unix":  {func(h *configs.Hypervisor) { h.Platform, h.TDXQuoteSocket = "tdx", "/run/q" }, hypervisor.VMSpec{TEE: "tdx", TDX: &hypervisor.TDX{QuoteUnix: "/run/q"}}},
 	} {
