@@ -35,6 +35,12 @@ const FeatureRemove = "coco-remove"
 // FeatureRawPath is announced in extra_features: CopyFile takes names that are not UTF-8.
 const FeatureRawPath = "coco-raw-path"
 
+// FeatureRules is announced in extra_features: routes of all tables and types, with metrics, and rules.
+const FeatureRules = "coco-rules"
+
+// FeatureSignalAll is announced in extra_features: SignalProcess reaches every process of a container when asked to.
+const FeatureSignalAll = "coco-signal-all"
+
 // GetGuestDetails tells what this guest can do.
 func (s *Service) GetGuestDetails(_ context.Context, req *pb.GuestDetailsRequest) (*pb.GuestDetailsResponse, error) {
 	resp := &pb.GuestDetailsResponse{AgentDetails: &pb.AgentDetails{
@@ -43,7 +49,7 @@ func (s *Service) GetGuestDetails(_ context.Context, req *pb.GuestDetailsRequest
 		DeviceHandlers:  s.DeviceHandlers,
 		StorageHandlers: s.StorageHandlers,
 		SupportsSeccomp: true,
-		ExtraFeatures:   []string{"seccomp", FeatureStreams, FeatureRemove, FeatureRawPath},
+		ExtraFeatures:   []string{"seccomp", FeatureStreams, FeatureRemove, FeatureRawPath, FeatureSignalAll, FeatureRules},
 	}}
 	if req.MemBlockSize {
 		if b, err := os.ReadFile("/sys/devices/system/memory/block_size_bytes"); err == nil {

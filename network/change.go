@@ -117,7 +117,7 @@ func (j Joint) Idle() *types.Interface {
 }
 
 // Since is the part of a configuration that differs from an older one. Interfaces and neighbours are told
-// one by one, routes all together: newRoutes says that they differ, and they may be none.
+// one by one, routes and rules all together: newRoutes says that they differ, and they may be none.
 func (g Guest) Since(old Guest) (news Guest, newRoutes bool) {
 	for _, i := range g.Interfaces {
 		if !has(old.Interfaces, i) {
@@ -133,7 +133,11 @@ func (g Guest) Since(old Guest) (news Guest, newRoutes bool) {
 	for i := 0; !newRoutes && i < len(g.Routes); i++ {
 		newRoutes = !proto.Equal(g.Routes[i], old.Routes[i])
 	}
-	news.Routes = g.Routes
+	newRoutes = newRoutes || len(g.Rules) != len(old.Rules)
+	for i := 0; !newRoutes && i < len(g.Rules); i++ {
+		newRoutes = !proto.Equal(g.Rules[i], old.Rules[i])
+	}
+	news.Routes, news.Rules = g.Routes, g.Rules
 	return news, newRoutes
 }
 
@@ -161,7 +165,7 @@ func (h *Handle) Watch() (*Watch, error) {
 	var w Watch
 	err := inNetns(h.ns, func() (err error) {
 		w.w, err = rtnl.Subscribe(unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
-			unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
+			unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE)
 		return err
 	})
 	if err != nil {

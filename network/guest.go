@@ -20,7 +20,13 @@ import (
 type Guest struct {
 	Interfaces []*types.Interface
 	Routes     []*types.Route
+	Rules      []*types.Rule // with the routes
 	Neighbours []*types.ARPNeighbor
+}
+
+// kinds are words for types of routes that have no device.
+var kinds = map[uint32]string{
+	unix.RTN_BLACKHOLE: "blackhole ", unix.RTN_UNREACHABLE: "unreachable ", unix.RTN_PROHIBIT: "prohibit ", unix.RTN_THROW: "throw ",
 }
 
 // String is the configuration in one line, for logs.
@@ -34,7 +40,7 @@ func (g Guest) String() string {
 		parts = append(parts, s)
 	}
 	for _, r := range g.Routes {
-		s := cmp.Or(r.GetDest(), "default")
+		s := kinds[r.GetType()] + cmp.Or(r.GetDest(), "default")
 		for _, w := range [][2]string{{"via", r.GetGateway()}, {"dev", r.GetDevice()}, {"src", r.GetSource()}} {
 			if w[1] != "" {
 				s += " " + w[0] + " " + w[1]
@@ -46,7 +52,18 @@ func (g Guest) String() string {
 		if r.GetFlags()&unix.RTNH_F_ONLINK != 0 {
 			s += " onlink"
 		}
+		for _, n := range []struct {
+			word  string
+			value uint32
+		}{{"table", r.GetTable()}, {"metric", r.GetMetric()}} {
+			if n.value != 0 {
+				s += fmt.Sprintf(" %s %d", n.word, n.value)
+			}
+		}
 		parts = append(parts, s)
+	}
+	for _, r := range g.Rules {
+		parts = append(parts, fmt.Sprintf("rule %d from %s lookup %d", r.GetPriority(), cmp.Or(r.GetSource(), "all"), r.GetTable()))
 	}
 	for _, n := range g.Neighbours {
 		parts = append(parts, n.GetToIPAddress().GetAddress()+" lladdr "+n.GetLladdr())
@@ -87,6 +104,7 @@ func guestConfig(s Snapshot, chosen []Link) (Guest, []Skipped) {
 			skipped = append(skipped, Skipped{"route " + r.String(), why})
 		}
 	}
+	g.Rules, _ = guestRules(s)
 	for _, n := range s.Neighbours {
 		if name, ok := names[n.Link]; ok && n.Permanent && unicastMAC(n.MAC) {
 			g.Neighbours = append(g.Neighbours, &types.ARPNeighbor{
@@ -125,10 +143,9 @@ func family(ip netip.Addr) types.IPFamily {
 // guestRoute turns a route into a message. Without a message and without a reason, the route does not
 // concern the guest.
 func guestRoute(r Route, names map[int]string) (msg *types.Route, why string) {
-	if r.Table == unix.RT_TABLE_LOCAL || r.Type != unix.RTN_UNICAST && r.Table != unix.RT_TABLE_MAIN {
+	if r.Table == unix.RT_TABLE_LOCAL || r.Dst.Addr().IsMulticast() {
 		return nil, ""
 	}
-	var note string
 	for _, h := range r.Multi { // the first way that the guest has
 		if _, ok := names[h.Link]; ok {
 			r.Link, r.Gateway, r.OnLink = h.Link, h.Gateway, h.OnLink
@@ -136,23 +153,26 @@ func guestRoute(r Route, names map[int]string) (msg *types.Route, why string) {
 		}
 	}
 	dev, ok := names[r.Link]
-	switch {
-	case r.Type != unix.RTN_UNICAST && r.Link == 0:
-		note = "is not a unicast route"
-	case !ok, r.Dst.Addr().IsMulticast():
-	case r.Type != unix.RTN_UNICAST:
-		note = "is not a unicast route"
-	case r.Table != unix.RT_TABLE_MAIN:
-		note = fmt.Sprintf("is in table %d; the agent protocol has the main table only", r.Table)
-	case r.Dst.Addr().Is6() && r.Proto == unix.RTPROT_RA:
-		note = "was learnt from a router; the guest learns its own"
-	default:
-		return &types.Route{
-			Dest: dest(r.Dst), Gateway: text(r.Gateway), Device: dev, Source: text(r.Source),
-			Scope: uint32(r.Scope), Family: family(r.Dst.Addr()), Flags: flags(r), Mtu: uint32(max(r.MTU, 0)), //nolint:gosec // an interface's MTU
-		}, ""
+	msg = &types.Route{
+		Dest: dest(r.Dst), Gateway: text(r.Gateway), Device: dev, Source: text(r.Source), Scope: uint32(r.Scope), Family: family(r.Dst.Addr()),
+		Flags: flags(r), Mtu: uint32(max(r.MTU, 0)), Metric: uint32(max(r.Metric, 0)), //nolint:gosec // 32 bits in the kernel
 	}
-	return nil, note
+	if r.Table != unix.RT_TABLE_MAIN {
+		msg.Table = uint32(max(r.Table, 0)) //nolint:gosec // likewise
+	}
+	switch {
+	case refusal(r.Type):
+		if r.Proto == unix.RTPROT_KERNEL {
+			return nil, "" // the guest's kernel has its own
+		}
+		msg.Type, msg.Device, msg.Gateway, msg.Flags = uint32(r.Type), "", "", 0
+		return msg, ""
+	case !ok, r.Type != unix.RTN_UNICAST:
+		return nil, ""
+	case r.Dst.Addr().Is6() && r.Proto == unix.RTPROT_RA:
+		return nil, "was learnt from a router; the guest learns its own"
+	}
+	return msg, ""
 }
 
 // dest is empty for a default route, as Kata's shims send it.

@@ -35,7 +35,7 @@ func TestRealWiring(t *testing.T) {
 	if d := cmp.Diff(want, w.Redirects); d != "" {
 		t.Fatalf("redirects (-want +got):\n%s", d)
 	}
-	if got := w.Guest.String(); got != "eth0 "+podMAC+" mtu 1400 10.9.0.2/24 fd09::2/64 fe80::ff:fe00:2/64; default via 10.9.0.1 dev eth0 mtu 1300; 10.9.0.0/24 dev eth0 src 10.9.0.2; fd09::/64 dev eth0; fe80::/64 dev eth0; 10.9.0.7 lladdr "+hostMAC {
+	if got := w.Guest.String(); got != "eth0 "+podMAC+" mtu 1400 10.9.0.2/24 fd09::2/64 fe80::ff:fe00:2/64; default via 10.9.0.1 dev eth0 mtu 1300; 10.9.0.0/24 dev eth0 src 10.9.0.2; fd09::/64 dev eth0 metric 256; fe80::/64 dev eth0 metric 256; 10.9.0.7 lladdr "+hostMAC {
 		t.Errorf("guest = %s", got)
 	}
 	nics, u, err := network.Apply(t.Context(), h, w)

@@ -5,6 +5,7 @@ package network
 
 import (
 	"context"
+	"errors"
 
 	"golang.org/x/sys/unix"
 
@@ -34,6 +35,15 @@ func (h *Handle) Snapshot(ctx context.Context) (Snapshot, error) {
 		for _, m := range routes {
 			if r, ok := parseRoute(m.Body); ok {
 				s.Routes = append(s.Routes, r)
+			}
+		}
+		rules, err := h.nl.List(ctx, "rules", unix.RTM_GETRULE, header(family, sizeofRule))
+		if err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EAFNOSUPPORT) { // a kernel without them has none
+			return Snapshot{}, err
+		}
+		for _, m := range rules {
+			if r, ok := parseRule(m.Body); ok {
+				s.Rules = append(s.Rules, r)
 			}
 		}
 		neighbours, err := h.nl.List(ctx, "neighbours", unix.RTM_GETNEIGH, header(family, unix.SizeofNdMsg))

@@ -20,6 +20,7 @@ func FuzzKernelMessages(f *testing.F) {
 		parseLink(b)
 		parseAddr(b)
 		parseRoute(b)
+		parseRule(b)
 		parseNeighbour(b)
 		parseTC(b)
 	})

@@ -54,14 +54,24 @@ func Plan(s Snapshot, o Options) (Wiring, error) {
 	default:
 		return w, fmt.Errorf("network model %q: %w; expected %q or %q", o.Model, errdefs.ErrInvalidArgument, ModelTC, ModelNone)
 	}
+	for _, l := range s.Links {
+		// A tap lives as long as its VMM. Its VM has the interfaces of this namespace and would lose them.
+		if isOurTap(l) {
+			return w, fmt.Errorf("plan network: tap %s exists, so a VM runs in this network namespace already and would lose its interfaces; "+
+				"containers of different VMs cannot share one (--net container:…): %w", l.Name, errdefs.ErrAlreadyExists)
+		}
+	}
 	chosen, errs, skipped := choose(s, nil)
 	w.Skipped = skipped
 	for i, l := range chosen {
 		r := redirectOf(l, tapName(i, l.Name), o)
 		if s.hasLink(r.Tap) {
-			errs = append(errs, fmt.Errorf("link %s: tap %s exists, so a VM runs in this namespace already: %w", l.Name, r.Tap, errdefs.ErrAlreadyExists))
+			errs = append(errs, fmt.Errorf("link %s: a link %s exists, whose name its tap needs: %w", l.Name, r.Tap, errdefs.ErrAlreadyExists))
 		}
 		w.Redirects = append(w.Redirects, r)
+	}
+	if err := Unroutable(s); err != nil {
+		errs = append(errs, err)
 	}
 	if len(errs) > 0 {
 		return Wiring{}, fmt.Errorf("plan network: %w", errors.Join(errs...))

@@ -127,7 +127,6 @@ func TestPlanOfLinks(t *testing.T) {
 				{Index: 5, Name: "wg0", Kind: "wireguard", Up: true},
 				with(net1, func(l *Link) { l.Master = 7 }),
 				{Index: 7, Name: "br0", Kind: "bridge", Ethernet: true, MAC: "02:00:00:00:00:07"},
-				{Index: 8, Name: "coco0_gone", Kind: "tuntap", Ethernet: true, Up: true, MAC: "02:00:00:00:00:08"},
 				{Index: 9, Name: "eth0.7", Kind: "vlan", Ethernet: true, Up: true, MAC: "02:00:00:00:00:01", Lower: 2},
 				{Index: 10, Name: "odd", Kind: "dummy", Ethernet: true, Up: true, MAC: "03:00:00:00:00:01"},
 			},
@@ -137,7 +136,6 @@ func TestPlanOfLinks(t *testing.T) {
 				"link wg0: does not carry Ethernet frames, which a tap needs",
 				"link net1: is a port of br0",
 				"link br0: is down",
-				"link coco0_gone: is the tap of a VM",
 				"link eth0.7: lies above eth0, whose frames the guest gets whole",
 				`link odd: has no usable MAC address ("03:00:00:00:00:01")`,
 			},
@@ -228,8 +226,8 @@ func TestPlanOfAddressesAndRoutes(t *testing.T) {
 			{Link: 2, Dst: pfx("169.254.1.1/32"), Scope: 253, Table: 254, Type: 1},
 			{Link: 2, Dst: pfx("0.0.0.0/0"), Gateway: ip("169.254.1.1"), OnLink: true, MTU: 1400, Source: ip("169.254.7.7"), Table: 254, Type: 1},
 			{Dst: pfx("10.5.0.0/16"), Table: 254, Type: 1, Multi: []NextHop{{Link: 9, Gateway: ip("1.1.1.1")}, {Link: 2, Gateway: ip("169.254.1.1"), OnLink: true}}},
-			{Dst: pfx("10.6.0.0/16"), Table: 254, Type: 6},          // blackhole
-			{Link: 2, Dst: pfx("10.7.0.0/16"), Table: 100, Type: 1}, // policy routing
+			{Dst: pfx("10.6.0.0/16"), Table: 254, Type: 6},                      // blackhole
+			{Link: 2, Dst: pfx("10.7.0.0/16"), Table: 100, Type: 1, Metric: 50}, // policy routing
 			{Link: 2, Dst: pfx("::/0"), Gateway: ip("fe80::1"), Proto: 9, Table: 254, Type: 1},
 			{Link: 9, Dst: pfx("10.8.0.0/16"), Table: 254, Type: 1}, // not the guest's
 			{Link: 1, Dst: pfx("127.0.0.0/8"), Table: 255, Type: 2},
@@ -243,6 +241,8 @@ func TestPlanOfAddressesAndRoutes(t *testing.T) {
 		{Dest: "169.254.1.1/32", Device: "eth0", Scope: 253},
 		{Gateway: "169.254.1.1", Device: "eth0", Source: "169.254.7.7", Flags: 4, Mtu: 1400},
 		{Dest: "10.5.0.0/16", Gateway: "169.254.1.1", Device: "eth0", Flags: 4},
+		{Dest: "10.6.0.0/16", Type: 6},
+		{Dest: "10.7.0.0/16", Device: "eth0", Table: 100, Metric: 50},
 	}
 	if d := cmp.Diff(wantRoutes, got.Guest.Routes, protocmp.Transform()); d != "" {
 		t.Errorf("routes (-want +got):\n%s", d)
@@ -258,8 +258,6 @@ func TestPlanOfAddressesAndRoutes(t *testing.T) {
 		"link tunl0: is down",
 		"address 2001:db8::9/64 of eth0: was learnt from a router and has a lifetime; the guest learns its own",
 		"address fd00::3/64 of eth0: another host on the network has it (duplicate address detection failed)",
-		"route 10.6.0.0/16: is not a unicast route",
-		"route 10.7.0.0/16: is in table 100; the agent protocol has the main table only",
 		"route ::/0 via fe80::1: was learnt from a router; the guest learns its own",
 	}
 	if d := cmp.Diff(want, words(got.Skipped)); d != "" {
@@ -310,4 +308,16 @@ func FuzzPlan(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A VM that got its interface while it ran has a tap of another name than one from the boot, and the link's redirect is
+// "ours": a second VM took it for the rest of an earlier one and the first was cut off.
+func TestANamespaceOfARunningVMIsLeftAlone(t *testing.T) {
+	for _, tap := range []string{"coco0_eth0", "coco0_late", "coco3_net1"} {
+		links := []Link{lo, with(eth0, func(l *Link) { l.Ingress = IngressOurs }), {Index: 9, Name: tap, Kind: "tuntap", Ethernet: true, Up: true}}
+		w, err := Plan(Snapshot{Links: links}, Options{})
+		if !errdefs.IsAlreadyExists(err) || !strings.Contains(err.Error(), tap) || len(w.Redirects) > 0 {
+			t.Errorf("tap %s: %v, %v; want a refusal that names it", tap, w, err)
+		}
+	}
 }

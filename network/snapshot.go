@@ -13,6 +13,7 @@ type Snapshot struct {
 	Links      []Link
 	Addrs      []Addr
 	Routes     []Route
+	Rules      []Rule
 	Neighbours []Neighbour
 }
 

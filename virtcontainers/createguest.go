@@ -54,7 +54,22 @@ func (c *creation) awaitAgent(ctx context.Context) error {
 }
 
 func (c *creation) configureNetwork(ctx context.Context) error {
-	return c.configureGuest(ctx, c.attached.Guest, len(c.attached.Guest.Routes) > 0)
+	return c.configureGuest(ctx, c.attached.Guest, len(c.attached.Guest.Routes)+len(c.attached.Guest.Rules) > 0)
+}
+
+// canRoute refuses routing that the guest's agent would not be told of by its protocol.
+func (p *Pod) canRoute(ctx context.Context, g network.Guest) error {
+	if !g.NeedsRules() || p.agent.rules {
+		return nil
+	}
+	if err := p.agent.askDetails(ctx); err != nil { // at the start nobody has asked yet
+		return err
+	}
+	if !p.agent.rules {
+		return fmt.Errorf("the network namespace has routing rules, further tables or refused destinations, which the guest's agent does not know: "+
+			"take them away, or use coco's agent: %w", errdefs.ErrNotImplemented)
+	}
+	return nil
 }
 
 // configureGuest gives the guest's interfaces what the namespace's have, and with routes its table, which may
@@ -66,8 +81,11 @@ func (p *Pod) configureGuest(ctx context.Context, g network.Guest, routes bool) 
 		}
 	}
 	if routes {
+		if err := p.canRoute(ctx, g); err != nil {
+			return err
+		}
 		if err := p.call(ctx, "routes", func(ctx context.Context) error {
-			_, err := p.agent.UpdateRoutes(ctx, &agent.UpdateRoutesRequest{Routes: &agent.Routes{Routes: g.Routes}})
+			_, err := p.agent.UpdateRoutes(ctx, &agent.UpdateRoutesRequest{Routes: &agent.Routes{Routes: g.Routes, Rules: g.Rules}})
 			return err
 		}); err != nil {
 			return err

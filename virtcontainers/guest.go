@@ -37,6 +37,12 @@ const featureStreams = "coco-streams"
 // featureRemove is what an agent advertises whose CopyFile can take files away.
 const featureRemove = "coco-remove"
 
+// What an agent advertises that signals every process of a container, and that takes routing rules, tables and metrics.
+const (
+	featureSignalAll = "coco-signal-all"
+	featureRules     = "coco-rules"
+)
+
 // The calls of the agent that a pod needs, by role. The ttrpc client satisfies all of them.
 type (
 	sandboxGuest interface {
@@ -96,6 +102,8 @@ type link struct {
 	streams bool          // the agent takes byte streams
 	seccomp bool          // the guest can apply filters
 	removes bool          // the guest can take copied files away
+	all     bool          // a signal can reach every process of a container
+	rules   bool          // the guest takes routing rules
 	timeout time.Duration
 }
 
@@ -139,6 +147,8 @@ func (l *link) askDetails(ctx context.Context) error {
 	l.streams = slices.Contains(d.GetExtraFeatures(), featureStreams)
 	l.seccomp = d.GetSupportsSeccomp()
 	l.removes = slices.Contains(d.GetExtraFeatures(), featureRemove)
+	l.all = slices.Contains(d.GetExtraFeatures(), featureSignalAll)
+	l.rules = slices.Contains(d.GetExtraFeatures(), featureRules)
 	return nil
 }
 

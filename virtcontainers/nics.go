@@ -193,7 +193,7 @@ func (p *Pod) syncNICs(ctx context.Context, pref preference) []error {
 	for _, r := range c.Came {
 		errs = append(errs, p.addNIC(ctx, s, r, pref))
 	}
-	errs = append(errs, p.tellGuest(ctx, s))
+	errs = append(errs, network.Unroutable(s), p.tellGuest(ctx, s))
 	return slices.DeleteFunc(errs, func(err error) bool { return err == nil })
 }
 

@@ -47,6 +47,7 @@ type Net struct {
 	ns     netns.NsHandle // where to subscribe; None is the caller's namespace
 	wait   time.Duration
 	resolv []string
+	policy policy // guarded by mu
 }
 
 // New opens the network of the namespace that the caller is in and brings the loopback up.

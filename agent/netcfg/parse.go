@@ -158,6 +158,9 @@ type route struct {
 	scope   uint8
 	onLink  bool
 	mtu     int
+	metric  uint32 // 0: by the order
+	table   uint32 // 0: the main one
+	kind    uint8  // RTN_*
 }
 
 // String is the route as `ip route` writes it.
@@ -166,7 +169,13 @@ func (r route) String() string {
 	if r.gateway.IsValid() {
 		s += " via " + r.gateway.String()
 	}
-	return s + " dev " + r.device
+	if r.device != "" {
+		s += " dev " + r.device
+	}
+	if r.table != 0 {
+		s += fmt.Sprintf(" table %d", r.table)
+	}
+	return s
 }
 
 func parseRoute(m *types.Route) (route, error) {
@@ -175,8 +184,11 @@ func parseRoute(m *types.Route) (route, error) {
 	if out.dst, err = parseDest(m.GetDest(), m.GetFamily()); err != nil {
 		return route{}, err
 	}
+	if err := out.parseKind(m); err != nil {
+		return route{}, err
+	}
 	out.device = m.GetDevice()
-	if err := checkName(out.device); err != nil {
+	if err := checkName(out.device); err != nil && out.kind == unix.RTN_UNICAST {
 		return route{}, fmt.Errorf("route to %s: %w", out.dst, err)
 	}
 	if s := m.GetGateway(); s != "" {

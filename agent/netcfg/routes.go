@@ -49,28 +49,43 @@ func (n *Net) listRoutes(ctx context.Context) (*pb.Routes, error) {
 // not asked for goes, save those that the kernel keeps for IPv6 (unless the request has another way to the
 // same destination) and those learnt from routers. All are checked before the first change.
 //
-// The protocol has no metrics: of several routes to one destination the first is preferred.
+// Kata's protocol has no metrics: of several routes to one destination without one the first is preferred. Routes of other
+// tables and types, and rules, are made in the same way, but only those of earlier requests go.
 func (n *Net) UpdateRoutes(ctx context.Context, req *pb.Routes) (*pb.Routes, error) {
 	if c := len(req.GetRoutes()); c > maxRoutes {
 		return nil, invalid("%d routes; expected at most %d", c, maxRoutes)
 	}
-	var want []route
+	rules, err := parseRules(req.GetRules())
+	if err != nil {
+		return nil, err
+	}
+	var want, extra []route
 	for _, m := range req.GetRoutes() {
 		r, err := parseRoute(m)
 		if err != nil {
 			return nil, err
 		}
-		want = append(want, r)
+		if r.extra() {
+			extra = append(extra, r)
+		} else {
+			want = append(want, r)
+		}
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	index := map[string]int{}
-	for _, r := range want {
+	for _, r := range slices.Concat(want, extra) {
+		if r.device == "" {
+			continue
+		}
 		l, err := n.linkByName(r.device)
 		if err != nil {
 			return nil, fmt.Errorf("route %s: %w", r, err)
 		}
 		index[r.device] = l.Attrs().Index
+	}
+	if err := n.dropRules(rules); err != nil {
+		return nil, err
 	}
 	have, err := n.table(ctx)
 	if err != nil {
@@ -86,6 +101,12 @@ func (n *Net) UpdateRoutes(ctx context.Context, req *pb.Routes) (*pb.Routes, err
 		if err := n.nl.RouteAdd(r.netlink(index[r.device])); err != nil {
 			return nil, fmt.Errorf("add route %s: %w", r.route, err)
 		}
+	}
+	if err := n.updateExtra(ctx, extra, index); err != nil {
+		return nil, err
+	}
+	if err := n.addRules(rules); err != nil {
+		return nil, err
 	}
 	return n.listRoutes(ctx)
 }
@@ -133,7 +154,8 @@ func later(b bool) int {
 // is says whether the kernel's route is the wanted one. What the kernel fills in by itself does not
 // count: scope and source of IPv6 routes.
 func (e entry) is(w route) bool {
-	if e.dst != w.dst || e.gateway != w.gateway || e.device != w.device || e.mtu != w.mtu || e.onLink != w.onLink {
+	if e.dst != w.dst || e.gateway != w.gateway || e.device != w.device || e.mtu != w.mtu || e.onLink != w.onLink ||
+		e.table != w.table || e.kind != w.kind || w.metric != 0 && e.metric != w.metric {
 		return false
 	}
 	if w.dst.Addr().Is6() {
@@ -165,6 +187,10 @@ func (r ranked) netlink(index int) *netlink.Route {
 	if r.dst.Addr().Is6() {
 		out.Scope, out.Priority = netlink.SCOPE_UNIVERSE, defaultMetric6+r.rank
 	}
+	if r.metric != 0 {
+		out.Priority = int(r.metric)
+	}
+	out.Table, out.Type = int(r.table), int(r.kind)
 	if r.source.IsValid() {
 		out.Src = r.source.AsSlice()
 	}
@@ -183,13 +209,9 @@ func (r ranked) netlink(index int) *netlink.Route {
 
 // table reads the unicast routes of the main table.
 func (n *Net) table(ctx context.Context) ([]entry, error) {
-	links, err := n.links(ctx)
+	names, err := n.names(ctx)
 	if err != nil {
 		return nil, err
-	}
-	names := map[int]string{}
-	for _, l := range links {
-		names[l.Attrs().Index] = l.Attrs().Name
 	}
 	var out []entry
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
@@ -206,11 +228,28 @@ func (n *Net) table(ctx context.Context) ([]entry, error) {
 	return out, nil
 }
 
+// names are the links' by their numbers.
+func (n *Net) names(ctx context.Context) (map[int]string, error) {
+	links, err := n.links(ctx)
+	if err != nil {
+		return nil, err
+	}
+	names := map[int]string{}
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+	}
+	return names, nil
+}
+
 func newEntry(r netlink.Route, family int, device string) entry {
 	e := entry{proto: int(r.Protocol), raw: r}
 	e.route = route{
 		dst: prefix(r.Dst, family), gateway: addr(r.Gw), source: addr(r.Src), device: device,
 		scope: uint8(r.Scope), onLink: r.Flags&unix.RTNH_F_ONLINK != 0, mtu: r.MTU, //nolint:gosec // one byte
+		metric: uint32(r.Priority), kind: uint8(r.Type), //nolint:gosec // likewise, and 32 bits
+	}
+	if r.Table != unix.RT_TABLE_MAIN {
+		e.table = uint32(r.Table) //nolint:gosec // 32 bits
 	}
 	if v, ok := r.Via.(*netlink.Via); ok && !e.gateway.IsValid() {
 		e.gateway = addr(v.Addr)

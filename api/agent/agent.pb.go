@@ -401,10 +401,12 @@ func (x *ExecProcessRequest) GetStderrPort() uint32 {
 }
 
 type SignalProcessRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	ExecId        string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
-	Signal        uint32                 `protobuf:"varint,3,opt,name=signal,proto3" json:"signal,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	ExecId      string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
+	Signal      uint32                 `protobuf:"varint,3,opt,name=signal,proto3" json:"signal,omitempty"`
+	// Every process of the container gets the signal, not its first one only. Ours.
+	All           bool `protobuf:"varint,1000,opt,name=all,proto3" json:"all,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -458,6 +460,13 @@ func (x *SignalProcessRequest) GetSignal() uint32 {
 		return x.Signal
 	}
 	return 0
+}
+
+func (x *SignalProcessRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
 }
 
 type WaitProcessRequest struct {
@@ -2982,8 +2991,10 @@ func (x *Interfaces) GetInterfaces() []*types.Interface {
 }
 
 type Routes struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Routes        []*types.Route         `protobuf:"bytes,1,rep,name=Routes,proto3" json:"Routes,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Routes []*types.Route         `protobuf:"bytes,1,rep,name=Routes,proto3" json:"Routes,omitempty"`
+	// All rules but those that every network namespace begins with. Ours.
+	Rules         []*types.Rule `protobuf:"bytes,1000,rep,name=rules,proto3" json:"rules,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3021,6 +3032,13 @@ func (*Routes) Descriptor() ([]byte, []int) {
 func (x *Routes) GetRoutes() []*types.Route {
 	if x != nil {
 		return x.Routes
+	}
+	return nil
+}
+
+func (x *Routes) GetRules() []*types.Rule {
+	if x != nil {
+		return x.Rules
 	}
 	return nil
 }
@@ -4502,11 +4520,12 @@ const file_coco_agent_agent_proto_rawDesc = "" +
 	"\vstdout_port\x18\x06 \x01(\rR\n" +
 	"stdoutPort\x12\x1f\n" +
 	"\vstderr_port\x18\a \x01(\rR\n" +
-	"stderrPort\"j\n" +
+	"stderrPort\"}\n" +
 	"\x14SignalProcessRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x16\n" +
-	"\x06signal\x18\x03 \x01(\rR\x06signal\"P\n" +
+	"\x06signal\x18\x03 \x01(\rR\x06signal\x12\x11\n" +
+	"\x03all\x18\xe8\a \x01(\bR\x03all\"P\n" +
 	"\x12WaitProcessRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\"-\n" +
@@ -4676,9 +4695,10 @@ const file_coco_agent_agent_proto_rawDesc = "" +
 	"Interfaces\x120\n" +
 	"\n" +
 	"Interfaces\x18\x01 \x03(\v2\x10.types.InterfaceR\n" +
-	"Interfaces\".\n" +
+	"Interfaces\"R\n" +
 	"\x06Routes\x12$\n" +
-	"\x06Routes\x18\x01 \x03(\v2\f.types.RouteR\x06Routes\"\x17\n" +
+	"\x06Routes\x18\x01 \x03(\v2\f.types.RouteR\x06Routes\x12\"\n" +
+	"\x05rules\x18\xe8\a \x03(\v2\v.types.RuleR\x05rules\"\x17\n" +
 	"\x15ListInterfacesRequest\"\x13\n" +
 	"\x11ListRoutesRequest\"J\n" +
 	"\x16AddARPNeighborsRequest\x120\n" +
@@ -4962,8 +4982,9 @@ var file_coco_agent_agent_proto_goTypes = []any{
 	(types.FSGroupChangePolicy)(0),                // 82: types.FSGroupChangePolicy
 	(*types.Interface)(nil),                       // 83: types.Interface
 	(*types.Route)(nil),                           // 84: types.Route
-	(*types.ARPNeighbor)(nil),                     // 85: types.ARPNeighbor
-	(*emptypb.Empty)(nil),                         // 86: google.protobuf.Empty
+	(*types.Rule)(nil),                            // 85: types.Rule
+	(*types.ARPNeighbor)(nil),                     // 86: types.ARPNeighbor
+	(*emptypb.Empty)(nil),                         // 87: google.protobuf.Empty
 }
 var file_coco_agent_agent_proto_depIdxs = []int32{
 	12, // 0: grpc.CreateContainerRequest.string_user:type_name -> grpc.StringUser
@@ -4988,119 +5009,120 @@ var file_coco_agent_agent_proto_depIdxs = []int32{
 	52, // 19: grpc.UpdateRoutesRequest.routes:type_name -> grpc.Routes
 	83, // 20: grpc.Interfaces.Interfaces:type_name -> types.Interface
 	84, // 21: grpc.Routes.Routes:type_name -> types.Route
-	56, // 22: grpc.AddARPNeighborsRequest.neighbors:type_name -> grpc.ARPNeighbors
-	85, // 23: grpc.ARPNeighbors.ARPNeighbors:type_name -> types.ARPNeighbor
-	63, // 24: grpc.StatsContainerResponse.cgroup_stats:type_name -> grpc.CgroupStats
-	73, // 25: grpc.StatsContainerResponse.network_stats:type_name -> grpc.NetworkStats
-	64, // 26: grpc.CgroupStats.cpu_stats:type_name -> grpc.CpuStats
-	68, // 27: grpc.CgroupStats.memory_stats:type_name -> grpc.MemoryStats
-	67, // 28: grpc.CgroupStats.pids_stats:type_name -> grpc.PidsStats
-	70, // 29: grpc.CgroupStats.blkio_stats:type_name -> grpc.BlkioStats
-	77, // 30: grpc.CgroupStats.hugetlb_stats:type_name -> grpc.CgroupStats.HugetlbStatsEntry
-	65, // 31: grpc.CpuStats.cpu_usage:type_name -> grpc.CpuUsage
-	66, // 32: grpc.CpuStats.throttling_data:type_name -> grpc.ThrottlingData
-	69, // 33: grpc.MemoryStats.usage:type_name -> grpc.MemoryData
-	69, // 34: grpc.MemoryStats.swap_usage:type_name -> grpc.MemoryData
-	69, // 35: grpc.MemoryStats.kernel_usage:type_name -> grpc.MemoryData
-	78, // 36: grpc.MemoryStats.stats:type_name -> grpc.MemoryStats.StatsEntry
-	71, // 37: grpc.BlkioStats.io_service_bytes_recursive:type_name -> grpc.BlkioStatsEntry
-	71, // 38: grpc.BlkioStats.io_serviced_recursive:type_name -> grpc.BlkioStatsEntry
-	71, // 39: grpc.BlkioStats.io_queued_recursive:type_name -> grpc.BlkioStatsEntry
-	71, // 40: grpc.BlkioStats.io_service_time_recursive:type_name -> grpc.BlkioStatsEntry
-	71, // 41: grpc.BlkioStats.io_wait_time_recursive:type_name -> grpc.BlkioStatsEntry
-	71, // 42: grpc.BlkioStats.io_merged_recursive:type_name -> grpc.BlkioStatsEntry
-	71, // 43: grpc.BlkioStats.io_time_recursive:type_name -> grpc.BlkioStatsEntry
-	71, // 44: grpc.BlkioStats.sectors_recursive:type_name -> grpc.BlkioStatsEntry
-	72, // 45: grpc.CgroupStats.HugetlbStatsEntry.value:type_name -> grpc.HugetlbStats
-	1,  // 46: grpc.AgentService.CreateContainer:input_type -> grpc.CreateContainerRequest
-	2,  // 47: grpc.AgentService.StartContainer:input_type -> grpc.StartContainerRequest
-	3,  // 48: grpc.AgentService.RemoveContainer:input_type -> grpc.RemoveContainerRequest
-	4,  // 49: grpc.AgentService.ExecProcess:input_type -> grpc.ExecProcessRequest
-	5,  // 50: grpc.AgentService.SignalProcess:input_type -> grpc.SignalProcessRequest
-	6,  // 51: grpc.AgentService.WaitProcess:input_type -> grpc.WaitProcessRequest
-	8,  // 52: grpc.AgentService.UpdateContainer:input_type -> grpc.UpdateContainerRequest
-	16, // 53: grpc.AgentService.UpdateEphemeralMounts:input_type -> grpc.UpdateEphemeralMountsRequest
-	61, // 54: grpc.AgentService.StatsContainer:input_type -> grpc.StatsContainerRequest
-	9,  // 55: grpc.AgentService.PauseContainer:input_type -> grpc.PauseContainerRequest
-	10, // 56: grpc.AgentService.ResumeContainer:input_type -> grpc.ResumeContainerRequest
-	17, // 57: grpc.AgentService.RemoveStaleVirtiofsShareMounts:input_type -> grpc.RemoveStaleVirtiofsShareMountsRequest
-	18, // 58: grpc.AgentService.GetDiagnosticData:input_type -> grpc.GetDiagnosticDataRequest
-	20, // 59: grpc.AgentService.WriteStdin:input_type -> grpc.WriteStreamRequest
-	22, // 60: grpc.AgentService.ReadStdout:input_type -> grpc.ReadStreamRequest
-	22, // 61: grpc.AgentService.ReadStderr:input_type -> grpc.ReadStreamRequest
-	24, // 62: grpc.AgentService.CloseStdin:input_type -> grpc.CloseStdinRequest
-	25, // 63: grpc.AgentService.TtyWinResize:input_type -> grpc.TtyWinResizeRequest
-	49, // 64: grpc.AgentService.UpdateInterface:input_type -> grpc.UpdateInterfaceRequest
-	50, // 65: grpc.AgentService.UpdateRoutes:input_type -> grpc.UpdateRoutesRequest
-	53, // 66: grpc.AgentService.ListInterfaces:input_type -> grpc.ListInterfacesRequest
-	54, // 67: grpc.AgentService.ListRoutes:input_type -> grpc.ListRoutesRequest
-	55, // 68: grpc.AgentService.AddARPNeighbors:input_type -> grpc.AddARPNeighborsRequest
-	57, // 69: grpc.AgentService.GetIPTables:input_type -> grpc.GetIPTablesRequest
-	59, // 70: grpc.AgentService.SetIPTables:input_type -> grpc.SetIPTablesRequest
-	40, // 71: grpc.AgentService.GetMetrics:input_type -> grpc.GetMetricsRequest
-	74, // 72: grpc.AgentService.MemAgentMemcgSet:input_type -> grpc.MemAgentMemcgConfig
-	75, // 73: grpc.AgentService.MemAgentCompactSet:input_type -> grpc.MemAgentCompactConfig
-	26, // 74: grpc.AgentService.CreateSandbox:input_type -> grpc.CreateSandboxRequest
-	28, // 75: grpc.AgentService.DestroySandbox:input_type -> grpc.DestroySandboxRequest
-	29, // 76: grpc.AgentService.OnlineCPUMem:input_type -> grpc.OnlineCPUMemRequest
-	30, // 77: grpc.AgentService.ReseedRandomDev:input_type -> grpc.ReseedRandomDevRequest
-	31, // 78: grpc.AgentService.GetGuestDetails:input_type -> grpc.GuestDetailsRequest
-	34, // 79: grpc.AgentService.MemHotplugByProbe:input_type -> grpc.MemHotplugByProbeRequest
-	35, // 80: grpc.AgentService.SetGuestDateTime:input_type -> grpc.SetGuestDateTimeRequest
-	43, // 81: grpc.AgentService.CopyFile:input_type -> grpc.CopyFileRequest
-	36, // 82: grpc.AgentService.GetOOMEvent:input_type -> grpc.GetOOMEventRequest
-	38, // 83: grpc.AgentService.AddSwap:input_type -> grpc.AddSwapRequest
-	39, // 84: grpc.AgentService.AddSwapPath:input_type -> grpc.AddSwapPathRequest
-	44, // 85: grpc.AgentService.GetVolumeStats:input_type -> grpc.VolumeStatsRequest
-	45, // 86: grpc.AgentService.ResizeVolume:input_type -> grpc.ResizeVolumeRequest
-	42, // 87: grpc.AgentService.SetPolicy:input_type -> grpc.SetPolicyRequest
-	86, // 88: grpc.AgentService.CreateContainer:output_type -> google.protobuf.Empty
-	86, // 89: grpc.AgentService.StartContainer:output_type -> google.protobuf.Empty
-	86, // 90: grpc.AgentService.RemoveContainer:output_type -> google.protobuf.Empty
-	86, // 91: grpc.AgentService.ExecProcess:output_type -> google.protobuf.Empty
-	86, // 92: grpc.AgentService.SignalProcess:output_type -> google.protobuf.Empty
-	7,  // 93: grpc.AgentService.WaitProcess:output_type -> grpc.WaitProcessResponse
-	86, // 94: grpc.AgentService.UpdateContainer:output_type -> google.protobuf.Empty
-	86, // 95: grpc.AgentService.UpdateEphemeralMounts:output_type -> google.protobuf.Empty
-	62, // 96: grpc.AgentService.StatsContainer:output_type -> grpc.StatsContainerResponse
-	86, // 97: grpc.AgentService.PauseContainer:output_type -> google.protobuf.Empty
-	86, // 98: grpc.AgentService.ResumeContainer:output_type -> google.protobuf.Empty
-	86, // 99: grpc.AgentService.RemoveStaleVirtiofsShareMounts:output_type -> google.protobuf.Empty
-	19, // 100: grpc.AgentService.GetDiagnosticData:output_type -> grpc.GetDiagnosticDataResponse
-	21, // 101: grpc.AgentService.WriteStdin:output_type -> grpc.WriteStreamResponse
-	23, // 102: grpc.AgentService.ReadStdout:output_type -> grpc.ReadStreamResponse
-	23, // 103: grpc.AgentService.ReadStderr:output_type -> grpc.ReadStreamResponse
-	86, // 104: grpc.AgentService.CloseStdin:output_type -> google.protobuf.Empty
-	86, // 105: grpc.AgentService.TtyWinResize:output_type -> google.protobuf.Empty
-	83, // 106: grpc.AgentService.UpdateInterface:output_type -> types.Interface
-	52, // 107: grpc.AgentService.UpdateRoutes:output_type -> grpc.Routes
-	51, // 108: grpc.AgentService.ListInterfaces:output_type -> grpc.Interfaces
-	52, // 109: grpc.AgentService.ListRoutes:output_type -> grpc.Routes
-	86, // 110: grpc.AgentService.AddARPNeighbors:output_type -> google.protobuf.Empty
-	58, // 111: grpc.AgentService.GetIPTables:output_type -> grpc.GetIPTablesResponse
-	60, // 112: grpc.AgentService.SetIPTables:output_type -> grpc.SetIPTablesResponse
-	41, // 113: grpc.AgentService.GetMetrics:output_type -> grpc.Metrics
-	86, // 114: grpc.AgentService.MemAgentMemcgSet:output_type -> google.protobuf.Empty
-	86, // 115: grpc.AgentService.MemAgentCompactSet:output_type -> google.protobuf.Empty
-	86, // 116: grpc.AgentService.CreateSandbox:output_type -> google.protobuf.Empty
-	86, // 117: grpc.AgentService.DestroySandbox:output_type -> google.protobuf.Empty
-	86, // 118: grpc.AgentService.OnlineCPUMem:output_type -> google.protobuf.Empty
-	86, // 119: grpc.AgentService.ReseedRandomDev:output_type -> google.protobuf.Empty
-	32, // 120: grpc.AgentService.GetGuestDetails:output_type -> grpc.GuestDetailsResponse
-	86, // 121: grpc.AgentService.MemHotplugByProbe:output_type -> google.protobuf.Empty
-	86, // 122: grpc.AgentService.SetGuestDateTime:output_type -> google.protobuf.Empty
-	86, // 123: grpc.AgentService.CopyFile:output_type -> google.protobuf.Empty
-	37, // 124: grpc.AgentService.GetOOMEvent:output_type -> grpc.OOMEvent
-	86, // 125: grpc.AgentService.AddSwap:output_type -> google.protobuf.Empty
-	86, // 126: grpc.AgentService.AddSwapPath:output_type -> google.protobuf.Empty
-	46, // 127: grpc.AgentService.GetVolumeStats:output_type -> grpc.VolumeStatsResponse
-	86, // 128: grpc.AgentService.ResizeVolume:output_type -> google.protobuf.Empty
-	86, // 129: grpc.AgentService.SetPolicy:output_type -> google.protobuf.Empty
-	88, // [88:130] is the sub-list for method output_type
-	46, // [46:88] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	85, // 22: grpc.Routes.rules:type_name -> types.Rule
+	56, // 23: grpc.AddARPNeighborsRequest.neighbors:type_name -> grpc.ARPNeighbors
+	86, // 24: grpc.ARPNeighbors.ARPNeighbors:type_name -> types.ARPNeighbor
+	63, // 25: grpc.StatsContainerResponse.cgroup_stats:type_name -> grpc.CgroupStats
+	73, // 26: grpc.StatsContainerResponse.network_stats:type_name -> grpc.NetworkStats
+	64, // 27: grpc.CgroupStats.cpu_stats:type_name -> grpc.CpuStats
+	68, // 28: grpc.CgroupStats.memory_stats:type_name -> grpc.MemoryStats
+	67, // 29: grpc.CgroupStats.pids_stats:type_name -> grpc.PidsStats
+	70, // 30: grpc.CgroupStats.blkio_stats:type_name -> grpc.BlkioStats
+	77, // 31: grpc.CgroupStats.hugetlb_stats:type_name -> grpc.CgroupStats.HugetlbStatsEntry
+	65, // 32: grpc.CpuStats.cpu_usage:type_name -> grpc.CpuUsage
+	66, // 33: grpc.CpuStats.throttling_data:type_name -> grpc.ThrottlingData
+	69, // 34: grpc.MemoryStats.usage:type_name -> grpc.MemoryData
+	69, // 35: grpc.MemoryStats.swap_usage:type_name -> grpc.MemoryData
+	69, // 36: grpc.MemoryStats.kernel_usage:type_name -> grpc.MemoryData
+	78, // 37: grpc.MemoryStats.stats:type_name -> grpc.MemoryStats.StatsEntry
+	71, // 38: grpc.BlkioStats.io_service_bytes_recursive:type_name -> grpc.BlkioStatsEntry
+	71, // 39: grpc.BlkioStats.io_serviced_recursive:type_name -> grpc.BlkioStatsEntry
+	71, // 40: grpc.BlkioStats.io_queued_recursive:type_name -> grpc.BlkioStatsEntry
+	71, // 41: grpc.BlkioStats.io_service_time_recursive:type_name -> grpc.BlkioStatsEntry
+	71, // 42: grpc.BlkioStats.io_wait_time_recursive:type_name -> grpc.BlkioStatsEntry
+	71, // 43: grpc.BlkioStats.io_merged_recursive:type_name -> grpc.BlkioStatsEntry
+	71, // 44: grpc.BlkioStats.io_time_recursive:type_name -> grpc.BlkioStatsEntry
+	71, // 45: grpc.BlkioStats.sectors_recursive:type_name -> grpc.BlkioStatsEntry
+	72, // 46: grpc.CgroupStats.HugetlbStatsEntry.value:type_name -> grpc.HugetlbStats
+	1,  // 47: grpc.AgentService.CreateContainer:input_type -> grpc.CreateContainerRequest
+	2,  // 48: grpc.AgentService.StartContainer:input_type -> grpc.StartContainerRequest
+	3,  // 49: grpc.AgentService.RemoveContainer:input_type -> grpc.RemoveContainerRequest
+	4,  // 50: grpc.AgentService.ExecProcess:input_type -> grpc.ExecProcessRequest
+	5,  // 51: grpc.AgentService.SignalProcess:input_type -> grpc.SignalProcessRequest
+	6,  // 52: grpc.AgentService.WaitProcess:input_type -> grpc.WaitProcessRequest
+	8,  // 53: grpc.AgentService.UpdateContainer:input_type -> grpc.UpdateContainerRequest
+	16, // 54: grpc.AgentService.UpdateEphemeralMounts:input_type -> grpc.UpdateEphemeralMountsRequest
+	61, // 55: grpc.AgentService.StatsContainer:input_type -> grpc.StatsContainerRequest
+	9,  // 56: grpc.AgentService.PauseContainer:input_type -> grpc.PauseContainerRequest
+	10, // 57: grpc.AgentService.ResumeContainer:input_type -> grpc.ResumeContainerRequest
+	17, // 58: grpc.AgentService.RemoveStaleVirtiofsShareMounts:input_type -> grpc.RemoveStaleVirtiofsShareMountsRequest
+	18, // 59: grpc.AgentService.GetDiagnosticData:input_type -> grpc.GetDiagnosticDataRequest
+	20, // 60: grpc.AgentService.WriteStdin:input_type -> grpc.WriteStreamRequest
+	22, // 61: grpc.AgentService.ReadStdout:input_type -> grpc.ReadStreamRequest
+	22, // 62: grpc.AgentService.ReadStderr:input_type -> grpc.ReadStreamRequest
+	24, // 63: grpc.AgentService.CloseStdin:input_type -> grpc.CloseStdinRequest
+	25, // 64: grpc.AgentService.TtyWinResize:input_type -> grpc.TtyWinResizeRequest
+	49, // 65: grpc.AgentService.UpdateInterface:input_type -> grpc.UpdateInterfaceRequest
+	50, // 66: grpc.AgentService.UpdateRoutes:input_type -> grpc.UpdateRoutesRequest
+	53, // 67: grpc.AgentService.ListInterfaces:input_type -> grpc.ListInterfacesRequest
+	54, // 68: grpc.AgentService.ListRoutes:input_type -> grpc.ListRoutesRequest
+	55, // 69: grpc.AgentService.AddARPNeighbors:input_type -> grpc.AddARPNeighborsRequest
+	57, // 70: grpc.AgentService.GetIPTables:input_type -> grpc.GetIPTablesRequest
+	59, // 71: grpc.AgentService.SetIPTables:input_type -> grpc.SetIPTablesRequest
+	40, // 72: grpc.AgentService.GetMetrics:input_type -> grpc.GetMetricsRequest
+	74, // 73: grpc.AgentService.MemAgentMemcgSet:input_type -> grpc.MemAgentMemcgConfig
+	75, // 74: grpc.AgentService.MemAgentCompactSet:input_type -> grpc.MemAgentCompactConfig
+	26, // 75: grpc.AgentService.CreateSandbox:input_type -> grpc.CreateSandboxRequest
+	28, // 76: grpc.AgentService.DestroySandbox:input_type -> grpc.DestroySandboxRequest
+	29, // 77: grpc.AgentService.OnlineCPUMem:input_type -> grpc.OnlineCPUMemRequest
+	30, // 78: grpc.AgentService.ReseedRandomDev:input_type -> grpc.ReseedRandomDevRequest
+	31, // 79: grpc.AgentService.GetGuestDetails:input_type -> grpc.GuestDetailsRequest
+	34, // 80: grpc.AgentService.MemHotplugByProbe:input_type -> grpc.MemHotplugByProbeRequest
+	35, // 81: grpc.AgentService.SetGuestDateTime:input_type -> grpc.SetGuestDateTimeRequest
+	43, // 82: grpc.AgentService.CopyFile:input_type -> grpc.CopyFileRequest
+	36, // 83: grpc.AgentService.GetOOMEvent:input_type -> grpc.GetOOMEventRequest
+	38, // 84: grpc.AgentService.AddSwap:input_type -> grpc.AddSwapRequest
+	39, // 85: grpc.AgentService.AddSwapPath:input_type -> grpc.AddSwapPathRequest
+	44, // 86: grpc.AgentService.GetVolumeStats:input_type -> grpc.VolumeStatsRequest
+	45, // 87: grpc.AgentService.ResizeVolume:input_type -> grpc.ResizeVolumeRequest
+	42, // 88: grpc.AgentService.SetPolicy:input_type -> grpc.SetPolicyRequest
+	87, // 89: grpc.AgentService.CreateContainer:output_type -> google.protobuf.Empty
+	87, // 90: grpc.AgentService.StartContainer:output_type -> google.protobuf.Empty
+	87, // 91: grpc.AgentService.RemoveContainer:output_type -> google.protobuf.Empty
+	87, // 92: grpc.AgentService.ExecProcess:output_type -> google.protobuf.Empty
+	87, // 93: grpc.AgentService.SignalProcess:output_type -> google.protobuf.Empty
+	7,  // 94: grpc.AgentService.WaitProcess:output_type -> grpc.WaitProcessResponse
+	87, // 95: grpc.AgentService.UpdateContainer:output_type -> google.protobuf.Empty
+	87, // 96: grpc.AgentService.UpdateEphemeralMounts:output_type -> google.protobuf.Empty
+	62, // 97: grpc.AgentService.StatsContainer:output_type -> grpc.StatsContainerResponse
+	87, // 98: grpc.AgentService.PauseContainer:output_type -> google.protobuf.Empty
+	87, // 99: grpc.AgentService.ResumeContainer:output_type -> google.protobuf.Empty
+	87, // 100: grpc.AgentService.RemoveStaleVirtiofsShareMounts:output_type -> google.protobuf.Empty
+	19, // 101: grpc.AgentService.GetDiagnosticData:output_type -> grpc.GetDiagnosticDataResponse
+	21, // 102: grpc.AgentService.WriteStdin:output_type -> grpc.WriteStreamResponse
+	23, // 103: grpc.AgentService.ReadStdout:output_type -> grpc.ReadStreamResponse
+	23, // 104: grpc.AgentService.ReadStderr:output_type -> grpc.ReadStreamResponse
+	87, // 105: grpc.AgentService.CloseStdin:output_type -> google.protobuf.Empty
+	87, // 106: grpc.AgentService.TtyWinResize:output_type -> google.protobuf.Empty
+	83, // 107: grpc.AgentService.UpdateInterface:output_type -> types.Interface
+	52, // 108: grpc.AgentService.UpdateRoutes:output_type -> grpc.Routes
+	51, // 109: grpc.AgentService.ListInterfaces:output_type -> grpc.Interfaces
+	52, // 110: grpc.AgentService.ListRoutes:output_type -> grpc.Routes
+	87, // 111: grpc.AgentService.AddARPNeighbors:output_type -> google.protobuf.Empty
+	58, // 112: grpc.AgentService.GetIPTables:output_type -> grpc.GetIPTablesResponse
+	60, // 113: grpc.AgentService.SetIPTables:output_type -> grpc.SetIPTablesResponse
+	41, // 114: grpc.AgentService.GetMetrics:output_type -> grpc.Metrics
+	87, // 115: grpc.AgentService.MemAgentMemcgSet:output_type -> google.protobuf.Empty
+	87, // 116: grpc.AgentService.MemAgentCompactSet:output_type -> google.protobuf.Empty
+	87, // 117: grpc.AgentService.CreateSandbox:output_type -> google.protobuf.Empty
+	87, // 118: grpc.AgentService.DestroySandbox:output_type -> google.protobuf.Empty
+	87, // 119: grpc.AgentService.OnlineCPUMem:output_type -> google.protobuf.Empty
+	87, // 120: grpc.AgentService.ReseedRandomDev:output_type -> google.protobuf.Empty
+	32, // 121: grpc.AgentService.GetGuestDetails:output_type -> grpc.GuestDetailsResponse
+	87, // 122: grpc.AgentService.MemHotplugByProbe:output_type -> google.protobuf.Empty
+	87, // 123: grpc.AgentService.SetGuestDateTime:output_type -> google.protobuf.Empty
+	87, // 124: grpc.AgentService.CopyFile:output_type -> google.protobuf.Empty
+	37, // 125: grpc.AgentService.GetOOMEvent:output_type -> grpc.OOMEvent
+	87, // 126: grpc.AgentService.AddSwap:output_type -> google.protobuf.Empty
+	87, // 127: grpc.AgentService.AddSwapPath:output_type -> google.protobuf.Empty
+	46, // 128: grpc.AgentService.GetVolumeStats:output_type -> grpc.VolumeStatsResponse
+	87, // 129: grpc.AgentService.ResizeVolume:output_type -> google.protobuf.Empty
+	87, // 130: grpc.AgentService.SetPolicy:output_type -> google.protobuf.Empty
+	89, // [89:131] is the sub-list for method output_type
+	47, // [47:89] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_coco_agent_agent_proto_init() }

@@ -50,6 +50,9 @@ func lines() []string {
 }
 
 func messageLines(m protoreflect.MessageDescriptor) []string {
+	if m.Fields().Len() > 0 && m.Fields().Get(0).Number() >= firstOwn && !m.IsMapEntry() {
+		return nil // a message of our own
+	}
 	out := []string{fmt.Sprintf("message %s", m.Name())}
 	for i := range m.Fields().Len() {
 		f := m.Fields().Get(i)

@@ -279,15 +279,20 @@ func (x *IPAddress) GetMask() string {
 }
 
 type Route struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Dest          string                 `protobuf:"bytes,1,opt,name=dest,proto3" json:"dest,omitempty"`
-	Gateway       string                 `protobuf:"bytes,2,opt,name=gateway,proto3" json:"gateway,omitempty"`
-	Device        string                 `protobuf:"bytes,3,opt,name=device,proto3" json:"device,omitempty"`
-	Source        string                 `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
-	Scope         uint32                 `protobuf:"varint,5,opt,name=scope,proto3" json:"scope,omitempty"`
-	Family        IPFamily               `protobuf:"varint,6,opt,name=family,proto3,enum=types.IPFamily" json:"family,omitempty"`
-	Flags         uint32                 `protobuf:"varint,7,opt,name=flags,proto3" json:"flags,omitempty"`
-	Mtu           uint32                 `protobuf:"varint,8,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Dest    string                 `protobuf:"bytes,1,opt,name=dest,proto3" json:"dest,omitempty"`
+	Gateway string                 `protobuf:"bytes,2,opt,name=gateway,proto3" json:"gateway,omitempty"`
+	Device  string                 `protobuf:"bytes,3,opt,name=device,proto3" json:"device,omitempty"`
+	Source  string                 `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
+	Scope   uint32                 `protobuf:"varint,5,opt,name=scope,proto3" json:"scope,omitempty"`
+	Family  IPFamily               `protobuf:"varint,6,opt,name=family,proto3,enum=types.IPFamily" json:"family,omitempty"`
+	Flags   uint32                 `protobuf:"varint,7,opt,name=flags,proto3" json:"flags,omitempty"`
+	Mtu     uint32                 `protobuf:"varint,8,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	// Ours: the table, 0 is the main one; the type (RTN_*), 0 is unicast, and others have no device; the metric, 0 leaves it
+	// to the agent.
+	Table         uint32 `protobuf:"varint,1000,opt,name=table,proto3" json:"table,omitempty"`
+	Type          uint32 `protobuf:"varint,1001,opt,name=type,proto3" json:"type,omitempty"`
+	Metric        uint32 `protobuf:"varint,1002,opt,name=metric,proto3" json:"metric,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -378,6 +383,169 @@ func (x *Route) GetMtu() uint32 {
 	return 0
 }
 
+func (x *Route) GetTable() uint32 {
+	if x != nil {
+		return x.Table
+	}
+	return 0
+}
+
+func (x *Route) GetType() uint32 {
+	if x != nil {
+		return x.Type
+	}
+	return 0
+}
+
+func (x *Route) GetMetric() uint32 {
+	if x != nil {
+		return x.Metric
+	}
+	return 0
+}
+
+// Rule is a rule of policy routing. Ours, as the numbers say.
+type Rule struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Family   IPFamily               `protobuf:"varint,1001,opt,name=family,proto3,enum=types.IPFamily" json:"family,omitempty"`
+	Priority uint32                 `protobuf:"varint,1002,opt,name=priority,proto3" json:"priority,omitempty"`
+	Source   string                 `protobuf:"bytes,1003,opt,name=source,proto3" json:"source,omitempty"`
+	Dest     string                 `protobuf:"bytes,1004,opt,name=dest,proto3" json:"dest,omitempty"`
+	Iif      string                 `protobuf:"bytes,1005,opt,name=iif,proto3" json:"iif,omitempty"`
+	Oif      string                 `protobuf:"bytes,1006,opt,name=oif,proto3" json:"oif,omitempty"`
+	Mark     uint32                 `protobuf:"varint,1007,opt,name=mark,proto3" json:"mark,omitempty"`
+	Mask     uint32                 `protobuf:"varint,1008,opt,name=mask,proto3" json:"mask,omitempty"`
+	Tos      uint32                 `protobuf:"varint,1009,opt,name=tos,proto3" json:"tos,omitempty"`
+	Invert   bool                   `protobuf:"varint,1010,opt,name=invert,proto3" json:"invert,omitempty"`
+	Action   uint32                 `protobuf:"varint,1011,opt,name=action,proto3" json:"action,omitempty"` // FR_ACT_*
+	Table    uint32                 `protobuf:"varint,1012,opt,name=table,proto3" json:"table,omitempty"`
+	// The longest prefixes that the table's answer must not have, plus one; 0 is none.
+	Suppress      uint32 `protobuf:"varint,1013,opt,name=suppress,proto3" json:"suppress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rule) Reset() {
+	*x = Rule{}
+	mi := &file_coco_agent_types_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rule) ProtoMessage() {}
+
+func (x *Rule) ProtoReflect() protoreflect.Message {
+	mi := &file_coco_agent_types_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rule.ProtoReflect.Descriptor instead.
+func (*Rule) Descriptor() ([]byte, []int) {
+	return file_coco_agent_types_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Rule) GetFamily() IPFamily {
+	if x != nil {
+		return x.Family
+	}
+	return IPFamily_v4
+}
+
+func (x *Rule) GetPriority() uint32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *Rule) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Rule) GetDest() string {
+	if x != nil {
+		return x.Dest
+	}
+	return ""
+}
+
+func (x *Rule) GetIif() string {
+	if x != nil {
+		return x.Iif
+	}
+	return ""
+}
+
+func (x *Rule) GetOif() string {
+	if x != nil {
+		return x.Oif
+	}
+	return ""
+}
+
+func (x *Rule) GetMark() uint32 {
+	if x != nil {
+		return x.Mark
+	}
+	return 0
+}
+
+func (x *Rule) GetMask() uint32 {
+	if x != nil {
+		return x.Mask
+	}
+	return 0
+}
+
+func (x *Rule) GetTos() uint32 {
+	if x != nil {
+		return x.Tos
+	}
+	return 0
+}
+
+func (x *Rule) GetInvert() bool {
+	if x != nil {
+		return x.Invert
+	}
+	return false
+}
+
+func (x *Rule) GetAction() uint32 {
+	if x != nil {
+		return x.Action
+	}
+	return 0
+}
+
+func (x *Rule) GetTable() uint32 {
+	if x != nil {
+		return x.Table
+	}
+	return 0
+}
+
+func (x *Rule) GetSuppress() uint32 {
+	if x != nil {
+		return x.Suppress
+	}
+	return 0
+}
+
 type ARPNeighbor struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ToIPAddress   *IPAddress             `protobuf:"bytes,1,opt,name=toIPAddress,proto3" json:"toIPAddress,omitempty"`
@@ -391,7 +559,7 @@ type ARPNeighbor struct {
 
 func (x *ARPNeighbor) Reset() {
 	*x = ARPNeighbor{}
-	mi := &file_coco_agent_types_proto_msgTypes[3]
+	mi := &file_coco_agent_types_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -403,7 +571,7 @@ func (x *ARPNeighbor) String() string {
 func (*ARPNeighbor) ProtoMessage() {}
 
 func (x *ARPNeighbor) ProtoReflect() protoreflect.Message {
-	mi := &file_coco_agent_types_proto_msgTypes[3]
+	mi := &file_coco_agent_types_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -416,7 +584,7 @@ func (x *ARPNeighbor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ARPNeighbor.ProtoReflect.Descriptor instead.
 func (*ARPNeighbor) Descriptor() ([]byte, []int) {
-	return file_coco_agent_types_proto_rawDescGZIP(), []int{3}
+	return file_coco_agent_types_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ARPNeighbor) GetToIPAddress() *IPAddress {
@@ -473,7 +641,7 @@ const file_coco_agent_types_proto_rawDesc = "" +
 	"\tIPAddress\x12'\n" +
 	"\x06family\x18\x01 \x01(\x0e2\x0f.types.IPFamilyR\x06family\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +
-	"\x04mask\x18\x03 \x01(\tR\x04mask\"\xcc\x01\n" +
+	"\x04mask\x18\x03 \x01(\tR\x04mask\"\x91\x02\n" +
 	"\x05Route\x12\x12\n" +
 	"\x04dest\x18\x01 \x01(\tR\x04dest\x12\x18\n" +
 	"\agateway\x18\x02 \x01(\tR\agateway\x12\x16\n" +
@@ -482,7 +650,24 @@ const file_coco_agent_types_proto_rawDesc = "" +
 	"\x05scope\x18\x05 \x01(\rR\x05scope\x12'\n" +
 	"\x06family\x18\x06 \x01(\x0e2\x0f.types.IPFamilyR\x06family\x12\x14\n" +
 	"\x05flags\x18\a \x01(\rR\x05flags\x12\x10\n" +
-	"\x03mtu\x18\b \x01(\rR\x03mtu\"\x9d\x01\n" +
+	"\x03mtu\x18\b \x01(\rR\x03mtu\x12\x15\n" +
+	"\x05table\x18\xe8\a \x01(\rR\x05table\x12\x13\n" +
+	"\x04type\x18\xe9\a \x01(\rR\x04type\x12\x17\n" +
+	"\x06metric\x18\xea\a \x01(\rR\x06metric\"\xc4\x02\n" +
+	"\x04Rule\x12(\n" +
+	"\x06family\x18\xe9\a \x01(\x0e2\x0f.types.IPFamilyR\x06family\x12\x1b\n" +
+	"\bpriority\x18\xea\a \x01(\rR\bpriority\x12\x17\n" +
+	"\x06source\x18\xeb\a \x01(\tR\x06source\x12\x13\n" +
+	"\x04dest\x18\xec\a \x01(\tR\x04dest\x12\x11\n" +
+	"\x03iif\x18\xed\a \x01(\tR\x03iif\x12\x11\n" +
+	"\x03oif\x18\xee\a \x01(\tR\x03oif\x12\x13\n" +
+	"\x04mark\x18\xef\a \x01(\rR\x04mark\x12\x13\n" +
+	"\x04mask\x18\xf0\a \x01(\rR\x04mask\x12\x11\n" +
+	"\x03tos\x18\xf1\a \x01(\rR\x03tos\x12\x17\n" +
+	"\x06invert\x18\xf2\a \x01(\bR\x06invert\x12\x17\n" +
+	"\x06action\x18\xf3\a \x01(\rR\x06action\x12\x15\n" +
+	"\x05table\x18\xf4\a \x01(\rR\x05table\x12\x1b\n" +
+	"\bsuppress\x18\xf5\a \x01(\rR\bsuppress\"\x9d\x01\n" +
 	"\vARPNeighbor\x122\n" +
 	"\vtoIPAddress\x18\x01 \x01(\v2\x10.types.IPAddressR\vtoIPAddress\x12\x16\n" +
 	"\x06device\x18\x02 \x01(\tR\x06device\x12\x16\n" +
@@ -510,25 +695,27 @@ func file_coco_agent_types_proto_rawDescGZIP() []byte {
 }
 
 var file_coco_agent_types_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_coco_agent_types_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_coco_agent_types_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_coco_agent_types_proto_goTypes = []any{
 	(IPFamily)(0),            // 0: types.IPFamily
 	(FSGroupChangePolicy)(0), // 1: types.FSGroupChangePolicy
 	(*Interface)(nil),        // 2: types.Interface
 	(*IPAddress)(nil),        // 3: types.IPAddress
 	(*Route)(nil),            // 4: types.Route
-	(*ARPNeighbor)(nil),      // 5: types.ARPNeighbor
+	(*Rule)(nil),             // 5: types.Rule
+	(*ARPNeighbor)(nil),      // 6: types.ARPNeighbor
 }
 var file_coco_agent_types_proto_depIdxs = []int32{
 	3, // 0: types.Interface.IPAddresses:type_name -> types.IPAddress
 	0, // 1: types.IPAddress.family:type_name -> types.IPFamily
 	0, // 2: types.Route.family:type_name -> types.IPFamily
-	3, // 3: types.ARPNeighbor.toIPAddress:type_name -> types.IPAddress
-	4, // [4:4] is the sub-list for method output_type
-	4, // [4:4] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	0, // 3: types.Rule.family:type_name -> types.IPFamily
+	3, // 4: types.ARPNeighbor.toIPAddress:type_name -> types.IPAddress
+	5, // [5:5] is the sub-list for method output_type
+	5, // [5:5] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_coco_agent_types_proto_init() }
@@ -542,7 +729,7 @@ func file_coco_agent_types_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_coco_agent_types_proto_rawDesc), len(file_coco_agent_types_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   4,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
