@@ -35,6 +35,8 @@ type container struct {
 	lastWords   string   // where the container has its termination log, if the host said so
 	termination *os.File // the termination log, or nil; set before the container is created
 
+	freezing sync.Mutex // held while the group is frozen or thawed
+
 	mu      sync.Mutex
 	state   state               // guarded by mu
 	init    *process            // guarded by mu; set once created
@@ -345,6 +347,8 @@ func (s *Service) PauseContainer(ctx context.Context, req *pb.PauseContainerRequ
 	if err := c.to(evPause); err != nil {
 		return nil, err
 	}
+	c.freezing.Lock()
+	defer c.freezing.Unlock()
 	err = c.group.Freeze(ctx, true)
 	if err != nil {
 		err = errors.Join(err, c.group.Freeze(context.WithoutCancel(ctx), false))
@@ -365,6 +369,8 @@ func (s *Service) ResumeContainer(ctx context.Context, req *pb.ResumeContainerRe
 	if err := c.to(evResume); err != nil {
 		return nil, err
 	}
+	c.freezing.Lock()
+	defer c.freezing.Unlock()
 	err = c.group.Freeze(ctx, false)
 	c.settle(err == nil, evResumed, evResumeFailed)
 	if err != nil {

@@ -105,7 +105,7 @@ func (s *Service) ExecProcess(ctx context.Context, req *pb.ExecProcessRequest) (
 	p, err := s.exec(ctx, c, req, runner.Exec{ContainerID: c.id, Process: proc})
 	if err != nil {
 		c.forget(req.ExecId)
-		return nil, fmt.Errorf("exec %s: %w", req.ExecId, err)
+		return nil, fmt.Errorf("start process %s of container %s: %w", req.ExecId, req.ContainerId, err)
 	}
 	c.mu.Lock()
 	c.execs[p.id] = p
@@ -181,8 +181,9 @@ func (c *container) lateCode(id string) (int, bool) {
 	return 0, false
 }
 
-// SignalProcess sends a signal. The kill signal for the container as such reaches every process.
-func (s *Service) SignalProcess(_ context.Context, req *pb.SignalProcessRequest) (*emptypb.Empty, error) {
+// SignalProcess sends a signal. The kill signal for the container as such reaches every process, as any does that is
+// for all.
+func (s *Service) SignalProcess(ctx context.Context, req *pb.SignalProcessRequest) (*emptypb.Empty, error) {
 	if req.Signal == 0 || req.Signal > 64 {
 		return nil, fmt.Errorf("signal %d: %w", req.Signal, errdefs.ErrInvalidArgument)
 	}
@@ -199,6 +200,13 @@ func (s *Service) SignalProcess(_ context.Context, req *pb.SignalProcessRequest)
 		if err := c.group.Kill(); err != nil {
 			return nil, fmt.Errorf("kill container %s: %w", c.id, err)
 		}
+	} else if req.ExecId == "" && req.All {
+		c.freezing.Lock()
+		defer c.freezing.Unlock()
+		if err := c.group.Signal(ctx, unix.Signal(req.Signal)); err != nil {
+			return nil, fmt.Errorf("signal every process of container %s: %w", c.id, err)
+		}
+		return &emptypb.Empty{}, nil
 	}
 	if err := p.child.Signal(unix.Signal(req.Signal)); err != nil && !errdefs.IsNotFound(err) {
 		return nil, err

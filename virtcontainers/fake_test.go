@@ -40,6 +40,7 @@ type world struct {
 	fail   string         // the name of the operation that fails
 	vms    []*fakeVM      // guarded by mu
 
+	signals   []string                // guarded by mu; that the agent was asked to send
 	shared    []string                // guarded by mu; what the guest can see, and whether it is read-only
 	layers    int                     // how many layers a root file system has
 	slow      map[string]chan string  // operations that wait until the channel is closed

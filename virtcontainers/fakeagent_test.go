@@ -339,6 +339,9 @@ func (a *fakeAgent) SignalProcess(_ context.Context, r *agent.SignalProcessReque
 	if err != nil {
 		return nil, err
 	}
+	a.vm.w.mu.Lock()
+	a.vm.w.signals = append(a.vm.w.signals, fmt.Sprintf("%d to %q, all %v", r.GetSignal(), r.GetExecId(), r.GetAll()))
+	a.vm.w.mu.Unlock()
 	select {
 	case p.signal <- r.GetSignal():
 	default:

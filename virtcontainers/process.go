@@ -195,8 +195,8 @@ func (p *Pod) State(containerID, execID string) (State, ExitStatus, error) {
 	return pr.state.public(), pr.exit, nil
 }
 
-// Kill sends a signal. all asks for every process of the container, which the protocol knows for
-// SIGKILL only; other signals go to the first process.
+// Kill sends a signal. all asks for every process of the container, which Kata's protocol knows for SIGKILL only: an agent
+// that does not know ours sends others to the first process. An exec is one process, as under other runtimes.
 func (p *Pod) Kill(ctx context.Context, containerID, execID string, sig uint32, all bool) error {
 	pr, err := p.process(containerID, execID)
 	if err != nil {
@@ -212,10 +212,11 @@ func (p *Pod) Kill(ctx context.Context, containerID, execID string, sig uint32, 
 			return fmt.Errorf("%s is not started: %w", pr.name(), errdefs.ErrFailedPrecondition)
 		}
 	}
-	req := &agent.SignalProcessRequest{ContainerId: containerID, ExecId: execID, Signal: sig}
-	if all && sig == sigkill {
-		req.ExecId = "" // with signal 9 this means every process of the container
+	all = all && execID == ""
+	if all && sig != sigkill && !p.agent.all {
+		p.log.Warn("the guest's agent signals the container's first process only", "container", containerID, "signal", sig)
 	}
+	req := &agent.SignalProcessRequest{ContainerId: containerID, ExecId: execID, Signal: sig, All: all}
 	err = p.call(ctx, "signal "+pr.name(), func(ctx context.Context) error {
 		_, err := p.agent.SignalProcess(ctx, req)
 		return err
@@ -298,7 +299,7 @@ func (p *Pod) startExec(ctx context.Context, c *container, pr *process) (_ Strea
 	})
 	if err != nil {
 		pr.startFailed()
-		err = fmt.Errorf("start %s: %w", pr.name(), p.agent.fault(ctx, err))
+		err = named("start "+pr.name(), p.agent.fault(ctx, err))
 		return Streams{}, errors.Join(err, pr.closePipes())
 	}
 	p.begin(s)
