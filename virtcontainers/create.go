@@ -130,8 +130,8 @@ func checkOptions(o *Options) error {
 	if !filepath.IsAbs(o.Bundle) {
 		return fmt.Errorf("the bundle %q is not an absolute path: %w", o.Bundle, errdefs.ErrInvalidArgument)
 	}
-	if _, ok := namespace(o.Spec, specs.NetworkNamespace); !ok {
-		return fmt.Errorf("the host's network is asked for (no network namespace in the specification), which a VM cannot give: run without host networking: %w", errdefs.ErrInvalidArgument)
+	if err := spec.CheckPod(o.Spec, o.First != nil); err != nil {
+		return err
 	}
 	if o.First == nil {
 		return nil

@@ -31,7 +31,7 @@ type podConfig struct {
 	dns                  *dnsConfig // nil: the host's
 	annotations          map[string]string
 	cgroupParent         string
-	network              uint64 // NamespaceMode
+	network, pid, ipc    uint64 // NamespaceMode
 	sysctls              map[string]string
 	overhead, resources  *resources // nil: not stated
 }
@@ -74,7 +74,7 @@ func decodeConfig(typeURL string, data []byte) (podConfig, error) {
 		c.overhead, c.resources = readResources(&d, m, 4), readResources(&d, m, 5)
 		if sc, ok := d.Sub(m, 2); ok {
 			if ns, ok := d.Sub(sc, 1); ok {
-				c.network = ns.Number(1)
+				c.network, c.pid, c.ipc = ns.Number(1), ns.Number(2), ns.Number(3)
 			}
 		}
 	}
@@ -109,8 +109,19 @@ func (c podConfig) spec(id, netns string) *specs.Spec {
 			s.Annotations[criPrefix+k] = strconv.FormatInt(v, 10)
 		}
 	}
-	if c.network != nodeMode { // without it the pod is refused, with the reason
-		s.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: netns}}
+	// Without one of these the pod is refused, with the reason.
+	s.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.UTSNamespace}}
+	for _, ns := range []struct {
+		mode uint64
+		ns   specs.LinuxNamespace
+	}{
+		{c.network, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: netns}},
+		{c.pid, specs.LinuxNamespace{Type: specs.PIDNamespace}},
+		{c.ipc, specs.LinuxNamespace{Type: specs.IPCNamespace}},
+	} {
+		if ns.mode != nodeMode {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, ns.ns)
+		}
 	}
 	return s
 }

@@ -340,7 +340,9 @@ func TestWhatThePodIsMadeFrom(t *testing.T) {
 		},
 		Linux: &specs.Linux{
 			CgroupsPath: "kubepods-pod1.slice:cri-containerd:s1", Sysctl: map[string]string{"net.core.somaxconn": "99"},
-			Namespaces: []specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: "/run/netns/x"}},
+			Namespaces: []specs.LinuxNamespace{
+				{Type: specs.UTSNamespace}, {Type: specs.NetworkNamespace, Path: "/run/netns/x"}, {Type: specs.PIDNamespace}, {Type: specs.IPCNamespace},
+			},
 		},
 	}
 	if diff := cmp.Diff(want, f.asked.Spec); diff != "" {

@@ -253,12 +253,18 @@ metadata: {name: hostnet}
 spec:
   runtimeClassName: coco
   hostNetwork: true
+  hostPID: true
+  hostIPC: true
   containers: [{name: c, image: IMAGE, command: [sleep, "1000"]}]
 `, "hostnet")
-	const want = "the host's network is asked for"
 	eventually(t.Context(), t, "kubectl describe tells why", func(ctx context.Context) (bool, string) {
 		out, err := c.Kubectl(ctx, "", "describe", "pod", "hostnet")
-		return strings.Contains(out, want), fmt.Sprint(out, err)
+		for _, want := range []string{"hostNetwork", "hostPID", "hostIPC"} {
+			if !strings.Contains(out, want+",") {
+				return false, fmt.Sprint(out, err)
+			}
+		}
+		return true, ""
 	})
 }
 
