@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/hypervisor"
 )
@@ -106,6 +107,72 @@ func TestAContainerRunsFromCreateToDelete(t *testing.T) {
 	}
 	if _, _, err := p.State("c1", ""); !errdefs.IsNotFound(err) {
 		t.Errorf("State() after Delete = %v, want not found", err)
+	}
+}
+
+func TestASignalForAllIsSentAsOne(t *testing.T) {
+	w := newWorld(t)
+	p, _ := start(t, w, w.options("sleep"))
+	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Exec(t.Context(), ExecRequest{ContainerID: "c1", ExecID: "e1", Process: &specs.Process{Args: []string{"sleep"}, Cwd: "/"}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Start(t.Context(), "c1", "e1"); err != nil {
+		t.Fatal(err)
+	}
+	const harmless = uint32(unix.SIGWINCH)
+	for _, k := range []struct {
+		exec string
+		all  bool
+	}{{"", true}, {"", false}, {"e1", true}} {
+		if err := p.Kill(t.Context(), "c1", k.exec, harmless, k.all); err != nil {
+			t.Error(err)
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	want := []string{`28 to "", all true`, `28 to "", all false`, `28 to "e1", all false`} // an exec is one process
+	if diff := cmp.Diff(want, w.signals); diff != "" {
+		t.Errorf("the agent was asked for (-want +got):\n%s", diff)
+	}
+}
+
+func TestAPodWhoseVMWasEndedKeepsItsExitsAndItsHostSideUntilShutdown(t *testing.T) {
+	w := newWorld(t)
+	p, s := start(t, w, w.options("cat"))
+	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Stdin.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := io.ReadAll(s.Stdout); err != nil || len(out) != 0 {
+		t.Fatalf("stdout = %q, %v", out, err)
+	}
+	wait(t, p, "")
+	for range 2 {
+		if err := p.EndVM(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.Err(); err != nil {
+		t.Errorf("the pod has died of %v", err)
+	}
+	select {
+	case <-w.vm().Done():
+	default:
+		t.Error("the VM runs")
+	}
+	if st := wait(t, p, ""); st.Code != 0 || st.Reason != "" {
+		t.Errorf("exit = %+v, want 0", st)
+	}
+	if len(w.left()) == 0 {
+		t.Error("nothing is held any more: hooks and journal belong to the end of the container")
+	}
+	if _, err := p.Delete(t.Context(), "c1", ""); err != nil {
+		t.Errorf("Delete() = %v", err)
 	}
 }
 

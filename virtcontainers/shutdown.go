@@ -23,15 +23,50 @@ const partTime = time.Second
 // Shutdown ends the VM and gives everything back, in the reverse order of its making. It is
 // idempotent; a call after one that failed goes on with what is left.
 func (p *Pod) Shutdown(ctx context.Context) error {
+	settle, err := p.claimEnd(ctx)
+	if err != nil {
+		return err
+	}
+	defer settle()
+	if err := p.endVM(ctx); err != nil {
+		return err
+	}
+	p.log.Debug("VM has ended, the rest is given back", "pod", p.opts.ID)
+	errs := []error{p.closeAllPipes()}
+	p.life.end(errShutdown)
+	errs = append(errs, p.undo.Run(ctx))
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("shut pod %s down: %w", p.opts.ID, err)
+	}
+	return nil
+}
+
+// EndVM ends the VM and keeps what the pod holds on the host, until Shutdown: its processes have ended, and
+// their exits can still be asked for. It is idempotent.
+func (p *Pod) EndVM(ctx context.Context) error {
+	settle, err := p.claimEnd(ctx)
+	if err != nil {
+		return err
+	}
+	defer settle()
+	return p.endVM(ctx)
+}
+
+// claimEnd waits for the turn to end the pod, or parts of it; no container is made any more.
+func (p *Pod) claimEnd(ctx context.Context) (settle func(), err error) {
 	select {
 	case <-p.stopping: // one at a time
-		defer func() { p.stopping <- struct{}{} }()
 	case <-ctx.Done():
-		return fmt.Errorf("shut pod %s down: %w", p.opts.ID, context.Cause(ctx))
+		return nil, fmt.Errorf("shut pod %s down: %w", p.opts.ID, context.Cause(ctx))
 	}
 	p.mu.Lock()
 	p.closing = true
 	p.mu.Unlock()
+	return func() { p.stopping <- struct{}{} }, nil
+}
+
+// endVM returns when the VM has ended and every exit is settled.
+func (p *Pod) endVM(ctx context.Context) error {
 	p.log.Debug("pod ends", "pod", p.opts.ID)
 	p.part(ctx)
 	if err := p.stopVM(ctx); err != nil {
@@ -42,17 +77,10 @@ func (p *Pod) Shutdown(ctx context.Context) error {
 	}
 	select {
 	case <-p.done:
+		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("shut pod %s down: the VM does not end: %w", p.opts.ID, context.Cause(ctx))
 	}
-	p.log.Debug("VM has ended, the rest is given back", "pod", p.opts.ID)
-	errs := []error{p.closeAllPipes()}
-	p.life.end(errShutdown)
-	errs = append(errs, p.undo.Run(ctx))
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("shut pod %s down: %w", p.opts.ID, err)
-	}
-	return nil
 }
 
 func (p *Pod) stopVM(ctx context.Context) error {

@@ -275,6 +275,16 @@ func (r *Relay) Drain(ctx context.Context) {
 	}
 }
 
+// Drained is closed when all output was written or given up; at once for a relay that has not started.
+func (r *Relay) Drained() <-chan struct{} {
+	if r == nil || !r.isStarted() {
+		none := make(chan struct{})
+		close(none)
+		return none
+	}
+	return r.drained
+}
+
 func (r *Relay) isStarted() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

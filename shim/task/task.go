@@ -14,6 +14,9 @@
 // container's execs have ended; then it publishes the exit, once. So a start is told before its exit,
 // output is delivered before its exit, and an init's exit comes last.
 //
+// The exit of a pod of one ends its VM, once its output has been taken: who looks at the container later needs no guest, and
+// a container that nobody removes holds none of its memory. What the pod has on the host stays until Delete.
+//
 // The sandbox API makes the same pod by other calls (sandbox.go): there is no container that stands for
 // it then.
 //
@@ -49,6 +52,8 @@ type podLife interface {
 	PID() int
 	Done() <-chan struct{}
 	Err() error
+	// EndVM ends the VM, whose processes have ended. The rest stays until Shutdown.
+	EndVM(ctx context.Context) error
 	Shutdown(ctx context.Context) error
 }
 

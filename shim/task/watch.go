@@ -28,7 +28,36 @@ func (s *Service) watchProcess(c *container, p *process, pod Pod) {
 			s.awaitExecs(ctx, c)
 		}
 		s.publishExit(c, p, st)
+		if p.exec == "" && s.isAlone(c) {
+			s.endVM(ctx, c, pod)
+		}
 	})
+}
+
+// isAlone says whether a container is all of its pod.
+func (s *Service) isAlone(c *container) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !c.sandbox && c.id == s.podID
+}
+
+// endVM ends the VM of a pod of one that has exited. Output that its reader has not taken yet is in the guest: the VM
+// waits for it, at most until Delete.
+func (s *Service) endVM(ctx context.Context, c *container, pod Pod) {
+	for _, p := range append(c.listExecs(), c.init) {
+		select {
+		case <-p.currentRelay().Drained():
+		case <-pod.Done():
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+	ctx, cancel := s.detached(ctx, stopTimeout)
+	defer cancel()
+	if err := pod.EndVM(ctx); err != nil {
+		s.log.Warn("the VM of an ended container stays until it is deleted", "container", c.id, "error", err)
+	}
 }
 
 // await returns when the process has ended.

@@ -109,6 +109,16 @@ func (p *Pod) Err() error {
 	return p.err
 }
 
+// EndVM ends the VM and leaves what the host has of it.
+func (p *Pod) EndVM(context.Context) error {
+	p.mu.Lock()
+	p.down = true
+	p.mu.Unlock()
+	_ = p.vm.Process.Kill()
+	<-p.done
+	return nil
+}
+
 // Shutdown ends the VM and everything in it.
 func (p *Pod) Shutdown(context.Context) error {
 	p.mu.Lock()
