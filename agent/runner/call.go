@@ -182,7 +182,7 @@ func (r *Runtime) run(ctx context.Context, dir string, argv []string, files []*o
 		return fmt.Errorf("OCI runtime was stopped: %w", err)
 	}
 	if code := child.ExitCode(); code != 0 {
-		return fmt.Errorf("OCI runtime ended with %d: %s", code, logged(filepath.Join(dir, "log")))
+		return fault(code, logged(filepath.Join(dir, "log")))
 	}
 	return nil
 }

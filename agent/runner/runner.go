@@ -93,7 +93,7 @@ func New(cfg Config) *Runtime {
 }
 
 // Create writes the bundle's config.json and makes the container; its init process waits for Start.
-// After an error nothing of the container is left.
+// After an error nothing of the container is left. Its caller names the container in the error, as that of Exec does.
 func (r *Runtime) Create(ctx context.Context, c Container) (_ Process, err error) {
 	if c.Spec.Linux.Seccomp != nil {
 		if err := r.seccomp(); err != nil {
@@ -111,16 +111,12 @@ func (r *Runtime) Create(ctx context.Context, c Container) (_ Process, err error
 			err = errors.Join(err, r.Delete(context.WithoutCancel(ctx), c.ID))
 		}
 	}()
-	p, err := r.call(ctx, invocation{
+	return r.call(ctx, invocation{
 		verb:    "create",
 		args:    []string{"--bundle", c.Bundle},
 		id:      c.ID,
 		streams: c.Streams,
 	})
-	if err != nil {
-		return nil, fmt.Errorf("create container %s: %w", c.ID, err)
-	}
-	return p, nil
 }
 
 func (r *Runtime) remember(c Container) error {
@@ -179,17 +175,13 @@ func (r *Runtime) Exec(ctx context.Context, e Exec) (Process, error) {
 	if _, err := r.lookup(e.ContainerID); err != nil {
 		return nil, err
 	}
-	p, err := r.call(ctx, invocation{
+	return r.call(ctx, invocation{
 		verb:    "exec",
 		args:    []string{"--detach"},
 		process: e.Process,
 		id:      e.ContainerID,
 		streams: e.Streams,
 	})
-	if err != nil {
-		return nil, fmt.Errorf("exec in container %s: %w", e.ContainerID, err)
-	}
-	return p, nil
 }
 
 // Delete kills what is left of a container and removes it. It can be repeated after an error.

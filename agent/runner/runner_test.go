@@ -113,7 +113,7 @@ func fakeRuntime(args []string) error {
 		script = strings.Join(p.Args, " ")
 	}
 	if strings.Contains(script, "nonesuch") {
-		return fail("executable file `nonesuch` not found")
+		return fail("executable file `nonesuch` not found: No such file or directory")
 	}
 	if strings.Contains(script, "hang") {
 		time.Sleep(time.Hour) // not select {}: without cgo the runtime would call that a deadlock
@@ -292,7 +292,7 @@ func TestFailuresAreNamedAndLeaveNothing(t *testing.T) {
 	for _, tty := range []bool{false, true} {
 		c, _ := container(t, dir, "c1", tty, "nonesuch")
 		_, err := r.Create(within(t, 20*time.Second), c)
-		if err == nil || !strings.Contains(err.Error(), "executable file `nonesuch` not found") || strings.Contains(err.Error(), "just so") {
+		if err == nil || !strings.Contains(err.Error(), `exec: "nonesuch": executable file not found in $PATH`) || strings.Contains(err.Error(), "just so") {
 			t.Errorf("terminal %v: Create = %v, want the runtime's last error", tty, err)
 		}
 		c, _ = container(t, dir, "c1", tty, "hang")

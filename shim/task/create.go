@@ -65,7 +65,7 @@ func (s *Service) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.Cr
 		if errors.Is(client.Err(), context.Canceled) { // it hung up
 			s.Deserted()
 		}
-		return nil, fmt.Errorf("create %s: %w", r.ID, err)
+		return nil, about(r.ID, err, "create %s", r.ID)
 	}
 	s.cfg.Events.Send(&eventsapi.TaskCreate{
 		ContainerID: r.ID, Bundle: r.Bundle, Rootfs: r.Rootfs, Pid: c.pid,

@@ -39,7 +39,7 @@ func (s *Service) Exec(ctx context.Context, r *api.ExecProcessRequest) (*emptypb
 	}
 	var spec specs.Process
 	if err := decodeJSON(r.Spec, "Process", &spec); err != nil {
-		return nil, fmt.Errorf("exec %s in container %s: %w", r.ExecID, r.ID, err)
+		return nil, about(r.ID, err, "exec %s in container %s", r.ExecID, r.ID)
 	}
 	p := newProcess(r.ExecID, stdio.Config{
 		Namespace: s.cfg.Namespace, ID: r.ID, Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr,
@@ -52,7 +52,7 @@ func (s *Service) Exec(ctx context.Context, r *api.ExecProcessRequest) (*emptypb
 	req.Stdin, req.Stdout, req.Stderr = p.stdio.Wants()
 	if err := pod.Exec(ctx, req); err != nil {
 		c.removeExec(r.ExecID)
-		return nil, fmt.Errorf("exec %s in container %s: %w", r.ExecID, r.ID, err)
+		return nil, about(r.ID, err, "exec %s in container %s", r.ExecID, r.ID)
 	}
 	s.cfg.Events.Send(&eventsapi.TaskExecAdded{ContainerID: r.ID, ExecID: r.ExecID})
 	return &emptypb.Empty{}, nil
@@ -66,7 +66,7 @@ func (s *Service) Start(ctx context.Context, r *api.StartRequest) (*api.StartRes
 	}
 	settle, err := p.beginStart()
 	if err != nil {
-		return nil, fmt.Errorf("start process %q in container %s: %w", r.ExecID, r.ID, err)
+		return nil, about(r.ID, err, "start process %q in container %s", r.ExecID, r.ID)
 	}
 	ctx, cancel := s.detached(ctx, startTimeout)
 	defer cancel()
@@ -77,7 +77,7 @@ func (s *Service) Start(ctx context.Context, r *api.StartRequest) (*api.StartRes
 	}
 	settle(err == nil)
 	if err != nil {
-		return nil, fmt.Errorf("start process %q in container %s: %w", r.ExecID, r.ID, err)
+		return nil, about(r.ID, err, "start process %q in container %s", r.ExecID, r.ID)
 	}
 	return &api.StartResponse{Pid: c.pid}, nil
 }
@@ -130,7 +130,7 @@ func (s *Service) Kill(ctx context.Context, r *api.KillRequest) (*emptypb.Empty,
 		return &emptypb.Empty{}, nil
 	}
 	if err := pod.Kill(ctx, r.ID, r.ExecID, r.Signal, r.All); err != nil {
-		return nil, fmt.Errorf("kill process %q in container %s: %w", r.ExecID, r.ID, err)
+		return nil, about(r.ID, err, "kill process %q in container %s", r.ExecID, r.ID)
 	}
 	return &emptypb.Empty{}, nil
 }
@@ -170,7 +170,7 @@ func (s *Service) Delete(ctx context.Context, r *api.DeleteRequest) (*api.Delete
 		err = s.deleteContainer(ctx, c, pod)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("delete process %q in container %s: %w", r.ExecID, r.ID, err)
+		return nil, about(r.ID, err, "delete process %q in container %s", r.ExecID, r.ID)
 	}
 	if client.Err() != nil { // it waits no more, as Docker after two seconds, and will not ask the shim to end
 		s.Deserted()

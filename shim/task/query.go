@@ -78,7 +78,7 @@ func (s *Service) Pids(ctx context.Context, r *api.PidsRequest) (*api.PidsRespon
 	pids := []uint32{c.pid}
 	if !c.sandbox {
 		if pids, err = pod.Pids(ctx, r.ID); err != nil {
-			return nil, fmt.Errorf("list processes of container %s: %w", r.ID, err)
+			return nil, about(r.ID, err, "list processes of container %s", r.ID)
 		}
 	}
 	slices.Sort(pids)
@@ -98,7 +98,7 @@ func (s *Service) Pause(ctx context.Context, r *api.PauseRequest) (*emptypb.Empt
 		return nil, err
 	}
 	if err := pod.Pause(ctx, r.ID); err != nil {
-		return nil, fmt.Errorf("pause container %s: %w", r.ID, err)
+		return nil, about(r.ID, err, "pause container %s", r.ID)
 	}
 	s.cfg.Events.Send(&eventsapi.TaskPaused{ContainerID: r.ID})
 	return &emptypb.Empty{}, nil
@@ -111,7 +111,7 @@ func (s *Service) Resume(ctx context.Context, r *api.ResumeRequest) (*emptypb.Em
 		return nil, err
 	}
 	if err := pod.Resume(ctx, r.ID); err != nil {
-		return nil, fmt.Errorf("resume container %s: %w", r.ID, err)
+		return nil, about(r.ID, err, "resume container %s", r.ID)
 	}
 	s.cfg.Events.Send(&eventsapi.TaskResumed{ContainerID: r.ID})
 	return &emptypb.Empty{}, nil
@@ -141,8 +141,11 @@ func (s *Service) ResizePty(ctx context.Context, r *api.ResizePtyRequest) (*empt
 	if c.sandbox || !p.stdio.Terminal {
 		return nil, fmt.Errorf("resize terminal of process %q in container %s: it has none: %w", r.ExecID, r.ID, errdefs.ErrFailedPrecondition)
 	}
+	if p.hasExited() {
+		return nil, fmt.Errorf("resize terminal of process %q in container %s: it has ended: %w", r.ExecID, r.ID, errdefs.ErrFailedPrecondition)
+	}
 	if err := pod.Resize(ctx, r.ID, r.ExecID, r.Width, r.Height); err != nil {
-		return nil, fmt.Errorf("resize terminal of process %q in container %s: %w", r.ExecID, r.ID, err)
+		return nil, about(r.ID, err, "resize terminal of process %q in container %s", r.ExecID, r.ID)
 	}
 	return &emptypb.Empty{}, nil
 }
@@ -170,7 +173,7 @@ func (s *Service) Checkpoint(_ context.Context, r *api.CheckpointTaskRequest) (*
 func (s *Service) Update(ctx context.Context, r *api.UpdateTaskRequest) (*emptypb.Empty, error) {
 	var res specs.LinuxResources
 	if err := decodeJSON(r.Resources, "LinuxResources", &res); err != nil {
-		return nil, fmt.Errorf("update %s: %w", r.ID, err)
+		return nil, about(r.ID, err, "update %s", r.ID)
 	}
 	c, _, err := s.lookup(r.ID)
 	if err != nil {
@@ -184,7 +187,7 @@ func (s *Service) Update(ctx context.Context, r *api.UpdateTaskRequest) (*emptyp
 		return nil, err
 	}
 	if err := pod.Update(ctx, r.ID, &res); err != nil {
-		return nil, fmt.Errorf("update container %s: %w", r.ID, err)
+		return nil, about(r.ID, err, "update container %s", r.ID)
 	}
 	return &emptypb.Empty{}, nil
 }
@@ -201,13 +204,13 @@ func (s *Service) Stats(ctx context.Context, r *api.StatsRequest) (*api.StatsRes
 	if c.sandbox {
 		data, err := ProcessStats(pod.PID())
 		if err != nil {
-			return nil, fmt.Errorf("measure sandbox %s: %w", r.ID, err)
+			return nil, about(r.ID, err, "measure sandbox %s", r.ID)
 		}
 		return &api.StatsResponse{Stats: data}, nil
 	}
 	st, err := pod.Stats(ctx, r.ID)
 	if err != nil {
-		return nil, fmt.Errorf("measure container %s: %w", r.ID, err)
+		return nil, about(r.ID, err, "measure container %s", r.ID)
 	}
 	return &api.StatsResponse{Stats: encodeStats(st)}, nil
 }

@@ -197,6 +197,8 @@ func TestDockerRunsContainersInMicroVMs(t *testing.T) {
 				if i == 0 { // how images are stored makes no difference to it
 					checkNetworks(t, d)
 					checkNoNetworkAtFirst(t, d)
+					checkNoCommand(t, d)
+					checkSharing(t, d)
 				}
 			})
 			left, err := harness.Leaks(t.Context(), before, 10*time.Second)
