@@ -85,6 +85,7 @@ func CreatePod(ctx context.Context, opts Options) (_ *Pod, err error) {
 	p.startTook = time.Since(p.began)
 	p.mu.Unlock()
 	p.undo.Adopt(c.u)
+	p.undo.Push("remove disks", p.removeDisks)
 	p.logPhases()
 	p.life.spawn(p.watchOOM)
 	p.followNetwork(c.attached.Watch)

@@ -5,6 +5,7 @@ package virtcontainers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -88,6 +89,15 @@ func (p *Pod) makeUpper(req ContainerRequest, u *undo.Stack) (*os.File, error) {
 	}
 	u.Push("remove "+name, func(context.Context) error { return p.removeDisk(name) })
 	return scratch.Named(dir, state.DiskName, r.UpperMiB())
+}
+
+// removeDisks removes the disks of containers that nobody deleted, when the VM has ended.
+func (p *Pod) removeDisks(context.Context) error {
+	var errs []error
+	for _, name := range p.journal.Disks() {
+		errs = append(errs, p.removeDisk(name))
+	}
+	return errors.Join(errs...)
 }
 
 // snapshotUpper is the directory for what a container writes, in the snapshot that containerd made for

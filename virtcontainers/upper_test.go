@@ -98,6 +98,29 @@ func TestTheWritableLayerOfAKubernetesContainerIsInItsSnapshot(t *testing.T) {
 	}
 }
 
+func TestAPodThatEndsRemovesTheDisksOfContainersThatNobodyDeleted(t *testing.T) {
+	w := newWorld(t)
+	o := w.options()
+	o.First = nil
+	p, _ := start(t, w, o)
+	var disks []string
+	for _, id := range []string{"c1", "c2"} {
+		req, disk := w.snapshot(id)
+		if _, err := p.CreateContainer(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+		disks = append(disks, disk)
+	}
+	if err := p.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range disks {
+		if exists(d) {
+			t.Errorf("%s is left", d)
+		}
+	}
+}
+
 func TestTheWritableLayerOfAPodOfOneHasNoName(t *testing.T) {
 	w := newWorld(t)
 	o := w.options("sleep")

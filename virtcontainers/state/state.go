@@ -18,6 +18,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -210,6 +211,13 @@ func (j *Journal) Update(change func(*Pod)) error {
 	}
 	j.pod = next
 	return nil
+}
+
+// Disks lists the disks that are written down.
+func (j *Journal) Disks() []string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.Clone(j.pod.Disks)
 }
 
 // DiskName is the file in an emptyDir's directory on the host that is the volume's disk.
