@@ -373,6 +373,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(string(text), "4")
 	f.Add("[hypervisor]\npath = 1\n[[runtime]]\n", "x")
 	f.Add("a.b.c = {d = [1, {e = 1}]}\n", "")
+	f.Add(strings.Repeat("a.", 5000)+"a = 1", "")
 	f.Fuzz(func(t *testing.T, text, value string) {
 		defer worktest.Bound(t, len(text)+len(value))()
 		c, err := Decode("f", strings.NewReader(text))
@@ -399,4 +400,23 @@ func FuzzDecode(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestDeepKeysTakeLittleWork: 20 KB of them took seconds and gigabytes.
+func TestDeepKeysTakeLittleWork(t *testing.T) {
+	const n = 20_000
+	for name, text := range map[string]string{
+		"a dotted key":  strings.Repeat("a.", n) + "a = 1",
+		"a table":       "[" + strings.Repeat("a.", n) + "a]",
+		"inline tables": "a = " + strings.Repeat("{a=", n),
+		"lists":         "a = " + strings.Repeat("[", n),
+		"the most":      strings.Repeat("a.", maxStructure) + "a = 1",
+	} {
+		t.Run(name, func(t *testing.T) {
+			defer worktest.Times(t, len(text), 4)()
+			if _, err := Decode("f", strings.NewReader(text)); err == nil {
+				t.Error("Decode = nil")
+			}
+		})
+	}
 }

@@ -121,6 +121,10 @@ func (d *decoder) text(s source) {
 		d.add(Problem{File: s.name, What: fmt.Sprintf("is longer than %d bytes", maxFile)})
 		return
 	}
+	if structure(s.text) > maxStructure {
+		d.add(Problem{File: s.name, What: fmt.Sprintf("has more than %d dots and brackets", maxStructure), Expect: "sections with keys"})
+		return
+	}
 	var sections map[string]toml.Primitive
 	md, err := toml.NewDecoder(bytes.NewReader(s.text)).Decode(&sections)
 	if err != nil {
@@ -146,6 +150,25 @@ func (d *decoder) text(s source) {
 			d.key(&md, s.name, name+"."+key, value)
 		}
 	}
+}
+
+// maxStructure bounds the characters that nest keys and values. The TOML reader's work grows with the square of how
+// deeply they nest: a line of 20 KB can take seconds and gigabytes. A real file has some two hundred.
+const maxStructure = 1000
+
+// structure counts the characters that can nest something, in strings too, but not in whole lines of comment.
+func structure(text []byte) (n int) {
+	for line := range bytes.Lines(text) {
+		if line = bytes.TrimLeft(line, " \t"); len(line) > 0 && line[0] == '#' {
+			continue
+		}
+		for _, c := range line {
+			if c == '.' || c == '[' || c == '{' {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 // key stores one value; every problem of syntax and type is noted here, those of its range in

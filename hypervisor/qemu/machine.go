@@ -132,7 +132,7 @@ func (m *machine) event(e qmp.Event) {
 		}
 	case "SHUTDOWN":
 		m.mu.Lock()
-		m.shutdown = data.Reason
+		m.shutdown = qmp.Words(data.Reason)
 		m.mu.Unlock()
 	case "DEVICE_DELETED":
 		m.mu.Lock()

@@ -106,11 +106,16 @@ func measureIGVM(l IGVMLaunch, t *measurement.Trace) (measurement.Digest, error)
 	return digestOf(r.chain.ld()), nil
 }
 
+// maxParameters bounds the parameter areas together, of which a small file can declare many: each page is a step of the
+// launch. Real ones have some pages.
+const maxParameters = 1 << 28
+
 // igvmRun is the state of a launch while its directives are carried out.
 type igvmRun struct {
 	IGVMLaunch
 	chain    *chain
 	areas    map[uint32]uint64 // sizes of parameter areas that are declared and not yet inserted
+	inserted uint64            // bytes of those that are
 	contexts map[uint16][]byte
 	hashed   bool // the page with the kernel hashes is measured
 	clh      bool
@@ -149,6 +154,9 @@ func (r *igvmRun) insert(source string, d igvm.Directive) error {
 	}
 	if r.Loader == IGVMMeasure || r.Loader == IGVMMeasureZero {
 		size = pageSize
+	}
+	if r.inserted += size; r.inserted > maxParameters {
+		return fmt.Errorf("parameter areas of more than %d bytes in all", uint64(maxParameters))
 	}
 	r.chain.blank(pageUnmeasured, d.GPA, size, source, "parameters")
 	return nil

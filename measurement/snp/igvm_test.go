@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/coco-shim/coco/internal/worktest"
@@ -220,6 +221,27 @@ func TestIGVMRefusals(t *testing.T) {
 		if _, err := snp.ComposeIGVM(c); err == nil {
 			t.Errorf("%s: ComposeIGVM succeeded, want a refusal", name)
 		}
+	}
+}
+
+// A pair of directives of some 50 bytes stands for 65536 steps of the launch.
+func TestManyParameterAreasTakeLittleWork(t *testing.T) {
+	w := igvm.Writer{Policy: uint64(idblock.DefaultPolicy)}
+	w.Context(0, igvm.KVMVMSAGPA, snp.BootContext(0x800f12, 1))
+	for i := range uint32(2000) {
+		w.Parameters(i, uint64(i)<<28, 1<<28, -1, -1, -1)
+	}
+	raw, err := w.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := igvm.Parse(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer worktest.Bound(t, len(raw))()
+	if d, err := snp.MeasureIGVM(snp.IGVMLaunch{File: f, VCPUs: 1}, nil); err == nil || !strings.Contains(err.Error(), "parameter areas of more than") {
+		t.Errorf("MeasureIGVM = %s, %v", d, err)
 	}
 }
 

@@ -24,7 +24,7 @@ import (
 
 // Bounds of an answer.
 const (
-	MaxBody    = 4 << 20 // what the VMM takes itself
+	MaxBody    = 256 << 10 // vm.info of a full VM has a fifth; decoded, an answer takes up to some seventy times its bytes
 	maxLine    = 1 << 10
 	maxHeaders = 32
 	maxInterim = 4 // answers "100 Continue" in front of the real one

@@ -213,6 +213,36 @@ func TestConnectRefusesWhatIsNoVMM(t *testing.T) {
 	}
 }
 
+func TestHostileAnswersTakeLittle(t *testing.T) {
+	for name, line := range map[string]string{
+		"a list of nothing": `{"return": [` + strings.Repeat("{},", MaxMessage/3-20) + `{}]}`,
+		"deep lists":        `{"return": ` + strings.Repeat("[", 9000) + strings.Repeat("]", 9000) + `}`,
+		"many keys":         `{"return": {}` + strings.Repeat(`,"a":1`, MaxMessage/6-20) + `}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			if len(line) > MaxMessage {
+				t.Fatalf("%d bytes are refused before", len(line))
+			}
+			defer worktest.Bound(t, 0)() // whatever the length
+			m, err := decode([]byte(line))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var list []struct {
+				Name string `json:"name"`
+			}
+			_ = json.Unmarshal(m.Return, &list) // of whichever shape
+		})
+	}
+}
+
+func TestWordsOfTheVMMAreBounded(t *testing.T) {
+	m, err := decode([]byte(`{"error": {"class": "x", "desc": "a\u001b[2J\nb` + strings.Repeat("y", 5000) + `"}, "id": 1}`))
+	if err != nil || len(m.Error.Error()) > 1100 || !strings.HasPrefix(m.Error.Error(), "a.[2J.by") {
+		t.Errorf("error of %d bytes: %.40q, %v", len(m.Error.Error()), m.Error.Error(), err)
+	}
+}
+
 func FuzzDecode(f *testing.F) {
 	for _, s := range []string{greeting, `{"return":{},"id":1}`, `{"event":"SHUTDOWN","data":{"guest":true}}`, `{"error":{"class":"a","desc":"b"},"id":null}`} {
 		f.Add([]byte(s))

@@ -8,11 +8,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
+	"unicode"
 )
 
-// MaxMessage bounds one message of the VMM. The largest in practice, the answer to
-// query-qmp-schema, has about a quarter of it.
-const MaxMessage = 1 << 20
+// MaxMessage bounds one message of the VMM. The largest answers to what is asked here have some 80 KiB; a decoded one takes
+// up to some twenty times its bytes of each shim's memory.
+const MaxMessage = 256 << 10
+
+// maxWords bounds texts of the VMM that end in errors.
+const maxWords = 1 << 10
 
 // Version is the VMM's version.
 type Version struct {
@@ -70,10 +75,26 @@ func decode(line []byte) (message, error) {
 			kinds++
 		}
 	}
+	if m.Error != nil {
+		m.Error.Class, m.Error.Description = Words(m.Error.Class), Words(m.Error.Description)
+	}
 	if kinds != 1 {
 		return message{}, errors.New("decode message: neither a greeting, an answer, an error nor an event")
 	}
 	return m, nil
+}
+
+// Words makes a text of the VMM fit for an error or a log: printable, one line, and not too long.
+func Words(s string) string {
+	if len(s) > maxWords {
+		s = s[:maxWords] + "…"
+	}
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '.'
+	}, strings.ToValidUTF8(s, "."))
 }
 
 // readLine reads a line of at most MaxMessage bytes.
