@@ -91,15 +91,28 @@ func (d Dir) Open(p string) (*os.File, error) {
 	return f, nil
 }
 
+// pathError is an error that is about the host's path and not about the guest.
+type pathError struct {
+	op, path, why string
+	err           error
+}
+
+func (e *pathError) Error() string   { return e.op + " " + e.path + ": " + e.why }
+func (e *pathError) Unwrap() []error { return []error{e.err, errdefs.ErrInvalidArgument} }
+
 // explain gives errors that are about the host's path the class and the words for it.
 func explain(op, p string, err error) error {
-	switch {
-	case errors.Is(err, unix.ELOOP):
-		return fmt.Errorf("%s %s: a symbolic link is on the way or at its end: %w: %w", op, p, unix.ELOOP, errdefs.ErrInvalidArgument)
-	case errors.Is(err, unix.ENOENT):
-		return fmt.Errorf("%s %s: it does not exist in the guest: %w: %w", op, p, err, errdefs.ErrInvalidArgument)
-	case errors.Is(err, unix.ENOTDIR):
-		return fmt.Errorf("%s %s: %w: %w", op, p, err, errdefs.ErrInvalidArgument)
+	for _, known := range []struct {
+		err error
+		why string
+	}{
+		{unix.ELOOP, "a symbolic link is on the way or at its end, which the agent does not follow"},
+		{unix.ENOENT, "it does not exist in the guest"},
+		{unix.ENOTDIR, "what is on the way is not a directory"},
+	} {
+		if errors.Is(err, known.err) {
+			return &pathError{op, p, known.why, known.err}
+		}
 	}
 	return &os.PathError{Op: op, Path: p, Err: err}
 }
