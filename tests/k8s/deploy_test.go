@@ -84,6 +84,62 @@ func TestContainerdTakesTheDropIns(t *testing.T) {
 	}
 }
 
+// roots are configurations of a node that has something to lose, by their version.
+var roots = map[int]string{
+	2: `version = 2
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "example.org/pause:9"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.other]
+    runtime_type = "io.containerd.other.v2"
+`,
+	3: `version = 3
+[plugins."io.containerd.cri.v1.images".pinned_images]
+  sandbox = "example.org/pause:9"
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.other]
+  runtime_type = "io.containerd.other.v2"
+`,
+}
+
+// TestADropInKeepsWhatTheNodeHas installs the file that docs/kubernetes.md names for each version of a node's configuration, in each
+// way that it names: runtimes and sandbox image of the node stay.
+func TestADropInKeepsWhatTheNodeHas(t *testing.T) {
+	for _, tc := range []struct {
+		containerd string
+		version    int
+		imported   bool
+	}{
+		{"1.6", 2, false}, {"1.7", 2, false}, {"2.1", 2, false}, {"2.1", 2, true}, {"2.1", 3, true}, {"2.4", 2, false}, {"2.4", 2, true}, {"2.4", 3, true},
+	} {
+		t.Run(fmt.Sprintf("%s, version %d, imported %v", tc.containerd, tc.version, tc.imported), func(t *testing.T) {
+			bin, err := harness.Binaries(tc.containerd)
+			if err != nil {
+				absent(t, err.Error())
+			}
+			dropin := kube.DropIn(tc.version == 2)
+			config := roots[tc.version] + read(t, dropin)
+			if tc.imported {
+				config = fmt.Sprintf("imports = [%q]\n", dropin) + roots[tc.version]
+			}
+			file := filepath.Join(t.TempDir(), "config.toml")
+			if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			out, err := exec.CommandContext(t.Context(), filepath.Join(bin, "containerd"), "-c", file, "config", "dump").Output()
+			if err != nil {
+				t.Fatalf("config dump: %v", err)
+			}
+			for _, want := range append(handlers(t, dropin), "other") {
+				if !strings.Contains(string(out), ".runtimes."+want+"]") {
+					t.Errorf("the runtime %s is lost", want)
+				}
+			}
+			if !strings.Contains(string(out), "example.org/pause:9") {
+				t.Error("the sandbox image is lost")
+			}
+		})
+	}
+}
+
 // TestDeployFilesAgree holds the files of deploy/ against each other and against configs/.
 func TestDeployFilesAgree(t *testing.T) {
 	classes := read(t, kube.RuntimeClasses())
