@@ -173,7 +173,11 @@ func (m *podMeasurer) measure(cmd *cobra.Command, c configs.Config, p kubepod.Po
 	if p.HostNetwork {
 		return nil, errors.New("has hostNetwork, which a VM cannot give: the shim refuses it")
 	}
-	c, err := c.WithAnnotations(p.Annotations)
+	overrides, notes := c.WithKata(p.Annotations)
+	for _, n := range notes {
+		cmd.PrintErrln("note:", n)
+	}
+	c, err := c.WithAnnotations(overrides)
 	if err != nil {
 		return nil, err
 	}

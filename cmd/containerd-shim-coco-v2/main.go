@@ -37,7 +37,10 @@ func main() {
 // makePod makes pods from the configuration that their options and annotations describe.
 func makePod(env shim.Env) func(context.Context, task.PodRequest) (task.Pod, error) {
 	return func(ctx context.Context, r task.PodRequest) (task.Pod, error) {
-		cfg, overrides, err := config(r)
+		cfg, overrides, notes, err := config(r)
+		for _, n := range notes {
+			env.Log.Warn(n, "pod", r.ID)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -66,23 +69,24 @@ func makePod(env shim.Env) func(context.Context, task.PodRequest) (task.Pod, err
 }
 
 // config reads the configuration that the options name or hold, and applies the overrides, which it
-// returns too: annotations of the options and of the specification.
-func config(r task.PodRequest) (cfg configs.Config, overrides map[string]string, err error) {
+// returns too: annotations of the options and of the specification, Kata's among them. The notes are about those without effect.
+func config(r task.PodRequest) (cfg configs.Config, overrides map[string]string, notes []string, err error) {
 	if len(r.Options.ConfigBody) > 0 && r.Options.ConfigPath == "" {
 		cfg, err = configs.Decode("ConfigBody", bytes.NewReader(r.Options.ConfigBody))
 	} else {
 		cfg, err = configs.Load(r.Options.ConfigPath)
 	}
 	if err != nil {
-		return configs.Config{}, nil, err
+		return configs.Config{}, nil, nil, err
 	}
 	overrides = maps.Clone(r.Options.Annotations)
 	if overrides == nil {
 		overrides = map[string]string{}
 	}
 	maps.Copy(overrides, r.Spec.Annotations)
+	overrides, notes = cfg.WithKata(overrides)
 	cfg, err = cfg.WithAnnotations(overrides)
-	return cfg, overrides, err
+	return cfg, overrides, notes, err
 }
 
 // rehearsal reads the configuration whose launch digest is published besides, with the same overrides.
