@@ -18,12 +18,13 @@ import (
 // FromDir reads the tree of a snapshot directory: an overlay's upper or lower directory with its
 // whiteouts (character devices 0:0) and opaque markers, or a plain directory. Sockets are skipped.
 // Symbolic links are never followed, nor are other file systems that are mounted below.
-func FromDir(ctx context.Context, path string) (*Tree, error) {
+// userxattr says that the overlay keeps its marks in user.overlay.*.
+func FromDir(ctx context.Context, path string, userxattr bool) (*Tree, error) {
 	root, err := os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
-	t, err := readDir(ctx, root)
+	t, err := readDir(ctx, root, userxattr)
 	if err != nil {
 		root.Close()
 		return nil, fmt.Errorf("layer directory %s: %w", path, err)
@@ -31,8 +32,8 @@ func FromDir(ctx context.Context, path string) (*Tree, error) {
 	return t, nil
 }
 
-func readDir(ctx context.Context, root *os.File) (*Tree, error) {
-	w := &walker{ctx: ctx, links: map[inode]*node{}, xattrs: make([]byte, 1024)}
+func readDir(ctx context.Context, root *os.File, userxattr bool) (*Tree, error) {
+	w := &walker{ctx: ctx, links: map[inode]*node{}, userxattr: userxattr, xattrs: make([]byte, 1024)}
 	fd := int(root.Fd())
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
@@ -57,7 +58,9 @@ type walker struct {
 	dev    uint64
 	links  map[inode]*node // files with several names
 	xattrs []byte
-	count  int
+	// userxattr is FromDir's.
+	userxattr bool
+	count     int
 }
 
 // walk reads the directory called name in the directory parent.
@@ -138,7 +141,8 @@ func (w *walker) child(dir *node, fd int, name string) (*node, error) {
 }
 
 func fromStat(parent *node, name string, st *unix.Stat_t) *node {
-	n := &node{parent: parent, name: name, mode: st.Mode, uid: st.Uid, gid: st.Gid, mtime: wholeSeconds(st.Mode, st.Mtim.Sec, st.Mtim.Nsec)}
+	n := &node{parent: parent, name: name, mode: st.Mode, uid: st.Uid, gid: st.Gid}
+	n.mtime, n.nsec = kept(st.Mode, st.Mtim.Sec, st.Mtim.Nsec)
 	switch st.Mode & sIFMT {
 	case sIFREG:
 		n.size = uint64(st.Size)
@@ -175,14 +179,14 @@ func (w *walker) readXattrs(n *node, path string, get getXattr, list listXattr) 
 		return fmt.Errorf("list extended attributes: %w", err)
 	}
 	for name := range strings.SplitSeq(strings.TrimSuffix(string(w.xattrs[:size]), "\x00"), "\x00") {
-		if xattrFate(name) == drop {
+		if xattrFate(name, w.userxattr) == drop {
 			continue
 		}
 		size, err := w.grow(func(b []byte) (int, error) { return get(path, name, b) })
 		if err != nil {
 			return fmt.Errorf("read extended attribute %s: %w", name, err)
 		}
-		if err := n.addXattr(name, string(w.xattrs[:size])); err != nil {
+		if err := n.addXattr(name, string(w.xattrs[:size]), w.userxattr); err != nil {
 			return err
 		}
 	}

@@ -115,7 +115,7 @@ func appendInode(b []byte, n *node, ino uint32) []byte {
 	b = le.AppendUint32(b, n.uid)
 	b = le.AppendUint32(b, n.gid)
 	b = le.AppendUint64(b, uint64(n.mtime))
-	b = le.AppendUint32(b, 0)
+	b = le.AppendUint32(b, n.nsec)
 	b = le.AppendUint32(b, n.nlink)
 	return append(b, make([]byte, 16)...)
 }

@@ -109,7 +109,7 @@ func pack(t testing.TB, items []item) []byte {
 		h := &tar.Header{
 			Name: it.path, Typeflag: it.kind, Mode: it.mode, Uid: it.uid, Gid: it.gid, Linkname: it.target,
 			Devmajor: it.major, Devminor: it.minor, Size: int64(len(it.data)),
-			ModTime: time.Unix(it.mtime, 500), Format: tar.FormatPAX,
+			ModTime: time.Unix(it.mtime, 987654321), Format: tar.FormatPAX,
 		}
 		if it.kind == tar.TypeDir {
 			h.ModTime = time.Unix(it.mtime, 0)
@@ -181,7 +181,7 @@ func fromTarStream(t testing.TB, b []byte) []byte {
 
 func fromDir(t testing.TB, dir string) []byte {
 	t.Helper()
-	tree, err := FromDir(t.Context(), dir)
+	tree, err := FromDir(t.Context(), dir, false)
 	if err != nil {
 		t.Fatalf("FromDir: %v", err)
 	}
@@ -205,15 +205,15 @@ func describeTree(t testing.TB, root string) []string {
 		if st.Mode&unix.S_IFMT == unix.S_IFSOCK {
 			return nil
 		}
-		mtime := st.Mtim.Sec
+		mtime := st.Mtim
 		if rel == "" {
-			mtime = 0
+			mtime = unix.Timespec{}
 		}
 		if st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0 {
 			out = append(out, rel+" whiteout")
 			return nil
 		}
-		line := fmt.Sprintf("%s %o %d:%d t=%d dev=%d", rel, st.Mode, st.Uid, st.Gid, mtime, st.Rdev)
+		line := fmt.Sprintf("%s %o %d:%d t=%d.%09d dev=%d", rel, st.Mode, st.Uid, st.Gid, mtime.Sec, mtime.Nsec, st.Rdev)
 		switch st.Mode & unix.S_IFMT {
 		case unix.S_IFREG:
 			b, err := os.ReadFile(p)
@@ -264,7 +264,7 @@ func xattrsOf(t testing.TB, p string) string {
 	}
 	var xs []string
 	for name := range strings.SplitSeq(string(buf[:max(n, 0)]), "\x00") {
-		if name == "" || xattrFate(name) == drop {
+		if name == "" || xattrFate(name, false) == drop {
 			continue
 		}
 		v := make([]byte, 1<<16)

@@ -344,13 +344,13 @@ func (t *tarReader) describe(n *node, kind uint32, h *tar.Header) error {
 	if n.gid, err = tarID(h.Gid); err != nil {
 		return err
 	}
-	n.mtime = 0
+	n.mtime, n.nsec = 0, 0
 	if !h.ModTime.IsZero() {
-		n.mtime = wholeSeconds(n.mode, h.ModTime.Unix(), int64(h.ModTime.Nanosecond()))
+		n.mtime, n.nsec = kept(n.mode, h.ModTime.Unix(), int64(h.ModTime.Nanosecond()))
 	}
 	for k, v := range h.PAXRecords {
 		if name, ok := strings.CutPrefix(k, paxXattr); ok {
-			if err := n.addXattr(name, v); err != nil {
+			if err := n.addXattr(name, v, false); err != nil {
 				return err
 			}
 		}

@@ -42,6 +42,7 @@ type node struct {
 	rdev   uint32 // encoded
 	nlink  uint32
 	mtime  int64
+	nsec   uint32 // of mtime
 	size   uint64
 	data   int64  // offset of the content in the tar or its spool
 	spool  bool   // content is in the spool
@@ -74,15 +75,15 @@ func (n *node) path() string {
 	return strings.Join(parts, "/")
 }
 
-// wholeSeconds is the time that a file keeps: nothing before 1970, which unpackers do not make either,
-// and no fractions. A directory whose time has a fraction keeps none at all: a directory that
-// the layer's tar did not mention, but that the unpacker had to make for what is in it, has the time of
-// the unpacking, and this is how it can be told from one with a time of its own.
-func wholeSeconds(mode uint32, sec int64, nsec int64) int64 {
-	if mode&sIFMT == sIFDIR && nsec != 0 {
-		return 0
+// kept is the time that a file keeps: nothing before 1970, which unpackers do not make either. A directory whose
+// time has a fraction keeps none at all: a directory that the layer's tar did not mention, but that the unpacker had
+// to make for what is in it, has the time of the unpacking, and this is how it can be told from one with a time of
+// its own.
+func kept(mode uint32, sec, ns int64) (mtime int64, nsec uint32) {
+	if sec < 0 || mode&sIFMT == sIFDIR && ns != 0 {
+		return 0, 0
 	}
-	return max(sec, 0)
+	return sec, uint32(ns) //nolint:gosec // less than a second
 }
 
 // makeWhiteout normalises n: who unpacked a whiteout decides its owner and time, the image does not.
@@ -117,7 +118,7 @@ func (t *Tree) Close() error { return t.src.Close() }
 // newTree sorts the directories, counts links and lays the image out.
 func newTree(root *node, src content) (*Tree, error) {
 	t := &Tree{root: root, src: src}
-	root.mtime = 0 // the time of the snapshot directory itself is the unpacker's
+	root.mtime, root.nsec = 0, 0 // the time of the snapshot directory itself is the unpacker's
 	t.place(root)
 	t.placeUnder(root)
 	return t, t.layOut()

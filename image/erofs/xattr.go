@@ -37,11 +37,13 @@ const (
 
 // xattrFate decides which attributes belong to the image. An image defines user.*, file
 // capabilities, POSIX ACLs and foreign trusted.* attributes. Labels (security.selinux, ima, evm…)
-// and the private marks of overlayfs and of containerd come from the unpacking host.
-func xattrFate(name string) fate {
+// and the private marks of overlayfs and of containerd come from the unpacking host. An overlay's marks are
+// trusted.overlay.*, or, where it is mounted with userxattr, user.overlay.*; elsewhere those are an image's like
+// any others: one that was built in a container without privileges and has layers in it has them.
+func xattrFate(name string, userxattr bool) fate {
 	for _, ns := range []string{"trusted.overlay.", "user.overlay."} {
 		rest, ok := strings.CutPrefix(name, ns)
-		if !ok {
+		if !ok || ns == "user.overlay." && !userxattr {
 			continue
 		}
 		switch rest {
@@ -64,8 +66,8 @@ func xattrFate(name string) fate {
 }
 
 // addXattr filters one attribute and, when it is kept, adds it to the node.
-func (n *node) addXattr(name, value string) error {
-	switch xattrFate(name) {
+func (n *node) addXattr(name, value string, userxattr bool) error {
+	switch xattrFate(name, userxattr) {
 	case keep:
 		return n.setXattr(name, value)
 	case opaque:

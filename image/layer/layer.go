@@ -33,7 +33,7 @@ import (
 )
 
 // FormatVersion changes whenever the same source gives other bytes than before.
-const FormatVersion = 1
+const FormatVersion = 2
 
 // Kind is what a source is.
 type Kind string
@@ -51,6 +51,8 @@ type Source struct {
 	// Private sources may change later (the writable layer of a container): they are built each
 	// time and not cached.
 	Private bool `json:"-"`
+	// UserXattr says that the directory is of an overlay that keeps its marks in user.overlay.*.
+	UserXattr bool `json:"user_xattr,omitempty"`
 }
 
 func (s Source) String() string { return string(s.Kind) + " " + s.Path }
@@ -239,7 +241,7 @@ type input struct {
 func openInput(ctx context.Context, s Source) (*input, error) {
 	switch s.Kind {
 	case Dir:
-		t, err := erofs.FromDir(ctx, s.Path)
+		t, err := erofs.FromDir(ctx, s.Path, s.UserXattr)
 		if err != nil {
 			return nil, err
 		}

@@ -175,7 +175,7 @@ func TestPrivateLayersAreNotKept(t *testing.T) {
 }
 
 func TestReadyImagesGetAHashTree(t *testing.T) {
-	tree, err := erofs.FromDir(t.Context(), snapshot(t, 3, 5000))
+	tree, err := erofs.FromDir(t.Context(), snapshot(t, 3, 5000), false)
 	if err != nil {
 		t.Fatal(err)
 	}

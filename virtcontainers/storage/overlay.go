@@ -60,7 +60,9 @@ func fromOverlay(options []string, lower func(string) ([]layer.Source, error)) (
 			p.Upper = unescape(value)
 		case "ro":
 			p.ReadOnly = true
-		case "workdir", "rw", "index", "volatile", "userxattr", "nouserxattr", "xino", "uuid", "nfs_export",
+		case "userxattr":
+			p.UserXattr = true
+		case "workdir", "rw", "index", "volatile", "nouserxattr", "xino", "uuid", "nfs_export",
 			"metacopy", "redirect_dir", "verity", "fsync", "default_permissions", "nosuid", "nodev", "noexec":
 			// How the host writes to the overlay. Where a layer really depends on metacopy
 			// or redirect_dir, building it fails.
@@ -81,6 +83,9 @@ func fromOverlay(options []string, lower func(string) ([]layer.Source, error)) (
 			return Plan{}, err
 		}
 		p.Lower = append(p.Lower, sources...)
+	}
+	for i := range p.Lower {
+		p.Lower[i].UserXattr = p.UserXattr && p.Lower[i].Kind == layer.Dir
 	}
 	p.ReadOnly = p.ReadOnly || p.Upper == ""
 	return p, nil

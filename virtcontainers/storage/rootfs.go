@@ -49,6 +49,8 @@ type Plan struct {
 	// Upper is the writable directory on top of them, or empty. It is fresh as a rule; otherwise
 	// its content becomes one more layer. Nothing is ever written to it.
 	Upper string
+	// UserXattr says that the overlay keeps its marks in user.overlay.*.
+	UserXattr bool
 	// ReadOnly says that nobody may write to the root file system. It still gets an upper layer:
 	// the container runtime makes mount points before it seals the root.
 	ReadOnly bool
@@ -59,7 +61,7 @@ func (p Plan) Layers(upperEmpty bool) []layer.Source {
 	if p.Upper == "" || upperEmpty && len(p.Lower) > 0 {
 		return p.Lower
 	}
-	top := layer.Source{Kind: layer.Dir, Path: p.Upper, Private: true}
+	top := layer.Source{Kind: layer.Dir, Path: p.Upper, Private: true, UserXattr: p.UserXattr}
 	return append([]layer.Source{top}, p.Lower...)
 }
 

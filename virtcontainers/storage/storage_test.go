@@ -58,8 +58,15 @@ func TestResolve(t *testing.T) {
 	}{
 		{
 			"overlayfs snapshotter",
-			Request{Mounts: overlayMount("index=off", "userxattr", "workdir=/s/3/work", "upperdir=/s/3/fs", "lowerdir=/s/2/fs:/s/1/fs")},
+			Request{Mounts: overlayMount("index=off", "workdir=/s/3/work", "upperdir=/s/3/fs", "lowerdir=/s/2/fs:/s/1/fs")},
 			Plan{Lower: dirs("/s/2/fs", "/s/1/fs"), Upper: "/s/3/fs"},
+		},
+		{
+			"marks in attributes of users",
+			Request{Mounts: overlayMount("userxattr", "workdir=/s/3/work", "upperdir=/s/3/fs", "lowerdir=/s/2/fs")},
+			Plan{
+				Lower: []layer.Source{{Kind: layer.Dir, Path: "/s/2/fs", UserXattr: true}}, Upper: "/s/3/fs", UserXattr: true,
+			},
 		},
 		{
 			"read-only root",
