@@ -68,6 +68,11 @@ fuzz-short: ## every fuzz target for FUZZTIME (default 10s) each
 race-names: ## names are swapped for 60 s while the agent serves requests; as root
 	COCO_RACE_SECONDS=60 $(GO) test -count=1 -v -timeout 5m -run TestNamesAreSwapped ./agent
 
+.PHONY: race-paths
+race-paths: ## directories and links swapped for RACETIME (default 60s) while files of the host are copied and volumes made; root
+	COCO_RACE=$${RACETIME:-60s} $(GO) test -count=1 -v -run 'TestRaceWithSwaps' ./virtcontainers/copytree
+	COCO_RACE=$${RACETIME:-60s} COCO_GUEST_DIR=$(CURDIR)/$(GUEST) COCO_REQUIRE=all $(GO) test -count=1 -v -run 'TestSwappedDirectories' ./tests/volumes
+
 ## --- needs a Debian host and its package archive ---
 
 # The newest packages: the archive drops older ones, so that a lock of last month cannot be built from a fresh cache. A

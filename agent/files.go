@@ -35,7 +35,7 @@ func (s *Service) stage(c *container, mounts []specs.Mount) (staged *undo.Stack,
 	defer staged.RunOnError(&err)
 	dir := filepath.Join(c.bundle, stagingName)
 	for i, m := range mounts {
-		if !guard.IsBind(m) {
+		if !guard.IsBind(m) || guard.IsDevice(m) {
 			continue
 		}
 		err := os.Mkdir(dir, 0o700)

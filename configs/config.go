@@ -99,6 +99,8 @@ type Runtime struct {
 	MaxCopyMiB        uint64   // limit of a bind-mounted file or directory that is copied in
 	EmptyDirSizeMiB   uint64   // of an emptyDir on disk, a sparse file; 0: that of the host's file system
 	HostPath          string   // files of the host in a container: "read-only", "writable", "live" or "refused"
+	KubeletDirs       []string // root directories of kubelets, whose volumes are known by their paths
+	EngineDirs        []string // root directories of container engines beside the containerd that calls
 	Virtiofsd         string   // program for HostPath "live"; "" is looked for where distributions have it
 	Rlimits           []string // limits of processes that ask for none, "nofile=1024:4096"; what is not named is as containerd's
 	CreateTimeout     Duration // for creating a container in the guest
@@ -140,6 +142,8 @@ func Default() Config {
 			MaxCopyMiB:        32,
 			Rlimits:           []string{},
 			HostPath:          "read-only",
+			KubeletDirs:       []string{"/var/lib/kubelet", "/var/lib/k0s/kubelet", "/var/snap/microk8s/common/var/lib/kubelet"},
+			EngineDirs:        []string{"/run/containers/storage", "/var/lib/containers/storage", "/var/lib/docker", "/var/lib/nerdctl"},
 			CreateTimeout:     60 * time.Second,
 			StopTimeout:       10 * time.Second,
 			LogLevel:          "info",

@@ -71,6 +71,8 @@ var schema = []field{
 	{"runtime.max_copy_mib", func(c *Config) any { return &c.Runtime.MaxCopyMiB }, between(0, 16<<10), byFile, false},
 	{"runtime.empty_dir_size_mib", func(c *Config) any { return &c.Runtime.EmptyDirSizeMiB }, zeroOr(16, 1<<20), byPod, false},
 	{"runtime.host_path", func(c *Config) any { return &c.Runtime.HostPath }, oneOf("read-only", "writable", HostPathLive, "refused"), byFile, true},
+	{"runtime.kubelet_dirs", func(c *Config) any { return &c.Runtime.KubeletDirs }, absPaths("root directories of kubelets"), byFile, false},
+	{"runtime.engine_dirs", func(c *Config) any { return &c.Runtime.EngineDirs }, absPaths("root directories of container engines"), byFile, false},
 	{"runtime.virtiofsd", func(c *Config) any { return &c.Runtime.Virtiofsd }, absPath("virtiofsd"), byFile, false},
 	{"runtime.rlimits", func(c *Config) any { return &c.Runtime.Rlimits }, rlimits(), byFile, false},
 	{"runtime.create_timeout", func(c *Config) any { return &c.Runtime.CreateTimeout }, lasting(time.Second, time.Hour), byPod, false},
@@ -158,6 +160,21 @@ func absPath(what string) rule {
 			return fmt.Sprintf("%q holds a control character", s)
 		case !filepath.IsAbs(s):
 			return fmt.Sprintf("%q is not an absolute path", s)
+		}
+		return ""
+	}}
+}
+
+func absPaths(what string) rule {
+	one := absPath(what)
+	return rule{"a list of absolute paths of " + what, func(v any) string {
+		for _, s := range v.([]string) {
+			if s == "" || filepath.Clean(s) == "/" {
+				return fmt.Sprintf("%q is no directory of its own", s)
+			}
+			if problem := one.check(s); problem != "" {
+				return problem
+			}
 		}
 		return ""
 	}}

@@ -147,9 +147,12 @@ func (p *Pod) CreateContainer(ctx context.Context, req ContainerRequest) (_ Stre
 }
 
 func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRequest, u *undo.Stack) (Streams, error) {
-	mounts, err := p.planMounts(c.id, req.Spec)
+	mounts, err := p.planMounts(req)
 	if err != nil {
 		return Streams{}, err
+	}
+	if f := mounts.lastWords; f != nil {
+		u.Push("close "+f.Name(), func(context.Context) error { return closeOnce(f) })
 	}
 	out, err := spec.Convert(spec.Input{ID: c.id, Spec: req.Spec, SharedShm: p.sharedShm, Binds: mounts.binds, Disks: mounts.disks(), Rlimits: p.rlimits})
 	if err != nil {
@@ -172,7 +175,7 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 	if err != nil {
 		return Streams{}, err
 	}
-	storages, err := p.prepare(ctx, c, req, out.Copies, mounts.volumes, u)
+	storages, err := p.prepare(ctx, c, req, out.Copies, mounts, u)
 	if err != nil {
 		return Streams{}, err
 	}

@@ -138,7 +138,7 @@ func checkOptions(o *Options) error {
 		return nil
 	}
 	// What the guest could not run is refused before a VM is booted for it.
-	if _, err := planBinds(*o, o.First.ID, o.First.Spec); err != nil {
+	if _, err := planBinds(*o, *o.First); err != nil {
 		return err
 	}
 	out, err := spec.Convert(spec.Input{ID: o.First.ID, Spec: o.First.Spec, SharedShm: needsSharedShm(*o)})

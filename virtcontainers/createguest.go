@@ -108,9 +108,14 @@ func shmOptions(s *specs.Spec) []string {
 		if path.Clean(m.Destination) != "/dev/shm" || !spec.IsBind(m) {
 			continue
 		}
-		if shape, err := volume.ShapeOf(m.Source); err == nil && volume.IsMemory(m.Source) && shape.Bytes > 0 {
+		f, err := volume.Open(volume.Named, m.Source) // its size is all that is looked at
+		if err != nil {
+			continue
+		}
+		if shape, err := volume.ShapeOf(f); err == nil && shape.Tmpfs && shape.Bytes > 0 {
 			size = shape.Bytes
 		}
+		_ = f.Close() // nothing was written
 	}
 	return []string{"noexec", "nosuid", "nodev", "mode=1777", fmt.Sprintf("size=%d", size)}
 }

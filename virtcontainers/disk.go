@@ -11,9 +11,12 @@ import (
 	"path/filepath"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/internal/undo"
+	"github.com/coco-shim/coco/virtcontainers/hostfs"
 	"github.com/coco-shim/coco/virtcontainers/state"
 	"github.com/coco-shim/coco/virtcontainers/volume"
 )
@@ -37,7 +40,12 @@ const (
 // the host, where kubelet counts what it takes, holds that against sizeLimit, and removes it with the
 // pod if nobody else has.
 func (p *Pod) diskVolume(ctx context.Context, v *podVolume) (_ *agent.Storage, err error) {
-	s, err := volume.ShapeOf(v.source)
+	dir, err := volume.Open(v.origin, v.source)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close() //nolint:errcheck // nothing was written
+	s, err := volume.ShapeOf(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +60,7 @@ func (p *Pod) diskVolume(ctx context.Context, v *podVolume) (_ *agent.Storage, e
 		return nil, err
 	}
 	u.Push("remove "+name, func(context.Context) error { return p.removeDisk(name) })
-	f, err := createDisk(name, size)
+	f, err := createDisk(dir, size)
 	if err != nil {
 		return nil, err
 	}
@@ -73,11 +81,11 @@ func (p *Pod) diskVolume(ctx context.Context, v *podVolume) (_ *agent.Storage, e
 }
 
 // createDisk makes the sparse file. One that is there is of a pod's earlier VM, whose key is gone.
-func createDisk(name string, size uint64) (*os.File, error) {
-	if err := state.RemoveDisk(name); err != nil {
+func createDisk(dir *os.File, size uint64) (*os.File, error) {
+	if err := state.RemoveDiskIn(dir); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := hostfs.Beneath(dir, state.DiskName, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, false)
 	if err != nil {
 		return nil, fmt.Errorf("make a disk: %w", err)
 	}

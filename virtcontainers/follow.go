@@ -9,16 +9,13 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path"
-	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
-	"github.com/coco-shim/coco/api/agent"
-	"github.com/coco-shim/coco/virtcontainers/spec"
+	"github.com/coco-shim/coco/virtcontainers/copytree"
+	"github.com/coco-shim/coco/virtcontainers/hostfs"
 	"github.com/coco-shim/coco/virtcontainers/volume"
 )
 
@@ -31,21 +28,20 @@ const (
 	ownNames = ".." // names that begin so are kubelet's
 )
 
-// syncTries bounds how often a volume that changes while it is read is read again. Each time, kubelet
-// has replaced it once more.
-const syncTries = 8
-
 // follow copies a volume and keeps the copy up to date from now on.
-func (p *Pod) follow(ctx context.Context, v *podVolume) error {
-	if err := p.watch1(v.source); err != nil {
+func (p *Pod) follow(ctx context.Context, v *podVolume, source *os.File) (err error) {
+	if v.id, err = hostfs.IDOf(source); err != nil {
 		return err
 	}
-	v.sent = map[string]entry{}
-	return p.syncVolume(ctx, v)
+	if err := p.watch1(source); err != nil {
+		return err
+	}
+	v.mirror = &copytree.Mirror{}
+	return v.mirror.Sync(ctx, source, p.target(v.guest), followed)
 }
 
 // watch1 begins to watch a volume; the first one starts the watcher.
-func (p *Pod) watch1(dir string) error {
+func (p *Pod) watch1(dir *os.File) error {
 	p.volumes.mu.Lock()
 	w := p.volumes.watcher
 	p.volumes.mu.Unlock()
@@ -122,109 +118,47 @@ func (p *Pod) refresh(ctx context.Context, dir string) error {
 	if !v.made {
 		return nil // it is never older than the container's creation
 	}
-	return p.syncVolume(ctx, v)
-}
-
-// syncVolume makes the guest's copy like the host's directory.
-func (p *Pod) syncVolume(ctx context.Context, v *podVolume) (err error) {
-	for range syncTries {
-		err = p.syncOnce(ctx, v)
-		if !errors.Is(err, fs.ErrNotExist) && !errdefs.IsNotFound(err) {
-			return err
-		}
-		if _, gone := os.Lstat(v.source); gone != nil && v.made {
-			return nil // the pod is being deleted
-		}
+	// The directory is opened anew, and not kept open, which would keep kubelet from unmounting it: so it must be
+	// the one that it was.
+	source, err := volume.Open(v.origin, v.source)
+	if errdefs.IsNotFound(err) {
+		return nil // the pod is being deleted
+	}
+	if err != nil {
+		return err
+	}
+	defer source.Close() //nolint:errcheck // nothing was written
+	id, err := hostfs.IDOf(source)
+	if err != nil {
+		return err
+	}
+	if id != v.id {
+		return fmt.Errorf("%s is another directory than when the container was made: %w", v.source, errdefs.ErrFailedPrecondition)
+	}
+	err = v.mirror.Sync(ctx, source, p.target(v.guest), followed)
+	if errors.Is(err, fs.ErrNotExist) && gone(source) {
+		return nil
 	}
 	return err
 }
 
-// syncOnce sends what the guest lacks, then swaps ..data, then removes what is gone.
-func (p *Pod) syncOnce(ctx context.Context, v *podVolume) error {
-	now, err := survey(spec.Copy{Source: v.source, Guest: v.guest}, p.opts.Config.Runtime.MaxCopyMiB, current(v.source))
-	if err != nil {
-		return err
-	}
-	sink := sinkFunc(p.agent.copyFile)
-	for _, e := range inOrder(v, now) {
-		if err := send(ctx, sink, e); err != nil {
-			return fmt.Errorf("copy %s into the guest: %w", e.path, err)
-		}
-		v.sent[e.guest] = e
-	}
-	for _, name := range stale(v.sent, now) {
-		if p.agent.removes {
-			if err := sink.CopyFile(ctx, &agent.CopyFileRequest{Path: name, Remove: true}); err != nil {
-				return fmt.Errorf("remove %s in the guest: %w", name, err)
-			}
-		}
-		for sent := range v.sent {
-			if sent == name || strings.HasPrefix(sent, name+"/") {
-				delete(v.sent, sent)
-			}
-		}
-	}
-	return nil
+// gone says whether a directory has been removed.
+func gone(dir *os.File) bool {
+	var st unix.Stat_t
+	return unix.Fstat(int(dir.Fd()), &st) == nil && st.Nlink == 0
 }
+
+// followed is what of a volume of kubelet's is copied.
+var followed = copytree.View{Skip: current, OneFS: true}
 
 // current says which names in a volume are not part of its current state: those of kubelet's that
 // ..data does not lead to.
-func current(dir string) func(rel string) bool {
-	target, err := os.Readlink(filepath.Join(dir, dataLink))
+func current(dir *os.File) func(rel string) bool {
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(int(dir.Fd()), dataLink, buf)
+	target := string(buf[:max(n, 0)])
 	return func(rel string) bool {
 		top, _, _ := strings.Cut(rel, "/")
 		return err == nil && strings.HasPrefix(top, ownNames) && top != dataLink && top != target
 	}
-}
-
-// inOrder lists what has to be sent: the files of the new state, then the links that users see, and
-// ..data as the last.
-func inOrder(v *podVolume, now []entry) []entry {
-	var files, links, data []entry
-	for _, e := range now {
-		if old, ok := v.sent[e.guest]; ok && old.same(e) {
-			continue
-		}
-		switch {
-		case path.Dir(e.guest) != v.guest || e.stat.Mode&unix.S_IFMT != unix.S_IFLNK:
-			files = append(files, e)
-		case path.Base(e.guest) == dataLink:
-			data = append(data, e)
-		default:
-			links = append(links, e)
-		}
-	}
-	return slices.Concat(files, links, data)
-}
-
-// same says whether the guest has an entry as it is now.
-func (e entry) same(o entry) bool {
-	a, b := e.stat, o.stat
-	if a.Mode != b.Mode || a.Uid != b.Uid || a.Gid != b.Gid || e.target != o.target {
-		return false
-	}
-	return a.Mode&unix.S_IFMT != unix.S_IFREG || a.Ino == b.Ino && a.Size == b.Size && a.Mtim == b.Mtim
-}
-
-// stale lists what the guest has and the host has not, links before directories, without what goes
-// with its directory.
-func stale(sent map[string]entry, now []entry) []string {
-	there := map[string]bool{}
-	for _, e := range now {
-		there[e.guest] = true
-	}
-	var links, others []string
-	for name, e := range sent {
-		_, parent := sent[path.Dir(name)]
-		switch {
-		case there[name], parent && !there[path.Dir(name)]:
-		case e.stat.Mode&unix.S_IFMT == unix.S_IFLNK:
-			links = append(links, name)
-		default:
-			others = append(others, name)
-		}
-	}
-	slices.Sort(links)
-	slices.Sort(others)
-	return append(links, others...)
 }

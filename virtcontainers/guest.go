@@ -43,6 +43,9 @@ const (
 	featureRules     = "coco-rules"
 )
 
+// featureRawPath is the agent's word for taking names that are not UTF-8.
+const featureRawPath = "coco-raw-path"
+
 // The calls of the agent that a pod needs, by role. The ttrpc client satisfies all of them.
 type (
 	sandboxGuest interface {
@@ -104,6 +107,7 @@ type link struct {
 	removes bool          // the guest can take copied files away
 	all     bool          // a signal can reach every process of a container
 	rules   bool          // the guest takes routing rules
+	raw     bool          // the guest takes names that are not UTF-8
 	timeout time.Duration
 }
 
@@ -149,6 +153,7 @@ func (l *link) askDetails(ctx context.Context) error {
 	l.removes = slices.Contains(d.GetExtraFeatures(), featureRemove)
 	l.all = slices.Contains(d.GetExtraFeatures(), featureSignalAll)
 	l.rules = slices.Contains(d.GetExtraFeatures(), featureRules)
+	l.raw = slices.Contains(d.GetExtraFeatures(), featureRawPath)
 	return nil
 }
 

@@ -63,8 +63,8 @@ type FileServer interface {
 
 // Files are the files that a VM sees.
 type Files interface {
-	// Share adds a file or directory of the host, under a name.
-	Share(source, name string, readOnly bool) error
+	// Share adds a file or directory of the host, an open one (O_PATH), under a name.
+	Share(source *os.File, name string, readOnly bool) error
 	// Close is idempotent.
 	Close() error
 }

@@ -10,10 +10,8 @@ import (
 	"os"
 	"time"
 
-	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
-
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/virtcontainers/hostfs"
 )
 
 const (
@@ -27,7 +25,7 @@ const (
 
 // expectLastWords notes where a container's termination message is, before it is created.
 func (pr *process) expectLastWords(m mountPlan, oci *agent.Spec) {
-	if pr.lastWords = m.lastWords; m.lastWords == "" || oci.GetAnnotations()[lastWordsKey] != "" {
+	if pr.lastWords = m.lastWords; m.lastWords == nil || oci.GetAnnotations()[lastWordsKey] != "" {
 		return
 	}
 	if oci.Annotations == nil {
@@ -39,7 +37,7 @@ func (pr *process) expectLastWords(m mountPlan, oci *agent.Spec) {
 // bringLastWords writes the termination message of a container that has exited to the file that
 // kubelet reads after the exit. What goes wrong is logged: the exit matters more.
 func (p *Pod) bringLastWords(ctx context.Context, pr *process) {
-	if pr.lastWords == "" {
+	if pr.lastWords == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, lastWordsTime)
@@ -53,23 +51,18 @@ func (p *Pod) bringLastWords(ctx context.Context, pr *process) {
 	}
 }
 
-// writeLastWords writes the end of a message to a file that exists.
-func writeLastWords(name, words string) error {
+// writeLastWords writes the end of a message to a file that was opened when the container was made: whatever has
+// its name now is not touched.
+func writeLastWords(at *os.File, words string) error {
 	if words == "" {
 		return nil
 	}
 	words = words[max(len(words)-lastWordsMax, 0):]
-	f, err := os.OpenFile(name, os.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	f, err := hostfs.Reopen(at, os.O_WRONLY)
 	if err != nil {
 		return fmt.Errorf("termination message: %w", err)
 	}
-	st, err := f.Stat()
-	if err == nil && !st.Mode().IsRegular() {
-		err = fmt.Errorf("%s is not a regular file: %w", name, errdefs.ErrFailedPrecondition)
-	}
-	if err == nil {
-		err = f.Truncate(0)
-	}
+	err = f.Truncate(0)
 	if err == nil {
 		_, err = f.WriteString(words)
 	}

@@ -15,12 +15,12 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/virtcontainers/cgroups"
+	"github.com/coco-shim/coco/virtcontainers/hostfs"
 	"github.com/coco-shim/coco/virtcontainers/state"
 	"github.com/coco-shim/coco/virtcontainers/volume"
 )
@@ -54,7 +54,7 @@ func needsLiveFiles(o Options) (bool, error) {
 	if o.First == nil {
 		return true, nil
 	}
-	binds, err := planBinds(o, o.First.ID, o.First.Spec)
+	binds, err := planBinds(o, *o.First)
 	return slices.ContainsFunc(binds, func(b volume.Bind) bool { return b.Kind == volume.Shared }), err
 }
 
@@ -114,14 +114,15 @@ func (p *Pod) shareVolume(v *podVolume) (*agent.Storage, error) {
 		return nil, fmt.Errorf("the VM was started without a device for live files: %w", errdefs.ErrFailedPrecondition)
 	}
 	source, ro := strings.CutSuffix(v.source, readOnly)
-	var sfs unix.Statfs_t
-	if err := unix.Statfs(source, &sfs); err != nil {
-		return nil, sourceError(source, err)
+	f, err := volume.Open(v.origin, source)
+	if err != nil {
+		return nil, err
 	}
-	if name := pseudoFS[int64(sfs.Type)]; name != "" { //nolint:unconvert // differs by architecture
-		return nil, fmt.Errorf("the source %s is on %s, a view of the host's kernel that a VM cannot share: %w", source, name, errdefs.ErrInvalidArgument)
+	defer f.Close() //nolint:errcheck // nothing was written
+	if err := hostfs.NotPseudo(f); err != nil {
+		return nil, err
 	}
-	if err := p.files.Share(source, path.Base(v.guest), ro); err != nil {
+	if err := p.files.Share(f, path.Base(v.guest), ro); err != nil {
 		return nil, err
 	}
 	p.log.Info("the VM shares files of the host", "pod", p.opts.ID, "source", source, "readOnly", ro)

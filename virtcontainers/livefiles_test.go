@@ -44,13 +44,13 @@ type fakeShare struct {
 	closed bool
 }
 
-func (s *fakeShare) Share(source, name string, readOnly bool) error {
+func (s *fakeShare) Share(source *os.File, name string, readOnly bool) error {
 	if err := s.w.op("share files"); err != nil {
 		return err
 	}
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
-	s.w.shared = append(s.w.shared, fmt.Sprint(filepath.Base(source), " ", readOnly))
+	s.w.shared = append(s.w.shared, fmt.Sprint(filepath.Base(source.Name()), " ", readOnly))
 	if strings.Contains(name, "/") {
 		return fmt.Errorf("name %q", name)
 	}

@@ -131,29 +131,29 @@ func (l *link) copyFile(ctx context.Context, req *agent.CopyFileRequest) error {
 
 type sinkFunc func(context.Context, *agent.CopyFileRequest) error
 
-// CopyFile makes a function a fileSink.
+// CopyFile makes a function a copytree.Sink.
 func (f sinkFunc) CopyFile(ctx context.Context, req *agent.CopyFileRequest) error { return f(ctx, req) }
 
 // prepare brings what a container needs into the guest: its layers as devices, the files of its bind
 // mounts, its volumes. All at once, since some wait for the disk and others for the guest.
-func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, copies []spec.Copy, list []mounted, u *undo.Stack) ([]*agent.Storage, error) {
+func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, copies []spec.Copy, mounts mountPlan, u *undo.Stack) ([]*agent.Storage, error) {
 	began := time.Now()
 	layersDone := began
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		for _, cp := range copies {
-			if err := copyIn(gctx, sinkFunc(p.agent.copyFile), cp, p.opts.Config.Runtime.MaxCopyMiB); err != nil {
-				return err
+			if err := p.copyIn(gctx, cp, mounts); err != nil {
+				return fmt.Errorf("mount %s: %w", cp.Destination, err)
 			}
 		}
 		return nil
 	})
 	var shared []*agent.Storage
 	g.Go(func() (err error) {
-		if len(list) == 0 {
+		if len(mounts.volumes) == 0 {
 			return nil
 		}
-		shared, err = p.provide(gctx, c.id, list)
+		shared, err = p.provide(gctx, c.id, mounts.volumes)
 		return err
 	})
 	var attached []storage.Attached

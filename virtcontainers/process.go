@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"sync"
 	"time"
 
@@ -33,7 +34,7 @@ type process struct {
 	container, exec string
 	want            wanted
 	request         *agent.Process // of an exec; set before it is shared
-	lastWords       string         // host file for the termination message, or ""; set before it is shared
+	lastWords       *os.File       // host file for the termination message, or nil; set before it is shared
 	done            chan struct{}  // closed when exit is set
 
 	mu       sync.Mutex

@@ -8,14 +8,18 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"os"
 	"path"
+	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/virtcontainers/copytree"
+	"github.com/coco-shim/coco/virtcontainers/hostfs"
 	"github.com/coco-shim/coco/virtcontainers/spec"
 	"github.com/coco-shim/coco/virtcontainers/volume"
 )
@@ -33,13 +37,15 @@ type volumes struct {
 // podVolume is one of them.
 type podVolume struct {
 	kind          volume.Kind
+	origin        volume.Origin // of the source's name
 	source, guest string
 
 	token   chan struct{}    // holds a token while nobody works on the volume; what follows is the holder's
 	made    bool             // it is in the guest
 	storage *agent.Storage   // what the agent mounts; nil for copies
 	device  *agent.Device    // likewise, as the agent finds it
-	sent    map[string]entry // of an updated copy: what the guest has, by guest path
+	mirror  *copytree.Mirror // of an updated copy: what the guest has
+	id      hostfs.ID        // of an updated copy: the directory on the host
 }
 
 // hold waits for the volume and keeps it from others until free is called.
@@ -88,19 +94,19 @@ func guestPlace(kind volume.Kind, source string) string {
 	case volume.Shared:
 		return guestLive + "/" + hash16(source)
 	default:
-		return path.Join(spec.SharedDir, "sandbox-"+hash16(source)+"-"+base)
+		return path.Join(spec.SharedDir, spec.Shorten("sandbox-"+hash16(source)+"-"+strings.ToValidUTF8(base, "_")))
 	}
 }
 
 // get returns the pod's volume of a source, noting a new one. Two sources of one name do not share a
 // place.
-func (vs *volumes) get(kind volume.Kind, source string) *podVolume {
+func (vs *volumes) get(kind volume.Kind, origin volume.Origin, source string) *podVolume {
 	vs.mu.Lock()
 	defer vs.mu.Unlock()
 	if v := vs.by[source]; v != nil {
 		return v
 	}
-	v := &podVolume{kind: kind, source: source, guest: guestPlace(kind, source), token: make(chan struct{}, 1)}
+	v := &podVolume{kind: kind, origin: origin, source: source, guest: guestPlace(kind, source), token: make(chan struct{}, 1)}
 	for _, o := range vs.by {
 		if o.guest == v.guest {
 			v.guest += "-" + hash16(source)
@@ -123,18 +129,21 @@ type mountPlan struct {
 	binds   map[int]spec.Bound // for the conversion, by index of the mount
 	volumes []mounted
 	raw     map[string]*podVolume // raw block devices, by path in the container
+	sources map[int]volume.Bind   // what is copied for this container, by index of the mount
 	// The container's termination message: the file on the host, and where the container has it.
-	lastWords, lastWordsAt string
+	lastWords   *os.File
+	lastWordsAt string
 }
 
 // planBinds looks at a specification's bind mounts; it changes nothing.
-func planBinds(o Options, id string, s *specs.Spec) ([]volume.Bind, error) {
-	table, err := volume.Look(s)
+func planBinds(o Options, req ContainerRequest) ([]volume.Bind, error) {
+	table, err := volume.Look(req.Spec)
 	if err != nil {
 		return nil, err
 	}
 	binds, err := volume.Plan(volume.Input{
-		ID: id, Spec: s, Mounts: table,
+		ID: req.ID, Spec: req.Spec, Mounts: table,
+		Kubelets: volume.Roots(o.Config.Runtime.KubeletDirs), Engines: volume.EngineRoots(req.Bundle, o.Config.Runtime.EngineDirs),
 		HostPath: volume.HostPath(o.Config.Runtime.HostPath), TEE: o.Config.Hypervisor.Platform != "none",
 		Direct: func(v string) (bool, error) {
 			d, err := volume.ReadDirect(volume.DirectDir, v)
@@ -142,42 +151,102 @@ func planBinds(o Options, id string, s *specs.Spec) ([]volume.Bind, error) {
 		},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("container %s cannot run in a VM as specified: %w", id, err)
+		return nil, fmt.Errorf("container %s cannot run in a VM as specified: %w", req.ID, err)
 	}
 	return binds, nil
 }
 
 // planMounts decides where each bind mount of a container leads to in the guest.
-func (p *Pod) planMounts(id string, s *specs.Spec) (mountPlan, error) {
-	binds, err := planBinds(p.opts, id, s)
+func (p *Pod) planMounts(req ContainerRequest) (out mountPlan, err error) {
+	id, s := req.ID, req.Spec
+	binds, err := planBinds(p.opts, req)
 	if err != nil {
 		return mountPlan{}, err
 	}
-	out := mountPlan{binds: map[int]spec.Bound{}}
+	out = mountPlan{binds: map[int]spec.Bound{}, sources: map[int]volume.Bind{}, raw: map[string]*podVolume{}}
+	defer func() {
+		if err != nil && out.lastWords != nil {
+			err = errors.Join(err, out.lastWords.Close())
+		}
+	}()
 	for _, b := range binds {
 		switch b.Kind {
 		case volume.Copied:
+			out.sources[b.Index] = b
+			continue
+		case volume.Guest:
+			out.binds[b.Index] = spec.Bound{Guest: b.Source}
 			continue
 		case volume.Termination:
-			out.lastWords, out.lastWordsAt = b.Source, b.Destination
+			out.sources[b.Index] = b
+			if err := out.openLastWords(b); err != nil {
+				return out, err
+			}
 			continue
 		}
 		if b.Kind == volume.Direct && p.isFirst(id) {
-			return mountPlan{}, fmt.Errorf("mount %s: a direct volume needs a pod whose containers are removed before it ends, as CRI's are: %w", b.Destination, errdefs.ErrInvalidArgument)
+			return out, fmt.Errorf("mount %s: a direct volume needs a pod whose containers are removed before it ends, as CRI's are: %w", b.Destination, errdefs.ErrInvalidArgument)
 		}
-		m := mounted{p.volumes.get(b.Kind, volumeSource(b)), b}
+		m := mounted{p.volumes.get(b.Kind, b.Origin, volumeSource(b)), b}
 		if m.kind != b.Kind {
-			return mountPlan{}, fmt.Errorf("mount %s: the volume %s is there as %s, and cannot be %s as well: %w", b.Destination, b.Source, m.kind, b.Kind, errdefs.ErrFailedPrecondition)
+			return out, fmt.Errorf("mount %s: the volume %s is there as %s, and cannot be %s as well: %w", b.Destination, b.Source, m.kind, b.Kind, errdefs.ErrFailedPrecondition)
 		}
 		out.volumes = append(out.volumes, m)
 		out.binds[b.Index] = spec.Bound{Guest: m.place(id), ReadOnly: b.ReadOnly}
 	}
-	out.raw = map[string]*podVolume{}
 	for _, d := range volume.Devices(s, spec.Privileged(s), volume.IsHosts) {
-		v := p.volumes.get(volume.Raw, d.String())
+		v := p.volumes.get(volume.Raw, volume.Owned, d.String())
 		out.raw[d.Path] = v
 	}
 	return out, nil
+}
+
+// openLastWords opens the file of a termination message, once: what is copied to the guest, and what is written
+// when the container ends, is this file.
+func (m *mountPlan) openLastWords(b volume.Bind) error {
+	f, err := volume.Open(b.Origin, b.Source)
+	if err == nil {
+		var st os.FileInfo
+		if st, err = f.Stat(); err == nil && !st.Mode().IsRegular() {
+			err = fmt.Errorf("%s is not a regular file: %w", b.Source, errdefs.ErrFailedPrecondition)
+		}
+	}
+	if err == nil && m.lastWords != nil {
+		err = fmt.Errorf("there are two termination messages: %w", errdefs.ErrInvalidArgument)
+	}
+	if err == nil {
+		m.lastWords, m.lastWordsAt = f, b.Destination
+		return nil
+	}
+	if f != nil {
+		err = errors.Join(err, f.Close())
+	}
+	return fmt.Errorf("mount %s: termination message: %w", b.Destination, err)
+}
+
+// target is a place in the guest for copies.
+func (p *Pod) target(guest string) copytree.Target {
+	return copytree.Target{
+		Sink: sinkFunc(p.agent.copyFile), Guest: guest, LimitMiB: p.opts.Config.Runtime.MaxCopyMiB,
+		Removes: p.agent.removes, RawNames: p.agent.raw,
+	}
+}
+
+// copyIn copies a bind mount's source to the guest for one container.
+func (p *Pod) copyIn(ctx context.Context, c spec.Copy, m mountPlan) error {
+	b, ok := m.sources[c.Index]
+	if !ok {
+		return fmt.Errorf("the source %s was not planned: %w", c.Source, errdefs.ErrInternal)
+	}
+	if b.Kind == volume.Termination {
+		return copytree.Copy(ctx, m.lastWords, p.target(c.Guest))
+	}
+	f, err := volume.Open(b.Origin, b.Source)
+	if err != nil {
+		return err
+	}
+	defer f.Close() //nolint:errcheck // nothing was written
+	return copytree.Copy(ctx, f, p.target(c.Guest))
 }
 
 // place is what the container binds: the volume, or a mount of its own for a sub path.
@@ -228,10 +297,6 @@ func (p *Pod) makeVolume(ctx context.Context, v *podVolume, at string) error {
 		return nil
 	}
 	switch v.kind {
-	case volume.Updated:
-		err = p.follow(ctx, v)
-	case volume.Memory:
-		v.storage, err = memoryVolume(v, p.volumes.memoryMiB)
 	case volume.Disk:
 		v.storage, err = p.diskVolume(ctx, v)
 	case volume.Direct:
@@ -241,10 +306,7 @@ func (p *Pod) makeVolume(ctx context.Context, v *podVolume, at string) error {
 	case volume.Raw:
 		v.device, err = p.rawVolume(ctx, v)
 	default:
-		c := spec.Copy{Source: v.source, Guest: v.guest, Destination: at}
-		if err := copyIn(ctx, sinkFunc(p.agent.copyFile), c, p.opts.Config.Runtime.MaxCopyMiB); err != nil {
-			return err // which names the mount
-		}
+		err = p.fromSource(ctx, v)
 	}
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", at, err)
@@ -253,10 +315,28 @@ func (p *Pod) makeVolume(ctx context.Context, v *podVolume, at string) error {
 	return nil
 }
 
+// fromSource makes the volumes that are made of what the host's directory holds.
+func (p *Pod) fromSource(ctx context.Context, v *podVolume) error {
+	source, err := volume.Open(v.origin, v.source)
+	if err != nil {
+		return err
+	}
+	defer source.Close() //nolint:errcheck // nothing was written
+	switch v.kind {
+	case volume.Updated:
+		return p.follow(ctx, v, source)
+	case volume.Memory:
+		v.storage, err = memoryVolume(v, source, p.volumes.memoryMiB)
+		return err
+	default:
+		return copytree.Copy(ctx, source, p.target(v.guest))
+	}
+}
+
 // memoryVolume is a tmpfs as kubelet has made one on the host: its size limit, mode and group. One
 // that could hold more than the guest's memory is bounded by half of that, as Linux does by default.
-func memoryVolume(v *podVolume, memoryMiB uint64) (*agent.Storage, error) {
-	s, err := volume.ShapeOf(v.source)
+func memoryVolume(v *podVolume, source *os.File, memoryMiB uint64) (*agent.Storage, error) {
+	s, err := volume.ShapeOf(source)
 	if err != nil {
 		return nil, err
 	}

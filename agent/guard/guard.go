@@ -62,6 +62,13 @@ func IsBind(m specs.Mount) bool {
 	return m.Type == "bind" || slices.ContainsFunc(m.Options, func(o string) bool { return o == "bind" || o == "rbind" })
 }
 
+// devices are those that every container has anyway, and that are the same everywhere: a bind mount of one masks a
+// file.
+var devices = []string{"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"}
+
+// IsDevice says whether a mount shows a device of the guest that every container has.
+func IsDevice(m specs.Mount) bool { return IsBind(m) && slices.Contains(devices, m.Source) }
+
 // flags are the options that every mount may have: those of mount(2) and mount_setattr(2), and propagation
 // within the container.
 var flags = strings.Fields(`ro rw nosuid suid nodev dev noexec exec sync async dirsync
@@ -121,7 +128,7 @@ func one(m specs.Mount, bundle string) error {
 			}
 		}
 	}
-	if kind == "bind" {
+	if kind == "bind" && !IsDevice(m) {
 		return Place(m.Source, bundle)
 	}
 	return nil

@@ -36,6 +36,10 @@ func TestMountsOfASpecification(t *testing.T) {
 		{"bind", bind, "bind rro rslave", true},
 		{"", bind, "rbind ro", true},
 		{"none", bind, "bind", true},
+		{"bind", "/dev/null", "rbind ro", true}, // masks a file
+		{"none", "/dev/urandom", "bind", true},
+		{"bind", "/dev/mem", "rbind", false},
+		{"bind", "/dev/./null", "rbind", false},
 		{"bind", "/", "rbind", false},
 		{"bind", "/etc", "rbind", false},
 		{"proc", "/etc", "rbind", false}, // the option makes it a bind mount

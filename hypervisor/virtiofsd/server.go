@@ -179,24 +179,24 @@ func (s *Server) inside(fn func() error) error {
 
 // Share shows a file or directory of the host to the guest, under a name in the root of what is served. It
 // is what a recursive, private bind mount would show: mounts that are there now and none that come.
-func (s *Server) Share(source, name string, readOnly bool) error {
+func (s *Server) Share(source *os.File, name string, readOnly bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ns == nil {
-		return fmt.Errorf("share %s: the server is closed: %w", source, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("share %s: the server is closed: %w", source.Name(), errdefs.ErrFailedPrecondition)
 	}
 	if err := s.share(source, filepath.Base(name), readOnly); err != nil {
-		return fmt.Errorf("share %s with the VM: %w", source, err)
+		return fmt.Errorf("share %s with the VM: %w", source.Name(), err)
 	}
 	return nil
 }
 
-func (s *Server) share(source, name string, readOnly bool) error {
-	fd, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+func (s *Server) share(source *os.File, name string, readOnly bool) error {
+	fd, err := unix.OpenTree(int(source.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE|unix.AT_EMPTY_PATH)
 	if err != nil {
 		return os.NewSyscallError("open_tree", err)
 	}
-	tree := os.NewFile(uintptr(fd), source)
+	tree := os.NewFile(uintptr(fd), source.Name())
 	defer tree.Close() //nolint:errcheck // only a reference
 	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOSUID, Propagation: unix.MS_PRIVATE}
 	if readOnly {

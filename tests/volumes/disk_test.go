@@ -185,6 +185,7 @@ func sparse(t *testing.T, name, text string) error {
 func TestAFullEmptyDir(t *testing.T) {
 	p := newPod(t, func(c *configs.Config) {
 		c.Runtime.EmptyDirSizeMiB, c.Runtime.WritableLayer, c.Runtime.UpperSizeMiB = 48, configs.WritableMemory, 16
+		c.Runtime.KubeletDirs = append(c.Runtime.KubeletDirs, filepath.Join(filepath.Dir(c.Runtime.KubeletDirs[0]), "tiny"))
 	})
 	small, crowded := p.make("empty-dir", "small", 0o777), p.make("empty-dir", "crowded", 0o777)
 	if got := p.run([]specs.Mount{bind(small, "/d")}, "dd if=/dev/zero of=/d/big bs=1M count=60 2>&1 | grep -o 'No space'; echo more >/tmp/x; rm /d/big; echo there is room >/d/x; cat /d/x"); got != "No space\nthere is room\n" {
@@ -192,7 +193,7 @@ func TestAFullEmptyDir(t *testing.T) {
 	}
 	must(t, os.Mkdir(filepath.Join(p.dir, "tiny"), 0o755))
 	p.tmpfs(filepath.Join(p.dir, "tiny"), "size=20m")
-	full := filepath.Join(p.dir, "tiny/pods/x/volumes/kubernetes.io~empty-dir/full")
+	full := filepath.Join(p.dir, "tiny/pods", podUID, "volumes/kubernetes.io~empty-dir/full")
 	must(t, os.MkdirAll(full, 0o777))
 	if got := p.run([]specs.Mount{bind(full, "/d")}, "dd if=/dev/zero of=/d/big bs=1M count=40 2>/dev/null; sync; echo alive"); got != "alive\n" {
 		t.Errorf("on a full host: %q", got)

@@ -42,6 +42,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// podUID is the pod's, which is in kubelet's paths.
+const podUID = "a1b2-c3"
+
 // patience bounds everything that a test waits for.
 const patience = 3 * time.Minute
 
@@ -78,7 +81,7 @@ func spec(mounts []specs.Mount, args ...string) *specs.Spec {
 	caps := []string{"CAP_CHOWN", "CAP_KILL", "CAP_SETUID", "CAP_SETGID", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_MKNOD"}
 	return &specs.Spec{
 		Version: "1.0.2", Root: &specs.Root{Path: "rootfs"}, Hostname: "pod",
-		Annotations: map[string]string{"io.kubernetes.cri.sandbox-id": "pod", "io.kubernetes.cri.container-type": "container"},
+		Annotations: map[string]string{"io.kubernetes.cri.sandbox-id": "pod", "io.kubernetes.cri.sandbox-uid": podUID, "io.kubernetes.cri.container-type": "container"},
 		Process: &specs.Process{
 			Args: args, Cwd: "/", Env: []string{"PATH=/bin"}, NoNewPrivileges: true,
 			Capabilities: &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
@@ -130,7 +133,7 @@ func newPodIn(t *testing.T, dir string, change func(*configs.Config)) *pod {
 	if err != nil {
 		t.Fatalf("CreatePod() = %v", err)
 	}
-	p := &pod{Pod: vp, t: t, dir: dir, volume: filepath.Join(dir, "kubelet/pods/a1b2-c3/volumes")}
+	p := &pod{Pod: vp, t: t, dir: dir, volume: filepath.Join(dir, "kubelet/pods", podUID, "volumes")}
 	t.Cleanup(func() {
 		for _, ph := range vp.Phases() {
 			t.Logf("%-28s %s", ph.Name, ph.Duration.Round(time.Millisecond/10))
@@ -154,6 +157,7 @@ func machine(t *testing.T, dir string, change func(*configs.Config)) (configs.Co
 	cfg.Hypervisor.GuestDir = testvm.GuestDir()
 	cfg.Runtime.StateDir, cfg.Runtime.LayerCache = filepath.Join(dir, "run"), filepath.Join(dir, "layers")
 	cfg.Runtime.ScratchDir = filepath.Join(dir, "scratch")
+	cfg.Runtime.KubeletDirs = []string{filepath.Join(dir, "kubelet")}
 	if change != nil {
 		change(&cfg)
 	}

@@ -46,7 +46,7 @@ func (r *refusals) mounts(in Input) ([]*agent.Mount, []Copy) {
 				r.add("mounts[%d] (%s): the source %q is not absolute", i, m.Destination, m.Source)
 				continue
 			}
-			c := Copy{Source: path.Clean(m.Source), Destination: m.Destination, Guest: GuestCopy(in.ID, m.Destination)}
+			c := Copy{Index: i, Source: path.Clean(m.Source), Destination: m.Destination, Guest: GuestCopy(in.ID, m.Destination)}
 			copies = append(copies, c)
 			g.Source = c.Guest
 		case slices.Contains(guestTypes, m.Type):
@@ -75,7 +75,24 @@ func GuestCopy(id, destination string) string {
 		}
 		return r
 	}, path.Base(destination))
-	return path.Join(SharedDir, id+"-"+hex.EncodeToString(sum[:8])+"-"+base)
+	return path.Join(SharedDir, Shorten(id+"-"+hex.EncodeToString(sum[:8])+"-"+base))
+}
+
+const maxName = 255 // bytes of a file's name
+
+// Shorten cuts a name that begins with what makes it unique to what a file system takes.
+func Shorten(name string) string {
+	if len(name) <= maxName {
+		return name
+	}
+	end := 0
+	for i := range name { // where characters begin
+		if i > maxName {
+			break
+		}
+		end = i
+	}
+	return name[:end]
 }
 
 // Privileged says whether a container may use every device there is.

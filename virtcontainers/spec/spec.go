@@ -71,6 +71,7 @@ type Output struct {
 // Copy is a bind mount of the host: its source has to be in the guest at Guest before the container
 // is made.
 type Copy struct {
+	Index       int    // in the specification's mounts
 	Source      string // on the host
 	Guest       string // in the guest
 	Destination string // in the container, for errors

@@ -5,8 +5,10 @@ package spec
 
 import (
 	"encoding/json"
+	"path"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
@@ -234,6 +236,16 @@ func TestConvertTellsEveryRefusalAtOnce(t *testing.T) {
 	_, err := Convert(Input{ID: "c1", Spec: s})
 	if err == nil || !strings.Contains(err.Error(), "scheduler") || !strings.Contains(err.Error(), "intelRdt") {
 		t.Errorf("Convert() = %v, want both", err)
+	}
+}
+
+func TestANameInTheGuestIsNeverTooLong(t *testing.T) {
+	id := strings.Repeat("a", 64)
+	for _, base := range []string{strings.Repeat("n", 255), strings.Repeat("ö", 127), "x" + strings.Repeat("\U0001f40b", 63)} {
+		got := path.Base(GuestCopy(id, "/mnt/"+base))
+		if len(got) > 255 || len(got) < 252 || !utf8.ValidString(got) || !strings.HasPrefix(got, id+"-") {
+			t.Errorf("GuestCopy(…%s) has the name %q of %d bytes", base, got, len(got))
+		}
 	}
 }
 

@@ -21,6 +21,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/virtcontainers/hostfs"
 )
 
 // File is the journal's name in a bundle.
@@ -225,9 +229,30 @@ const DiskName = ".coco-disk.img"
 
 // RemoveDisk removes a volume's disk; one that is gone, with its directory or without, is fine.
 func RemoveDisk(name string) error {
-	err := os.Remove(name)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	dir, err := hostfs.OpenOwned(filepath.Dir(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("remove a volume's disk: %w", err)
+	}
+	defer dir.Close() //nolint:errcheck // nothing was written
+	return RemoveDiskIn(dir)
+}
+
+// RemoveDiskIn removes the disk in a volume's directory, which may be open O_PATH. Anything else of that name is
+// not touched.
+func RemoveDiskIn(dir *os.File) error {
+	var st unix.Stat_t
+	err := unix.Fstatat(int(dir.Fd()), DiskName, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return fmt.Errorf("remove a volume's disk: %s/%s is no file", dir.Name(), DiskName)
+	}
+	if err == nil {
+		err = unix.Unlinkat(int(dir.Fd()), DiskName, 0)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove a volume's disk: %s/%s: %w", dir.Name(), DiskName, err)
 	}
 	return nil
 }

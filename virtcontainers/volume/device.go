@@ -13,6 +13,8 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/virtcontainers/hostfs"
 )
 
 // Device is a block device of the host that a container gets as such (volumeDevices).
@@ -92,31 +94,38 @@ func OpenDevice(major, minor int64, readOnly bool) (*os.File, error) {
 			name = strings.TrimSpace(v)
 		}
 	}
-	return openExclusive(filepath.Join("/dev", name), readOnly, func(st unix.Stat_t) bool {
+	at, err := hostfs.OpenSource(filepath.Join("/dev", name), true)
+	if err != nil {
+		return nil, fmt.Errorf("block device %d:%d of the host: %w", major, minor, err)
+	}
+	defer at.Close() //nolint:errcheck // nothing was written
+	return openExclusive(at, readOnly, func(st unix.Stat_t) bool {
 		return int64(unix.Major(st.Rdev)) == major && int64(unix.Minor(st.Rdev)) == minor
 	})
 }
 
-// openExclusive opens a block device that nobody else has.
-func openExclusive(path string, readOnly bool, is func(unix.Stat_t) bool) (*os.File, error) {
-	flags := os.O_RDWR | unix.O_EXCL
-	if readOnly {
-		flags = os.O_RDONLY | unix.O_EXCL
-	}
-	f, err := os.OpenFile(path, flags, 0)
-	if errors.Is(err, unix.EBUSY) {
-		return nil, fmt.Errorf("block device %s is mounted or in use on the host, and a VM cannot share it: %w", path, errdefs.ErrFailedPrecondition)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("block device of the host: %w", err)
-	}
+// openExclusive opens a block device that nobody else has. at is looked at first: opening anything else could
+// wait, or do something.
+func openExclusive(at *os.File, readOnly bool, is func(unix.Stat_t) bool) (*os.File, error) {
+	path := at.Name()
 	var st unix.Stat_t
-	err = unix.Fstat(int(f.Fd()), &st)
+	err := unix.Fstat(int(at.Fd()), &st)
 	if err == nil && (st.Mode&unix.S_IFMT != unix.S_IFBLK || !is(st)) {
 		err = fmt.Errorf("it is another device: %w", errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("block device %s: %w", path, err), f.Close())
+		return nil, fmt.Errorf("block device %s: %w", path, err)
 	}
-	return f, nil
+	flags := os.O_RDWR | unix.O_EXCL
+	if readOnly {
+		flags = os.O_RDONLY | unix.O_EXCL
+	}
+	fd, err := unix.Open(hostfs.Proc(at), flags|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return nil, fmt.Errorf("block device %s is mounted or in use on the host, and a VM cannot share it: %w", path, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("block device %s of the host: %w", path, err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }

@@ -17,6 +17,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/virtcontainers/hostfs"
 )
 
 // DirectDir is where CSI drivers leave a record for a volume that the host does not mount: a
@@ -38,10 +40,15 @@ const maxRecord = 64 << 10
 // ReadDirect returns the record for a volume; nil when there is none.
 func ReadDirect(dir, volume string) (*DirectVolume, error) {
 	name := filepath.Join(dir, base64.URLEncoding.EncodeToString([]byte(volume)), "mountInfo.json")
-	f, err := os.Open(name)
+	at, err := hostfs.OpenOwned(name)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENAMETOOLONG) {
 		return nil, nil
 	}
+	if err != nil {
+		return nil, fmt.Errorf("direct volume: %w", err)
+	}
+	defer at.Close() //nolint:errcheck // nothing was written
+	f, err := hostfs.Reopen(at, os.O_RDONLY)
 	if err != nil {
 		return nil, fmt.Errorf("direct volume: %w", err)
 	}
@@ -86,24 +93,30 @@ func (v DirectVolume) Group() (id uint32, ok bool, err error) {
 	return uint32(n), true, nil
 }
 
-// Open opens the volume's disk, a block device or a file of an image.
+// Open opens the volume's disk, a block device or a file of an image. The record's author is root; links are
+// followed, as those of /dev/disk are.
 func (v DirectVolume) Open() (f *os.File, device bool, err error) {
-	st, err := os.Stat(v.Device)
+	at, err := hostfs.OpenSource(v.Device, true)
+	if err != nil {
+		return nil, false, fmt.Errorf("direct volume: %w", err)
+	}
+	defer at.Close() //nolint:errcheck // nothing was written
+	st, err := at.Stat()
 	if err != nil {
 		return nil, false, fmt.Errorf("direct volume: %w", err)
 	}
 	if st.Mode()&os.ModeDevice != 0 {
-		f, err = openExclusive(v.Device, v.ReadOnly(), func(unix.Stat_t) bool { return true })
+		f, err = openExclusive(at, v.ReadOnly(), func(unix.Stat_t) bool { return true })
 		return f, true, err
+	}
+	if !st.Mode().IsRegular() {
+		return nil, false, fmt.Errorf("direct volume: %s is neither a block device nor a file: %w", v.Device, errdefs.ErrInvalidArgument)
 	}
 	flags := os.O_RDWR
 	if v.ReadOnly() {
 		flags = os.O_RDONLY
 	}
-	f, err = os.OpenFile(v.Device, flags, 0)
-	if err == nil && !st.Mode().IsRegular() {
-		err = errors.Join(fmt.Errorf("%s is neither a block device nor a file: %w", v.Device, errdefs.ErrInvalidArgument), f.Close())
-	}
+	f, err = hostfs.Reopen(at, flags)
 	if err == nil {
 		// Two VMs that write to one file system destroy it. The lock goes with the last descriptor.
 		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {

@@ -4,11 +4,17 @@
 package volume
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/virtcontainers/hostfs"
 )
 
 // Look reads the host's mount table, if a mount of the specification needs it.
@@ -26,31 +32,50 @@ func Look(s *specs.Spec) ([]*mountinfo.Info, error) {
 	return nil, nil
 }
 
+// Open opens a source, without reading from it: the descriptor is O_PATH.
+func Open(o Origin, source string) (*os.File, error) {
+	var f *os.File
+	var err error
+	switch o {
+	case Named:
+		f, err = hostfs.OpenSource(source, true)
+	case Resolved:
+		f, err = hostfs.OpenSource(source, false)
+	default:
+		f, err = hostfs.OpenOwned(source)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("the source %s does not exist: %w", source, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the source %s: %w", source, err)
+	}
+	return f, nil
+}
+
 // Shape is what a volume's directory on the host tells about the one to be made in the guest.
 type Shape struct {
 	Mode  uint32 // permission and set-id bits
 	Group uint32
 	Bytes uint64 // size of its file system
+	Tmpfs bool   // its file system is one
 }
 
 // ShapeOf reads the shape of a directory.
-func ShapeOf(dir string) (Shape, error) {
+func ShapeOf(dir *os.File) (Shape, error) {
 	var st unix.Stat_t
-	var fs unix.Statfs_t
-	if err := unix.Stat(dir, &st); err != nil {
-		return Shape{}, fmt.Errorf("volume %s: %w", dir, err)
+	var sfs unix.Statfs_t
+	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
+		return Shape{}, fmt.Errorf("volume %s: %w", dir.Name(), err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return Shape{}, fmt.Errorf("volume %s: not a directory", dir)
+		return Shape{}, fmt.Errorf("volume %s: not a directory", dir.Name())
 	}
-	if err := unix.Statfs(dir, &fs); err != nil {
-		return Shape{}, fmt.Errorf("volume %s: %w", dir, err)
+	if err := unix.Fstatfs(int(dir.Fd()), &sfs); err != nil {
+		return Shape{}, fmt.Errorf("volume %s: %w", dir.Name(), err)
 	}
-	return Shape{Mode: st.Mode & 0o7777, Group: st.Gid, Bytes: fs.Blocks * uint64(max(fs.Bsize, 0))}, nil //nolint:gosec // not negative
-}
-
-// IsMemory says whether a directory is on a tmpfs.
-func IsMemory(dir string) bool {
-	var fs unix.Statfs_t
-	return unix.Statfs(dir, &fs) == nil && fs.Type == unix.TMPFS_MAGIC
+	return Shape{
+		Mode: st.Mode & 0o7777, Group: st.Gid, Tmpfs: sfs.Type == unix.TMPFS_MAGIC,
+		Bytes: sfs.Blocks * uint64(max(sfs.Bsize, 0)), //nolint:gosec // not negative
+	}, nil
 }

@@ -5,12 +5,14 @@
 // with the guest unless it is configured so: which of them is a volume of the pod that its containers have in common, which is
 // kept up to date, which is a copy for one container, and which cannot be had.
 //
-// Kubernetes says none of this to a runtime. What is known are kubelet's paths: below its root
-// directory, which may lie anywhere, they are pods/UID/volumes/PLUGIN/NAME and the like. Plan is
-// pure; Look makes the observations that it needs, and Watcher tells of changes.
+// Kubernetes says none of this to a runtime. What is known are kubelet's paths: below one of its root
+// directories, which are configured, they are pods/UID/volumes/PLUGIN/NAME and the like, with the UID of this
+// very pod. The text of a path elsewhere says nothing: anybody may have made directories of such names. Plan is
+// pure; Look makes the observations that it needs, Open opens what it has decided on, and Watcher tells of changes.
 package volume
 
 import (
+	"encoding/json"
 	"fmt"
 	"path"
 	"slices"
@@ -35,11 +37,12 @@ const (
 	Direct                  // a file system on a disk of the host that only the guest mounts
 	Raw                     // such a disk itself
 	Shared                  // a file or directory of the host as it is, live
+	Guest                   // a device that the guest has itself
 )
 
 // String names the kind for logs.
 func (k Kind) String() string {
-	return [...]string{"copy", "copy of the pod", "updated copy", "memory", "disk", "termination message", "direct volume", "raw block device", "live share"}[k]
+	return [...]string{"copy", "copy of the pod", "updated copy", "memory", "disk", "termination message", "direct volume", "raw block device", "live share", "device of the guest"}[k]
 }
 
 // HostPath is what the configuration says of directories that are simply the host's.
@@ -53,10 +56,21 @@ const (
 	Refused  HostPath = "refused"
 )
 
+// Origin says how far the name of a source can be relied on.
+type Origin uint8
+
+// The origins.
+const (
+	Owned    Origin = iota // kubelet's or the engine's own: only root can change the directories that lead to it
+	Resolved               // somebody's choice, in which the engine has resolved symbolic links
+	Named                  // a name on a command line, links included
+)
+
 // Bind is one bind mount of a container.
 type Bind struct {
 	Index       int // in the specification's mounts
 	Kind        Kind
+	Origin      Origin
 	Source      string // of the volume, on the host: what the pod's containers have in common
 	Sub         string // what of the volume is mounted, a relative path; "": all
 	Destination string
@@ -68,6 +82,8 @@ type Input struct {
 	ID     string // of the container
 	Spec   *specs.Spec
 	Mounts []*mountinfo.Info // the host's, from Look
+	// Kubelets and Engines are root directories of kubelets and of container engines on this host.
+	Kubelets, Engines []Root
 	// HostPath is the configuration's choice; TEE says that the guest trusts nothing of the host.
 	HostPath HostPath
 	TEE      bool
@@ -75,17 +91,38 @@ type Input struct {
 	Direct func(volume string) (bool, error)
 }
 
-// Annotations by which engines that speak CRI tell a container's sandbox.
-var sandboxAnnotations = []string{"io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"}
+// Annotations by which engines that speak CRI tell a container's sandbox, and the UID of its pod.
+var (
+	sandboxAnnotations = []string{"io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"}
+	uidAnnotations     = []string{"io.kubernetes.cri.sandbox-uid", "io.kubernetes.pod.uid"}
+)
 
-func sandboxID(s *specs.Spec) string {
-	for _, k := range sandboxAnnotations {
+func annotation(s *specs.Spec, keys []string) string {
+	for _, k := range keys {
 		if v := s.Annotations[k]; v != "" {
 			return v
 		}
 	}
 	return ""
 }
+
+// podUID is the UID of the pod that a container of Kubernetes belongs to. CRI-O has it among the labels of the
+// CRI only, which kubelet sets.
+func podUID(s *specs.Spec) string {
+	uid := annotation(s, uidAnnotations)
+	if labels := s.Annotations["io.kubernetes.cri-o.Labels"]; uid == "" && len(labels) < maxRecord {
+		var m map[string]string
+		if json.Unmarshal([]byte(labels), &m) == nil {
+			uid = m["io.kubernetes.pod.uid"]
+		}
+	}
+	if sandboxID(s) == "" || strings.Contains(uid, "/") || uid == "." || uid == ".." {
+		return ""
+	}
+	return uid
+}
+
+func sandboxID(s *specs.Spec) string { return annotation(s, sandboxAnnotations) }
 
 // What kubelet has below pods/UID that it mounts into containers.
 const (
@@ -117,8 +154,37 @@ func kubelets(p string) (pod string, rest []string) {
 	return "", nil
 }
 
+// kubelet splits a source that is kubelet's into the pod's directory and what is below it; nil for paths of
+// others, which includes those of other pods. real is the source without symbolic links in kubelet's root.
+func (in Input) kubelet(src string) (pod string, rest []string, real string, err error) {
+	uid := podUID(in.Spec)
+	if uid == "" {
+		return "", nil, src, nil
+	}
+	for _, r := range in.Kubelets {
+		rel, ok := r.below(src)
+		if !ok {
+			continue
+		}
+		if parts := strings.Split(rel, "/"); len(parts) >= 3 && parts[0] == "pods" && parts[1] == uid {
+			switch parts[2] {
+			case volumesDir, subPathsDir, containersDir, hostsFile:
+				return path.Join(r.Real, "pods", uid), parts[2:], path.Join(r.Real, rel), nil
+			}
+		}
+		return "", nil, src, nil
+	}
+	if pod, _ := kubelets(src); pod != "" && path.Base(pod) == uid {
+		return "", nil, src, fmt.Errorf("the source %s looks like a volume of this pod in the root directory of a kubelet, but %s is not known as one: add it to runtime.kubelet_dirs: %w",
+			src, path.Dir(path.Dir(pod)), errdefs.ErrFailedPrecondition)
+	}
+	return "", nil, src, nil
+}
+
 // engineFiles are mounted by every engine, from directories of its own.
-var engineFiles = []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/shm", "/run/.containerenv"}
+var engineFiles = []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf", shmPath, "/run/.containerenv"}
+
+const shmPath = "/dev/shm"
 
 const hugetlbfs = "hugetlbfs"
 
@@ -158,10 +224,15 @@ func readOnly(m specs.Mount) bool {
 }
 
 func (in Input) one(m specs.Mount) (Bind, error) {
-	src := path.Clean(m.Source)
+	pod, rest, src, err := in.kubelet(path.Clean(m.Source))
+	if err != nil {
+		return Bind{}, err
+	}
 	b := Bind{Source: src}
-	pod, rest := kubelets(src)
+	person := sandboxID(in.Spec) == ""
 	switch {
+	case slices.Contains(guestDevices, src):
+		b.Kind = Guest
 	case len(rest) >= 3 && rest[0] == volumesDir && rest[1] == emptyDir:
 		return in.emptyDir(path.Join(pod, volumesDir, emptyDir, rest[2]), path.Join(rest[3:]...))
 	case len(rest) >= 3 && rest[0] == volumesDir && slices.Contains(atomic, rest[1]):
@@ -175,24 +246,44 @@ func (in Input) one(m specs.Mount) (Bind, error) {
 	case len(rest) == 1 && rest[0] == hostsFile:
 	case len(rest) >= 3 && rest[0] == volumesDir:
 		return in.persistent(m, src)
-	case in.engines(m, src):
-	case sandboxID(in.Spec) == "" && (in.TEE || in.HostPath != Live):
+	case person && (in.TEE || in.HostPath != Live || slices.Contains(engineFiles, path.Clean(m.Destination))):
 		// Engines for people (ctr, nerdctl, Docker, Podman) mount what somebody named on the
 		// command line: a copy for that container.
+		b.Origin = Named
+	case in.engines(&b):
+	case person:
+		return in.hostPath(m, src, Named)
 	default:
-		return in.hostPath(m, src)
+		return in.hostPath(m, src, Resolved)
 	}
 	return b, nil
 }
 
-// engines says whether a mount is the engine's own: the files that it makes for every container, and
-// directories that belong to this container or its sandbox (volumes that an image declares).
-func (in Input) engines(m specs.Mount, src string) bool {
-	if slices.Contains(engineFiles, path.Clean(m.Destination)) {
-		return true
+// guestDevices are devices that every guest has and that are the same everywhere. A bind mount of one shows the
+// guest's own: nothing of the host is looked at.
+var guestDevices = []string{"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"}
+
+// idDepth is how deep below an engine's root directory the directory of a container or sandbox may be:
+// containerd's are io.containerd.grpc.v1.cri/sandboxes/ID, nerdctl's HASH/containers/NAMESPACE/ID.
+const idDepth = 4
+
+// engines says whether a source is the engine's own: in a directory of its that belongs to this container or its
+// sandbox, where the files are that it makes for every container, and volumes that an image declares.
+func (in Input) engines(b *Bind) bool {
+	for _, r := range in.Engines {
+		rel, ok := r.below(b.Source)
+		if !ok {
+			continue
+		}
+		parts := strings.Split(rel, "/")
+		for _, part := range parts[:min(idDepth, len(parts)-1)] {
+			if part == in.ID || part == sandboxID(in.Spec) {
+				b.Source = path.Join(r.Real, rel)
+				return true
+			}
+		}
 	}
-	parts := strings.Split(src, "/")
-	return slices.Contains(parts, in.ID) || sandboxID(in.Spec) != "" && slices.Contains(parts, sandboxID(in.Spec))
+	return false
 }
 
 // emptyDir is a volume of the guest's own. kubelet mounts what is to be memory.
@@ -228,14 +319,14 @@ func (in Input) subPath(m specs.Mount, src, pod, name string) (Bind, error) {
 	if in.inPlugin(at, pod, name) {
 		return in.persistent(m, src)
 	}
-	return in.hostPath(m, src)
+	return in.hostPath(m, src, Owned)
 }
 
 // inPlugin says whether a mount shows something below the pod's volumes directory.
 func (in Input) inPlugin(at *mountinfo.Info, pod, name string) bool {
 	for _, o := range in.Mounts {
-		of, rest := kubelets(o.Mountpoint)
-		if of != pod || len(rest) < 3 || rest[0] != volumesDir || rest[2] != name {
+		rel, ok := strings.CutPrefix(o.Mountpoint, pod+"/"+volumesDir+"/")
+		if parts := strings.Split(rel, "/"); !ok || len(parts) < 2 || parts[1] != name {
 			continue
 		}
 		if _, ok := within(at, o, o.Mountpoint); ok {
@@ -282,14 +373,14 @@ func (in Input) persistent(m specs.Mount, src string) (Bind, error) {
 		}
 	}
 	if readOnly(m) || in.HostPath == Live {
-		return in.hostPath(m, src)
+		return in.hostPath(m, src, Owned)
 	}
 	return Bind{}, fmt.Errorf("the volume %s is mounted on the host, and a VM cannot write to a file system that the host has mounted: "+
 		"give it to the pod as a raw block device (volumeDevices), let the CSI driver hand it over unmounted (direct volume), mount it read-only, or outside a TEE share it live (runtime.host_path): %w", src, errdefs.ErrInvalidArgument)
 }
 
 // hostPath is a file or directory of the host that has no owner among the pod's volumes.
-func (in Input) hostPath(m specs.Mount, src string) (Bind, error) {
+func (in Input) hostPath(m specs.Mount, src string, origin Origin) (Bind, error) {
 	switch {
 	case in.TEE:
 		return Bind{}, fmt.Errorf("the source %s is the host's, and a confidential guest takes no files of the host into a container: use a volume of the pod: %w", src, errdefs.ErrInvalidArgument)
@@ -297,7 +388,7 @@ func (in Input) hostPath(m specs.Mount, src string) (Bind, error) {
 		return Bind{}, fmt.Errorf("the source %s is the host's, which the configuration refuses (runtime.host_path): %w", src, errdefs.ErrInvalidArgument)
 	}
 	if in.HostPath == Live {
-		return Bind{Kind: Shared, Source: src, ReadOnly: readOnly(m)}, nil
+		return Bind{Kind: Shared, Origin: origin, Source: src, ReadOnly: readOnly(m)}, nil
 	}
-	return Bind{Kind: Once, Source: src, ReadOnly: in.HostPath != Writable}, nil
+	return Bind{Kind: Once, Origin: origin, Source: src, ReadOnly: in.HostPath != Writable}, nil
 }

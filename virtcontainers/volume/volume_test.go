@@ -4,7 +4,11 @@
 package volume
 
 import (
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -16,6 +20,11 @@ import (
 )
 
 const pods = "/srv/k/pods/6f1a-22"
+
+var (
+	roots   = []Root{{Name: "/var/lib/kubelet", Real: "/srv/k"}}
+	engines = []Root{{Name: "/run/containerd", Real: "/run/containerd"}, {Name: "/var/lib/containerd", Real: "/var/lib/containerd"}}
+)
 
 // table is what a node's mount table looks like.
 func table() []*mountinfo.Info {
@@ -43,6 +52,7 @@ func table() []*mountinfo.Info {
 func TestPlan(t *testing.T) {
 	live := func(in *Input) { in.HostPath = Live }
 	alone := func(in *Input) { in.HostPath, in.Spec.Annotations = Live, nil }
+	refuse := func(in *Input) { in.HostPath = Refused }
 	volumes := pods + "/volumes/kubernetes.io~"
 	for _, tt := range []struct {
 		name, source, dest string
@@ -70,13 +80,44 @@ func TestPlan(t *testing.T) {
 		{name: "claim, read-only", source: volumes + "csi/pvc-1/mount", options: []string{"ro"}, want: Bind{Kind: Once, Source: volumes + "csi/pvc-1/mount", ReadOnly: true}},
 		{name: "termination message", source: pods + "/containers/c/0a1b2c", dest: "/dev/termination-log", want: Bind{Kind: Termination, Source: pods + "/containers/c/0a1b2c"}},
 		{name: "etc-hosts", source: pods + "/etc-hosts", dest: "/etc/hosts", want: Bind{Source: pods + "/etc-hosts"}},
-		{name: "hostPath", source: "/opt/x", want: Bind{Kind: Once, Source: "/opt/x", ReadOnly: true}},
-		{name: "hostPath that looks like a pod's", source: "/opt/pods/x", want: Bind{Kind: Once, Source: "/opt/pods/x", ReadOnly: true}},
-		{name: "hostPath, writable", source: "/opt/x", change: func(in *Input) { in.HostPath = Writable }, want: Bind{Kind: Once, Source: "/opt/x"}},
+		{name: "hostPath", source: "/opt/x", want: Bind{Origin: Resolved, Kind: Once, Source: "/opt/x", ReadOnly: true}},
+		{name: "termination message, from CRI-O", source: pods + "/containers/c/0a1b2c", change: func(in *Input) {
+			in.Spec.Annotations = map[string]string{"io.kubernetes.cri-o.SandboxID": "s", "io.kubernetes.cri-o.Labels": `{"io.kubernetes.pod.uid":"6f1a-22"}`}
+		}, want: Bind{Kind: Termination, Source: pods + "/containers/c/0a1b2c"}},
+		{name: "no UID", source: pods + "/etc-hosts", change: func(in *Input) {
+			refuse(in)
+			delete(in.Spec.Annotations, "io.kubernetes.cri.sandbox-uid")
+		}, refused: "runtime.host_path"},
+		{name: "an UID that leads elsewhere", source: "/srv/k/pods/../x/etc-hosts", change: func(in *Input) {
+			refuse(in)
+			in.Spec.Annotations["io.kubernetes.cri.sandbox-uid"] = "../x"
+		}, refused: "runtime.host_path"},
+		{name: "termination message of another pod", source: "/srv/k/pods/other/containers/c/0a1b2c", change: refuse, refused: "runtime.host_path"},
+		{name: "a root that is a link", source: "/var/lib/kubelet/pods/6f1a-22/etc-hosts", dest: "/etc/hosts", want: Bind{Source: pods + "/etc-hosts"}},
+		{name: "termination message elsewhere", source: "/srv/tenant/pods/x/containers/a/crontab", change: refuse, refused: "runtime.host_path"},
+		{name: "configMap elsewhere", source: "/srv/tenant/pods/x/volumes/kubernetes.io~configmap/n", change: refuse, refused: "runtime.host_path"},
+		{name: "emptyDir elsewhere", source: "/srv/tenant/pods/x/volumes/kubernetes.io~empty-dir/n", change: refuse, refused: "runtime.host_path"},
+		{name: "etc-hosts elsewhere", source: "/srv/tenant/pods/x/etc-hosts", dest: "/etc/hosts", change: refuse, refused: "runtime.host_path"},
+		{name: "a deep path elsewhere, in a TEE", source: "/srv/tenant" + volumes + "secret/s", change: func(in *Input) { in.TEE = true }, refused: "runtime.kubelet_dirs"},
+		{name: "a root that is not known", source: "/data/kubelet/pods/6f1a-22/volumes/kubernetes.io~secret/s", refused: "add it to runtime.kubelet_dirs"},
+		{name: "below kubelet's root, but not a pod's", source: "/srv/k/plugins/x", change: refuse, refused: "runtime.host_path"},
+		{name: "a file of the host on /etc/hosts", source: "/etc/shadow", dest: "/etc/hosts", change: refuse, refused: "runtime.host_path"},
+		{name: "a file of the host on /etc/hosts, in a TEE", source: "/etc/shadow", dest: "/etc/hosts", change: func(in *Input) { in.TEE = true }, refused: "confidential"},
+		{name: "a file of the host on /run/.containerenv", source: "/etc/shadow", dest: "/run/.containerenv", change: refuse, refused: "runtime.host_path"},
+		{name: "a directory of the host on /dev/shm", source: "/srv/x", dest: "/dev/shm", change: refuse, refused: "runtime.host_path"},
+		{name: "a path with the sandbox's id", source: "/srv/tenant/sandbox-1/f", change: refuse, refused: "runtime.host_path"},
+		{name: "a path with the container's id deep in the engine's", source: "/var/lib/containerd/a/b/c/d/ctr-1/f", change: refuse, refused: "runtime.host_path"},
+		{name: "hosts of another sandbox", source: "/var/lib/containerd/cri/sandboxes/sandbox-2/hosts", dest: "/etc/hosts", change: refuse, refused: "runtime.host_path"},
+		{name: "hosts of the sandbox", source: "/var/lib/containerd/cri/sandboxes/sandbox-1/hosts", dest: "/etc/hosts", change: refuse, want: Bind{Source: "/var/lib/containerd/cri/sandboxes/sandbox-1/hosts"}},
+		{name: "dots", source: "/srv/k/pods/6f1a-22/../../x", change: refuse, refused: "runtime.host_path"},
+		{name: "a device that every guest has", source: "/dev/null", change: func(in *Input) { in.TEE = true }, want: Bind{Kind: Guest, Source: "/dev/null"}},
+		{name: "another device", source: "/dev/sda", change: refuse, refused: "runtime.host_path"},
+		{name: "hostPath that looks like a pod's", source: "/opt/pods/x", want: Bind{Origin: Resolved, Kind: Once, Source: "/opt/pods/x", ReadOnly: true}},
+		{name: "hostPath, writable", source: "/opt/x", change: func(in *Input) { in.HostPath = Writable }, want: Bind{Origin: Resolved, Kind: Once, Source: "/opt/x"}},
 		{name: "hostPath, refused", source: "/opt/x", change: func(in *Input) { in.HostPath = Refused }, refused: "runtime.host_path"},
 		{name: "hostPath in a TEE", source: "/opt/x", change: func(in *Input) { in.TEE, in.HostPath = true, Writable }, refused: "confidential"},
-		{name: "hostPath, live", source: "/opt/x", change: live, want: Bind{Kind: Shared, Source: "/opt/x"}},
-		{name: "hostPath, live, read-only", source: "/opt/x", options: []string{"rbind", "ro"}, change: live, want: Bind{Kind: Shared, Source: "/opt/x", ReadOnly: true}},
+		{name: "hostPath, live", source: "/opt/x", change: live, want: Bind{Origin: Resolved, Kind: Shared, Source: "/opt/x"}},
+		{name: "hostPath, live, read-only", source: "/opt/x", options: []string{"rbind", "ro"}, change: live, want: Bind{Origin: Resolved, Kind: Shared, Source: "/opt/x", ReadOnly: true}},
 		{name: "hostPath, live, in a TEE", source: "/opt/x", change: func(in *Input) { in.TEE, in.HostPath = true, Live }, refused: "confidential"},
 		{name: "claim, live", source: volumes + "csi/pvc-1/mount", change: live, want: Bind{Kind: Shared, Source: volumes + "csi/pvc-1/mount"}},
 		{name: "claim, live, in a TEE", source: volumes + "csi/pvc-1/mount", change: func(in *Input) { in.TEE, in.HostPath = true, Live }, refused: "confidential"},
@@ -84,19 +125,19 @@ func TestPlan(t *testing.T) {
 		{name: "etc-hosts beside live ones", source: pods + "/etc-hosts", dest: "/etc/hosts", change: live, want: Bind{Source: pods + "/etc-hosts"}},
 		{name: "emptyDir beside live ones", source: volumes + "empty-dir/disk", change: live, want: Bind{Kind: Disk, Source: volumes + "empty-dir/disk"}},
 		{name: "volume of an image beside live ones", source: "/var/lib/containerd/containers/ctr-1/volumes/0f", change: live, want: Bind{Source: "/var/lib/containerd/containers/ctr-1/volumes/0f"}},
-		{name: "bind of a person, live", source: "/opt/x", change: alone, want: Bind{Kind: Shared, Source: "/opt/x"}},
-		{name: "bind of a person in a TEE, live", source: "/opt/x", change: func(in *Input) { alone(in); in.TEE = true }, want: Bind{Source: "/opt/x"}},
-		{name: "Docker's resolv.conf beside live ones", source: "/var/lib/docker/x/resolv.conf", dest: "/etc/resolv.conf", change: alone, want: Bind{Source: "/var/lib/docker/x/resolv.conf"}},
-		{name: "resolv.conf in a TEE", source: "/run/x/resolv.conf", dest: "/etc/resolv.conf", change: func(in *Input) { in.TEE = true }, want: Bind{Source: "/run/x/resolv.conf"}},
+		{name: "bind of a person, live", source: "/opt/x", change: alone, want: Bind{Origin: Named, Kind: Shared, Source: "/opt/x"}},
+		{name: "bind of a person in a TEE, live", source: "/opt/x", change: func(in *Input) { alone(in); in.TEE = true }, want: Bind{Origin: Named, Source: "/opt/x"}},
+		{name: "Docker's resolv.conf beside live ones", source: "/var/lib/docker/x/resolv.conf", dest: "/etc/resolv.conf", change: alone, want: Bind{Origin: Named, Source: "/var/lib/docker/x/resolv.conf"}},
+		{name: "resolv.conf in a TEE", source: "/run/containerd/x/sandbox-1/resolv.conf", dest: "/etc/resolv.conf", change: func(in *Input) { in.TEE = true }, want: Bind{Source: "/run/containerd/x/sandbox-1/resolv.conf"}},
 		{name: "volume of an image", source: "/var/lib/containerd/containers/ctr-1/volumes/0f", want: Bind{Source: "/var/lib/containerd/containers/ctr-1/volumes/0f"}},
-		{name: "bind of a person", source: "/opt/x", change: func(in *Input) { in.Spec.Annotations, in.TEE = nil, true }, want: Bind{Source: "/opt/x"}},
+		{name: "bind of a person", source: "/opt/x", change: func(in *Input) { in.Spec.Annotations, in.TEE = nil, true }, want: Bind{Origin: Named, Source: "/opt/x"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if tt.dest == "" {
 				tt.dest = "/mnt"
 			}
-			in := Input{ID: "ctr-1", HostPath: ReadOnly, Mounts: table(), Spec: &specs.Spec{
-				Annotations: map[string]string{"io.kubernetes.cri.sandbox-id": "sandbox-1"},
+			in := Input{ID: "ctr-1", HostPath: ReadOnly, Mounts: table(), Kubelets: roots, Engines: engines, Spec: &specs.Spec{
+				Annotations: map[string]string{"io.kubernetes.cri.sandbox-id": "sandbox-1", "io.kubernetes.cri.sandbox-uid": "6f1a-22"},
 				Mounts: []specs.Mount{
 					{Destination: "/proc", Type: "proc", Source: "proc"},
 					{Destination: tt.dest, Type: "bind", Source: tt.source, Options: tt.options},
@@ -123,12 +164,44 @@ func TestPlan(t *testing.T) {
 func FuzzKubelets(f *testing.F) {
 	f.Add(pods + "/volumes/kubernetes.io~secret/x")
 	f.Add("pods/pods/volumes//")
+	f.Add("/var/lib/kubelet/pods/6f1a-22/containers/../../../..")
 	f.Fuzz(func(t *testing.T, p string) {
 		defer worktest.Bound(t, len(p))()
 		pod, rest := kubelets(p)
 		if rest != nil && fmt.Sprint(pod, "/", strings.Join(rest, "/")) != p {
 			t.Errorf("kubelets(%q) = %q, %q", p, pod, rest)
 		}
-		_, _ = Plan(Input{Mounts: table(), Spec: &specs.Spec{Mounts: []specs.Mount{{Type: "bind", Source: p, Destination: "/x"}}}})
+		binds, err := Plan(Input{Mounts: table(), Kubelets: roots, Engines: engines, HostPath: Refused, ID: "c", Spec: &specs.Spec{
+			Annotations: map[string]string{"io.kubernetes.cri.sandbox-id": "s", "io.kubernetes.cri.sandbox-uid": "6f1a-22"},
+			Mounts:      []specs.Mount{{Type: "bind", Source: p, Destination: "/etc/hosts"}},
+		}})
+		if err != nil || len(binds) == 0 {
+			return
+		}
+		// Nothing of the host comes into a container but what is kubelet's for this pod, or the engine's.
+		known := slices.ContainsFunc([]string{pods, "/run/containerd/", "/var/lib/containerd/"}, func(dir string) bool {
+			return strings.HasPrefix(binds[0].Source, dir)
+		})
+		if binds[0].Kind != Guest && (!known || binds[0].Origin != Owned) {
+			t.Errorf("Plan(%q) = %+v", p, binds[0])
+		}
 	})
+}
+
+func TestEngineRootsFollowTheBundle(t *testing.T) {
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	bundle, work := dir+"/state/io.containerd.runtime.v2.task/k8s.io/c", dir+"/root/io.containerd.runtime.v2.task/k8s.io/c"
+	if err := errors.Join(os.MkdirAll(bundle, 0o700), os.MkdirAll(work, 0o700), os.Symlink(work, bundle+"/work")); err != nil {
+		t.Fatal(err)
+	}
+	want := []Root{{dir + "/state", dir + "/state"}, {dir + "/root", dir + "/root"}, {"/usr", "/usr"}}
+	if d := cmp.Diff(want, EngineRoots(bundle, []string{"/usr", "/nowhere", "/"})); d != "" {
+		t.Errorf("EngineRoots() (-want +got):\n%s", d)
+	}
+	if got := EngineRoots(dir, nil); got != nil {
+		t.Errorf("of a bundle elsewhere EngineRoots() = %v", got)
+	}
 }

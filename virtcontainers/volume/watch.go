@@ -12,6 +12,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/virtcontainers/hostfs"
 )
 
 // Watcher tells when the entries of directories change. One serves a whole pod: the kernel bounds
@@ -39,8 +41,10 @@ func NewWatcher() (*Watcher, error) {
 	return &Watcher{f: os.NewFile(uintptr(fd), "inotify"), dir: map[int32]string{}}, nil
 }
 
-// Add begins to watch a directory.
-func (w *Watcher) Add(dir string) error {
+// Add begins to watch a directory, which Next calls by the name that the file has. The descriptor is not kept: an
+// open one would keep kubelet from unmounting the volume.
+func (w *Watcher) Add(f *os.File) error {
+	dir := f.Name()
 	conn, err := w.f.SyscallConn()
 	if err != nil {
 		return fmt.Errorf("watch volume %s: %w", dir, err)
@@ -49,7 +53,7 @@ func (w *Watcher) Add(dir string) error {
 	defer w.mu.Unlock()
 	var wd int
 	var werr error
-	err = conn.Control(func(fd uintptr) { wd, werr = unix.InotifyAddWatch(int(fd), dir, events) })
+	err = conn.Control(func(fd uintptr) { wd, werr = unix.InotifyAddWatch(int(fd), hostfs.Proc(f), events) })
 	if errors.Is(werr, unix.ENOSPC) {
 		return fmt.Errorf("watch volume %s: this host's limit of inotify watches is reached; raise the sysctl fs.inotify.max_user_watches", dir)
 	}

@@ -113,6 +113,7 @@ func (n *Node) writeContainerd() error {
 	}
 	return errors.Join(
 		os.WriteFile(filepath.Join(n.Dir, "cni", "10-coco.conflist"), []byte(cni), 0o644),
+		os.WriteFile(n.cocoConfig(), []byte(fmt.Sprintf("[runtime]\nkubelet_dirs = [%q]\n", n.podsDir())), 0o644),
 		os.WriteFile(filepath.Join(n.Dir, "config.toml"), []byte(config), 0o644))
 }
 
@@ -167,9 +168,15 @@ func (n *Node) schema2() string {
 `, sandboxImage, filepath.Join(n.Dir, "cni"), n.Handler)
 }
 
+// cocoConfig is the shim's configuration, which has to know where this kubelet keeps its volumes.
+func (n *Node) cocoConfig() string { return filepath.Join(n.Dir, "coco.toml") }
+
+// podsDir is the kubelet's root directory.
+func (n *Node) podsDir() string { return filepath.Join(n.Dir, "pods") }
+
 func (n *Node) env() []string {
 	path := strings.Join([]string{filepath.Join(harness.Prefix(), "bin"), n.bin, "/usr/sbin", "/usr/bin", "/sbin", "/bin"}, ":")
-	env := []string{"PATH=" + path, "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1", "HOME=/root"}
+	env := []string{"PATH=" + path, "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1", "HOME=/root", "COCO_CONF_FILE=" + n.cocoConfig()}
 	for _, k := range []string{"SSL_CERT_FILE", "TMPDIR"} {
 		if v := os.Getenv(k); v != "" {
 			env = append(env, k+"="+v)

@@ -131,7 +131,7 @@ func (n *Node) StartKubelet(ctx context.Context, kubeconfig string) error {
 		os.WriteFile(filepath.Join(n.Dir, "resolv.conf"), []byte("nameserver 127.0.0.1\n"), 0o644)); err != nil {
 		return err
 	}
-	args := []string{bin, "--config", config, "--root-dir", filepath.Join(n.Dir, "pods"), "--hostname-override", hostname}
+	args := []string{bin, "--config", config, "--root-dir", n.podsDir(), "--hostname-override", hostname}
 	if kubeconfig != "" {
 		args = append(args, "--kubeconfig", kubeconfig)
 	}

@@ -1,0 +1,54 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package volume
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Root is a directory of a kubelet or a container engine: as it was named, and without symbolic links.
+type Root struct{ Name, Real string }
+
+// below returns a path relative to the directory.
+func (r Root) below(p string) (string, bool) {
+	for _, base := range []string{r.Real, r.Name} {
+		if rel, ok := strings.CutPrefix(p, base+"/"); ok && base != "" && rel != "" {
+			return rel, true
+		}
+	}
+	return "", false
+}
+
+// Roots looks at the directories that the configuration names. One that does not exist is none: nobody but root
+// can make it, or Open refuses what is in it.
+func Roots(dirs []string) []Root {
+	var out []Root
+	for _, d := range dirs {
+		if real, err := filepath.EvalSymlinks(d); err == nil && real != "/" {
+			out = append(out, Root{Name: filepath.Clean(d), Real: real})
+		}
+	}
+	return out
+}
+
+// EngineRoots are the directories of containerd that the bundle of a container of its is below, and the others that
+// the configuration names. containerd makes the bundle as STATE/PLUGIN/NAMESPACE/ID, with a link "work" to
+// ROOT/PLUGIN/NAMESPACE/ID.
+func EngineRoots(bundle string, dirs []string) []Root {
+	var own []string
+	places := []string{bundle}
+	if work, err := os.Readlink(filepath.Join(bundle, "work")); err == nil {
+		places = append(places, work)
+	}
+	for _, p := range places {
+		plugin := filepath.Dir(filepath.Dir(p))
+		if filepath.IsAbs(p) && strings.HasPrefix(filepath.Base(plugin), "io.containerd.") {
+			own = append(own, filepath.Dir(plugin))
+		}
+	}
+	return Roots(slices.Concat(own, dirs))
+}
