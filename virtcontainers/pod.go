@@ -184,7 +184,7 @@ func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, c
 	}
 	p.tookIn(c.id, "files", layersDone) // what they took longer than the layers
 	rootfs, err := storage.Storages(c.id, attached, on)
-	return append(shared, rootfs...), err
+	return joined(shared, rootfs), err
 }
 
 // takeFirst returns the search for the layers that was begun before the boot, or begins one.

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 
@@ -43,6 +44,7 @@ type podVolume struct {
 	token   chan struct{}    // holds a token while nobody works on the volume; what follows is the holder's
 	made    bool             // it is in the guest
 	storage *agent.Storage   // what the agent mounts; nil for copies
+	layers  []*agent.Storage // what it mounts before that
 	device  *agent.Device    // likewise, as the agent finds it
 	mirror  *copytree.Mirror // of an updated copy: what the guest has
 	id      hostfs.ID        // of an updated copy: the directory on the host
@@ -70,6 +72,7 @@ const (
 	guestStorage  = spec.GuestRoot + "/sandbox/storage/"
 	guestSubPaths = spec.GuestRoot + "/sandbox/subpaths/"
 	guestLive     = spec.GuestRoot + "/sandbox/live"
+	guestImages   = spec.GuestRoot + "/sandbox/images/"
 )
 
 const maxName = 255 // of a file
@@ -93,6 +96,8 @@ func guestPlace(kind volume.Kind, source string) string {
 		return guestStorage + name
 	case volume.Shared:
 		return guestLive + "/" + hash16(source)
+	case volume.Image:
+		return guestImages + hash16(source)
 	default:
 		return path.Join(spec.SharedDir, spec.Shorten("sandbox-"+hash16(source)+"-"+strings.ToValidUTF8(base, "_")))
 	}
@@ -265,9 +270,11 @@ func (p *Pod) provide(ctx context.Context, id string, list []mounted) ([]*agent.
 		if err := p.makeVolume(ctx, m.podVolume, m.bind.Destination); err != nil {
 			return nil, err
 		}
-		if m.storage != nil && !listed[m.storage.GetMountPoint()] {
-			listed[m.storage.GetMountPoint()] = true
-			out = append(out, m.storage)
+		for _, s := range append(slices.Clone(m.layers), m.storage) {
+			if s != nil && !listed[s.GetMountPoint()] {
+				listed[s.GetMountPoint()] = true
+				out = append(out, s)
+			}
 		}
 		if m.bind.Sub != "" {
 			out = append(out, subPathStorage(m.guest, m.bind.Sub, m.place(id)))
@@ -303,6 +310,8 @@ func (p *Pod) makeVolume(ctx context.Context, v *podVolume, at string) error {
 		v.storage, err = p.directVolume(ctx, v)
 	case volume.Shared:
 		v.storage, err = p.shareVolume(v)
+	case volume.Image:
+		err = p.imageVolume(ctx, v)
 	case volume.Raw:
 		v.device, err = p.rawVolume(ctx, v)
 	default:

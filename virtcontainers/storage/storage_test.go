@@ -259,6 +259,25 @@ func TestStorages(t *testing.T) {
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
 		t.Errorf("Storages (-want +got):\n%s", diff)
 	}
+	const at = "/run/kata-containers/sandbox/images/x"
+	wantImage := []*agent.Storage{
+		layerStorage(2, "1:0"), layerStorage(1, "2:0"),
+		{
+			Driver: "overlayfs", Source: "none", Fstype: "overlay", MountPoint: at, Options: []string{
+				"ro", "lowerdir=/run/kata-containers/virtual-volumes/" + hash(2) + ":/run/kata-containers/virtual-volumes/" + hash(1),
+			},
+		},
+	}
+	if diff := cmp.Diff(wantImage, Image(at, []Attached{attached(2, "1:0"), attached(1, "2:0"), attached(2, "1:0")}), protocmp.Transform()); diff != "" {
+		t.Errorf("Image (-want +got):\n%s", diff)
+	}
+	wantImage = []*agent.Storage{
+		layerStorage(1, "2:0"),
+		{Driver: "bind", Source: "/run/kata-containers/virtual-volumes/" + hash(1), Fstype: "bind", MountPoint: at, Options: []string{"ro"}},
+	}
+	if diff := cmp.Diff(wantImage, Image(at, []Attached{attached(1, "2:0")}), protocmp.Transform()); diff != "" {
+		t.Errorf("Image of one layer (-want +got):\n%s", diff)
+	}
 	for _, id := range []string{"", "..", "a/b", "a:b"} {
 		if _, err := Storages(id, []Attached{attached(1, "0:0")}, Upper{MiB: 1}); err == nil {
 			t.Errorf("Storages(%q) succeeded", id)

@@ -6,6 +6,7 @@ package storage
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/coco-shim/coco/api/agent"
@@ -84,10 +85,7 @@ func Storages(cid string, layers []Attached, on Upper) ([]*agent.Storage, error)
 		}
 		seen[point] = true
 		lower = append(lower, point)
-		out = append(out, &agent.Storage{
-			Driver: l.Address.Driver, Source: l.Address.Source, Fstype: "erofs",
-			Options: []string{"ro"}, DriverOptions: l.Options(), MountPoint: point,
-		})
+		out = append(out, l.storage(point))
 	}
 	upper := guestUpper + cid
 	out = append(out, on.storage(upper), &agent.Storage{
@@ -98,6 +96,34 @@ func Storages(cid string, layers []Attached, on Upper) ([]*agent.Storage, error)
 		DriverOptions: []string{createDirectory + upper + "/fs", createDirectory + upper + "/work"},
 	})
 	return out, nil
+}
+
+// Image lists what the agent mounts for an image that is a volume, read-only, at a place of its own.
+func Image(at string, layers []Attached) []*agent.Storage {
+	var out []*agent.Storage
+	var lower []string
+	for _, l := range layers {
+		point := guestLayers + l.Hex()
+		if slices.Contains(lower, point) { // as in Storages
+			continue
+		}
+		lower = append(lower, point)
+		out = append(out, l.storage(point))
+	}
+	if len(lower) == 1 { // an overlay without an upper directory has two at least
+		return append(out, &agent.Storage{Driver: "bind", Source: lower[0], Fstype: "bind", MountPoint: at, Options: []string{"ro"}})
+	}
+	return append(out, &agent.Storage{
+		Driver: driverOverlay, Source: "none", Fstype: "overlay", MountPoint: at, Options: []string{"ro", "lowerdir=" + strings.Join(lower, ":")},
+	})
+}
+
+// storage is a layer as the agent mounts it.
+func (l Attached) storage(point string) *agent.Storage {
+	return &agent.Storage{
+		Driver: l.Address.Driver, Source: l.Address.Source, Fstype: "erofs",
+		Options: []string{"ro"}, DriverOptions: l.Options(), MountPoint: point,
+	}
 }
 
 // checkID refuses what could lead out of the guest's directories.

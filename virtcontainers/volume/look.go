@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
@@ -20,7 +21,9 @@ import (
 // Look reads the host's mount table, if a mount of the specification needs it.
 func Look(s *specs.Spec) ([]*mountinfo.Info, error) {
 	for _, m := range s.Mounts {
-		if _, rest := kubelets(m.Source); !isBind(m) || len(rest) < 2 || rest[0] == containersDir {
+		_, rest := kubelets(m.Source)
+		volume := len(rest) >= 2 && rest[0] != containersDir || strings.Contains(m.Source, "/"+imageVolumes+"/")
+		if !isBind(m) || !volume {
 			continue
 		}
 		mounts, err := mountinfo.GetMounts(nil)

@@ -38,11 +38,12 @@ const (
 	Raw                     // such a disk itself
 	Shared                  // a file or directory of the host as it is, live
 	Guest                   // a device that the guest has itself
+	Image                   // the layers of an image, which the engine has mounted as a volume
 )
 
 // String names the kind for logs.
 func (k Kind) String() string {
-	return [...]string{"copy", "copy of the pod", "updated copy", "memory", "disk", "termination message", "direct volume", "raw block device", "live share", "device of the guest"}[k]
+	return [...]string{"copy", "copy of the pod", "updated copy", "memory", "disk", "termination message", "direct volume", "raw block device", "live share", "device of the guest", "image volume"}[k]
 }
 
 // HostPath is what the configuration says of directories that are simply the host's.
@@ -279,11 +280,27 @@ func (in Input) engines(b *Bind) bool {
 		for _, part := range parts[:min(idDepth, len(parts)-1)] {
 			if part == in.ID || part == sandboxID(in.Spec) {
 				b.Source = path.Join(r.Real, rel)
+				in.image(b, r, parts)
 				return true
 			}
 		}
 	}
 	return false
+}
+
+const imageVolumes = "image-volumes"
+
+// image finds the volumes that are images: containerd mounts the layers at image-volumes/SANDBOX/DIGEST, which the
+// guest gets as it gets those of a root file system. One that is no overlay is copied.
+func (in Input) image(b *Bind, r Root, parts []string) {
+	i := slices.Index(parts, imageVolumes)
+	if i < 0 || len(parts) < i+3 || parts[i+1] != sandboxID(in.Spec) {
+		return
+	}
+	point := path.Join(r.Real, path.Join(parts[:i+3]...))
+	if at := mountOf(in.Mounts, point); at != nil && at.Mountpoint == point && at.FSType == "overlay" {
+		b.Kind, b.Source, b.Sub, b.ReadOnly = Image, point, path.Join(parts[i+3:]...), true
+	}
 }
 
 // emptyDir is a volume of the guest's own. kubelet mounts what is to be memory.

@@ -34,6 +34,7 @@ func table() []*mountinfo.Info {
 	return []*mountinfo.Info{
 		m("/", "ext4", "/", 1),
 		m("/srv", "xfs", "/data", 2),
+		m("/run/containerd/cri/image-volumes/sandbox-1/0f1e", "overlay", "/", 50),
 		m(pods+"/volumes/kubernetes.io~empty-dir/mem", "tmpfs", "/", 30),
 		m(pods+"/volumes/kubernetes.io~empty-dir/huge", "hugetlbfs", "/", 31),
 		m(pods+"/volumes/kubernetes.io~secret/token", "tmpfs", "/", 32),
@@ -110,6 +111,10 @@ func TestPlan(t *testing.T) {
 		{name: "hosts of another sandbox", source: "/var/lib/containerd/cri/sandboxes/sandbox-2/hosts", dest: "/etc/hosts", change: refuse, refused: "runtime.host_path"},
 		{name: "hosts of the sandbox", source: "/var/lib/containerd/cri/sandboxes/sandbox-1/hosts", dest: "/etc/hosts", change: refuse, want: Bind{Source: "/var/lib/containerd/cri/sandboxes/sandbox-1/hosts"}},
 		{name: "dots", source: "/srv/k/pods/6f1a-22/../../x", change: refuse, refused: "runtime.host_path"},
+		{name: "image volume", source: "/run/containerd/cri/image-volumes/sandbox-1/0f1e", change: refuse, want: Bind{Kind: Image, Source: "/run/containerd/cri/image-volumes/sandbox-1/0f1e", ReadOnly: true}},
+		{name: "sub path of an image volume", source: "/run/containerd/cri/image-volumes/sandbox-1/0f1e/a/b", change: refuse, want: Bind{Kind: Image, Source: "/run/containerd/cri/image-volumes/sandbox-1/0f1e", Sub: "a/b", ReadOnly: true}},
+		{name: "image volume of another sandbox", source: "/run/containerd/cri/image-volumes/sandbox-2/0f1e", change: refuse, refused: "runtime.host_path"},
+		{name: "image volume that is no overlay", source: "/run/containerd/cri/image-volumes/sandbox-1/beef", change: refuse, want: Bind{Source: "/run/containerd/cri/image-volumes/sandbox-1/beef"}},
 		{name: "a device that every guest has", source: "/dev/null", change: func(in *Input) { in.TEE = true }, want: Bind{Kind: Guest, Source: "/dev/null"}},
 		{name: "another device", source: "/dev/sda", change: refuse, refused: "runtime.host_path"},
 		{name: "hostPath that looks like a pod's", source: "/opt/pods/x", want: Bind{Origin: Resolved, Kind: Once, Source: "/opt/pods/x", ReadOnly: true}},
