@@ -22,9 +22,11 @@ import (
 	"github.com/coco-shim/coco/agent/runner"
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
+	"github.com/coco-shim/coco/internal/words"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
+	"google.golang.org/grpc/status"
 )
 
 // Runner runs containers; package runner implements it.
@@ -176,7 +178,8 @@ func (s *Service) Intercept(ctx context.Context, u ttrpc.Unmarshaler, info *ttrp
 		return resp, nil
 	}
 	s.Log.Debug("request failed", "method", info.FullMethod, "error", err)
-	return nil, errgrpc.ToGRPC(classify(err))
+	st := status.Convert(errgrpc.ToGRPC(classify(err)))
+	return nil, status.Error(st.Code(), words.UTF8(st.Message(), words.Most)) // a name that is no UTF-8 breaks no message
 }
 
 // classify gives errors without a class the one that hosts expect.

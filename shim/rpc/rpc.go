@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/coco-shim/coco/internal/wire"
+	"github.com/coco-shim/coco/internal/words"
 )
 
 // Unary adapts one method: decode, call, and map the error's class to a gRPC code.
@@ -28,7 +29,7 @@ func Unary[T any, P interface {
 	return func(ctx context.Context, unmarshal func(any) error) (any, error) {
 		req := P(new(T))
 		if err := unmarshal(req); err != nil {
-			return nil, err
+			return nil, told(err)
 		}
 		resp, err := call(ctx, req)
 		if err != nil {
@@ -38,11 +39,15 @@ func Unary[T any, P interface {
 	}
 }
 
+// mostText bounds an error's text: a message holds 4 MiB, and what cannot be sent breaks the connection for all.
+const mostText = 64 << 10
+
 // told is an error as the client gets it: its words and the code of its class. The structure of what it wraps stays
-// here, since clients print each part of it on a line of its own.
+// here, since clients print each part of it on a line of its own. A name of a file may be no UTF-8, which a message
+// does not take: ttrpc would close the connection without a word.
 func told(err error) error {
 	st := status.Convert(errgrpc.ToGRPC(err))
-	return status.Error(st.Code(), st.Message())
+	return status.Error(st.Code(), words.UTF8(st.Message(), mostText))
 }
 
 // Raw adapts a method whose messages are read and written field by field. They travel as an empty
@@ -51,7 +56,7 @@ func Raw(call func(context.Context, wire.Fields) (wire.Message, error)) ttrpc.Me
 	return func(ctx context.Context, unmarshal func(any) error) (any, error) {
 		var req, resp emptypb.Empty
 		if err := unmarshal(&req); err != nil {
-			return nil, err
+			return nil, told(err)
 		}
 		f, err := wire.Parse(req.ProtoReflect().GetUnknown())
 		if err != nil {
