@@ -47,6 +47,8 @@ type Conn struct {
 	window  uint32 // guarded by mu; what we may still send
 	sawFIN  bool   // guarded by mu; the peer's direction has ended
 	finSent bool   // guarded by mu; our direction has ended
+	deaf    bool   // guarded by mu; what arrives is dropped
+	lingers bool   // guarded by mu; it was closed before the peer's direction had ended
 }
 
 var (
@@ -126,7 +128,7 @@ func (c *Conn) peek() ([]byte, error) {
 		case end:
 			return nil, io.EOF
 		case lost:
-			return nil, ErrLost
+			return nil, c.link.lost()
 		}
 		select {
 		case <-c.arrived:
@@ -162,7 +164,7 @@ func (c *Conn) receive(r *bufio.Reader, length uint32) error {
 	c.mu.Unlock()
 	for left := int(length); left > 0; {
 		c.mu.Lock()
-		if isClosed(c.closed) {
+		if c.deaf || isClosed(c.closed) {
 			c.mu.Unlock()
 			_, err := io.CopyN(io.Discard, r, int64(left))
 			return err
@@ -194,20 +196,34 @@ func (c *Conn) widen(by uint32) error {
 	return nil
 }
 
-// peerEnded is called when the peer has ended its direction, or with a reset both.
-func (c *Conn) peerEnded(reset bool) {
+// peerEnded is called when the peer has ended its direction, or with a reset both. It says whether that is new.
+func (c *Conn) peerEnded(reset bool) bool {
 	c.mu.Lock()
+	news := !c.sawFIN
 	c.sawFIN = true
-	over := c.finSent
+	over, lingered := c.finSent, c.lingers
+	c.lingers = false
 	c.mu.Unlock()
+	if lingered {
+		c.link.linger(-1)
+	}
 	wake(c.arrived)
 	if reset {
-		c.reset()
+		news = c.reset() || news
 		over = true
 	}
 	if over {
 		c.link.forget(c.id)
 	}
+	return news
+}
+
+// DropReads is for a connection that is only written to: what the peer sends is dropped and its window not renewed.
+func (c *Conn) DropReads() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.deaf = true
+	c.in.drop()
 }
 
 // Write sends p in frames of bounded size, so that connections take turns on the channel.
@@ -274,7 +290,7 @@ func (c *Conn) writeError(over <-chan struct{}) error {
 	case isClosed(c.closed):
 		return net.ErrClosed
 	case isClosed(c.link.done):
-		return ErrLost
+		return c.link.lost()
 	case isClosed(c.peerGone):
 		return syscall.EPIPE
 	case isClosed(over):
@@ -318,7 +334,11 @@ func (c *Conn) Close() error {
 	close(c.closed)
 	c.in.drop()
 	sawFIN := c.sawFIN
+	c.lingers = !sawFIN
 	c.mu.Unlock()
+	if !sawFIN {
+		c.link.linger(1)
+	}
 	c.sendFIN()
 	if !sawFIN && !isClosed(c.peerGone) {
 		c.link.sendReset(c.id)
@@ -326,8 +346,8 @@ func (c *Conn) Close() error {
 	return nil
 }
 
-// reset is called when the peer has closed both directions: nobody reads what we write.
-func (c *Conn) reset() {
+// reset is called when the peer has closed both directions: nobody reads what we write. It says whether that is new.
+func (c *Conn) reset() bool {
 	c.mu.Lock()
 	first := !isClosed(c.peerGone)
 	if first {
@@ -337,6 +357,7 @@ func (c *Conn) reset() {
 	if first {
 		c.sendFIN()
 	}
+	return first
 }
 
 // LocalAddr is the port.

@@ -23,6 +23,7 @@ type Dialer struct {
 // NewDialer takes over the channel. The guest need not be there yet: dials wait for it.
 func NewDialer(channel io.ReadWriteCloser) *Dialer {
 	d := &Dialer{link: newLink(channel)}
+	d.strict = true
 	d.spawn(func() {
 		_ = d.receive(func(id uint32) error { // the connections learn that the channel is lost
 			return fmt.Errorf("the guest opens stream %d: %w", id, ErrProtocol)
@@ -90,6 +91,9 @@ func handshake(c *Conn, port uint32) error {
 	}
 	if err != nil {
 		return err
+	}
+	if full, err := parseLine(line, "FULL"); err == nil && full == port {
+		return ErrFull
 	}
 	got, err := parseLine(line, "OK")
 	if err == nil && got != port {

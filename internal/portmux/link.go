@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 )
 
 // link is what both ends have: the channel, the streams on it, and the control stream.
@@ -32,6 +33,11 @@ type link struct {
 	pong    *header          // guarded by mu; the answer to the newest ping
 	pending []byte           // guarded by mu; control lines to send
 	control io.Writer        // guarded by mu; nil until the control stream is up
+
+	strict    bool      // the peer opens no streams; set before anything is received
+	idle      float64   // guarded by mu; useless frames, less those that time has excused
+	idleAt    time.Time // guarded by mu; when idle was counted
+	lingering int       // guarded by mu; streams that we have closed and the peer has not ended
 }
 
 func newLink(channel io.ReadWriteCloser) *link {
@@ -130,9 +136,15 @@ func (l *link) readFrames(newStream func(id uint32) error) error {
 		switch h.kind {
 		case typePing:
 			l.ping(h)
+			if err := l.useless(); err != nil {
+				return err
+			}
 		case typeGoAway:
 			if h.length != 0 {
 				return fmt.Errorf("the peer went away with reason %d: %w", h.length, ErrProtocol)
+			}
+			if err := l.useless(); err != nil {
+				return err
 			}
 		default:
 			if h.flags&flagSYN != 0 {
@@ -148,32 +160,36 @@ func (l *link) readFrames(newStream func(id uint32) error) error {
 }
 
 // obey handles a frame of a stream. One that is not known has ended: the peer may have sent more
-// before it knew.
+// before it knew, but not much.
 func (l *link) obey(r *bufio.Reader, h header) error {
-	c := l.conn(h.stream)
-	if h.kind == typeData && h.length > 0 {
-		var err error
-		if c == nil {
+	c, useful := l.conn(h.stream), false
+	switch {
+	case h.kind == typeData && h.length > 0 && c == nil:
+		err := l.stray(h)
+		if err == nil {
 			_, err = io.CopyN(io.Discard, r, int64(h.length))
-		} else {
-			err = c.receive(r, h.length)
 		}
 		if err != nil {
 			return err
 		}
-	}
-	if c == nil {
-		return nil
-	}
-	if h.kind == typeWindow && h.length > 0 {
+	case h.kind == typeData && h.length > 0:
+		if err := c.receive(r, h.length); err != nil {
+			return err
+		}
+		useful = true
+	case h.kind == typeWindow && h.length > 0 && c != nil:
 		if err := c.widen(h.length); err != nil {
 			return err
 		}
+		useful = h.length >= minGrant
 	}
-	if h.flags&(flagFIN|flagRST) != 0 {
-		c.peerEnded(h.flags&flagRST != 0)
+	if c != nil && h.flags&(flagFIN|flagRST) != 0 && c.peerEnded(h.flags&flagRST != 0) {
+		useful = true
 	}
-	return nil
+	if useful {
+		return nil
+	}
+	return l.useless()
 }
 
 // ping answers with the newest number only, so that a peer that does not read costs no memory.
@@ -293,8 +309,12 @@ func (l *link) readControl(r io.Reader) {
 			_ = l.fail(err)
 			return
 		}
-		if c := l.conn(id); c != nil {
-			c.reset()
+		if c := l.conn(id); c != nil && c.reset() {
+			continue
+		}
+		if err := l.useless(); err != nil {
+			_ = l.fail(err)
+			return
 		}
 	}
 }

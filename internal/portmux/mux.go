@@ -98,19 +98,35 @@ func (m *Mux) greet(c *Conn) {
 	m.greetings--
 	l := m.listeners[c.port]
 	m.lmu.Unlock()
-	if err == nil && (c.port == controlPort || l != nil) {
-		_, err = c.Write(formatLine("OK", c.port))
-		_ = c.SetDeadline(time.Time{}) // cannot fail
-	}
 	switch {
-	case err == nil && c.port == controlPort:
-		m.setControl(c)
-		m.readControl(c)
-	case err == nil && l != nil:
+	case err != nil:
+		_ = c.Close()
+	case c.port == controlPort:
+		if m.answer(c, "OK") {
+			m.setControl(c)
+			m.readControl(c)
+		}
+	case l == nil:
+		_ = c.Close()
+	case !l.reserve():
+		if m.answer(c, "FULL") {
+			_ = c.Close()
+		}
+	case m.answer(c, "OK"):
 		l.deliver(c)
 	default:
+		l.giveUp()
+	}
+}
+
+// answer ends the handshake, or the stream.
+func (m *Mux) answer(c *Conn, word string) bool {
+	_, err := c.Write(formatLine(word, c.port))
+	_ = c.SetDeadline(time.Time{}) // cannot fail
+	if err != nil {
 		_ = c.Close()
 	}
+	return err == nil
 }
 
 // listener is one port.
@@ -121,20 +137,36 @@ type listener struct {
 
 	mu     sync.Mutex
 	closed bool // guarded by mu
+	taken  int  // guarded by mu; places in the queue
 	done   chan struct{}
 }
 
+// reserve takes a place in the queue.
+func (l *listener) reserve() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.taken == cap(l.queue) {
+		return false
+	}
+	l.taken++
+	return true
+}
+
+func (l *listener) giveUp() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.taken--
+}
+
+// deliver puts a connection in its place.
 func (l *listener) deliver(c *Conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.closed {
-		select {
-		case l.queue <- c:
-			return
-		default: // nobody accepts: the peer learns it by the end of the stream
-		}
+	if l.closed {
+		_ = c.Close() // cannot fail
+		return
 	}
-	_ = c.Close() // cannot fail
+	l.queue <- c
 }
 
 // Accept returns the next connection to the port.
@@ -143,6 +175,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	case <-l.done:
 		return nil, fmt.Errorf("accept on guest port %d: %w", l.port, net.ErrClosed)
 	case c := <-l.queue:
+		l.giveUp()
 		return c, nil
 	}
 }

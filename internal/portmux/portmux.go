@@ -6,7 +6,7 @@
 //
 // On the wire it is yamux (the specification in hashicorp/yamux), the host being its client. Every stream starts with the
 // handshake of hybrid vsock: the host writes "CONNECT <port>\n" and the guest answers
-// "OK <port>\n", or closes the stream when nobody listens. What follows belongs to the two ends.
+// "OK <port>\n", "FULL <port>\n" when too many connections wait there, or closes the stream when nobody listens. What follows belongs to the two ends.
 //
 // A Conn behaves like a TCP connection: CloseWrite ends one direction and the peer reads io.EOF
 // after the last byte; Close ends both, and a peer that still writes gets EPIPE. Yamux itself knows
@@ -30,6 +30,8 @@ import (
 var (
 	// ErrRefused says that the guest runs but nobody listens on the port.
 	ErrRefused = errors.New("nobody listens on that guest port")
+	// ErrFull says that so many connections wait at the port that no more are taken.
+	ErrFull = errors.New("too many connections wait at that guest port")
 	// ErrLost says that the channel under the connections has ended.
 	ErrLost = errors.New("the channel to the guest has ended")
 	// ErrProtocol says that the peer sent something that is not in the protocol.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"syscall"
 
@@ -56,12 +57,28 @@ func (c *Conn) sendData(p []byte) error {
 		return err
 	}
 	defer func() { <-c.link.turn }()
-	return c.link.write(c.id, p)
+	return c.write(p)
+}
+
+// begin puts the header of a frame behind the frames that wait; the caller has the turn. Our end of the stream is
+// among these or comes after the frame: bytes behind it would be an error of the protocol.
+func (c *Conn) begin(length int) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.finSent {
+		return net.ErrClosed
+	}
+	l := c.link
+	l.out = header{kind: typeData, stream: c.id, length: uint32(length)}.append(l.queued(l.out[:0])) // #nosec G115
+	return nil
 }
 
 // write sends one frame; the caller has the turn.
-func (l *link) write(id uint32, p []byte) error {
-	l.out = header{kind: typeData, stream: id, length: uint32(len(p))}.append(l.queued(l.out[:0])) // #nosec G115
+func (c *Conn) write(p []byte) error {
+	if err := c.begin(len(p)); err != nil {
+		return err
+	}
+	l := c.link
 	head := max(0, min(len(p), portWrite-len(l.out)))
 	l.out = append(l.out, p[:head]...)
 	_, err := l.channel.Write(l.out)
@@ -138,9 +155,9 @@ func (c *Conn) sendPipe(pipe syscall.RawConn) (int, error) {
 	case err != nil:
 		return 0, err
 	case small != nil:
-		return sent, c.link.write(c.id, small)
+		return sent, c.write(small)
 	}
-	return sent, c.link.writePipe(c.id, sent)
+	return sent, c.writePipe(sent)
 }
 
 // take takes at most room bytes out of a pipe without waiting: a few are read, more are moved to
@@ -171,8 +188,13 @@ func (l *link) take(fd, room int) (n int, small []byte, err error) {
 }
 
 // writePipe sends a frame of the n bytes in the private pipe; the caller has the turn.
-func (l *link) writePipe(id uint32, n int) error {
-	l.out = header{kind: typeData, stream: id, length: uint32(n)}.append(l.queued(l.out[:0])) // #nosec G115
+func (c *Conn) writePipe(n int) error {
+	l := c.link
+	if err := c.begin(n); err != nil {
+		l.private.close() // with what is in it
+		l.private = nil
+		return err
+	}
 	_, err := l.channel.Write(l.out)
 	if err == nil {
 		s, _ := l.channel.(splicer) // asked before
