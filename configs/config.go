@@ -104,7 +104,9 @@ type Runtime struct {
 	Virtiofsd         string   // program for HostPath "live"; "" is looked for where distributions have it
 	Rlimits           []string // limits of processes that ask for none, "nofile=1024:4096"; what is not named is as containerd's
 	CreateTimeout     Duration // for creating a container in the guest
-	StopTimeout       Duration // for a graceful stop before the VM is killed
+	StopTimeout       Duration // for a graceful stop before the VM is killed, and for a process to end after SIGKILL
+	HealthInterval    Duration // between two questions whether the agent lives
+	HealthMisses      int      // how many intervals it may be silent before the VM is ended; 0: for ever
 	LogLevel          string   // "error", "warn", "info" or "debug"
 	EnableAnnotations []string // "section.key" that pods may set by annotation
 	Rehearse          string   // configuration of a TEE whose launch digest is published too; "" is none
@@ -146,6 +148,8 @@ func Default() Config {
 			EngineDirs:        []string{"/run/containers/storage", "/var/lib/containers/storage", "/var/lib/docker", "/var/lib/nerdctl"},
 			CreateTimeout:     60 * time.Second,
 			StopTimeout:       10 * time.Second,
+			HealthInterval:    30 * time.Second,
+			HealthMisses:      10,
 			LogLevel:          "info",
 			EnableAnnotations: []string{"hypervisor.default_vcpus", "hypervisor.default_memory_mib"},
 		},

@@ -77,6 +77,8 @@ var schema = []field{
 	{"runtime.rlimits", func(c *Config) any { return &c.Runtime.Rlimits }, rlimits(), byFile, false},
 	{"runtime.create_timeout", func(c *Config) any { return &c.Runtime.CreateTimeout }, lasting(time.Second, time.Hour), byPod, false},
 	{"runtime.stop_timeout", func(c *Config) any { return &c.Runtime.StopTimeout }, lasting(100*time.Millisecond, time.Hour), byPod, false},
+	{"runtime.health_interval", func(c *Config) any { return &c.Runtime.HealthInterval }, lasting(time.Second, time.Hour), byFile, false},
+	{"runtime.health_misses", func(c *Config) any { return &c.Runtime.HealthMisses }, between(0, 1000), byFile, false},
 	{"runtime.log_level", func(c *Config) any { return &c.Runtime.LogLevel }, oneOf("error", "warn", "info", "debug"), byFile, true},
 	{"runtime.enable_annotations", func(c *Config) any { return &c.Runtime.EnableAnnotations }, podKeys(), byFile, false},
 	{"runtime.rehearse", func(c *Config) any { return &c.Runtime.Rehearse }, absPath("a configuration file for platform snp or tdx"), byFile, false},

@@ -27,3 +27,8 @@ type PowerButton interface {
 type Resizer interface {
 	Resize(ctx context.Context, vcpus int, memoryMiB uint64) error
 }
+
+// Pauser is a VM that can tell whether its processors are stopped on purpose, so that its guest cannot answer.
+type Pauser interface {
+	Paused(ctx context.Context) (bool, error)
+}

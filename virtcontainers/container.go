@@ -37,6 +37,8 @@ type container struct {
 	mu    sync.Mutex
 	execs map[string]*process // guarded by mu
 	took  time.Duration       // guarded by mu; all of CreateContainer and Start
+	oom   time.Time           // guarded by mu; when the last event of it was passed on
+	deaf  int                 // guarded by mu; removals that the guest did not answer
 }
 
 // spent adds to what the container's start has taken.
@@ -187,7 +189,7 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 	}
 	c.init.setPipes(s)
 	u.Push("close streams of container "+c.id, func(context.Context) error { return c.init.closePipes() })
-	u.Push("remove container "+c.id+" in the guest", func(ctx context.Context) error { return p.removeInGuest(ctx, c.id) })
+	u.Push("remove container "+c.id+" in the guest", func(ctx context.Context) error { return p.removeInGuest(ctx, c) })
 	out.OCI.Process.Terminal = req.Terminal
 	defer p.tookIn(c.id, "create", time.Now())
 	_, err = p.agent.CreateContainer(ctx, &agent.CreateContainerRequest{
@@ -207,16 +209,19 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 
 // removeInGuest removes a container from the guest. One that is not there, and a guest that is not,
 // are fine.
-func (p *Pod) removeInGuest(ctx context.Context, id string) error {
+func (p *Pod) removeInGuest(ctx context.Context, c *container) error {
 	select {
 	case <-p.vm.Done():
 		return nil
 	default:
 	}
-	err := p.call(ctx, "remove container "+id, func(ctx context.Context) error {
-		_, err := p.agent.RemoveContainer(ctx, &agent.RemoveContainerRequest{ContainerId: id})
+	err := p.call(ctx, "remove container "+c.id, func(ctx context.Context) error {
+		_, err := p.agent.RemoveContainer(ctx, &agent.RemoveContainerRequest{ContainerId: c.id})
 		return err
 	})
+	if ctx.Err() != nil {
+		p.notRemoved(c)
+	}
 	if errdefs.IsNotFound(err) || errdefs.IsUnavailable(err) {
 		return nil
 	}

@@ -60,7 +60,7 @@ func CreatePod(ctx context.Context, opts Options) (_ *Pod, err error) {
 	p := &Pod{
 		opts: opts, log: opts.Log, life: newLife(), plugs: plugs{by: map[string]*plug{}},
 		volumes:    volumes{by: map[string]*podVolume{}},
-		containers: map[string]*container{}, done: make(chan struct{}), stopping: make(chan struct{}, 1),
+		containers: map[string]*container{}, done: make(chan struct{}), stopping: make(chan struct{}, 1), doom: make(chan error, 1),
 		sharedShm: needsSharedShm(opts), began: time.Now(),
 	}
 	p.stopping <- struct{}{}
@@ -88,6 +88,7 @@ func CreatePod(ctx context.Context, opts Options) (_ *Pod, err error) {
 	p.undo.Push("remove disks", p.removeDisks)
 	p.logPhases()
 	p.life.spawn(p.watchOOM)
+	p.life.spawn(p.watchPulse)
 	p.followNetwork(c.attached.Watch)
 	return p, nil
 }

@@ -46,6 +46,7 @@ type world struct {
 	slow      map[string]chan string  // operations that wait until the channel is closed
 	noStreams bool                    // the agent takes no byte streams
 	mute      bool                    // the agent never answers
+	lies      *lie                    // stands before the agent; nil: it is honest
 	onLaunch  func(hypervisor.VMSpec) // looks at the VM's description while its files are open
 	links     *linkTable              // the network namespace; nil: one with an eth0 that never changes
 	ports     int                     // how many interfaces can be plugged in

@@ -12,6 +12,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/ttrpc"
 	"google.golang.org/grpc/codes"
@@ -50,6 +51,7 @@ type fakeAgent struct {
 	created    *agent.CreateContainerRequest     // guarded by mu; the last one
 	resized    *agent.TtyWinResizeRequest        // guarded by mu; the last one
 	oom        chan string
+	hang       atomic.Bool   // it answers nothing any more
 	conn       *net.UnixConn // of the protocol; guarded by mu
 }
 
@@ -71,13 +73,24 @@ func newFakeAgent(vm *fakeVM) *fakeAgent {
 		files: map[string]*agent.CopyFileRequest{}, oom: make(chan string),
 	}
 	var err error
-	if a.server, err = ttrpc.NewServer(); err != nil {
+	if a.server, err = ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(a.hanging)); err != nil {
 		panic(err)
 	}
-	agent.RegisterAgentServiceService(a.server, a)
+	var service agent.AgentServiceService = a
+	if l := vm.w.lies; l != nil {
+		l.AgentServiceService, service = a, l
+	}
+	agent.RegisterAgentServiceService(a.server, service)
 	agent.RegisterHealthService(a.server, a)
 	a.wg.Go(func() { _ = a.server.Serve(ctx, a.lis) })
 	return a
+}
+
+func (a *fakeAgent) hanging(ctx context.Context, u ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, m ttrpc.Method) (any, error) {
+	if a.hang.Load() {
+		<-a.ctx.Done()
+	}
+	return m(ctx, u)
 }
 
 func (a *fakeAgent) close() {

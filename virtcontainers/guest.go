@@ -10,6 +10,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -23,6 +24,7 @@ import (
 	"github.com/coco-shim/coco/api/agent/types"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/internal/portmux"
+	"github.com/coco-shim/coco/virtcontainers/answers"
 )
 
 // Guest ports.
@@ -100,8 +102,11 @@ type (
 type link struct {
 	guest
 	vm      hypervisor.VM
+	conn    *answers.Conn
+	health  agent.HealthService
 	client  *ttrpc.Client
 	gone    chan struct{} // closed when the connection has ended
+	doomed  atomic.Value  // string: why we ended the VM, where we did
 	streams bool          // the agent takes byte streams
 	seccomp bool          // the guest can apply filters
 	removes bool          // the guest can take copied files away
@@ -114,14 +119,17 @@ type link struct {
 // connect waits until the agent answers. The error of a VM that did not come up tells the phase and
 // the last console lines.
 func connect(ctx context.Context, vm hypervisor.VM, timeout time.Duration) (*link, error) {
-	conn, err := vm.Dial(ctx, agentPort)
+	raw, err := vm.Dial(ctx, agentPort)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the agent: %w", err)
 	}
-	gone := make(chan struct{})
-	client := ttrpc.NewClient(conn, ttrpc.WithOnClose(func() { close(gone) }))
-	l := &link{guest: agent.NewAgentServiceClient(client), vm: vm, client: client, gone: gone, timeout: timeout}
-	res, err := agent.NewHealthClient(client).Check(ctx, &agent.CheckRequest{})
+	conn, gone := answers.New(raw), make(chan struct{})
+	client := ttrpc.NewClient(conn, ttrpc.WithOnClose(func() { close(gone) }), ttrpc.WithUnaryClientInterceptor(answers.Clean))
+	l := &link{
+		guest: agent.NewAgentServiceClient(client), health: agent.NewHealthClient(client),
+		vm: vm, conn: conn, client: client, gone: gone, timeout: timeout,
+	}
+	res, err := l.health.Check(ctx, &agent.CheckRequest{})
 	if err == nil && res.GetStatus() != agent.HealthCheckResponse_SERVING {
 		err = fmt.Errorf("the agent answers %s: %w", res.GetStatus(), errdefs.ErrUnavailable)
 	}
@@ -177,10 +185,16 @@ func (l *link) fault(ctx context.Context, err error) error {
 	if !lost(err) {
 		return classify(err)
 	}
+	if lie := l.conn.Err(); lie != nil { // which ends the VM too, for just this reason
+		return fmt.Errorf("%w: %w", lie, errdefs.ErrUnavailable)
+	}
 	t := time.NewTimer(lostVM)
 	defer t.Stop()
 	select {
 	case <-l.vm.Done():
+		if why, ok := l.doomed.Load().(string); ok {
+			return fmt.Errorf("%w: %w", &hypervisor.DeadError{VM: l.vm.ID(), Phase: hypervisor.PhaseRun, Reason: "it was ended: " + why}, errdefs.ErrUnavailable)
+		}
 		if dead := l.vm.Err(); dead != nil {
 			return fmt.Errorf("%w: %w", dead, errdefs.ErrUnavailable)
 		}
@@ -189,8 +203,11 @@ func (l *link) fault(ctx context.Context, err error) error {
 	return fmt.Errorf("the agent's connection broke: %w: %w", err, errdefs.ErrUnavailable)
 }
 
-// named says what was done, unless the agent's words begin with just that.
+// named says what was done, unless an error begins with just that.
 func named(what string, err error) error {
+	if a, ok := err.(*agentError); ok { //nolint:errorlint // of the agent's words alone, which are not ours
+		return fmt.Errorf("%s: %w", what, &agentError{strings.TrimPrefix(a.words, what+": "), a.class})
+	}
 	if strings.HasPrefix(err.Error(), what+":") {
 		return err
 	}
@@ -200,7 +217,7 @@ func named(what string, err error) error {
 // lost says whether an error is that of a connection whose other end is gone: of the agent's, or of a stream's, which on
 // Cloud Hypervisor is a socket.
 func lost(err error) bool {
-	for _, e := range []error{ttrpc.ErrClosed, portmux.ErrLost, io.EOF, io.ErrUnexpectedEOF, unix.ECONNRESET, unix.EPIPE} {
+	for _, e := range []error{ttrpc.ErrClosed, answers.ErrProtocol, portmux.ErrLost, io.EOF, io.ErrUnexpectedEOF, unix.ECONNRESET, unix.EPIPE} {
 		if errors.Is(err, e) {
 			return true
 		}
@@ -226,13 +243,13 @@ var classes = map[codes.Code]error{
 	codes.Canceled:           context.Canceled,
 }
 
-// agentError carries the agent's own words and a class of ours.
+// agentError carries the agent's own words, cleaned by answers.Clean and told as such, and a class of ours.
 type agentError struct {
 	words string
 	class error
 }
 
-func (e *agentError) Error() string { return e.words }
+func (e *agentError) Error() string { return "guest: " + e.words }
 func (e *agentError) Unwrap() error { return e.class }
 
 func classify(err error) error {

@@ -52,6 +52,7 @@ type Pod struct {
 	streamNumber atomic.Uint32
 	done         chan struct{} // closed when the VM is gone and all exits are settled
 	stopping     chan struct{} // holds a token while nobody shuts down
+	doom         chan error    // capacity 1: why the VM has to end
 
 	mu         sync.Mutex
 	containers map[string]*container // guarded by mu
@@ -229,9 +230,11 @@ func (p *Pod) watch(ctx context.Context) {
 	select {
 	case <-p.vm.Done():
 	case <-p.agent.gone:
-		p.endWithin(ctx, lostVM, "the agent's connection broke while the VM runs on; stopping it")
+		err = p.endWithoutAgent(ctx)
 	case <-p.files.gone():
 		err = p.endWithoutFiles(ctx)
+	case why := <-p.doom:
+		err = p.endCondemned(ctx, why)
 	}
 	p.mu.Lock()
 	if err == nil {
@@ -284,21 +287,5 @@ func (p *Pod) settleAll(reason error) {
 	p.mu.Unlock()
 	for _, pr := range all {
 		pr.settle(ExitStatus{Code: killedCode, Reason: reason.Error()}, true)
-	}
-}
-
-// watchOOM passes on what the guest killed for lack of memory, one event per call.
-func (p *Pod) watchOOM(ctx context.Context) {
-	for ctx.Err() == nil {
-		ev, err := p.agent.GetOOMEvent(ctx, &agent.GetOOMEventRequest{})
-		if err != nil {
-			if ctx.Err() == nil && !lost(err) {
-				p.log.Warn("no OOM events from the agent", "vm", p.vm.ID(), "error", classify(err))
-			}
-			return
-		}
-		if p.opts.OnOOM != nil && ev.GetContainerId() != "" {
-			p.opts.OnOOM(ev.GetContainerId())
-		}
 	}
 }

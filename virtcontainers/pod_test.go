@@ -425,7 +425,10 @@ func TestOOMEventsArePassedOn(t *testing.T) {
 	o := w.options("sleep")
 	got := make(chan string, 1)
 	o.OnOOM = func(id string) { got <- id }
-	start(t, w, o)
+	p, _ := start(t, w, o)
+	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+		t.Fatal(err)
+	}
 	w.vm().agent.oom <- "c1"
 	if id := <-got; id != "c1" {
 		t.Errorf("OnOOM(%q), want c1", id)

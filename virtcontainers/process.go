@@ -36,6 +36,9 @@ type process struct {
 	request         *agent.Process // of an exec; set before it is shared
 	lastWords       *os.File       // host file for the termination message, or nil; set before it is shared
 	done            chan struct{}  // closed when exit is set
+	told            chan struct{}  // closed when the guest has told the exit, or exit is set
+	tell            sync.Once      // closes told
+	doomed          sync.Once      // it was sent SIGKILL
 
 	mu       sync.Mutex
 	state    State      // guarded by mu
@@ -47,7 +50,7 @@ type process struct {
 }
 
 func newProcess(container, exec string, terminal bool, want wanted) *process {
-	return &process{container: container, exec: exec, terminal: terminal, want: want, done: make(chan struct{})}
+	return &process{container: container, exec: exec, terminal: terminal, want: want, done: make(chan struct{}), told: make(chan struct{})}
 }
 
 func processName(container, exec string) string {
@@ -112,8 +115,11 @@ func (pr *process) settle(exit ExitStatus, fromVM bool) {
 	}
 	exit.At = time.Now()
 	pr.exit, pr.settled = exit, true
+	pr.toldExit()
 	close(pr.done)
 }
+
+func (pr *process) toldExit() { pr.tell.Do(func() { close(pr.told) }) }
 
 // startFailed ends a process that never ran.
 func (pr *process) startFailed() {
@@ -123,6 +129,7 @@ func (pr *process) startFailed() {
 		return
 	}
 	pr.exit, pr.settled = ExitStatus{Code: unknownCode, At: time.Now()}, true
+	pr.toldExit()
 	close(pr.done)
 }
 
@@ -146,7 +153,7 @@ func (p *Pod) awaitExit(ctx context.Context, pr *process) {
 	case err == nil:
 		pr.drain(ctx)
 		p.bringLastWords(ctx, pr)
-		pr.settle(ExitStatus{Code: uint32(res.GetStatus())}, false) //nolint:gosec // an exit code
+		pr.settle(exitTold(res.GetStatus()), false)
 	case ctx.Err() != nil:
 		pr.settle(ExitStatus{Code: killedCode, Reason: context.Cause(ctx).Error()}, true)
 	case lost(err):
@@ -157,8 +164,17 @@ func (p *Pod) awaitExit(ctx context.Context, pr *process) {
 	}
 }
 
+// exitTold is the exit that the guest tells, if it is one.
+func exitTold(code int32) ExitStatus {
+	if code < 0 || code > 255 {
+		return ExitStatus{Code: unknownCode, Reason: fmt.Sprintf("the guest tells the exit status %d, which none is", code)}
+	}
+	return ExitStatus{Code: uint32(code)}
+}
+
 // drain waits for the end of the process's output, at most drainGrace.
 func (pr *process) drain(ctx context.Context) {
+	pr.toldExit()
 	pr.mu.Lock()
 	pr.known = true
 	s := pr.pipes
@@ -212,6 +228,9 @@ func (p *Pod) Kill(ctx context.Context, containerID, execID string, sig uint32, 
 		if execID != "" {
 			return fmt.Errorf("%s is not started: %w", pr.name(), errdefs.ErrFailedPrecondition)
 		}
+	}
+	if sig == sigkill {
+		p.mustEnd(pr) // whatever the guest answers
 	}
 	all = all && execID == ""
 	if all && sig != sigkill && !p.agent.all {

@@ -160,3 +160,44 @@ func kib(s string) uint64 {
 	}
 	return n << 10
 }
+
+// Stopped says whether a process cannot run because somebody stopped it, traces it or froze a cgroup of it.
+func Stopped(pid int) (bool, error) {
+	dir := "/proc/" + strconv.Itoa(pid)
+	stat, err := os.ReadFile(dir + "/stat")
+	if err != nil {
+		return false, fmt.Errorf("state of process %d: %w", pid, err)
+	}
+	if f := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:])); len(f) > 0 && strings.EqualFold(f[0], "T") {
+		return true, nil
+	}
+	groups, err := os.ReadFile(dir + "/cgroup")
+	if err != nil {
+		return false, fmt.Errorf("cgroups of process %d: %w", pid, err)
+	}
+	for line := range strings.Lines(string(groups)) {
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(f) < 3 {
+			continue
+		}
+		for _, file := range frozenFiles(f[1], f[2]) {
+			text, err := os.ReadFile(file)
+			if err == nil && (strings.Contains(string(text), "frozen 1") || strings.HasPrefix(string(text), "FROZEN")) {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}
+
+// frozenFiles tell whether a group is frozen: cgroup.events in a unified hierarchy, freezer.state in version 1.
+func frozenFiles(controllers, path string) []string {
+	const root = "/sys/fs/cgroup"
+	switch controllers {
+	case "":
+		return []string{root + path + "/cgroup.events", root + "/unified" + path + "/cgroup.events"}
+	case "freezer":
+		return []string{root + "/freezer" + path + "/freezer.state"}
+	}
+	return nil
+}

@@ -1,0 +1,103 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package virtcontainers
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/internal/procinfo"
+	"github.com/coco-shim/coco/virtcontainers/pulse"
+)
+
+// A pod ends although its guest hangs or lies: what is asked of the guest is waited for as long as a configuration
+// key says, and then its VM is ended, which settles every exit.
+
+// condemn has the VM ended; the first reason counts.
+func (p *Pod) condemn(why error) {
+	select {
+	case p.doom <- why:
+		p.agent.doomed.CompareAndSwap(nil, why.Error())
+	default:
+	}
+}
+
+// endCondemned ends the VM at once, and returns why.
+func (p *Pod) endCondemned(ctx context.Context, why error) error {
+	if !p.endWithin(ctx, 0, "the VM is ended: "+why.Error()) {
+		return nil // it ended by itself
+	}
+	return fmt.Errorf("vm %s was ended: %w", p.vm.ID(), why)
+}
+
+// endWithoutAgent ends a VM whose agent has hung up, or lost the connection by what it sent.
+func (p *Pod) endWithoutAgent(ctx context.Context) error {
+	if lie := p.agent.conn.Err(); lie != nil {
+		return p.endCondemned(ctx, lie)
+	}
+	p.endWithin(ctx, lostVM, "the agent's connection broke while the VM runs on; stopping it")
+	return nil
+}
+
+// mustEnd sees to it that a process that was sent SIGKILL ends. The guest's word for it is its exit.
+func (p *Pod) mustEnd(pr *process) {
+	pr.doomed.Do(func() {
+		p.life.spawn(func(ctx context.Context) {
+			limit := p.opts.Config.Runtime.StopTimeout
+			if pulse.Await(ctx, pr.told, limit) {
+				p.condemn(fmt.Errorf("%s did not end within runtime.stop_timeout (%s) of SIGKILL", pr.name(), limit))
+			}
+		})
+	})
+}
+
+// deafRemovals is how many times the guest may leave the removal of a container unanswered, for undo.StepTimeout each.
+const deafRemovals = 3
+
+// notRemoved is called when the guest has not answered the removal of a container in time.
+func (p *Pod) notRemoved(c *container) {
+	c.mu.Lock()
+	c.deaf++
+	enough := c.deaf >= deafRemovals
+	c.mu.Unlock()
+	if enough {
+		p.condemn(fmt.Errorf("the guest left the removal of container %s unanswered %d times", c.id, deafRemovals))
+	}
+}
+
+// watchPulse ends the VM when the agent does not answer any more.
+func (p *Pod) watchPulse(ctx context.Context) {
+	cfg := p.opts.Config.Runtime
+	if cfg.HealthMisses == 0 {
+		return
+	}
+	err := pulse.Beat{
+		Interval: cfg.HealthInterval, Misses: cfg.HealthMisses, Heard: p.agent.conn.Heard, Paused: p.isPaused,
+		Ping: func(ctx context.Context) {
+			if _, err := p.agent.health.Check(ctx, &agent.CheckRequest{}); err != nil {
+				p.log.Debug("health check", "vm", p.vm.ID(), "error", err) // an error is a sign of life too
+			}
+		},
+	}.Watch(ctx)
+	if err != nil {
+		p.condemn(fmt.Errorf("%w (runtime.health_misses, runtime.health_interval)", err))
+	}
+}
+
+// isPaused says whether the guest cannot answer because somebody has stopped its VM or the VMM.
+func (p *Pod) isPaused(ctx context.Context) bool {
+	if stopped, err := procinfo.Stopped(p.PID()); err == nil && stopped {
+		return true
+	}
+	vm, ok := p.vm.(hypervisor.Pauser)
+	if !ok {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, guestTimeout)
+	defer cancel()
+	paused, err := vm.Paused(ctx)
+	return err == nil && paused
+}
