@@ -181,6 +181,11 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 	if err != nil {
 		return Streams{}, err
 	}
+	done, err := p.creates.Take(ctx)
+	if err != nil {
+		return Streams{}, err
+	}
+	defer done()
 	start := time.Now()
 	s, n, err := p.openStreams(ctx, p.life.ctx, c.init.want, c.id, "")
 	p.tookIn(c.id, "streams", start)
@@ -333,6 +338,9 @@ func (p *Pod) Stats(ctx context.Context, containerID string) (*agent.StatsContai
 	return res, err
 }
 
+// mostPids bounds how many processes a guest may tell of: as many as a Linux has by default.
+const mostPids = 32 << 10
+
 // Pids lists a container's processes by their numbers in the guest. An agent that does not tell
 // them leaves the VMM's.
 func (p *Pod) Pids(ctx context.Context, containerID string) ([]uint32, error) {
@@ -341,7 +349,7 @@ func (p *Pod) Pids(ctx context.Context, containerID string) ([]uint32, error) {
 		return nil, err
 	}
 	if pids := stats.GetPids(); len(pids) > 0 {
-		return pids, nil
+		return pids[:min(len(pids), mostPids)], nil
 	}
 	return []uint32{uint32(p.PID())}, nil //nolint:gosec // a pid
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/coco-shim/coco/virtcontainers/cgroups"
 	"github.com/coco-shim/coco/virtcontainers/spec"
 	"github.com/coco-shim/coco/virtcontainers/state"
+	"github.com/coco-shim/coco/virtcontainers/turns"
 )
 
 // creation is a pod being made: what one step leaves for the next.
@@ -61,6 +62,8 @@ func CreatePod(ctx context.Context, opts Options) (_ *Pod, err error) {
 		opts: opts, log: opts.Log, life: newLife(), plugs: plugs{by: map[string]*plug{}},
 		volumes:    volumes{by: map[string]*podVolume{}},
 		containers: map[string]*container{}, done: make(chan struct{}), stopping: make(chan struct{}, 1), doom: make(chan error, 1),
+		creates:   turns.New("creations of containers", createsAtOnce, startsWaiting),
+		starts:    turns.New("starts of processes", startsAtOnce, startsWaiting),
 		sharedShm: needsSharedShm(opts), began: time.Now(),
 	}
 	p.stopping <- struct{}{}

@@ -45,6 +45,7 @@ func (p *Pod) endWithoutAgent(ctx context.Context) error {
 // mustEnd sees to it that a process that was sent SIGKILL ends. The guest's word for it is its exit.
 func (p *Pod) mustEnd(pr *process) {
 	pr.doomed.Do(func() {
+		close(pr.killed)
 		p.life.spawn(func(ctx context.Context) {
 			limit := p.opts.Config.Runtime.StopTimeout
 			if pulse.Await(ctx, pr.told, limit) {

@@ -23,6 +23,7 @@ type lie struct {
 	signal func(context.Context) error
 	remove func(context.Context) error
 	code   int32
+	under  func(agent.AgentServiceService) agent.AgentServiceService
 }
 
 func (l *lie) SignalProcess(ctx context.Context, r *agent.SignalProcessRequest) (*emptypb.Empty, error) {

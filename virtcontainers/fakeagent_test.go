@@ -46,6 +46,7 @@ type fakeAgent struct {
 	mu         sync.Mutex
 	sandbox    bool                              // guarded by mu
 	streams    map[uint32]*net.UnixConn          // guarded by mu
+	most       int                               // guarded by mu; streams at once that no request has named
 	containers map[string]map[string]*guestProc  // guarded by mu
 	files      map[string]*agent.CopyFileRequest // guarded by mu
 	created    *agent.CreateContainerRequest     // guarded by mu; the last one
@@ -78,7 +79,10 @@ func newFakeAgent(vm *fakeVM) *fakeAgent {
 	}
 	var service agent.AgentServiceService = a
 	if l := vm.w.lies; l != nil {
-		l.AgentServiceService, service = a, l
+		if l.under != nil {
+			service = l.under(a)
+		}
+		l.AgentServiceService, service = service, l
 	}
 	agent.RegisterAgentServiceService(a.server, service)
 	agent.RegisterHealthService(a.server, a)
@@ -162,6 +166,7 @@ func (a *fakeAgent) announced(c *net.UnixConn) {
 	}
 	a.mu.Lock()
 	a.streams[n] = c
+	a.most = max(a.most, len(a.streams))
 	a.mu.Unlock()
 	if _, err := io.WriteString(c, "ok\n"); err != nil {
 		_ = c.Close()

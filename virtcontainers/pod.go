@@ -25,6 +25,7 @@ import (
 	"github.com/coco-shim/coco/virtcontainers/spec"
 	"github.com/coco-shim/coco/virtcontainers/state"
 	"github.com/coco-shim/coco/virtcontainers/storage"
+	"github.com/coco-shim/coco/virtcontainers/turns"
 )
 
 var errShutdown = fmt.Errorf("the pod is shut down: %w", errdefs.ErrUnavailable)
@@ -53,6 +54,8 @@ type Pod struct {
 	done         chan struct{} // closed when the VM is gone and all exits are settled
 	stopping     chan struct{} // holds a token while nobody shuts down
 	doom         chan error    // capacity 1: why the VM has to end
+	creates      *turns.Turns
+	starts       *turns.Turns
 
 	mu         sync.Mutex
 	containers map[string]*container // guarded by mu
@@ -64,6 +67,13 @@ type Pod struct {
 	late       bool                  // guarded by mu; the network may come between creation and start
 	death      error                 // guarded by mu; why the VM ended, when nobody asked it to
 }
+
+// The guest holds 64 streams for processes that are being made, three for each at most.
+const (
+	createsAtOnce = 5
+	startsAtOnce  = 16
+	startsWaiting = 4096
+)
 
 // PID is the VMM's process, the same from before the hooks until the end.
 func (p *Pod) PID() int { return p.proc.PID() }

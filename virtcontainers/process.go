@@ -38,7 +38,8 @@ type process struct {
 	done            chan struct{}  // closed when exit is set
 	told            chan struct{}  // closed when the guest has told the exit, or exit is set
 	tell            sync.Once      // closes told
-	doomed          sync.Once      // it was sent SIGKILL
+	killed          chan struct{}  // closed when it was sent SIGKILL
+	doomed          sync.Once      // closes killed
 
 	mu       sync.Mutex
 	state    State      // guarded by mu
@@ -50,7 +51,7 @@ type process struct {
 }
 
 func newProcess(container, exec string, terminal bool, want wanted) *process {
-	return &process{container: container, exec: exec, terminal: terminal, want: want, done: make(chan struct{}), told: make(chan struct{})}
+	return &process{container: container, exec: exec, terminal: terminal, want: want, done: make(chan struct{}), told: make(chan struct{}), killed: make(chan struct{})}
 }
 
 func processName(container, exec string) string {
@@ -148,6 +149,12 @@ func (p *Pod) await(pr *process) {
 }
 
 func (p *Pod) awaitExit(ctx context.Context, pr *process) {
+	pr.mu.Lock()
+	s := pr.pipes
+	pr.mu.Unlock()
+	if s != nil {
+		s.read(ctx, pr.killed)
+	}
 	res, err := p.agent.WaitProcess(ctx, &agent.WaitProcessRequest{ContainerId: pr.container, ExecId: pr.exec})
 	switch {
 	case err == nil:
@@ -307,6 +314,12 @@ func (p *Pod) startExec(ctx context.Context, c *container, pr *process) (_ Strea
 	}
 	ctx, cancel := p.agent.within(ctx)
 	defer cancel()
+	done, err := p.starts.Take(ctx)
+	if err != nil {
+		pr.startFailed()
+		return Streams{}, fmt.Errorf("start %s: %w", pr.name(), err)
+	}
+	defer done()
 	s, n, err := p.openStreams(ctx, p.life.ctx, pr.want, pr.container, pr.exec)
 	if err != nil {
 		pr.startFailed()

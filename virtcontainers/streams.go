@@ -11,11 +11,13 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/internal/portmux"
 )
 
 // maxRead is what one Read call of the protocol asks for.
@@ -80,6 +82,29 @@ func (s *pipes) drained(stop <-chan struct{}) {
 	}
 }
 
+// read waits, where outputs are read by calls, until each has ended, or one is not read any more, or the process was
+// killed a while ago. An agent without byte streams forgets a process that was waited for, with the output that nobody
+// has read.
+func (s *pipes) read(ctx context.Context, killed <-chan struct{}) {
+	var enough <-chan time.Time
+	for i := 0; i < len(s.outs) && s.outs[i].stalled != nil; {
+		select {
+		case <-s.outs[i].ended:
+			i++
+		case <-killed:
+			t := time.NewTimer(drainGrace)
+			defer t.Stop()
+			killed, enough = nil, t.C
+		case <-s.outs[i].stalled:
+			return
+		case <-enough:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 func newPipes(in *input, stdout, stderr *output) *pipes {
 	p := &pipes{in: in}
 	if in != nil {
@@ -98,9 +123,10 @@ func newPipes(in *input, stdout, stderr *output) *pipes {
 
 // output is a stream from the guest that remembers having ended.
 type output struct {
-	r     io.ReadCloser
-	once  sync.Once
-	ended chan struct{}
+	r       io.ReadCloser
+	once    sync.Once
+	ended   chan struct{}
+	stalled chan struct{} // of an output that is read by calls: closed when nobody has read for drainGrace
 }
 
 func newOutput(r io.ReadCloser) *output { return &output{r: r, ended: make(chan struct{})} }
@@ -133,6 +159,9 @@ type input struct {
 
 func connInput(c net.Conn) *input {
 	in := &input{w: c, end: c.Close, free: c.Close}
+	if d, ok := c.(interface{ DropReads() }); ok { // an input has nothing to say
+		d.DropReads()
+	}
 	if h, ok := c.(interface{ CloseWrite() error }); ok {
 		in.end = h.CloseWrite
 	}
@@ -211,6 +240,9 @@ func connOutput(c net.Conn) *output {
 func (p *Pod) dialStream(ctx context.Context) (net.Conn, uint32, error) {
 	n := p.streamNumber.Add(1)
 	conn, err := p.vm.Dial(ctx, streamPort)
+	if errors.Is(err, portmux.ErrFull) {
+		err = fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
+	}
 	if err != nil {
 		return nil, 0, err
 	}
@@ -234,6 +266,9 @@ func announce(conn io.ReadWriter, n uint32) error {
 	if _, err := io.ReadFull(conn, answer[:]); err != nil {
 		return err
 	}
+	if string(answer[:]) == "no\n" {
+		return fmt.Errorf("too many streams wait in the guest: %w", errdefs.ErrResourceExhausted)
+	}
 	if string(answer[:]) != "ok\n" {
 		return fmt.Errorf("the agent answered %q instead of ok", answer)
 	}
@@ -253,7 +288,11 @@ func (p *Pod) rpcStreams(life context.Context, w wanted, container, exec string)
 	in := &input{w: wr, end: wr.Close}
 	reader := func(call func(context.Context, *agent.ReadStreamRequest) (*agent.ReadStreamResponse, error)) *output {
 		ctx, cancel := context.WithCancel(life)
-		return newOutput(&rpcReader{ctx: ctx, cancel: cancel, call: call, container: container, exec: exec})
+		r := &rpcReader{ctx: ctx, cancel: cancel, call: call, container: container, exec: exec, terminal: w.terminal}
+		o := newOutput(r)
+		o.stalled = make(chan struct{})
+		r.idle = time.AfterFunc(drainGrace, func() { r.once.Do(func() { close(o.stalled) }) })
+		return o
 	}
 	stdout, stderr := reader(p.agent.ReadStdout), reader(p.agent.ReadStderr)
 	s := &pipes{outs: []*output{stdout, stderr}}
@@ -285,7 +324,10 @@ type rpcReader struct {
 	cancel          context.CancelFunc
 	call            func(context.Context, *agent.ReadStreamRequest) (*agent.ReadStreamResponse, error)
 	container, exec string
+	terminal        bool
 	rest            []byte
+	idle            *time.Timer // runs while no call is under way
+	once            sync.Once
 }
 
 func (r *rpcReader) Read(p []byte) (int, error) {
@@ -293,11 +335,13 @@ func (r *rpcReader) Read(p []byte) (int, error) {
 		return 0, nil
 	}
 	if len(r.rest) == 0 {
+		r.idle.Stop()
+		defer r.idle.Reset(drainGrace)
 		res, err := r.call(r.ctx, &agent.ReadStreamRequest{
 			ContainerId: r.container, ExecId: r.exec, Len: uint32(min(len(p), maxRead)), //nolint:gosec // bounded
 		})
 		if err != nil {
-			return 0, readError(err)
+			return 0, readError(err, r.terminal)
 		}
 		if r.rest = res.GetData(); len(r.rest) == 0 {
 			return 0, io.EOF
@@ -308,16 +352,31 @@ func (r *rpcReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// readError turns the agent's ways of saying "no more" into io.EOF.
-func readError(err error) error {
+// readError turns the agent's ways of saying "no more" into io.EOF. What a terminal's master reads once the last
+// process has closed the other side is EIO.
+func readError(err error, terminal bool) error {
 	c := classify(err)
+	if terminal && endsTerminal(strings.ToLower(c.Error())) {
+		return io.EOF
+	}
 	if errdefs.IsNotFound(c) || errors.Is(c, context.Canceled) || strings.Contains(strings.ToLower(c.Error()), "eof") {
 		return io.EOF
 	}
 	return c
 }
 
+// endsTerminal knows EIO as Go, Rust's nix and its standard library write it.
+func endsTerminal(text string) bool {
+	for _, words := range []string{"input/output error", "eio: i/o error", "(os error 5)"} {
+		if strings.Contains(text, words) {
+			return true
+		}
+	}
+	return strings.HasSuffix(text, "eio")
+}
+
 func (r *rpcReader) Close() error {
+	r.idle.Stop()
 	r.cancel()
 	return nil
 }

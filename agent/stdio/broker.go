@@ -19,15 +19,19 @@ import (
 // Bounds of the broker.
 const (
 	maxPending       = 64               // streams that wait for a request
+	maxWaiting       = 1024             // streams that wait for a place among these
 	maxGreeting      = 32               // bytes of the first line
 	greetingDeadline = 10 * time.Second // for the first line
 	defaultClaimTime = 30 * time.Second // for a request that names the stream
 )
 
 // Broker holds byte streams that the host has opened until a request claims them by number. A
-// client writes "stream <n>\n" and reads "ok\n"; from then on the connection is stream n.
+// client writes "stream <n>\n" and reads "ok\n"; from then on the connection is stream n. Too many wait until others were
+// claimed; beyond a bound the client reads "no\n".
 type Broker struct {
 	claimTime time.Duration
+	places    chan struct{} // capacity maxPending: one taken by each stream that is greeted or pending
+	over      chan struct{} // closed by Close
 
 	mu      sync.Mutex
 	closed  bool                 // guarded by mu
@@ -44,7 +48,10 @@ type unlooked struct {
 
 // NewBroker makes a broker.
 func NewBroker() *Broker {
-	return &Broker{claimTime: defaultClaimTime, conns: map[net.Conn]bool{}, pending: map[uint32]*unlooked{}}
+	return &Broker{
+		claimTime: defaultClaimTime, places: make(chan struct{}, maxPending), over: make(chan struct{}),
+		conns: map[net.Conn]bool{}, pending: map[uint32]*unlooked{},
+	}
 }
 
 // Serve greets connections of l until l is closed.
@@ -55,14 +62,14 @@ func (b *Broker) Serve(l net.Listener) error {
 			return err
 		}
 		if !b.enter(c) {
+			_ = c.SetDeadline(time.Now().Add(time.Second))
+			_, _ = io.WriteString(c, "no\n") // a client that does not read it learns as much by the end
 			_ = c.Close()
 			continue
 		}
 		go func() {
 			defer b.wg.Done()
-			if err := b.greet(c); err != nil {
-				_ = c.Close()
-			}
+			b.serve(c)
 			b.mu.Lock()
 			delete(b.conns, c)
 			b.mu.Unlock()
@@ -70,10 +77,24 @@ func (b *Broker) Serve(l net.Listener) error {
 	}
 }
 
+// serve gives a stream its place and greets it.
+func (b *Broker) serve(c net.Conn) {
+	select {
+	case b.places <- struct{}{}:
+	case <-b.over:
+		_ = c.Close()
+		return
+	}
+	if err := b.greet(c); err != nil {
+		<-b.places
+		_ = c.Close()
+	}
+}
+
 func (b *Broker) enter(c net.Conn) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.closed || len(b.conns)+len(b.pending) >= maxPending {
+	if b.closed || len(b.conns)+len(b.pending) >= maxPending+maxWaiting {
 		return false
 	}
 	b.conns[c] = true
@@ -100,9 +121,10 @@ func (b *Broker) greet(c net.Conn) error {
 	}
 	if _, err := io.WriteString(c, "ok\n"); err != nil {
 		b.drop(n, c)
-		return err
+		return nil //nolint:nilerr // its place is free again
 	}
-	return c.SetDeadline(time.Time{})
+	_ = c.SetDeadline(time.Time{}) // fails only when it is closed
+	return nil
 }
 
 // readLine reads up to a newline and not a byte further: what follows belongs to the stream.
@@ -153,6 +175,7 @@ func (b *Broker) drop(n uint32, c net.Conn) {
 	}
 	b.mu.Unlock()
 	if ok && u.conn == c {
+		<-b.places
 		_ = c.Close()
 	}
 }
@@ -174,6 +197,7 @@ func (b *Broker) Claim(numbers ...uint32) ([]net.Conn, error) {
 		}
 		u.timer.Stop()
 		delete(b.pending, n)
+		<-b.places
 		conns[i] = u.conn
 	}
 	b.mu.Unlock()
@@ -195,6 +219,9 @@ func closeAll(conns []net.Conn) {
 // Close drops every unclaimed stream and waits for greetings to end.
 func (b *Broker) Close() {
 	b.mu.Lock()
+	if !b.closed {
+		close(b.over)
+	}
 	b.closed = true
 	for c := range b.conns {
 		_ = c.Close()
@@ -203,6 +230,7 @@ func (b *Broker) Close() {
 		u.timer.Stop()
 		_ = u.conn.Close()
 		delete(b.pending, n)
+		<-b.places
 	}
 	b.mu.Unlock()
 	b.wg.Wait()

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -127,16 +128,48 @@ func TestUnclaimedStreamsEnd(t *testing.T) {
 	}
 }
 
-func TestBrokerIsBounded(t *testing.T) {
+// Above 64 at once streams were closed, and the processes they were for failed with "the agent's connection broke".
+func TestStreamsWaitForAPlaceAndAFullQueueSaysSo(t *testing.T) {
 	b := NewBroker()
 	dial := listen(t, b)
 	for i := range maxPending {
-		if _, ok := open(t, dial, "stream "+string(rune('1'+i%9))+string(rune('0'+i/9))+"\n"); !ok {
-			t.Fatalf("stream %d was refused", i)
+		if _, ok := open(t, dial, fmt.Sprintf("stream %d\n", i+1)); !ok {
+			t.Fatalf("stream %d was refused", i+1)
 		}
 	}
-	if _, ok := open(t, dial, "stream 999\n"); ok {
-		t.Error("more than the bound was accepted")
+	waiting := make([]net.Conn, maxWaiting)
+	for i := range waiting {
+		waiting[i] = dial()
+		if _, err := fmt.Fprintf(waiting[i], "stream %d\n", 1000+i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := dial() // the listener takes them in order
+	if got, err := io.ReadAll(c); string(got) != "no\n" || err != nil {
+		t.Errorf("one too many reads %q, %v", got, err)
+	}
+	for i := range maxPending { // each makes room for one
+		if _, err := b.Claim(uint32(i + 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answered := make(chan bool)
+	for _, w := range waiting {
+		go func() {
+			_, err := io.ReadFull(w, make([]byte, 3))
+			answered <- err == nil
+		}()
+	}
+	for range maxPending {
+		if !<-answered {
+			t.Fatal("a stream that waited was not greeted")
+		}
+	}
+	b.Close()
+	for range maxWaiting - maxPending {
+		if <-answered {
+			t.Error("more streams were greeted than there are places")
+		}
 	}
 }
 

@@ -47,6 +47,7 @@ var edges = Edges{
 	"virtcontainers/copytree":     {"virtcontainers/hostfs", "api/agent", "internal/..."},
 	"virtcontainers/answers":      {"api/agent", "internal/..."},
 	"virtcontainers/pulse":        {},
+	"virtcontainers/turns":        {},
 	"virtcontainers/cgroups":      {"internal/..."},
 	"virtcontainers/hooks":        {"internal/..."},
 	"virtcontainers/host":         {"virtcontainers", "hypervisor", "hypervisor/launch", "hypervisor/qemu", "hypervisor/clh", "hypervisor/clh/precheck", "hypervisor/qemu/precheck", "hypervisor/virtiofsd", "network", "network/localhost", "configs", "internal/..."},
