@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/coco-shim/coco/internal/words"
 )
 
 // Set is what one reader is told.
@@ -81,13 +83,20 @@ func (s *Set) String() string {
 
 var escape = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
 
+// What is kept of a text that is not our own: a guest's or a tenant's.
+const (
+	mostValue  = 256 // bytes of a label's value, or of a help
+	mostName   = 128 // bytes of a metric's name, or of a label's
+	mostLabels = 16  // of one sample
+)
+
 func encodeLabels(pairs []string) string {
 	var b strings.Builder
 	for i := 0; i+1 < len(pairs); i += 2 {
 		if i > 0 {
 			b.WriteByte(',')
 		}
-		b.WriteString(pairs[i] + `="` + escape.Replace(pairs[i+1]) + `"`)
+		b.WriteString(pairs[i] + `="` + escape.Replace(words.Line(pairs[i+1], mostValue)) + `"`)
 	}
 	return b.String()
 }
@@ -112,7 +121,7 @@ func (s *Set) Adopt(text string, prefixes ...string) {
 			continue
 		}
 		sm, err := parseSample(line)
-		if err != nil || len(seen) == most || math.IsNaN(sm.Value) || math.IsInf(sm.Value, 0) || !slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(sm.Name, p) }) {
+		if err != nil || len(seen) == most || !sm.isSmall() || math.IsNaN(sm.Value) || math.IsInf(sm.Value, 0) || !slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(sm.Name, p) }) {
 			continue
 		}
 		for _, own := range s.names {
@@ -127,8 +136,17 @@ func (s *Set) Adopt(text string, prefixes ...string) {
 		if a[0] != "counter" {
 			a[0] = "gauge"
 		}
-		s.line(a[0], sm.Name, a[1], labels, strconv.FormatFloat(sm.Value, 'g', -1, 64))
+		s.line(a[0], sm.Name, words.Line(a[1], mostValue), labels, strconv.FormatFloat(sm.Value, 'g', -1, 64))
 	}
+}
+
+// isSmall says whether a sample has few labels with short names, none of which is Prometheus' own.
+func (s Sample) isSmall() bool {
+	ok := len(s.Name) <= mostName && len(s.Labels) <= mostLabels
+	for name := range s.Labels {
+		ok = ok && len(name) <= mostName && !strings.HasPrefix(name, "__")
+	}
+	return ok
 }
 
 // comment splits "# HELP name …" and "# TYPE name …".

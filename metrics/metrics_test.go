@@ -77,6 +77,27 @@ coco_guest_y{pod="p1"} 1
 	}
 }
 
+// What a guest or a tenant calls itself is read in terminals, and kept by Prometheus.
+func TestLabelsAreCleanAndBounded(t *testing.T) {
+	long := strings.Repeat("x", 1000)
+	s := New("pod", "p1\x1b[2J", "pod_name", "a\nb\xff\u202ec"+long)
+	s.Gauge("coco_a", "A.", 1, "name", "\x00\t")
+	s.Adopt("# HELP coco_guest_x X\x1b[31m"+long+"\ncoco_guest_x{mode=\"\x1b]0;title\x07\"} 5\n"+
+		"coco_guest_"+long+" 1\ncoco_guest_y{"+long+"=\"1\"} 1\ncoco_guest_z{__name__=\"coco_shim_threads\"} 1\n", "coco_guest_")
+	text := s.String()
+	want := []string{`pod="p1?[2J"`, `pod_name="a b??cxxx`, `name="? "`, `# HELP coco_guest_x X?[31mxxx`, `mode="?]0;title?"`}
+	for _, w := range want {
+		if !strings.Contains(text, w) {
+			t.Errorf("%q is not in\n%.2000s", w, text)
+		}
+	}
+	for _, bad := range []string{"\x1b", "\x00", strings.Repeat("x", mostValue+1), "coco_guest_y", "__name__"} {
+		if strings.Contains(text, bad) {
+			t.Errorf("%.20q is in\n%.2000s", bad, text)
+		}
+	}
+}
+
 func TestServe(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "m.sock")
 	l, err := net.Listen("unix", socket)

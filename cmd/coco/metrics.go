@@ -22,6 +22,7 @@ import (
 
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor/digest"
+	"github.com/coco-shim/coco/internal/words"
 	"github.com/coco-shim/coco/metrics"
 	"github.com/coco-shim/coco/virtcontainers"
 )
@@ -149,6 +150,7 @@ func ask(ctx context.Context, socket string) (podMetrics, error) {
 	if err != nil {
 		return podMetrics{}, err
 	}
+	text = printable(text)
 	p := podMetrics{text: text}
 	if p.Samples, err = metrics.Parse(text); err != nil {
 		return podMetrics{}, fmt.Errorf("%s: %w", socket, err)
@@ -166,6 +168,16 @@ func ask(ctx context.Context, socket string) (podMetrics, error) {
 		return podMetrics{}, fmt.Errorf("%s: %w", virtcontainers.LaunchFile, err)
 	}
 	return p, nil
+}
+
+// printable cleans what a shim says, line by line: an older one passes on what its guest and its pod's annotations say.
+func printable(text string) string {
+	const most = 16 << 10
+	var b strings.Builder
+	for line := range strings.SplitSeq(strings.TrimSuffix(text, "\n"), "\n") {
+		b.WriteString(words.Line(line, most) + "\n")
+	}
+	return b.String()
 }
 
 // merge puts the samples of all pods together by name, as the format demands.
@@ -247,7 +259,7 @@ func printPods(out io.Writer, pods []podMetrics, now time.Time) error {
 			id = id[:13]
 		}
 		age := now.Sub(time.UnixMilli(int64(p.value("coco_pod_created_timestamp_seconds") * 1000))).Round(time.Second)
-		fmt.Fprintf(w, "%s\t%s\t%s\t%.0f\t%s\t%s\t%s\t%s\t%d\t%.1fs\n", id, name, age, p.value("coco_vm_vcpus"), mib(p.value("coco_vm_memory_bytes")),
+		fmt.Fprintf(w, "%s\t%s\t%s\t%.0f\t%s\t%s\t%s\t%s\t%d\t%.1fs\n", id, words.Line(name, 128), age, p.value("coco_vm_vcpus"), mib(p.value("coco_vm_memory_bytes")),
 			mib(kinds["guest"]), mib(kinds["generated_code"]+kinds["own"]), mib(p.value("coco_shim_resident_memory_bytes")), containers, p.value("coco_pod_start_seconds"))
 	}
 	return w.Flush()

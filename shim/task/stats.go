@@ -14,6 +14,7 @@ import (
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/internal/procinfo"
 	"github.com/coco-shim/coco/internal/wire"
+	"github.com/coco-shim/coco/internal/words"
 )
 
 // statsType is the message that containerd, Docker and CRI expect for cgroup v2. It is always this
@@ -60,6 +61,9 @@ var memoryFields = []struct {
 	{31, "thp_collapse_alloc"},
 }
 
+// mostOfAKind bounds what a guest may tell of: sizes of huge pages, interfaces.
+const mostOfAKind = 256
+
 // encodeStats writes what the agent measured as containerd's message.
 func encodeStats(st *agent.StatsContainerResponse) *anypb.Any {
 	cg := st.GetCgroupStats()
@@ -81,15 +85,19 @@ func encodeStats(st *agent.StatsContainerResponse) *anypb.Any {
 	m.Sub(4, memoryStats(cg.GetMemoryStats()))
 	m.Sub(6, ioStats(cg.GetBlkioStats()))
 	huge := cg.GetHugetlbStats()
-	for _, size := range slices.Sorted(maps.Keys(huge)) {
+	sizes := slices.Sorted(maps.Keys(huge))
+	for _, size := range sizes[:min(len(sizes), mostOfAKind)] {
 		var h wire.Message
 		h.Number(1, huge[size].GetUsage())
 		h.Number(2, huge[size].GetMaxUsage())
-		h.Text(3, size)
+		h.Text(3, words.Line(size, 64))
 		h.Number(4, huge[size].GetFailcnt())
 		m.Sub(7, h)
 	}
-	for _, n := range st.GetNetworkStats() {
+	for i, n := range st.GetNetworkStats() {
+		if i == mostOfAKind {
+			break
+		}
 		m.Sub(9, networkStats(n))
 	}
 	return &anypb.Any{TypeUrl: statsType, Value: m}
@@ -182,7 +190,7 @@ func ioStats(s *agent.BlkioStats) wire.Message {
 
 func networkStats(n *agent.NetworkStats) wire.Message {
 	var m wire.Message
-	m.Text(1, n.GetName())
+	m.Text(1, words.Line(n.GetName(), 64))
 	for i, v := range []uint64{
 		n.GetRxBytes(), n.GetRxPackets(), n.GetRxErrors(), n.GetRxDropped(),
 		n.GetTxBytes(), n.GetTxPackets(), n.GetTxErrors(), n.GetTxDropped(),
