@@ -130,6 +130,11 @@ test: setup stage ## lint and all tests: unit, real VMs, real containerd, Docker
 cri-suite: setup-bench stage ## all of containerd's CRI suite under runc and under coco (half an hour)
 	COCO_REQUIRE=all $(GO) test -count=1 -v -timeout 90m -run TestContainerdsCRISuite ./tests/cri -args -cri.suite all
 
+.PHONY: hostile
+hostile: setup-bench stage ## ten minutes of a guest that lies, and 200 execs at once: memory of the shim, log, others
+	COCO_HOSTILE_TIME=10m COCO_GUEST_DIR=$(CURDIR)/$(GUEST) COCO_REQUIRE=all $(GO) test -count=1 -v -timeout 30m -run TestAHostileAgent ./tests/integration
+	COCO_STORM=200 COCO_GUEST_DIR=$(CURDIR)/$(GUEST) COCO_REQUIRE=all $(GO) test -count=1 -v -timeout 10m -run TestManyExecs ./tests/sandbox
+
 .PHONY: bench
 bench: setup-bench stage ## figures beside their baselines, as a table and bench.json
 	$(GO) run ./tests/bench -out dist/bench.json

@@ -147,7 +147,7 @@ func Default() Config {
 			KubeletDirs:       []string{"/var/lib/kubelet", "/var/lib/k0s/kubelet", "/var/snap/microk8s/common/var/lib/kubelet"},
 			EngineDirs:        []string{"/run/containers/storage", "/var/lib/containers/storage", "/var/lib/docker", "/var/lib/nerdctl"},
 			CreateTimeout:     60 * time.Second,
-			StopTimeout:       10 * time.Second,
+			StopTimeout:       30 * time.Second,
 			HealthInterval:    30 * time.Second,
 			HealthMisses:      10,
 			LogLevel:          "info",
