@@ -224,7 +224,7 @@ func (p *Pod) removeInGuest(ctx context.Context, c *container) error {
 		_, err := p.agent.RemoveContainer(ctx, &agent.RemoveContainerRequest{ContainerId: c.id})
 		return err
 	})
-	if ctx.Err() != nil {
+	if ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) { // the guest may count the time too
 		p.notRemoved(c)
 	}
 	if errdefs.IsNotFound(err) || errdefs.IsUnavailable(err) {

@@ -247,11 +247,24 @@ func method(b []byte) string {
 	return ""
 }
 
-// Clean is a client's interceptor: what the guest says of its errors is bounded and printable from here on.
+// Clean is a client's interceptor: what the guest says of its errors is bounded and printable from here on. It returns
+// when ctx ends, also while the guest does not read requests: the client itself waits with its lock held. Such a call
+// ends with the connection.
 func Clean(ctx context.Context, req *ttrpc.Request, resp *ttrpc.Response, _ *ttrpc.UnaryClientInfo, call ttrpc.Invoker) error {
-	err := call(ctx, req, resp)
-	if st := resp.GetStatus(); err == nil && st != nil {
+	var own ttrpc.Response // the call's alone, as it may go on
+	done := make(chan error, 1)
+	go func() { done <- call(ctx, req, &own) }()
+	select {
+	case err := <-done:
+		if err != nil {
+			return err
+		}
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	resp.Payload, resp.Status = own.GetPayload(), own.GetStatus()
+	if st := resp.GetStatus(); st != nil {
 		st.Message, st.Details = words.Error(st.GetMessage()), nil
 	}
-	return err
+	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/containerd/ttrpc"
 	"github.com/sirupsen/logrus"
@@ -180,6 +181,23 @@ func TestALateAnswerIsNoError(t *testing.T) {
 	if err != nil || r.GetStatus() != 3 || c.Err() != nil {
 		t.Errorf("the next one = %v, %v, %v", r, err, c.Err())
 	}
+}
+
+// A guest that does not read had every call wait for ever, whatever its deadline: the client writes under its lock.
+func TestAGuestThatReadsNothingHoldsNobodyUp(t *testing.T) {
+	host, guest := net.Pipe()
+	gone := make(chan struct{})
+	client := ttrpc.NewClient(New(host), ttrpc.WithOnClose(func() { close(gone) }), ttrpc.WithUnaryClientInterceptor(Clean))
+	a := agent.NewAgentServiceClient(client)
+	for range 3 {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		if _, err := a.DestroySandbox(ctx, &agent.DestroySandboxRequest{}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("DestroySandbox = %v", err)
+		}
+		cancel()
+	}
+	_, _ = client.Close(), guest.Close()
+	<-gone
 }
 
 type scripted struct {
