@@ -17,7 +17,7 @@ import (
 // Above some thirty execs at once they failed: "the agent's connection broke … EOF". COCO_STORM says how many; here they
 // are more than the guest's queue of streams holds.
 func TestManyExecsAtOnceAnswer(t *testing.T) {
-	n := 80
+	n := 40
 	if text := os.Getenv("COCO_STORM"); text != "" {
 		var err error
 		if n, err = strconv.Atoi(text); err != nil {
