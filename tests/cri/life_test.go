@@ -124,6 +124,7 @@ func TestLimitsOfSingleContainers(t *testing.T) {
 	if s := p.wait(hungry); s.GetReason() != "OOMKilled" || s.GetExitCode() != 137 {
 		t.Errorf("hungry ends with %q, %d, want OOMKilled, 137", s.GetReason(), s.GetExitCode())
 	}
+	p.countsWhatIsWritten(other)
 	for _, id := range []string{small, other} {
 		if s := p.status(id); s.GetState() != runtime.ContainerState_CONTAINER_RUNNING {
 			t.Errorf("%s is %v, %s: it had nothing to do with it", s.GetMetadata().GetName(), s.GetState(), s.GetReason())

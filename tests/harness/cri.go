@@ -53,6 +53,7 @@ state = %q
   path = %q
 [plugins."io.containerd.cri.v1.images"]
   snapshotter = "overlayfs"
+  stats_collect_period = 1
   [plugins."io.containerd.cri.v1.images".pinned_images]
     sandbox = %q
 [plugins."io.containerd.cri.v1.runtime"]
