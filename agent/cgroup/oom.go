@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +21,7 @@ import (
 type OOMWatcher struct {
 	f    *os.File
 	done chan struct{}
+	wg   sync.WaitGroup // of what forces a kill
 
 	mu     sync.Mutex
 	groups map[int32]*watched  // guarded by mu; by watch descriptor
@@ -33,6 +35,7 @@ type watched struct {
 	group Group
 	wd    int32
 	kills uint64
+	thrash
 }
 
 // maxQueue bounds events that nobody fetches; the oldest go first.
@@ -56,6 +59,7 @@ func NewOOMWatcher() (*OOMWatcher, error) {
 func (w *OOMWatcher) Close() {
 	_ = w.f.Close()
 	<-w.done
+	w.wg.Wait()
 }
 
 // Add watches a group under a name.
@@ -110,6 +114,25 @@ func (w *OOMWatcher) lookLocked(e *watched) {
 	w.wakeLocked()
 }
 
+// watchThrashLocked looks whether a group that has reached its limit still gets anywhere, and has the kernel kill in
+// one that does not. The group tells each time that it reaches the limit.
+func (w *OOMWatcher) watchThrashLocked(e *watched, now time.Time) {
+	if !e.due(now) {
+		return
+	}
+	p := e.group.pressure()
+	if !e.look(now, p) {
+		return
+	}
+	e.forcing = true
+	w.wg.Go(func() { // the write returns when a process has been killed
+		_ = e.group.forceOOM(p.limit) // a group that is gone needs none; else the next look tries again
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		e.thrash = thrash{}
+	})
+}
+
 func (w *OOMWatcher) wakeLocked() {
 	select {
 	case w.signal <- struct{}{}:
@@ -159,6 +182,7 @@ func (w *OOMWatcher) loop() {
 		for _, wd := range descriptors(buf[:n]) {
 			if e, ok := w.groups[wd]; ok {
 				w.lookLocked(e)
+				w.watchThrashLocked(e, time.Now())
 			}
 		}
 		w.mu.Unlock()
