@@ -63,13 +63,15 @@ func TestWhateverFailsNothingIsLeft(t *testing.T) {
 	if !good.did("serve files") || !good.did("share files") {
 		t.Errorf("nothing was shared: %q", good.ops)
 	}
-	startOps := started
 	for i := range good.ops {
 		w := newWorld(t)
 		w.failAt = i + 1
 		err := run(w, options(w))
+		if len(w.ops) <= i && err == nil {
+			break // layers that are there when the VM boots are not plugged later: one operation less than in the good run
+		}
 		name := w.ops[i]
-		if err == nil && i < startOps {
+		if err == nil && i < started {
 			t.Errorf("operation %d (%s) failed and nobody noticed", i+1, name)
 		}
 		if err != nil && !strings.Contains(err.Error(), "injected") {
