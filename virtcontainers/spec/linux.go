@@ -92,6 +92,13 @@ var standardDevices = map[string][2]int64{
 	"/dev/urandom": {1, 9}, "/dev/tty": {5, 0}, "/dev/console": {5, 1}, "/dev/ptmx": {5, 2},
 }
 
+// guestDevices are character devices of the kernel itself, with the same numbers everywhere: they mean in the guest what
+// they mean on the host, and are the guest's. Whatever their path in the container is.
+var guestDevices = map[[2]int64]bool{
+	{10, 200}: true, // /dev/net/tun
+	{10, 229}: true, // /dev/fuse
+}
+
 // allDevices says whether a container may use every device there is, which is how engines say that it
 // is privileged. They list all devices of the host as well; privileged inside the VM means the VM's,
 // which the agent gives. A device that somebody chose comes with a rule of its own.
@@ -107,6 +114,10 @@ func (r *refusals) devices(in []specs.LinuxDevice, all bool, disks map[string]bo
 	var out []*agent.LinuxDevice
 	for _, d := range in {
 		disk := d.Type == "b" && disks[d.Path]
+		if !all && !disk && d.Type == "c" && guestDevices[[2]int64{d.Major, d.Minor}] {
+			out = append(out, guestDevice(d))
+			continue
+		}
 		if _, ok := standardDevices[d.Path]; all && !ok && !disk {
 			continue
 		}
@@ -114,19 +125,23 @@ func (r *refusals) devices(in []specs.LinuxDevice, all bool, disks map[string]bo
 			r.add("linux.devices: %s (%s %d:%d) is a device of the host and cannot be given into a VM", d.Path, d.Type, d.Major, d.Minor)
 			continue
 		}
-		g := &agent.LinuxDevice{Path: d.Path, Type: d.Type, Major: d.Major, Minor: d.Minor, FileMode: 0o666}
-		if d.FileMode != nil {
-			g.FileMode = uint32(d.FileMode.Perm())
-		}
-		if d.UID != nil {
-			g.UID = *d.UID
-		}
-		if d.GID != nil {
-			g.GID = *d.GID
-		}
-		out = append(out, g)
+		out = append(out, guestDevice(d))
 	}
 	return out
+}
+
+func guestDevice(d specs.LinuxDevice) *agent.LinuxDevice {
+	g := &agent.LinuxDevice{Path: d.Path, Type: d.Type, Major: d.Major, Minor: d.Minor, FileMode: 0o666}
+	if d.FileMode != nil {
+		g.FileMode = uint32(d.FileMode.Perm())
+	}
+	if d.UID != nil {
+		g.UID = *d.UID
+	}
+	if d.GID != nil {
+		g.GID = *d.GID
+	}
+	return g
 }
 
 // seccompDefaultErrno is what a runtime answers for SCMP_ACT_ERRNO without a number: EPERM.

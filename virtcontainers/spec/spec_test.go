@@ -5,6 +5,7 @@ package spec
 
 import (
 	"encoding/json"
+	"os"
 	"path"
 	"strings"
 	"testing"
@@ -130,6 +131,32 @@ func TestConvertKeepsWhatTheGuestEnforces(t *testing.T) {
 	}
 	if diff := cmp.Diff(wantLinux, got.GetLinux(), protocmp.Transform()); diff != "" {
 		t.Errorf("linux (-want +got):\n%s", diff)
+	}
+}
+
+func TestFuseAndTunAreTheGuests(t *testing.T) {
+	mode := os.FileMode(0o600)
+	s := plain()
+	s.Linux.Devices = []specs.LinuxDevice{
+		{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229},
+		{Path: "/dev/other", Type: "c", Major: 10, Minor: 200, FileMode: &mode, UID: new(uint32(5))},
+	}
+	out, err := Convert(Input{ID: "c", Spec: s})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []*agent.LinuxDevice{
+		{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229, FileMode: 0o666},
+		{Path: "/dev/other", Type: "c", Major: 10, Minor: 200, FileMode: 0o600, UID: 5},
+	}
+	if d := cmp.Diff(want, out.OCI.Linux.Devices, protocmp.Transform()); d != "" {
+		t.Errorf("devices (-want +got):\n%s", d)
+	}
+	for _, d := range []specs.LinuxDevice{{Path: "/dev/fuse", Type: "b", Major: 10, Minor: 229}, {Path: "/dev/kvm", Type: "c", Major: 10, Minor: 232}, {Path: "/dev/fuse", Type: "c", Major: 10, Minor: 1}} {
+		s.Linux.Devices = []specs.LinuxDevice{d}
+		if _, err := Convert(Input{ID: "c", Spec: s}); err == nil {
+			t.Errorf("%s (%s %d:%d) of the host is let through", d.Path, d.Type, d.Major, d.Minor)
+		}
 	}
 }
 
