@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/coco-shim/coco/agent/cgroup"
-	"github.com/coco-shim/coco/agent/devnode"
 	"github.com/coco-shim/coco/agent/guard"
 	"github.com/coco-shim/coco/agent/ocispec"
 	"github.com/coco-shim/coco/agent/runner"
@@ -145,10 +144,8 @@ func (s *Service) build(ctx context.Context, c *container, req *pb.CreateContain
 	if err != nil {
 		return err
 	}
-	if devnode.AllAllowed(spec) {
-		if err := devnode.Add(spec, "/dev"); err != nil {
-			return err
-		}
+	if err := s.prepare(spec); err != nil {
+		return err
 	}
 	if err := setSysctls(sysctls); err != nil {
 		return err

@@ -220,11 +220,20 @@ func (fakeStreams) Claim(numbers ...uint32) ([]net.Conn, error) {
 	return out, nil
 }
 
-type fakeModules struct{ loaded []string }
+type fakeModules struct {
+	loaded []string
+	opened bool
+	fail   error
+}
 
 func (*fakeModules) Wait(ctx context.Context) error { return ctx.Err() }
 func (f *fakeModules) Load(name string, _ ...string) error {
 	f.loaded = append(f.loaded, name)
+	return f.fail
+}
+
+func (f *fakeModules) Open(names ...string) error {
+	f.opened, f.loaded = true, append(f.loaded, names...)
 	return nil
 }
 

@@ -99,6 +99,9 @@ func (s *Service) ExecProcess(ctx context.Context, req *pb.ExecProcessRequest) (
 		return nil, fmt.Errorf("exec %s: %w", req.ExecId, err)
 	}
 	proc.ApparmorProfile, proc.SelinuxLabel = "", "" // as in adapt
+	if err := s.rights(proc, false); err != nil {
+		return nil, fmt.Errorf("exec %s: %w", req.ExecId, err)
+	}
 	if err := c.reserve(req.ExecId); err != nil {
 		return nil, err
 	}

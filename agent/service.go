@@ -65,6 +65,8 @@ type Claimer interface {
 type Modules interface {
 	Wait(ctx context.Context) error
 	Load(name string, params ...string) error
+	// Open lets the kernel load modules on demand, where that is possible, and loads those of the names that there are.
+	Open(names ...string) error
 }
 
 // OOM reports groups in which the kernel killed; cgroup.OOMWatcher implements it.
@@ -102,6 +104,7 @@ type Config struct {
 	// Confidential says that the guest runs in a TEE.
 	Confidential bool
 	Version      string
+	Closed       bool // the host must learn nothing from the console
 	Log          *slog.Logger
 }
 

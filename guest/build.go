@@ -339,11 +339,15 @@ func (b *builder) addSkeleton(agent []byte, program string) {
 }
 
 func (b *builder) addModules(mods []module) {
-	origin := b.kernel.Package + "=" + b.kernel.Version + originUnsigned
 	for _, m := range mods {
+		origin := b.kernel.Package + "=" + b.kernel.Version
+		if !m.packed() {
+			origin += originUnsigned
+		}
 		b.add(Entry{Path: m.path, Mode: modeRegular | 0o644, Data: m.data, Origin: origin})
 	}
 	b.add(Entry{Path: "etc/coco/modules", Mode: modeRegular | 0o644, Data: moduleList(mods), Origin: originImage})
+	b.add(Entry{Path: "etc/coco/aliases", Mode: modeRegular | 0o644, Data: aliasList(mods), Origin: originImage})
 }
 
 func (b *builder) addPackageFile(f tarFile) {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -208,8 +209,19 @@ func TestCachedPackagesBuildTheSameImageTwice(t *testing.T) {
 		if err != nil || r.Err() != nil {
 			t.Errorf("Inspect = %v, %v", err, r.Err())
 		}
+		checkModules(t, r.Manifest)
 	}
 	if diff := cmp.Diff(sums[0], sums[1]); diff != "" {
 		t.Errorf("two builds of the same packages differ:\n%s", diff)
+	}
+}
+
+// checkModules looks for what containers and a TEE's reports need. Those of reports may be built into the kernel.
+func checkModules(t *testing.T, m Manifest) {
+	t.Helper()
+	for _, name := range []string{"tun", "veth", "bridge", "loop", "wireguard", "nf_tables", "nft_compat", "xt_MASQUERADE", "iptable_nat", "tsm", "configfs", "sev-guest", "tdx-guest"} {
+		if !slices.ContainsFunc(m.Files, func(f File) bool { return strings.HasSuffix(f.Path, "/"+name+".ko.xz") }) {
+			t.Errorf("the image has no packed module %s", name)
+		}
 	}
 }

@@ -100,6 +100,8 @@ func TestClosureOrdersDependenciesFirst(t *testing.T) {
 		"scsi_mod":    "depends=scsi_common",
 		"scsi_common": "depends=",
 		"dm_crypt":    "depends=scsi_common",
+		"llc":         "depends=",
+		"bridge":      "alias=rtnl-link-bridge depends=llc,scsi-common,builtin_one",
 	}))
 	mods, err := s.closure()
 	if err != nil {
@@ -108,8 +110,8 @@ func TestClosureOrdersDependenciesFirst(t *testing.T) {
 	at := map[string]int{}
 	for i, m := range mods {
 		at[m.name] = i + 1
-		if strings.HasSuffix(m.path, ".xz") {
-			t.Errorf("path %s is of the packed module", m.path)
+		if strings.HasSuffix(m.path, ".xz") != m.packed() {
+			t.Errorf("path %s is of a module of section %s", m.path, m.section)
 		}
 	}
 	for _, pair := range [][2]string{{"scsi_common", "scsi_mod"}, {"scsi_mod", "virtio_scsi"}, {"virtio_scsi", "sd_mod"}} {
@@ -118,6 +120,12 @@ func TestClosureOrdersDependenciesFirst(t *testing.T) {
 		}
 	}
 	list := string(moduleList(mods))
+	if want := "# demand\nllc /usr/lib/modules/6.12/kernel/llc.ko.xz\nbridge /usr/lib/modules/6.12/kernel/bridge.ko.xz llc,scsi_common\n"; !strings.HasSuffix(list, want) {
+		t.Errorf("modules list ends with %q, want %q", list[strings.Index(list, "# demand"):], want)
+	}
+	if got, want := string(aliasList(mods)), "rtnl-link-bridge bridge\n"; got != want {
+		t.Errorf("aliases = %q, want %q", got, want)
+	}
 	if n := strings.Count(list, "scsi_common /usr/lib/modules/6.12/kernel/scsi_common.ko\n"); n != 1 {
 		t.Errorf("modules list has scsi_common %d times, want once:\n%s", n, list)
 	}

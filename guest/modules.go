@@ -21,25 +21,6 @@ const (
 	maxModinfo = 64 << 10
 )
 
-// section names the time at which the agent loads a module.
-type section string
-
-const (
-	sectionBoot   section = "boot"   // before the agent's channel opens
-	sectionRootfs section = "rootfs" // in parallel to serving
-	sectionLazy   section = "lazy"   // when a request needs it
-)
-
-// wantedModules is what a guest needs beyond what the cloud kernel has built in (virtio_pci and
-// virtio_console among them), in load order; dependencies are added.
-var wantedModules = []struct {
-	section section
-	names   []string
-}{
-	{sectionRootfs, []string{"virtio_scsi", "sd_mod", "dm_verity", "erofs", "overlay"}},
-	{sectionLazy, []string{"virtio_blk", "virtio_net", "vmw_vsock_virtio_transport", "dm_crypt", "xts", "ext4", "aesni_intel", "sha256_ssse3"}},
-}
-
 // module is a kernel module of the package.
 type module struct {
 	name    string // with underscores
@@ -47,6 +28,7 @@ type module struct {
 	data    []byte
 	depends []string
 	softPre []string
+	aliases []string // under which the kernel asks for it
 	section section
 }
 
@@ -64,55 +46,71 @@ type moduleSet struct {
 
 // closure returns the wanted modules and all they depend on, each behind its dependencies.
 func (s moduleSet) closure() ([]module, error) {
-	var out []module
-	seen := map[string]bool{}
-	var visit func(name string, sec section, trail []string) error
-	visit = func(name string, sec section, trail []string) error {
-		if slices.Contains(trail, name) {
-			return fmt.Errorf("kernel module %s depends on itself through %s", name, strings.Join(trail, ", "))
-		}
-		if seen[name] || s.builtin[name] {
-			return nil
-		}
-		m, err := s.load(name)
-		if err != nil {
-			return err
-		}
-		trail = append(slices.Clone(trail), name)
-		for _, d := range m.depends {
-			if err := visit(d, sec, trail); err != nil {
-				return err
-			}
-		}
-		for _, d := range m.softPre {
-			if _, ok := s.files[d]; !ok { // an alias such as "crc32c": the kernel's own request_module finds it
-				continue
-			}
-			if err := visit(d, sec, trail); err != nil {
-				return err
-			}
-		}
-		seen[name] = true
-		m.section = sec
-		out = append(out, m)
-		return nil
-	}
+	c := closer{set: s, seen: map[string]bool{}}
 	for _, w := range wantedModules {
 		for _, name := range w.names {
-			if err := visit(name, w.section, nil); err != nil {
+			if err := c.visit(name, w.section, nil); err != nil {
 				return nil, err
 			}
 		}
 	}
-	return out, nil
+	for _, name := range demandModules.names {
+		if _, ok := s.files[name]; !ok {
+			continue
+		}
+		if err := c.visit(name, demandModules.section, nil); err != nil {
+			return nil, err
+		}
+	}
+	return c.out, nil
 }
 
-func (s moduleSet) load(name string) (module, error) {
+// closer gathers modules in load order.
+type closer struct {
+	set  moduleSet
+	seen map[string]bool
+	out  []module
+}
+
+func (c *closer) visit(name string, sec section, trail []string) error {
+	if slices.Contains(trail, name) {
+		return fmt.Errorf("kernel module %s depends on itself through %s", name, strings.Join(trail, ", "))
+	}
+	if c.seen[name] || c.set.builtin[name] {
+		return nil
+	}
+	m, err := c.set.load(name, sec)
+	if err != nil {
+		return err
+	}
+	trail = append(slices.Clone(trail), name)
+	deps := m.depends
+	for _, d := range m.softPre {
+		// Others are aliases such as "crc32c": the kernel's own request_module finds them.
+		if _, ok := c.set.files[d]; ok && !slices.Contains(deps, d) {
+			deps = append(deps, d)
+		}
+	}
+	m.depends = nil
+	for _, d := range deps {
+		if err := c.visit(d, sec, trail); err != nil {
+			return err
+		}
+		if !c.set.builtin[d] {
+			m.depends = append(m.depends, d)
+		}
+	}
+	c.seen[name] = true
+	c.out = append(c.out, m)
+	return nil
+}
+
+func (s moduleSet) load(name string, sec section) (module, error) {
 	f, ok := s.files[name]
 	if !ok {
 		return module{}, fmt.Errorf("the kernel package has no module %s, neither as a file nor built in", name)
 	}
-	m := module{name: name, data: f.data}
+	m := module{name: name, data: f.data, section: sec}
 	var found bool
 	if m.path, found = strings.CutSuffix(f.path, ".xz"); found {
 		r, err := xz.NewReader(bytes.NewReader(f.data))
@@ -130,8 +128,10 @@ func (s moduleSet) load(name string) (module, error) {
 	if err != nil {
 		return module{}, fmt.Errorf("kernel module %s: %w", f.path, err)
 	}
-	m.depends, m.softPre = info.depends, info.softPre
-	m.data = stripSignature(m.data)
+	m.depends, m.softPre, m.aliases = info.depends, info.softPre, info.aliases
+	if m.data = stripSignature(m.data); m.packed() {
+		m.path, m.data = f.path, f.data
+	}
 	return m, nil
 }
 
@@ -159,7 +159,7 @@ func stripSignature(ko []byte) []byte {
 }
 
 type moduleInfo struct {
-	depends, softPre []string
+	depends, softPre, aliases []string
 }
 
 // modinfo reads the dependencies of a module from its .modinfo section. Debian's package has no
@@ -191,6 +191,8 @@ func parseModinfo(b []byte) moduleInfo {
 					info.depends = append(info.depends, moduleName(d))
 				}
 			}
+		case "alias":
+			info.aliases = append(info.aliases, value)
 		case "softdep":
 			pre := false
 			for word := range strings.FieldsSeq(value) {
@@ -205,16 +207,32 @@ func parseModinfo(b []byte) moduleInfo {
 	return info
 }
 
-// moduleList is the content of /etc/coco/modules: sections in load order, a name and a path per line.
+// moduleList is the content of /etc/coco/modules: sections in load order; a line has a name, a path and the
+// modules that have to be there first.
 func moduleList(mods []module) []byte {
 	var b bytes.Buffer
-	for _, sec := range []section{sectionBoot, sectionRootfs, sectionLazy} {
+	for _, sec := range sections {
 		fmt.Fprintf(&b, "# %s\n", sec)
 		for _, m := range mods {
 			if m.section == sec {
-				fmt.Fprintf(&b, "%s /%s\n", m.name, m.path)
+				fmt.Fprintln(&b, strings.TrimRight(fmt.Sprintf("%s /%s %s", m.name, m.path, strings.Join(m.depends, ",")), " "))
 			}
 		}
 	}
 	return b.Bytes()
+}
+
+// aliasList is the content of /etc/coco/aliases: the names, or patterns of names, under which the kernel asks for modules
+// that are loaded on demand, each with the module's name.
+func aliasList(mods []module) []byte {
+	var lines []string
+	for _, m := range mods {
+		for _, a := range m.aliases {
+			if m.section == sectionDemand && a != "" && !strings.ContainsAny(a, " \t\n") {
+				lines = append(lines, a+" "+m.name+"\n")
+			}
+		}
+	}
+	slices.Sort(lines)
+	return []byte(strings.Join(slices.Compact(lines), ""))
 }

@@ -5,7 +5,6 @@ package boot
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -30,20 +29,25 @@ const (
 	SectionBoot   Section = iota // before the channel to the host opens
 	SectionRootfs                // right after, while the agent already serves
 	SectionLazy                  // when something asks for it
+	SectionReport                // in a TEE: what gives access to its reports
+	SectionDemand                // when a container that may do so uses it
 )
 
-var sectionNames = map[string]Section{"boot": SectionBoot, "rootfs": SectionRootfs, "lazy": SectionLazy}
+var sectionNames = map[string]Section{
+	"boot": SectionBoot, "rootfs": SectionRootfs, "lazy": SectionLazy, "report": SectionReport, "demand": SectionDemand,
+}
 
 // Module is one line of the modules file.
 type Module struct {
 	Name, Path string
 	Section    Section
+	Deps       []string // modules that are loaded before it
 }
 
 const maxModules = 1024
 
-// ParseModules reads a modules file: `name path` per line, under `# boot`, `# rootfs` or `# lazy`.
-// Lines before the first section belong to boot; other comments are skipped.
+// ParseModules reads a modules file: `name path dependency,…` per line, under a section's name (`# boot`). Lines before the
+// first section belong to boot; other comments are skipped.
 func ParseModules(r io.Reader) ([]Module, error) {
 	var list []Module
 	section := SectionBoot
@@ -60,10 +64,15 @@ func ParseModules(r io.Reader) ([]Module, error) {
 			continue
 		}
 		f := strings.Fields(line)
-		if len(f) != 2 || !path.IsAbs(f[1]) || len(list) == maxModules {
-			return nil, fmt.Errorf("modules file, line %d: want `name /path`, at most %d lines: %w", n, maxModules, errdefs.ErrInvalidArgument)
+		if len(f) < 2 || len(f) > 3 || !path.IsAbs(f[1]) || len(list) == maxModules {
+			return nil, fmt.Errorf("modules file, line %d: want `name /path dependencies`, at most %d lines: %w",
+				n, maxModules, errdefs.ErrInvalidArgument)
 		}
-		list = append(list, Module{canonical(f[0]), f[1], section})
+		m := Module{Name: canonical(f[0]), Path: f[1], Section: section}
+		if len(f) == 3 {
+			m.Deps = strings.Split(canonical(f[2]), ",")
+		}
+		list = append(list, m)
 	}
 	return list, sc.Err()
 }
@@ -78,6 +87,9 @@ type Loader struct {
 	mods    []Module
 	ready   chan struct{} // closed when the rootfs section is loaded
 	err     error         // of the rootfs section; valid once ready is closed
+	closed  *closing      // nil: loading stays possible; set before anything is loaded
+	open    sync.Once     // lets the kernel ask for modules
+	openErr error         // of open
 
 	mu    sync.Mutex
 	loads map[string]*load // guarded by mu; by module name
@@ -124,8 +136,8 @@ func (l *Loader) LoadBoot(skip func(name string) bool) error {
 	return errors.Join(errs...)
 }
 
-// LoadRootfs loads the rootfs section and lets Wait return. Modules that do not depend on each other
-// are loaded side by side: the kernel waits more than it works.
+// LoadRootfs loads the rootfs section and what the command line names, and lets Wait return. Modules that do not depend on
+// each other are loaded side by side: the kernel waits more than it works.
 func (l *Loader) LoadRootfs() error {
 	var wg sync.WaitGroup
 	errs := make([]error, len(l.mods))
@@ -135,7 +147,10 @@ func (l *Loader) LoadRootfs() error {
 		}
 	}
 	wg.Wait()
-	l.err = errors.Join(errs...)
+	l.err = errors.Join(append(errs, l.loadNamed())...)
+	if l.closed != nil {
+		l.err = errors.Join(l.err, l.finish())
+	}
 	close(l.ready)
 	return l.err
 }
@@ -179,14 +194,7 @@ func (l *Loader) withDeps(m Module, params string, depth int) error {
 	if depth > 16 {
 		return fmt.Errorf("kernel module %s: dependencies nest too deep", m.Name)
 	}
-	deps, err := dependsOf(m.Path)
-	if errors.Is(err, os.ErrNotExist) && l.begun(m.Name) { // loaded, and its file freed
-		return l.once(m, params)
-	}
-	if err != nil {
-		return fmt.Errorf("kernel module %s: %w", m.Name, err)
-	}
-	for _, d := range deps {
+	for _, d := range m.Deps {
 		if dep, ok := l.find(d); ok { // others are built in
 			if err := l.withDeps(dep, "", depth+1); err != nil {
 				return err
@@ -194,47 +202,6 @@ func (l *Loader) withDeps(m Module, params string, depth int) error {
 		}
 	}
 	return l.once(m, params)
-}
-
-// dependsOf looks into a module file without copying it: the initramfs is memory already.
-func dependsOf(path string) ([]string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil || st.Size() == 0 {
-		return nil, err
-	}
-	b, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ, unix.MAP_PRIVATE)
-	if err != nil {
-		return nil, fmt.Errorf("map %s: %w", path, err)
-	}
-	deps := depends(b) // strings of its own
-	return deps, unix.Munmap(b)
-}
-
-// depends reads the `depends=` entry of a module's .modinfo section: NUL-terminated key=value words.
-func depends(b []byte) []string {
-	const key = "\x00depends="
-	i := bytes.Index(b, []byte(key))
-	if i < 0 {
-		return nil
-	}
-	rest := b[i+len(key):]
-	end := bytes.IndexByte(rest, 0)
-	if end <= 0 || end > 4096 {
-		return nil
-	}
-	return strings.Split(string(rest[:end]), ",")
-}
-
-// begun tells whether somebody has loaded the module, or is about to.
-func (l *Loader) begun(name string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.loads[name] != nil
 }
 
 // once loads a module; callers that come while another does so wait for its result.
@@ -251,6 +218,11 @@ func (l *Loader) once(m Module, params string) error {
 		return e.err
 	}
 	defer close(e.done)
+	if l.closed.is() {
+		e.err = fmt.Errorf("kernel module %s: loading is closed after the boot of a confidential guest; "+
+			"%s=%s among the (measured) kernel parameters loads it before: %w", m.Name, ModulesParam, m.Name, errdefs.ErrFailedPrecondition)
+		return e.err
+	}
 	params = strings.TrimSpace(params + " " + moduleParams(l.cmdline, m.Name)) // the last one counts: what is measured
 	if err := l.insert(m.Path, params); err != nil {
 		e.err = fmt.Errorf("load kernel module %s (%s): %w", m.Name, m.Path, err)
@@ -258,16 +230,33 @@ func (l *Loader) once(m Module, params string) error {
 	return e.err
 }
 
-func insertModule(path, params string) error {
-	f, err := os.Open(path)
+// moduleCompressed makes the kernel inflate a module (include/uapi/linux/module.h, MODULE_INIT_COMPRESSED_FILE).
+const moduleCompressed = 4
+
+func insertModule(file, params string) error {
+	f, err := os.Open(file)
+	if errors.Is(err, os.ErrNotExist) && loadedFrom(file) { // and its file freed
+		return nil
+	}
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	err = unix.FinitModule(int(f.Fd()), params, 0)
+	flags := 0
+	if strings.HasSuffix(file, ".xz") {
+		flags = moduleCompressed
+	}
+	err = unix.FinitModule(int(f.Fd()), params, flags)
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return err
 	}
-	_ = os.Remove(path) // the initramfs is memory; a file that stays costs that and nothing else
+	_ = os.Remove(file) // the initramfs is memory; a file that stays costs that and nothing else
 	return nil
+}
+
+// loadedFrom says whether the kernel has the module of a file.
+func loadedFrom(file string) bool {
+	name, _, _ := strings.Cut(path.Base(file), ".ko")
+	_, err := os.Lstat("/sys/module/" + canonical(name))
+	return err == nil
 }

@@ -21,6 +21,8 @@ import (
 var (
 	made  = []string{"null", "zero", "full", "random", "urandom", "tty", "console", "ptmx"}
 	other = []string{"pts", "shm", "mqueue", "fd", "hugepages", "virtio-ports"}
+	// memory shows the guest's memory and its processor's ports: the agent's too.
+	memory = []string{"mem", "kmem", "port"}
 )
 
 // AllAllowed says whether a specification lets a container use every device, which makes it a
@@ -32,18 +34,27 @@ func AllAllowed(s *specs.Spec) bool {
 	})
 }
 
-// Add puts the device nodes below root (/dev) into the specification, but for those that it has.
-func Add(s *specs.Spec, root string) error {
+// Add puts the device nodes below root (/dev) into the specification, but for those that it has. Of a closed guest, serial
+// lines are not among them: the host reads what is written there.
+func Add(s *specs.Spec, root string, closed bool) error {
 	list, err := List(root)
 	if err != nil {
 		return err
 	}
 	for _, d := range list {
+		if closed && serial(d) {
+			continue
+		}
 		if !slices.ContainsFunc(s.Linux.Devices, func(h specs.LinuxDevice) bool { return filepath.Clean(h.Path) == d.Path }) {
 			s.Linux.Devices = append(s.Linux.Devices, d)
 		}
 	}
 	return nil
+}
+
+// serial says whether d is a serial line or the console: majors 4 (from 64 on), 229 (hvc) and 5:1.
+func serial(d specs.LinuxDevice) bool {
+	return d.Type == "c" && (d.Major == 4 && d.Minor >= 64 || d.Major == 229 || d.Major == 5 && d.Minor == 1)
 }
 
 // List returns the device nodes below root as they appear below /dev. The ports on which the agent
@@ -64,7 +75,7 @@ func List(root string) ([]specs.LinuxDevice, error) {
 			}
 			return nil
 		}
-		if slices.Contains(made, name) || strings.HasPrefix(name, "vport") || e.Type()&fs.ModeDevice == 0 {
+		if slices.Contains(made, name) || slices.Contains(memory, name) || strings.HasPrefix(name, "vport") || e.Type()&fs.ModeDevice == 0 {
 			return nil
 		}
 		var st unix.Stat_t

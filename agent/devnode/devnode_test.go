@@ -24,14 +24,14 @@ func TestAddGivesWhatTheGuestHas(t *testing.T) {
 		}
 	}
 	for name, mode := range map[string]uint32{
-		"null": unix.S_IFCHR, "vda": unix.S_IFBLK, "net/tun": unix.S_IFCHR, "vport0p1": unix.S_IFCHR, "pts/0": unix.S_IFCHR, "mine": unix.S_IFCHR,
+		"null": unix.S_IFCHR, "mem": unix.S_IFCHR, "port": unix.S_IFCHR, "vda": unix.S_IFBLK, "net/tun": unix.S_IFCHR, "vport0p1": unix.S_IFCHR, "pts/0": unix.S_IFCHR, "mine": unix.S_IFCHR,
 	} {
 		if err := unix.Mknod(filepath.Join(root, name), mode|0o600, int(unix.Mkdev(10, 200))); err != nil {
 			t.Skipf("no device nodes here: %v", err)
 		}
 	}
 	s := &specs.Spec{Linux: &specs.Linux{Devices: []specs.LinuxDevice{{Path: "/dev/mine", Type: "b", Major: 7}}}}
-	if err := Add(s, root); err != nil {
+	if err := Add(s, root, false); err != nil {
 		t.Fatal(err)
 	}
 	got := map[string]string{}
@@ -50,6 +50,17 @@ func TestAddGivesWhatTheGuestHas(t *testing.T) {
 	i := slices.IndexFunc(s.Linux.Devices, func(d specs.LinuxDevice) bool { return d.Path == "/dev/net/tun" })
 	if d := s.Linux.Devices[i]; d.Major != 10 || d.Minor != 200 || *d.FileMode != 0o600 {
 		t.Errorf("/dev/net/tun = %+v", d)
+	}
+}
+
+func TestAClosedGuestKeepsItsSerialLines(t *testing.T) {
+	for d, want := range map[specs.LinuxDevice]bool{
+		{Type: "c", Major: 4, Minor: 64}: true, {Type: "c", Major: 4, Minor: 1}: false, {Type: "c", Major: 5, Minor: 1}: true,
+		{Type: "c", Major: 229}: true, {Type: "b", Major: 229}: false, {Type: "c", Major: 10, Minor: 229}: false,
+	} {
+		if got := serial(d); got != want {
+			t.Errorf("serial(%s %d:%d) = %v", d.Type, d.Major, d.Minor, got)
+		}
 	}
 }
 

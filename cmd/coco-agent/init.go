@@ -51,10 +51,10 @@ var logLevels = map[string]slog.Level{
 func runInit() {
 	err := life()
 	if err != nil {
-		say(fmt.Sprintf("coco-agent: fatal: %v; the guest powers off\n", err))
+		say(fmt.Sprintf("coco-agent: fatal: %v; the guest powers off\n", reason(err)))
 	}
 	err = boot.PowerOff()
-	say(fmt.Sprintf("coco-agent: power off: %v\n", err))
+	say(fmt.Sprintf("coco-agent: power off: %v\n", reason(failed(phasePowerOff, err))))
 	for { // the kernel would panic if PID 1 ended, and the Go runtime ends it if nothing can go on
 		_ = unix.Pause()
 	}
@@ -74,12 +74,21 @@ func say(msg string) {
 // life boots, serves until the sandbox is destroyed, and stops.
 func life() (err error) {
 	if err := boot.EnterRoot(); err != nil {
-		return err
+		return failed(phaseRoot, err)
 	}
 	if err := boot.MountEarly(); err != nil {
-		return err
+		return failed(phaseMounts, err)
 	}
-	log := newLog()
+	closed := boot.Closed()
+	if closed {
+		if err := boot.Quiet(); err != nil {
+			return failed(phaseConsole, err)
+		}
+	}
+	if err := boot.Harden(); err != nil {
+		return failed(phaseHarden, err)
+	}
+	log := newLog(closed)
 	if err := boot.ExpediteRCU(); err != nil {
 		log.Warn("the guest will be slow", "error", err)
 	}
@@ -92,17 +101,20 @@ func life() (err error) {
 	log.Debug("mounted", "uptime", uptime())
 	mods, err := boot.LoaderFromFile(boot.ModulesFile)
 	if err != nil {
-		return err
+		return failed(phaseModules, err)
+	}
+	if closed {
+		mods.CloseAfterBoot()
 	}
 	if err := loadBoot(mods); err != nil {
 		log.Error("load modules", "error", err)
 	}
 	log.Debug("boot modules loaded", "uptime", uptime())
-	g, err := newGuest(mods, log)
+	g, err := newGuest(mods, log, closed)
 	if err != nil {
-		return err
+		return failed(phaseServices, err)
 	}
-	return g.run()
+	return failed(phaseServing, g.run())
 }
 
 // loadBoot loads what the channel needs. The socket device's modules are loaded where there is one.
@@ -125,12 +137,16 @@ func uptime() time.Duration {
 	return time.Duration(ts.Nano()).Round(time.Millisecond)
 }
 
-func newLog() *slog.Logger {
+// newLog logs to the console. In a closed guest, from which the host must learn nothing, only where the (measured) kernel
+// parameters say so.
+func newLog(closed bool) *slog.Logger {
 	level := slog.LevelWarn
-	if v, ok := boot.KernelParam("agent.log"); ok {
-		if l, known := logLevels[v]; known {
-			level = l
-		}
+	v, asked := boot.KernelParam("agent.log")
+	if l, known := logLevels[v]; known {
+		level = l
+	}
+	if closed && !asked {
+		return slog.New(slog.DiscardHandler)
 	}
 	var w io.Writer = os.Stderr
 	if c, err := boot.Console(); err == nil {
@@ -153,7 +169,7 @@ type guest struct {
 	server  *ttrpc.Server
 }
 
-func newGuest(mods *boot.Loader, log *slog.Logger) (*guest, error) {
+func newGuest(mods *boot.Loader, log *slog.Logger, closed bool) (*guest, error) {
 	g := &guest{log: log, mods: mods, reaper: reap.New(), broker: stdio.NewBroker(), mounts: mount.New(mount.Root)}
 	g.mounts.Load = mods.Load
 	g.mounts.HostFiles = func() bool { return !boot.Confidential("/") }
@@ -185,6 +201,7 @@ func newGuest(mods *boot.Loader, log *slog.Logger) (*guest, error) {
 		DeviceHandlers:  mount.DeviceTypes(),
 
 		Version: version.Version,
+		Closed:  closed,
 		Log:     log,
 	})
 	if g.server, err = ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(g.service.Intercept)); err != nil {

@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/coco-shim/coco/agent/boot"
 	"github.com/coco-shim/coco/agent/nspace"
 )
 
@@ -27,6 +28,10 @@ func main() {
 		nspace.Pause()
 		return
 	}
+	if len(os.Args) > 2 && os.Args[1] == "-q" && os.Getpid() != 1 { // as the kernel runs its modprobe
+		modprobe(os.Args[2:])
+		return
+	}
 	debug.SetGCPercent(gcPercentAtBoot)
 	debug.SetMemoryLimit(memoryLimit)
 	time.AfterFunc(bootTakes, func() {
@@ -38,4 +43,13 @@ func main() {
 		os.Exit(2)
 	}
 	runInit()
+}
+
+// modprobe loads a module that the kernel asks for. The kernel sees by itself whether it is there then; the exit code
+// is for people.
+func modprobe(args []string) {
+	debug.SetGCPercent(-1) // it ends soon
+	if err := boot.Modprobe(args); err != nil {
+		os.Exit(1)
+	}
 }

@@ -172,14 +172,21 @@ func loadAll() error {
 	}
 	for line := range strings.Lines(string(list)) {
 		f := strings.Fields(line)
-		if len(f) != 2 || f[0] == "#" {
+		if line == "# report\n" { // what follows is for TEEs and for containers
+			break
+		}
+		if len(f) < 2 || f[0] == "#" {
 			continue
 		}
 		m, err := os.Open(f[1])
 		if err != nil {
 			return err
 		}
-		err = unix.FinitModule(int(m.Fd()), "", 0)
+		flags := 0
+		if strings.HasSuffix(f[1], ".xz") {
+			flags = 4 // MODULE_INIT_COMPRESSED_FILE
+		}
+		err = unix.FinitModule(int(m.Fd()), "", flags)
 		_ = m.Close()
 		if err != nil && err != unix.EEXIST {
 			fmt.Println("test init: module", f[0], err)
