@@ -5,10 +5,12 @@ package procinfo
 
 import (
 	"os"
+	"os/exec"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 func TestParse(t *testing.T) {
@@ -68,5 +70,35 @@ Anonymous:          7000 kB
 	}
 	if got := parseSmaps(smaps, 1<<40); got.Guest != 0 || got.Own != 207100<<10 {
 		t.Errorf("parseSmaps without RAM of that size = %+v", got)
+	}
+}
+
+// A VMM that somebody has stopped is no VMM that hangs.
+func TestStopped(t *testing.T) {
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pid := cmd.Process.Pid
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // killed
+	}()
+	becomes := func(sig unix.Signal, options int, want bool) {
+		t.Helper()
+		if err := cmd.Process.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.Wait4(pid, nil, options, nil); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := Stopped(pid); got != want || err != nil {
+			t.Errorf("after %v Stopped = %v, %v", sig, got, err)
+		}
+	}
+	becomes(unix.SIGSTOP, unix.WUNTRACED, true)
+	becomes(unix.SIGCONT, unix.WCONTINUED, false)
+	if _, err := Stopped(1 << 30); err == nil {
+		t.Error("a process that is not there has a state")
 	}
 }
