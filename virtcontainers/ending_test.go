@@ -148,11 +148,13 @@ func TestAnAgentThatHangsLosesItsVM(t *testing.T) {
 	o := w.options("sleep")
 	o.Config.Runtime.HealthInterval, o.Config.Runtime.HealthMisses = 10*time.Millisecond, 3
 	o.Config.Runtime.StopTimeout = 100 * time.Millisecond
+	w.paused.Store(true) // as long as it is, the guest may take its time
 	p, _ := start(t, w, o)
 	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
 		t.Fatal(err)
 	}
 	w.vm().agent.hang.Store(true)
+	w.paused.Store(false)
 	<-p.Done()
 	if st := wait(t, p, ""); st.Code != killedCode || !strings.Contains(st.Reason, "its agent has not answered for 3 times 10ms") {
 		t.Errorf("exit = %+v", st)

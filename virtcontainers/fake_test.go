@@ -13,6 +13,7 @@ import (
 	"slices"
 	"sort"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -47,6 +48,7 @@ type world struct {
 	noStreams bool                    // the agent takes no byte streams
 	mute      bool                    // the agent never answers
 	lies      *lie                    // stands before the agent; nil: it is honest
+	paused    atomic.Bool             // VMs are
 	onLaunch  func(hypervisor.VMSpec) // looks at the VM's description while its files are open
 	links     *linkTable              // the network namespace; nil: one with an eth0 that never changes
 	ports     int                     // how many interfaces can be plugged in
@@ -365,6 +367,9 @@ func (v *fakeVM) die(err error) {
 		_ = v.proc.Kill()
 	})
 }
+
+// Paused says what the world has set.
+func (v *fakeVM) Paused(context.Context) (bool, error) { return v.w.paused.Load(), nil }
 
 func (v *fakeVM) Stop(context.Context) error {
 	v.die(nil)
