@@ -135,6 +135,10 @@ hostile: setup-bench stage ## ten minutes of a guest that lies, and 200 execs at
 	COCO_HOSTILE_TIME=10m COCO_GUEST_DIR=$(CURDIR)/$(GUEST) COCO_REQUIRE=all $(GO) test -count=1 -v -timeout 30m -run TestAHostileAgent ./tests/integration
 	COCO_STORM=200 COCO_GUEST_DIR=$(CURDIR)/$(GUEST) COCO_REQUIRE=all $(GO) test -count=1 -v -timeout 10m -run TestManyExecs ./tests/sandbox
 
+.PHONY: big-write
+big-write: stage ## 1 GiB into a container's writable layer, and a search for it in the host's files; CI writes 288 MiB
+	COCO_WRITE_MIB=1024 COCO_GUEST_DIR=$(CURDIR)/$(GUEST) COCO_REQUIRE=all $(GO) test -count=1 -v -timeout 20m -run TestNothingOfAContainer ./tests/volumes
+
 .PHONY: bench
 bench: setup-bench stage ## figures beside their baselines, as a table and bench.json
 	$(GO) run ./tests/bench -out dist/bench.json

@@ -90,7 +90,7 @@ func TestNothingOfAContainerIsInAHostFile(t *testing.T) {
 }
 
 // bigWrite is what a container writes to its root file system: more than guest memory of the default size
-// has room for. COCO_WRITE_MIB=1024 is what an installation of packages writes.
+// has room for. COCO_WRITE_MIB=1024 (make big-write) is what an installation of packages writes.
 func bigWrite(t *testing.T) int64 {
 	if s := os.Getenv("COCO_WRITE_MIB"); s != "" {
 		n, err := strconv.ParseInt(s, 10, 32)
