@@ -93,6 +93,7 @@ func (r Runtime) UpperMiB() uint64 {
 type Runtime struct {
 	StateDir          string   // per-pod sockets and locks, on a tmpfs
 	LayerCache        string   // converted image layers
+	LayerCacheSizeMiB uint64   // of all of them; 0: half of their file system
 	WritableLayer     string   // where what containers write to their root lies: "disk" or "memory"
 	UpperSizeMiB      uint64   // limit of a container's writable layer; 0: 16384 on a disk, 256 in memory
 	ScratchDir        string   // disks of writable layers that no snapshot has room for

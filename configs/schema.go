@@ -65,6 +65,7 @@ var schema = []field{
 
 	{"runtime.state_dir", func(c *Config) any { return &c.Runtime.StateDir }, absPath("a directory on a tmpfs"), byFile, true},
 	{"runtime.layer_cache", func(c *Config) any { return &c.Runtime.LayerCache }, absPath("a directory on a disk"), byFile, true},
+	{"runtime.layer_cache_size_mib", func(c *Config) any { return &c.Runtime.LayerCacheSizeMiB }, zeroOr(64, 16<<20), byFile, false},
 	{"runtime.writable_layer", func(c *Config) any { return &c.Runtime.WritableLayer }, oneOf(WritableDisk, WritableMemory), byFile, true},
 	{"runtime.upper_size_mib", func(c *Config) any { return &c.Runtime.UpperSizeMiB }, zeroOr(16, 1<<20), byPod, false},
 	{"runtime.scratch_dir", func(c *Config) any { return &c.Runtime.ScratchDir }, absPath("a directory on a disk"), byFile, true},

@@ -41,6 +41,7 @@ type world struct {
 	fail   string         // the name of the operation that fails
 	vms    []*fakeVM      // guarded by mu
 
+	tidied    []string                // guarded by mu; what was held when the layers were tidied
 	signals   []string                // guarded by mu; that the agent was asked to send
 	shared    []string                // guarded by mu; what the guest can see, and whether it is read-only
 	layers    int                     // how many layers a root file system has
@@ -262,6 +263,15 @@ func (f *fakeNetwork) Clean(context.Context, string, []network.Redirect) error {
 }
 
 type fakeLayers world
+
+// Tidy notes what is held of the pod then: it must be nothing.
+func (f *fakeLayers) Tidy(context.Context) error {
+	left := (*world)(f).left()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.tidied = append(f.tidied, fmt.Sprint(left))
+	return errInjected // nobody minds
+}
 
 func (f *fakeLayers) Open(ctx context.Context, _ LayerRequest) ([]*layer.Layer, error) {
 	w := (*world)(f)

@@ -8,15 +8,29 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/image/layer"
 	"github.com/coco-shim/coco/virtcontainers/storage"
 )
 
 // hostLayers is the Layers of this host: package storage decides, the cache builds.
-type hostLayers struct{ dir string }
+type hostLayers struct {
+	dir     string
+	mostMiB uint64
+}
 
-// NewLayers makes the Layers that keep what they build in dir.
-func NewLayers(dir string) Layers { return hostLayers{dir} }
+// NewLayers makes the Layers that keep what they build where a configuration says, and as much.
+func NewLayers(c configs.Runtime) Layers { return hostLayers{c.LayerCache, c.LayerCacheSizeMiB} }
+
+// Tidy removes layers that no snapshot needs any more, and what is over the bound. It is for the end of a pod: nobody waits for it,
+// and what it cannot remove stays for the next.
+func (h hostLayers) Tidy(ctx context.Context) error {
+	cache, err := layer.New(h.dir)
+	if err != nil {
+		return err
+	}
+	return cache.Trim(ctx, cache.Bound(h.mostMiB), false, func(layer.Entry) {})
+}
 
 // Open implements Layers.
 func (h hostLayers) Open(ctx context.Context, req LayerRequest) (_ []*layer.Layer, err error) {

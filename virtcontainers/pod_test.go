@@ -110,6 +110,19 @@ func TestAContainerRunsFromCreateToDelete(t *testing.T) {
 	}
 }
 
+func TestTheEndOfAPodTidiesTheLayers(t *testing.T) {
+	w := newWorld(t)
+	p, _ := start(t, w, w.options("sleep"))
+	if err := p.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if diff := cmp.Diff([]string{"[]"}, w.tidied); diff != "" {
+		t.Errorf("what was held when the layers were tidied (-want +got):\n%s", diff)
+	}
+}
+
 func TestASignalForAllIsSentAsOne(t *testing.T) {
 	w := newWorld(t)
 	p, _ := start(t, w, w.options("sleep"))

@@ -38,7 +38,24 @@ func (p *Pod) Shutdown(ctx context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("shut pod %s down: %w", p.opts.ID, err)
 	}
+	p.tidyLayers(ctx)
 	return nil
+}
+
+// tidyTime bounds what the end of a pod spends on others' layers.
+const tidyTime = 2 * time.Second
+
+// tidyLayers lets the node's layers follow its snapshots, of which some may be gone since the last build.
+func (p *Pod) tidyLayers(ctx context.Context) {
+	t, ok := p.opts.Host.Layers.(interface{ Tidy(context.Context) error })
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, tidyTime)
+	defer cancel()
+	if err := t.Tidy(ctx); err != nil {
+		p.log.Debug("tidy the layer cache", "error", err)
+	}
 }
 
 // EndVM ends the VM and keeps what the pod holds on the host, until Shutdown: its processes have ended, and

@@ -8,6 +8,7 @@ import "github.com/spf13/cobra"
 // commands lists the subcommands; each lives in a file of its name.
 func commands() []*cobra.Command {
 	return []*cobra.Command{
+		newCacheCmd(),
 		newCheckCmd(),
 		newImageCmd(),
 		newMeasureCmd(),

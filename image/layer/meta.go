@@ -131,6 +131,7 @@ func (c *Cache) lookup(ctx context.Context, key string, id identity, locked bool
 		f.Close()
 		return nil, err
 	}
+	c.used(key)
 	return &Layer{File: f, Params: p}, nil
 }
 
@@ -184,7 +185,7 @@ func openShared(path string) (*os.File, error) {
 		return nil, err
 	}
 	var st unix.Stat_t
-	err = flock(f, unix.LOCK_SH|unix.LOCK_NB)
+	err = flock(f, unix.LOCK_SH) // who has it alone looks or removes, both at once
 	if err == nil {
 		err = unix.Fstat(int(f.Fd()), &st)
 	}

@@ -44,7 +44,7 @@ func New(c configs.Config, exe string, log *slog.Logger) (virtcontainers.Host, e
 		Driver:   d,
 		Launcher: launcher{exe},
 		Network:  virtcontainers.NewNetwork(c.Network),
-		Layers:   virtcontainers.NewLayers(c.Runtime.LayerCache),
+		Layers:   virtcontainers.NewLayers(c.Runtime),
 		Machine:  m,
 		Files:    fileServer{c.Runtime.Virtiofsd},
 		Localhost: func(netns string) (virtcontainers.Localhost, error) {
