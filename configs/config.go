@@ -64,6 +64,10 @@ type Hypervisor struct {
 	SNPIDBlock       string // "anonymous", "author" or "none": what pins the digest of an SNP launch
 	TDXQuoteSocket   string // quote generation service: "", "vsock:PORT" on the host, or a Unix socket's path
 
+	FirstUser  uint64   // user ids of VMMs: the first of them
+	Users      uint64   // and how many: each pod has one
+	ExtraPaths []string // files and directories of the host that the VMM needs to start
+
 	Seccomp              bool // the VMM's own system call filter
 	Landlock             bool // Cloud Hypervisor confines itself to the VM's files
 	InsecureDebugConsole bool // keep the guest's console verbose; refused on a TEE
@@ -135,6 +139,8 @@ func Default() Config {
 			BootTimeout:       60 * time.Second,
 			SNPGuestPolicy:    snpPolicySMT | snpPolicyReserved1,
 			SNPIDBlock:        "anonymous",
+			FirstUser:         1_900_000_000,
+			Users:             65536,
 			Seccomp:           true,
 		},
 		Runtime: Runtime{

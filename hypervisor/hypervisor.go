@@ -165,6 +165,12 @@ type Process interface {
 	Stderr() string
 }
 
+// Emptier is a process whose root has what a program needs to start. A driver calls Empty once the VMM
+// has all that it needs open.
+type Emptier interface {
+	Empty() error
+}
+
 // Driver launches VMs with one kind of VMM.
 type Driver interface {
 	// Name is the driver's name in configuration and errors, for example "qemu".

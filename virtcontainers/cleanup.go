@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -16,6 +17,7 @@ import (
 	"github.com/coco-shim/coco/virtcontainers/cgroups"
 	"github.com/coco-shim/coco/virtcontainers/hooks"
 	"github.com/coco-shim/coco/virtcontainers/state"
+	"github.com/coco-shim/coco/virtcontainers/users"
 )
 
 // cleanTime bounds a clean-up whose caller has no deadline.
@@ -75,6 +77,9 @@ func cleanup(ctx context.Context, j state.Pod, n Network) error {
 		errs = append(errs, cgroups.Remove(ctx, j.Cgroups))
 	}
 	if j.StateDir != "" {
+		if j.User != 0 {
+			errs = append(errs, users.Free(filepath.Dir(j.StateDir), j.User, j.Bundle))
+		}
 		errs = append(errs, os.RemoveAll(j.StateDir))
 	}
 	return errors.Join(errs...)

@@ -27,6 +27,7 @@ import (
 	"github.com/coco-shim/coco/virtcontainers/spec"
 	"github.com/coco-shim/coco/virtcontainers/state"
 	"github.com/coco-shim/coco/virtcontainers/turns"
+	"github.com/coco-shim/coco/virtcontainers/users"
 )
 
 // creation is a pod being made: what one step leaves for the next.
@@ -36,6 +37,7 @@ type creation struct {
 	shape    Shape
 	vmspec   hypervisor.VMSpec
 	stateDir string
+	user     uint32 // the VMM's, and nobody else's
 	netns    string // path; the launcher's own once it runs
 	ownNetNS bool
 	leaves   []string // cgroups that the pod's processes are in
@@ -104,6 +106,7 @@ func (c *creation) steps() []step {
 		{"measurement", c.beginMeasuring},
 		{"journal", c.openJournal},
 		{"network namespace", c.makeNetNS},
+		{"user id", c.takeUser},
 		{"launcher", c.launch},
 		{"cgroups", c.joinCgroups},
 		{"hooks", c.runHooks},
@@ -211,8 +214,22 @@ func (c *creation) openBootFiles(context.Context) error {
 	if err != nil {
 		return err
 	}
+	for _, f := range c.opened {
+		if err := readableByAll(f); err != nil {
+			return err
+		}
+	}
 	c.vmspec = VMSpec(c.opts, c.shape, boot)
 	return c.addInitdata()
+}
+
+// readableByAll refuses a boot file that the VMM, which opens it again as a user of its own, could not read.
+func readableByAll(f *os.File) error {
+	st, err := f.Stat()
+	if err == nil && st.Mode().Perm()&0o004 == 0 {
+		err = fmt.Errorf("%s cannot be read by the VMM, which runs as a user of its own: chmod o+r %[1]s: %w", f.Name(), errdefs.ErrFailedPrecondition)
+	}
+	return err
 }
 
 // openBoot opens the boot chain of a configuration.
@@ -328,8 +345,31 @@ func (c *creation) makeNetNS(context.Context) error {
 	return nil
 }
 
+// vmmThreads is how many threads a VMM may have besides those of its processors: workers for its disks, 64 of
+// them, and some for itself.
+const vmmThreads = 128
+
+// takeUser finds a user id for the VMM that no other pod of this host has.
+func (c *creation) takeUser(context.Context) error {
+	r, h := c.opts.Config.Runtime, c.opts.Config.Hypervisor
+	c.u.Push("give the user id back", func(context.Context) error {
+		if c.user == 0 {
+			return nil
+		}
+		return users.Free(r.StateDir, c.user, c.opts.Bundle)
+	})
+	ids := users.Range{First: uint32(h.FirstUser), Count: uint32(h.Users)} //nolint:gosec // the schema bounds both
+	_, err := users.Take(r.StateDir, ids, c.opts.Bundle, func(id uint32) error {
+		c.user = id
+		return c.journal.Update(func(p *state.Pod) { p.User = id })
+	})
+	return err
+}
+
 func (c *creation) launch(ctx context.Context) error {
-	proc, err := c.opts.Host.Launcher.Launch(ctx, c.netns)
+	proc, err := c.opts.Host.Launcher.Launch(ctx, Privileges{
+		NetNS: c.netns, User: c.user, Processes: vmmThreads + 2*uint64(c.shape.VCPUs), //nolint:gosec // not negative
+	})
 	if err != nil {
 		return err
 	}

@@ -184,13 +184,13 @@ func newSpec(args ...string) *specs.Spec {
 
 type fakeLauncher world
 
-func (f *fakeLauncher) Launch(_ context.Context, netns string) (hypervisor.Process, error) {
+func (f *fakeLauncher) Launch(_ context.Context, p Privileges) (hypervisor.Process, error) {
 	w := (*world)(f)
 	if err := w.op("launch"); err != nil {
 		return nil, err
 	}
-	if netns == "" {
-		return nil, errors.New("launched without a network namespace")
+	if p.NetNS == "" {
+		return nil, fmt.Errorf("launched with %+v", p)
 	}
 	w.hold("process")
 	return &fakeProcess{w: w, done: make(chan struct{})}, nil

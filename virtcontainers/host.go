@@ -50,7 +50,14 @@ func (h Host) check() error {
 // Launcher forks the process that becomes the VMM.
 type Launcher interface {
 	// Launch forks a waiting process into the network namespace that the path names.
-	Launch(ctx context.Context, netns string) (hypervisor.Process, error)
+	Launch(ctx context.Context, p Privileges) (hypervisor.Process, error)
+}
+
+// Privileges are what a process that is launched has.
+type Privileges struct {
+	NetNS     string // path of its network namespace
+	User      uint32 // uid and gid
+	Processes uint64 // most processes and threads
 }
 
 // FileServer makes a process the server of files of the host for one VM. Package

@@ -68,7 +68,7 @@ func (c *creation) serveFiles(ctx context.Context) error {
 	}
 	c.log.Warn("runtime.host_path is live: the VM is not shut off from the host, it reads and writes files that its containers mount",
 		"pod", c.opts.ID)
-	proc, err := c.opts.Host.Launcher.Launch(ctx, c.netns)
+	proc, err := c.opts.Host.Launcher.Launch(ctx, Privileges{NetNS: c.netns})
 	if err != nil {
 		return err
 	}

@@ -33,7 +33,7 @@ func (w *world) snpConfig(cfg configs.Config) configs.Config {
 	w.t.Helper()
 	path := filepath.Join(w.dir, "fw.fd")
 	fw := ovmftest.Build(ovmftest.Layout{Size: 64 << 10, Seed: 1, EIP: 0x80b004, HashBase: 0x810c00, SEV: ovmftest.Sections(), TDX: ovmftest.TDXSections(64 << 10)})
-	if err := os.WriteFile(path, fw, 0o600); err != nil {
+	if err := os.WriteFile(path, fw, 0o644); err != nil {
 		w.t.Fatal(err)
 	}
 	cfg.Hypervisor.Platform, cfg.Hypervisor.Firmware, cfg.Hypervisor.CPUModel = "snp", path, "EPYC-v4"

@@ -9,6 +9,9 @@
 // on a socket. Exec sends it a command line, an environment and open files, and it becomes that
 // program. From birth to death it has one pid, and no moment in which it could outlive its parent.
 //
+// With a Jail it is the first process of namespaces of its own, with an empty root, and the program that it
+// becomes has a user of its own and no privileges (package jail).
+//
 // Cgroups are left to the caller, who moves the pid before Exec.
 package launch
 
@@ -21,6 +24,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -29,6 +33,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/hypervisor/jail"
 	"github.com/coco-shim/coco/internal/fdpass"
 	"github.com/coco-shim/coco/internal/ownthread"
 )
@@ -38,6 +43,8 @@ const (
 	Arg = "launch"
 	// MaxFiles is how many files Exec can hand over.
 	MaxFiles = 250
+
+	jailed = "jailed" // after Arg: the process is to enter its jail
 
 	firstFD    = 3
 	controlFD  = firstFD + MaxFiles // where the process finds its socket
@@ -52,11 +59,14 @@ type Options struct {
 	Exe string
 	// NetNS is the path of a network namespace; empty: ours.
 	NetNS string
+	// Jail confines the process; nil, which is for tests: it has what we have.
+	Jail *jail.Options
 }
 
 // Process is a launched process. It implements hypervisor.Process.
 type Process struct {
 	cmd     *exec.Cmd
+	jail    *jail.Options // nil: none
 	control *net.UnixConn
 	stderr  *tail
 	reaped  chan struct{}
@@ -65,15 +75,24 @@ type Process struct {
 
 	execOnce sync.Once
 	talk     sync.Mutex // held while control is used
+
+	mu     sync.Mutex
+	mounts *os.File  // guarded by mu; the mount namespace of one with a jail, until Empty or the end
+	room   jail.Spec // guarded by mu; what is in its root
 }
 
-var _ hypervisor.Process = (*Process)(nil)
+var (
+	_ hypervisor.Process = (*Process)(nil)
+	_ hypervisor.Emptier = (*Process)(nil)
+)
 
-// message is what Exec sends; the files travel beside it.
+// message is what Exec sends, with files beside it: first what goes into the jail, if there is one, then
+// the command line.
 type message struct {
-	Argv  []string `json:"argv"`
-	Env   []string `json:"env"`
-	Files int      `json:"files"`
+	Room  *jail.Spec `json:"room,omitempty"`
+	Argv  []string   `json:"argv,omitempty"`
+	Env   []string   `json:"env,omitempty"`
+	Files int        `json:"files"`
 }
 
 // Start forks the process. ctx bounds the start only. The caller ends it with Kill and
@@ -92,6 +111,7 @@ func Start(ctx context.Context, opts Options) (*Process, error) {
 	}
 	p := &Process{
 		cmd:     exec.Command(exe, Arg), //nolint:noctx // outlives every request; ended by Kill
+		jail:    opts.Jail,
 		control: control,
 		stderr:  &tail{},
 		reaped:  make(chan struct{}),
@@ -108,6 +128,10 @@ func Start(ctx context.Context, opts Options) (*Process, error) {
 		p.cmd.Stderr = p.stderr
 		p.cmd.WaitDelay = stderrWait
 		p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+		if p.jail != nil {
+			p.cmd.Args = append(p.cmd.Args, jailed)
+			p.cmd.SysProcAttr.Cloneflags = jail.Namespaces
+		}
 		started := make(chan error)
 		ownthread.Go(func() { p.live(opts.NetNS, started) })
 		err = <-started
@@ -141,6 +165,7 @@ func (p *Process) live(path string, started chan<- error) {
 	p.talk.Lock()         // an Exec that is under way reads the process's last message
 	_ = p.control.Close() // the peer is gone
 	p.talk.Unlock()
+	p.leave()
 	close(p.done)
 }
 
@@ -155,7 +180,44 @@ func (p *Process) fork(path string) error {
 			return fmt.Errorf("enter network namespace %s: %w", path, err)
 		}
 	}
-	return p.cmd.Start()
+	if err := p.cmd.Start(); err != nil || p.jail == nil {
+		return err
+	}
+	// Now, while nothing keeps us from looking at it.
+	mounts, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", p.PID()))
+	if err != nil {
+		_ = p.cmd.Process.Kill() // it has nothing yet
+		_ = p.cmd.Wait()         // killed
+		return err
+	}
+	p.mu.Lock()
+	p.mounts = mounts
+	p.mu.Unlock()
+	return nil
+}
+
+// leave closes the mount namespace.
+func (p *Process) leave() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.mounts != nil {
+		_ = p.mounts.Close() // only a reference
+		p.mounts = nil
+	}
+}
+
+// Empty takes everything out of the root of the program but what it was said to keep. It is for when the
+// program has started: from then on it has no file but those that it has open.
+func (p *Process) Empty() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.mounts == nil {
+		return nil // without a jail, or dead
+	}
+	err := jail.Empty(p.mounts, p.room, p.jail.Kept)
+	_ = p.mounts.Close() // only a reference
+	p.mounts = nil
+	return err
 }
 
 // PID is the process id, the same before and after Exec.
@@ -194,7 +256,7 @@ func (p *Process) Exec(ctx context.Context, argv, env []string, files []*os.File
 	p.execOnce.Do(func() {
 		p.talk.Lock()
 		defer p.talk.Unlock()
-		err = p.exec(ctx, message{argv, env, len(files)}, files)
+		err = p.exec(ctx, message{Argv: slices.Clone(argv), Env: env, Files: len(files)}, files)
 	})
 	if err != nil {
 		return fmt.Errorf("exec %s in launcher %d: %w", argv[0], p.PID(), err)
@@ -206,17 +268,16 @@ func (p *Process) exec(ctx context.Context, m message, files []*os.File) error {
 	if len(files) > MaxFiles {
 		return fmt.Errorf("%d open files to hand over, at most %d are possible", len(files), MaxFiles)
 	}
-	data, err := json.Marshal(m)
-	if err != nil {
-		return err
-	}
-	if len(data) > maxMessage {
-		return fmt.Errorf("command line and environment take %d bytes, at most %d are possible", len(data), maxMessage)
-	}
 	stop := context.AfterFunc(ctx, func() { _ = p.control.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if err := fdpass.Send(p.control, data, files...); err != nil {
-		return p.explain(ctx, err)
+	if p.jail != nil {
+		var err error
+		if m.Argv[0], err = p.furnish(ctx, m.Argv[0]); err != nil {
+			return err
+		}
+	}
+	if err := p.send(ctx, m, files); err != nil {
+		return err
 	}
 	// The socket closes on exec: its end is the sign of success, a message that of failure. But it
 	// closes on death too.
@@ -226,6 +287,33 @@ func (p *Process) exec(ctx context.Context, m message, files []*os.File) error {
 	case n > 0:
 		return errors.New(string(reply[:n]))
 	case err != nil && !errors.Is(err, io.EOF):
+		return p.explain(ctx, err)
+	}
+	return nil
+}
+
+// furnish has the process put into its root what the program needs, whose path there it returns.
+func (p *Process) furnish(ctx context.Context, binary string) (string, error) {
+	plan, err := jail.Prepare(binary, *p.jail)
+	if err != nil {
+		return "", fmt.Errorf("confine it: %w", err)
+	}
+	defer plan.Close()
+	p.mu.Lock()
+	p.room = plan.Spec
+	p.mu.Unlock()
+	return plan.Binary, p.send(ctx, message{Room: &plan.Spec, Files: len(plan.Files)}, plan.Files)
+}
+
+func (p *Process) send(ctx context.Context, m message, files []*os.File) error {
+	data, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	if len(data) > maxMessage {
+		return fmt.Errorf("command line and environment take %d bytes, at most %d are possible", len(data), maxMessage)
+	}
+	if err := fdpass.Send(p.control, data, files...); err != nil {
 		return p.explain(ctx, err)
 	}
 	return nil

@@ -7,10 +7,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"runtime"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/coco-shim/coco/hypervisor/jail"
 	"github.com/coco-shim/coco/internal/fdpass"
 )
 
@@ -21,18 +25,34 @@ import (
 // It uses bare system calls, since what it does to descriptors must not meet the Go runtime's
 // poller.
 func Main() error {
+	runtime.LockOSThread() // privileges belong to a thread, and it is this one that executes
 	unix.CloseOnExec(controlFD)
-	m, fds, err := receive()
-	if err != nil || m == nil {
-		return err
+	if slices.Contains(os.Args[2:], jailed) {
+		if err := jail.Enter(); err != nil {
+			return report(fmt.Errorf("confine the VMM: %w", err))
+		}
 	}
-	if err := become(m, fds); err != nil {
-		err = fmt.Errorf("become %s: %w", m.Argv[0], err)
-		text := err.Error()
-		_ = unix.Send(controlFD, []byte(text[:min(len(text), 4096)]), unix.MSG_NOSIGNAL) // parent may be gone
-		return err
+	var room *jail.Spec
+	for {
+		m, fds, err := receive()
+		switch {
+		case err != nil || m == nil:
+			return err
+		case m.Room == nil:
+			return report(fmt.Errorf("become %s: %w", m.Argv[0], become(m, fds, room)))
+		}
+		if err := m.Room.Furnish(fds); err != nil {
+			return report(fmt.Errorf("confine the VMM: %w", err))
+		}
+		room = m.Room
 	}
-	return nil
+}
+
+// report tells the parent why it failed.
+func report(err error) error {
+	text := err.Error()
+	_ = unix.Send(controlFD, []byte(text[:min(len(text), 4096)]), unix.MSG_NOSIGNAL) // parent may be gone
+	return err
 }
 
 func receive() (*message, []int, error) {
@@ -64,15 +84,21 @@ func receive() (*message, []int, error) {
 	if err := json.Unmarshal(buf[:n], &m); err != nil {
 		return nil, nil, fmt.Errorf("decode command line: %w", err)
 	}
-	if len(m.Argv) == 0 || m.Files != len(fds) {
+	if (len(m.Argv) == 0) != (m.Room != nil) || m.Files != len(fds) {
 		return nil, nil, fmt.Errorf("command line of %d words with %d of %d files", len(m.Argv), len(fds), m.Files)
 	}
 	return &m, fds, nil
 }
 
+// orphaned says whether the parent has gone, before its end would have ended us.
+func orphaned() bool {
+	n, _, err := unix.Recvfrom(controlFD, make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	return n == 0 && err == nil
+}
+
 // become puts the files in their places and executes. Received descriptors are beyond controlFD,
 // since everything below is occupied, so none is overwritten by another.
-func become(m *message, fds []int) error {
+func become(m *message, fds []int, room *jail.Spec) error {
 	for i, fd := range fds {
 		if fd <= controlFD {
 			return fmt.Errorf("file %d arrived as descriptor %d", i, fd)
@@ -83,6 +109,14 @@ func become(m *message, fds []int) error {
 	}
 	for fd := firstFD + len(fds); fd < controlFD; fd++ {
 		unix.CloseOnExec(fd)
+	}
+	if room != nil {
+		if err := room.Drop(); err != nil {
+			return err
+		}
+		if orphaned() {
+			return errors.New("the parent has ended")
+		}
 	}
 	return syscall.Exec(m.Argv[0], m.Argv, m.Env) //nolint:gosec // that is its job
 }

@@ -108,7 +108,7 @@ func (b *builder) base() {
 // platform sets machine, memory, processor and TEE. Devices of the machine that a pod does not
 // use are off: they cost boot time, and on TDX they would be in measured tables.
 func (b *builder) platform() {
-	machine := b.spec.Machine + ",memory-backend=ram0,smm=off,hpet=off,sata=off,smbus=off,i8042=off,vmport=off"
+	machine := b.spec.Machine + ",memory-backend=ram0,smm=off,hpet=off,sata=off,smbus=off,i8042=off,vmport=off,dump-guest-core=off,mem-merge=off"
 	memory, model := "memory-backend-ram", b.spec.CPU.Model
 	switch b.spec.TEE {
 	case hypervisor.TEESNP:

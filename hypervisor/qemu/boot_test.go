@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/hypervisor/jail"
 	"github.com/coco-shim/coco/hypervisor/launch"
 	"github.com/coco-shim/coco/internal/testvm"
 )
@@ -111,6 +112,9 @@ func tempFile(t testing.TB, data []byte) *os.File {
 	if _, err := f.Write(data); err != nil {
 		t.Fatal(err)
 	}
+	if err := f.Chmod(0o644); err != nil { // as a guest image is installed
+		t.Fatal(err)
+	}
 	return f
 }
 
@@ -128,7 +132,8 @@ func testDriver(t testing.TB) *Driver {
 
 func launched(t testing.TB) *launch.Process {
 	t.Helper()
-	p, err := launch.Start(t.Context(), launch.Options{})
+	testvm.Need(t, testvm.Root)
+	p, err := launch.Start(t.Context(), launch.Options{Jail: &jail.Options{User: 1_900_077_776}})
 	if err != nil {
 		t.Fatal(err)
 	}

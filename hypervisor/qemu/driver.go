@@ -17,6 +17,7 @@ package qemu
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -131,6 +132,13 @@ func (d *Driver) attend(ctx context.Context, spec hypervisor.VMSpec, proc hyperv
 		return nil, dead
 	}
 	m.mux = portmux.NewDialer(ends.ours[0])
+	if e, ok := proc.(hypervisor.Emptier); ok { // it has loaded and opened all that it will need
+		if err := e.Empty(); err != nil {
+			dead := m.abandon(err)
+			m.qmp.Close()
+			return nil, errors.Join(dead, m.mux.Close())
+		}
+	}
 	m.enter(hypervisor.PhaseKernel)
 	d.opts.Log.Info("VM runs", "vm", spec.ID, "pid", proc.PID(), "qemu", m.qmp.Version().String(), "accel", string(spec.Accel))
 	go m.watch()

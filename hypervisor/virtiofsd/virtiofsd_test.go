@@ -22,7 +22,7 @@ import (
 
 // The test program is its own launcher.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == launch.Arg {
+	if len(os.Args) > 1 && os.Args[1] == launch.Arg {
 		if err := launch.Main(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 		}

@@ -37,11 +37,24 @@ func TestEveryContainerdRunsAContainer(t *testing.T) {
 			if got := must(t, d, "task", "ls"); !regexp.MustCompile(id + `\s+\d+\s+RUNNING`).MatchString(got) {
 				t.Errorf("task ls = %q", got)
 			}
+			checkConfined(t, id)
 			must(t, d, "task", "kill", "-s", "SIGKILL", id)
 			if code := waitStopped(t, d, id); code != 137 {
 				t.Errorf("exit status after SIGKILL = %d, want 137", code)
 			}
 		})
+	}
+}
+
+// checkConfined looks at what the VMM could do to the host if its guest broke out.
+func checkConfined(t *testing.T, id string) {
+	t.Helper()
+	_, vmm, err := harness.Pids(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := harness.Confined(vmm); err != nil {
+		t.Errorf("the VMM, pid %d: %v", vmm, err)
 	}
 }
 

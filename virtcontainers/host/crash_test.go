@@ -62,8 +62,8 @@ func (n crashingNetwork) Attach(ctx context.Context, netns string, standby bool,
 
 type crashingLauncher struct{ virtcontainers.Launcher }
 
-func (l crashingLauncher) Launch(ctx context.Context, netns string) (hypervisor.Process, error) {
-	p, err := l.Launcher.Launch(ctx, netns)
+func (l crashingLauncher) Launch(ctx context.Context, pr virtcontainers.Privileges) (hypervisor.Process, error) {
+	p, err := l.Launcher.Launch(ctx, pr)
 	crash("launch")
 	return p, err
 }

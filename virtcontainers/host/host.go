@@ -21,6 +21,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/clh"
 	clhprecheck "github.com/coco-shim/coco/hypervisor/clh/precheck"
+	"github.com/coco-shim/coco/hypervisor/jail"
 	"github.com/coco-shim/coco/hypervisor/launch"
 	"github.com/coco-shim/coco/hypervisor/qemu"
 	"github.com/coco-shim/coco/hypervisor/qemu/precheck"
@@ -42,7 +43,7 @@ func New(c configs.Config, exe string, log *slog.Logger) (virtcontainers.Host, e
 	}
 	return virtcontainers.Host{
 		Driver:   d,
-		Launcher: launcher{exe},
+		Launcher: launcher{exe, needs(c.Hypervisor)},
 		Network:  virtcontainers.NewNetwork(c.Network),
 		Layers:   virtcontainers.NewLayers(c.Runtime),
 		Machine:  m,
@@ -99,12 +100,40 @@ func driver(c configs.Config, log *slog.Logger) (hypervisor.Driver, error) {
 	return nil, fmt.Errorf("hypervisor.type %q: %w", h.Type, errdefs.ErrNotImplemented)
 }
 
+// needs are what the VMM needs of the host, besides its own files and the descriptors that it is given. Cloud
+// Hypervisor opens its disks by name, as root: it is not confined yet.
+func needs(h configs.Hypervisor) *jail.Options {
+	if h.Type == "clh" {
+		return nil
+	}
+	o := &jail.Options{Paths: h.ExtraPaths}
+	if h.Accel != "tcg" {
+		o.Devices = append(o.Devices, "/dev/kvm")
+	}
+	if h.Platform == "snp" {
+		o.Devices = append(o.Devices, "/dev/sev")
+	}
+	if _, unix := h.QuoteService(); h.Platform == "tdx" && unix != "" {
+		o.Kept = append(o.Kept, unix) // it connects for each quote
+	}
+	return o
+}
+
 // launcher forks a program of ours.
-type launcher struct{ exe string }
+type launcher struct {
+	exe  string
+	jail *jail.Options // but the user and the limits; nil: none
+}
 
 // Launch implements virtcontainers.Launcher.
-func (l launcher) Launch(ctx context.Context, netns string) (hypervisor.Process, error) {
-	p, err := launch.Start(ctx, launch.Options{Exe: l.exe, NetNS: netns})
+func (l launcher) Launch(ctx context.Context, pr virtcontainers.Privileges) (hypervisor.Process, error) {
+	o := launch.Options{Exe: l.exe, NetNS: pr.NetNS}
+	if pr.User != 0 && l.jail != nil {
+		j := *l.jail
+		j.User, j.Processes = pr.User, pr.Processes
+		o.Jail = &j
+	}
+	p, err := launch.Start(ctx, o)
 	if err != nil {
 		return nil, err
 	}

@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 	if clhtest.IsVMM() {
 		clhtest.Main()
 	}
-	if len(os.Args) == 2 && os.Args[1] == launch.Arg {
+	if len(os.Args) > 1 && os.Args[1] == launch.Arg {
 		if err := launch.Main(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 		}

@@ -55,6 +55,7 @@ type Pod struct {
 	VMM         *Process          `json:"vmm,omitempty"`       // launcher, then VMM
 	Virtiofsd   *Process          `json:"virtiofsd,omitempty"` // launcher, then what serves files of the host
 	StateDir    string            `json:"stateDir,omitempty"`  // sockets
+	User        uint32            `json:"user,omitempty"`      // id of the VMM's user, taken in StateDir's parent
 	Cgroups     []string          `json:"cgroups,omitempty"`   // directories, parents first
 	OwnNetNS    string            `json:"ownNetns,omitempty"`  // file that a namespace of ours is mounted on
 	NetNS       string            `json:"netns,omitempty"`     // namespace of others that we changed

@@ -1,0 +1,46 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package jail confines the process that becomes a VMM, so that a guest that breaks out of its VM finds
+// nothing of the host.
+//
+// The life of such a process: it is born in mount, pid, ipc and uts namespaces of its own (Namespaces) and
+// calls Enter, which changes its root to an empty tmpfs. Before it executes the VMM, Furnish puts what a
+// program needs to start into that root, read-only: libraries, the VMM's own directory, its device nodes.
+// Drop then gives up everything else: the uid becomes one that no other process has, the capability sets
+// become empty, and no later exec can bring any of that back. Once the VMM runs, its parent calls Empty,
+// which takes away what was only needed to start.
+//
+// Plan is what the parent prepares; the other functions are called by the process itself and use bare
+// system calls, as package launch does. The caller must stay on one thread from Drop to exec.
+package jail
+
+import "golang.org/x/sys/unix"
+
+// Namespaces are those that the process is born into.
+const Namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
+
+// Spec tells the process what to do. It is sent as JSON, and files travel beside it: a detached mount for
+// each of Trees, then the loader if there is one.
+type Spec struct {
+	User      uint32   `json:"user"`              // uid and gid
+	Processes uint64   `json:"processes"`         // limit of processes and threads, RLIMIT_NPROC
+	Trees     []string `json:"trees,omitempty"`   // where the mounts go
+	Links     []Link   `json:"links,omitempty"`   // symbolic links
+	Devices   []Device `json:"devices,omitempty"` // nodes in /dev
+	// Loader is the path of the program that loads the VMM, ld.so, when there is one. The process gets a
+	// copy that it may execute but not read: such a process is not dumpable (see Furnish).
+	Loader string `json:"loader,omitempty"`
+}
+
+// Link is a symbolic link.
+type Link struct {
+	Path   string `json:"path"`
+	Target string `json:"target"`
+}
+
+// Device is a character device that the process may open.
+type Device struct {
+	Path   string `json:"path"`
+	Number uint64 `json:"number"`
+}
