@@ -349,6 +349,9 @@ func (c *creation) makeNetNS(context.Context) error {
 // them, and some for itself.
 const vmmThreads = 128
 
+// filesThreads is how many the server of live files has at most, which is in the VMM's cgroup.
+const filesThreads = 128
+
 // takeUser finds a user id for the VMM that no other pod of this host has.
 func (c *creation) takeUser(context.Context) error {
 	r, h := c.opts.Config.Runtime, c.opts.Config.Hypervisor
@@ -367,9 +370,7 @@ func (c *creation) takeUser(context.Context) error {
 }
 
 func (c *creation) launch(ctx context.Context) error {
-	proc, err := c.opts.Host.Launcher.Launch(ctx, Privileges{
-		NetNS: c.netns, User: c.user, Processes: vmmThreads + 2*uint64(c.shape.VCPUs), //nolint:gosec // not negative
-	})
+	proc, err := c.opts.Host.Launcher.Launch(ctx, Privileges{NetNS: c.netns, User: c.user, Processes: c.threads()})
 	if err != nil {
 		return err
 	}
@@ -406,36 +407,72 @@ func end(ctx context.Context, proc hypervisor.Process) error {
 	}
 }
 
+// joinCgroups puts the VMM, and the shim where it is this pod's alone, into leaves of the pod's group.
 func (c *creation) joinCgroups(context.Context) error {
 	hs, err := cgroups.Hierarchies()
 	if err != nil {
 		return err
 	}
 	want := c.opts.Spec.Linux.CgroupsPath
-	place, short, err := cgroups.WithRoom(hs, want, c.shape.MemoryMiB*mib)
+	place, err := cgroups.WithRoom(hs, want, c.shape.MemoryMiB*mib)
 	if err != nil {
 		return err
 	}
-	if short != "" {
-		c.log.Warn("the pod's cgroup allows "+short+": the VMM runs beside it; declare the overhead in the RuntimeClass",
-			"pod", want, "vmm", place, "vmMiB", c.shape.MemoryMiB)
+	if place.Short != "" {
+		c.log.Warn("the pod's cgroup allows "+place.Short+": the VMM runs beside it; declare the overhead in the RuntimeClass",
+			"pod", want, "vmm", place.Path, "vmMiB", c.shape.MemoryMiB)
 	}
-	dirs, leaves, err := cgroups.Plan(hs, place)
+	dirs, leaves, err := cgroups.Plan(hs, place.Path, cgroups.VMM)
 	if err != nil {
 		return err
 	}
 	c.leaves = leaves
 	var made []string
+	note := func(dir string) error {
+		made = append(made, dir)
+		return c.journal.Update(func(p *state.Pod) { p.Cgroups = slices.Clone(made) })
+	}
 	c.u.Push("remove cgroups", func(ctx context.Context) error {
 		if err := end(ctx, c.proc); err != nil { // a group with a process in it stays
 			return err
 		}
 		return cgroups.Remove(ctx, made)
 	})
-	return cgroups.Apply(dirs, leaves, c.proc.PID(), func(dir string) error {
-		made = append(made, dir)
-		return c.journal.Update(func(p *state.Pod) { p.Cgroups = slices.Clone(made) })
-	})
+	if err := cgroups.Apply(dirs, leaves, c.proc.PID(), note); err != nil {
+		return err
+	}
+	if err := errors.Join(place.SetQuota(hs), cgroups.LimitProcesses(leaves, c.threads()+filesThreads)); err != nil {
+		return err
+	}
+	if c.opts.Host.Devices != nil {
+		if err := cgroups.LimitDevices(leaves, c.opts.Host.Devices); err != nil {
+			return err
+		}
+	}
+	return c.joinOwn(hs, place.Path, note)
+}
+
+// joinOwn puts this process into a leaf beside the VMM's. It leaves it before the group is removed: engines kill
+// what is in the group of a pod that they take for gone.
+func (c *creation) joinOwn(hs []cgroups.Hierarchy, place string, note func(string) error) error {
+	if !c.opts.JoinCgroup {
+		return nil
+	}
+	dirs, leaves, err := cgroups.Plan(hs, place, cgroups.Shim)
+	if err != nil || len(leaves) == 0 {
+		return err
+	}
+	was, err := cgroups.Self(hs)
+	if err != nil {
+		return err
+	}
+	c.u.Push("leave the pod's cgroup", func(context.Context) error { return was.Return(hs, os.Getpid()) })
+	return cgroups.Apply(dirs, leaves, os.Getpid(), note)
+}
+
+// threads is how many threads the VMM may have.
+func (c *creation) threads() uint64 {
+	return vmmThreads + 2*uint64(c.shape.VCPUs) //nolint:gosec // not negative
 }
 
 // runHooks runs the hooks of the pod's specification; the poststop hooks are due from here on, also

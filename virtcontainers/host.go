@@ -24,6 +24,8 @@ type Host struct {
 	Network  Network
 	Layers   Layers
 	Machine  Machine
+	// Devices are the nodes in /dev that the VMM may open; nil: any.
+	Devices []string
 	// Files starts what shows files of the host to a VM, runtime.host_path = "live"; nil: nothing does.
 	Files FileServer
 	// Localhost opens the way from the loopback address of a pod's network namespace into the VM; nil

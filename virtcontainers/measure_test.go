@@ -38,7 +38,7 @@ func (w *world) snpConfig(cfg configs.Config) configs.Config {
 	}
 	cfg.Hypervisor.Platform, cfg.Hypervisor.Firmware, cfg.Hypervisor.CPUModel = "snp", path, "EPYC-v4"
 	cfg.Hypervisor.Kernel = filepath.Join(w.dir, "vmlinuz")
-	if err := os.WriteFile(cfg.Hypervisor.Kernel, bzimagetest.Kernel("6.12.1", ""), 0o600); err != nil {
+	if err := os.WriteFile(cfg.Hypervisor.Kernel, bzimagetest.Kernel("6.12.1", ""), 0o644); err != nil {
 		w.t.Fatal(err)
 	}
 	return cfg
@@ -150,7 +150,7 @@ func TestTheInitdataIsTheFirstDevice(t *testing.T) {
 	w.holdUntil("make netns", "open layers")
 	o := w.options("sleep")
 	o.Config.Hypervisor.Initdata = filepath.Join(w.dir, "initdata.toml")
-	if err := os.WriteFile(o.Config.Hypervisor.Initdata, []byte(initdataText), 0o600); err != nil {
+	if err := os.WriteFile(o.Config.Hypervisor.Initdata, []byte(initdataText), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	var disk []byte
@@ -211,27 +211,27 @@ func TestWhatCannotBeMeasuredIsNotLaunched(t *testing.T) {
 		{"firmware without hash area", func(w *world, o *Options) {
 			o.Config = w.snpConfig(o.Config)
 			fw := ovmftest.Build(ovmftest.Layout{Size: 64 << 10, Seed: 1, EIP: 0x80b004, SEV: ovmftest.Sections()})
-			if err := os.WriteFile(o.Config.Hypervisor.Firmware, fw, 0o600); err != nil {
+			if err := os.WriteFile(o.Config.Hypervisor.Firmware, fw, 0o644); err != nil {
 				t.Fatal(err)
 			}
 		}, "kernel-hash area"},
 		{"a kernel that is none", func(w *world, o *Options) {
 			o.Config = w.snpConfig(o.Config)
-			if err := os.WriteFile(o.Config.Hypervisor.Kernel, []byte("\x7fELF"), 0o600); err != nil {
+			if err := os.WriteFile(o.Config.Hypervisor.Kernel, []byte("\x7fELF"), 0o644); err != nil {
 				t.Fatal(err)
 			}
 		}, "is an ELF file (vmlinux)"},
 		{"an empty initramfs", func(w *world, o *Options) {
 			o.Config = w.snpConfig(o.Config)
 			o.Config.Hypervisor.Initrd = filepath.Join(w.dir, "nothing")
-			if err := os.WriteFile(o.Config.Hypervisor.Initrd, nil, 0o600); err != nil {
+			if err := os.WriteFile(o.Config.Hypervisor.Initrd, nil, 0o644); err != nil {
 				t.Fatal(err)
 			}
 		}, "nothing: is empty"},
 		{"a kernel that does not extend RTMR2", func(w *world, o *Options) {
 			o.Config = w.snpConfig(o.Config)
 			o.Config.Hypervisor.Platform, o.Config.Hypervisor.CPUModel = "tdx", ""
-			if err := os.WriteFile(o.Config.Hypervisor.Kernel, bzimagetest.Kernel("6.1.0-37-amd64", ""), 0o600); err != nil {
+			if err := os.WriteFile(o.Config.Hypervisor.Kernel, bzimagetest.Kernel("6.1.0-37-amd64", ""), 0o644); err != nil {
 				t.Fatal(err)
 			}
 		}, "release 6.1.0-37-amd64 measures neither command line nor initrd into RTMR2"},

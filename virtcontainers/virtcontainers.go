@@ -77,7 +77,9 @@ type Options struct {
 	OnOOM   func(containerID string)
 	Log     *slog.Logger
 	ShimExe string // the program that can be the launcher; for Host's maker
-	Host    Host
+	// JoinCgroup says that this process serves this pod and nothing else: it goes into the pod's cgroup.
+	JoinCgroup bool
+	Host       Host
 }
 
 // Phase is a step of a pod's start, or of a container's, and how long it took.

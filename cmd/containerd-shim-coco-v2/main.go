@@ -58,7 +58,7 @@ func makePod(env shim.Env) func(context.Context, task.PodRequest) (task.Pod, err
 		}
 		pod, err := virtcontainers.CreatePod(ctx, virtcontainers.Options{
 			ID: r.ID, Namespace: env.Namespace, Bundle: r.Bundle, Spec: r.Spec, Config: cfg,
-			First: r.First, OnOOM: r.OnOOM, Log: env.Log, ShimExe: exe, Host: h,
+			First: r.First, OnOOM: r.OnOOM, Log: env.Log, ShimExe: exe, Host: h, JoinCgroup: true,
 			Rehearse: rehearse, Initdata: overrides[initdata.Annotation],
 		})
 		if err != nil {

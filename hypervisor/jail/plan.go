@@ -28,6 +28,15 @@ type Options struct {
 	Devices []string
 }
 
+// AllDevices are the paths of all devices that the program may open, also of those that are not there; nil for nil
+// options, with which it may open any.
+func (o *Options) AllDevices() []string {
+	if o == nil {
+		return nil
+	}
+	return slices.Concat(common, o.Devices)
+}
+
 const defaultProcesses = 4096
 
 var (

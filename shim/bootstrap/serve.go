@@ -158,6 +158,9 @@ func sayReady(ready *os.File) error {
 
 // setUpProcess makes this process the parent of what its children leave behind and a small one.
 func setUpProcess() error {
+	if err := closeMemory(); err != nil {
+		return err
+	}
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become subreaper: %w", err)
 	}
@@ -180,4 +183,16 @@ func notifySignals(log *slog.Logger) (<-chan os.Signal, func()) {
 		signal.Stop(term)
 		r.stop()
 	}
+}
+
+// closeMemory keeps what passes through this process, the containers' streams among it, out of core files and
+// from whoever is not root.
+func closeMemory() error {
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("forbid core files: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("make the memory private: %w", err)
+	}
+	return nil
 }

@@ -37,6 +37,13 @@ func TestSecurityContexts(t *testing.T) {
 	if _, code := p.exec(caps, "touch /x && chown 1000 /x"); code == 0 {
 		t.Error("chown works without CAP_CHOWN")
 	}
+	if shim, vmm, err := harness.Pids(p.id); err != nil {
+		t.Error(err)
+	} else if err := harness.ShimConfined(shim, vmm); err != nil {
+		t.Errorf("the shim, pid %d: %v", shim, err)
+	} else if _, err := harness.Confined(vmm); err != nil {
+		t.Errorf("the VMM, pid %d: %v", vmm, err)
+	}
 	plain := p.run("plain", forever)
 	if out, code := p.exec(plain, "ip link set lo mtu 1300"); code == 0 {
 		t.Errorf("a container without NET_ADMIN changes the network: %s", out)

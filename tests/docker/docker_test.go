@@ -243,6 +243,13 @@ func checkService(t *testing.T, d *daemon) {
 	if got, err := harness.Get("http://" + addr + "/"); err != nil || got != "served\n" {
 		t.Errorf("GET of the published port %s = %q, %v", addr, got, err)
 	}
+	if shim, vmm, err := harness.Pids(strings.TrimSpace(d.must("inspect", "-f", "{{.Id}}", "web"))); err != nil {
+		t.Error(err)
+	} else if err := harness.ShimConfined(shim, vmm); err != nil {
+		t.Errorf("the shim, pid %d: %v", shim, err)
+	} else if _, err := harness.Confined(vmm); err != nil {
+		t.Errorf("the VMM, pid %d: %v", vmm, err)
+	}
 	gateway := strings.TrimSpace(d.must("inspect", "-f", "{{.NetworkSettings.Gateway}}", "web"))
 	if _, errs, code := d.docker("exec", "web", "ping", "-c", "1", "-W", "5", gateway); code != 0 {
 		t.Errorf("the container does not reach %s: %s", gateway, errs)

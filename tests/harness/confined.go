@@ -111,6 +111,35 @@ func root(pid int) error {
 	return errors.Join(append(errs, err)...)
 }
 
+// ShimConfined says what is not as it is meant to be with a pod's shim, which is root on the host: its memory is its
+// own, and it is in a leaf of the pod's cgroup beside the VMM's.
+func ShimConfined(shim, vmm int) error {
+	errs := []error{closed(shim)}
+	groups := func(pid int, leaf string) map[string]string {
+		out := map[string]string{}
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+		errs = append(errs, err)
+		for line := range strings.Lines(string(text)) {
+			f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+			if len(f) != 3 || strings.HasPrefix(f[1], "name=") || f[2] == "/" && f[1] == "" {
+				continue
+			}
+			if filepath.Base(f[2]) != leaf {
+				errs = append(errs, fmt.Errorf("process %d is in cgroup %s:%s, not in a leaf %s", pid, f[1], f[2], leaf))
+			}
+			out[f[1]] = filepath.Dir(f[2])
+		}
+		return out
+	}
+	its, ours := groups(vmm, "vmm"), groups(shim, "shim")
+	for c, g := range ours {
+		if its[c] != g {
+			errs = append(errs, fmt.Errorf("cgroup %s: the shim is below %s, the VMM below %s", c, g, its[c]))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // closed looks at what others could get of the process's memory. The files of one that is not dumpable
 // belong to root.
 func closed(pid int) error {

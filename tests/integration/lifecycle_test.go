@@ -49,9 +49,12 @@ func TestEveryContainerdRunsAContainer(t *testing.T) {
 // checkConfined looks at what the VMM could do to the host if its guest broke out.
 func checkConfined(t *testing.T, id string) {
 	t.Helper()
-	_, vmm, err := harness.Pids(id)
+	shim, vmm, err := harness.Pids(id)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if err := harness.ShimConfined(shim, vmm); err != nil {
+		t.Errorf("the shim, pid %d: %v", shim, err)
 	}
 	if _, err := harness.Confined(vmm); err != nil {
 		t.Errorf("the VMM, pid %d: %v", vmm, err)

@@ -4,8 +4,8 @@
 // Package cgroups places the VMM in the control groups that an OCI specification names, on hosts
 // with cgroup v2, v1 or both.
 //
-// It makes directories and moves one process; it sets no limits, because the VM's size is the limit,
-// and asks no service manager: a path in systemd's notation becomes the directory that systemd would
+// It makes directories and moves the VMM and the shim into leaves of their own. The VM's size is the limit of memory
+// and processors; what is limited here is what a VMM never needs: devices and processes. It asks no service manager: a path in systemd's notation becomes the directory that systemd would
 // use. Plan is pure, Apply and Remove act.
 package cgroups
 
@@ -18,7 +18,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -31,8 +30,9 @@ const Root = "/sys/fs/cgroup"
 
 // Hierarchy is one mounted cgroup tree.
 type Hierarchy struct {
-	Mount string // mount point
-	V2    bool
+	Mount   string // mount point
+	V2      bool
+	Options string // of v1: the controllers are among them
 }
 
 // Hierarchies lists the trees of this host. Named v1 trees without controllers (systemd's own) are
@@ -50,18 +50,19 @@ func Hierarchies() ([]Hierarchy, error) {
 		if named || m.Mountpoint != Root && !strings.HasPrefix(m.Mountpoint, Root+"/") {
 			continue
 		}
-		out = append(out, Hierarchy{Mount: m.Mountpoint, V2: m.FSType == "cgroup2"})
+		out = append(out, Hierarchy{Mount: m.Mountpoint, V2: m.FSType == "cgroup2", Options: m.VFSOptions})
 	}
 	return out, nil
 }
 
-// Plan lists the directories, parents first, that a process of the given OCI path is put in. The last
-// directory of each hierarchy is in leaves.
-func Plan(hs []Hierarchy, ociPath string) (dirs, leaves []string, err error) {
+// Plan lists the directories, parents first, that a process is put in: a leaf, if that is not empty, of the group of
+// the given OCI path. The last directory of each hierarchy is in leaves.
+func Plan(hs []Hierarchy, ociPath, leaf string) (dirs, leaves []string, err error) {
 	rel, err := relative(ociPath)
 	if err != nil || rel == "" {
 		return nil, nil, err
 	}
+	rel = path.Join(rel, leaf)
 	for _, h := range hs {
 		dir := h.Mount
 		for part := range strings.SplitSeq(rel, "/") {
@@ -149,15 +150,11 @@ func join(leaf string, pid int) error {
 		if err = inheritCpuset(leaf); err != nil {
 			return err
 		}
-		err = os.WriteFile(filepath.Join(leaf, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
-		if err == nil {
-			return nil
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			break
+		if err = enter(leaf, pid); !errors.Is(err, fs.ErrNotExist) {
+			return err
 		}
 	}
-	return fmt.Errorf("put process %d into cgroup %s: %w", pid, leaf, err)
+	return err
 }
 
 // inheritCpuset fills the empty sets of new v1 cpuset groups from their parents, top down: a process

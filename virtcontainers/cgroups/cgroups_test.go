@@ -4,6 +4,7 @@
 package cgroups
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -48,7 +49,7 @@ func TestPlan(t *testing.T) {
 		},
 	} {
 		t.Run(tt.in, func(t *testing.T) {
-			dirs, leaves, err := Plan(hs, tt.in)
+			dirs, leaves, err := Plan(hs, tt.in, "")
 			if (err != nil) != tt.err {
 				t.Fatalf("Plan() = %v", err)
 			}
@@ -70,7 +71,7 @@ func TestAProcessIsPutInAndTheGroupsGo(t *testing.T) {
 	if len(hs) == 0 {
 		t.Skip("no cgroups are mounted")
 	}
-	dirs, leaves, err := Plan(hs, "/coco-test-"+filepath.Base(t.TempDir())+"/x")
+	dirs, leaves, err := Plan(hs, "/coco-test-"+filepath.Base(t.TempDir())+"/x", VMM)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,6 +90,16 @@ func TestAProcessIsPutInAndTheGroupsGo(t *testing.T) {
 	for _, l := range leaves {
 		if b, err := os.ReadFile(filepath.Join(l, "cgroup.procs")); err != nil || len(b) == 0 {
 			t.Errorf("%s holds %q, %v, want the process", l, b, err)
+		}
+	}
+	if err := errors.Join(LimitProcesses(leaves, 7), LimitDevices(leaves, []string{"/dev/null", "/dev/missing"})); err != nil {
+		t.Errorf("limits: %v", err)
+	}
+	for _, l := range leaves {
+		for file, want := range map[string]string{"pids.max": "7\n", "devices.list": "c 1:3 rwm\n"} {
+			if b, err := os.ReadFile(filepath.Join(l, file)); err == nil && string(b) != want {
+				t.Errorf("%s/%s = %q, want %q", l, file, b, want)
+			}
 		}
 	}
 	if err := cmd.Process.Kill(); err != nil {

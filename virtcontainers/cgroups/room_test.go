@@ -54,13 +54,13 @@ func TestWithRoom(t *testing.T) {
 		{"no quota in v2", "/free2/c", 1, "/free2/c"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got, why, err := WithRoom(hs, tc.path, tc.need)
-			if got != tc.want || err != nil || (why != "") != (got != tc.path) {
-				t.Errorf("WithRoom(%q, %d) = %q, %q, %v, want %q", tc.path, tc.need, got, why, err, tc.want)
+			got, err := WithRoom(hs, tc.path, tc.need)
+			if got.Path != tc.want || err != nil || (got.Short != "") != (got.Path != tc.path) {
+				t.Errorf("WithRoom(%q, %d) = %+v, %v, want %q", tc.path, tc.need, got, err, tc.want)
 			}
 		})
 	}
-	if _, _, err := WithRoom(hs, "/", 1); err == nil {
+	if _, err := WithRoom(hs, "/", 1); err == nil {
 		t.Error("the root cgroup is accepted")
 	}
 }

@@ -41,9 +41,11 @@ func New(c configs.Config, exe string, log *slog.Logger) (virtcontainers.Host, e
 	if err != nil {
 		return virtcontainers.Host{}, err
 	}
+	room := needs(c.Hypervisor)
 	return virtcontainers.Host{
 		Driver:   d,
-		Launcher: launcher{exe, needs(c.Hypervisor)},
+		Launcher: launcher{exe, room},
+		Devices:  room.AllDevices(),
 		Network:  virtcontainers.NewNetwork(c.Network),
 		Layers:   virtcontainers.NewLayers(c.Runtime),
 		Machine:  m,
