@@ -49,6 +49,7 @@ func newCheckCmd() *cobra.Command {
 			if cfg.Runtime.HostPath == configs.HostPathLive {
 				checks = append(checks, probe.Check{Name: "virtiofsd", Required: true, Run: func() (string, error) { return checkLive(cmd.Context(), cfg) }})
 			}
+			checks = append(checks, checkConfinement(cmd.Context(), cfg)...)
 			report := probe.Run(cmd.Context(), host, probe.Options{
 				QEMUPath: qemuPath(cfg), CLHPath: clhPath(cfg), Driver: cfg.Hypervisor.Type,
 				Checks: checks,

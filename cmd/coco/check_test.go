@@ -5,13 +5,19 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/coco-shim/coco/configs"
+	"github.com/coco-shim/coco/hypervisor/launch"
 	"github.com/coco-shim/coco/hypervisor/probe"
+	"github.com/coco-shim/coco/internal/cpuid"
+	"github.com/coco-shim/coco/internal/testvm"
 )
 
 func TestCheckNamesWhatIsWrongWithTheConfiguration(t *testing.T) {
@@ -67,6 +73,42 @@ func TestCheckLooksForTheServerOfLiveFiles(t *testing.T) {
 		}
 		if !strings.Contains(fix, want) || want == "" && fix != "" {
 			t.Errorf("virtiofsd: %q, want %q", fix, want)
+		}
+	}
+}
+
+// The test program is the launcher, too.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == launch.Arg {
+		fmt.Fprintln(os.Stderr, launch.Main())
+		os.Exit(125)
+	}
+	os.Exit(m.Run())
+}
+
+func TestCheckTriesTheConfinementOfTheVMM(t *testing.T) {
+	testvm.Need(t, testvm.Root)
+	script := filepath.Join(t.TempDir(), "vmm")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\n[ $(id -u) = 1900000000 ] && [ ! -e /etc/passwd ]\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]struct{ confined, memory probe.Status }{
+		"/bin/true":    {probe.Yes, probe.Yes},
+		"/bin/false":   {probe.No, probe.Yes},
+		script:         {probe.Yes, probe.No},
+		"/nowhere/vmm": {probe.No, probe.No},
+	} {
+		cfg := configs.Default()
+		cfg.Hypervisor.Path = path
+		r := probe.Run(t.Context(), probe.Host{
+			Root: t.TempDir(), CPUID: func(uint32, uint32) cpuid.Regs { return cpuid.Regs{} },
+			QEMU:    func(context.Context, string) (probe.QEMU, error) { return probe.QEMU{}, nil },
+			Version: func(context.Context, string) (string, error) { return "", nil },
+		}, probe.Options{Checks: checkConfinement(t.Context(), cfg)})
+		for _, f := range r.Findings {
+			if f.Name == "confined" && f.Status != want.confined || f.Name == "confined.mem" && f.Status != want.memory {
+				t.Errorf("%s: %+v", path, f)
+			}
 		}
 	}
 }

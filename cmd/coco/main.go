@@ -13,12 +13,18 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/hypervisor/launch"
 )
 
 // version is set by the linker (-X main.version=…).
 var version = "devel"
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == launch.Arg { // coco check tries how a VMM is started
+		fmt.Fprintln(os.Stderr, "coco:", launch.Main())
+		os.Exit(1)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	// The first signal asks the command to end, a second one ends the process: a command may wait where no
 	// context reaches, such as in opening a pipe that nobody writes.

@@ -242,3 +242,19 @@ func interpreter(program string) (string, error) {
 	}
 	return "", nil
 }
+
+// Private says why a program would be dumpable in a jail; nil: it would not.
+func Private(program string) error {
+	path, err := filepath.EvalSymlinks(program)
+	if err != nil {
+		return err
+	}
+	loader, err := interpreter(path)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s is a script: what it executes in the end decides", program)
+	case loader == "":
+		return fmt.Errorf("%s is linked statically, or a loader itself: install a VMM that is loaded by the system's ld.so", program)
+	}
+	return nil
+}

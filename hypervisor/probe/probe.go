@@ -11,6 +11,7 @@ package probe
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -259,11 +260,18 @@ func (p *prober) containerd(ctx context.Context) {
 	}
 }
 
+// ErrUntried is the error of a check that cannot be made, as when it needs root.
+var ErrUntried = errors.New("not tried")
+
 func (p *prober) check(c Check) {
 	if c.Required {
 		p.need(c.Name)
 	}
 	detail, err := c.Run()
+	if errors.Is(err, ErrUntried) {
+		p.add(c.Name, Note, detail+": "+err.Error(), "run coco check as root")
+		return
+	}
 	if err != nil {
 		p.add(c.Name, No, detail, err.Error())
 		return

@@ -1,0 +1,60 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/coco-shim/coco/configs"
+	"github.com/coco-shim/coco/hypervisor/jail"
+	"github.com/coco-shim/coco/hypervisor/launch"
+	"github.com/coco-shim/coco/hypervisor/probe"
+)
+
+// confinementTimeout bounds the start of a VMM that only prints its version.
+const confinementTimeout = 15 * time.Second
+
+// checkConfinement says what keeps a VMM from the host whose guest has broken out of it (docs/decisions/confinement.md).
+func checkConfinement(ctx context.Context, cfg configs.Config) []probe.Check {
+	h := cfg.Hypervisor
+	if h.Type == configs.TypeCLH {
+		return []probe.Check{{Name: "confined", Run: func() (string, error) {
+			return "no: the VMM runs as root, with what its seccomp and landlock options leave it",
+				errors.New("Cloud Hypervisor opens its disks by name and is not confined by coco yet; QEMU is")
+		}}}
+	}
+	return []probe.Check{
+		{Name: "confined", Required: true, Run: func() (string, error) {
+			if os.Geteuid() != 0 {
+				return "whether the VMM can be confined", probe.ErrUntried
+			}
+			ctx, cancel := context.WithTimeout(ctx, confinementTimeout)
+			defer cancel()
+			o := jail.Options{User: uint32(h.FirstUser), Paths: h.ExtraPaths} //nolint:gosec // the schema bounds it
+			if err := launch.Try(ctx, h.Path, o); err != nil {
+				return "the VMM cannot be started as it has to be", err
+			}
+			return fmt.Sprintf("the VMM starts as a user from %d on, without capabilities and core file, in mount, pid, ipc and uts "+
+				"namespaces of its own; its root is empty once it runs", h.FirstUser), nil
+		}},
+		{Name: "confined.mem", Run: func() (string, error) {
+			if err := jail.Private(h.Path); err != nil {
+				return "a VMM's memory can be read by processes of its own user, of which there are none", err
+			}
+			return "the VMM is not dumpable", nil
+		}},
+		{Name: "confined.dev", Run: func() (string, error) {
+			if v1, _ := filepath.Glob("/sys/fs/cgroup/*/devices.deny"); len(v1) == 0 {
+				return "no devices controller of cgroup v1; the VMM's root has no device nodes once it runs, and it cannot make any",
+					errors.New("nothing to do: with cgroup v2 coco does not restrict devices by a program yet")
+			}
+			return "a cgroup keeps the VMM from all devices but its own", nil
+		}},
+	}
+}
