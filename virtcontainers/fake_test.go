@@ -189,7 +189,7 @@ func (f *fakeLauncher) Launch(_ context.Context, p Privileges) (hypervisor.Proce
 	if err := w.op("launch"); err != nil {
 		return nil, err
 	}
-	if p.NetNS == "" {
+	if p.NetNS == "" || (p.User == 0) != (p.Files != "") {
 		return nil, fmt.Errorf("launched with %+v", p)
 	}
 	w.hold("process")

@@ -58,7 +58,8 @@ type Launcher interface {
 // Privileges are what a process that is launched has.
 type Privileges struct {
 	NetNS     string // path of its network namespace
-	User      uint32 // uid and gid
+	User      uint32 // uid and gid; 0 with Files
+	Files     string // directory that the process will serve to the VM; "" for the VMM
 	Processes uint64 // most processes and threads
 }
 

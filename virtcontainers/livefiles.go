@@ -68,7 +68,11 @@ func (c *creation) serveFiles(ctx context.Context) error {
 	}
 	c.log.Warn("runtime.host_path is live: the VM is not shut off from the host, it reads and writes files that its containers mount",
 		"pod", c.opts.ID)
-	proc, err := c.opts.Host.Launcher.Launch(ctx, Privileges{NetNS: c.netns})
+	dir := filepath.Join(c.stateDir, liveDir)
+	if err := os.Mkdir(dir, 0o755); err != nil { //nolint:gosec // in a private directory; containers see the mode
+		return err
+	}
+	proc, err := c.opts.Host.Launcher.Launch(ctx, Privileges{NetNS: c.netns, Files: dir})
 	if err != nil {
 		return err
 	}
@@ -81,10 +85,6 @@ func (c *creation) serveFiles(ctx context.Context) error {
 		return err
 	}
 	if err := cgroups.Apply(nil, c.leaves, proc.PID(), nil); err != nil {
-		return err
-	}
-	dir := filepath.Join(c.stateDir, liveDir)
-	if err := os.Mkdir(dir, 0o755); err != nil { //nolint:gosec // in a private directory; containers see the mode
 		return err
 	}
 	files, socket, err := c.opts.Host.Files.Serve(ctx, proc, dir)

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,7 +33,7 @@ func run(steps ...step) error {
 }
 
 // Enter makes the root of the calling process, which is the first of its namespaces, an empty tmpfs with
-// a /proc that shows nothing but itself.
+// a /proc that shows no process but itself.
 func Enter() error {
 	const quiet = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 	unix.Umask(0) // modes below are meant as they stand
@@ -44,7 +45,7 @@ func Enter() error {
 		}},
 		step{"enter the root", func() error { return unix.Chdir("/proc") }},
 		step{"make /proc", func() error { return unix.Mkdir("proc", 0o555) }},
-		step{"mount /proc", func() error { return unix.Mount("proc", "proc", "proc", quiet, "subset=pid") }},
+		step{"mount /proc", func() error { return unix.Mount("proc", "proc", "proc", quiet, "") }},
 		step{"make /dev", func() error { return unix.Mkdir("dev", 0o755) }},
 		step{"mount /dev", func() error {
 			return unix.Mount("coco", "dev", "tmpfs", unix.MS_NOSUID|unix.MS_NOEXEC, "mode=755,size=64k,nr_inodes=32")
@@ -156,43 +157,59 @@ func coverLoader(fd int, at string) error {
 	return unix.Mount(copied, at, "", unix.MS_BIND, "")
 }
 
-// Drop makes the calling thread, and the program that it executes next, a user without any privilege.
+// Drop makes the calling thread, and the program that it executes next, a user without any privilege, or root with
+// few of them.
 func (s Spec) Drop() error {
-	const lastCapability = 63
 	user := uintptr(s.User)
-	return run(
+	steps := []step{
 		limit("core", unix.RLIMIT_CORE, 0),
-		limit("processes", unix.RLIMIT_NPROC, s.Processes),
-		step{"empty the bounding set", func() error {
-			for c := range uintptr(lastCapability + 1) {
-				err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
-				if errors.Is(err, unix.EINVAL) { // the kernel knows no more
-					return nil
-				}
-				if err != nil {
-					return err
-				}
-			}
-			return nil
-		}},
-		step{"empty the ambient set", func() error {
+		{"empty the bounding set", s.dropBounding},
+		{"empty the ambient set", func() error {
 			return unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
 		}},
 		// The calls of package unix would change all threads; those others are gone with exec.
-		step{"leave all groups", func() error { return raw(unix.SYS_SETGROUPS, 0, 0, 0) }},
-		step{fmt.Sprintf("become group %d", s.User), func() error { return raw(unix.SYS_SETRESGID, user, user, user) }},
-		step{fmt.Sprintf("become user %d", s.User), func() error { return raw(unix.SYS_SETRESUID, user, user, user) }},
+		{"leave all groups", func() error { return raw(unix.SYS_SETGROUPS, 0, 0, 0) }},
+	}
+	if s.User != 0 {
+		steps = append(steps,
+			limit("processes", unix.RLIMIT_NPROC, s.Processes), // which root's are not bound by
+			step{fmt.Sprintf("become group %d", s.User), func() error { return raw(unix.SYS_SETRESGID, user, user, user) }},
+			step{fmt.Sprintf("become user %d", s.User), func() error { return raw(unix.SYS_SETRESUID, user, user, user) }})
+	}
+	return run(append(steps,
 		step{"give up the capabilities", func() error {
 			h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-			var none [2]unix.CapUserData
-			return unix.Capset(&h, &none[0])
+			var data [2]unix.CapUserData
+			for _, c := range s.Keep {
+				data[c/32].Permitted |= 1 << (c % 32)
+				data[c/32].Effective |= 1 << (c % 32)
+			}
+			return unix.Capset(&h, &data[0])
 		}},
 		step{"exclude new privileges", func() error { return unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }},
 		// A change of user forgets it.
 		step{"die with the parent", func() error {
 			return unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
 		}},
-	)
+	)...)
+}
+
+// dropBounding leaves nothing in the bounding set but what is kept.
+func (s Spec) dropBounding() error {
+	const lastCapability = 63
+	for c := range lastCapability + 1 {
+		if slices.Contains(s.Keep, c) {
+			continue
+		}
+		err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0)
+		if errors.Is(err, unix.EINVAL) { // the kernel knows no more
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func limit(what string, resource int, to uint64) step {

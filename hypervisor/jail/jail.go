@@ -25,6 +25,7 @@ const Namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | un
 type Spec struct {
 	User      uint32   `json:"user"`              // uid and gid
 	Processes uint64   `json:"processes"`         // limit of processes and threads, RLIMIT_NPROC
+	Keep      []int    `json:"keep,omitempty"`    // capabilities that a program run by root keeps
 	Trees     []string `json:"trees,omitempty"`   // where the mounts go
 	Links     []Link   `json:"links,omitempty"`   // symbolic links
 	Devices   []Device `json:"devices,omitempty"` // nodes in /dev

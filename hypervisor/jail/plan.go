@@ -19,11 +19,13 @@ import (
 
 // Options say what a program needs.
 type Options struct {
-	User      uint32 // uid and gid; not 0
+	User      uint32 // uid and gid; not 0, unless Capabilities are named
 	Processes uint64 // most processes and threads; 0: 4096
 	// Paths are files and directories that the program needs to start, besides those of the system and
 	// those of its own directory. Kept are such that it needs as long as it runs, and may write to.
 	Paths, Kept []string
+	// Capabilities are those that a program has which must run as root; none for a VMM.
+	Capabilities []int
 	// Devices are nodes in /dev that the program may open; those that do not exist are left out.
 	Devices []string
 }
@@ -59,10 +61,10 @@ type Plan struct {
 
 // Prepare opens what the program at the path binary needs. The caller closes the plan.
 func Prepare(binary string, o Options) (_ *Plan, err error) {
-	if o.User == 0 {
-		return nil, errors.New("a VMM must have a user of its own, not 0")
+	if (o.User == 0) != (len(o.Capabilities) > 0) {
+		return nil, errors.New("a VMM must have a user of its own, not 0, and no capabilities")
 	}
-	p := &Plan{Spec: Spec{User: o.User, Processes: o.Processes}}
+	p := &Plan{Spec: Spec{User: o.User, Processes: o.Processes, Keep: o.Capabilities}}
 	if p.Spec.Processes == 0 {
 		p.Spec.Processes = defaultProcesses
 	}

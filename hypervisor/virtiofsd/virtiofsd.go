@@ -24,11 +24,19 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // places are where distributions have the program: Debian 13, Ubuntu 24.04 and Fedora; Debian 12 and
 // Ubuntu 22.04; Arch Linux.
 var places = []string{"/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd"}
+
+// Capabilities are what the programs need as root: to act for the users of the guest on files of any owner, which are
+// all that they keep, and before that to make their own sandbox.
+var Capabilities = []int{
+	unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_FOWNER, unix.CAP_FSETID, unix.CAP_SETGID, unix.CAP_SETUID, unix.CAP_MKNOD, unix.CAP_SETFCAP,
+	unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT, unix.CAP_SETPCAP,
+}
 
 // askTimeout bounds a program's answer to --version.
 const askTimeout = 10 * time.Second

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/coco-shim/coco/hypervisor/jail"
 	"github.com/coco-shim/coco/hypervisor/launch"
 	"github.com/coco-shim/coco/internal/testvm"
 )
@@ -97,7 +100,11 @@ func start(t *testing.T, path string) (*Server, *launch.Process, *os.File) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := launch.Start(t.Context(), launch.Options{})
+	dir := filepath.Join(t.TempDir(), strings.Repeat("long", 40), "a,b") // longer than a socket's path
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	p, err := launch.Start(t.Context(), launch.Options{Jail: &jail.Options{Capabilities: Capabilities, Kept: []string{dir}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,10 +114,6 @@ func start(t *testing.T, path string) (*Server, *launch.Process, *os.File) {
 		}
 		<-p.Done()
 	})
-	dir := filepath.Join(t.TempDir(), strings.Repeat("long", 40), "a,b") // longer than a socket's path
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
 	s, socket, err := d.Serve(t.Context(), p, dir)
 	if err != nil {
 		t.Fatalf("Serve() = %v", err)
@@ -189,12 +192,66 @@ func onlyWhatIsSharedIsThere(t *testing.T, path string) {
 	if err != nil || strings.Count(string(table), "\n") != 4 {
 		t.Errorf("its mounts are\n%s%v", table, err)
 	}
+	checkConfined(t, p.PID())
 	if err := os.RemoveAll(s.dir); err != nil { // while it runs: the files are not in the way
 		t.Errorf("the directory cannot be removed: %v", err)
 	}
 	if b, err := os.ReadFile(file); err != nil || string(b) != "changed" {
 		t.Errorf("removing the directory did something to the file: %q, %v", b, err)
 	}
+}
+
+// checkConfined looks at the process that was launched and the one that it has forked, which serves.
+func checkConfined(t *testing.T, pid int) {
+	t.Helper()
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	most := map[string]uint64{strconv.Itoa(pid): bits(Capabilities)}
+	for _, c := range strings.Fields(string(children)) {
+		most[c] = bits(Capabilities[:8]) // without what was for its sandbox
+	}
+	if len(most) != 2 {
+		t.Errorf("%d processes, want one that waits and one that serves", len(most))
+	}
+	for p, most := range most {
+		status, err := os.ReadFile("/proc/" + p + "/status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, set := range []string{"CapPrm", "CapEff", "CapBnd"} {
+			_, rest, _ := strings.Cut(string(status), set+":\t")
+			n, err := strconv.ParseUint(rest[:16], 16, 64)
+			if set == "CapBnd" {
+				most = bits(Capabilities)
+			}
+			if err != nil || n&^most != 0 {
+				t.Errorf("process %s: %s is %#x, %v, want some of %#x", p, set, n, err, most)
+			}
+		}
+		if !strings.Contains(string(status), "NoNewPrivs:\t1\n") || !strings.Contains(string(status), "Groups:\t \n") {
+			t.Errorf("process %s may gain privileges, or is in groups:\n%s", p, status)
+		}
+		limits, err := os.ReadFile("/proc/" + p + "/limits")
+		if err != nil || !regexp.MustCompile(`Max core file size +0 +0 `).Match(limits) {
+			t.Errorf("process %s: %s%v", p, limits, err)
+		}
+		for _, ns := range []string{"mnt", "pid", "ipc", "uts"} {
+			ours, err := os.Readlink("/proc/self/ns/" + ns)
+			its, ierr := os.Readlink("/proc/" + p + "/ns/" + ns)
+			if its == ours || err != nil || ierr != nil {
+				t.Errorf("process %s: %s namespace %s, the host's %s: %v, %v", p, ns, its, ours, err, ierr)
+			}
+		}
+	}
+}
+
+func bits(capabilities []int) (set uint64) {
+	for _, c := range capabilities {
+		set |= 1 << c
+	}
+	return set
 }
 
 func TestWhatCannotBeShared(t *testing.T) { each(t, whatCannotBeShared) }

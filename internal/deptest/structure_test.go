@@ -33,7 +33,7 @@ var edges = Edges{
 	"hypervisor/clh/clhtest":      {"hypervisor/clh/clhapi", "hypervisor/qemu/qmp", "internal/..."},
 	"hypervisor/clh/precheck":     {"hypervisor", "measurement/igvm", "internal/..."},
 	"hypervisor/probe":            {"internal/..."},
-	"hypervisor/virtiofsd":        {"hypervisor", "hypervisor/launch", "internal/..."},
+	"hypervisor/virtiofsd":        {"hypervisor", "hypervisor/jail", "hypervisor/launch", "internal/..."},
 	"hypervisor/hypervisortest":   {"hypervisor", "internal/..."},
 	"network/...":                 {"network/...", "api/...", "internal/..."},
 	"configs/...":                 {"hypervisor", "internal/..."},

@@ -130,7 +130,10 @@ type launcher struct {
 // Launch implements virtcontainers.Launcher.
 func (l launcher) Launch(ctx context.Context, pr virtcontainers.Privileges) (hypervisor.Process, error) {
 	o := launch.Options{Exe: l.exe, NetNS: pr.NetNS}
-	if pr.User != 0 && l.jail != nil {
+	switch {
+	case pr.Files != "":
+		o.Jail = &jail.Options{Capabilities: virtiofsd.Capabilities, Kept: []string{pr.Files}}
+	case l.jail != nil:
 		j := *l.jail
 		j.User, j.Processes = pr.User, pr.Processes
 		o.Jail = &j
