@@ -141,6 +141,7 @@ func Default() Config {
 			SNPIDBlock:        "anonymous",
 			FirstUser:         1_900_000_000,
 			Users:             65536,
+			ExtraPaths:        []string{},
 			Seccomp:           true,
 		},
 		Runtime: Runtime{

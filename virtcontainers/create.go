@@ -23,11 +23,9 @@ import (
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/network"
-	"github.com/coco-shim/coco/virtcontainers/cgroups"
 	"github.com/coco-shim/coco/virtcontainers/spec"
 	"github.com/coco-shim/coco/virtcontainers/state"
 	"github.com/coco-shim/coco/virtcontainers/turns"
-	"github.com/coco-shim/coco/virtcontainers/users"
 )
 
 // creation is a pod being made: what one step leaves for the next.
@@ -343,136 +341,6 @@ func (c *creation) makeNetNS(context.Context) error {
 	}
 	c.u.Push("delete the network namespace", func(context.Context) error { return n.Delete(path) })
 	return nil
-}
-
-// vmmThreads is how many threads a VMM may have besides those of its processors: workers for its disks, 64 of
-// them, and some for itself.
-const vmmThreads = 128
-
-// filesThreads is how many the server of live files has at most, which is in the VMM's cgroup.
-const filesThreads = 128
-
-// takeUser finds a user id for the VMM that no other pod of this host has.
-func (c *creation) takeUser(context.Context) error {
-	r, h := c.opts.Config.Runtime, c.opts.Config.Hypervisor
-	c.u.Push("give the user id back", func(context.Context) error {
-		if c.user == 0 {
-			return nil
-		}
-		return users.Free(r.StateDir, c.user, c.opts.Bundle)
-	})
-	ids := users.Range{First: uint32(h.FirstUser), Count: uint32(h.Users)} //nolint:gosec // the schema bounds both
-	_, err := users.Take(r.StateDir, ids, c.opts.Bundle, func(id uint32) error {
-		c.user = id
-		return c.journal.Update(func(p *state.Pod) { p.User = id })
-	})
-	return err
-}
-
-func (c *creation) launch(ctx context.Context) error {
-	proc, err := c.opts.Host.Launcher.Launch(ctx, Privileges{NetNS: c.netns, User: c.user, Processes: c.threads()})
-	if err != nil {
-		return err
-	}
-	c.proc = proc
-	c.u.Push("end the VMM's process", func(ctx context.Context) error { return end(ctx, proc) })
-	// Nothing is lost when this shim dies before the next line: the launcher ends with it.
-	id, err := state.Identify(proc.PID())
-	if err != nil {
-		return err
-	}
-	if err := c.journal.Update(func(p *state.Pod) { p.VMM = &id }); err != nil {
-		return err
-	}
-	if !c.ownNetNS {
-		return nil
-	}
-	if err := c.opts.Host.Network.Delete(c.netns); err != nil {
-		return err
-	}
-	c.netns = fmt.Sprintf("/proc/%d/ns/net", proc.PID())
-	return c.journal.Update(func(p *state.Pod) { p.OwnNetNS = "" })
-}
-
-// end kills the process and waits until it is gone.
-func end(ctx context.Context, proc hypervisor.Process) error {
-	if err := proc.Kill(); err != nil {
-		return err
-	}
-	select {
-	case <-proc.Done():
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("process %d did not end: %w", proc.PID(), context.Cause(ctx))
-	}
-}
-
-// joinCgroups puts the VMM, and the shim where it is this pod's alone, into leaves of the pod's group.
-func (c *creation) joinCgroups(context.Context) error {
-	hs, err := cgroups.Hierarchies()
-	if err != nil {
-		return err
-	}
-	want := c.opts.Spec.Linux.CgroupsPath
-	place, err := cgroups.WithRoom(hs, want, c.shape.MemoryMiB*mib)
-	if err != nil {
-		return err
-	}
-	if place.Short != "" {
-		c.log.Warn("the pod's cgroup allows "+place.Short+": the VMM runs beside it; declare the overhead in the RuntimeClass",
-			"pod", want, "vmm", place.Path, "vmMiB", c.shape.MemoryMiB)
-	}
-	dirs, leaves, err := cgroups.Plan(hs, place.Path, cgroups.VMM)
-	if err != nil {
-		return err
-	}
-	c.leaves = leaves
-	var made []string
-	note := func(dir string) error {
-		made = append(made, dir)
-		return c.journal.Update(func(p *state.Pod) { p.Cgroups = slices.Clone(made) })
-	}
-	c.u.Push("remove cgroups", func(ctx context.Context) error {
-		if err := end(ctx, c.proc); err != nil { // a group with a process in it stays
-			return err
-		}
-		return cgroups.Remove(ctx, made)
-	})
-	if err := cgroups.Apply(dirs, leaves, c.proc.PID(), note); err != nil {
-		return err
-	}
-	if err := errors.Join(place.SetQuota(hs), cgroups.LimitProcesses(leaves, c.threads()+filesThreads)); err != nil {
-		return err
-	}
-	if c.opts.Host.Devices != nil {
-		if err := cgroups.LimitDevices(leaves, c.opts.Host.Devices); err != nil {
-			return err
-		}
-	}
-	return c.joinOwn(hs, place.Path, note)
-}
-
-// joinOwn puts this process into a leaf beside the VMM's. It leaves it before the group is removed: engines kill
-// what is in the group of a pod that they take for gone.
-func (c *creation) joinOwn(hs []cgroups.Hierarchy, place string, note func(string) error) error {
-	if !c.opts.JoinCgroup {
-		return nil
-	}
-	dirs, leaves, err := cgroups.Plan(hs, place, cgroups.Shim)
-	if err != nil || len(leaves) == 0 {
-		return err
-	}
-	was, err := cgroups.Self(hs)
-	if err != nil {
-		return err
-	}
-	c.u.Push("leave the pod's cgroup", func(context.Context) error { return was.Return(hs, os.Getpid()) })
-	return cgroups.Apply(dirs, leaves, os.Getpid(), note)
-}
-
-// threads is how many threads the VMM may have.
-func (c *creation) threads() uint64 {
-	return vmmThreads + 2*uint64(c.shape.VCPUs) //nolint:gosec // not negative
 }
 
 // runHooks runs the hooks of the pod's specification; the poststop hooks are due from here on, also

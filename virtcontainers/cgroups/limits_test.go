@@ -73,8 +73,10 @@ func TestAVMMBesideASmallGroupKeepsItsQuota(t *testing.T) {
 
 func TestMemberships(t *testing.T) {
 	hs := []Hierarchy{
-		{Mount: "/cg/cpu,cpuacct", Options: "rw,cpu,cpuacct"}, {Mount: "/cg/memory", Options: "rw,memory"},
-		{Mount: "/cg/unified", V2: true}, {Mount: "/cg/pids", Options: "rw,pids"},
+		{Mount: "/cg/cpu,cpuacct", Options: "rw,cpu,cpuacct"},
+		{Mount: "/cg/memory", Options: "rw,memory"},
+		{Mount: "/cg/unified", V2: true},
+		{Mount: "/cg/pids", Options: "rw,pids"},
 	}
 	got := memberships(hs, "5:cpu,cpuacct:/a/b\n3:memory:/\n1:name=systemd:/s\n0::/u:v\n")
 	want := Membership{"/cg/cpu,cpuacct/a/b", "/cg/memory", "/cg/unified/u:v", "/cg/pids"}
