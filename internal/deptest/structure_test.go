@@ -90,7 +90,7 @@ func TestAgentLinksNothingHeavy(t *testing.T) {
 }
 
 func TestBinarySizes(t *testing.T) {
-	MaxSize(t, Module+"/cmd/containerd-shim-coco-v2", 9_000_000)
+	MaxSize(t, Module+"/cmd/containerd-shim-coco-v2", 9_250_000)
 	MaxSize(t, Module+"/cmd/coco-agent", 9_000_000)
 }
 
