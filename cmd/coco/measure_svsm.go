@@ -54,7 +54,10 @@ func (o *snpOptions) measureSVSM(d snp.Description, counts []int) (out []result,
 		l.VarsSize = uint64(st.Size()) //nolint:gosec // of a file
 	}
 	for _, n := range counts {
-		r := &snpResult{Platform: "snp", Mode: o.mode, VMM: o.vmm, VCPUs: n, CPUModel: o.model, CPUSignature: fmt.Sprintf("%#x", d.Signature), Features: fmt.Sprintf("%#x", d.Features)}
+		r := &snpResult{
+			Platform: "snp", Mode: o.mode, VMM: o.vmm, VCPUs: n, CPUModel: o.model,
+			CPUSignature: fmt.Sprintf("%#x", d.Signature), Features: fmt.Sprintf("%#x", d.Features),
+		}
 		if o.explain {
 			r.Trace = &measurement.Trace{}
 		}

@@ -33,7 +33,9 @@ func (r *reader) limitRange(top map[string]*yaml.Node, n *yaml.Node) {
 		}
 	}
 	meta := r.fields(top["metadata"], "LimitRange: metadata", metadataKeys)
-	l := limitRange{name: r.text(meta["name"], "LimitRange: name"), namespace: r.text(meta["namespace"], "LimitRange: namespace"), line: resolve(n).Line, after: len(r.pods)}
+	l := limitRange{line: resolve(n).Line, after: len(r.pods)}
+	l.name = r.text(meta["name"], "LimitRange: name")
+	l.namespace = r.text(meta["namespace"], "LimitRange: namespace")
 	where := "LimitRange " + clip(l.name)
 	spec := r.fields(top["spec"], where, []string{"limits"})
 	for _, item := range r.items(spec["limits"], where+": limits") {
@@ -113,7 +115,8 @@ func (r *reader) bound(l limitRange, p *found, c resources) resources {
 func (r *reader) compare(l limitRange, p *found, what, than string, bounds, have list, sign int) {
 	for _, k := range slices.Sorted(maps.Keys(bounds)) {
 		if q := have[k]; q != nil && q.Cmp(bounds[k]) == sign {
-			r.bad(&yaml.Node{Line: l.line}, clip(p.String()), "has %s of %s %s than LimitRange %s allows: %s, not %s", what, clip(k), than, clip(l.name), decimalText(q), decimalText(bounds[k]))
+			r.bad(&yaml.Node{Line: l.line}, clip(p.String()), "has %s of %s %s than LimitRange %s allows: %s, not %s",
+				what, clip(k), than, clip(l.name), decimalText(q), decimalText(bounds[k]))
 		}
 	}
 }

@@ -19,8 +19,10 @@ import (
 func svsmLaunch() snp.SVSMLaunch {
 	fw := ovmftest.Build(ovmftest.Layout{Size: 128 << 10, Seed: 3, EIP: 0x80b004, SEV: ovmftest.Sections()})
 	svsm := ovmftest.Build(ovmftest.Layout{Size: 76 << 10, Seed: 4, SEV: []ovmf.Section{
-		{GPA: 0x1000, Size: 0x3000, Type: ovmf.SecMem}, {GPA: 0x806000, Size: 0x1000, Type: ovmf.Secrets},
-		{GPA: 0x805000, Size: 0x1000, Type: ovmf.CPUID}, {GPA: 0x900000, Size: 0x2000, Type: ovmf.KernelHashes},
+		{GPA: 0x1000, Size: 0x3000, Type: ovmf.SecMem},
+		{GPA: 0x806000, Size: 0x1000, Type: ovmf.Secrets},
+		{GPA: 0x805000, Size: 0x1000, Type: ovmf.CPUID},
+		{GPA: 0x900000, Size: 0x2000, Type: ovmf.KernelHashes},
 	}, Extra: []ovmftest.Entry{{GUID: ovmftest.SVSMInfo, Data: []byte{0x34, 0x12, 0, 0}}}})
 	return snp.SVSMLaunch{Firmware: fw, SVSM: svsm, VarsSize: 528 << 10, VCPUs: 2, Signature: 0x800f12, Features: 1}
 }
@@ -67,8 +69,10 @@ func TestSVSMRefusals(t *testing.T) {
 			l.SVSM = ovmftest.Build(ovmftest.Layout{Size: 8 << 10, SEV: ovmftest.Sections(), Extra: []ovmftest.Entry{{GUID: ovmftest.SVSMInfo, Data: []byte{0, 0x20, 0, 0}}}})
 		},
 		"overlaps the firmware itself": func(l *snp.SVSMLaunch) {
-			l.SVSM = ovmftest.Build(ovmftest.Layout{Size: 8 << 10, SEV: []ovmf.Section{{GPA: 0xfff60000, Size: 0x1000, Type: ovmf.SecMem}},
-				Extra: []ovmftest.Entry{{GUID: ovmftest.SVSMInfo, Data: make([]byte, 4)}}})
+			l.SVSM = ovmftest.Build(ovmftest.Layout{
+				Size: 8 << 10, SEV: []ovmf.Section{{GPA: 0xfff60000, Size: 0x1000, Type: ovmf.SecMem}},
+				Extra: []ovmftest.Entry{{GUID: ovmftest.SVSMInfo, Data: make([]byte, 4)}},
+			})
 		},
 	} {
 		l := svsmLaunch()
