@@ -118,16 +118,12 @@ func TestUnplugWaitsForTheGuest(t *testing.T) {
 	t.Run("which keeps it", func(t *testing.T) {
 		m, vmm := up(t, clhtest.Config{KeepDevices: true}, plain(t))
 		for range 2 {
-			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-			if err := m.UnplugBlock(ctx, "layer-0"); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "has not let go") {
-				t.Errorf("UnplugBlock() = %v", err)
-			}
-			cancel()
+			unplugInVain(t, m, "layer-0")
 		}
 		if _, ok := m.BlockAddress("layer-0"); !ok {
 			t.Error("the disk is forgotten while it is there")
 		}
-		if n := len(calls(vmm, "vm.remove-device")); n != 2 {
+		if n := len(calls(vmm, "vm.remove-device")); n < 2 {
 			t.Errorf("asked %d times", n)
 		}
 	})
@@ -157,20 +153,12 @@ func TestUnplugWaitsForTheGuest(t *testing.T) {
 // to take it away again is no error, whatever status a release has for that.
 func lateRelease(t *testing.T, release int) {
 	t.Helper()
-	m, vmm := up(t, clhtest.Config{Release: release, LateEject: "300ms"}, plain(t))
+	m, vmm := up(t, clhtest.Config{Release: release, EjectOn: "vm.counters"}, plain(t))
 	for _, id := range []string{"layer-0", "scratch-a-long-name"} {
-		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-		if err := m.UnplugBlock(ctx, id); !errors.Is(err, context.DeadlineExceeded) {
-			t.Fatalf("UnplugBlock() = %v, want that the guest has not let go", err)
-		}
-		cancel()
+		unplugInVain(t, m, id)
 	}
-	for _, name := range []string{"disk-layer-0", "disk-scratch-a-long-name"} {
-		for has(treeOf(t, m), name) {
-			if t.Context().Err() != nil {
-				t.Fatal(t.Context().Err())
-			}
-		}
+	if _, err := m.Counters(t.Context()); err != nil { // now the guest lets go of both
+		t.Fatal(err)
 	}
 	if _, err := m.PlugBlock(t.Context(), hypervisor.Block{ID: "layer-0", File: file(t, "other"), ReadOnly: true}); err != nil {
 		t.Errorf("PlugBlock() of an id that was released late = %v", err)
@@ -183,13 +171,21 @@ func lateRelease(t *testing.T, release int) {
 	}
 }
 
-func treeOf(t *testing.T, m *machine) clhapi.VmInfo {
+// unplugInVain asks the guest for a disk that it keeps, until the VMM has taken the request: on a busy
+// machine that lasts.
+func unplugInVain(t *testing.T, m *machine, id string) {
 	t.Helper()
-	var info clhapi.VmInfo
-	if err := m.api.get(t.Context(), "vm.info", &info); err != nil {
-		t.Fatal(err)
+	for patience := 100 * time.Millisecond; ; patience *= 2 {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		err := m.UnplugBlock(ctx, id)
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("UnplugBlock() = %v, want that there was no time", err)
+		}
+		if strings.Contains(err.Error(), "has not let go") {
+			return
+		}
 	}
-	return info
 }
 
 // The VMM locks the files of disks: one that is written is in one place at a time.

@@ -273,7 +273,9 @@ func TestAnySingleBitOfMeasuredInputsChangesTheRegisters(t *testing.T) {
 	kernel := bzImage()
 	d := description(t, newer)
 	want := must(t)(tdx.RTMR1(d, nil))
-	unmeasured := func(at int) bool { return at >= 0x98 && at < 0x9c || at >= 0xe8 && at < 0xf0 } // checksum, certificate entry
+	unmeasured := func(at int) bool { return at >= 0x98 && at < 0x9c || at >= 0xe8 && at < 0xec } // checksum, address of certificates
+	// The size of the certificates is not measured, but with it how much of the file's end is: either is right.
+	certificates := func(at int) bool { return at >= 0xec && at < 0xf0 }
 	rapid.Check(t, func(t *rapid.T) {
 		k := slices.Clone(kernel)
 		i := rapid.IntRange(0, len(k)*8-1).Draw(t, "bit")
@@ -281,7 +283,7 @@ func TestAnySingleBitOfMeasuredInputsChangesTheRegisters(t *testing.T) {
 		e := d
 		e.Kernel = tdx.Content{Data: k}
 		got, err := tdx.RTMR1(e, nil)
-		if err == nil && got.Equal(want) != unmeasured(i/8) {
+		if err == nil && !certificates(i/8) && got.Equal(want) != unmeasured(i/8) {
 			t.Fatalf("bit %d of the kernel: measured = %v", i, !got.Equal(want))
 		}
 	})

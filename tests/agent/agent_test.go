@@ -177,7 +177,7 @@ func (v *vm) testErrors(t *testing.T) {
 		{"mount of the guest", create(&pb.CreateContainerRequest{ContainerId: "e2", OCI: bind}), errdefs.IsInvalidArgument},
 		{"mount of the guest by a link", create(&pb.CreateContainerRequest{ContainerId: "e2", OCI: link}), errdefs.IsInvalidArgument},
 		{"unknown stream", create(&pb.CreateContainerRequest{ContainerId: "e2", OCI: spec("true"), StdoutPort: 99999}), errdefs.IsInvalidArgument},
-		{"no such command", create(&pb.CreateContainerRequest{ContainerId: "e2", OCI: spec("nonesuch")}), errdefs.IsInternal},
+		{"no such command", create(&pb.CreateContainerRequest{ContainerId: "e2", OCI: spec("nonesuch")}), errdefs.IsUnknown},
 		{"exec before start", execErr, errdefs.IsFailedPrecondition},
 		{"unknown container", startErr, errdefs.IsNotFound},
 		{"second sandbox", sandboxErr, errdefs.IsAlreadyExists},

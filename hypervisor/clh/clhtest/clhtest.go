@@ -45,7 +45,7 @@ type Config struct {
 	WrongPlaces bool   // devices are said to be on another bus
 	KeepDevices bool   // the guest does not let go of devices
 	SilentEject bool   // it does, but the event gets lost
-	LateEject   string // it does so after this time, as in "200ms"
+	EjectOn     string // it does so late: upon this call
 	BadEvents   bool   // events are cut short now and then
 	GuestPorts  []int  // ports that listen; nil: 1024
 	GuestDelay  string // from boot until the guest's driver is up and its ports listen, as in "50ms"

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"os"
 	"slices"
-	"time"
 
 	"github.com/coco-shim/coco/hypervisor/clh/clhapi"
 )
@@ -133,22 +132,22 @@ func (v *vmm) removeDevice(body []byte) answer {
 			return v.refused(internal, what, "Error from device manager", err.Error())
 		}
 	}
-	if v.config.LateEject == "" {
-		v.ejected(slot)
+	if v.config.EjectOn != "" {
+		v.leaving = append(v.leaving, d.Id)
 		return done
 	}
-	late, err := time.ParseDuration(v.config.LateEject)
-	if err != nil {
-		fatal(err)
-	}
-	time.AfterFunc(late, func() {
-		v.calls.Lock()
-		defer v.calls.Unlock()
-		if v.places[slot] == d.Id {
+	v.ejected(slot)
+	return done
+}
+
+// ejectLate lets go of the devices that the guest was asked for before.
+func (v *vmm) ejectLate() {
+	for _, name := range v.leaving {
+		if slot := slices.Index(v.places[:], name); slot >= 0 {
 			v.ejected(slot)
 		}
-	})
-	return done
+	}
+	v.leaving = nil
 }
 
 // ejected is the guest's letting go of a device.

@@ -52,8 +52,7 @@ func run() error {
 	if err := syscall.SetNonblock(events, true); err != nil {
 		return fmt.Errorf("--event-monitor: %w", err)
 	}
-	s := &server{config: c, journal: journal, checks: checks}
-	s.vmm = newVMM(c, os.NewFile(uintptr(events), "events"), &s.mu) //nolint:gosec // a descriptor
+	s := &server{config: c, vmm: newVMM(c, os.NewFile(uintptr(events), "events")), journal: journal, checks: checks} //nolint:gosec // a descriptor
 	s.vmm.event("vmm", "starting", nil)
 	for {
 		conn, err := listener.Accept()

@@ -30,7 +30,6 @@ const (
 // guest does by itself goes through the server's lock, too.
 type vmm struct {
 	config Config
-	calls  *sync.Mutex // the server's: held while a call is carried out
 
 	emu    sync.Mutex
 	events *os.File // guarded by emu
@@ -42,6 +41,7 @@ type vmm struct {
 	running bool
 	failed  bool                // a boot failed after the VM was made: it can be neither booted nor created again
 	locks   map[string]*os.File // of disks, by name
+	leaving []string            // devices that the guest is late to let go of
 	console *os.File
 	vsock   net.Listener
 	places  [slots]string // names of devices
@@ -50,11 +50,11 @@ type vmm struct {
 	real    *standIn      // nil: the guest is played
 }
 
-func newVMM(c Config, events *os.File, calls *sync.Mutex) *vmm {
+func newVMM(c Config, events *os.File) *vmm {
 	if c.Release == 0 {
 		c.Release = 54
 	}
-	return &vmm{config: c, calls: calls, events: events, taps: map[string][]*os.File{}, locks: map[string]*os.File{}}
+	return &vmm{config: c, events: events, taps: map[string][]*os.File{}, locks: map[string]*os.File{}}
 }
 
 // event writes an event, indented and with an empty line behind it, as the real one does.
@@ -121,6 +121,9 @@ func (v *vmm) handle(method, call string, body []byte, files []*os.File) answer 
 	}
 	if len(files) > 0 && v.config.NoFiles {
 		return answer{http.StatusBadRequest, []string{"Error from API", "descriptors are not supported"}}
+	}
+	if call == v.config.EjectOn {
+		v.ejectLate()
 	}
 	switch call {
 	case "vmm.ping":
