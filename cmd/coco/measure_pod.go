@@ -170,8 +170,8 @@ type podMeasurer struct {
 
 func (m *podMeasurer) measure(cmd *cobra.Command, c configs.Config, p kubepod.Pod) (*podResult, error) {
 	ctx := cmd.Context()
-	if p.HostNetwork {
-		return nil, errors.New("has hostNetwork, which a VM cannot give: the shim refuses it")
+	if len(p.HostNamespaces) > 0 {
+		return nil, fmt.Errorf("has %s, which a VM cannot give: the shim refuses it", strings.Join(p.HostNamespaces, " and "))
 	}
 	overrides, notes := c.WithKata(p.Annotations)
 	for _, n := range notes {

@@ -114,7 +114,8 @@ func TestMeasurePodRefuses(t *testing.T) {
 	}{
 		{"no RuntimeClass", podManifest("", "cpu: 1", ""), []string{"--config", config}, "no pod to measure: Pod p has no runtimeClassName"},
 		{"another RuntimeClass", podManifest(class, "cpu: 1", ""), []string{"--config", config, "--runtime-class", "kata"}, `has runtimeClassName "coco-snp", not "kata"`},
-		{"the host's network", podManifest(class+"hostNetwork: true, ", "cpu: 1", ""), []string{"--config", config}, "hostNetwork"},
+		{"the host's network", podManifest(class+"hostNetwork: true, ", "cpu: 1", ""), []string{"--config", config}, "has hostNetwork, which"},
+		{"the host's processes and memory", podManifest(class+"hostPID: true, hostIPC: true, ", "cpu: 1", ""), []string{"--config", config}, "has hostPID and hostIPC, which"},
 		{"too much memory", podManifest(class, "memory: 4Gi", ""), []string{"--config", config}, "above hypervisor.max_memory_mib of 2048"},
 		{"an annotation that is not allowed", podManifest(class, "cpu: 1", "io.coco.config.hypervisor.kernel_params: x"), []string{"--config", config}, "is not allowed"},
 		{"bad initdata", podManifest(class, "cpu: 1", "io.katacontainers.config.hypervisor.cc_init_data: x"), []string{"--config", config}, "not base64"},

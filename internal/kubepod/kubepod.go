@@ -34,9 +34,9 @@ type Manifest struct {
 
 // Pod is what is known of the pods of one workload.
 type Pod struct {
-	Kind, Namespace, Name string // of the workload
-	RuntimeClass          string // runtimeClassName, may be empty
-	HostNetwork           bool
+	Kind, Namespace, Name string   // of the workload
+	RuntimeClass          string   // runtimeClassName, may be empty
+	HostNamespaces        []string // the fields by which it asks for the host's: "hostNetwork", "hostPID", "hostIPC"
 	// Annotations are those that reach the shim: the pod's and those of the sandbox's resources.
 	Annotations map[string]string
 }
@@ -148,7 +148,7 @@ func (r *reader) pod(n *yaml.Node, where string, p Pod) {
 		return
 	}
 	s := r.spec(f["spec"], where)
-	p.RuntimeClass, p.HostNetwork = s.runtimeClass, s.hostNetwork
+	p.RuntimeClass, p.HostNamespaces = s.runtimeClass, s.hostNamespaces
 	r.pods = append(r.pods, &found{p, s})
 }
 
@@ -191,7 +191,7 @@ func group(version string) string {
 // podSpec is what of a pod's specification is looked at.
 type podSpec struct {
 	runtimeClass      string
-	hostNetwork       bool
+	hostNamespaces    []string
 	containers, inits []container
 	resources         resources
 }
@@ -204,7 +204,11 @@ type container struct {
 func (r *reader) spec(n *yaml.Node, where string) (s podSpec) {
 	f := r.fields(n, where+": spec", podKeys)
 	s.runtimeClass = r.text(f["runtimeClassName"], where+": runtimeClassName")
-	s.hostNetwork = r.truth(f["hostNetwork"], where+": hostNetwork")
+	for _, field := range []string{"hostNetwork", "hostPID", "hostIPC"} {
+		if r.truth(f[field], where+": "+field) {
+			s.hostNamespaces = append(s.hostNamespaces, field)
+		}
+	}
 	s.resources = r.resources(f["resources"], where+": resources")
 	s.containers = r.containers(f["containers"], where+": containers", false)
 	s.inits = r.containers(f["initContainers"], where+": initContainers", true)

@@ -4,6 +4,7 @@
 package kubepod
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -77,7 +78,7 @@ func TestEveryKindOfWorkload(t *testing.T) {
 	kinds := map[string]int{}
 	for _, p := range pods {
 		kinds[p.Kind]++
-		if p.Name != "x" || p.RuntimeClass != "coco" || !p.HostNetwork || p.Annotations["k"] != "v" && p.Kind != "Pod" {
+		if p.Name != "x" || p.RuntimeClass != "coco" || !slices.Equal(p.HostNamespaces, []string{"hostNetwork"}) || p.Annotations["k"] != "v" && p.Kind != "Pod" {
 			t.Errorf("%s = %+v", p, p)
 		}
 	}
