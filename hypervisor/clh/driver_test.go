@@ -232,7 +232,7 @@ func TestDeathsAreExplained(t *testing.T) {
 		{"reset", clhtest.Config{GuestEnds: "reset", GuestSays: "hm\n"}, hypervisor.PhaseKernel, "the guest crashed or restarted itself"},
 		{"reset in silence", clhtest.Config{GuestEnds: "reset"}, hypervisor.PhaseKernel, "512 MiB of memory may be too little"},
 		{"panic with words", clhtest.Config{GuestEnds: "reset", GuestSays: panicked}, hypervisor.PhaseKernel, "the guest's kernel panicked: VFS: no root"},
-		{"processor", clhtest.Config{GuestEnds: "vcpu", GuestSays: "hm\n"}, hypervisor.PhaseKernel, "could not go on with a virtual processor: VcpuRun(Unhandled exit)"},
+		{"processor", clhtest.Config{GuestEnds: "vcpu", GuestSays: "hm\n"}, hypervisor.PhaseKernel, "could not go on with a virtual processor: VcpuRun(Failed to run vcpu Caused by: Unhandled exit)"},
 		{"panic by event", clhtest.Config{GuestEnds: "panic"}, hypervisor.PhaseKernel, "the guest's kernel panicked"},
 		{"agent does not answer", clhtest.Config{GuestNever: true, GuestSays: "waiting\n"}, hypervisor.PhaseKernel, "the agent did not answer within 700ms"},
 		{"nobody listens", clhtest.Config{GuestPorts: []int{}}, hypervisor.PhaseAgent, "the agent did not answer within 700ms"},

@@ -8,6 +8,8 @@ import "strings"
 // The VMM logs to its standard error, a message a line: "cloud-hypervisor: 1.2s: <vcpu0>
 // ERROR:vmm/src/cpu.rs:1487 -- VCPU generated error: …".
 
+const logPrefix = "\ncloud-hypervisor:"
+
 // lastWords are the lines of a log without its warnings, which come with each start and explain
 // nothing.
 func lastWords(log string) string {
@@ -28,6 +30,7 @@ func vcpuError(log string) string {
 	if !ok {
 		return ""
 	}
-	line, _, _ := strings.Cut(text, "\n")
-	return printable(line[:min(len(line), maxReason)])
+	text, _, _ = strings.Cut(text, logPrefix) // the message has several lines
+	text = strings.Join(strings.Fields(text), " ")
+	return printable(text[:min(len(text), maxReason)])
 }
