@@ -61,6 +61,23 @@ func Original() (uint64, error) {
 	return l.Cur, nil
 }
 
+// core is containerd's limit of core files, once this process has a lower one.
+var core *unix.Rlimit
+
+// ForbidCore keeps this process from leaving core files. Host still returns containerd's limit. Call it once,
+// before anything calls Host.
+func ForbidCore() error {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_CORE, &l); err != nil {
+		return fmt.Errorf("read RLIMIT_CORE: %w", err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("forbid core files: %w", err)
+	}
+	core = &l
+	return nil
+}
+
 // Host returns the limits that containerd gives what it starts. files is what Env holds, "" where nobody has
 // asked Original.
 func Host(files string) ([]specs.POSIXRlimit, error) {
@@ -69,6 +86,9 @@ func Host(files string) ([]specs.POSIXRlimit, error) {
 		var l unix.Rlimit
 		if err := unix.Getrlimit(r.number, &l); err != nil {
 			return nil, fmt.Errorf("read %s: %w", r.name, err)
+		}
+		if r.number == unix.RLIMIT_CORE && core != nil {
+			l = *core
 		}
 		if n, err := strconv.ParseUint(files, 10, 64); err == nil && r.number == unix.RLIMIT_NOFILE {
 			l.Cur = min(n, l.Max)

@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
 
+	"github.com/coco-shim/coco/internal/rlimit"
 	"github.com/coco-shim/coco/shim/bundle"
 )
 
@@ -188,8 +189,8 @@ func notifySignals(log *slog.Logger) (<-chan os.Signal, func()) {
 // closeMemory keeps what passes through this process, the containers' streams among it, out of core files and
 // from whoever is not root.
 func closeMemory() error {
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return fmt.Errorf("forbid core files: %w", err)
+	if err := rlimit.ForbidCore(); err != nil {
+		return err
 	}
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("make the memory private: %w", err)

@@ -232,6 +232,8 @@ func (in Input) one(m specs.Mount) (Bind, error) {
 	b := Bind{Source: src}
 	person := sandboxID(in.Spec) == ""
 	switch {
+	case src == shmPath && path.Clean(m.Destination) == shmPath:
+		// The sandbox API's word for the pod's own, which takes its place: nothing of the host is looked at.
 	case slices.Contains(guestDevices, src):
 		b.Kind = Guest
 	case len(rest) >= 3 && rest[0] == volumesDir && rest[1] == emptyDir:

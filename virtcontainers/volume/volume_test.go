@@ -65,6 +65,7 @@ func TestPlan(t *testing.T) {
 		{name: "emptyDir", source: volumes + "empty-dir/disk", want: Bind{Kind: Disk, Source: volumes + "empty-dir/disk"}},
 		{name: "emptyDir with a slash", source: volumes + "empty-dir/disk/", want: Bind{Kind: Disk, Source: volumes + "empty-dir/disk"}},
 		{name: "in memory", source: volumes + "empty-dir/mem", want: Bind{Kind: Memory, Source: volumes + "empty-dir/mem"}},
+		{name: "/dev/shm as the sandbox API says it", source: "/dev/shm", dest: "/dev/shm", change: refuse, want: Bind{Source: "/dev/shm"}},
 		{name: "in memory, as /dev/shm", source: volumes + "empty-dir/mem", dest: "/dev/shm", want: Bind{Kind: Memory, Source: volumes + "empty-dir/mem"}},
 		{name: "of huge pages", source: volumes + "empty-dir/huge", refused: "huge pages"},
 		{name: "configMap", source: volumes + "configmap/c", want: Bind{Kind: Updated, Source: volumes + "configmap/c"}},
