@@ -21,7 +21,6 @@ import (
 type OOMWatcher struct {
 	f    *os.File
 	done chan struct{}
-	wg   sync.WaitGroup // of what forces a kill
 
 	mu     sync.Mutex
 	groups map[int32]*watched  // guarded by mu; by watch descriptor
@@ -59,7 +58,6 @@ func NewOOMWatcher() (*OOMWatcher, error) {
 func (w *OOMWatcher) Close() {
 	_ = w.f.Close()
 	<-w.done
-	w.wg.Wait()
 }
 
 // Add watches a group under a name.
@@ -107,6 +105,11 @@ func (w *OOMWatcher) lookLocked(e *watched) {
 		return
 	}
 	e.kills = k
+	w.addLocked(e)
+}
+
+// addLocked queues an event.
+func (w *OOMWatcher) addLocked(e *watched) {
 	if len(w.queue) == maxQueue {
 		w.queue = w.queue[1:]
 	}
@@ -114,8 +117,8 @@ func (w *OOMWatcher) lookLocked(e *watched) {
 	w.wakeLocked()
 }
 
-// watchThrashLocked looks whether a group that has reached its limit still gets anywhere, and has the kernel kill in
-// one that does not. The group tells each time that it reaches the limit.
+// watchThrashLocked looks whether a group that has reached its limit still gets anywhere, and kills in one that does
+// not, as the kernel would. The group tells each time that it reaches the limit.
 func (w *OOMWatcher) watchThrashLocked(e *watched, now time.Time) {
 	if !e.due(now) {
 		return
@@ -124,13 +127,9 @@ func (w *OOMWatcher) watchThrashLocked(e *watched, now time.Time) {
 	if !e.look(now, p) {
 		return
 	}
-	e.forcing = true
-	w.wg.Go(func() { // the write returns when a process has been killed
-		_ = e.group.forceOOM(p.limit) // a group that is gone needs none; else the next look tries again
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		e.thrash = thrash{}
-	})
+	e.thrash = thrash{}
+	// A process that has ended meanwhile needs no signal; else the next look tries again.
+	_ = e.group.killLargest(p.limit, func() { w.addLocked(e) })
 }
 
 func (w *OOMWatcher) wakeLocked() {

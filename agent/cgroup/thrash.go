@@ -4,8 +4,13 @@
 package cgroup
 
 import (
+	"fmt"
+	"os"
 	"strconv"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A group at its limit whose memory is nearly all anonymous can live on without getting anywhere: the kernel takes
@@ -28,13 +33,12 @@ type pressure struct {
 type thrash struct {
 	last, since time.Time
 	faults      uint64
-	forcing     bool // somebody makes the kernel kill
 }
 
 // due says that it is time to look again.
-func (t *thrash) due(now time.Time) bool { return !t.forcing && now.Sub(t.last) >= thrashLook }
+func (t *thrash) due(now time.Time) bool { return now.Sub(t.last) >= thrashLook }
 
-// look says whether the group has been thrashing for so long that the kernel must be made to kill.
+// look says whether the group has been thrashing for so long that a process must go.
 func (t *thrash) look(now time.Time, p pressure) bool {
 	reread := p.faults - t.faults
 	first := t.last.IsZero()
@@ -55,16 +59,61 @@ func (g Group) pressure() pressure {
 	return pressure{limit: g.value("memory.max"), file: st["active_file"] + st["inactive_file"], faults: st["pgmajfault"]}
 }
 
-// forceOOM makes the kernel's OOM killer choose a process of the group: a limit that is lowered below what cannot be
-// taken back has it kill at once. Then the limit is what it was, unless somebody has set another one meanwhile.
-func (g Group) forceOOM(limit uint64) error {
-	const page = 4096
-	low := (limit - limit/thrashShare*2) / page * page
-	if err := g.write("memory.max", strconv.FormatUint(low, 10)); err != nil {
+// killLargest ends the process that the kernel's OOM killer would choose, and no other: the one with the most
+// memory, where oom_score_adj counts as thousandths of the limit (proc(5)). before is called when it is chosen. Lowering
+// memory.max for a moment instead has the kernel kill, but also the next process when the first one is slow to end.
+func (g Group) killLargest(limit uint64, before func()) error {
+	pids, err := g.Pids()
+	if err != nil {
 		return err
 	}
-	if g.value("memory.max") != low {
+	victim, most := -1, int64(0)
+	for _, pid := range pids {
+		score, ok := badness(int(pid), limit)
+		if !ok || victim >= 0 && score <= most {
+			continue
+		}
+		if victim >= 0 {
+			_ = unix.Close(victim) // nothing was written
+		}
+		if victim, err = unix.PidfdOpen(int(pid), 0); err != nil {
+			victim = -1 // it has ended
+			continue
+		}
+		most = score
+	}
+	if victim < 0 {
 		return nil
 	}
-	return g.write("memory.max", strconv.FormatUint(limit, 10))
+	defer func() { _ = unix.Close(victim) }() // nothing was written
+	before()
+	return unix.PidfdSendSignal(victim, unix.SIGKILL, nil, 0)
+}
+
+// badness is a process's claim to be killed; none for a process that must not be.
+func badness(pid int, limit uint64) (int64, bool) {
+	const exempt, thousand = -1000, 1000
+	dir := fmt.Sprintf("/proc/%d/", pid)
+	adj, err := number(dir+"oom_score_adj", 0)
+	if err != nil || adj == exempt {
+		return 0, false
+	}
+	pages, err := number(dir+"statm", 1) // resident
+	if err != nil || pages == 0 {        // without memory it is a zombie
+		return 0, false
+	}
+	return pages*int64(os.Getpagesize()) + adj*int64(limit/thousand), true // #nosec G115 -- a limit of memory
+}
+
+// number reads one of a file's numbers.
+func number(file string, field int) (int64, error) {
+	b, err := os.ReadFile(file) // #nosec G304 -- in /proc
+	if err != nil {
+		return 0, err
+	}
+	f := strings.Fields(string(b))
+	if len(f) <= field {
+		return 0, fmt.Errorf("%s has no field %d", file, field)
+	}
+	return strconv.ParseInt(f[field], 10, 64)
 }

@@ -4,8 +4,12 @@
 package cgroup
 
 import (
+	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -50,19 +54,55 @@ func TestThrash(t *testing.T) {
 	}
 }
 
-func TestForceOOMRestoresTheLimit(t *testing.T) {
+// The largest process is ended and no other, unless oom_score_adj says so.
+func TestTheLargestIsKilled(t *testing.T) {
+	if os.Getenv("COCO_TEST_LARGE") != "" {
+		ballast := make([]byte, 64<<20)
+		for i := range ballast {
+			ballast[i] = byte(i)
+		}
+		fmt.Println("ready")
+		_, _ = io.Copy(io.Discard, os.Stdin) // until the test ends
+		runtime.KeepAlive(ballast)
+		return
+	}
+	start := func(name string, args ...string) *exec.Cmd {
+		cmd := exec.CommandContext(t.Context(), name, args...)
+		cmd.Env = append(os.Environ(), "COCO_TEST_LARGE=1")
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := cmd.StdinPipe(); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := out.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		return cmd
+	}
+	large, small, favourite := start(os.Args[0], "-test.run", t.Name()), start("cat", "/dev/zero"), start("cat", "/dev/zero")
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", favourite.Process.Pid), []byte("1000"), 0); err != nil {
+		t.Fatal(err)
+	}
 	dir := t.TempDir()
-	file := filepath.Join(dir, "memory.max")
-	if err := os.WriteFile(file, []byte("20971520\n"), 0o600); err != nil {
-		t.Fatal(err)
+	for _, want := range []*exec.Cmd{favourite, large, small} {
+		procs := fmt.Sprintf("%d\n%d\n%d\n", large.Process.Pid, small.Process.Pid, favourite.Process.Pid)
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(procs), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		told := 0
+		if err := (Group{dir}).killLargest(1<<30, func() { told++ }); err != nil || told != 1 {
+			t.Fatalf("killLargest() = %v, %d times told", err, told)
+		}
+		if err := want.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+			t.Errorf("%v: %v, want that it was killed", want.Args, err)
+		}
 	}
-	if err := (Group{dir}).forceOOM(20971520); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := os.ReadFile(file); err != nil || strings.TrimSpace(string(got)) != "20971520" {
-		t.Errorf("memory.max = %q, %v", got, err)
-	}
-	if err := (Group{filepath.Join(dir, "gone")}).forceOOM(1 << 20); err == nil {
-		t.Error("a group that is gone was changed")
+	if err := (Group{dir}).killLargest(1<<30, func() { t.Error("nobody is left") }); err != nil {
+		t.Error(err)
 	}
 }
