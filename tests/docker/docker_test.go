@@ -99,6 +99,11 @@ func start(t *testing.T, snapshotter bool, bridge, address string) *daemon {
 func (d *daemon) serve() {
 	d.t.Helper()
 	bin := filepath.Dir(testvm.Unpacked("docker", "dockerd"))
+	// A dockerd that switches forwarding on drops what it does not forward, on the whole host and also after its end:
+	// pods of tests/k8s then do not reach each other.
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o600); err != nil {
+		d.t.Fatal(err)
+	}
 	log, err := os.Create(filepath.Join(d.dir, "dockerd.log"))
 	if err != nil {
 		d.t.Fatal(err)
