@@ -184,9 +184,6 @@ func hunted(p *pod, dir string) (mounts map[string]func(n string) specs.Mount, p
 // While containers are made, directories and files that they mount, and those below, are swapped for links to the
 // host's. Nothing outside is read or written, and everything ends in time, with a container or a refusal.
 func TestSwappedDirectories(t *testing.T) {
-	if os.Getenv("COCO_RACE") == "" {
-		t.Skip("on demand (make race-paths): one run in three took all of the host's memory, not understood yet; docs/status.md")
-	}
 	p := newPod(t, func(c *configs.Config) { c.Runtime.WritableLayer = configs.WritableMemory }) // it makes many containers
 	dir := etc(t, p)
 	mounts, pairs := hunted(p, dir)
@@ -233,7 +230,9 @@ func (p *pod) attempt(m specs.Mount) (string, error) {
 	ctx, cancel := context.WithTimeout(p.t.Context(), patience)
 	defer cancel()
 	id := fmt.Sprintf("r%d", p.n.Add(1))
-	s := spec([]specs.Mount{m}, "sh", "-c", fmt.Sprintf("cd %s; find . -type f | while read f; do cat $f; done; cat %[1]s; echo -n evil >%[1]s; true", m.Destination))
+	// Of a file there is nothing to search: elsewhere, in /proc, are files without an end.
+	s := spec([]specs.Mount{m}, "sh", "-c", fmt.Sprintf("if [ -d %s ]; then cd %[1]s; find . -type f | while read f; do cat $f; done; fi; "+
+		"cat %[1]s; echo -n evil >%[1]s; true", m.Destination))
 	st, err := p.CreateContainer(ctx, virtcontainers.ContainerRequest{ID: id, Bundle: p.dir, Spec: s, Stdout: true})
 	if ctx.Err() != nil {
 		p.t.Fatalf("CreateContainer() hangs: %v", err)
