@@ -167,18 +167,20 @@ func hunted(p *pod, dir string) (mounts map[string]func(n string) specs.Mount, p
 	message := write(pods + "/containers/c/crontab")
 	must(p.t, unix.Mkfifo(srv+"/fifo", 0o666))
 	csi, maps := p.volume+"/kubernetes.io~csi", p.volume+"/kubernetes.io~configmap"
-	return map[string]func(n string) specs.Mount{
+	mounts = map[string]func(n string) specs.Mount{
 		"hostPath":               func(n string) specs.Mount { return bind(p.at(host, p.dir, "m", n), "/host", "rw") },
 		"a hostPath's parent":    func(n string) specs.Mount { return bind(p.at(srv+"/path", p.dir, "m", n)+"/etc", "/p", "ro") },
 		"claim":                  func(n string) specs.Mount { return bind(p.at(claim, csi, "pvc-"+n, "mount"), "/claim", "ro") },
 		"configMap":              func(n string) specs.Mount { return bind(p.at(config, maps, "c"+n), "/config", "ro") },
 		"sub path of a hostPath": func(n string) specs.Mount { return bind(p.at(host, pods, "volume-subpaths/host/c", n), "/sub", "ro") },
 		"termination message":    func(string) specs.Mount { return bind(message, "/dev/termination-log", "rw") },
-	}, [][2]string{
+	}
+	pairs = [][2]string{
 		link(host+"/sub", dir), link(claim+"/sub", dir), link(parent, dir), link(pods+"/containers/c", dir),
 		link(config+"/..2026_11_24_1", dir), link(message, dir+"/crontab"),
 		{host + "/many/0", srv + "/fifo"},
 	}
+	return mounts, pairs
 }
 
 // While containers are made, directories and files that they mount, and those below, are swapped for links to the
