@@ -108,10 +108,11 @@ type plugs struct {
 
 type plug struct {
 	refs  int           // guarded by plugs.mu
-	ready chan struct{} // closed when addr and err are set
+	ready chan struct{} // closed when addr, err and ended are set
 	gone  chan struct{} // closed when it is unplugged
 	addr  hypervisor.BlockAddress
 	err   error
+	ended bool // plugging failed while its own container was being cancelled: it says nothing to others
 }
 
 // blockID names a layer as a device: as much of its root hash as a serial number holds (20 bytes on
@@ -155,7 +156,8 @@ func (ps *plugs) adopt(vm hypervisor.VM, bs []hypervisor.Block) error {
 	return nil
 }
 
-// take makes sure that a layer is plugged and holds it.
+// take makes sure that a layer is plugged and holds it. Of several containers that want one layer the first plugs it. When
+// that one is cancelled meanwhile, the next one plugs.
 func (ps *plugs) take(ctx context.Context, vm hypervisor.VM, l *layer.Layer) (hypervisor.BlockAddress, error) {
 	id := blockID(l)
 	for {
@@ -174,13 +176,18 @@ func (ps *plugs) take(ctx context.Context, vm hypervisor.VM, l *layer.Layer) (hy
 		if there {
 			pl.refs++
 			ps.mu.Unlock()
-			return pl.await(ctx, ps, id)
+			addr, err := pl.await(ctx, ps, id)
+			if err != nil && pl.abandoned() {
+				continue
+			}
+			return addr, err
 		}
 		pl = &plug{refs: 1, ready: make(chan struct{}), gone: make(chan struct{})}
 		ps.by[id] = pl
 		ps.mu.Unlock()
 		pl.addr, pl.err = plugBlock(ctx, vm, hypervisor.Block{ID: id, File: l.File, ReadOnly: true})
 		if pl.err != nil {
+			pl.ended = ctx.Err() != nil
 			ps.mu.Lock()
 			delete(ps.by, id)
 			ps.mu.Unlock()
@@ -191,16 +198,31 @@ func (ps *plugs) take(ctx context.Context, vm hypervisor.VM, l *layer.Layer) (hy
 	}
 }
 
-// await waits for somebody else's plugging.
+// await waits until another container's layer is plugged.
 func (pl *plug) await(ctx context.Context, ps *plugs, id string) (hypervisor.BlockAddress, error) {
 	select {
 	case <-pl.ready:
 		return pl.addr, pl.err
 	case <-ctx.Done():
-		ps.mu.Lock()
+	}
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	select {
+	case <-pl.ready: // the reference counts already: the caller's undo gives it back
+		return pl.addr, pl.err
+	default:
 		pl.refs--
-		ps.mu.Unlock()
 		return hypervisor.BlockAddress{}, fmt.Errorf("wait for block device %s: %w", id, context.Cause(ctx))
+	}
+}
+
+// abandoned says whether plugging ended with the container that did it.
+func (pl *plug) abandoned() bool {
+	select {
+	case <-pl.ready:
+		return pl.ended
+	default:
+		return false
 	}
 }
 
