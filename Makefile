@@ -3,7 +3,10 @@ SHELL       := /bin/bash
 PREFIX      ?= /usr/local
 DESTDIR     ?=
 GO          ?= $(shell command -v go 2>/dev/null || echo /usr/local/go/bin/go)
-VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+# Asked once: all that one run of make builds, installs and tests has one version. "dev" is that of a tree without git.
+ifndef VERSION
+VERSION     := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+endif
 LDFLAGS     := -s -w -X github.com/coco-shim/coco/internal/version.Version=$(VERSION)
 # Libraries are compiled without inlining: none of them is where bytes pass through, and shim and agent, which every pod
 # pays for, become 0.4 MB smaller each. Later patterns win: the runtime, system calls and our own code are inlined as usual.
@@ -35,6 +38,10 @@ bin/%: FORCE
 .PHONY: print-build-flags
 print-build-flags:
 	@echo $(BUILD)
+
+.PHONY: print-version
+print-version:
+	@echo $(VERSION)
 
 .PHONY: unit
 unit: ## unit tests; those that need root, QEMU or an image skip with the reason
@@ -102,7 +109,7 @@ install: build ## shim, CLI, guest image and configuration under DESTDIR/PREFIX
 
 .PHONY: stage
 stage: build image ## like install, into dist/prefix, for the tests and the demo
-	$(MAKE) --no-print-directory install PREFIX=$(STAGE) DESTDIR=
+	$(MAKE) --no-print-directory install PREFIX=$(STAGE) DESTDIR= VERSION=$(VERSION)
 
 ## --- needs root on Debian 12 ---
 
@@ -116,7 +123,7 @@ demo: ## set up everything, boot a microVM and run a container in it
 
 # Test programs run one at a time, under a lock: they boot VMs and look for what others leave behind. Meanwhile the second
 # processor compiles what comes next, checks the code, and compiles Kubernetes, which only the last package needs.
-GOTEST := COCO_GUEST_DIR=$(CURDIR)/$(GUEST) COCO_REQUIRE=all $(GO) test -count=1 -p 2 -exec 'flock -o $(CURDIR)/dist/test.lock' -timeout 35m
+GOTEST := COCO_GUEST_DIR=$(CURDIR)/$(GUEST) COCO_VERSION=$(VERSION) COCO_REQUIRE=all $(GO) test -count=1 -p 2 -exec 'flock -o $(CURDIR)/dist/test.lock' -timeout 35m
 
 .PHONY: test
 test: setup stage ## lint and all tests: unit, real VMs, real containerd, Docker, kubelet and a Kubernetes cluster

@@ -3,9 +3,13 @@
 
 package main
 
-import "github.com/spf13/cobra"
+import (
+	"github.com/spf13/cobra"
 
-// commands lists the subcommands; each lives in a file of its name.
+	"github.com/coco-shim/coco/cmd/coco/internal/version"
+)
+
+// commands lists the subcommands.
 func commands() []*cobra.Command {
 	return []*cobra.Command{
 		newCacheCmd(),
@@ -14,6 +18,6 @@ func commands() []*cobra.Command {
 		newMeasureCmd(),
 		newMetricsCmd(),
 		newPsCmd(),
-		newVersionCmd(),
+		version.Command(),
 	}
 }

@@ -9,16 +9,13 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/debug"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/version"
 	"github.com/coco-shim/coco/hypervisor/launch"
 )
-
-// version is set by the linker (-X main.version=…).
-var version = "devel"
 
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == launch.Arg { // coco check tries how a VMM is started
@@ -44,27 +41,9 @@ func newRootCmd() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
+		Version:       version.Get().Version, // for --version
 	}
+	root.SetVersionTemplate("coco {{.Version}}\n")
 	root.AddCommand(commands()...)
 	return root
-}
-
-func newVersionCmd() *cobra.Command {
-	return &cobra.Command{
-		Use:   "version",
-		Short: "Print the version",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			revision := ""
-			if info, ok := debug.ReadBuildInfo(); ok {
-				for _, s := range info.Settings {
-					if s.Key == "vcs.revision" {
-						revision = " " + s.Value
-					}
-				}
-			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "coco %s%s\n", version, revision)
-			return err
-		},
-	}
 }

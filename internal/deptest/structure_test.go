@@ -70,7 +70,9 @@ var edges = Edges{
 	"measurement/...":             {"measurement/..."},
 	"cmd/coco-agent":              {"agent/...", "internal/..."},
 	"cmd/containerd-shim-coco-v2": {"shim/...", "virtcontainers/...", "hypervisor/...", "network", "configs", "api/...", "image/...", "internal/..."},
-	"cmd/coco":                    {"configs", "metrics", "guest/...", "hypervisor/...", "measurement/...", "image/...", "virtcontainers", "internal/..."},
+	"cmd/coco":                    {"cmd/coco/internal/...", "configs", "metrics", "guest/...", "hypervisor/...", "measurement/...", "image/...", "virtcontainers", "internal/..."},
+	"cmd/coco/internal/show":      {},
+	"cmd/coco/internal/version":   {"cmd/coco/internal/show", "internal/version"},
 	"tests/...":                   {"*"},
 }
 

@@ -4,5 +4,8 @@
 // Package version holds the version that the build stamped into the binaries.
 package version
 
-// Version is set by the Makefile through -ldflags; "dev" in a plain go build.
-var Version = "dev"
+// Unstamped is the version of binaries that were built without make, and of those of a tree without git.
+const Unstamped = "dev"
+
+// Version is set by the Makefile through -ldflags.
+var Version = Unstamped
