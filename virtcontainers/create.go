@@ -23,6 +23,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/network"
+	"github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/virtcontainers/spec"
 	"github.com/coco-shim/coco/virtcontainers/state"
 	"github.com/coco-shim/coco/virtcontainers/turns"
@@ -32,7 +33,7 @@ import (
 type creation struct {
 	*Pod
 	u        *undo.Stack
-	shape    Shape
+	shape    launch.Shape
 	vmspec   hypervisor.VMSpec
 	stateDir string
 	user     uint32 // the VMM's, and nobody else's
@@ -177,7 +178,7 @@ func (c *creation) decideShape(context.Context) (err error) {
 	if c.rlimits, err = defaultRlimits(c.opts.Config.Runtime.Rlimits); err != nil {
 		return err
 	}
-	c.shape, err = ShapeOf(c.opts.Config.Hypervisor, c.opts.Host.Machine, c.opts.Spec)
+	c.shape, err = launch.ShapeOf(c.opts.Config.Hypervisor, c.opts.Host.Machine, c.opts.Spec)
 	c.volumes.memoryMiB = c.shape.MemoryMiB
 	return err
 }
@@ -266,7 +267,7 @@ func closeOnce(f *os.File) error {
 }
 
 // VMSpec is the VM's description, complete but for what the pod's network and layers add.
-func VMSpec(o Options, s Shape, boot hypervisor.Boot) hypervisor.VMSpec {
+func VMSpec(o Options, s launch.Shape, boot hypervisor.Boot) hypervisor.VMSpec {
 	h := o.Config.Hypervisor
 	v := hypervisor.VMSpec{
 		ID: o.ID, Machine: h.Machine, Accel: hypervisor.Accel(h.Accel),

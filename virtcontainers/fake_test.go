@@ -25,6 +25,7 @@ import (
 	"github.com/coco-shim/coco/image/layer"
 	"github.com/coco-shim/coco/image/verity"
 	"github.com/coco-shim/coco/network"
+	"github.com/coco-shim/coco/plan/launch"
 )
 
 var errInjected = errors.New("injected")
@@ -155,7 +156,7 @@ func (w *world) options(args ...string) Options {
 		ID: "c1", Namespace: "default", Bundle: bundle, Spec: s, Config: cfg, First: first,
 		Host: Host{
 			Driver: (*fakeDriver)(w), Launcher: (*fakeLauncher)(w), Network: (*fakeNetwork)(w), Layers: (*fakeLayers)(w), Files: (*fakeFiles)(w),
-			Machine: Machine{CPUs: 2, MemoryMiB: 8192},
+			Machine: launch.Machine{CPUs: 2, MemoryMiB: 8192},
 		},
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/image/layer"
 	"github.com/coco-shim/coco/network"
+	"github.com/coco-shim/coco/plan/launch"
 )
 
 // Host is what a pod needs of the machine. Package virtcontainers/host makes the real one; tests use
@@ -23,7 +24,7 @@ type Host struct {
 	Launcher Launcher
 	Network  Network
 	Layers   Layers
-	Machine  Machine
+	Machine  launch.Machine
 	// Devices are the nodes in /dev that the VMM may open; nil: any.
 	Devices []string
 	// Files starts what shows files of the host to a VM, runtime.host_path = "live"; nil: nothing does.

@@ -20,6 +20,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/digest"
 	"github.com/coco-shim/coco/internal/initdata"
+	"github.com/coco-shim/coco/plan/launch"
 )
 
 // LaunchFile is the name, in the pod's directory below runtime.state_dir, of the JSON form of
@@ -178,7 +179,7 @@ func (c *creation) rehearse(cfg configs.Config) (v hypervisor.VMSpec, err error)
 	}
 	o := c.opts
 	o.Config = cfg
-	shape, err := ShapeOf(cfg.Hypervisor, o.Host.Machine, o.Spec)
+	shape, err := launch.ShapeOf(cfg.Hypervisor, o.Host.Machine, o.Spec)
 	if err != nil {
 		return v, err
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/internal/procinfo"
 	"github.com/coco-shim/coco/metrics"
+	"github.com/coco-shim/coco/plan/launch"
 )
 
 // MetricsSocket is the name of the socket in the pod's directory below runtime.state_dir.
@@ -116,7 +117,7 @@ func processUsage(m *metrics.Set, who string, u procinfo.Usage) {
 	m.Gauge("coco_"+who+"_threads", "Threads of "+what+".", float64(u.Threads))
 }
 
-func vmmUsage(m *metrics.Set, pid int, shape Shape) {
+func vmmUsage(m *metrics.Set, pid int, shape launch.Shape) {
 	u, err := procinfo.Read(pid)
 	if err != nil || u.RSS == 0 {
 		return // it has ended

@@ -21,6 +21,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/digest"
 	"github.com/coco-shim/coco/internal/undo"
+	"github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/virtcontainers/hooks"
 	"github.com/coco-shim/coco/virtcontainers/spec"
 	"github.com/coco-shim/coco/virtcontainers/state"
@@ -62,7 +63,7 @@ type Pod struct {
 	closing    bool                  // guarded by mu
 	phases     []Phase               // guarded by mu
 	began      time.Time             // when CreatePod was called
-	shape      Shape                 // set before the metrics are served
+	shape      launch.Shape          // set before the metrics are served
 	startTook  time.Duration         // guarded by mu; all of CreatePod
 	late       bool                  // guarded by mu; the network may come between creation and start
 	death      error                 // guarded by mu; why the VM ended, when nobody asked it to

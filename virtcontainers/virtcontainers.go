@@ -7,7 +7,7 @@
 // CreatePod acquires everything in order and writes each thing to the journal in the bundle before
 // it has it; Shutdown gives everything back in reverse order; Cleanup does the same from the journal
 // when the process that made the pod is gone. What the package decides it decides in pure functions
-// (Shape here, package spec, package storage); what it does on the host it does through the narrow
+// (plan/launch, package spec, package storage); what it does on the host it does through the narrow
 // interfaces in Host, which tests replace by fakes that behave.
 //
 // It knows neither containerd nor any VMM, and it relays no bytes: Streams hands the ends of a
@@ -23,6 +23,8 @@ import (
 
 	"github.com/coco-shim/coco/configs"
 )
+
+const mib = 1 << 20
 
 // Streams are the host's ends of a process's streams, nil where none was asked for. Closing Stdin
 // is the end of the process's input. With a terminal, Stdout carries everything.

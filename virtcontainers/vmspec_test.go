@@ -10,6 +10,7 @@ import (
 
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/plan/launch"
 )
 
 func TestVMSpecCarriesThePlatform(t *testing.T) {
@@ -25,7 +26,7 @@ func TestVMSpecCarriesThePlatform(t *testing.T) {
 	} {
 		c := configs.Default()
 		tt.change(&c.Hypervisor)
-		v := VMSpec(Options{Config: c}, Shape{VCPUs: 1, MemoryMiB: 512}, hypervisor.Boot{})
+		v := VMSpec(Options{Config: c}, launch.Shape{VCPUs: 1, MemoryMiB: 512}, hypervisor.Boot{})
 		got := hypervisor.VMSpec{TEE: v.TEE, SNP: v.SNP, TDX: v.TDX}
 		if d := cmp.Diff(tt.want, got); d != "" {
 			t.Errorf("%s (-want +got):\n%s", name, d)

@@ -24,6 +24,7 @@ import (
 	"github.com/coco-shim/coco/measurement/ovmf"
 	"github.com/coco-shim/coco/measurement/snp"
 	"github.com/coco-shim/coco/measurement/tdx"
+	"github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/virtcontainers"
 )
 
@@ -228,7 +229,7 @@ func (o *configOptions) tdx(cmd *cobra.Command, h configs.Hypervisor, boot confi
 		return nil, err
 	}
 	c := configs.Config{Hypervisor: h}
-	shape := virtcontainers.Shape{VCPUs: o.vcpus, MemoryMiB: o.memoryMiB()}
+	shape := launch.Shape{VCPUs: o.vcpus, MemoryMiB: o.memoryMiB()}
 	r, err := o.tdxValues(cmd.Context(), h, virtcontainers.VMSpec(virtcontainers.Options{Config: c}, shape, hypervisor.Boot{}), boot)
 	if err != nil {
 		return nil, err

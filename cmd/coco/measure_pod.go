@@ -23,6 +23,7 @@ import (
 	"github.com/coco-shim/coco/internal/initdata"
 	"github.com/coco-shim/coco/internal/kubepod"
 	"github.com/coco-shim/coco/measurement"
+	"github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/virtcontainers"
 )
 
@@ -76,7 +77,7 @@ func (r *podResult) references() map[string]string {
 func (r *podResult) trace() *measurement.Trace { return nil }
 
 // unlimited is the size of a node that bounds nothing: the configuration must.
-var unlimited = virtcontainers.Machine{CPUs: 1 << 20, MemoryMiB: 1 << 40}
+var unlimited = launch.Machine{CPUs: 1 << 20, MemoryMiB: 1 << 40}
 
 func (o *configOptions) runPods(cmd *cobra.Command, c configs.Config) error {
 	h := c.Hypervisor
@@ -233,9 +234,9 @@ func (m *podMeasurer) measure(cmd *cobra.Command, c configs.Config, p kubepod.Po
 }
 
 // shapeOf is the size of a pod's VM. A pod that gets fewer vCPUs than its limit asks for is warned of.
-func shapeOf(cmd *cobra.Command, h configs.Hypervisor, p kubepod.Pod) (virtcontainers.Shape, error) {
+func shapeOf(cmd *cobra.Command, h configs.Hypervisor, p kubepod.Pod) (launch.Shape, error) {
 	spec := &specs.Spec{Annotations: p.Annotations}
-	shape, err := virtcontainers.ShapeOf(h, unlimited, spec)
+	shape, err := launch.ShapeOf(h, unlimited, spec)
 	if err != nil {
 		return shape, err
 	}

@@ -38,7 +38,8 @@ var edges = Edges{
 	"network/...":                 {"network/...", "api/...", "internal/..."},
 	"configs/...":                 {"hypervisor", "internal/..."},
 	"image/...":                   {"image/...", "internal/..."},
-	"virtcontainers":              {"virtcontainers/...", "metrics", "hypervisor", "hypervisor/digest", "hypervisor/launch", "network", "configs", "api/...", "image/layer", "internal/..."},
+	"plan/launch":                 {"hypervisor", "configs"},
+	"virtcontainers":              {"plan/launch", "virtcontainers/...", "metrics", "hypervisor", "hypervisor/digest", "hypervisor/launch", "network", "configs", "api/...", "image/layer", "internal/..."},
 	"virtcontainers/spec":         {"api/...", "internal/..."},
 	"virtcontainers/storage":      {"hypervisor", "api/...", "image/layer", "internal/..."},
 	"virtcontainers/scratch":      {"internal/..."},
@@ -52,7 +53,7 @@ var edges = Edges{
 	"virtcontainers/cgroups":      {"internal/..."},
 	"virtcontainers/users":        {"internal/..."},
 	"virtcontainers/hooks":        {"internal/..."},
-	"virtcontainers/host":         {"virtcontainers", "hypervisor", "hypervisor/jail", "hypervisor/launch", "hypervisor/qemu", "hypervisor/clh", "hypervisor/clh/precheck", "hypervisor/qemu/precheck", "hypervisor/virtiofsd", "network", "network/localhost", "configs", "internal/..."},
+	"virtcontainers/host":         {"virtcontainers", "plan/launch", "hypervisor", "hypervisor/jail", "hypervisor/launch", "hypervisor/qemu", "hypervisor/clh", "hypervisor/clh/precheck", "hypervisor/qemu/precheck", "hypervisor/virtiofsd", "network", "network/localhost", "configs", "internal/..."},
 	"shim":                        {"shim/bootstrap", "shim/bundle", "shim/events", "shim/task", "shim/sandbox", "internal/..."},
 	"shim/bundle":                 {},
 	"shim/bootstrap":              {"shim/bundle", "internal/..."},
@@ -70,7 +71,7 @@ var edges = Edges{
 	"measurement/...":             {"measurement/..."},
 	"cmd/coco-agent":              {"agent/...", "internal/..."},
 	"cmd/containerd-shim-coco-v2": {"shim/...", "virtcontainers/...", "hypervisor/...", "network", "configs", "api/...", "image/...", "internal/..."},
-	"cmd/coco":                    {"cmd/coco/internal/...", "configs", "metrics", "guest/...", "hypervisor/...", "measurement/...", "image/...", "virtcontainers", "internal/..."},
+	"cmd/coco":                    {"cmd/coco/internal/...", "configs", "metrics", "plan/...", "guest/...", "hypervisor/...", "measurement/...", "image/...", "virtcontainers", "internal/..."},
 	"cmd/coco/internal/show":      {},
 	"cmd/coco/internal/version":   {"cmd/coco/internal/show", "internal/version"},
 	"tests/...":                   {"*"},
@@ -103,6 +104,57 @@ func TestMeasurementKnowsOnlyTheStandardLibrary(t *testing.T) {
 				t.Errorf("%s imports %s", p.ImportPath, imp)
 			}
 		}
+	}
+}
+
+// impure maps what a plan must not import to what it would depend on. Plans are computed on other machines too, by
+// `coco measure` and by verifiers, and must come out the same.
+var impure = map[string]string{
+	"os": "files and the environment", "os/exec": "other programs", "os/signal": "signals", "os/user": "users of the host",
+	"io/fs": "files", "io/ioutil": "files", "path/filepath": "files and the working directory; use path", "syscall": "the kernel",
+	"golang.org/x/sys": "the kernel", "net": "the network", "time": "the clock", "runtime": "the size of the host",
+	"log": "the clock", "log/slog": "the clock", "math/rand": "chance", "crypto/rand": "chance",
+}
+
+// impureTypes are the packages whose types plans are made of though they import what a plan must not.
+var impureTypes = map[string]string{
+	"hypervisor": "VMSpec holds descriptors (os.File) and a duration, which are passed on",
+	"configs":    "Config has durations, which are passed on; Load and Boot read files, and are for the caller",
+}
+
+func TestPlansDependOnNothingButTheirInput(t *testing.T) {
+	pkgs := map[string]Package{}
+	for _, p := range List(t, Module+"/...") {
+		pkgs[p.ImportPath] = p
+	}
+	seen := map[string]bool{}
+	var walk func(from string)
+	walk = func(from string) {
+		short := strings.TrimPrefix(from, Module+"/")
+		if seen[from] || impureTypes[short] != "" {
+			return
+		}
+		seen[from] = true
+		for _, imp := range pkgs[from].Imports {
+			for bad, why := range impure {
+				if imp == bad || strings.HasPrefix(imp, bad+"/") {
+					t.Errorf("%s, of which a plan is made, imports %s: a plan must not depend on %s", short, imp, why)
+				}
+			}
+			if strings.HasPrefix(imp, Module+"/") {
+				walk(imp)
+			}
+		}
+	}
+	plans := 0
+	for path := range pkgs {
+		if strings.HasPrefix(path, Module+"/plan/") {
+			plans++
+			walk(path)
+		}
+	}
+	if plans == 0 {
+		t.Error("there is no package below plan/")
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/launch"
 	"github.com/coco-shim/coco/hypervisor/qemu"
+	plan "github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/tests/harness"
 	"github.com/coco-shim/coco/virtcontainers"
 )
@@ -40,7 +41,7 @@ func bareSpec() (hypervisor.VMSpec, func(), error) {
 	if err != nil {
 		return hypervisor.VMSpec{}, nil, errors.Join(err, kernel.Close())
 	}
-	shape := virtcontainers.Shape{VCPUs: cfg.Hypervisor.DefaultVCPUs, MemoryMiB: cfg.Hypervisor.DefaultMemoryMiB}
+	shape := plan.Shape{VCPUs: cfg.Hypervisor.DefaultVCPUs, MemoryMiB: cfg.Hypervisor.DefaultMemoryMiB}
 	spec := virtcontainers.VMSpec(virtcontainers.Options{ID: "bench-floor", Config: cfg}, shape,
 		hypervisor.Boot{Kernel: kernel, Initrd: initrd, Cmdline: files.Cmdline})
 	return spec, func() { _ = kernel.Close(); _ = initrd.Close() }, nil

@@ -27,6 +27,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor/qemu/precheck"
 	"github.com/coco-shim/coco/hypervisor/virtiofsd"
 	"github.com/coco-shim/coco/network/localhost"
+	plan "github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/virtcontainers"
 )
 
@@ -145,10 +146,10 @@ func (l launcher) Launch(ctx context.Context, pr virtcontainers.Privileges) (hyp
 	return p, nil
 }
 
-func machine() (virtcontainers.Machine, error) {
+func machine() (plan.Machine, error) {
 	var si unix.Sysinfo_t
 	if err := unix.Sysinfo(&si); err != nil {
-		return virtcontainers.Machine{}, fmt.Errorf("size of the host's memory: %w", err)
+		return plan.Machine{}, fmt.Errorf("size of the host's memory: %w", err)
 	}
-	return virtcontainers.Machine{CPUs: runtime.NumCPU(), MemoryMiB: uint64(si.Totalram) * uint64(si.Unit) >> 20}, nil
+	return plan.Machine{CPUs: runtime.NumCPU(), MemoryMiB: uint64(si.Totalram) * uint64(si.Unit) >> 20}, nil
 }
