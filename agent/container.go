@@ -18,6 +18,7 @@ import (
 	"github.com/coco-shim/coco/agent/runner"
 	"github.com/coco-shim/coco/agent/stdio"
 	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -217,7 +218,7 @@ func (s *Service) adopt(c *container, p *process) {
 // mountRootfs makes the bundle and mounts the container's storages; the root file system ends up
 // at <bundle>/rootfs.
 func (s *Service) mountRootfs(ctx context.Context, c *container, req *pb.CreateContainerRequest, spec *specs.Spec) error {
-	rootfs := filepath.Join(c.bundle, rootfsName)
+	rootfs := filepath.Join(c.bundle, contract.RootfsName)
 	if err := makeBundle(c.bundle); err != nil {
 		return err
 	}
@@ -243,7 +244,7 @@ func makeBundle(dir string) error {
 		return fmt.Errorf("bundle %s is there already: %w", dir, errdefs.ErrAlreadyExists)
 	}
 	if err == nil {
-		err = os.Mkdir(filepath.Join(dir, rootfsName), 0o755)
+		err = os.Mkdir(filepath.Join(dir, contract.RootfsName), 0o755)
 	}
 	if err != nil {
 		return fmt.Errorf("make bundle: %w", err)

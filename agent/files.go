@@ -13,6 +13,7 @@ import (
 
 	"github.com/coco-shim/coco/agent/beneath"
 	"github.com/coco-shim/coco/agent/guard"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -21,7 +22,6 @@ import (
 
 // Names in a bundle. Only the agent and the OCI runtime write there.
 const (
-	rootfsName  = "rootfs"
 	stagingName = "sources"
 	configName  = "config.json"
 )
@@ -106,7 +106,7 @@ func bindOn(src *os.File, at string) (*os.File, error) {
 // them: the directories are empty then, and one that is not is an error.
 func removeBundle(dir string) error {
 	var errs []error
-	for _, name := range []string{rootfsName, stagingName, configName, ""} {
+	for _, name := range []string{contract.RootfsName, stagingName, configName, ""} {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}

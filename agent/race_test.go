@@ -18,6 +18,7 @@ import (
 	"github.com/coco-shim/coco/agent/mount"
 	"github.com/coco-shim/coco/agent/runner"
 	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/testvm"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -66,7 +67,7 @@ func (s seeing) Create(ctx context.Context, c runner.Container) (runner.Process,
 func newRacer(t *testing.T) *racer {
 	f := newFixture(t)
 	f.sandbox(t)
-	r := &racer{fixture: f, t: t, outside: t.TempDir(), volume: f.RunDir + "/shared/containers/vol", served: map[string][2]int{}}
+	r := &racer{fixture: f, t: t, outside: t.TempDir(), volume: f.RunDir + "/" + contract.FilesName + "/vol", served: map[string][2]int{}}
 	m := mount.New(f.RunDir)
 	f.Service.Storage = m
 	f.Service.Runner = seeing{f.runner, func(m specs.Mount) {

@@ -22,6 +22,7 @@ import (
 	"github.com/coco-shim/coco/agent/runner"
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/words"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
@@ -100,7 +101,7 @@ type Config struct {
 	CgroupRoot string
 	// StorageHandlers and DeviceHandlers are the drivers and types that Storage serves, for GetGuestDetails.
 	StorageHandlers, DeviceHandlers []string
-	RunDir                          string // /run/kata-containers, but for tests
+	RunDir                          string // contract.GuestRoot, but for tests
 	// Confidential says that the guest runs in a TEE.
 	Confidential bool
 	Version      string
@@ -135,11 +136,11 @@ var (
 // New makes a Service.
 func New(cfg Config) *Service {
 	if cfg.RunDir == "" {
-		cfg.RunDir = runDir
+		cfg.RunDir = contract.GuestRoot
 	}
 	life, end := context.WithCancel(context.Background())
 	return &Service{
-		Config: cfg, copy: copyin.New(cfg.RunDir + "/shared/containers"),
+		Config: cfg, copy: copyin.New(cfg.RunDir + "/" + contract.FilesName),
 		stopped: make(chan struct{}), life: life, end: end, turn: make(chan struct{}, 1),
 		containers: map[string]*container{},
 	}

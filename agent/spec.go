@@ -11,16 +11,10 @@ import (
 	"strings"
 
 	"github.com/coco-shim/coco/agent/guard"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/ident"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-)
-
-// Guest paths that hosts and policies name (reference/kata-agent-protocol.md, section 6).
-const (
-	runDir     = "/run/kata-containers"
-	sharedDir  = runDir + "/shared/containers"
-	sandboxDir = runDir + "/sandbox"
 )
 
 // checkContainerID admits what containerd and the protocol admit; it cannot name another directory.
@@ -57,7 +51,7 @@ func adapt(s *specs.Spec, env surroundings) (sysctls map[string]string, err erro
 	if err := checkMounts(s.Mounts, env.bundle); err != nil {
 		return nil, err
 	}
-	s.Root.Path = filepath.Join(env.bundle, "rootfs")
+	s.Root.Path = filepath.Join(env.bundle, contract.RootfsName)
 	s.Linux.CgroupsPath = env.cgroup
 	// Profiles and labels name policies that were loaded on the host; this kernel has none.
 	s.Process.ApparmorProfile, s.Process.SelinuxLabel, s.Linux.MountLabel = "", "", ""

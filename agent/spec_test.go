@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/ident"
 	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/containerd/errdefs"
@@ -70,22 +71,22 @@ func TestAdaptRefuses(t *testing.T) {
 	}{
 		"a hook":              {func(s *specs.Spec) { s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/x"}}} }, errdefs.IsNotImplemented},
 		"a mount of /":        {bind("/"), errdefs.IsInvalidArgument},
-		"a relative mount":    {bind("run/kata-containers/x"), errdefs.IsInvalidArgument},
-		"a mount beside":      {bind(runDir + "-x/y"), errdefs.IsInvalidArgument},
-		"a mount by dots":     {bind(runDir + "/shared/../../../etc"), errdefs.IsInvalidArgument},
-		"everybody's files":   {bind(sharedDir), errdefs.IsInvalidArgument},
-		"its own bundle":      {bind(runDir + "/c"), errdefs.IsInvalidArgument},
+		"a relative mount":    {bind(contract.GuestRoot[1:] + "/x"), errdefs.IsInvalidArgument},
+		"a mount beside":      {bind(contract.GuestRoot + "-x/y"), errdefs.IsInvalidArgument},
+		"a mount by dots":     {bind(contract.GuestRoot + "/shared/../../../etc"), errdefs.IsInvalidArgument},
+		"everybody's files":   {bind(contract.FilesDir), errdefs.IsInvalidArgument},
+		"its own bundle":      {bind(contract.GuestRoot + "/c"), errdefs.IsInvalidArgument},
 		"an option that says": {func(s *specs.Spec) { s.Mounts = []specs.Mount{{Source: "/etc", Options: []string{"rbind"}}} }, errdefs.IsInvalidArgument},
 	} {
 		s := base()
 		tc.spoil(s)
-		if _, err := adapt(s, surroundings{bundle: runDir + "/c"}); !tc.class(err) {
+		if _, err := adapt(s, surroundings{bundle: contract.GuestRoot + "/c"}); !tc.class(err) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	ok := base()
-	bind(sharedDir + "/c-0123456789abcdef-hosts")(ok)
-	if _, err := adapt(ok, surroundings{bundle: runDir + "/c"}); err != nil {
+	bind(contract.FilesDir + "/c-0123456789abcdef-hosts")(ok)
+	if _, err := adapt(ok, surroundings{bundle: contract.GuestRoot + "/c"}); err != nil {
 		t.Error(err)
 	}
 }
@@ -128,17 +129,17 @@ func TestParseNetDev(t *testing.T) {
 }
 
 func FuzzHostText(f *testing.F) {
-	f.Add("net.ipv4.x", "/run/kata-containers/a")
+	f.Add("net.ipv4.x", contract.GuestRoot+"/a")
 	f.Fuzz(func(t *testing.T, a, b string) {
 		defer worktest.Bound(t, len(a)+len(b))()
 		if p, err := sysctlFile(a); err == nil && (strings.Contains(p, "..") || !strings.HasPrefix(p, "net/")) {
 			t.Errorf("sysctlFile(%q) = %q", a, p)
 		}
-		if checkContainerID(a) == nil && filepath.Dir(filepath.Join(runDir, a)) != runDir {
+		if checkContainerID(a) == nil && filepath.Dir(filepath.Join(contract.GuestRoot, a)) != contract.GuestRoot {
 			t.Errorf("id %q leaves the directory", a)
 		}
-		err := checkMounts([]specs.Mount{{Source: b, Type: "bind"}}, runDir+"/c")
-		if err == nil && !strings.HasPrefix(filepath.Clean(b), runDir+"/") {
+		err := checkMounts([]specs.Mount{{Source: b, Type: "bind"}}, contract.GuestRoot+"/c")
+		if err == nil && !strings.HasPrefix(filepath.Clean(b), contract.GuestRoot+"/") {
 			t.Errorf("mount of %q", b)
 		}
 		parseNetDev(strings.NewReader(a))

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/network"
 	"github.com/coco-shim/coco/virtcontainers/spec"
 	"github.com/coco-shim/coco/virtcontainers/volume"
@@ -127,7 +128,7 @@ func (c *creation) createSandbox(ctx context.Context) error {
 	}
 	if c.sharedShm {
 		req.Storages = []*agent.Storage{{
-			Driver: "ephemeral", Source: "shm", Fstype: "tmpfs", Options: shmOptions(c.opts.Spec), MountPoint: spec.SandboxShm,
+			Driver: "ephemeral", Source: "shm", Fstype: "tmpfs", Options: shmOptions(c.opts.Spec), MountPoint: contract.ShmDir,
 		}}
 	}
 	g, ctx := errgroup.WithContext(ctx) // the three do not depend on each other

@@ -21,6 +21,7 @@ import (
 
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/network"
 )
 
@@ -142,7 +143,7 @@ func (a *fakeAgent) accept(port uint32) (net.Conn, error) {
 		return nil, err
 	}
 	switch port {
-	case agentPort:
+	case contract.PortAgent:
 		a.mu.Lock()
 		a.conn = guest
 		a.mu.Unlock()
@@ -151,7 +152,7 @@ func (a *fakeAgent) accept(port uint32) (net.Conn, error) {
 		case <-a.lis.done:
 			return nil, errors.Join(net.ErrClosed, guest.Close(), host.Close())
 		}
-	case streamPort:
+	case contract.PortStreams:
 		a.wg.Go(func() { a.announced(guest) })
 	}
 	return host, nil

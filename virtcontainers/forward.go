@@ -16,11 +16,9 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/configs"
 )
-
-// forwardPort is the guest's port for connections with its loopback address: agent/forward.
-const forwardPort = 1028
 
 // openLocalhost lets port-forward of a CRI pod through to the guest's loopback address. Without it
 // the pod works all the same, so it is no error when the host cannot do it.
@@ -46,7 +44,7 @@ const forwardTimeout = 15 * time.Second
 func (p *Pod) dialService(ctx context.Context, port uint16) (_ net.Conn, err error) {
 	ctx, cancel := context.WithTimeout(ctx, forwardTimeout)
 	defer cancel()
-	conn, err := p.vm.Dial(ctx, forwardPort)
+	conn, err := p.vm.Dial(ctx, contract.PortForward)
 	if err != nil {
 		return nil, err
 	}

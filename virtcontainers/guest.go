@@ -22,18 +22,13 @@ import (
 
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/internal/portmux"
 	"github.com/coco-shim/coco/virtcontainers/answers"
 )
 
-// Guest ports.
-const (
-	agentPort  = 1024
-	streamPort = 1027
-)
-
-// featureStreams is what an agent advertises that takes byte streams on streamPort.
+// featureStreams is what an agent advertises that takes byte streams on contract.PortStreams.
 const featureStreams = "coco-streams"
 
 // featureRemove is what an agent advertises whose CopyFile can take files away.
@@ -119,7 +114,7 @@ type link struct {
 // connect waits until the agent answers. The error of a VM that did not come up tells the phase and
 // the last console lines.
 func connect(ctx context.Context, vm hypervisor.VM, timeout time.Duration) (*link, error) {
-	raw, err := vm.Dial(ctx, agentPort)
+	raw, err := vm.Dial(ctx, contract.PortAgent)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the agent: %w", err)
 	}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/portmux"
 )
 
@@ -239,7 +240,7 @@ func connOutput(c net.Conn) *output {
 // dialStream opens a byte stream with a number that no other stream of the VM has.
 func (p *Pod) dialStream(ctx context.Context) (net.Conn, uint32, error) {
 	n := p.streamNumber.Add(1)
-	conn, err := p.vm.Dial(ctx, streamPort)
+	conn, err := p.vm.Dial(ctx, contract.PortStreams)
 	if errors.Is(err, portmux.ErrFull) {
 		err = fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/virtcontainers/copytree"
 	"github.com/coco-shim/coco/virtcontainers/hostfs"
 	"github.com/coco-shim/coco/virtcontainers/spec"
@@ -66,15 +67,6 @@ type mounted struct {
 	bind volume.Bind
 }
 
-// Where volumes are in the guest (kata-agent-protocol.md, section 6).
-const (
-	guestMemory   = spec.GuestRoot + "/sandbox/ephemeral/"
-	guestStorage  = spec.GuestRoot + "/sandbox/storage/"
-	guestSubPaths = spec.GuestRoot + "/sandbox/subpaths/"
-	guestLive     = spec.GuestRoot + "/sandbox/live"
-	guestImages   = spec.GuestRoot + "/sandbox/images/"
-)
-
 const maxName = 255 // of a file
 
 func hash16(s string) string {
@@ -87,19 +79,19 @@ func guestPlace(kind volume.Kind, source string) string {
 	base := path.Base(source)
 	switch kind {
 	case volume.Memory:
-		return guestMemory + base
+		return contract.MemoryDir + "/" + base
 	case volume.Disk, volume.Direct:
 		name := base64.URLEncoding.EncodeToString([]byte(source))
 		if len(name) > maxName {
 			name = hash16(source)
 		}
-		return guestStorage + name
+		return contract.StorageDir + "/" + name
 	case volume.Shared:
-		return guestLive + "/" + hash16(source)
+		return contract.LiveDir + "/" + hash16(source)
 	case volume.Image:
-		return guestImages + hash16(source)
+		return contract.ImagesDir + "/" + hash16(source)
 	default:
-		return path.Join(spec.SharedDir, spec.Shorten("sandbox-"+hash16(source)+"-"+strings.ToValidUTF8(base, "_")))
+		return path.Join(contract.FilesDir, spec.Shorten("sandbox-"+hash16(source)+"-"+strings.ToValidUTF8(base, "_")))
 	}
 }
 
@@ -259,7 +251,7 @@ func (m mounted) place(id string) string {
 	if m.bind.Sub == "" {
 		return m.guest
 	}
-	return guestSubPaths + id + "-" + hash16(path.Clean(m.bind.Destination))
+	return contract.SubPathsDir + "/" + id + "-" + hash16(path.Clean(m.bind.Destination))
 }
 
 // provide brings a container's volumes into the guest and returns what the agent has to mount.

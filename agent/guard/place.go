@@ -10,12 +10,13 @@ import (
 	"strings"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/containerd/errdefs"
 )
 
 // Common are the directories, beside the containers' bundles, that requests may name (section 6 of the
 // protocol's description).
-var Common = []string{"shared", "sandbox", "image", "virtual-volumes"}
+var Common = []string{contract.SharedName, contract.SandboxName, contract.ImageName, contract.LayersName}
 
 // Place admits paths below what the pod's containers have in common, and below the container's own root
 // file system. The rest of a bundle is the agent's, and other containers' bundles are theirs. bundle is
@@ -28,18 +29,15 @@ func Place(p, bundle string) error {
 	case !inside || path.Clean(p) != strings.TrimSuffix(p, "/"):
 		return fmt.Errorf("%.200q is not a plain path below %s: copy it or send a storage for it: %w", p, base, errdefs.ErrInvalidArgument)
 	case slices.Contains(Common, first):
-		if !deep || rel == "shared/containers" || rel == "shared/containers/" {
+		if !deep || rel == contract.FilesName || rel == contract.FilesName+"/" {
 			return fmt.Errorf("%.200q is everybody's: %w", p, errdefs.ErrInvalidArgument)
 		}
 		return nil
-	case id != "" && first == id && (rest == "rootfs" || strings.HasPrefix(rest, "rootfs/")):
+	case id != "" && first == id && (rest == contract.RootfsName || strings.HasPrefix(rest, contract.RootfsName+"/")):
 		return nil
 	}
 	return fmt.Errorf("%.200q is not the container's: %w", p, errdefs.ErrInvalidArgument)
 }
-
-// shares is the directory in which a host may mount what it shares with the guest.
-const shares = "shared/containers"
 
 // Storages admits the storages of a container, or of the sandbox: their mount points, and the directories
 // that overlays and binds are made of.
@@ -48,7 +46,7 @@ func Storages(list []*agent.Storage, bundle string) error {
 	for i, s := range list {
 		paths, point := Sources(s), s.GetMountPoint()
 		// No mount point is refused where it is needed.
-		if point != "" && !(s.GetDriver() == "virtio-fs" && path.Clean(point) == base+shares) {
+		if point != "" && !(s.GetDriver() == "virtio-fs" && path.Clean(point) == base+contract.FilesName) {
 			paths = append(paths, point)
 		}
 		for _, p := range paths {

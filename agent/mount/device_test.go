@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
@@ -214,8 +215,8 @@ func FuzzAddresses(f *testing.F) {
 	f.Add("1:2")
 	f.Add("02/00")
 	f.Add("/dev/vda")
-	f.Add("/run/kata-containers/a/../b")
-	m := New(Root)
+	f.Add(contract.GuestRoot + "/a/../b")
+	m := New(contract.GuestRoot)
 	f.Fuzz(func(t *testing.T, s string) {
 		defer worktest.Bound(t, len(s))()
 		if a, b, err := parseSCSI(s); err == nil && fmt.Sprintf("%d:%d", a, b) != s {
@@ -224,7 +225,7 @@ func FuzzAddresses(f *testing.F) {
 		if _, err := m.blkFinder(s); err == nil && strings.Contains(s, "..") {
 			t.Fatalf("disk address %q is accepted", s)
 		}
-		if c, err := m.clean(s); err == nil && (!strings.HasPrefix(c, Root+"/") || strings.Contains(c, "/../")) {
+		if c, err := m.clean(s); err == nil && (!strings.HasPrefix(c, contract.GuestRoot+"/") || strings.Contains(c, "/../")) {
 			t.Fatalf("path %q became %q", s, c)
 		}
 	})

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
@@ -137,7 +138,7 @@ func TestAnOverlayOfManyLayers(t *testing.T) {
 	g := newGuest(t)
 	var lower []string
 	for i := range 120 {
-		d := filepath.Join(g.root, "virtual-volumes", strings.Repeat("0", 61)+fmt.Sprintf("%03d", i))
+		d := filepath.Join(g.root, contract.LayersName, strings.Repeat("0", 61)+fmt.Sprintf("%03d", i))
 		if err := errors.Join(os.MkdirAll(d, 0o755), os.WriteFile(fmt.Sprintf("%s/f%d", d, i), nil, 0o600)); err != nil {
 			t.Fatal(err)
 		}

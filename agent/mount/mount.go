@@ -29,9 +29,6 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Root is where everything that a host may name lies in the guest.
-const Root = "/run/kata-containers"
-
 // DeviceTimeout bounds the wait for a device to appear.
 const DeviceTimeout = 10 * time.Second
 

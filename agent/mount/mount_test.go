@@ -17,6 +17,7 @@ import (
 	"testing"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/image/layer"
 	"github.com/coco-shim/coco/image/verity"
@@ -161,7 +162,7 @@ func (g *guest) storages(cid string, layers ...storage.Attached) []*agent.Storag
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	move := func(s string) string { return strings.ReplaceAll(s, storage.GuestRoot, g.root) }
+	move := func(s string) string { return strings.ReplaceAll(s, contract.GuestRoot, g.root) }
 	for _, s := range ss {
 		s.MountPoint = move(s.MountPoint)
 		for i := range s.Options {
@@ -311,7 +312,7 @@ func TestACorruptLayerIsNamed(t *testing.T) {
 	l.RootHash[5] ^= 1
 	err := g.Add(t.Context(), "c1", g.storages("c1", l))
 	var corrupt *CorruptLayerError
-	if !errors.As(err, &corrupt) || corrupt.RootHash != l.Hex() || !strings.Contains(err.Error(), "/virtual-volumes/"+l.Hex()) {
+	if !errors.As(err, &corrupt) || corrupt.RootHash != l.Hex() || !strings.Contains(err.Error(), "/"+contract.LayersName+"/"+l.Hex()) {
 		t.Errorf("Add = %v, want a CorruptLayerError", err)
 	}
 	if m := g.mounted(); len(m) != 0 {

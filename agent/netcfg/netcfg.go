@@ -24,6 +24,7 @@ import (
 
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/netdump"
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
@@ -64,7 +65,7 @@ func newAt(ns netns.NsHandle, o Options) (*Net, error) {
 		n.wait = 5 * time.Second
 	}
 	if len(n.resolv) == 0 {
-		n.resolv = []string{"/run/kata-containers/sandbox/resolv.conf", "/etc/resolv.conf"}
+		n.resolv = []string{contract.SandboxResolvConf, "/etc/resolv.conf"}
 	}
 	lo, err := h.LinkByName(loopback)
 	if err == nil {

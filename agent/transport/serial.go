@@ -17,9 +17,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// PortName is the name of the virtio-serial port that carries the channel.
-const PortName = "org.coco.agent"
-
 const (
 	virtioPorts = "/sys/class/virtio-ports"
 	maxWrite    = 32 << 10 // what the virtio_console driver takes in one write

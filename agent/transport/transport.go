@@ -23,15 +23,9 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/portmux"
 	"github.com/mdlayher/vsock"
-)
-
-// Ports of the guest.
-const (
-	PortAgent   = 1024 // ttrpc: grpc.AgentService and grpc.Health
-	PortStreams = 1027 // byte streams of processes
-	PortForward = 1028 // connections with services on the loopback address
 )
 
 // Ports says what serves each port. A server returns when its listener is closed; it is called
@@ -86,7 +80,7 @@ func serveVsock(ctx context.Context, ports Ports, log *slog.Logger) error {
 
 // serveSerial waits for the port and serves sessions on it, one after the other.
 func serveSerial(ctx context.Context, ports Ports, log *slog.Logger) error {
-	dev, err := WaitPort(ctx, PortName)
+	dev, err := WaitPort(ctx, contract.SerialPort)
 	if ctx.Err() != nil {
 		return nil
 	}

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/portmux"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
@@ -22,7 +23,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestFindPort(t *testing.T) {
 	class := t.TempDir()
-	for dev, name := range map[string]string{"vport1p0": "console", "vport1p1": PortName + "\n", "vport1p2": ""} {
+	for dev, name := range map[string]string{"vport1p0": "console", "vport1p1": contract.SerialPort + "\n", "vport1p2": ""} {
 		if err := os.MkdirAll(filepath.Join(class, dev), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -30,13 +31,13 @@ func TestFindPort(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if dev, ok := findPort(class, PortName); dev != "/dev/vport1p1" || !ok {
+	if dev, ok := findPort(class, contract.SerialPort); dev != "/dev/vport1p1" || !ok {
 		t.Errorf("findPort = %q, %v", dev, ok)
 	}
 	if _, ok := findPort(class, "other"); ok {
 		t.Error("found what is not there")
 	}
-	if _, ok := findPort(class+"/none", PortName); ok {
+	if _, ok := findPort(class+"/none", contract.SerialPort); ok {
 		t.Error("found without the class")
 	}
 }
@@ -77,11 +78,11 @@ func TestSession(t *testing.T) {
 	}
 	done := make(chan error, 1)
 	go func() {
-		done <- serveSession(ctx, ends[0], Ports{PortAgent: echo}, slog.New(slog.NewTextHandler(io.Discard, nil)))
+		done <- serveSession(ctx, ends[0], Ports{contract.PortAgent: echo}, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	}()
 	d := portmux.NewDialer(ends[1])
 	defer d.Close()
-	c, err := d.Dial(ctx, PortAgent)
+	c, err := d.Dial(ctx, contract.PortAgent)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +93,7 @@ func TestSession(t *testing.T) {
 	if _, err := io.ReadFull(c, got); err != nil || string(got) != "hello" {
 		t.Errorf("echo %q, %v", got, err)
 	}
-	if _, err := d.Dial(ctx, PortStreams); err == nil {
+	if _, err := d.Dial(ctx, contract.PortStreams); err == nil {
 		t.Error("a port that nobody serves was connected")
 	}
 	_ = c.Close()

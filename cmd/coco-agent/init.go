@@ -25,6 +25,7 @@ import (
 	"github.com/coco-shim/coco/agent/runner"
 	"github.com/coco-shim/coco/agent/stdio"
 	"github.com/coco-shim/coco/agent/transport"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/version"
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
@@ -170,7 +171,7 @@ type guest struct {
 }
 
 func newGuest(mods *boot.Loader, log *slog.Logger, closed bool) (*guest, error) {
-	g := &guest{log: log, mods: mods, reaper: reap.New(), broker: stdio.NewBroker(), mounts: mount.New(mount.Root)}
+	g := &guest{log: log, mods: mods, reaper: reap.New(), broker: stdio.NewBroker(), mounts: mount.New(contract.GuestRoot)}
 	g.mounts.Load = mods.Load
 	g.mounts.HostFiles = func() bool { return !boot.Confidential("/") }
 	var err error
@@ -180,7 +181,7 @@ func newGuest(mods *boot.Loader, log *slog.Logger, closed bool) (*guest, error) 
 	if g.net, err = netcfg.New(netcfg.Options{}); err != nil { // brings the loopback up
 		return nil, err
 	}
-	if err := os.MkdirAll(mount.Root, 0o755); err != nil {
+	if err := os.MkdirAll(contract.GuestRoot, 0o755); err != nil {
 		return nil, err
 	}
 	g.service = agent.New(agent.Config{
@@ -244,16 +245,16 @@ func (g *guest) run() error {
 // ports are what the guest serves.
 func (g *guest) ports(ctx context.Context) transport.Ports {
 	p := transport.Ports{
-		transport.PortAgent: func(l net.Listener) error {
+		contract.PortAgent: func(l net.Listener) error {
 			if err := g.server.Serve(ctx, l); !errors.Is(err, ttrpc.ErrServerClosed) {
 				return err
 			}
 			return nil
 		},
-		transport.PortStreams: g.broker.Serve,
+		contract.PortStreams: g.broker.Serve,
 	}
 	if g.forward != nil {
-		p[transport.PortForward] = g.forward.Serve
+		p[contract.PortForward] = g.forward.Serve
 	}
 	return p
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/clh/clhtest"
 	"github.com/coco-shim/coco/hypervisor/hypervisortest"
@@ -246,7 +247,7 @@ func TestDeathsAreExplained(t *testing.T) {
 				s.BootTimeout, tt.config.GuestDelay = 20*time.Second, "200ms"
 			}
 			m, _ := up(t, tt.config, s)
-			_, err := m.Dial(t.Context(), 1024)
+			_, err := m.Dial(t.Context(), contract.PortAgent)
 			<-m.Done()
 			var dead *hypervisor.DeadError
 			if !errors.As(err, &dead) || !strings.Contains(dead.Reason, tt.want) || dead.Phase != tt.phase {
@@ -261,7 +262,7 @@ func TestDeathsAreExplained(t *testing.T) {
 
 func TestACrashWhileItRuns(t *testing.T) {
 	m, _ := up(t, clhtest.Config{CrashOn: "vm.counters"}, plain(t))
-	c, err := m.Dial(t.Context(), 1024)
+	c, err := m.Dial(t.Context(), contract.PortAgent)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -307,7 +308,7 @@ func TestASecondBootDoesNotCount(t *testing.T) {
 	m, _ := up(t, clhtest.Config{GuestDelay: "1h"}, plain(t)) // its first boot gets nowhere
 	m.event(event{Source: "vm", Name: "rebooting"})
 	m.event(event{Source: "virtio-device", Name: "activated", Properties: map[string]string{"id": vsockDevice}})
-	if c, err := m.Dial(t.Context(), 1024); err == nil {
+	if c, err := m.Dial(t.Context(), contract.PortAgent); err == nil {
 		t.Errorf("the agent of the second boot was reached: %v", c.RemoteAddr())
 	}
 	<-m.Done()
@@ -336,7 +337,7 @@ func TestDialGivesUpWithItsContext(t *testing.T) {
 	m, _ := up(t, clhtest.Config{GuestNever: true, GuestSays: "still booting\n"}, plain(t))
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	_, err := m.Dial(ctx, 1024)
+	_, err := m.Dial(ctx, contract.PortAgent)
 	var dead *hypervisor.DeadError
 	if !errors.Is(err, context.DeadlineExceeded) || !errors.As(err, &dead) || dead.Phase != hypervisor.PhaseKernel || len(dead.Console) != 1 {
 		t.Errorf("Dial() = %v, want the phase and the console", err)
@@ -347,7 +348,7 @@ func TestNonsenseAfterConnect(t *testing.T) {
 	m, _ := up(t, clhtest.Config{BadOK: true}, plain(t))
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	if _, err := m.Dial(ctx, 1024); err == nil {
+	if _, err := m.Dial(ctx, contract.PortAgent); err == nil {
 		t.Error("Dial() = nil")
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/hypervisortest"
 	"github.com/coco-shim/coco/hypervisor/launch"
@@ -114,7 +115,7 @@ func TestRealDeathsAreExplained(t *testing.T) {
 // What the imitation answers is what this release answers.
 func TestRealSmallCalls(t *testing.T) {
 	m := realVM(t, "serve")
-	if _, err := m.Dial(t.Context(), 1024); err != nil {
+	if _, err := m.Dial(t.Context(), contract.PortAgent); err != nil {
 		t.Fatal(err)
 	}
 	if c, err := m.Counters(t.Context()); err != nil || len(c["disk-layer-0"]) == 0 {

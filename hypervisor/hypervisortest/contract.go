@@ -17,11 +17,12 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/hypervisor"
 )
 
 // EchoPort is the port on which the guests of Contract echo.
-const EchoPort = 1024
+const EchoPort = contract.PortAgent
 
 // ClosedPort is one on which nobody listens.
 const ClosedPort = 9

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"go.uber.org/goleak"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/hypervisor"
 )
 
@@ -36,7 +37,7 @@ func launch(t *testing.T, d *Driver) *VM {
 func TestTheGuestAnswersUntilTheVMDies(t *testing.T) {
 	d := New(t, WithGuest(func(_ *VM, _ uint32, c net.Conn) { _, _ = io.Copy(c, c) }))
 	vm := launch(t, d)
-	c, err := vm.Dial(t.Context(), 1024)
+	c, err := vm.Dial(t.Context(), contract.PortAgent)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +57,7 @@ func TestTheGuestAnswersUntilTheVMDies(t *testing.T) {
 	if !errors.As(vm.Err(), &dead) || dead.Reason != "struck by lightning" || dead.Phase != hypervisor.PhaseRun || len(dead.Console) != 1 {
 		t.Errorf("Err() = %v", vm.Err())
 	}
-	if _, err := vm.Dial(t.Context(), 1024); !errors.As(err, &dead) {
+	if _, err := vm.Dial(t.Context(), contract.PortAgent); !errors.As(err, &dead) {
 		t.Errorf("Dial() after death = %v, want a DeadError", err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/hypervisor"
 )
 
@@ -214,7 +215,7 @@ func (b *builder) channels() {
 // skeleton is the part of the PCI bus that every VM has.
 func (b *builder) skeleton() {
 	b.arg("-device", b.virtio("virtio-serial-pci", "serial0", slotSerial)+",max_ports=2",
-		"-device", "virtserialport,bus=serial0.0,nr=1,chardev=agent,id="+agentDevice+",name="+serialName)
+		"-device", "virtserialport,bus=serial0.0,nr=1,chardev=agent,id="+agentDevice+",name="+contract.SerialPort)
 	if b.spec.BlockBus == hypervisor.BlockSCSI {
 		b.arg("-device", b.virtio("virtio-scsi-pci", scsiDevice, slotSCSI)+",num_queues=1")
 	}

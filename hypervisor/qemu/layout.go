@@ -23,7 +23,6 @@ const (
 const (
 	agentDevice = "agent0"
 	scsiDevice  = "scsi0"
-	serialName  = "org.coco.agent"
 	scsiTargets = 255 // targets per virtio-scsi controller
 )
 

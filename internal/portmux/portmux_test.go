@@ -20,12 +20,13 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/worktest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const testPort = 1024
+const testPort = contract.PortAgent
 
 // pair connects a dialer and a serving mux by a socket pair.
 func pair(t testing.TB) (*Dialer, *Mux) {

@@ -10,12 +10,13 @@ import (
 	"time"
 
 	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
-const guestRoot = "/run/kata-containers/"
+const guestRoot = contract.GuestRoot + "/"
 
 // TestHostileHost: a host that speaks the protocol asks for what belongs to the guest. Nothing of it reaches
 // a container, and the guest serves on.

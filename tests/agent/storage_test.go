@@ -15,6 +15,7 @@ import (
 	"time"
 
 	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/image/layer"
 	"github.com/coco-shim/coco/internal/testvm"
@@ -199,7 +200,7 @@ func (v *vm) createOn(t *testing.T, id string, deadline time.Duration, layers ..
 		t.Fatal(err)
 	}
 	sp := spec("sh")
-	sp.Root.Path = storage.GuestRootfs(id)
+	sp.Root.Path = contract.Rootfs(id)
 	s := v.open(t)
 	_, err = v.agent.CreateContainer(within(t, deadline), &pb.CreateContainerRequest{
 		ContainerId: id, OCI: sp, Storages: storages, StdinPort: s.ports[0], StdoutPort: s.ports[1], StderrPort: s.ports[2],
@@ -263,7 +264,7 @@ func (v *vm) testDevice(t *testing.T, lun int, layers ...storage.Attached) {
 		t.Fatal(err)
 	}
 	sp := spec("sh")
-	sp.Root.Path = storage.GuestRootfs("device")
+	sp.Root.Path = contract.Rootfs("device")
 	sp.Linux.Devices = []*pb.LinuxDevice{{Path: "/dev/data", Type: "b", Major: 259, Minor: 77, FileMode: 0o600}}
 	sp.Linux.Resources.Devices = []*pb.LinuxDeviceCgroup{{Access: "rwm"}, {Allow: true, Type: "b", Major: 259, Minor: 77, Access: "r"}}
 	s := v.open(t)
@@ -286,7 +287,7 @@ func (v *vm) testSpoiled(t *testing.T, a storage.Attached) {
 		if err == nil {
 			t.Fatal("CreateContainer succeeded")
 		}
-		for _, want := range []string{a.Hex(), "/run/kata-containers/virtual-volumes/" + a.Hex(), "corrupted"} {
+		for _, want := range []string{a.Hex(), contract.LayersDir + "/" + a.Hex(), "corrupted"} {
 			if !strings.Contains(err.Error(), want) {
 				t.Errorf("CreateContainer = %v, want an error with %q", err, want)
 			}

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/portmux"
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/containerd/ttrpc"
@@ -124,7 +125,8 @@ func launch(t *testing.T, initrd, channel string, files []*os.File, devices ...s
 		"-m", "512", "-smp", "1", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-kernel", filepath.Join(testvm.GuestDir(), "vmlinux"), "-initrd", initrd,
 		"-append", "console=ttyS0 quiet panic=-1 reboot=t no_timer_check scsi_mod.scan=none cgroup_no_v1=all agent.log="+os.Getenv("COCO_AGENT_LOG"),
-		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,"+channel, "-device", "virtserialport,chardev=agent,name=org.coco.agent",
+		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,"+channel,
+		"-device", "virtserialport,chardev=agent,name="+contract.SerialPort,
 		"-device", "virtio-rng-pci")
 	v.cmd.Args = append(v.cmd.Args, devices...)
 	// For measuring on a busy machine: -icount shift=0,sleep=off counts instructions, not time.
@@ -150,7 +152,7 @@ func (v *vm) connect(t *testing.T, channel net.Conn) {
 
 func (v *vm) session(t *testing.T, channel net.Conn, limit time.Duration) error {
 	v.dialer = portmux.NewDialer(channel)
-	conn, err := v.dialer.Dial(within(t, limit), 1024)
+	conn, err := v.dialer.Dial(within(t, limit), contract.PortAgent)
 	if err != nil {
 		return fmt.Errorf("dial agent: %w", err)
 	}
@@ -199,7 +201,7 @@ func within(t *testing.T, d time.Duration) context.Context {
 func (v *vm) stream(t *testing.T) (uint32, net.Conn) {
 	t.Helper()
 	n := v.streams.Add(1)
-	c, err := v.dialer.Dial(within(t, 10*time.Second), 1027)
+	c, err := v.dialer.Dial(within(t, 10*time.Second), contract.PortStreams)
 	if err != nil {
 		t.Fatalf("dial streams: %v", err)
 	}
@@ -235,7 +237,7 @@ func (v *vm) copyIn(t *testing.T, src, dst string) {
 }
 
 const (
-	shared = "/run/kata-containers/shared/containers/"
+	shared = contract.FilesDir + "/"
 	rootfs = shared + "busybox"
 )
 

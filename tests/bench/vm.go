@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/ttrpc"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/launch"
@@ -74,7 +75,7 @@ func floor(ctx context.Context) (b bare, err error) {
 		return b, err
 	}
 	defer func() { err = errors.Join(err, vm.Stop(context.Background())) }()
-	conn, err := vm.Dial(ctx, 1024)
+	conn, err := vm.Dial(ctx, contract.PortAgent)
 	if err != nil {
 		return b, err
 	}

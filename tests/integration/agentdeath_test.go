@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/coco-shim/coco/tests/harness"
 )
@@ -85,7 +86,7 @@ func TestTheAgentDiesAtEachMomentOfAStart(t *testing.T) {
 		{"when its work directory is there", "/run/coco"},
 		{"when the sandbox is made", "/run/sandbox-ns/*"},
 		{"when a layer is there", "/dev/sda"},
-		{"when the root file system is mounted", "/run/kata-containers/*/rootfs/bin"},
+		{"when the root file system is mounted", contract.Rootfs("*") + "/bin"},
 		{"when the container is created", "/run/crun/*"},
 	} {
 		t.Run(m.name, func(t *testing.T) {

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/portmux"
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/coco-shim/coco/network"
@@ -186,7 +187,8 @@ func boot(ctx context.Context, t *testing.T, nics []network.NIC) pb.AgentService
 		"-machine", "q35", "-accel", "tcg", "-cpu", "max", "-m", "512", "-nodefaults", "-no-user-config", "-display", "none",
 		"-no-reboot", "-serial", "stdio", "-kernel", filepath.Join(testvm.GuestDir(), "vmlinux"), "-initrd", initrd(t),
 		"-append", "console=ttyS0 quiet panic=-1 reboot=t scsi_mod.scan=none cgroup_no_v1=all",
-		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,fd=3", "-device", "virtserialport,chardev=agent,name=org.coco.agent",
+		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,fd=3",
+		"-device", "virtserialport,chardev=agent,name=" + contract.SerialPort,
 	}
 	files := []*os.File{theirs}
 	for i := len(nics) - 1; i >= 0; i-- { // in reverse: the agent must not count on the kernel's numbers
@@ -213,7 +215,7 @@ func boot(ctx context.Context, t *testing.T, nics []network.NIC) pb.AgentService
 			t.Logf("console:\n%s", console.String())
 		}
 	})
-	conn, err := dialer.Dial(ctx, 1024)
+	conn, err := dialer.Dial(ctx, contract.PortAgent)
 	if err != nil {
 		t.Fatal(err)
 	}

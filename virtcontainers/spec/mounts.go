@@ -13,6 +13,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 )
 
 // guestTypes are file systems that the guest's kernel makes by itself.
@@ -40,7 +41,7 @@ func (r *refusals) mounts(in Input) ([]*agent.Mount, []Copy) {
 				g.Options = append(slices.DeleteFunc(g.Options, func(o string) bool { return o == "rw" }), "ro")
 			}
 		case IsBind(m) && in.SharedShm && path.Clean(m.Destination) == shmPath:
-			g.Source = SandboxShm
+			g.Source = contract.ShmDir
 		case IsBind(m):
 			if !path.IsAbs(m.Source) {
 				r.add("mounts[%d] (%s): the source %q is not absolute", i, m.Destination, m.Source)
@@ -75,7 +76,7 @@ func GuestCopy(id, destination string) string {
 		}
 		return r
 	}, path.Base(destination))
-	return path.Join(SharedDir, Shorten(id+"-"+hex.EncodeToString(sum[:8])+"-"+base))
+	return path.Join(contract.FilesDir, Shorten(id+"-"+hex.EncodeToString(sum[:8])+"-"+base))
 }
 
 const maxName = 255 // bytes of a file's name

@@ -14,7 +14,6 @@ package spec
 import (
 	"fmt"
 	"maps"
-	"path"
 	"slices"
 	"strings"
 
@@ -22,15 +21,11 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/rlimit"
 )
 
-// Guest paths, policy-visible constants (kata-agent-protocol.md, section 6).
 const (
-	GuestRoot   = "/run/kata-containers"                             // bundles
-	SharedDir   = GuestRoot + "/shared/containers"                   // copied files
-	SandboxShm  = GuestRoot + "/sandbox/shm"                         // the pod's /dev/shm
-	UpperPrefix = GuestRoot + "/sandbox/upper/"                      // writable layers
 	cgroupBase  = "/coco/"                                           // containers' cgroups in the guest
 	initdataKey = "io.katacontainers.config.hypervisor.cc_init_data" // never sent to the guest
 	policyKey   = "io.katacontainers.config.agent.policy"            // likewise
@@ -77,9 +72,6 @@ type Copy struct {
 	Destination string // in the container, for errors
 }
 
-// RootPath is where the root file system of a container is mounted in the guest.
-func RootPath(id string) string { return path.Join(GuestRoot, id, "rootfs") }
-
 // refusals collects what cannot be done; all of it is told at once.
 type refusals []string
 
@@ -101,7 +93,7 @@ func Convert(in Input) (Output, error) {
 		return Output{}, r.err(in.ID)
 	}
 	r.platforms(s)
-	out := Output{GuestRootPath: RootPath(in.ID)}
+	out := Output{GuestRootPath: contract.Rootfs(in.ID)}
 	linux, pidns := r.linux(in, s)
 	mounts, copies := r.mounts(in)
 	r.hooks(s.Hooks)

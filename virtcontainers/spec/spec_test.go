@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/worktest"
 )
 
@@ -302,7 +303,7 @@ func TestMounts(t *testing.T) {
 		},
 		{
 			name: "shm of the pod is the guest's", shm: true, in: specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/run/x/shm", Options: []string{"rbind"}},
-			want: &agent.Mount{Destination: "/dev/shm", Type: "bind", Source: SandboxShm, Options: []string{"rbind"}},
+			want: &agent.Mount{Destination: "/dev/shm", Type: "bind", Source: contract.ShmDir, Options: []string{"rbind"}},
 		},
 		{
 			name: "a bind by type is copied", in: specs.Mount{Destination: "/etc/hosts", Type: "bind", Source: "/var/hosts", Options: []string{"ro"}},
@@ -375,7 +376,7 @@ func FuzzConvert(f *testing.F) {
 			t.Errorf("Convert gives two results")
 		}
 		for _, c := range a.Copies {
-			if !strings.HasPrefix(c.Guest, SharedDir+"/c1-") || strings.Count(c.Guest, "/") != strings.Count(SharedDir, "/")+1 {
+			if !strings.HasPrefix(c.Guest, contract.FilesDir+"/c1-") || strings.Count(c.Guest, "/") != strings.Count(contract.FilesDir, "/")+1 {
 				t.Errorf("copy of %q leads to %q", c.Destination, c.Guest)
 			}
 		}

@@ -10,15 +10,9 @@ import (
 	"strings"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/image/layer"
-)
-
-// Where things are in the guest. The agent accepts mount points only below GuestRoot.
-const (
-	GuestRoot   = "/run/kata-containers"
-	guestLayers = GuestRoot + "/virtual-volumes/"
-	guestUpper  = GuestRoot + "/sandbox/upper/"
 )
 
 // Driver options and names of the agent protocol.
@@ -57,9 +51,6 @@ type Attached struct {
 	Address hypervisor.BlockAddress
 }
 
-// GuestRootfs is the root file system of a container in the guest.
-func GuestRootfs(cid string) string { return GuestRoot + "/" + cid + "/rootfs" }
-
 // Storages lists what the agent mounts for a container's root file system, in order: each layer,
 // what the writable layer lies on, the overlay of all of them. layers has the topmost first; the same
 // layer twice is mounted once.
@@ -77,7 +68,7 @@ func Storages(cid string, layers []Attached, on Upper) ([]*agent.Storage, error)
 	var lower []string
 	seen := map[string]bool{}
 	for _, l := range layers {
-		point := guestLayers + l.Hex()
+		point := contract.LayersDir + "/" + l.Hex()
 		if seen[point] {
 			// An overlay refuses one directory twice. Only the upper of two equal layers matters:
 			// what it does to the layers in between, it does again.
@@ -87,9 +78,9 @@ func Storages(cid string, layers []Attached, on Upper) ([]*agent.Storage, error)
 		lower = append(lower, point)
 		out = append(out, l.storage(point))
 	}
-	upper := guestUpper + cid
+	upper := contract.UpperDir + "/" + cid
 	out = append(out, on.storage(upper), &agent.Storage{
-		Driver: driverOverlay, Source: "none", Fstype: "overlay", MountPoint: GuestRootfs(cid),
+		Driver: driverOverlay, Source: "none", Fstype: "overlay", MountPoint: contract.Rootfs(cid),
 		Options: []string{
 			"lowerdir=" + strings.Join(lower, ":"), "upperdir=" + upper + "/fs", "workdir=" + upper + "/work",
 		},
@@ -103,7 +94,7 @@ func Image(at string, layers []Attached) []*agent.Storage {
 	var out []*agent.Storage
 	var lower []string
 	for _, l := range layers {
-		point := guestLayers + l.Hex()
+		point := contract.LayersDir + "/" + l.Hex()
 		if slices.Contains(lower, point) { // as in Storages
 			continue
 		}

@@ -47,7 +47,7 @@ type Config struct {
 	SilentEject bool   // it does, but the event gets lost
 	EjectOn     string // it does so late: upon this call
 	BadEvents   bool   // events are cut short now and then
-	GuestPorts  []int  // ports that listen; nil: 1024
+	GuestPorts  []int  // ports that listen; nil: the agent's
 	GuestDelay  string // from boot until the guest's driver is up and its ports listen, as in "50ms"
 	GuestNever  bool   // the guest's agent does not come up
 	GuestSays   string // printed on the console at boot

@@ -13,6 +13,8 @@ import (
 	"os"
 	"slices"
 	"time"
+
+	"github.com/coco-shim/coco/api/contract"
 )
 
 // startGuest opens the vsock device and plays a guest.
@@ -107,7 +109,7 @@ func (v *vmm) connection(c net.Conn) {
 	}
 	ports := v.config.GuestPorts
 	if ports == nil {
-		ports = []int{1024}
+		ports = []int{contract.PortAgent}
 	}
 	if !slices.Contains(ports, port) {
 		return

@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/hypervisor/clh/clhapi"
 	"github.com/coco-shim/coco/hypervisor/qemu/qmp"
 	"github.com/coco-shim/coco/internal/fdpass"
@@ -149,7 +150,8 @@ func (s *standIn) arguments(v *vmm, agent, control *os.File) ([]string, error) {
 		"-chardev", "file,id=console,path=" + c.Serial.File, "-serial", "chardev:console",
 		"-chardev", fmt.Sprintf("socket,id=control,fd=%d", s.fd(control)), "-mon", "chardev=control,mode=control",
 		"-chardev", fmt.Sprintf("socket,id=agent,fd=%d", s.fd(agent)),
-		"-device", "virtio-serial-pci,id=serial0,max_ports=2," + slot(c.Vsock.Id), "-device", "virtserialport,bus=serial0.0,nr=1,chardev=agent,name=org.coco.agent",
+		"-device", "virtio-serial-pci,id=serial0,max_ports=2," + slot(c.Vsock.Id),
+		"-device", "virtserialport,bus=serial0.0,nr=1,chardev=agent,name=" + contract.SerialPort,
 	}
 	for _, d := range c.Disks {
 		path, err := s.path(d.Path, !d.Readonly)

@@ -26,6 +26,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/portmux"
 )
 
@@ -68,11 +69,11 @@ func run() error {
 	}
 	g.channel = &channel{File: port}
 	mux := portmux.NewMux(g.channel)
-	calls, err := mux.Listen(1024)
+	calls, err := mux.Listen(contract.PortAgent)
 	if err != nil {
 		return err
 	}
-	streams, err := mux.Listen(1027)
+	streams, err := mux.Listen(contract.PortStreams)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,36 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package second is not built: it spells values of the contract as TestASecondSpellingIsFound expects.
+package second
+
+import "net"
+
+const root = "/run/kata-containers" // want GuestRoot
+
+var (
+	below    = root + "/sandbox/shm/x"             // want ShmDir
+	message  = `mount on "/run/kata-containers": ` // want GuestRoot
+	longer   = "/run/kata-containers-x"
+	agePort  = 1024 // want PortAgent
+	buffer   = make([]byte, 1024)
+	decimal  = 1 << 10
+	device   = "virtserialport,name=org.coco.agent" // want SerialPort
+	ports    = map[uint32]bool{1027: true}          // want PortStreams
+	sections = []string{"rootfs"}
+)
+
+func connect(vm interface {
+	Dial(port int) (net.Conn, error)
+	Read(n int) error
+}, port int,
+) (net.Conn, error) {
+	switch port {
+	case 1027: // want PortStreams
+		return nil, vm.Read(1027)
+	}
+	if port == 1024 && vm.Read(1024) == nil { // want PortAgent
+		return nil, nil
+	}
+	return vm.Dial(1028) // want PortForward
+}
