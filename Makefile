@@ -89,15 +89,15 @@ IMAGE_FLAGS ?=
 image: build ## guest image (kernel, initramfs, manifest) in dist/guest, if builder or agent changed
 	@mkdir -p dist
 	@{ sha256sum bin/coco bin/coco-agent; echo '$(IMAGE_FLAGS)'; } >dist/guest.inputs.new
-	@if cmp -s dist/guest.inputs.new dist/guest.inputs && bin/coco image inspect $(GUEST) >/dev/null 2>&1; then \
+	@if cmp -s dist/guest.inputs.new dist/guest.inputs && bin/coco guest inspect $(GUEST) >/dev/null 2>&1; then \
 		echo "dist/guest is up to date"; rm dist/guest.inputs.new; \
 	else \
-		bin/coco image build $(IMAGE_FLAGS) --agent bin/coco-agent --out $(GUEST) && mv dist/guest.inputs.new dist/guest.inputs; \
+		bin/coco guest build $(IMAGE_FLAGS) --agent bin/coco-agent --out $(GUEST) && mv dist/guest.inputs.new dist/guest.inputs; \
 	fi
 
 .PHONY: image-lock
-image-lock: build ## newest packages for releases: guest/packages.lock.json, which coco image build --locked obeys
-	bin/coco image build --agent bin/coco-agent --out $(GUEST) --lock guest/packages.lock.json --renew-lock
+image-lock: build ## newest packages for releases: guest/packages.lock.json, which coco guest build --locked obeys
+	bin/coco guest build --agent bin/coco-agent --out $(GUEST) --lock guest/packages.lock.json --renew-lock
 
 .PHONY: install
 install: build ## shim, CLI, guest image and configuration under DESTDIR/PREFIX

@@ -208,7 +208,7 @@ func (a *apt) run(ctx context.Context, title, name string, args ...string) (err 
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = &said, &said, []*os.File{w}
 	if err := cmd.Start(); err != nil {
-		return errors.Join(fmt.Errorf("%w (coco image build needs apt)", err), w.Close())
+		return errors.Join(fmt.Errorf("%w (coco guest build needs apt)", err), w.Close())
 	}
 	_ = w.Close()
 	for sc := bufio.NewScanner(status); sc.Scan(); {

@@ -36,7 +36,7 @@ const DefaultCache = "/var/cache/coco/image"
 
 const (
 	originAgent = "coco-agent build"
-	originImage = "coco image build"
+	originImage = "coco guest build"
 
 	originUnsigned = ", signature removed"
 )

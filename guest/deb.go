@@ -37,7 +37,7 @@ func unpackDeb(ctx context.Context, deb string, p Package, keep func(name string
 		return nil, fmt.Errorf("unpack %s: %w", deb, err)
 	}
 	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("unpack %s: %w (coco image build needs dpkg-deb, package dpkg)", deb, err)
+		return nil, fmt.Errorf("unpack %s: %w (coco guest build needs dpkg-deb, package dpkg)", deb, err)
 	}
 	files, err := readTar(out, keep)
 	if err == nil { // dpkg-deb must see its output read to the end

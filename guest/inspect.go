@@ -44,7 +44,7 @@ func Inspect(dir string) (Report, error) {
 	}
 	f, err := os.Open(filepath.Join(dir, ManifestName))
 	if err != nil {
-		return Report{}, fmt.Errorf("inspect image: %w (an image is made by coco image build)", err)
+		return Report{}, fmt.Errorf("inspect image: %w (an image is made by coco guest build)", err)
 	}
 	defer func() { _ = f.Close() }()
 	m, err := ReadManifest(f)

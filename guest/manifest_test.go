@@ -106,7 +106,7 @@ func TestInspectNoticesChanges(t *testing.T) {
 }
 
 func TestInspectSaysHowToMakeAnImage(t *testing.T) {
-	if _, err := Inspect(t.TempDir()); err == nil || !strings.Contains(err.Error(), "coco image build") {
+	if _, err := Inspect(t.TempDir()); err == nil || !strings.Contains(err.Error(), "coco guest build") {
 		t.Errorf("Inspect of an empty directory = %v", err)
 	}
 }

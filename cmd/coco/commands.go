@@ -6,6 +6,8 @@ package main
 import (
 	"github.com/spf13/cobra"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/guest"
+	"github.com/coco-shim/coco/cmd/coco/internal/image"
 	"github.com/coco-shim/coco/cmd/coco/internal/version"
 )
 
@@ -14,7 +16,8 @@ func commands() []*cobra.Command {
 	return []*cobra.Command{
 		newCacheCmd(),
 		newCheckCmd(),
-		newImageCmd(),
+		guest.Command(),
+		image.Command(),
 		newMeasureCmd(),
 		newMetricsCmd(),
 		newPsCmd(),

@@ -1,10 +1,10 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package guest is the commands that build and inspect guest images.
+package guest
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -13,17 +13,19 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/coco-shim/coco/guest"
+	"github.com/coco-shim/coco/cmd/coco/internal/show"
+	builder "github.com/coco-shim/coco/guest"
 )
 
-func newImageCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "image", Short: "Build and inspect guest images"}
-	cmd.AddCommand(newImageBuildCmd(), newImageInspectCmd())
+// Command returns the group.
+func Command() *cobra.Command {
+	cmd := &cobra.Command{Use: "guest", Short: "Build and inspect guest images"}
+	cmd.AddCommand(buildCommand(), inspectCommand())
 	return cmd
 }
 
-func newImageBuildCmd() *cobra.Command {
-	var o guest.Options
+func buildCommand() *cobra.Command {
+	var o builder.Options
 	var compression string
 	cmd := &cobra.Command{
 		Use:   "build",
@@ -34,33 +36,37 @@ func newImageBuildCmd() *cobra.Command {
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			progress := newProgress(cmd.ErrOrStderr())
-			o.Progress, o.Compression = progress, guest.Compression(compression)
-			m, err := guest.Build(cmd.Context(), o)
+			o.Progress, o.Compression = progress, builder.Compression(compression)
+			m, err := builder.Build(cmd.Context(), o)
 			progress.wait()
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: kernel %s, %s, %d files from %d packages\n", o.Out, m.Kernel.Release, m.Runtime, len(m.Files), len(m.Packages))
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: kernel %s, %s, %d files from %d packages\n",
+				o.Out, m.Kernel.Release, m.Runtime, len(m.Files), len(m.Packages))
 			return err
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.Suite, "suite", guest.DefaultSuite, "Debian suite")
-	f.StringVar(&o.Version, "version", "", "state of the archive as snapshot.debian.org names it, such as 20260801T000000Z (default: the newest)")
+	f.StringVar(&o.Suite, "suite", builder.DefaultSuite, "Debian suite")
+	f.StringVar(&o.Version, "version", "",
+		"state of the archive as snapshot.debian.org names it, such as 20260801T000000Z (default: the newest)")
 	f.StringVar(&o.Mirror, "mirror", "", "another archive of the suite")
 	f.StringVar(&o.SecurityMirror, "security-mirror", "", "with --mirror: the archive of its security updates")
-	f.StringVar(&o.Kernel, "kernel", guest.DefaultKernel, "kernel package, or one that depends on it")
-	f.StringVar(&o.Runtime, "runtime", guest.DefaultRuntime, "OCI runtime in the guest: crun or runc")
+	f.StringVar(&o.Kernel, "kernel", builder.DefaultKernel, "kernel package, or one that depends on it")
+	f.StringVar(&o.Runtime, "runtime", builder.DefaultRuntime, "OCI runtime in the guest: crun or runc")
 	f.StringVar(&o.Agent, "agent", besideMe("coco-agent"), "coco-agent binary, static")
 	f.StringVar(&o.Out, "out", "dist/guest", "directory to write to")
-	f.StringVar(&o.Cache, "cache", guest.DefaultCache, "directory that keeps fetched packages")
+	f.StringVar(&o.Cache, "cache", builder.DefaultCache, "directory that keeps fetched packages")
 	f.StringVar(&o.Lock, "lock", "", "lock file: pins packages when it exists, is written when not")
 	f.BoolVar(&o.Locked, "locked", false, "take exactly the packages that this release of coco was made with")
 	f.BoolVar(&o.RenewLock, "renew-lock", false, "with --lock: take the newest packages and write the file anew")
-	f.StringVar(&compression, "compression", string(guest.DefaultCompression), "initramfs compression: none, zstd or gzip")
-	f.StringVar(&o.Cmdline, "cmdline", guest.DefaultCmdline, "default kernel command line, for the manifest")
+	f.StringVar(&compression, "compression", string(builder.DefaultCompression),
+		"initramfs compression: none, zstd or gzip")
+	f.StringVar(&o.Cmdline, "cmdline", builder.DefaultCmdline, "default kernel command line, for the manifest")
 	f.BoolVar(&o.Offline, "offline", false, "use only what the cache has")
-	f.DurationVar(&o.MaxReleaseAge, "max-release-age", 0, "take an index of the archive up to this age, such as 720h (default: as long as it says it is valid)")
+	f.DurationVar(&o.MaxReleaseAge, "max-release-age", 0,
+		"take an index of the archive up to this age, such as 720h (default: as long as it says it is valid)")
 	return cmd
 }
 
@@ -73,7 +79,7 @@ func besideMe(name string) string {
 	return filepath.Join(filepath.Dir(exe), name)
 }
 
-func newImageInspectCmd() *cobra.Command {
+func inspectCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "inspect [DIR|INITRD]",
@@ -84,14 +90,12 @@ func newImageInspectCmd() *cobra.Command {
 			if len(args) == 1 {
 				dir = args[0]
 			}
-			r, err := guest.Inspect(dir)
+			r, err := builder.Inspect(dir)
 			if err != nil {
 				return err
 			}
 			if asJSON {
-				enc := json.NewEncoder(cmd.OutOrStdout())
-				enc.SetIndent("", "  ")
-				err = enc.Encode(r)
+				err = show.JSON(cmd.OutOrStdout(), r)
 			} else {
 				err = printReport(cmd.OutOrStdout(), r)
 			}
@@ -105,7 +109,7 @@ func newImageInspectCmd() *cobra.Command {
 	return cmd
 }
 
-func printReport(w io.Writer, r guest.Report) error {
+func printReport(w io.Writer, r builder.Report) error {
 	m := r.Manifest
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	line := func(format string, args ...any) { _, _ = fmt.Fprintf(t, format+"\n", args...) } // errors surface in Flush

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package guest
 
 import (
 	"fmt"
@@ -13,12 +13,12 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 	"golang.org/x/sys/unix"
 
-	"github.com/coco-shim/coco/guest"
+	builder "github.com/coco-shim/coco/guest"
 )
 
 // progress shows steps: as bars on a terminal, else as a line each.
 type progress interface {
-	guest.Progress
+	builder.Progress
 	wait()
 }
 
@@ -37,7 +37,7 @@ type lines struct {
 	w  io.Writer // guarded by mu
 }
 
-func (l *lines) Step(title string, _ int64) guest.Task {
+func (l *lines) Step(title string, _ int64) builder.Task {
 	l.print(title)
 	return lineTask{l, title}
 }
@@ -66,7 +66,7 @@ func (t lineTask) Done(err error) {
 // bars draws with mpb.
 type bars struct{ p *mpb.Progress }
 
-func (b *bars) Step(title string, total int64) guest.Task {
+func (b *bars) Step(title string, total int64) builder.Task {
 	if r := []rune(title); len(r) > 60 {
 		title = string(r[:59]) + "…"
 	}
