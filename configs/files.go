@@ -100,7 +100,7 @@ func (h Hypervisor) Boot() (BootFiles, error) {
 
 // manifestCmdline reads only what is needed here; the manifest's own package knows the rest.
 func manifestCmdline(path string) (string, error) {
-	text, err := readFile(path)
+	text, err := readFile(path, maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return DefaultCmdline, nil
 	}

@@ -24,6 +24,14 @@ var kataKeys = map[string]string{
 // kataElsewhere are annotations of Kata's that are read elsewhere, under their own names.
 var kataElsewhere = []string{"hypervisor.cc_init_data"}
 
+// ForPod returns the configuration with what the pod's annotations override, coco's own and Kata's. The annotations come
+// back too, with Kata's translated; the notes are about those that have no effect.
+func (c Config) ForPod(annotations map[string]string) (cfg Config, overrides map[string]string, notes []string, err error) {
+	overrides, notes = c.WithKata(annotations)
+	cfg, err = c.WithAnnotations(overrides)
+	return cfg, overrides, notes, err
+}
+
 // WithKata translates Kata's annotations into ours where one means the same and runtime.enable_annotations names it; an
 // annotation of ours goes before. The notes say of each other one that it has no effect, and what has: a manifest that was
 // written for Kata runs, and whoever looks for its effect finds the reason.

@@ -10,6 +10,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/coco-shim/coco/internal/initdata"
 )
 
 // EnvFile is the environment variable that names the configuration file.
@@ -67,7 +69,7 @@ func loadFile(path string) (Config, error) {
 	var sources []source
 	var problems Problems
 	for _, f := range files {
-		text, err := readFile(f)
+		text, err := readFile(f, maxFile)
 		if err != nil {
 			problems = append(problems, fileProblem(f, err))
 			continue
@@ -97,8 +99,12 @@ func fileProblem(file string, err error) Problem {
 	return Problem{File: file, What: "the configuration file cannot be read: " + err.Error(), Expect: "a readable TOML file"}
 }
 
-// readFile reads a bounded regular file.
-func readFile(path string) (text []byte, err error) {
+// ReadInitdata reads the file that hypervisor.initdata names.
+func ReadInitdata(path string) ([]byte, error) { return readFile(path, initdata.MaxText) }
+
+// readFile reads a regular file. Of one that is longer than limit it reads one byte more than that, by which its parser
+// knows.
+func readFile(path string, limit int64) (text []byte, err error) {
 	st, err := os.Stat(path)
 	if err != nil {
 		return nil, err
@@ -111,7 +117,7 @@ func readFile(path string) (text []byte, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	return io.ReadAll(io.LimitReader(f, maxFile+1))
+	return io.ReadAll(io.LimitReader(f, limit+1))
 }
 
 func kind(m fs.FileMode) string {

@@ -218,8 +218,12 @@ func (c *creation) openBootFiles(context.Context) error {
 			return err
 		}
 	}
-	c.vmspec = VMSpec(c.opts, c.shape, boot)
-	return c.addInitdata()
+	plan, err := launch.For(c.opts.launchInput(c.opts.Config, boot))
+	if err != nil {
+		return err
+	}
+	c.vmspec = plan.VM
+	return c.addInitdata(plan.Initdata)
 }
 
 // readableByAll refuses a boot file that the VMM, which opens it again as a user of its own, could not read.
@@ -264,24 +268,6 @@ func closeOnce(f *os.File) error {
 		return err
 	}
 	return nil
-}
-
-// VMSpec is the VM's description, complete but for what the pod's network and layers add.
-func VMSpec(o Options, s launch.Shape, boot hypervisor.Boot) hypervisor.VMSpec {
-	h := o.Config.Hypervisor
-	v := hypervisor.VMSpec{
-		ID: o.ID, Machine: h.Machine, Accel: hypervisor.Accel(h.Accel),
-		CPU: hypervisor.CPU{Count: s.VCPUs, Model: h.CPUModel}, MemoryMiB: s.MemoryMiB, Boot: boot,
-		BlockBus: hypervisor.BlockBus(h.BlockBus), HotplugPorts: h.HotplugPorts, BootTimeout: h.BootTimeout,
-	}
-	switch h.Platform {
-	case "snp":
-		v.TEE, v.SNP = hypervisor.TEESNP, &hypervisor.SNP{Policy: h.SNPGuestPolicy, InsecureDebug: h.InsecureSNPDebug, Pin: hypervisor.SNPPin(h.SNPIDBlock)}
-	case "tdx":
-		v.TEE, v.TDX = hypervisor.TEETDX, &hypervisor.TDX{}
-		v.TDX.QuoteVsock, v.TDX.QuoteUnix = h.QuoteService()
-	}
-	return v
 }
 
 // stateDirName is the pod's directory below runtime.state_dir: short, because paths of sockets are

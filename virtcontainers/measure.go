@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -30,73 +29,18 @@ const LaunchFile = "launch.json"
 // initdataBlock is the id of the block device with the initdata, always the first on its bus.
 const initdataBlock = "initdata"
 
-// Initdata reads the initdata of a pod: the annotation's value, else the configured file. nil: there is none.
-func Initdata(c configs.Config, annotation string) (*initdata.Document, error) {
-	path := c.Hypervisor.Initdata
-	if annotation != "" {
-		d, err := initdata.FromAnnotation(annotation)
-		if err != nil {
-			return nil, fmt.Errorf("annotation %s: %w: %w", initdata.Annotation, err, errdefs.ErrInvalidArgument)
-		}
-		return d, nil
+// launchInput is what the launch depends on, with one configuration or another.
+func (o Options) launchInput(cfg configs.Config, boot hypervisor.Boot) launch.Input {
+	return launch.Input{
+		ID: o.ID, Config: cfg, Machine: o.Host.Machine, Spec: o.Spec, Boot: boot,
+		Initdata: o.Initdata, ReadFile: configs.ReadInitdata,
 	}
-	if path == "" {
-		return nil, nil
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("hypervisor.initdata: %w", err)
-	}
-	defer f.Close() //nolint:errcheck // only read
-	text, err := io.ReadAll(io.LimitReader(f, initdata.MaxText+1))
-	if err != nil {
-		return nil, fmt.Errorf("hypervisor.initdata: %w", err)
-	}
-	d, err := initdata.FromText(text)
-	if err != nil {
-		return nil, fmt.Errorf("hypervisor.initdata, %s: %w: %w", path, err, errdefs.ErrInvalidArgument)
-	}
-	return d, nil
 }
 
-// WithInitdata puts the digest of the initdata into the field that the platform's report has for it.
-// Each platform takes the one algorithm whose digest is as long as the field: a digest that is cut or
-// padded would have to be judged by other rules.
-func WithInitdata(v hypervisor.VMSpec, d *initdata.Document) (hypervisor.VMSpec, error) {
+// addInitdata gives the VM a device with the pod's initdata.
+func (c *creation) addInitdata(d *initdata.Document) error {
 	if d == nil {
-		return v, nil
-	}
-	wrong := func(want string) error {
-		return fmt.Errorf("initdata with algorithm %q: platform %s takes %s, the length of its field: %w", d.Algorithm, v.TEE, want, errdefs.ErrInvalidArgument)
-	}
-	switch v.TEE {
-	case hypervisor.TEESNP:
-		if d.Algorithm != "sha256" {
-			return v, wrong("sha256")
-		}
-		s := *v.SNP
-		s.HostData = [32]byte(d.Digest())
-		v.SNP = &s
-	case hypervisor.TEETDX:
-		if d.Algorithm != "sha384" {
-			return v, wrong("sha384")
-		}
-		t := *v.TDX
-		t.MRConfigID = [48]byte(d.Digest())
-		v.TDX = &t
-	case hypervisor.TEENone: // the guest gets it, no report tells of it
-	}
-	return v, nil
-}
-
-// addInitdata puts the pod's initdata into the VM's description: its digest and a device.
-func (c *creation) addInitdata() error {
-	d, err := Initdata(c.opts.Config, c.opts.Initdata)
-	if err != nil || d == nil {
-		return err
-	}
-	if c.vmspec, err = WithInitdata(c.vmspec, d); err != nil {
-		return err
+		return nil
 	}
 	f, err := memoryFile(initdataBlock, d.Disk())
 	if err != nil {
@@ -177,21 +121,12 @@ func (c *creation) rehearse(cfg configs.Config) (v hypervisor.VMSpec, err error)
 	if p := cfg.Hypervisor.Platform; p != "snp" && p != "tdx" {
 		return v, fmt.Errorf("its hypervisor.platform is %q, which has no launch digest: name a configuration for snp or tdx: %w", p, errdefs.ErrInvalidArgument)
 	}
-	o := c.opts
-	o.Config = cfg
-	shape, err := launch.ShapeOf(cfg.Hypervisor, o.Host.Machine, o.Spec)
-	if err != nil {
-		return v, err
-	}
 	boot, err := c.openBoot(cfg)
 	if err != nil {
 		return v, err
 	}
-	d, err := Initdata(cfg, o.Initdata)
-	if err != nil {
-		return v, err
-	}
-	return WithInitdata(VMSpec(o, shape, boot), d)
+	plan, err := launch.For(c.opts.launchInput(cfg, boot))
+	return plan.VM, err
 }
 
 // finishMeasuring waits for the launch digest, publishes it and pins it by the ID block. The VM must not

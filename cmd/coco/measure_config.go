@@ -25,7 +25,6 @@ import (
 	"github.com/coco-shim/coco/measurement/snp"
 	"github.com/coco-shim/coco/measurement/tdx"
 	"github.com/coco-shim/coco/plan/launch"
-	"github.com/coco-shim/coco/virtcontainers"
 )
 
 // configOptions are the flags of coco measure --config.
@@ -228,9 +227,8 @@ func (o *configOptions) tdx(cmd *cobra.Command, h configs.Hypervisor, boot confi
 	if err != nil {
 		return nil, err
 	}
-	c := configs.Config{Hypervisor: h}
 	shape := launch.Shape{VCPUs: o.vcpus, MemoryMiB: o.memoryMiB()}
-	r, err := o.tdxValues(cmd.Context(), h, virtcontainers.VMSpec(virtcontainers.Options{Config: c}, shape, hypervisor.Boot{}), boot)
+	r, err := o.tdxValues(cmd.Context(), h, launch.VM("", h, shape, hypervisor.Boot{}), boot)
 	if err != nil {
 		return nil, err
 	}

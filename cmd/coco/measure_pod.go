@@ -24,7 +24,6 @@ import (
 	"github.com/coco-shim/coco/internal/kubepod"
 	"github.com/coco-shim/coco/measurement"
 	"github.com/coco-shim/coco/plan/launch"
-	"github.com/coco-shim/coco/virtcontainers"
 )
 
 // podOptions are the flags of coco measure --pod.
@@ -174,15 +173,10 @@ func (m *podMeasurer) measure(cmd *cobra.Command, c configs.Config, p kubepod.Po
 	if len(p.HostNamespaces) > 0 {
 		return nil, fmt.Errorf("has %s, which a VM cannot give: the shim refuses it", strings.Join(p.HostNamespaces, " and "))
 	}
-	overrides, notes := c.WithKata(p.Annotations)
+	c, _, notes, err := c.ForPod(p.Annotations)
 	for _, n := range notes {
 		cmd.PrintErrln("note:", n)
 	}
-	c, err := c.WithAnnotations(overrides)
-	if err != nil {
-		return nil, err
-	}
-	shape, err := shapeOf(cmd, c.Hypervisor, p)
 	if err != nil {
 		return nil, err
 	}
@@ -193,13 +187,16 @@ func (m *podMeasurer) measure(cmd *cobra.Command, c configs.Config, p kubepod.Po
 	if err != nil {
 		return nil, err
 	}
-	doc, err := virtcontainers.Initdata(c, p.Annotations[initdata.Annotation])
+	plan, err := launch.For(launch.Input{
+		ID: "pod", Config: c, Machine: unlimited, Spec: &specs.Spec{Annotations: p.Annotations},
+		Boot: hypervisor.Boot{Cmdline: files.Cmdline}, Initdata: p.Annotations[initdata.Annotation], ReadFile: configs.ReadInitdata,
+	})
 	if err != nil {
 		return nil, err
 	}
-	spec := virtcontainers.VMSpec(virtcontainers.Options{ID: "pod", Config: c}, shape, hypervisor.Boot{Cmdline: files.Cmdline})
-	if spec, err = virtcontainers.WithInitdata(spec, doc); err != nil {
-		return nil, err
+	spec := plan.VM
+	if cpus := p.CPUs(); cpus > spec.CPU.Count {
+		fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s asks for %d CPUs and gets %d vCPUs, which is hypervisor.max_vcpus\n", p, cpus, spec.CPU.Count)
 	}
 	if err := bootable(cmd, spec.TEE, files, spec.MemoryMiB); err != nil {
 		return nil, err
@@ -231,19 +228,6 @@ func (m *podMeasurer) measure(cmd *cobra.Command, c configs.Config, p kubepod.Po
 		r.IDBlock, r.IDAuth = base64.StdEncoding.EncodeToString(snp.IDBlock), base64.StdEncoding.EncodeToString(snp.IDAuth)
 	}
 	return r, nil
-}
-
-// shapeOf is the size of a pod's VM. A pod that gets fewer vCPUs than its limit asks for is warned of.
-func shapeOf(cmd *cobra.Command, h configs.Hypervisor, p kubepod.Pod) (launch.Shape, error) {
-	spec := &specs.Spec{Annotations: p.Annotations}
-	shape, err := launch.ShapeOf(h, unlimited, spec)
-	if err != nil {
-		return shape, err
-	}
-	if cpus := p.CPUs(); cpus > shape.VCPUs {
-		fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s asks for %d CPUs and gets %d vCPUs, which is hypervisor.max_vcpus\n", p, cpus, shape.VCPUs)
-	}
-	return shape, nil
 }
 
 // chain reads a boot chain once.

@@ -84,9 +84,7 @@ func config(r task.PodRequest) (cfg configs.Config, overrides map[string]string,
 		overrides = map[string]string{}
 	}
 	maps.Copy(overrides, r.Spec.Annotations)
-	overrides, notes = cfg.WithKata(overrides)
-	cfg, err = cfg.WithAnnotations(overrides)
-	return cfg, overrides, notes, err
+	return cfg.ForPod(overrides)
 }
 
 // rehearsal reads the configuration whose launch digest is published besides, with the same overrides.

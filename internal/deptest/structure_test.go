@@ -5,9 +5,15 @@ package deptest
 
 import (
 	"bufio"
+	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -39,7 +45,7 @@ var edges = Edges{
 	"network/...":                 {"network/...", "api/...", "internal/..."},
 	"configs/...":                 {"hypervisor", "internal/..."},
 	"image/...":                   {"image/...", "internal/..."},
-	"plan/launch":                 {"hypervisor", "configs"},
+	"plan/launch":                 {"hypervisor", "configs", "internal/initdata"},
 	"virtcontainers":              {"plan/launch", "virtcontainers/...", "metrics", "hypervisor", "hypervisor/digest", "hypervisor/launch", "network", "configs", "api/...", "image/layer", "internal/..."},
 	"virtcontainers/spec":         {"api/...", "internal/..."},
 	"virtcontainers/storage":      {"hypervisor", "api/...", "image/layer", "internal/..."},
@@ -158,6 +164,36 @@ func TestPlansDependOnNothingButTheirInput(t *testing.T) {
 	}
 	if plans == 0 {
 		t.Error("there is no package below plan/")
+	}
+}
+
+// readers are functions and methods, of packages in impureTypes and of the types that they hold, that look at the host.
+var readers = []string{"Load", "Boot", "CheckFiles", "ReadInitdata", "Stat", "Read", "ReadAt", "Name", "Fd", "Dial", "Launch"}
+
+func TestPlansCallNothingThatLooksAtTheHost(t *testing.T) {
+	root := strings.TrimSpace(output(t, "git", "rev-parse", "--show-toplevel"))
+	for _, f := range strings.Fields(output(t, "git", "-C", root, "ls-files", "plan/*.go")) {
+		if strings.HasSuffix(f, "_test.go") {
+			continue
+		}
+		set := token.NewFileSet()
+		file, err := parser.ParseFile(set, filepath.Join(root, f), nil, 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // deleted in the work tree
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok {
+				return true
+			}
+			if s, ok := call.Fun.(*ast.SelectorExpr); ok && slices.Contains(readers, s.Sel.Name) {
+				t.Errorf("%s calls %s: what a plan needs of the host is in its input", set.Position(call.Pos()), s.Sel.Name)
+			}
+			return true
+		})
 	}
 }
 

@@ -23,7 +23,6 @@ import (
 	"github.com/coco-shim/coco/hypervisor/qemu"
 	plan "github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/tests/harness"
-	"github.com/coco-shim/coco/virtcontainers"
 )
 
 // bareSpec is the VM of a pod of the default shape, without disks and interfaces.
@@ -43,8 +42,7 @@ func bareSpec() (hypervisor.VMSpec, func(), error) {
 		return hypervisor.VMSpec{}, nil, errors.Join(err, kernel.Close())
 	}
 	shape := plan.Shape{VCPUs: cfg.Hypervisor.DefaultVCPUs, MemoryMiB: cfg.Hypervisor.DefaultMemoryMiB}
-	spec := virtcontainers.VMSpec(virtcontainers.Options{ID: "bench-floor", Config: cfg}, shape,
-		hypervisor.Boot{Kernel: kernel, Initrd: initrd, Cmdline: files.Cmdline})
+	spec := plan.VM("bench-floor", cfg.Hypervisor, shape, hypervisor.Boot{Kernel: kernel, Initrd: initrd, Cmdline: files.Cmdline})
 	return spec, func() { _ = kernel.Close(); _ = initrd.Close() }, nil
 }
 

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package virtcontainers
+package launch
 
 import (
 	"testing"
@@ -10,10 +10,9 @@ import (
 
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
-	"github.com/coco-shim/coco/plan/launch"
 )
 
-func TestVMSpecCarriesThePlatform(t *testing.T) {
+func TestVMCarriesThePlatform(t *testing.T) {
 	for name, tt := range map[string]struct {
 		change func(*configs.Hypervisor)
 		want   hypervisor.VMSpec
@@ -26,7 +25,7 @@ func TestVMSpecCarriesThePlatform(t *testing.T) {
 	} {
 		c := configs.Default()
 		tt.change(&c.Hypervisor)
-		v := VMSpec(Options{Config: c}, launch.Shape{VCPUs: 1, MemoryMiB: 512}, hypervisor.Boot{})
+		v := VM("", c.Hypervisor, Shape{VCPUs: 1, MemoryMiB: 512}, hypervisor.Boot{})
 		got := hypervisor.VMSpec{TEE: v.TEE, SNP: v.SNP, TDX: v.TDX}
 		if d := cmp.Diff(tt.want, got); d != "" {
 			t.Errorf("%s (-want +got):\n%s", name, d)
