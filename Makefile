@@ -123,14 +123,24 @@ demo: ## set up everything, boot a microVM and run a container in it
 
 # Test programs run one at a time, under a lock: they boot VMs and look for what others leave behind. Meanwhile the second
 # processor compiles what comes next, checks the code, and compiles Kubernetes, which only the last package needs.
-GOTEST := COCO_GUEST_DIR=$(CURDIR)/$(GUEST) COCO_VERSION=$(VERSION) COCO_REQUIRE=all $(GO) test -count=1 -p 2 -exec 'flock -o $(CURDIR)/dist/test.lock' -timeout 35m
+#
+# A failed test runs once more, alone, when the others have ended. If it passes then, the run is green and its last lines say
+# FLAKED with the first failure; dist/flakes.json has the same. More than ten failures are no flakes.
+gotest = COCO_GUEST_DIR=$(CURDIR)/$(GUEST) COCO_VERSION=$(VERSION) COCO_REQUIRE=all $(TOOLS)/gotestsum --format standard-quiet --rerun-fails=1 \
+	--rerun-fails-max-failures=10 --rerun-fails-run-root-test --jsonfile dist/$(1).json --packages "$(2)" -- \
+	-count=1 -p 2 -exec 'flock -o $(CURDIR)/dist/test.lock' -timeout 35m
+
+$(TOOLS)/gotestsum: tools/go.mod
+	cd tools && GOBIN=$(TOOLS) $(GO) install -trimpath gotest.tools/gotestsum
 
 .PHONY: test
-test: setup stage ## lint and all tests: unit, real VMs, real containerd, Docker, kubelet and a Kubernetes cluster
-	@nice -n 10 tests/setup.sh k8s & k8s=$$!; nice -n 10 $(MAKE) --no-print-directory lint & lint=$$!; failed=; \
-	$(GOTEST) $$($(GO) list ./... | grep -v /tests/k8s$$) || failed=1; \
+test: setup stage $(TOOLS)/gotestsum ## lint and all tests: unit, real VMs, real containerd, Docker, kubelet and a Kubernetes cluster
+	@rm -f dist/tests.json dist/tests-k8s.json dist/flakes.json; \
+	nice -n 10 tests/setup.sh k8s & k8s=$$!; nice -n 10 $(MAKE) --no-print-directory lint & lint=$$!; failed=; \
+	$(call gotest,tests,$$($(GO) list ./... | grep -v /tests/k8s$$ | tr '\n' ' ')) || failed=1; \
 	wait $$lint || failed=1; \
-	wait $$k8s && $(GOTEST) ./tests/k8s || failed=1; \
+	wait $$k8s && $(call gotest,tests-k8s,./tests/k8s) || failed=1; \
+	$(GO) run ./tests/flakes -out dist/flakes.json dist/tests.json dist/tests-k8s.json || failed=1; \
 	test -z "$$failed"
 
 .PHONY: cri-suite
