@@ -6,6 +6,7 @@ package main
 import (
 	"github.com/spf13/cobra"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/cache"
 	"github.com/coco-shim/coco/cmd/coco/internal/guest"
 	"github.com/coco-shim/coco/cmd/coco/internal/image"
 	"github.com/coco-shim/coco/cmd/coco/internal/version"
@@ -14,7 +15,7 @@ import (
 // commands lists the subcommands.
 func commands() []*cobra.Command {
 	return []*cobra.Command{
-		newCacheCmd(),
+		cache.Command(),
 		newCheckCmd(),
 		guest.Command(),
 		image.Command(),

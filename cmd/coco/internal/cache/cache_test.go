@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package cache
 
 import (
 	"bytes"
@@ -23,7 +23,7 @@ func TestCacheListsAndPrunes(t *testing.T) {
 	}
 	run := func(args ...string) (string, error) {
 		t.Helper()
-		cmd := newCacheCmd()
+		cmd := Command()
 		var out bytes.Buffer
 		cmd.SetOut(&out)
 		cmd.SetErr(&bytes.Buffer{})
@@ -47,8 +47,11 @@ func TestCacheListsAndPrunes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if out, err := run("list"); err != nil || !strings.Contains(out, l.Hex()[:12]) || !strings.Contains(out, source) || !strings.Contains(out, "1 layers in the cache") {
-		t.Errorf("list: %q, %v", out, err)
+	out, err := run("list")
+	for _, want := range []string{l.Hex()[:12], source, "1 layers in the cache"} {
+		if err != nil || !strings.Contains(out, want) {
+			t.Errorf("list: %q, %v, want %q in it", out, err, want)
+		}
 	}
 	if out, err := run("prune", "--all"); err != nil || !strings.Contains(out, "0 layers removed") { // it is in use
 		t.Errorf("prune --all: %q, %v", out, err)
@@ -59,14 +62,17 @@ func TestCacheListsAndPrunes(t *testing.T) {
 	if out, err := run("prune"); err != nil || !strings.Contains(out, "0 layers removed") { // it is needed
 		t.Errorf("prune: %q, %v", out, err)
 	}
-	for i, args := range [][]string{{"prune", "--json", "--all", "--dry-run"}, {"prune", "--json", "--all"}, {"prune", "--json", "--all"}} {
-		out, err := run(args...)
+	for i, args := range []string{"--all --dry-run", "--all", "--all"} {
+		out, err := run(append([]string{"prune", "--json"}, strings.Fields(args)...)...)
 		var got struct {
 			Layers []layer.Entry
 			Bytes  int64
 		}
-		if err != nil || json.Unmarshal([]byte(out), &got) != nil || len(got.Layers) != []int{1, 1, 0}[i] || got.Bytes > 0 != (i < 2) {
-			t.Errorf("%v: %s, %v", args, out, err)
+		if err == nil {
+			err = json.Unmarshal([]byte(out), &got)
+		}
+		if err != nil || len(got.Layers) != []int{1, 1, 0}[i] || got.Bytes > 0 != (i < 2) {
+			t.Errorf("prune %s: %s, %v", args, out, err)
 		}
 	}
 }

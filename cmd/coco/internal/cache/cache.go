@@ -1,10 +1,10 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package cache is the commands that list and prune the layers that a node has converted.
+package cache
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,13 +15,15 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/show"
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/image/layer"
 )
 
-func newCacheCmd() *cobra.Command {
+// Command returns the group.
+func Command() *cobra.Command {
 	cmd := &cobra.Command{Use: "cache", Short: "List and prune the image layers that this node has converted"}
-	cmd.AddCommand(newCacheListCmd(), newCachePruneCmd())
+	cmd.AddCommand(listCommand(), pruneCommand())
 	return cmd
 }
 
@@ -38,7 +40,7 @@ func openCache(config string) (*layer.Cache, configs.Config, error) {
 	return c, cfg, err
 }
 
-func newCacheListCmd() *cobra.Command {
+func listCommand() *cobra.Command {
 	var config string
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -62,15 +64,15 @@ func newCacheListCmd() *cobra.Command {
 	return cmd
 }
 
-func newCachePruneCmd() *cobra.Command {
+func pruneCommand() *cobra.Command {
 	var config string
 	var asJSON, dry, all bool
 	cmd := &cobra.Command{
 		Use:   "prune",
 		Short: "Remove layers whose snapshots are gone, and what is over the bound",
-		Long: "Removes the layers whose snapshots are gone, and then of the others those that were used longest ago, until the\n" +
-			"cache is within runtime.layer_cache_size_mib. Layers that a VM uses stay. It may run beside shims: one that wants a\n" +
-			"layer again builds it again.",
+		Long: "Removes the layers whose snapshots are gone, and then of the others those that were used longest ago,\n" +
+			"until the cache is within runtime.layer_cache_size_mib. Layers that a VM uses stay. It may run beside\n" +
+			"shims: one that wants a layer again builds it again.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, cfg, err := openCache(config)
@@ -84,7 +86,11 @@ func newCachePruneCmd() *cobra.Command {
 			gone := []layer.Entry{}
 			err = c.Trim(cmd.Context(), most, dry, func(e layer.Entry) {
 				gone = append(gone, e)
-				cmd.PrintErrf("%s %s, %s\n", map[bool]string{true: "would remove", false: "removed"}[dry], e.RootHash[:12], mebibytes(e.Size))
+				did := "removed"
+				if dry {
+					did = "would remove"
+				}
+				cmd.PrintErrf("%s %s, %s\n", did, e.RootHash[:12], mebibytes(e.Size))
 			})
 			what := "removed"
 			if dry {
@@ -110,9 +116,7 @@ func showLayers(w io.Writer, list []layer.Entry, asJSON bool, what string) error
 		total += e.Size
 	}
 	if asJSON {
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
-		return enc.Encode(map[string]any{"layers": list, "bytes": total})
+		return show.JSON(w, map[string]any{"layers": list, "bytes": total})
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	if len(list) > 0 {
@@ -123,7 +127,8 @@ func showLayers(w io.Writer, list []layer.Entry, asJSON bool, what string) error
 		if !e.Needed() {
 			sources = "(gone)"
 		}
-		fmt.Fprintf(tw, "%.12s\t%s\t%s\t%v\t%s\n", e.RootHash, mebibytes(e.Size), e.LastUsed.Format(time.DateTime), e.InUse, sources)
+		fmt.Fprintf(tw, "%.12s\t%s\t%s\t%v\t%s\n",
+			e.RootHash, mebibytes(e.Size), e.LastUsed.Format(time.DateTime), e.InUse, sources)
 	}
 	if err := tw.Flush(); err != nil {
 		return err
