@@ -9,6 +9,7 @@ import (
 	"github.com/coco-shim/coco/cmd/coco/internal/cache"
 	"github.com/coco-shim/coco/cmd/coco/internal/guest"
 	"github.com/coco-shim/coco/cmd/coco/internal/image"
+	"github.com/coco-shim/coco/cmd/coco/internal/pods"
 	"github.com/coco-shim/coco/cmd/coco/internal/version"
 )
 
@@ -20,8 +21,8 @@ func commands() []*cobra.Command {
 		guest.Command(),
 		image.Command(),
 		newMeasureCmd(),
-		newMetricsCmd(),
-		newPsCmd(),
+		pods.MetricsCommand(),
+		pods.ListCommand(),
 		version.Command(),
 	}
 }

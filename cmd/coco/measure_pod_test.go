@@ -7,7 +7,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 
@@ -15,7 +14,6 @@ import (
 	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
 	"github.com/coco-shim/coco/measurement/snp/idauth"
 	"github.com/coco-shim/coco/tests/vectors"
-	"github.com/coco-shim/coco/virtcontainers"
 )
 
 func podManifest(class, resources, annotations string) string {
@@ -204,21 +202,5 @@ func TestMeasureConfigReadsTheTablesOfTheQEMUThatWillRun(t *testing.T) {
 		if out, _, err := measure(t, append([]string{"--config", config}, args...)...); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("measure %v = %q, %v, want an error with %q", args, out, err, want)
 		}
-	}
-}
-
-func TestMetricsShowThePublishedLaunch(t *testing.T) {
-	config := servePods(t)
-	dir, err := stateDir(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(dir+"/aa11/"+virtcontainers.LaunchFile, []byte(`{"version":1,"platform":"snp","digest":"abcd"}`), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	out, err := runCoco(t, "metrics", "--config", config, "--json")
-	var pods []podMetrics
-	if err != nil || json.Unmarshal([]byte(out), &pods) != nil || len(pods) != 2 || pods[0].Launch == nil || pods[0].Launch.Digest != "abcd" || pods[1].Launch != nil {
-		t.Errorf("metrics --json = %s, %v", out, err)
 	}
 }

@@ -82,6 +82,7 @@ var edges = Edges{
 	"cmd/coco/internal/cache":     {"cmd/coco/internal/show", "configs", "image/layer"},
 	"cmd/coco/internal/guest":     {"cmd/coco/internal/show", "guest"},
 	"cmd/coco/internal/image":     {},
+	"cmd/coco/internal/pods":      {"cmd/coco/internal/show", "configs", "hypervisor/digest", "metrics", "virtcontainers", "internal/words"},
 	"cmd/coco/internal/show":      {},
 	"cmd/coco/internal/version":   {"cmd/coco/internal/show", "internal/version"},
 	"tests/...":                   {"*"},

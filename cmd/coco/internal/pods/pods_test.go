@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package pods
 
 import (
 	"bytes"
@@ -16,7 +16,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"github.com/coco-shim/coco/metrics"
+	"github.com/coco-shim/coco/virtcontainers"
 )
 
 // servePods makes a state directory with two pods that answer and one that does not.
@@ -53,9 +56,9 @@ func servePods(t *testing.T) (config string) {
 	return config
 }
 
-func runCoco(t *testing.T, args ...string) (string, error) {
+func run(t *testing.T, cmd *cobra.Command, args ...string) (string, error) {
 	t.Helper()
-	cmd := newRootCmd()
+	cmd.SilenceErrors, cmd.SilenceUsage = true, true
 	var out bytes.Buffer
 	cmd.SetOut(&out)
 	cmd.SetErr(io.Discard)
@@ -75,20 +78,48 @@ coco_pod_info{pod="bb22",pod_name="web",pod_namespace="default"} 1
 coco_vm_memory_bytes{pod="aa11"} 6.7108864e+08
 coco_vm_memory_bytes{pod="bb22"} 6.7108864e+08
 `
-	if got, err := runCoco(t, "metrics", "--config", config); err != nil || got != want {
+	if got, err := run(t, MetricsCommand(), "--config", config); err != nil || got != want {
 		t.Errorf("metrics = %q, %v, want %q", got, err, want)
 	}
-	got, err := runCoco(t, "metrics", "--config", config, "--pod", "bb", "--json")
+	got, err := run(t, MetricsCommand(), "--config", config, "--pod", "bb", "--json")
 	var pods []podMetrics
-	if err != nil || json.Unmarshal([]byte(got), &pods) != nil || len(pods) != 1 || pods[0].Pod != "bb22" || pods[0].value("coco_vm_memory_bytes") != 640<<20 {
+	if err == nil {
+		err = json.Unmarshal([]byte(got), &pods)
+	}
+	if err != nil || len(pods) != 1 || pods[0].Pod != "bb22" || pods[0].value("coco_vm_memory_bytes") != 640<<20 {
 		t.Errorf("metrics --json --pod = %s, %v", got, err)
 	}
-	if _, err := runCoco(t, "metrics", "--config", config, "--pod", "cc"); err == nil {
+	if _, err := run(t, MetricsCommand(), "--config", config, "--pod", "cc"); err == nil {
 		t.Error("metrics of a pod that is not there succeeds")
 	}
-	got, err = runCoco(t, "ps", "--config", config)
-	if err != nil || !strings.Contains(got, "aa11") || !strings.Contains(got, "default/web") || !strings.Contains(got, "640 MiB") {
-		t.Errorf("ps = %s, %v", got, err)
+	got, err = run(t, ListCommand(), "--config", config)
+	for _, want := range []string{"aa11", "default/web", "640 MiB"} {
+		if err != nil || !strings.Contains(got, want) {
+			t.Errorf("ps = %s, %v, want %q in it", got, err, want)
+		}
+	}
+}
+
+func TestMetricsShowThePublishedLaunch(t *testing.T) {
+	config := servePods(t)
+	dir, err := stateDir(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	launch := []byte(`{"version":1,"platform":"snp","digest":"abcd"}`)
+	if err := os.WriteFile(filepath.Join(dir, "aa11", virtcontainers.LaunchFile), launch, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := run(t, MetricsCommand(), "--config", config, "--json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pods []podMetrics
+	if err := json.Unmarshal([]byte(out), &pods); err != nil || len(pods) != 2 {
+		t.Fatalf("metrics --json = %s, %v, want two pods", out, err)
+	}
+	if pods[0].Launch == nil || pods[0].Launch.Digest != "abcd" || pods[1].Launch != nil {
+		t.Errorf("metrics --json = %s, want the first pod's launch", out)
 	}
 }
 
@@ -107,7 +138,7 @@ func TestAPodThatDoesNotAnswer(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	got, err := runCoco(t, "metrics", "--config", config)
+	got, err := run(t, MetricsCommand(), "--config", config)
 	if err == nil || !strings.Contains(err.Error(), "cc33") || !strings.Contains(got, `pod="aa11"`) {
 		t.Errorf("metrics = %q, %v", got, err)
 	}

@@ -1,7 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package pods is the commands that ask the pods of this host what they say of themselves.
+package pods
 
 import (
 	"context"
@@ -9,8 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -51,50 +50,8 @@ func (p podMetrics) value(name string) float64 {
 	return 0
 }
 
-func newMetricsCmd() *cobra.Command {
-	var config, pod, listen string
-	var asJSON bool
-	cmd := &cobra.Command{
-		Use:   "metrics",
-		Short: "Print the metrics of the pods that run here",
-		Long: "Asks every pod of this host for its metrics and prints them in Prometheus' text format, or as JSON. With\n" +
-			"--listen it serves them at http://ADDRESS/metrics instead, measured anew for each request.",
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			dir, err := stateDir(config)
-			if err != nil {
-				return err
-			}
-			if listen != "" {
-				return serveMetrics(cmd.Context(), listen, dir, cmd.ErrOrStderr())
-			}
-			pods, err := gather(cmd.Context(), dir)
-			if pod != "" {
-				pods = slices.DeleteFunc(pods, func(p podMetrics) bool { return !strings.HasPrefix(p.Pod, pod) })
-				if len(pods) == 0 {
-					return errors.Join(fmt.Errorf("no pod whose id begins with %q answers below %s", pod, dir), err)
-				}
-				err = nil // of other pods
-			}
-			if asJSON {
-				e := json.NewEncoder(cmd.OutOrStdout())
-				e.SetIndent("", "  ")
-				return errors.Join(e.Encode(pods), err)
-			}
-			_, werr := io.WriteString(cmd.OutOrStdout(), merge(pods))
-			return errors.Join(werr, err)
-		},
-	}
-	cmd.Flags().StringVar(&config, "config", "", "configuration file, as the shim finds it by default")
-	cmd.Flags().StringVar(&pod, "pod", "", "only the pod whose id begins so")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	cmd.Flags().StringVar(&listen, "listen", "", "serve at this address, for example 127.0.0.1:9469")
-	cmd.MarkFlagsMutuallyExclusive("listen", "json")
-	cmd.MarkFlagsMutuallyExclusive("listen", "pod")
-	return cmd
-}
-
-func newPsCmd() *cobra.Command {
+// ListCommand returns coco ps.
+func ListCommand() *cobra.Command {
 	var config string
 	cmd := &cobra.Command{
 		Use:   "ps",
@@ -180,62 +137,6 @@ func printable(text string) string {
 	return b.String()
 }
 
-// merge puts the samples of all pods together by name, as the format demands.
-func merge(pods []podMetrics) string {
-	var order []string
-	head, lines := map[string]string{}, map[string]string{}
-	for _, p := range pods {
-		for line := range strings.Lines(p.text) {
-			name := line
-			if rest, ok := strings.CutPrefix(line, "# "); ok {
-				if f := strings.Fields(rest); len(f) > 1 {
-					name = f[1]
-				}
-			} else {
-				name = line[:max(strings.IndexAny(line, "{ "), 0)]
-			}
-			if head[name] == "" && lines[name] == "" {
-				order = append(order, name)
-			}
-			switch {
-			case !strings.HasPrefix(line, "#"):
-				lines[name] += line
-			case !strings.Contains(head[name], line):
-				head[name] += line
-			}
-		}
-	}
-	var b strings.Builder
-	for _, name := range order {
-		b.WriteString(head[name] + lines[name])
-	}
-	return b.String()
-}
-
-func serveMetrics(ctx context.Context, address, dir string, log io.Writer) error {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
-		pods, err := gather(r.Context(), dir)
-		if err != nil { // those that answered are worth having
-			fmt.Fprintln(log, "coco:", err)
-		}
-		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		_, _ = io.WriteString(w, merge(pods)) // the client may be gone
-	})
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
-	if err != nil {
-		return fmt.Errorf("serve metrics: %w", err)
-	}
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: podTimeout}
-	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
-	defer stop()
-	fmt.Fprintf(log, "coco: metrics at http://%s/metrics\n", l.Addr())
-	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve metrics: %w", err)
-	}
-	return nil
-}
-
 func printPods(out io.Writer, pods []podMetrics, now time.Time) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(w, "POD\tNAME\tAGE\tCPUS\tMEMORY\tGUEST USES\tVMM\tSHIM\tCONTAINERS\tSTART")
@@ -259,8 +160,10 @@ func printPods(out io.Writer, pods []podMetrics, now time.Time) error {
 			id = id[:13]
 		}
 		age := now.Sub(time.UnixMilli(int64(p.value("coco_pod_created_timestamp_seconds") * 1000))).Round(time.Second)
-		fmt.Fprintf(w, "%s\t%s\t%s\t%.0f\t%s\t%s\t%s\t%s\t%d\t%.1fs\n", id, words.Line(name, 128), age, p.value("coco_vm_vcpus"), mib(p.value("coco_vm_memory_bytes")),
-			mib(kinds["guest"]), mib(kinds["generated_code"]+kinds["own"]), mib(p.value("coco_shim_resident_memory_bytes")), containers, p.value("coco_pod_start_seconds"))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%.0f\t%s\t%s\t%s\t%s\t%d\t%.1fs\n", id, words.Line(name, 128), age,
+			p.value("coco_vm_vcpus"), mib(p.value("coco_vm_memory_bytes")), mib(kinds["guest"]),
+			mib(kinds["generated_code"]+kinds["own"]), mib(p.value("coco_shim_resident_memory_bytes")),
+			containers, p.value("coco_pod_start_seconds"))
 	}
 	return w.Flush()
 }
