@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/coco-shim/coco/cmd/coco/internal/cache"
+	"github.com/coco-shim/coco/cmd/coco/internal/check"
 	"github.com/coco-shim/coco/cmd/coco/internal/guest"
 	"github.com/coco-shim/coco/cmd/coco/internal/image"
 	"github.com/coco-shim/coco/cmd/coco/internal/pods"
@@ -17,7 +18,7 @@ import (
 func commands() []*cobra.Command {
 	return []*cobra.Command{
 		cache.Command(),
-		newCheckCmd(),
+		check.Command(),
 		guest.Command(),
 		image.Command(),
 		newMeasureCmd(),

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package check
 
 import (
 	"bytes"
@@ -25,7 +25,7 @@ func TestCheckNamesWhatIsWrongWithTheConfiguration(t *testing.T) {
 	if err := os.WriteFile(config, []byte("[hypervisor]\npth = \"/x\"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := newCheckCmd()
+	cmd := Command()
 	var out bytes.Buffer
 	cmd.SetOut(&out)
 	cmd.SetArgs([]string{"--json", "--config", config})
@@ -53,7 +53,7 @@ func TestCheckLooksForTheServerOfLiveFiles(t *testing.T) {
 		if err := os.WriteFile(config, []byte("[runtime]\n"+text+"\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		cmd := newCheckCmd()
+		cmd := Command()
 		var out bytes.Buffer
 		cmd.SetOut(&out)
 		cmd.SetArgs([]string{"--json", "--config", config})
@@ -89,7 +89,8 @@ func TestMain(m *testing.M) {
 func TestCheckTriesTheConfinementOfTheVMM(t *testing.T) {
 	testvm.Need(t, testvm.Root)
 	script := filepath.Join(t.TempDir(), "vmm")
-	if err := os.WriteFile(script, []byte("#!/bin/sh\n[ $(id -u) = 1900000000 ] && [ ! -e /etc/passwd ]\n"), 0o755); err != nil {
+	text := "#!/bin/sh\n[ $(id -u) = 1900000000 ] && [ ! -e /etc/passwd ]\n"
+	if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	for path, want := range map[string]struct{ confined, memory probe.Status }{
@@ -115,9 +116,12 @@ func TestCheckTriesTheConfinementOfTheVMM(t *testing.T) {
 
 func TestCheckPrintsSentences(t *testing.T) {
 	var out bytes.Buffer
-	err := printCheck(&out, probe.Report{
+	err := printReport(&out, probe.Report{
 		Platforms: []probe.Platform{{Name: "none", Usable: true, How: "KVM"}, {Name: "snp", Missing: []string{"snp.cpu"}}},
-		Findings:  []probe.Finding{{Name: "kvm", Status: probe.Yes, Detail: "usable"}, {Name: "snp.cpu", Status: probe.No, Detail: "none", Fix: "buy one"}},
+		Findings: []probe.Finding{
+			{Name: "kvm", Status: probe.Yes, Detail: "usable"},
+			{Name: "snp.cpu", Status: probe.No, Detail: "none", Fix: "buy one"},
+		},
 	})
 	want := `platform none  can run, under KVM
 platform snp   cannot run: snp.cpu
@@ -127,6 +131,6 @@ NO   snp.cpu       none
                 -> buy one
 `
 	if err != nil || out.String() != want {
-		t.Errorf("printCheck() = %v, %q, want %q", err, out.String(), want)
+		t.Errorf("printReport() = %v, %q, want %q", err, out.String(), want)
 	}
 }

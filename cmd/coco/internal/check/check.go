@@ -1,11 +1,11 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package check is the command that says what this host can run and what is missing.
+package check
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/show"
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/guest"
 	"github.com/coco-shim/coco/hypervisor/clh"
@@ -26,7 +27,8 @@ import (
 	"github.com/coco-shim/coco/internal/cpuid"
 )
 
-func newCheckCmd() *cobra.Command {
+// Command returns the command.
+func Command() *cobra.Command {
 	var config string
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -41,13 +43,16 @@ func newCheckCmd() *cobra.Command {
 			if cfgErr != nil {
 				cfg = configs.Default()
 			}
-			host := probe.Host{Root: "/", CPUID: cpuid.Query, QEMU: askQEMU, CLH: askCLH, Version: askVersion, SEVStatus: probe.SEVStatus}
+			host := probe.Host{
+				Root: "/", CPUID: cpuid.Query, QEMU: askQEMU, CLH: askCLH, Version: askVersion, SEVStatus: probe.SEVStatus,
+			}
 			checks := []probe.Check{
 				{Name: "config", Required: true, Run: func() (string, error) { return describeConfig(cfg), cfgErr }},
 				{Name: "guest-image", Required: true, Run: func() (string, error) { return checkGuest(cfg) }},
 			}
 			if cfg.Runtime.HostPath == configs.HostPathLive {
-				checks = append(checks, probe.Check{Name: "virtiofsd", Required: true, Run: func() (string, error) { return checkLive(cmd.Context(), cfg) }})
+				live := func() (string, error) { return checkLive(cmd.Context(), cfg) }
+				checks = append(checks, probe.Check{Name: "virtiofsd", Required: true, Run: live})
 			}
 			checks = append(checks, checkConfinement(cmd.Context(), cfg)...)
 			report := probe.Run(cmd.Context(), host, probe.Options{
@@ -56,11 +61,9 @@ func newCheckCmd() *cobra.Command {
 			})
 			var err error
 			if asJSON {
-				e := json.NewEncoder(cmd.OutOrStdout())
-				e.SetIndent("", "  ")
-				err = e.Encode(report)
+				err = show.JSON(cmd.OutOrStdout(), report)
 			} else {
-				err = printCheck(cmd.OutOrStdout(), report)
+				err = printReport(cmd.OutOrStdout(), report)
 			}
 			if err != nil {
 				return err
@@ -155,7 +158,9 @@ func askCLH(ctx context.Context, path string) (probe.CLH, error) {
 	if err != nil {
 		return probe.CLH{}, err
 	}
-	return probe.CLH{Version: info.Version, Major: info.Major, Min: clh.MinVersion, MinSNP: clh.MinVersionSNP, Features: info.Features}, nil
+	return probe.CLH{
+		Version: info.Version, Major: info.Major, Min: clh.MinVersion, MinSNP: clh.MinVersionSNP, Features: info.Features,
+	}, nil
 }
 
 // askVersion returns the first line that a program prints for --version or, as shims have it, -v.
@@ -184,7 +189,7 @@ func askVersion(ctx context.Context, program string) (string, error) {
 	return line, nil
 }
 
-func printCheck(w io.Writer, r probe.Report) error {
+func printReport(w io.Writer, r probe.Report) error {
 	var b strings.Builder
 	for _, p := range r.Platforms {
 		switch {
