@@ -199,12 +199,12 @@ func (r *racer) round() {
 	r.container("root file system", root)
 	r.container("storage", spec(), &pb.Storage{Driver: "bind", Source: at("d/sub"), MountPoint: box + "b", FsGroup: &pb.FSGroup{GroupId: 77}})
 	r.container("fs_group", spec(), &pb.Storage{Driver: "bind", Source: r.volume, MountPoint: box + "v", FsGroup: &pb.FSGroup{GroupId: 78}})
-	r.container("sub path", spec(), &pb.Storage{Driver: "bind", Source: r.volume, DriverOptions: []string{"coco.subpath=d/sub"}, MountPoint: box + "s"})
+	r.container("sub path", spec(), &pb.Storage{Driver: "bind", Source: r.volume, DriverOptions: []string{contract.OptionSubPath + "d/sub"}, MountPoint: box + "s"})
 	r.container("mount point", spec(), &pb.Storage{Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs", Options: []string{"size=64k"}, MountPoint: at("d/sub/m")})
 	r.container("overlay", spec(), &pb.Storage{
 		Driver: "overlayfs", Source: "overlay", Fstype: "overlay", MountPoint: box + "o",
 		Options:       []string{"lowerdir=" + at("d") + ":" + at("other"), "upperdir=" + at("u"), "workdir=" + at("w")},
-		DriverOptions: []string{"io.katacontainers.volume.overlayfs.create_directory=" + at("u/made")},
+		DriverOptions: []string{contract.OptionCreateDirectory + at("u/made")},
 	})
 	for what, req := range map[string]*pb.CopyFileRequest{
 		"file":      {Path: at("d/sub/x"), FileMode: unix.S_IFREG | 0o644, FileSize: 1, Data: []byte("x"), DirMode: 0o755},

@@ -127,7 +127,7 @@ type Block struct {
 
 // BlockAddress is where the guest finds a block device, in the terms of the agent protocol.
 type BlockAddress struct {
-	Driver string // agent storage driver: "scsi" or "blk"
+	Driver string // of the agent's storage: DriverSCSI or DriverBlk of api/contract
 	Source string // "TARGET:LUN" for scsi, PCI path ("02" or "02/00") for blk
 }
 

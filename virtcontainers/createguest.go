@@ -128,7 +128,8 @@ func (c *creation) createSandbox(ctx context.Context) error {
 	}
 	if c.sharedShm {
 		req.Storages = []*agent.Storage{{
-			Driver: "ephemeral", Source: "shm", Fstype: "tmpfs", Options: shmOptions(c.opts.Spec), MountPoint: contract.ShmDir,
+			Driver: contract.DriverEphemeral, Source: "shm", Fstype: "tmpfs",
+			Options: shmOptions(c.opts.Spec), MountPoint: contract.ShmDir,
 		}}
 	}
 	g, ctx := errgroup.WithContext(ctx) // the three do not depend on each other

@@ -14,18 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/virtcontainers/hostfs"
 	"github.com/coco-shim/coco/virtcontainers/state"
 	"github.com/coco-shim/coco/virtcontainers/volume"
-)
-
-// Driver options of the agent for a disk that holds nothing yet: the guest encrypts it with a key that
-// it makes and that never leaves it, and makes a file system (kata-agent-protocol.md, section 8).
-const (
-	ephemeralKey = "encryption_key=ephemeral"
-	createFS     = "create_filesystem"
 )
 
 const (
@@ -76,7 +70,7 @@ func (p *Pod) diskVolume(ctx context.Context, v *podVolume) (_ *agent.Storage, e
 	}
 	return &agent.Storage{
 		Driver: addr.Driver, Source: addr.Source, Fstype: "ext4", Options: opts,
-		DriverOptions: []string{ephemeralKey, createFS}, MountPoint: v.guest, Shared: true,
+		DriverOptions: []string{contract.OptionEphemeralKey, contract.OptionCreateFS}, MountPoint: v.guest, Shared: true,
 	}, nil
 }
 

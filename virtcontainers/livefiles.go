@@ -127,7 +127,9 @@ func (p *Pod) shareVolume(v *podVolume) (*agent.Storage, error) {
 		return nil, err
 	}
 	p.log.Info("the VM shares files of the host", "pod", p.opts.ID, "source", source, "readOnly", ro)
-	return &agent.Storage{Driver: "virtio-fs", Source: liveTag, Fstype: "virtiofs", MountPoint: contract.LiveDir, Shared: true}, nil
+	return &agent.Storage{
+		Driver: contract.DriverVirtioFS, Source: liveTag, Fstype: "virtiofs", MountPoint: contract.LiveDir, Shared: true,
+	}, nil
 }
 
 // filesLost is how long a VM may outlive the server of its files: when it is the VM that has ended, its

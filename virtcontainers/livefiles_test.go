@@ -17,6 +17,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/hypervisor"
 )
 
@@ -88,7 +89,7 @@ func TestLiveFilesAreSharedAsTheyAreMounted(t *testing.T) {
 	a.mu.Unlock()
 	var fs []*agent.Storage
 	for _, s := range req.GetStorages() {
-		if s.GetDriver() == "virtio-fs" {
+		if s.GetDriver() == contract.DriverVirtioFS {
 			fs = append(fs, s)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/virtcontainers/state"
 )
@@ -62,7 +63,7 @@ func TestTheWritableLayerOfAKubernetesContainerIsInItsSnapshot(t *testing.T) {
 		t.Errorf("the disk is %v, %v, want a file of 16 GiB for its owner only", st, err)
 	}
 	upper := w.createdStorages()[2]
-	if upper.GetFstype() != "ext4" || !slices.Equal(upper.GetDriverOptions(), []string{"encryption_key=ephemeral", "create_filesystem"}) {
+	if upper.GetFstype() != "ext4" || !slices.Equal(upper.GetDriverOptions(), []string{contract.OptionEphemeralKey, contract.OptionCreateFS}) {
 		t.Errorf("the agent is to mount %v, want an ext4 that it makes and encrypts", upper)
 	}
 	j, err := state.Load(o.Bundle)

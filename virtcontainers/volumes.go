@@ -275,13 +275,10 @@ func (p *Pod) provide(ctx context.Context, id string, list []mounted) ([]*agent.
 	return out, nil
 }
 
-// subPathOption is the agent's option for a path within a bind's source, which it resolves there and
-// makes if it is missing.
-const subPathOption = "coco.subpath="
-
 func subPathStorage(volume, sub, at string) *agent.Storage {
 	return &agent.Storage{
-		Driver: "bind", Source: volume, Fstype: "bind", MountPoint: at, DriverOptions: []string{subPathOption + sub},
+		Driver: contract.DriverBind, Source: volume, Fstype: "bind", MountPoint: at,
+		DriverOptions: []string{contract.OptionSubPath + sub},
 	}
 }
 
@@ -354,5 +351,7 @@ func ephemeral(at, size string, s volume.Shape) *agent.Storage {
 	if s.Group != 0 {
 		opts = append(opts, fmt.Sprintf("gid=%d", s.Group))
 	}
-	return &agent.Storage{Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs", Options: opts, MountPoint: at, Shared: true}
+	return &agent.Storage{
+		Driver: contract.DriverEphemeral, Source: "tmpfs", Fstype: "tmpfs", Options: opts, MountPoint: at, Shared: true,
+	}
 }

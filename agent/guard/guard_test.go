@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -105,7 +106,7 @@ func TestStoragesStayInTheirPlace(t *testing.T) {
 		"lower directory":                  {Driver: "overlayfs", Options: []string{"ro,lowerdir=" + base + "sandbox/l:" + base + "victim/rootfs"}, MountPoint: at},
 		"upper directory":                  {Driver: "overlayfs", Options: []string{"lowerdir=" + base + "sandbox/l", "upperdir=" + base + "victim/rootfs"}, MountPoint: at},
 		"work directory":                   {Driver: "overlayfs", Options: []string{"workdir=" + base + "victim/rootfs"}, MountPoint: at},
-		"a directory to be made elsewhere": {Driver: "overlayfs", DriverOptions: []string{createDirectory + base + "victim/x"}, MountPoint: at},
+		"a directory to be made elsewhere": {Driver: "overlayfs", DriverOptions: []string{contract.OptionCreateDirectory + base + "victim/x"}, MountPoint: at},
 		"everybody's files":                {Driver: "ephemeral", MountPoint: base + "shared/containers"},
 	} {
 		if err := Storages([]*agent.Storage{{Driver: "local", MountPoint: at}, s}, base+"c"); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "storage 1") {
@@ -116,7 +117,7 @@ func TestStoragesStayInTheirPlace(t *testing.T) {
 		{Driver: "scsi", Source: "0:1", MountPoint: base + "virtual-volumes/abc"},
 		{Driver: "overlayfs", MountPoint: base + "c/rootfs", Options: []string{
 			"lowerdir=" + base + "virtual-volumes/abc", "upperdir=" + base + "sandbox/upper/c/fs", "workdir=" + base + "sandbox/upper/c/work",
-		}, DriverOptions: []string{createDirectory + base + "sandbox/upper/c/fs"}},
+		}, DriverOptions: []string{contract.OptionCreateDirectory + base + "sandbox/upper/c/fs"}},
 		{Driver: "bind", Source: base + "shared/containers/v", MountPoint: base + "sandbox/subpaths/c-1"},
 		{Driver: "virtio-fs", Source: "kataShared", MountPoint: base + "shared/containers/"},
 	}

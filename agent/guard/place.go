@@ -46,7 +46,7 @@ func Storages(list []*agent.Storage, bundle string) error {
 	for i, s := range list {
 		paths, point := Sources(s), s.GetMountPoint()
 		// No mount point is refused where it is needed.
-		if point != "" && !(s.GetDriver() == "virtio-fs" && path.Clean(point) == base+contract.FilesName) {
+		if point != "" && !(s.GetDriver() == contract.DriverVirtioFS && path.Clean(point) == base+contract.FilesName) {
 			paths = append(paths, point)
 		}
 		for _, p := range paths {
@@ -58,15 +58,12 @@ func Storages(list []*agent.Storage, bundle string) error {
 	return nil
 }
 
-// createDirectory is the overlay driver's option to make a directory.
-const createDirectory = "io.katacontainers.volume.overlayfs.create_directory="
-
 // Sources lists the directories of the guest that a storage is made of.
 func Sources(s *agent.Storage) []string {
 	switch s.GetDriver() {
-	case "bind", "watchable-bind":
+	case contract.DriverBind, contract.DriverWatchableBind:
 		return []string{s.GetSource()}
-	case "overlayfs":
+	case contract.DriverOverlay:
 	default:
 		return nil
 	}
@@ -83,7 +80,7 @@ func Sources(s *agent.Storage) []string {
 		}
 	}
 	for _, o := range s.GetDriverOptions() {
-		if dir, ok := strings.CutPrefix(o, createDirectory); ok {
+		if dir, ok := strings.CutPrefix(o, contract.OptionCreateDirectory); ok {
 			out = append(out, dir)
 		}
 	}

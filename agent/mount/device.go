@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
@@ -45,7 +46,7 @@ func (m *Manager) findDisk(ctx context.Context, driver, source string) (dev bloc
 	var find func() (string, error)
 	scan := func() error { return nil }
 	switch driver {
-	case "scsi":
+	case contract.DriverSCSI:
 		target, lun, err := parseSCSI(source)
 		if err != nil {
 			return blockDevice{}, "", invalid(err)
@@ -63,8 +64,8 @@ func (m *Manager) findDisk(ctx context.Context, driver, source string) (dev bloc
 			}
 			return nil
 		}
-	case "blk", "mmioblk":
-		if driver == "mmioblk" && !isDisk(source) {
+	case contract.DriverBlk, contract.DriverMMIOBlk:
+		if driver == contract.DriverMMIOBlk && !isDisk(source) {
 			return blockDevice{}, "", invalid(fmt.Errorf("%.80q is not a device name", source))
 		}
 		if find, err = m.blkFinder(source); err != nil {

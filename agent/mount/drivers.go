@@ -13,6 +13,7 @@ import (
 
 	"github.com/coco-shim/coco/agent/beneath"
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/image/erofs/super"
 	"github.com/coco-shim/coco/image/verity"
 	"github.com/containerd/errdefs"
@@ -21,11 +22,16 @@ import (
 
 // Drivers lists the storage drivers that Add knows, for GetGuestDetails.
 func Drivers() []string {
-	return []string{"blk", "mmioblk", "scsi", "ephemeral", "local", "overlayfs", "bind", "watchable-bind", "virtio-fs"}
+	return []string{
+		contract.DriverBlk, contract.DriverMMIOBlk, contract.DriverSCSI, contract.DriverEphemeral, contract.DriverLocal,
+		contract.DriverOverlay, contract.DriverBind, contract.DriverWatchableBind, contract.DriverVirtioFS,
+	}
 }
 
 // DeviceTypes lists the types of devices that Devices knows, likewise.
-func DeviceTypes() []string { return []string{"blk", "mmioblk", "scsi"} }
+func DeviceTypes() []string {
+	return []string{contract.DriverBlk, contract.DriverMMIOBlk, contract.DriverSCSI}
+}
 
 // absent are drivers of the protocol that this agent does not have, with the reason.
 var absent = map[string]string{
@@ -35,7 +41,9 @@ var absent = map[string]string{
 	"blk-ccw":           "the guest is no s390x",
 }
 
-func isBlock(driver string) bool { return driver == "blk" || driver == "mmioblk" || driver == "scsi" }
+func isBlock(driver string) bool {
+	return driver == contract.DriverBlk || driver == contract.DriverMMIOBlk || driver == contract.DriverSCSI
+}
 
 // mount makes one mount and records how to undo it.
 func (m *Manager) mount(ctx context.Context, point string, mt *mounted) error {
@@ -48,10 +56,10 @@ func (m *Manager) mount(ctx context.Context, point string, mt *mounted) error {
 		return invalid(err)
 	}
 	if hasVerity && (!isBlock(s.GetDriver()) || s.GetFstype() != "erofs") {
-		return invalid(errors.New("coco.verity options belong to an erofs file system on a block device"))
+		return invalid(errors.New(contract.VerityPrefix + "* options belong to an erofs file system on a block device"))
 	}
 	if s.GetFstype() == "erofs" && !hasVerity {
-		return invalid(errors.New("erofs layer without coco.verity.root_hash"))
+		return invalid(errors.New("erofs layer without " + contract.VerityRootHash))
 	}
 	if err := checkDriverOptions(s); err != nil {
 		return err
@@ -61,7 +69,7 @@ func (m *Manager) mount(ctx context.Context, point string, mt *mounted) error {
 		return invalid(err)
 	}
 	switch s.GetDriver() {
-	case "blk", "mmioblk", "scsi":
+	case contract.DriverBlk, contract.DriverMMIOBlk, contract.DriverSCSI:
 		fresh, ferr := isFresh(s.GetDriverOptions())
 		switch {
 		case ferr != nil:
@@ -75,15 +83,15 @@ func (m *Manager) mount(ctx context.Context, point string, mt *mounted) error {
 		default:
 			err = m.mountBlock(ctx, point, mt, opts)
 		}
-	case "ephemeral":
+	case contract.DriverEphemeral:
 		err = m.mountEphemeral(point, mt, opts)
-	case "local":
+	case contract.DriverLocal:
 		err = m.makeLocal(point, opts)
-	case "overlayfs":
+	case contract.DriverOverlay:
 		err = m.mountOverlay(point, mt, opts)
-	case "bind", "watchable-bind": // for a directory that changes: a bind mount shows what is there
+	case contract.DriverBind, contract.DriverWatchableBind: // for a directory that changes: a bind mount shows what is there
 		err = m.mountBind(point, mt, opts)
-	case "virtio-fs":
+	case contract.DriverVirtioFS:
 		err = m.mountVirtioFS(point, mt, opts)
 	default:
 		return fmt.Errorf("unknown storage driver; known are %s: %w", strings.Join(Drivers(), ", "), errdefs.ErrNotImplemented)
@@ -96,23 +104,20 @@ func (m *Manager) mount(ctx context.Context, point string, mt *mounted) error {
 
 func invalid(err error) error { return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument) }
 
-// createDirectory is the overlay driver's option to make a directory first.
-const createDirectory = "io.katacontainers.volume.overlayfs.create_directory="
-
 // checkDriverOptions refuses what the driver would not understand: silence could mean that
 // something the host relies on (encryption) did not happen.
 func checkDriverOptions(s *agent.Storage) error {
 	for _, o := range s.GetDriverOptions() {
-		if strings.HasPrefix(o, verity.OptionPrefix) {
+		if strings.HasPrefix(o, contract.VerityPrefix) {
 			continue
 		}
-		if s.GetDriver() == "overlayfs" && strings.HasPrefix(o, createDirectory) {
+		if s.GetDriver() == contract.DriverOverlay && strings.HasPrefix(o, contract.OptionCreateDirectory) {
 			continue
 		}
-		if isBlock(s.GetDriver()) && (o == ephemeralKey || o == createFS) {
+		if isBlock(s.GetDriver()) && (o == contract.OptionEphemeralKey || o == contract.OptionCreateFS) {
 			continue
 		}
-		if s.GetDriver() == "bind" && strings.HasPrefix(o, subPathOption) {
+		if s.GetDriver() == contract.DriverBind && strings.HasPrefix(o, contract.OptionSubPath) {
 			continue
 		}
 		return fmt.Errorf("unknown driver option %.100q: %w", o, errdefs.ErrNotImplemented)

@@ -38,11 +38,11 @@ func TestStoragesThatAreRefused(t *testing.T) {
 		{"the root itself", change(func(s *agent.Storage) { s.MountPoint = g.root }), "not a plain path below"},
 		{"a way out", change(func(s *agent.Storage) { s.MountPoint = at("x/../../y") }), "not a plain path below"},
 		{"a symbolic link on the way", change(func(s *agent.Storage) { s.MountPoint = at("out/tmp/x") }), "mkdir"},
-		{"erofs without a root hash", change(func(s *agent.Storage) { s.DriverOptions = nil }), "without coco.verity.root_hash"},
+		{"erofs without a root hash", change(func(s *agent.Storage) { s.DriverOptions = nil }), "without " + contract.VerityRootHash},
 		{"half of the verity options", change(func(s *agent.Storage) { s.DriverOptions = s.DriverOptions[:2] }), "missing"},
 		{"verity on something else", change(func(s *agent.Storage) { s.Driver = "ephemeral" }), "belong to an erofs"},
 		{"a layer on ext4", change(func(s *agent.Storage) { s.Fstype = "ext4" }), "belong to an erofs"},
-		{"an unknown driver option", change(func(s *agent.Storage) { s.DriverOptions = append(s.DriverOptions, "encryption_key=ephemeral") }), "encryption_key"},
+		{"an unknown driver option", change(func(s *agent.Storage) { s.DriverOptions = append(s.DriverOptions, contract.OptionEphemeralKey) }), "encryption_key"},
 		{"a device that is too small", change(func(s *agent.Storage) {
 			p := l.Params
 			p.DataBlocks, p.HashOffset = 1<<20, 1<<32
@@ -62,8 +62,8 @@ func TestStoragesThatAreRefused(t *testing.T) {
 		{"a log elsewhere", &agent.Storage{Driver: "scsi", Source: "0:0", Fstype: "xfs", Options: []string{"logdev=/dev/sdb"}, MountPoint: at("a")}, "logdev"},
 		{"another device", &agent.Storage{Driver: "blk", Source: "/dev/vda", Fstype: "btrfs", Options: []string{"device=/dev/sdb"}, MountPoint: at("a")}, "device="},
 		{"another source", &agent.Storage{Driver: "ephemeral", Fstype: "tmpfs", Options: []string{"source=/dev/sdb"}, MountPoint: at("a")}, "source"},
-		{"what the host shares, in a TEE", &agent.Storage{Driver: "virtio-fs", Source: "live", Fstype: "virtiofs", MountPoint: at("tee/a")}, "in a TEE"},
-		{"a strange tag", &agent.Storage{Driver: "virtio-fs", Source: "../x", MountPoint: at("a")}, "tag"},
+		{"what the host shares, in a TEE", &agent.Storage{Driver: contract.DriverVirtioFS, Source: "live", Fstype: "virtiofs", MountPoint: at("tee/a")}, "in a TEE"},
+		{"a strange tag", &agent.Storage{Driver: contract.DriverVirtioFS, Source: "../x", MountPoint: at("a")}, "tag"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			g.HostFiles = func() bool { return !strings.HasSuffix(tc.name, "in a TEE") }
@@ -156,7 +156,7 @@ func TestAnOverlayOfManyLayers(t *testing.T) {
 		{
 			Driver: "overlayfs", Fstype: "overlay", MountPoint: g.root + "/c/rootfs",
 			Options:       []string{"lowerdir=" + strings.Join(lower, ":"), "upperdir=" + upper + "/fs", "workdir=" + upper + "/work"},
-			DriverOptions: []string{createDirectory + upper + "/fs", createDirectory + upper + "/work"},
+			DriverOptions: []string{contract.OptionCreateDirectory + upper + "/fs", contract.OptionCreateDirectory + upper + "/work"},
 		},
 	})
 	if err != nil {
@@ -196,7 +196,7 @@ func TestDriversOfTheProtocolThatAreAbsent(t *testing.T) {
 	if err := os.MkdirAll(at("shared/config"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	w := &agent.Storage{Driver: "watchable-bind", Source: at("shared/config"), Fstype: "bind", Options: []string{"ro"}, MountPoint: at("shared/watchable/config")}
+	w := &agent.Storage{Driver: contract.DriverWatchableBind, Source: at("shared/config"), Fstype: "bind", Options: []string{"ro"}, MountPoint: at("shared/watchable/config")}
 	if err := g.Add(t.Context(), "c", []*agent.Storage{w}); err != nil {
 		t.Fatal(err)
 	}

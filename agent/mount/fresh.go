@@ -15,28 +15,23 @@ import (
 	"time"
 
 	"github.com/coco-shim/coco/agent/beneath"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/image/ext4"
 	"github.com/coco-shim/coco/image/verity/dm"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
-// Driver options of a block device that holds nothing yet (kata-agent-protocol.md, section 8). They
-// come together: an empty disk of the host's is filled by the guest, with a key that only the guest
-// has and that is gone with it.
-const (
-	ephemeralKey = "encryption_key=ephemeral"
-	createFS     = "create_filesystem"
-)
-
 // freshModules are what such a disk needs. Any of them may be built into the kernel.
 var freshModules = []string{"dm_crypt", "xts", "ext4"}
 
-// isFresh says whether a storage is an empty disk to be encrypted.
+// isFresh says whether a storage is an empty disk of the host's, to be filled by the guest with a key that
+// only the guest has and that is gone with it.
 func isFresh(options []string) (bool, error) {
-	key, create := slices.Contains(options, ephemeralKey), slices.Contains(options, createFS)
+	key := slices.Contains(options, contract.OptionEphemeralKey)
+	create := slices.Contains(options, contract.OptionCreateFS)
 	if key != create {
-		return false, invalid(fmt.Errorf("%s and %s come together or not at all", ephemeralKey, createFS))
+		return false, invalid(fmt.Errorf("%s and %s come together or not at all", contract.OptionEphemeralKey, contract.OptionCreateFS))
 	}
 	return key, nil
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/coco-shim/coco/agent/beneath"
+	"github.com/coco-shim/coco/api/contract"
 	"golang.org/x/sys/unix"
 )
 
@@ -31,7 +32,7 @@ func (m *Manager) mountOverlay(point string, mt *mounted, opts options) error {
 		}
 	}
 	for _, o := range mt.storage.GetDriverOptions() {
-		if dir, ok := strings.CutPrefix(o, createDirectory); ok {
+		if dir, ok := strings.CutPrefix(o, contract.OptionCreateDirectory); ok {
 			if err := m.createFor(mt, dir, lower[0], upper); err != nil {
 				return fmt.Errorf("create directory for overlay: %w", err)
 			}

@@ -11,12 +11,9 @@ import (
 	"path"
 	"strings"
 
+	"github.com/coco-shim/coco/api/contract"
 	"golang.org/x/sys/unix"
 )
-
-// subPathOption is the bind driver's option to mount only a path within the source: a directory or a
-// file, and a directory that is made if there is nothing.
-const subPathOption = "coco.subpath="
 
 const maxSubPath = 4095 // PATH_MAX without the final NUL
 
@@ -24,7 +21,7 @@ const maxSubPath = 4095 // PATH_MAX without the final NUL
 func takeSubPath(options []string) (string, error) {
 	sub := ""
 	for _, o := range options {
-		v, ok := strings.CutPrefix(o, subPathOption)
+		v, ok := strings.CutPrefix(o, contract.OptionSubPath)
 		if !ok {
 			continue
 		}

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 )
 
 func TestSubPathsStayInTheirVolume(t *testing.T) {
@@ -18,7 +19,7 @@ func TestSubPathsStayInTheirVolume(t *testing.T) {
 	at := func(name string) string { return filepath.Join(g.root, name) }
 	volume := &agent.Storage{Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs", Options: []string{"mode=2770", "size=1m"}, MountPoint: at("volume"), Shared: true}
 	sub := func(name, path string) *agent.Storage {
-		return &agent.Storage{Driver: "bind", Source: at("volume"), DriverOptions: []string{subPathOption + path}, MountPoint: at("sub/" + name)}
+		return &agent.Storage{Driver: "bind", Source: at("volume"), DriverOptions: []string{contract.OptionSubPath + path}, MountPoint: at("sub/" + name)}
 	}
 	if err := g.Add(t.Context(), "c", []*agent.Storage{volume, sub("dirs", "a/b/c")}); err != nil {
 		t.Fatal(err)
@@ -53,7 +54,7 @@ func TestSubPathsStayInTheirVolume(t *testing.T) {
 		}
 	}
 	twice := sub("twice", "x")
-	twice.DriverOptions = append(twice.DriverOptions, subPathOption+"y")
+	twice.DriverOptions = append(twice.DriverOptions, contract.OptionSubPath+"y")
 	if err := g.Add(t.Context(), "e", []*agent.Storage{twice}); err == nil {
 		t.Error("two sub paths are accepted")
 	}
@@ -71,13 +72,13 @@ func TestSubPathsStayInTheirVolume(t *testing.T) {
 func TestFreshDisksAreAllOrNothing(t *testing.T) {
 	g := newGuest(t)
 	for name, s := range map[string]*agent.Storage{
-		"only a key":         {Driver: "scsi", Source: "0:0", Fstype: "ext4", DriverOptions: []string{ephemeralKey}},
-		"only a file system": {Driver: "scsi", Source: "0:0", Fstype: "ext4", DriverOptions: []string{createFS}},
-		"another key":        {Driver: "scsi", Source: "0:0", Fstype: "ext4", DriverOptions: []string{"encryption_key=abc", createFS}},
-		"xfs":                {Driver: "scsi", Source: "0:0", Fstype: "xfs", DriverOptions: []string{ephemeralKey, createFS}},
-		"an option":          {Driver: "scsi", Source: "0:0", Fstype: "ext4", Options: []string{"journal=x"}, DriverOptions: []string{ephemeralKey, createFS}},
-		"a mode":             {Driver: "scsi", Source: "0:0", Fstype: "ext4", Options: []string{"mode=99999"}, DriverOptions: []string{ephemeralKey, createFS}},
-		"a tmpfs":            {Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs", DriverOptions: []string{ephemeralKey, createFS}},
+		"only a key":         {Driver: "scsi", Source: "0:0", Fstype: "ext4", DriverOptions: []string{contract.OptionEphemeralKey}},
+		"only a file system": {Driver: "scsi", Source: "0:0", Fstype: "ext4", DriverOptions: []string{contract.OptionCreateFS}},
+		"another key":        {Driver: "scsi", Source: "0:0", Fstype: "ext4", DriverOptions: []string{"encryption_key=abc", contract.OptionCreateFS}},
+		"xfs":                {Driver: "scsi", Source: "0:0", Fstype: "xfs", DriverOptions: []string{contract.OptionEphemeralKey, contract.OptionCreateFS}},
+		"an option":          {Driver: "scsi", Source: "0:0", Fstype: "ext4", Options: []string{"journal=x"}, DriverOptions: []string{contract.OptionEphemeralKey, contract.OptionCreateFS}},
+		"a mode":             {Driver: "scsi", Source: "0:0", Fstype: "ext4", Options: []string{"mode=99999"}, DriverOptions: []string{contract.OptionEphemeralKey, contract.OptionCreateFS}},
+		"a tmpfs":            {Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs", DriverOptions: []string{contract.OptionEphemeralKey, contract.OptionCreateFS}},
 	} {
 		s.MountPoint = filepath.Join(g.root, "v")
 		if err := g.Add(t.Context(), "c", []*agent.Storage{s}); err == nil {

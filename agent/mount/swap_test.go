@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
@@ -62,7 +63,7 @@ func TestOverlayDirectoriesAreNotFollowed(t *testing.T) {
 	s := &agent.Storage{
 		Driver: "overlayfs", Source: "overlay", Fstype: "overlay", MountPoint: at("merged"),
 		Options:       []string{"lowerdir=" + at("v/l"), "upperdir=" + at("v/u"), "workdir=" + at("v/w")},
-		DriverOptions: []string{createDirectory + at("abs/new")},
+		DriverOptions: []string{contract.OptionCreateDirectory + at("abs/new")},
 	}
 	if err := g.Add(t.Context(), "c", []*agent.Storage{s}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("a directory is made through a link: Add = %v, want a refusal", err)
@@ -100,7 +101,7 @@ func TestUnmountsWhatItMounted(t *testing.T) {
 	if err := os.WriteFile(at("vol/d/x"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	file := &agent.Storage{Driver: "bind", Source: at("vol/d"), DriverOptions: []string{subPathOption + "x"}, MountPoint: at("vol/f")}
+	file := &agent.Storage{Driver: "bind", Source: at("vol/d"), DriverOptions: []string{contract.OptionSubPath + "x"}, MountPoint: at("vol/f")}
 	if err := g.Add(t.Context(), "c", []*agent.Storage{file}); err != nil {
 		t.Fatal(err)
 	}

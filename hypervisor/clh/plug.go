@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/clh/clhapi"
 	"github.com/coco-shim/coco/internal/ident"
@@ -33,7 +34,7 @@ func (m *machine) BlockAddress(id string) (hypervisor.BlockAddress, bool) {
 }
 
 func blockAddress(a pciAddress) hypervisor.BlockAddress {
-	return hypervisor.BlockAddress{Driver: "blk", Source: a.slot}
+	return hypervisor.BlockAddress{Driver: contract.DriverBlk, Source: a.slot}
 }
 
 // PlugBlock attaches a disk while the VM runs.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/hypervisor"
 )
 
@@ -281,9 +282,9 @@ func (v *VM) nextAddressLocked() hypervisor.BlockAddress {
 	n := v.next
 	v.next++
 	if v.Spec.BlockBus == hypervisor.BlockBlk {
-		return hypervisor.BlockAddress{Driver: "blk", Source: fmt.Sprintf("%02x/00", 0x10+n)}
+		return hypervisor.BlockAddress{Driver: contract.DriverBlk, Source: fmt.Sprintf("%02x/00", 0x10+n)}
 	}
-	return hypervisor.BlockAddress{Driver: "scsi", Source: fmt.Sprintf("%d:0", n)}
+	return hypervisor.BlockAddress{Driver: contract.DriverSCSI, Source: fmt.Sprintf("%d:0", n)}
 }
 
 // PlugBlock attaches a disk. Its file must be open.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/qemu/qmp"
 	"github.com/coco-shim/coco/internal/undo"
@@ -28,9 +29,9 @@ func (m *machine) BlockAddress(id string) (hypervisor.BlockAddress, bool) {
 
 func (m *machine) address(n int) hypervisor.BlockAddress {
 	if m.spec.BlockBus == hypervisor.BlockSCSI {
-		return hypervisor.BlockAddress{Driver: "scsi", Source: fmt.Sprintf("%d:0", n)}
+		return hypervisor.BlockAddress{Driver: contract.DriverSCSI, Source: fmt.Sprintf("%d:0", n)}
 	}
-	return hypervisor.BlockAddress{Driver: "blk", Source: portPath(n)}
+	return hypervisor.BlockAddress{Driver: contract.DriverBlk, Source: portPath(n)}
 }
 
 // PlugBlock attaches a disk while the VM runs. When it returns, the device is on its bus; on SCSI

@@ -16,6 +16,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"github.com/coco-shim/coco/api/contract"
 )
 
 const (
@@ -41,15 +43,6 @@ type Params struct {
 	HashOffset uint64 // of the hash tree, in bytes from the start of the device
 }
 
-// Names of the agent storage options that carry Params.
-const (
-	OptionPrefix     = "coco.verity."
-	OptionRootHash   = OptionPrefix + "root_hash"
-	OptionSalt       = OptionPrefix + "salt"
-	OptionDataBlocks = OptionPrefix + "data_blocks"
-	OptionHashOffset = OptionPrefix + "hash_offset"
-)
-
 // Hex is the root hash as text.
 func (p Params) Hex() string { return hex.EncodeToString(p.RootHash[:]) }
 
@@ -59,10 +52,10 @@ func (p Params) Size() uint64 { return p.HashOffset + TreeSize(p.DataBlocks) }
 // Options renders p as driver options of an agent storage.
 func (p Params) Options() []string {
 	return []string{
-		OptionRootHash + "=" + p.Hex(),
-		OptionSalt + "=" + hex.EncodeToString(p.Salt),
-		OptionDataBlocks + "=" + strconv.FormatUint(p.DataBlocks, 10),
-		OptionHashOffset + "=" + strconv.FormatUint(p.HashOffset, 10),
+		contract.VerityRootHash + "=" + p.Hex(),
+		contract.VeritySalt + "=" + hex.EncodeToString(p.Salt),
+		contract.VerityDataBlocks + "=" + strconv.FormatUint(p.DataBlocks, 10),
+		contract.VerityHashOffset + "=" + strconv.FormatUint(p.HashOffset, 10),
 	}
 }
 
@@ -71,7 +64,7 @@ func (p Params) Options() []string {
 func ParseOptions(options []string) (p Params, ok bool, err error) {
 	seen := map[string]bool{}
 	for _, o := range options {
-		if !strings.HasPrefix(o, OptionPrefix) {
+		if !strings.HasPrefix(o, contract.VerityPrefix) {
 			continue
 		}
 		name, value, _ := strings.Cut(o, "=")
@@ -86,7 +79,9 @@ func ParseOptions(options []string) (p Params, ok bool, err error) {
 	if len(seen) == 0 {
 		return Params{}, false, nil
 	}
-	for _, name := range []string{OptionRootHash, OptionSalt, OptionDataBlocks, OptionHashOffset} {
+	for _, name := range []string{
+		contract.VerityRootHash, contract.VeritySalt, contract.VerityDataBlocks, contract.VerityHashOffset,
+	} {
 		if !seen[name] {
 			return Params{}, true, fmt.Errorf("option %s is missing", name)
 		}
@@ -96,17 +91,17 @@ func ParseOptions(options []string) (p Params, ok bool, err error) {
 
 func (p *Params) set(name, value string) (err error) {
 	switch name {
-	case OptionRootHash:
+	case contract.VerityRootHash:
 		return decodeHex(p.RootHash[:], value)
-	case OptionSalt:
+	case contract.VeritySalt:
 		if len(value) > 2*maxSalt {
 			return fmt.Errorf("longer than %d bytes", maxSalt)
 		}
 		p.Salt = make([]byte, len(value)/2)
 		return decodeHex(p.Salt, value)
-	case OptionDataBlocks:
+	case contract.VerityDataBlocks:
 		p.DataBlocks, err = parseUint(value)
-	case OptionHashOffset:
+	case contract.VerityHashOffset:
 		p.HashOffset, err = parseUint(value)
 	default:
 		return errors.New("unknown option")

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/coco-shim/coco/internal/worktest"
 )
@@ -245,15 +246,15 @@ func TestBadOptions(t *testing.T) {
 	for name, opts := range map[string][]string{
 		"missing":        good[:3],
 		"twice":          append(good, good[0]),
-		"unknown":        append(good, "coco.verity.extra=1"),
-		"hexadecimal":    replace(OptionRootHash, "abcd"),
-		"upper-case":     replace(OptionRootHash, strings.Repeat("A", 64)),
-		"not a number":   replace(OptionDataBlocks, "+2"),
-		"data blocks":    replace(OptionDataBlocks, "0"),
-		"overlaps":       replace(OptionHashOffset, "4096"),
-		"not a multiple": replace(OptionHashOffset, "8193"),
-		"out of range":   replace(OptionHashOffset, "9223372036854771712"),
-		"longer than":    replace(OptionSalt, strings.Repeat("00", 257)),
+		"unknown":        append(good, contract.VerityPrefix+"extra=1"),
+		"hexadecimal":    replace(contract.VerityRootHash, "abcd"),
+		"upper-case":     replace(contract.VerityRootHash, strings.Repeat("A", 64)),
+		"not a number":   replace(contract.VerityDataBlocks, "+2"),
+		"data blocks":    replace(contract.VerityDataBlocks, "0"),
+		"overlaps":       replace(contract.VerityHashOffset, "4096"),
+		"not a multiple": replace(contract.VerityHashOffset, "8193"),
+		"out of range":   replace(contract.VerityHashOffset, "9223372036854771712"),
+		"longer than":    replace(contract.VeritySalt, strings.Repeat("00", 257)),
 	} {
 		_, ok, err := ParseOptions(opts)
 		if !ok || err == nil || !strings.Contains(err.Error(), name) {

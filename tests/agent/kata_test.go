@@ -14,6 +14,7 @@ import (
 
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -125,7 +126,7 @@ func (s *session) begin() {
 			{Driver: driver, Source: "x", MountPoint: guestRoot + "sandbox/x"},
 		}}, errdefs.IsNotImplemented)
 	}
-	if !slices.Contains(d.AgentDetails.StorageHandlers, "watchable-bind") {
+	if !slices.Contains(d.AgentDetails.StorageHandlers, contract.DriverWatchableBind) {
 		s.t.Errorf("storages %v", d.AgentDetails.StorageHandlers)
 	}
 	ask(s, "SetGuestDateTime", a.SetGuestDateTime, &pb.SetGuestDateTimeRequest{Sec: time.Now().Unix()})
@@ -165,7 +166,7 @@ func (s *session) container() {
 		ContainerId: kataCtr, ExecId: kataCtr,
 		Storages: []*pb.Storage{
 			{Driver: "local", Source: "local", Fstype: "local", Options: []string{"mode=0777"}, MountPoint: shared + kataPod + "/rootfs/local/cache"},
-			{Driver: "watchable-bind", Source: shared + "config", Fstype: "bind", MountPoint: shared + "watchable/config"},
+			{Driver: contract.DriverWatchableBind, Source: shared + "config", Fstype: "bind", MountPoint: shared + "watchable/config"},
 		},
 		OCI: kataSpec(root, "sh", "-c", "hostname; cat /etc/hosts /config/key; while read l; do echo got $l; cat /config/key; done; exit 3"),
 	})

@@ -15,15 +15,6 @@ import (
 	"github.com/coco-shim/coco/image/layer"
 )
 
-// Driver options and names of the agent protocol.
-const (
-	createDirectory = "io.katacontainers.volume.overlayfs.create_directory="
-	driverEphemeral = "ephemeral"
-	driverOverlay   = "overlayfs"
-	ephemeralKey    = "encryption_key=ephemeral"
-	createFS        = "create_filesystem"
-)
-
 // Upper is what a container's writable layer lies on: a new disk that the guest encrypts with a key of
 // its own, or, without one, a tmpfs of MiB.
 type Upper struct {
@@ -35,13 +26,13 @@ type Upper struct {
 func (u Upper) storage(at string) *agent.Storage {
 	if u.Disk == nil {
 		return &agent.Storage{
-			Driver: driverEphemeral, Source: "tmpfs", Fstype: "tmpfs", MountPoint: at,
+			Driver: contract.DriverEphemeral, Source: "tmpfs", Fstype: "tmpfs", MountPoint: at,
 			Options: []string{fmt.Sprintf("size=%dm", u.MiB), "mode=0700"},
 		}
 	}
 	return &agent.Storage{
 		Driver: u.Disk.Driver, Source: u.Disk.Source, Fstype: "ext4", MountPoint: at,
-		Options: []string{"mode=700"}, DriverOptions: []string{ephemeralKey, createFS},
+		Options: []string{"mode=700"}, DriverOptions: []string{contract.OptionEphemeralKey, contract.OptionCreateFS},
 	}
 }
 
@@ -80,11 +71,11 @@ func Storages(cid string, layers []Attached, on Upper) ([]*agent.Storage, error)
 	}
 	upper := contract.UpperDir + "/" + cid
 	out = append(out, on.storage(upper), &agent.Storage{
-		Driver: driverOverlay, Source: "none", Fstype: "overlay", MountPoint: contract.Rootfs(cid),
+		Driver: contract.DriverOverlay, Source: "none", Fstype: "overlay", MountPoint: contract.Rootfs(cid),
 		Options: []string{
 			"lowerdir=" + strings.Join(lower, ":"), "upperdir=" + upper + "/fs", "workdir=" + upper + "/work",
 		},
-		DriverOptions: []string{createDirectory + upper + "/fs", createDirectory + upper + "/work"},
+		DriverOptions: []string{contract.OptionCreateDirectory + upper + "/fs", contract.OptionCreateDirectory + upper + "/work"},
 	})
 	return out, nil
 }
@@ -102,10 +93,13 @@ func Image(at string, layers []Attached) []*agent.Storage {
 		out = append(out, l.storage(point))
 	}
 	if len(lower) == 1 { // an overlay without an upper directory has two at least
-		return append(out, &agent.Storage{Driver: "bind", Source: lower[0], Fstype: "bind", MountPoint: at, Options: []string{"ro"}})
+		return append(out, &agent.Storage{
+			Driver: contract.DriverBind, Source: lower[0], Fstype: "bind", MountPoint: at, Options: []string{"ro"},
+		})
 	}
 	return append(out, &agent.Storage{
-		Driver: driverOverlay, Source: "none", Fstype: "overlay", MountPoint: at, Options: []string{"ro", "lowerdir=" + strings.Join(lower, ":")},
+		Driver: contract.DriverOverlay, Source: "none", Fstype: "overlay", MountPoint: at,
+		Options: []string{"ro", "lowerdir=" + strings.Join(lower, ":")},
 	})
 }
 

@@ -4,7 +4,10 @@
 // Package second is not built: it spells values of the contract as TestASecondSpellingIsFound expects.
 package second
 
-import "net"
+import (
+	"errors"
+	"net"
+)
 
 const root = "/run/kata-containers" // want GuestRoot
 
@@ -19,6 +22,33 @@ var (
 	ports    = map[uint32]bool{1027: true}          // want PortStreams
 	sections = []string{"rootfs"}
 )
+
+type storage struct{ Driver, Type string }
+
+var bind = storage{
+	Driver: "bind", // want DriverBind
+	Type:   "bind",
+}
+
+// Drivers lists drivers.
+func Drivers() []string { return []string{"scsi"} } // want DriverSCSI
+
+func check(s storage, options []string) error {
+	if s.Driver != "ephemeral" { // want DriverEphemeral
+		return errors.New("no ephemeral storage")
+	}
+	switch s.Driver {
+	case "local", "overlayfs": // want DriverLocal, DriverOverlay
+		return errors.New("local")
+	}
+	if options[0] == "coco.verity.salt=00" { // want VeritySalt
+		return errors.New("coco.verity." + options[1]) // want VerityPrefix
+	}
+	if options[0] == "coco.subpath="+s.Type { // want OptionSubPath
+		return errors.New("coco.subpaths")
+	}
+	return nil
+}
 
 func connect(vm interface {
 	Dial(port int) (net.Conn, error)
