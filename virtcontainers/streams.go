@@ -258,19 +258,18 @@ func (p *Pod) dialStream(ctx context.Context) (net.Conn, uint32, error) {
 	return conn, n, nil
 }
 
-// announce tells the agent the stream's number and reads its "ok": "stream <n>\n", "ok\n".
+// announce tells the agent the stream's number and reads its answer: "stream <n>\n" and "ok\n", or why not.
 func announce(conn io.ReadWriter, n uint32) error {
 	if _, err := fmt.Fprintf(conn, "stream %d\n", n); err != nil {
 		return err
 	}
-	var answer [3]byte // read no further: what follows is the process's
-	if _, err := io.ReadFull(conn, answer[:]); err != nil {
+	answer, err := readLine(conn)
+	switch {
+	case err != nil:
 		return err
-	}
-	if string(answer[:]) == "no\n" {
+	case answer == "no":
 		return fmt.Errorf("too many streams wait in the guest: %w", errdefs.ErrResourceExhausted)
-	}
-	if string(answer[:]) != "ok\n" {
+	case answer != "ok":
 		return fmt.Errorf("the agent answered %q instead of ok", answer)
 	}
 	return nil

@@ -3,29 +3,29 @@
 
 // Package forward connects the host with services that listen on the guest's loopback address, for
 // port-forward. The host opens a connection to the port that this package serves and writes one line,
-// the number of a TCP port; the answer is the line "ok", or what went wrong. After that the
+// the number of a TCP port; the answer is the line "ok", or what went wrong (package gate). After that the
 // connection is the service's.
 package forward
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
+
+	"github.com/coco-shim/coco/agent/gate"
 )
 
-// limits: the first line comes at once, and a loopback connection does not take long.
-const (
-	lineTimeout = 10 * time.Second
-	dialTimeout = 10 * time.Second
-	maxLine     = 16
-)
+// dialTimeout: a loopback connection does not take long.
+const dialTimeout = 10 * time.Second
+
+// greeting names a TCP port.
+var greeting = gate.Greeting{Max: math.MaxUint16}
 
 // Server forwards connections until it is closed.
 type Server struct {
@@ -66,20 +66,19 @@ func (s *Server) Serve(l net.Listener) error {
 }
 
 func (s *Server) forward(c net.Conn) {
-	_ = c.SetReadDeadline(time.Now().Add(lineTimeout))
-	port, err := readPort(c)
-	if err != nil {
-		return // who does not speak the protocol gets no answer
-	}
-	_ = c.SetReadDeadline(time.Time{})
-	service, err := dial(s.life, port)
-	if err != nil {
-		_, _ = fmt.Fprintf(c, "port %d: %v\n", port, err)
+	var service net.Conn
+	err := greeting.Admit(c, func(port uint32) (err error) {
+		if service, err = dial(s.life, port); err != nil {
+			err = fmt.Errorf("port %d: %w", port, err)
+		}
+		return err
+	})
+	if service == nil {
 		return
 	}
 	defer service.Close() //nolint:errcheck // it is over
 	defer context.AfterFunc(s.life, func() { _ = service.Close() })()
-	if _, err := io.WriteString(c, "ok\n"); err != nil {
+	if err != nil {
 		return
 	}
 	var wg sync.WaitGroup
@@ -89,11 +88,11 @@ func (s *Server) forward(c net.Conn) {
 }
 
 // dial tries the two addresses that "localhost" stands for, in turn, as runtimes do.
-func dial(ctx context.Context, port uint16) (net.Conn, error) {
+func dial(ctx context.Context, port uint32) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	var d net.Dialer
-	p := strconv.Itoa(int(port))
+	p := strconv.FormatUint(uint64(port), 10)
 	c, err := d.DialContext(ctx, "tcp4", net.JoinHostPort("127.0.0.1", p))
 	if err == nil {
 		return c, nil
@@ -114,22 +113,3 @@ func half(to, from net.Conn) {
 	}
 	_, _ = to.Close(), from.Close()
 }
-
-// readPort reads the first line, byte by byte: what follows it is the service's.
-func readPort(r io.Reader) (uint16, error) {
-	br := bufio.NewReaderSize(oneByte{r}, maxLine)
-	line, err := br.ReadSlice('\n')
-	if err != nil {
-		return 0, err
-	}
-	n, err := strconv.ParseUint(strings.TrimSuffix(string(line), "\n"), 10, 16)
-	if err != nil || n == 0 {
-		return 0, fmt.Errorf("no port: %q", line)
-	}
-	return uint16(n), nil
-}
-
-// oneByte keeps a buffered reader from taking more than it was asked for.
-type oneByte struct{ r io.Reader }
-
-func (o oneByte) Read(p []byte) (int, error) { return o.r.Read(p[:min(1, len(p))]) }

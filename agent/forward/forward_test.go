@@ -69,8 +69,8 @@ func TestForward(t *testing.T) {
 	if got := ask(fmt.Sprintf("%d\n", free)); !strings.Contains(got, "refused") {
 		t.Errorf("a port where nobody listens = %q", got)
 	}
-	for _, bad := range []string{"\n", "0\n", "65536\n", "localhost:22\n", strings.Repeat("1", 100)} {
-		if got := ask(bad); got != "" {
+	for _, bad := range []string{"\n", "0\n", "65536\n", "localhost:22\n", "22 udp\n", strings.Repeat("1", 100)} {
+		if got := ask(bad); !strings.HasPrefix(got, "greeting ") || !strings.HasSuffix(got, "\n") {
 			t.Errorf("%q was answered with %q", bad, got)
 		}
 	}

@@ -7,12 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
+	"github.com/coco-shim/coco/agent/gate"
 	"github.com/containerd/errdefs"
 )
 
@@ -20,14 +20,15 @@ import (
 const (
 	maxPending       = 64               // streams that wait for a request
 	maxWaiting       = 1024             // streams that wait for a place among these
-	maxGreeting      = 32               // bytes of the first line
-	greetingDeadline = 10 * time.Second // for the first line
 	defaultClaimTime = 30 * time.Second // for a request that names the stream
 )
 
+// greeting gives a stream its number.
+var greeting = gate.Greeting{Word: "stream", Max: math.MaxUint32}
+
 // Broker holds byte streams that the host has opened until a request claims them by number. A
 // client writes "stream <n>\n" and reads "ok\n"; from then on the connection is stream n. Too many wait until others were
-// claimed; beyond a bound the client reads "no\n".
+// claimed; beyond a bound the client reads "no\n". What else is wrong is the answer's text (package gate).
 type Broker struct {
 	claimTime time.Duration
 	places    chan struct{} // capacity maxPending: one taken by each stream that is greeted or pending
@@ -85,7 +86,21 @@ func (b *Broker) serve(c net.Conn) {
 		_ = c.Close()
 		return
 	}
-	if err := b.greet(c); err != nil {
+	var n uint32
+	// The stream is registered before the answer, so that a client that has read it can name the stream in a request at
+	// once.
+	err := greeting.Admit(c, func(number uint32) error {
+		err := b.register(number, c)
+		if err == nil {
+			n = number
+		}
+		return err
+	})
+	switch {
+	case err == nil:
+	case n != 0: // registered, and the answer failed
+		b.drop(n, c)
+	default:
 		<-b.places
 		_ = c.Close()
 	}
@@ -100,55 +115,6 @@ func (b *Broker) enter(c net.Conn) bool {
 	b.conns[c] = true
 	b.wg.Add(1)
 	return true
-}
-
-// greet reads the first line and registers the stream. The stream is registered before the answer,
-// so that a client that has read it can name the stream in a request at once.
-func (b *Broker) greet(c net.Conn) error {
-	if err := c.SetDeadline(time.Now().Add(greetingDeadline)); err != nil {
-		return err
-	}
-	line, err := readLine(c)
-	if err != nil {
-		return err
-	}
-	n, err := parseGreeting(line)
-	if err != nil {
-		return err
-	}
-	if err := b.register(n, c); err != nil {
-		return err
-	}
-	if _, err := io.WriteString(c, "ok\n"); err != nil {
-		b.drop(n, c)
-		return nil //nolint:nilerr // its place is free again
-	}
-	_ = c.SetDeadline(time.Time{}) // fails only when it is closed
-	return nil
-}
-
-// readLine reads up to a newline and not a byte further: what follows belongs to the stream.
-func readLine(r io.Reader) (string, error) {
-	var line [maxGreeting]byte
-	for i := range line {
-		if _, err := io.ReadFull(r, line[i:i+1]); err != nil {
-			return "", err
-		}
-		if line[i] == '\n' {
-			return string(line[:i]), nil
-		}
-	}
-	return "", fmt.Errorf("stream greeting is longer than %d bytes: %w", maxGreeting, errdefs.ErrInvalidArgument)
-}
-
-// parseGreeting reads "stream <n>", n being decimal, from 1 up, without sign or leading zero.
-func parseGreeting(line string) (uint32, error) {
-	s, ok := strings.CutPrefix(line, "stream ")
-	n, err := strconv.ParseUint(s, 10, 32)
-	if !ok || err != nil || n == 0 || strconv.FormatUint(n, 10) != s {
-		return 0, fmt.Errorf("stream greeting %q, want \"stream <number>\": %w", line, errdefs.ErrInvalidArgument)
-	}
-	return uint32(n), nil
 }
 
 func (b *Broker) register(n uint32, c net.Conn) error {

@@ -19,8 +19,6 @@ import (
 	"github.com/containerd/errdefs"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
-
-	"github.com/coco-shim/coco/internal/worktest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -454,23 +452,4 @@ func itoa(n int) string {
 		return string(rune('0' + n))
 	}
 	return itoa(n/10) + itoa(n%10)
-}
-
-func FuzzGreeting(f *testing.F) {
-	f.Add([]byte("stream 7\nrest"))
-	f.Add([]byte("stream 4294967296\n"))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		defer worktest.Bound(t, len(b))()
-		r := bytes.NewReader(b)
-		line, err := readLine(r)
-		if err != nil {
-			return
-		}
-		if used := len(b) - r.Len(); used != len(line)+1 || used > maxGreeting {
-			t.Errorf("%q: read %d bytes", b, used)
-		}
-		if n, err := parseGreeting(line); err == nil && n == 0 {
-			t.Errorf("%q is stream 0", line)
-		}
-	})
 }
