@@ -22,6 +22,7 @@ import (
 	"github.com/containerd/ttrpc"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 )
 
 var discard = slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -286,12 +287,39 @@ func TestRemovalGoesOnWhereItStopped(t *testing.T) {
 func TestDevicesMayChangeTheSpecification(t *testing.T) {
 	f := newFixture(t)
 	f.sandbox(t)
-	_, err := f.CreateContainer(within(t), &pb.CreateContainerRequest{ContainerId: "c1", OCI: spec(), Devices: []*pb.Device{{}}})
+	_, err := f.CreateContainer(within(t), &pb.CreateContainerRequest{
+		ContainerId: "c1", OCI: spec(), Devices: []*pb.Device{{ContainerPath: "/dev/x"}},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := f.runner.get("c1").spec.Spec.Annotations["devices"]; got != "seen" {
+	if got := f.runner.get("c1").spec.Spec.Annotations["device"]; got != "/dev/x" {
 		t.Errorf("what the storage wrote did not reach the runtime: %q", got)
+	}
+}
+
+// TestARequestIsNotChanged: what was checked is what is handled, and stays what it was.
+func TestARequestIsNotChanged(t *testing.T) {
+	f := newFixture(t)
+	f.sandbox(t)
+	sp := spec()
+	sp.Process.Capabilities = &pb.LinuxCapabilities{Bounding: []string{"CAP_SYS_RAWIO", "CAP_CHOWN"}}
+	sp.Linux.Sysctl = map[string]string{"net.a": "1"}
+	sp.Annotations = map[string]string{"run.oci.x": "y"}
+	create := &pb.CreateContainerRequest{ContainerId: "c1", OCI: sp, Devices: []*pb.Device{{ContainerPath: "/dev/x"}}}
+	exec := &pb.ExecProcessRequest{ContainerId: "c1", ExecId: "x", Process: proto.CloneOf(sp.Process)}
+	createWas, execWas := proto.CloneOf(create), proto.CloneOf(exec)
+	if _, err := f.CreateContainer(within(t), create); err == nil {
+		t.Fatal("a sysctl that no kernel has was set")
+	}
+	if err := errors.Join(f.create(t, "c1"), f.start(t, "c1")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.ExecProcess(within(t), exec); err != nil {
+		t.Fatal(err)
+	}
+	if !proto.Equal(create, createWas) || !proto.Equal(exec, execWas) {
+		t.Errorf("changed:\n%v\n%v", create, exec)
 	}
 }
 

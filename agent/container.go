@@ -65,7 +65,7 @@ func (s *Service) CreateContainer(ctx context.Context, req *pb.CreateContainerRe
 		return nil, err
 	}
 	err = guard.Storages(req.Storages, c.bundle)
-	s.copy.Use(c.id, sources(req, c.bundle))
+	s.copy.Use(c.id, sources(spec, req.Storages, c.bundle))
 	c.undo.Push("forget sources", func(context.Context) error { s.copy.Unuse(c.id); return nil })
 	if err == nil {
 		err = s.build(ctx, c, req, spec, box)
@@ -130,13 +130,8 @@ func (s *Service) build(ctx context.Context, c *container, req *pb.CreateContain
 	if err := s.mountRootfs(ctx, c, req, spec); err != nil {
 		return err
 	}
-	if len(req.Devices) > 0 { // they change numbers in the specification
-		if err := s.Storage.Devices(ctx, c.id, req.Devices, req.OCI); err != nil {
-			return err
-		}
-		if spec, err = ocispec.Spec(req.OCI); err != nil {
-			return err
-		}
+	if err := s.Storage.Devices(ctx, c.id, req.Devices, spec); err != nil {
+		return err
 	}
 	c.lastWords = spec.Annotations[lastWordsKey]
 	sysctls, err := adapt(spec, surroundings{
@@ -183,16 +178,16 @@ func (s *Service) run(ctx context.Context, c *container, rc runner.Container) (r
 const lastWordsKey = "io.kubernetes.container.terminationMessagePath"
 
 // sources are the paths that a container is made of.
-func sources(req *pb.CreateContainerRequest, bundle string) []string {
-	root := req.OCI.GetRoot().GetPath()
+func sources(spec *specs.Spec, storages []*pb.Storage, bundle string) []string {
+	root := spec.Root.Path
 	if !filepath.IsAbs(root) {
 		root = filepath.Join(bundle, root)
 	}
 	out := []string{root}
-	for _, m := range req.OCI.GetMounts() {
-		out = append(out, m.GetSource())
+	for _, m := range spec.Mounts {
+		out = append(out, m.Source)
 	}
-	for _, st := range req.Storages {
+	for _, st := range storages {
 		out = append(out, guard.Sources(st)...)
 	}
 	return out

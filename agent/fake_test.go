@@ -17,6 +17,7 @@ import (
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -183,8 +184,10 @@ func (f *fakeStorage) Remove(_ context.Context, cid string) error {
 	return nil
 }
 
-func (f *fakeStorage) Devices(_ context.Context, _ string, _ []*pb.Device, s *pb.Spec) error {
-	s.Annotations = map[string]string{"devices": "seen"}
+func (f *fakeStorage) Devices(_ context.Context, _ string, list []*pb.Device, s *specs.Spec) error {
+	for _, d := range list {
+		s.Annotations = map[string]string{"device": d.ContainerPath}
+	}
 	return nil
 }
 

@@ -27,6 +27,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc/status"
 )
 
@@ -42,7 +43,8 @@ type Runner interface {
 type Storage interface {
 	Add(ctx context.Context, cid string, list []*pb.Storage) error
 	Remove(ctx context.Context, cid string) error
-	Devices(ctx context.Context, cid string, list []*pb.Device, spec *pb.Spec) error
+	// Devices puts the devices' numbers in this guest into the specification.
+	Devices(ctx context.Context, cid string, list []*pb.Device, spec *specs.Spec) error
 	// Corrupted names the layers of a container that failed verification.
 	Corrupted(cid string) error
 }

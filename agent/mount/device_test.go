@@ -19,6 +19,7 @@ import (
 	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 func TestHugePages(t *testing.T) {
@@ -66,18 +67,29 @@ func TestDevicesGetTheGuestsNumbers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	spec := &agent.Spec{Linux: &agent.Linux{
-		Devices:   []*agent.LinuxDevice{{Path: "/dev/x", Type: "b", Major: 259, Minor: 4}, {Path: "/dev/null", Type: "c", Major: 1, Minor: 3}},
-		Resources: &agent.LinuxResources{Devices: []*agent.LinuxDeviceCgroup{{Type: "b", Major: 259, Minor: 4}, {Type: "c", Major: 259, Minor: 4}, {Allow: false}}},
+	major, minor := new(int64(259)), new(int64(4))
+	spec := &specs.Spec{Linux: &specs.Linux{
+		Devices: []specs.LinuxDevice{{Path: "/dev/x", Type: "b", Major: 259, Minor: 4}, {Path: "/dev/null", Type: "c", Major: 1, Minor: 3}},
+		Resources: &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{
+			{Type: "b", Major: major, Minor: minor}, {Type: "c", Major: major, Minor: minor}, {Major: major, Minor: minor}, {Allow: false},
+		}},
 	}}
 	dev := &agent.Device{Type: "scsi", VmPath: a.Source, ContainerPath: "/dev/x"}
 	if err := g.Devices(t.Context(), "c", []*agent.Device{dev}, spec); err != nil {
 		t.Fatal(err)
 	}
 	rules := spec.Linux.Resources.Devices
-	got := []number2{{spec.Linux.Devices[0].Major, spec.Linux.Devices[0].Minor}, {rules[0].Major, rules[0].Minor}, {rules[1].Major, rules[1].Minor}}
-	if diff := cmp.Diff([]number2{{want.major, want.minor}, {want.major, want.minor}, {259, 4}}, got); diff != "" {
-		t.Errorf("numbers (-want +got):\n%s", diff)
+	wanted := []specs.LinuxDeviceCgroup{
+		{Type: "b", Major: &want.major, Minor: &want.minor},
+		{Type: "c", Major: new(int64(259)), Minor: new(int64(4))},
+		{Type: "b", Major: &want.major, Minor: &want.minor},
+		{Allow: false},
+	}
+	if diff := cmp.Diff(wanted, rules); diff != "" {
+		t.Errorf("rules (-want +got):\n%s", diff)
+	}
+	if d := spec.Linux.Devices[0]; d.Major != want.major || d.Minor != want.minor {
+		t.Errorf("the device has number %d:%d, want %d:%d", d.Major, d.Minor, want.major, want.minor)
 	}
 	for _, bad := range []*agent.Device{
 		{Type: "vfio-pci", ContainerPath: "/dev/x"},
@@ -96,8 +108,6 @@ func TestDevicesGetTheGuestsNumbers(t *testing.T) {
 		t.Error("the container's disk was not let go")
 	}
 }
-
-type number2 struct{ Major, Minor int64 }
 
 func firstEntry(t *testing.T, dir string) string {
 	t.Helper()

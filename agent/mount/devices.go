@@ -13,13 +13,14 @@ import (
 
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 const maxDevices = 256
 
 // Devices waits for the block devices that a container gets as such and puts their numbers in the
 // guest into its specification: into Linux.Devices and into the device cgroup's rules.
-func (m *Manager) Devices(ctx context.Context, cid string, devices []*agent.Device, spec *agent.Spec) error {
+func (m *Manager) Devices(ctx context.Context, cid string, devices []*agent.Device, spec *specs.Spec) error {
 	if len(devices) > maxDevices {
 		return fmt.Errorf("%d devices are more than %d: %w", len(devices), maxDevices, errdefs.ErrInvalidArgument)
 	}
@@ -29,12 +30,17 @@ func (m *Manager) Devices(ctx context.Context, cid string, devices []*agent.Devi
 			return fmt.Errorf("device %.80q (type %.40q, address %.80q): %w", d.GetContainerPath(), d.GetType(), d.GetVmPath(), err)
 		}
 	}
-	for _, rule := range spec.GetLinux().GetResources().GetDevices() {
-		if rule.GetType() != "b" && rule.GetType() != "" {
+	if spec.Linux.Resources == nil {
+		return nil
+	}
+	rules := spec.Linux.Resources.Devices
+	for i := range rules {
+		r := &rules[i]
+		if r.Type != "b" && r.Type != "" || r.Major == nil || r.Minor == nil {
 			continue
 		}
-		if to, ok := renumber[number{rule.GetMajor(), rule.GetMinor()}]; ok {
-			rule.Type, rule.Major, rule.Minor = "b", to.major, to.minor
+		if to, ok := renumber[number{*r.Major, *r.Minor}]; ok {
+			r.Type, r.Major, r.Minor = "b", &to.major, &to.minor
 		}
 	}
 	return nil
@@ -42,7 +48,7 @@ func (m *Manager) Devices(ctx context.Context, cid string, devices []*agent.Devi
 
 type number struct{ major, minor int64 }
 
-func (m *Manager) device(ctx context.Context, cid string, d *agent.Device, spec *agent.Spec, renumber map[number]number) error {
+func (m *Manager) device(ctx context.Context, cid string, d *agent.Device, spec *specs.Spec, renumber map[number]number) error {
 	if !slices.Contains(DeviceTypes(), d.GetType()) {
 		return fmt.Errorf("devices of this type are not supported; %s are: %w", strings.Join(DeviceTypes(), ", "), errdefs.ErrNotImplemented)
 	}
@@ -64,14 +70,15 @@ func (m *Manager) device(ctx context.Context, cid string, d *agent.Device, spec 
 		return err
 	}
 	found := false
-	for _, ld := range spec.GetLinux().GetDevices() {
-		if ld.GetPath() != d.GetContainerPath() {
+	for i := range spec.Linux.Devices {
+		ld := &spec.Linux.Devices[i]
+		if ld.Path != d.GetContainerPath() {
 			continue
 		}
-		if ld.GetType() != "b" {
-			return invalid(fmt.Errorf("the specification has it as type %.10q, not as a block device", ld.GetType()))
+		if ld.Type != "b" {
+			return invalid(fmt.Errorf("the specification has it as type %.10q, not as a block device", ld.Type))
 		}
-		renumber[number{ld.GetMajor(), ld.GetMinor()}] = to
+		renumber[number{ld.Major, ld.Minor}] = to
 		ld.Major, ld.Minor = to.major, to.minor
 		found = true
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -182,7 +183,7 @@ func TestDriversOfTheProtocolThatAreAbsent(t *testing.T) {
 		if !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), driver) || slices.Contains(Drivers(), driver) {
 			t.Errorf("%s: %v, want a refusal by name", driver, err)
 		}
-		err = g.Devices(t.Context(), "c", []*agent.Device{{Type: driver, VmPath: "x", ContainerPath: "/dev/x"}}, &agent.Spec{})
+		err = g.Devices(t.Context(), "c", []*agent.Device{{Type: driver, VmPath: "x", ContainerPath: "/dev/x"}}, &specs.Spec{Linux: &specs.Linux{}})
 		if !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), driver) || slices.Contains(DeviceTypes(), driver) {
 			t.Errorf("device of type %s: %v, want a refusal by name", driver, err)
 		}

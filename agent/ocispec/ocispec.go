@@ -5,13 +5,16 @@
 // specification's own types, all fields of it. It is pure. What the agent changes in a
 // specification afterwards (namespaces, root, cgroup) is not decided here.
 //
-// Where the wire cannot tell "zero" from "absent", zero means absent: an absent limit is no limit.
+// Where the wire cannot tell "zero" from "absent", zero means absent: an absent limit is no limit. The result shares no
+// memory with the message, which stays as it was checked, whatever the agent changes in the specification.
 package ocispec
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"os"
+	"slices"
 
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/containerd/errdefs"
@@ -41,7 +44,7 @@ func Spec(in *agent.Spec) (*specs.Spec, error) {
 		Hostname:    in.Hostname,
 		Mounts:      each(in.Mounts, mount),
 		Hooks:       hooks(in.Hooks),
-		Annotations: in.Annotations,
+		Annotations: maps.Clone(in.Annotations),
 		Linux:       lin,
 	}, nil
 }
@@ -57,8 +60,8 @@ func Process(in *agent.Process) (*specs.Process, error) {
 	p := &specs.Process{
 		Terminal:        in.Terminal,
 		User:            user(in.User),
-		Args:            in.Args,
-		Env:             in.Env,
+		Args:            slices.Clone(in.Args),
+		Env:             slices.Clone(in.Env),
 		Cwd:             in.Cwd,
 		Rlimits:         each(in.Rlimits, rlimit),
 		NoNewPrivileges: in.NoNewPrivileges,
@@ -73,8 +76,8 @@ func Process(in *agent.Process) (*specs.Process, error) {
 	}
 	if c := in.Capabilities; c != nil {
 		p.Capabilities = &specs.LinuxCapabilities{
-			Bounding: c.Bounding, Effective: c.Effective, Inheritable: c.Inheritable,
-			Permitted: c.Permitted, Ambient: c.Ambient,
+			Bounding: slices.Clone(c.Bounding), Effective: slices.Clone(c.Effective), Inheritable: slices.Clone(c.Inheritable),
+			Permitted: slices.Clone(c.Permitted), Ambient: slices.Clone(c.Ambient),
 		}
 	}
 	if p.Cwd == "" {
@@ -85,7 +88,7 @@ func Process(in *agent.Process) (*specs.Process, error) {
 
 func user(in *agent.User) specs.User {
 	return specs.User{
-		UID: in.GetUID(), GID: in.GetGID(), AdditionalGids: in.GetAdditionalGids(), Username: in.GetUsername(),
+		UID: in.GetUID(), GID: in.GetGID(), AdditionalGids: slices.Clone(in.GetAdditionalGids()), Username: in.GetUsername(),
 	}
 }
 
@@ -94,7 +97,7 @@ func rlimit(in *agent.POSIXRlimit) specs.POSIXRlimit {
 }
 
 func mount(in *agent.Mount) specs.Mount {
-	return specs.Mount{Destination: in.Destination, Type: in.Type, Source: in.Source, Options: in.Options}
+	return specs.Mount{Destination: in.Destination, Type: in.Type, Source: in.Source, Options: slices.Clone(in.Options)}
 }
 
 func hooks(in *agent.Hooks) *specs.Hooks {
@@ -113,7 +116,7 @@ func hooks(in *agent.Hooks) *specs.Hooks {
 }
 
 func hook(in *agent.Hook) specs.Hook {
-	h := specs.Hook{Path: in.Path, Args: in.Args, Env: in.Env}
+	h := specs.Hook{Path: in.Path, Args: slices.Clone(in.Args), Env: slices.Clone(in.Env)}
 	if in.Timeout > 0 {
 		h.Timeout = new(int(min(in.Timeout, math.MaxInt32)))
 	}
@@ -132,15 +135,15 @@ func linux(in *agent.Linux) (*specs.Linux, error) {
 	l := &specs.Linux{
 		UIDMappings:       each(in.UIDMappings, idMapping),
 		GIDMappings:       each(in.GIDMappings, idMapping),
-		Sysctl:            in.Sysctl,
+		Sysctl:            maps.Clone(in.Sysctl),
 		Resources:         res,
 		CgroupsPath:       in.CgroupsPath,
 		Namespaces:        each(in.Namespaces, namespace),
 		Devices:           each(in.Devices, device),
 		Seccomp:           sec,
 		RootfsPropagation: in.RootfsPropagation,
-		MaskedPaths:       in.MaskedPaths,
-		ReadonlyPaths:     in.ReadonlyPaths,
+		MaskedPaths:       slices.Clone(in.MaskedPaths),
+		ReadonlyPaths:     slices.Clone(in.ReadonlyPaths),
 		MountLabel:        in.MountLabel,
 	}
 	if in.IntelRdt != nil {
@@ -158,7 +161,9 @@ func namespace(in *agent.LinuxNamespace) specs.LinuxNamespace {
 }
 
 func device(in *agent.LinuxDevice) specs.LinuxDevice {
-	d := specs.LinuxDevice{Path: in.Path, Type: in.Type, Major: in.Major, Minor: in.Minor, UID: &in.UID, GID: &in.GID}
+	d := specs.LinuxDevice{
+		Path: in.Path, Type: in.Type, Major: in.Major, Minor: in.Minor, UID: new(in.UID), GID: new(in.GID),
+	}
 	if in.FileMode != 0 {
 		d.FileMode = new(os.FileMode(in.FileMode))
 	}
@@ -187,7 +192,7 @@ func seccomp(in *agent.LinuxSeccomp) (*specs.LinuxSeccomp, error) {
 
 func syscallRule(in *agent.LinuxSyscall) specs.LinuxSyscall {
 	r := specs.LinuxSyscall{
-		Names:  in.Names,
+		Names:  slices.Clone(in.Names),
 		Action: specs.LinuxSeccompAction(in.Action),
 		Args:   each(in.Args, syscallArg),
 	}

@@ -173,12 +173,57 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
+// TestNothingIsShared: what is changed in a specification changes nothing in the message that it came from.
+func TestNothingIsShared(t *testing.T) {
+	f := &filler{next: 100, values: map[string]string{}}
+	in := &agent.Spec{}
+	f.message(in.ProtoReflect(), "Spec")
+	got, err := Spec(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := json.Marshal(got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spoil(in.ProtoReflect())
+	after, err := json.Marshal(got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(before), string(after)); d != "" {
+		t.Errorf("the specification changed with the message (-before +after):\n%s", d)
+	}
+}
+
+// spoil clears every field of a message, in place.
+func spoil(m protoreflect.Message) {
+	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		switch {
+		case fd.IsMap():
+			v.Map().Range(func(k protoreflect.MapKey, _ protoreflect.Value) bool { v.Map().Clear(k); return true })
+		case fd.IsList():
+			for i := range v.List().Len() {
+				if fd.Message() != nil {
+					spoil(v.List().Get(i).Message())
+				} else {
+					v.List().Set(i, v.List().NewElement())
+				}
+			}
+		case fd.Message() != nil:
+			spoil(v.Message())
+		}
+		m.Clear(fd)
+		return true
+	})
+}
+
 func TestZeroMeansAbsent(t *testing.T) {
 	got, err := Spec(&agent.Spec{
 		Process: &agent.Process{Args: []string{"x"}}, Root: &agent.Root{},
 		Linux: &agent.Linux{Resources: &agent.LinuxResources{
 			Memory: &agent.LinuxMemory{}, CPU: &agent.LinuxCPU{}, Pids: &agent.LinuxPids{}, BlockIO: &agent.LinuxBlockIO{},
-			Devices: []*agent.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}, {Allow: true, Type: "c", Access: "m"}, {Allow: true, Type: "c", Major: -1, Minor: -1, Access: "m"}},
+			Devices: []*agent.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}, {Allow: true, Type: "c", Access: "m"}, {Allow: true, Type: "c", Major: -1, Minor: -1, Access: "m"}, {Allow: true, Type: "a", Major: 8, Access: "m"}, {Allow: true, Major: 8, Access: "m"}},
 		}},
 	})
 	if err != nil {
@@ -188,7 +233,7 @@ func TestZeroMeansAbsent(t *testing.T) {
 		Process: &specs.Process{Args: []string{"x"}, Cwd: "/"}, Root: &specs.Root{},
 		Linux: &specs.Linux{Resources: &specs.LinuxResources{
 			Memory: &specs.LinuxMemory{}, CPU: &specs.LinuxCPU{}, BlockIO: &specs.LinuxBlockIO{},
-			Devices: []specs.LinuxDeviceCgroup{{Access: "rwm"}, {Allow: true, Type: "c", Access: "m"}, {Allow: true, Type: "c", Access: "m"}},
+			Devices: []specs.LinuxDeviceCgroup{{Access: "rwm"}, {Allow: true, Type: "c", Access: "m"}, {Allow: true, Type: "c", Access: "m"}, {Allow: true, Type: "a", Access: "m"}, {Allow: true, Major: new(int64(8)), Minor: new(int64(0)), Access: "m"}},
 		}},
 	}
 	if d := cmp.Diff(want, got); d != "" {

@@ -5,6 +5,7 @@ package ocispec
 
 import (
 	"fmt"
+	"maps"
 	"math"
 
 	"github.com/coco-shim/coco/api/agent"
@@ -26,13 +27,13 @@ func Resources(in *agent.LinuxResources) (*specs.LinuxResources, error) {
 		Memory:  memory(in.Memory),
 		CPU:     cpu(in.CPU),
 		BlockIO: bio,
-		Unified: in.Unified,
+		Unified: maps.Clone(in.Unified),
 		HugepageLimits: each(in.HugepageLimits, func(h *agent.LinuxHugepageLimit) specs.LinuxHugepageLimit {
 			return specs.LinuxHugepageLimit{Pagesize: h.Pagesize, Limit: h.Limit}
 		}),
 	}
 	if in.Pids != nil && in.Pids.Limit != 0 {
-		r.Pids = &specs.LinuxPids{Limit: &in.Pids.Limit}
+		r.Pids = &specs.LinuxPids{Limit: new(in.Pids.Limit)}
 	}
 	if n := in.Network; n != nil {
 		r.Network = &specs.LinuxNetwork{
@@ -46,19 +47,19 @@ func Resources(in *agent.LinuxResources) (*specs.LinuxResources, error) {
 }
 
 // deviceRule converts a rule of the device cgroup. The wire has no "any": a rule for type "a", or
-// without a number, is for all of them, as -1 is.
+// without a number, is for all of them, as -1 is. A rule without a type may have numbers, and is for both kinds then.
 func deviceRule(in *agent.LinuxDeviceCgroup) specs.LinuxDeviceCgroup {
 	r := specs.LinuxDeviceCgroup{Allow: in.Allow, Type: in.Type, Access: in.Access}
-	if in.Type == "b" || in.Type == "c" {
+	if in.Type != "a" {
 		// Character device 0:0 and block major 0 do not exist as rules of their own, so 0 with
 		// nothing beside it is an absent number.
 		if in.Major > 0 {
-			r.Major = &in.Major
+			r.Major = new(in.Major)
 			if in.Minor >= 0 {
-				r.Minor = &in.Minor
+				r.Minor = new(in.Minor)
 			}
 		} else if in.Minor > 0 {
-			r.Minor = &in.Minor
+			r.Minor = new(in.Minor)
 		}
 	}
 	return r
@@ -74,7 +75,7 @@ func memory(in *agent.LinuxMemory) *specs.LinuxMemory {
 		Kernel: nonZero(in.Kernel), KernelTCP: nonZero(in.KernelTCP), Swappiness: nonZero(in.Swappiness),
 	}
 	if in.DisableOOMKiller {
-		m.DisableOOMKiller = &in.DisableOOMKiller
+		m.DisableOOMKiller = new(in.DisableOOMKiller)
 	}
 	return m
 }
