@@ -331,8 +331,8 @@ func TestSandboxEffects(t *testing.T) {
 	if err != nil || !slices.Equal(f.network.dns, []string{"nameserver 1.1.1.1"}) || !slices.Equal(f.modules.loaded, []string{"m"}) || f.storage.mounts[""] != 2 {
 		t.Errorf("%v; dns %v, modules %v, mounts %v", err, f.network.dns, f.modules.loaded, f.storage.mounts)
 	}
-	if _, err := f.CreateContainer(within(t), &pb.CreateContainerRequest{ContainerId: "c1", OCI: spec(), SandboxPidns: true}); err != nil || f.Service.sandbox.ns["pid"] == "" {
-		t.Errorf("shared process ids are made when they are asked for: %v, %v", err, f.Service.sandbox.ns)
+	if _, err := f.CreateContainer(within(t), &pb.CreateContainerRequest{ContainerId: "c1", OCI: spec(), SandboxPidns: true}); err != nil || f.service.sandbox.ns["pid"] == "" {
+		t.Errorf("shared process ids are made when they are asked for: %v, %v", err, f.service.sandbox.ns)
 	}
 	if _, err := f.CreateContainer(within(t), &pb.CreateContainerRequest{ContainerId: "c2", OCI: spec(), PidContainer: "c9"}); !errdefs.IsNotFound(err) {
 		t.Errorf("process ids of a container that is not = %v", err)
@@ -343,7 +343,7 @@ func TestSandboxEffects(t *testing.T) {
 	if _, err := f.DestroySandbox(within(t), &pb.DestroySandboxRequest{}); err != nil {
 		t.Error(err)
 	}
-	<-f.Stopped()
+	<-f.stopped
 	if _, err := f.DestroySandbox(within(t), &pb.DestroySandboxRequest{}); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("destroy twice = %v", err)
 	}
@@ -376,7 +376,7 @@ func TestCodes(t *testing.T) {
 		{context.Canceled, errdefs.IsCanceled},
 		{errdefs.ErrNotImplemented, errdefs.IsNotImplemented},
 	} {
-		_, err := f.Intercept(within(t), nil, &ttrpc.UnaryServerInfo{}, func(context.Context, func(any) error) (any, error) { return nil, tc.err })
+		_, err := f.pass(within(t), nil, &ttrpc.UnaryServerInfo{}, func(context.Context, func(any) error) (any, error) { return nil, tc.err })
 		if !tc.want(errgrpc.ToNative(err)) {
 			t.Errorf("%v became %v", tc.err, err)
 		}
@@ -407,7 +407,7 @@ func TestUnsupportedCallsSaySo(t *testing.T) {
 func TestTheClockOfATEE(t *testing.T) {
 	for _, tee := range []bool{false, true} {
 		f := newFixture(t)
-		f.Service.Confidential = tee
+		f.service.Confidential = tee
 		set := func() error {
 			_, err := f.SetGuestDateTime(within(t), &pb.SetGuestDateTimeRequest{Sec: 1})
 			return err

@@ -45,7 +45,7 @@ type container struct {
 }
 
 // CreateContainer prepares a container up to its init process, which waits for StartContainer.
-func (s *Service) CreateContainer(ctx context.Context, req *pb.CreateContainerRequest) (_ *emptypb.Empty, err error) {
+func (s *service) CreateContainer(ctx context.Context, req *pb.CreateContainerRequest) (_ *emptypb.Empty, err error) {
 	if err := checkContainerID(req.ContainerId); err != nil {
 		return nil, err
 	}
@@ -83,7 +83,7 @@ func (s *Service) CreateContainer(ctx context.Context, req *pb.CreateContainerRe
 	return &emptypb.Empty{}, nil
 }
 
-func (s *Service) addContainer(id string) (*container, error) {
+func (s *service) addContainer(id string) (*container, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.containers[id]; ok {
@@ -100,14 +100,14 @@ func (s *Service) addContainer(id string) (*container, error) {
 // cgroupPath is where a container's group is; the host's idea of it does not matter in here.
 func cgroupPath(id string) string { return "/coco/" + id }
 
-func (s *Service) dropContainer(c *container) {
+func (s *service) dropContainer(c *container) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.containers, c.id)
 }
 
 // container finds a container.
-func (s *Service) container(id string) (*container, error) {
+func (s *service) container(id string) (*container, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c, ok := s.containers[id]
@@ -118,7 +118,7 @@ func (s *Service) container(id string) (*container, error) {
 }
 
 // build does the work of CreateContainer; each step pushes its undo.
-func (s *Service) build(ctx context.Context, c *container, req *pb.CreateContainerRequest, spec *specs.Spec, box sandbox) error {
+func (s *service) build(ctx context.Context, c *container, req *pb.CreateContainerRequest, spec *specs.Spec, box sandbox) error {
 	io, err := s.openIO(spec.Process.Terminal, req.StdinPort, req.StdoutPort, req.StderrPort)
 	if err != nil {
 		return err
@@ -160,7 +160,7 @@ func (s *Service) build(ctx context.Context, c *container, req *pb.CreateContain
 }
 
 // run has the OCI runtime create the container, from sources that nobody can exchange meanwhile.
-func (s *Service) run(ctx context.Context, c *container, rc runner.Container) (runner.Process, error) {
+func (s *service) run(ctx context.Context, c *container, rc runner.Container) (runner.Process, error) {
 	staged, err := s.stage(c, rc.Spec.Mounts)
 	if err != nil {
 		return nil, err
@@ -194,7 +194,7 @@ func sources(spec *specs.Spec, storages []*pb.Storage, bundle string) []string {
 }
 
 // adopt makes p the container's init process and watches it.
-func (s *Service) adopt(c *container, p *process) {
+func (s *service) adopt(c *container, p *process) {
 	c.mu.Lock()
 	c.init = p
 	c.mu.Unlock()
@@ -212,7 +212,7 @@ func (s *Service) adopt(c *container, p *process) {
 
 // mountRootfs makes the bundle and mounts the container's storages; the root file system ends up
 // at <bundle>/rootfs.
-func (s *Service) mountRootfs(ctx context.Context, c *container, req *pb.CreateContainerRequest, spec *specs.Spec) error {
+func (s *service) mountRootfs(ctx context.Context, c *container, req *pb.CreateContainerRequest, spec *specs.Spec) error {
 	rootfs := filepath.Join(c.bundle, contract.RootfsName)
 	if err := makeBundle(c.bundle); err != nil {
 		return err
@@ -248,11 +248,11 @@ func makeBundle(dir string) error {
 }
 
 // openIO claims the streams that a request names and makes the process's side of them.
-func (s *Service) openIO(terminal bool, stdin, stdout, stderr uint32) (*stdio.IO, error) {
+func (s *service) openIO(terminal bool, stdin, stdout, stderr uint32) (*stdio.IO, error) {
 	if terminal {
 		stderr = 0
 	}
-	conns, err := s.Streams.Claim(stdin, stdout, stderr)
+	conns, err := s.streams.Claim(stdin, stdout, stderr)
 	if err != nil {
 		return nil, err
 	}
@@ -264,7 +264,7 @@ func (s *Service) openIO(terminal bool, stdin, stdout, stderr uint32) (*stdio.IO
 }
 
 // StartContainer lets the init process run.
-func (s *Service) StartContainer(ctx context.Context, req *pb.StartContainerRequest) (*emptypb.Empty, error) {
+func (s *service) StartContainer(ctx context.Context, req *pb.StartContainerRequest) (*emptypb.Empty, error) {
 	c, err := s.container(req.ContainerId)
 	if err != nil {
 		return nil, err
@@ -282,7 +282,7 @@ func (s *Service) StartContainer(ctx context.Context, req *pb.StartContainerRequ
 
 // RemoveContainer kills what runs and releases everything that belongs to the container. After an
 // error it can be repeated and goes on where it stopped.
-func (s *Service) RemoveContainer(ctx context.Context, req *pb.RemoveContainerRequest) (*emptypb.Empty, error) {
+func (s *service) RemoveContainer(ctx context.Context, req *pb.RemoveContainerRequest) (*emptypb.Empty, error) {
 	c, err := s.container(req.ContainerId)
 	if err != nil {
 		return nil, err
@@ -303,7 +303,7 @@ func (s *Service) RemoveContainer(ctx context.Context, req *pb.RemoveContainerRe
 	return &emptypb.Empty{}, nil
 }
 
-func (s *Service) tearDown(ctx context.Context, c *container) error {
+func (s *service) tearDown(ctx context.Context, c *container) error {
 	if err := c.group.Kill(); err != nil {
 		return err
 	}
@@ -332,7 +332,7 @@ func (s *Service) tearDown(ctx context.Context, c *container) error {
 }
 
 // PauseContainer freezes the container's processes.
-func (s *Service) PauseContainer(ctx context.Context, req *pb.PauseContainerRequest) (*emptypb.Empty, error) {
+func (s *service) PauseContainer(ctx context.Context, req *pb.PauseContainerRequest) (*emptypb.Empty, error) {
 	c, err := s.container(req.ContainerId)
 	if err != nil {
 		return nil, err
@@ -354,7 +354,7 @@ func (s *Service) PauseContainer(ctx context.Context, req *pb.PauseContainerRequ
 }
 
 // ResumeContainer thaws the container's processes.
-func (s *Service) ResumeContainer(ctx context.Context, req *pb.ResumeContainerRequest) (*emptypb.Empty, error) {
+func (s *service) ResumeContainer(ctx context.Context, req *pb.ResumeContainerRequest) (*emptypb.Empty, error) {
 	c, err := s.container(req.ContainerId)
 	if err != nil {
 		return nil, err
@@ -373,7 +373,7 @@ func (s *Service) ResumeContainer(ctx context.Context, req *pb.ResumeContainerRe
 }
 
 // UpdateContainer changes the limits of a container.
-func (s *Service) UpdateContainer(_ context.Context, req *pb.UpdateContainerRequest) (*emptypb.Empty, error) {
+func (s *service) UpdateContainer(_ context.Context, req *pb.UpdateContainerRequest) (*emptypb.Empty, error) {
 	c, err := s.container(req.ContainerId)
 	if err != nil {
 		return nil, err

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"sync"
 	"syscall"
 	"testing"
@@ -209,20 +208,6 @@ func (*fakeNetwork) ListRoutes(context.Context) (*pb.Routes, error)       { retu
 func (*fakeNetwork) AddNeighbors(context.Context, *pb.ARPNeighbors) error { return nil }
 func (f *fakeNetwork) SetDNS(_ context.Context, lines []string) error     { f.dns = lines; return nil }
 
-// fakeStreams has one end of a pipe for each number that is claimed.
-type fakeStreams struct{}
-
-func (fakeStreams) Claim(numbers ...uint32) ([]net.Conn, error) {
-	out := make([]net.Conn, len(numbers))
-	for i, n := range numbers {
-		if n != 0 {
-			return nil, fmt.Errorf("stream %d: %w", n, errdefs.ErrInvalidArgument)
-		}
-		out[i] = nil
-	}
-	return out, nil
-}
-
 type fakeModules struct {
 	loaded []string
 	opened bool
@@ -266,7 +251,7 @@ func (f fakeSystem) Namespaces(string, map[string]string) (map[string]string, er
 
 // fixture is a service over fakes.
 type fixture struct {
-	*Service
+	*service
 	runner  *fakeRunner
 	storage *fakeStorage
 	network *fakeNetwork
@@ -280,8 +265,8 @@ func newFixture(t *testing.T) *fixture {
 		runner: newFakeRunner(), storage: &fakeStorage{mounts: map[string]int{}}, network: &fakeNetwork{},
 		modules: &fakeModules{}, oom: fakeOOM{make(chan string, 1)},
 	}
-	f.Service = New(Config{
-		Runner: f.runner, Storage: f.storage, Network: f.network, Streams: fakeStreams{}, Modules: f.modules,
+	f.service = newService(Config{
+		Runner: f.runner, Storage: f.storage, Network: f.network, Modules: f.modules,
 		OOM: f.oom, System: fakeSystem{}, CgroupRoot: t.TempDir(), RunDir: t.TempDir(), Version: "test", Log: discard,
 	})
 	t.Cleanup(func() {
@@ -291,7 +276,7 @@ func newFixture(t *testing.T) *fixture {
 		for _, c := range all {
 			c.init.end(137)
 		}
-		if err := f.Close(within(t)); err != nil {
+		if err := f.close(within(t)); err != nil {
 			t.Error(err)
 		}
 		for _, c := range f.containers {

@@ -30,7 +30,7 @@ const (
 // request can change what a name leads to: the OCI runtime opens its sources by name, in a mount namespace
 // in which the agent's descriptors count for nothing. What is returned takes the mounts away, which can be
 // done as soon as the runtime has made its own.
-func (s *Service) stage(c *container, mounts []specs.Mount) (staged *undo.Stack, err error) {
+func (s *service) stage(c *container, mounts []specs.Mount) (staged *undo.Stack, err error) {
 	staged = &undo.Stack{}
 	defer staged.RunOnError(&err)
 	dir := filepath.Join(c.bundle, stagingName)
@@ -133,10 +133,10 @@ func (c *container) noteTermination(m specs.Mount, src *os.File) {
 func (c *container) keeps(f *os.File) bool { return c.termination == f }
 
 // dir is where everything lies that requests name.
-func (s *Service) dir() beneath.Dir { return beneath.Dir(s.RunDir) }
+func (s *service) dir() beneath.Dir { return beneath.Dir(s.RunDir) }
 
 // mountRoot shows the directory that a specification names as the root file system in the bundle.
-func (s *Service) mountRoot(c *container, source, rootfs string) error {
+func (s *service) mountRoot(c *container, source, rootfs string) error {
 	if !filepath.IsAbs(source) {
 		source = filepath.Join(c.bundle, source)
 	}

@@ -42,7 +42,7 @@ const FeatureRules = "coco-rules"
 const FeatureSignalAll = "coco-signal-all"
 
 // GetGuestDetails tells what this guest can do.
-func (s *Service) GetGuestDetails(_ context.Context, req *pb.GuestDetailsRequest) (*pb.GuestDetailsResponse, error) {
+func (s *service) GetGuestDetails(_ context.Context, req *pb.GuestDetailsRequest) (*pb.GuestDetailsResponse, error) {
 	resp := &pb.GuestDetailsResponse{AgentDetails: &pb.AgentDetails{
 		Version:         s.Config.Version,
 		InitDaemon:      os.Getpid() == 1,
@@ -60,7 +60,7 @@ func (s *Service) GetGuestDetails(_ context.Context, req *pb.GuestDetailsRequest
 }
 
 // SetGuestDateTime sets the wall clock, in a TEE only until there is a sandbox.
-func (s *Service) SetGuestDateTime(_ context.Context, req *pb.SetGuestDateTimeRequest) (*emptypb.Empty, error) {
+func (s *service) SetGuestDateTime(_ context.Context, req *pb.SetGuestDateTimeRequest) (*emptypb.Empty, error) {
 	s.mu.Lock()
 	started := s.sandbox.state != sandboxNone
 	s.mu.Unlock()
@@ -71,17 +71,17 @@ func (s *Service) SetGuestDateTime(_ context.Context, req *pb.SetGuestDateTimeRe
 }
 
 // ReseedRandomDev feeds the random number generator.
-func (s *Service) ReseedRandomDev(_ context.Context, req *pb.ReseedRandomDevRequest) (*emptypb.Empty, error) {
+func (s *service) ReseedRandomDev(_ context.Context, req *pb.ReseedRandomDevRequest) (*emptypb.Empty, error) {
 	return &emptypb.Empty{}, s.System.AddEntropy(req.Data)
 }
 
 // CopyFile writes a piece of a file, a directory or a link below the shared directory.
-func (s *Service) CopyFile(_ context.Context, req *pb.CopyFileRequest) (*emptypb.Empty, error) {
+func (s *service) CopyFile(_ context.Context, req *pb.CopyFileRequest) (*emptypb.Empty, error) {
 	return &emptypb.Empty{}, s.copy.Copy(req)
 }
 
 // OnlineCPUMem brings processors and memory blocks into use that the VMM has added.
-func (s *Service) OnlineCPUMem(_ context.Context, req *pb.OnlineCPUMemRequest) (*emptypb.Empty, error) {
+func (s *service) OnlineCPUMem(_ context.Context, req *pb.OnlineCPUMemRequest) (*emptypb.Empty, error) {
 	if err := online("/sys/devices/system/cpu/cpu[0-9]*/online", "0", "1"); err != nil {
 		return nil, err
 	}
@@ -114,7 +114,7 @@ func online(pattern, from, to string) error {
 }
 
 // UpdateInterface configures a network interface.
-func (s *Service) UpdateInterface(ctx context.Context, req *pb.UpdateInterfaceRequest) (*types.Interface, error) {
+func (s *service) UpdateInterface(ctx context.Context, req *pb.UpdateInterfaceRequest) (*types.Interface, error) {
 	if req.Interface == nil {
 		return nil, fmt.Errorf("no interface in the request: %w", errdefs.ErrInvalidArgument)
 	}
@@ -130,7 +130,7 @@ func (s *Service) UpdateInterface(ctx context.Context, req *pb.UpdateInterfaceRe
 const netDriver = "virtio_net"
 
 // UpdateRoutes replaces the routes.
-func (s *Service) UpdateRoutes(ctx context.Context, req *pb.UpdateRoutesRequest) (*pb.Routes, error) {
+func (s *service) UpdateRoutes(ctx context.Context, req *pb.UpdateRoutesRequest) (*pb.Routes, error) {
 	if req.Routes == nil {
 		return nil, fmt.Errorf("no routes in the request: %w", errdefs.ErrInvalidArgument)
 	}
@@ -138,17 +138,17 @@ func (s *Service) UpdateRoutes(ctx context.Context, req *pb.UpdateRoutesRequest)
 }
 
 // ListInterfaces lists the guest's interfaces.
-func (s *Service) ListInterfaces(ctx context.Context, _ *pb.ListInterfacesRequest) (*pb.Interfaces, error) {
+func (s *service) ListInterfaces(ctx context.Context, _ *pb.ListInterfacesRequest) (*pb.Interfaces, error) {
 	return s.Network.ListInterfaces(ctx)
 }
 
 // ListRoutes lists the guest's routes.
-func (s *Service) ListRoutes(ctx context.Context, _ *pb.ListRoutesRequest) (*pb.Routes, error) {
+func (s *service) ListRoutes(ctx context.Context, _ *pb.ListRoutesRequest) (*pb.Routes, error) {
 	return s.Network.ListRoutes(ctx)
 }
 
 // AddARPNeighbors adds entries of the neighbour table.
-func (s *Service) AddARPNeighbors(ctx context.Context, req *pb.AddARPNeighborsRequest) (*emptypb.Empty, error) {
+func (s *service) AddARPNeighbors(ctx context.Context, req *pb.AddARPNeighborsRequest) (*emptypb.Empty, error) {
 	if req.Neighbors == nil {
 		return nil, fmt.Errorf("no neighbours in the request: %w", errdefs.ErrInvalidArgument)
 	}
@@ -156,7 +156,7 @@ func (s *Service) AddARPNeighbors(ctx context.Context, req *pb.AddARPNeighborsRe
 }
 
 // UpdateEphemeralMounts changes mounts that live in memory, or adds them to the sandbox.
-func (s *Service) UpdateEphemeralMounts(ctx context.Context, req *pb.UpdateEphemeralMountsRequest) (*emptypb.Empty, error) {
+func (s *service) UpdateEphemeralMounts(ctx context.Context, req *pb.UpdateEphemeralMountsRequest) (*emptypb.Empty, error) {
 	if _, err := s.ready(&pb.CreateContainerRequest{}); err != nil {
 		return nil, err
 	}
@@ -167,7 +167,7 @@ func (s *Service) UpdateEphemeralMounts(ctx context.Context, req *pb.UpdateEphem
 }
 
 // GetVolumeStats tells how full a volume is.
-func (s *Service) GetVolumeStats(_ context.Context, req *pb.VolumeStatsRequest) (*pb.VolumeStatsResponse, error) {
+func (s *service) GetVolumeStats(_ context.Context, req *pb.VolumeStatsRequest) (*pb.VolumeStatsResponse, error) {
 	p, err := s.dir().Open(req.VolumeGuestPath)
 	if err != nil {
 		return nil, fmt.Errorf("statistics of volume: %w", err)
@@ -191,7 +191,7 @@ func (s *Service) GetVolumeStats(_ context.Context, req *pb.VolumeStatsRequest) 
 const maxTermination = 64 << 10
 
 // GetDiagnosticData returns a container's termination log.
-func (s *Service) GetDiagnosticData(_ context.Context, req *pb.GetDiagnosticDataRequest) (*pb.GetDiagnosticDataResponse, error) {
+func (s *service) GetDiagnosticData(_ context.Context, req *pb.GetDiagnosticDataRequest) (*pb.GetDiagnosticDataResponse, error) {
 	if req.LogType != "termination_log" {
 		return nil, no("diagnostic data " + strconv.Quote(req.LogType))
 	}
@@ -224,7 +224,7 @@ func tail(log *os.File, limit int64) ([]byte, error) {
 }
 
 // GetMetrics tells in Prometheus' text format how the agent and the guest are.
-func (s *Service) GetMetrics(context.Context, *pb.GetMetricsRequest) (*pb.Metrics, error) {
+func (s *service) GetMetrics(context.Context, *pb.GetMetricsRequest) (*pb.Metrics, error) {
 	var out bytes.Buffer
 	gauge := func(name, help string, v uint64) {
 		fmt.Fprintf(&out, "# HELP %s %s\n# TYPE %s gauge\n%s %d\n", name, help, name, name, v)

@@ -68,7 +68,7 @@ func (c *container) processes() []*process {
 }
 
 // process finds a process; "" and the container's own id mean init.
-func (s *Service) process(cid, execID string) (*container, *process, error) {
+func (s *service) process(cid, execID string) (*container, *process, error) {
 	c, err := s.container(cid)
 	if err != nil {
 		return nil, nil, err
@@ -86,7 +86,7 @@ func (s *Service) process(cid, execID string) (*container, *process, error) {
 }
 
 // ExecProcess starts a further process in a running container.
-func (s *Service) ExecProcess(ctx context.Context, req *pb.ExecProcessRequest) (*emptypb.Empty, error) {
+func (s *service) ExecProcess(ctx context.Context, req *pb.ExecProcessRequest) (*emptypb.Empty, error) {
 	if err := checkExecID(req.ExecId); err != nil {
 		return nil, err
 	}
@@ -124,7 +124,7 @@ func (s *Service) ExecProcess(ctx context.Context, req *pb.ExecProcessRequest) (
 	return &emptypb.Empty{}, nil
 }
 
-func (s *Service) exec(ctx context.Context, c *container, req *pb.ExecProcessRequest, e runner.Exec) (*process, error) {
+func (s *service) exec(ctx context.Context, c *container, req *pb.ExecProcessRequest, e runner.Exec) (*process, error) {
 	io, err := s.openIO(e.Process.Terminal, req.StdinPort, req.StdoutPort, req.StderrPort)
 	if err != nil {
 		return nil, err
@@ -186,7 +186,7 @@ func (c *container) lateCode(id string) (int, bool) {
 
 // SignalProcess sends a signal. The kill signal for the container as such reaches every process, as any does that is
 // for all.
-func (s *Service) SignalProcess(ctx context.Context, req *pb.SignalProcessRequest) (*emptypb.Empty, error) {
+func (s *service) SignalProcess(ctx context.Context, req *pb.SignalProcessRequest) (*emptypb.Empty, error) {
 	if req.Signal == 0 || req.Signal > 64 {
 		return nil, fmt.Errorf("signal %d: %w", req.Signal, errdefs.ErrInvalidArgument)
 	}
@@ -221,7 +221,7 @@ func (s *Service) SignalProcess(ctx context.Context, req *pb.SignalProcessReques
 const outputGrace = 10 * time.Second
 
 // WaitProcess blocks until a process has ended. Any number of callers get the status.
-func (s *Service) WaitProcess(ctx context.Context, req *pb.WaitProcessRequest) (*pb.WaitProcessResponse, error) {
+func (s *service) WaitProcess(ctx context.Context, req *pb.WaitProcessRequest) (*pb.WaitProcessResponse, error) {
 	c, p, err := s.process(req.ContainerId, req.ExecId)
 	if err != nil {
 		if c != nil {
@@ -245,7 +245,7 @@ func (s *Service) WaitProcess(ctx context.Context, req *pb.WaitProcessRequest) (
 }
 
 // retireLater releases an exec whose exit was reported, once its output was handed over.
-func (s *Service) retireLater(c *container, p *process) {
+func (s *service) retireLater(c *container, p *process) {
 	if !p.retiring.CompareAndSwap(false, true) {
 		return
 	}
@@ -267,7 +267,7 @@ func (s *Service) retireLater(c *container, p *process) {
 }
 
 // WriteStdin writes to a process's input; no data closes it.
-func (s *Service) WriteStdin(ctx context.Context, req *pb.WriteStreamRequest) (*pb.WriteStreamResponse, error) {
+func (s *service) WriteStdin(ctx context.Context, req *pb.WriteStreamRequest) (*pb.WriteStreamResponse, error) {
 	_, p, err := s.process(req.ContainerId, req.ExecId)
 	if err != nil {
 		return nil, err
@@ -284,16 +284,16 @@ func (s *Service) WriteStdin(ctx context.Context, req *pb.WriteStreamRequest) (*
 }
 
 // ReadStdout reads from a process's output; no data means its end.
-func (s *Service) ReadStdout(ctx context.Context, req *pb.ReadStreamRequest) (*pb.ReadStreamResponse, error) {
+func (s *service) ReadStdout(ctx context.Context, req *pb.ReadStreamRequest) (*pb.ReadStreamResponse, error) {
 	return s.read(ctx, req, stdio.Stdout)
 }
 
 // ReadStderr reads from a process's error output; no data means its end.
-func (s *Service) ReadStderr(ctx context.Context, req *pb.ReadStreamRequest) (*pb.ReadStreamResponse, error) {
+func (s *service) ReadStderr(ctx context.Context, req *pb.ReadStreamRequest) (*pb.ReadStreamResponse, error) {
 	return s.read(ctx, req, stdio.Stderr)
 }
 
-func (s *Service) read(ctx context.Context, req *pb.ReadStreamRequest, which stdio.Output) (*pb.ReadStreamResponse, error) {
+func (s *service) read(ctx context.Context, req *pb.ReadStreamRequest, which stdio.Output) (*pb.ReadStreamResponse, error) {
 	_, p, err := s.process(req.ContainerId, req.ExecId)
 	if err != nil {
 		return nil, err
@@ -306,7 +306,7 @@ func (s *Service) read(ctx context.Context, req *pb.ReadStreamRequest, which std
 }
 
 // CloseStdin ends a process's input.
-func (s *Service) CloseStdin(_ context.Context, req *pb.CloseStdinRequest) (*emptypb.Empty, error) {
+func (s *service) CloseStdin(_ context.Context, req *pb.CloseStdinRequest) (*emptypb.Empty, error) {
 	_, p, err := s.process(req.ContainerId, req.ExecId)
 	if err != nil {
 		return nil, err
@@ -316,7 +316,7 @@ func (s *Service) CloseStdin(_ context.Context, req *pb.CloseStdinRequest) (*emp
 }
 
 // TtyWinResize sets the size of a process's terminal.
-func (s *Service) TtyWinResize(_ context.Context, req *pb.TtyWinResizeRequest) (*emptypb.Empty, error) {
+func (s *service) TtyWinResize(_ context.Context, req *pb.TtyWinResizeRequest) (*emptypb.Empty, error) {
 	if req.Row > math.MaxUint16 || req.Column > math.MaxUint16 {
 		return nil, fmt.Errorf("terminal of %d rows, %d columns: %w", req.Row, req.Column, errdefs.ErrInvalidArgument)
 	}
@@ -331,7 +331,7 @@ func (s *Service) TtyWinResize(_ context.Context, req *pb.TtyWinResizeRequest) (
 }
 
 // GetOOMEvent blocks until the kernel has killed in some container, and names it.
-func (s *Service) GetOOMEvent(ctx context.Context, _ *pb.GetOOMEventRequest) (*pb.OOMEvent, error) {
+func (s *service) GetOOMEvent(ctx context.Context, _ *pb.GetOOMEventRequest) (*pb.OOMEvent, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(s.life, cancel)

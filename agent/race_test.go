@@ -69,8 +69,8 @@ func newRacer(t *testing.T) *racer {
 	f.sandbox(t)
 	r := &racer{fixture: f, t: t, outside: t.TempDir(), volume: f.RunDir + "/" + contract.FilesName + "/vol", served: map[string][2]int{}}
 	m := mount.New(f.RunDir)
-	f.Service.Storage = m
-	f.Service.Runner = seeing{f.runner, func(m specs.Mount) {
+	f.service.Storage = m
+	f.service.Runner = seeing{f.runner, func(m specs.Mount) {
 		if _, err := os.Lstat(filepath.Join(m.Source, marker)); err == nil {
 			t.Errorf("a container has %s at %s", marker, m.Destination)
 		}

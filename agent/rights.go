@@ -30,7 +30,7 @@ var tun = [2]int64{10, 200}
 
 // prepare fits a specification and the guest to each other, as far as the container's rights go: those that no container
 // has are taken away, and what it may use is made available.
-func (s *Service) prepare(spec *specs.Spec) error {
+func (s *service) prepare(spec *specs.Spec) error {
 	all := devnode.AllAllowed(spec)
 	if err := s.rights(spec.Process, all); err != nil {
 		return err
@@ -51,7 +51,7 @@ func (s *Service) prepare(spec *specs.Spec) error {
 }
 
 // rights does the same for a process.
-func (s *Service) rights(p *specs.Process, all bool) error {
+func (s *service) rights(p *specs.Process, all bool) error {
 	c := p.Capabilities
 	if c != nil {
 		for _, set := range []*[]string{&c.Bounding, &c.Effective, &c.Inheritable, &c.Permitted, &c.Ambient} {

@@ -57,7 +57,7 @@ type sandbox struct {
 // sandboxStorage is the owner of the sandbox's own storages, as package mount has it.
 const sandboxStorage = ""
 
-func (s *Service) sandboxTo(e sandboxEvent) error {
+func (s *service) sandboxTo(e sandboxEvent) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next, err := sandboxTable.Next(s.sandbox.state, e)
@@ -72,7 +72,7 @@ func (s *Service) sandboxTo(e sandboxEvent) error {
 }
 
 // CreateSandbox prepares what the pod's containers share.
-func (s *Service) CreateSandbox(ctx context.Context, req *pb.CreateSandboxRequest) (*emptypb.Empty, error) {
+func (s *service) CreateSandbox(ctx context.Context, req *pb.CreateSandboxRequest) (*emptypb.Empty, error) {
 	if req.SandboxId != "" {
 		if err := checkContainerID(req.SandboxId); err != nil {
 			return nil, err
@@ -99,7 +99,7 @@ func (s *Service) CreateSandbox(ctx context.Context, req *pb.CreateSandboxReques
 	return &emptypb.Empty{}, s.sandboxTo(sandboxCreated)
 }
 
-func (s *Service) makeSandbox(ctx context.Context, req *pb.CreateSandboxRequest) (sandbox, error) {
+func (s *service) makeSandbox(ctx context.Context, req *pb.CreateSandboxRequest) (sandbox, error) {
 	box := sandbox{id: req.SandboxId, hostname: req.Hostname}
 	for _, m := range req.KernelModules {
 		if err := s.Modules.Load(m.Name, m.Parameters...); err != nil {
@@ -128,7 +128,7 @@ func (s *Service) makeSandbox(ctx context.Context, req *pb.CreateSandboxRequest)
 }
 
 // makeNamespaces makes what the containers share. Sysctls of the network are those of the guest.
-func (s *Service) makeNamespaces(req *pb.CreateSandboxRequest) (map[string]string, error) {
+func (s *service) makeNamespaces(req *pb.CreateSandboxRequest) (map[string]string, error) {
 	network, shared, err := splitSysctls(req.Sysctls)
 	if err != nil {
 		return nil, err
@@ -149,7 +149,7 @@ func (s *Service) makeNamespaces(req *pb.CreateSandboxRequest) (map[string]strin
 }
 
 // ready returns the sandbox for a container, with the pid namespace that it joins, if it joins one.
-func (s *Service) ready(req *pb.CreateContainerRequest) (sandbox, error) {
+func (s *service) ready(req *pb.CreateContainerRequest) (sandbox, error) {
 	s.mu.Lock()
 	box := s.sandbox
 	ns := map[string]string{"ipc": box.ns["ipc"], "uts": box.ns["uts"]}
@@ -170,7 +170,7 @@ func (s *Service) ready(req *pb.CreateContainerRequest) (sandbox, error) {
 
 // sharedPIDs returns the sandbox's pid namespace, which is made when the first container asks for it:
 // runtimes do not tell earlier that a pod shares its process ids.
-func (s *Service) sharedPIDs() (string, error) {
+func (s *service) sharedPIDs() (string, error) {
 	s.pids.Lock()
 	defer s.pids.Unlock()
 	s.mu.Lock()
@@ -190,7 +190,7 @@ func (s *Service) sharedPIDs() (string, error) {
 }
 
 // pidsOf returns the pid namespace of a container that runs.
-func (s *Service) pidsOf(id string) (string, error) {
+func (s *service) pidsOf(id string) (string, error) {
 	c, err := s.container(id)
 	if err != nil {
 		return "", fmt.Errorf("process ids to join: %w", err)
@@ -205,7 +205,7 @@ func (s *Service) pidsOf(id string) (string, error) {
 
 // DestroySandbox kills every container and answers; the machine is then powered off by whoever
 // waits for Stopped.
-func (s *Service) DestroySandbox(ctx context.Context, _ *pb.DestroySandboxRequest) (*emptypb.Empty, error) {
+func (s *service) DestroySandbox(ctx context.Context, _ *pb.DestroySandboxRequest) (*emptypb.Empty, error) {
 	if err := s.sandboxTo(sandboxDestroy); err != nil {
 		return nil, err
 	}

@@ -5,30 +5,24 @@
 // their streams. It decides and keeps state; what touches the machine is in the packages below it
 // and reaches it through narrow interfaces.
 //
-// Lifecycle: New makes a Service, Register puts it on a ttrpc server, Stopped is closed once the
-// host has asked to destroy the sandbox, Close ends what is left.
+// Lifecycle: NewServer makes the Server, which is the only way in from the host. Serve serves it, Stopped is closed once
+// the host has asked to destroy the sandbox, Close ends what is left.
 package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"sync"
 
 	"github.com/coco-shim/coco/agent/cgroup"
 	"github.com/coco-shim/coco/agent/copyin"
 	"github.com/coco-shim/coco/agent/runner"
+	"github.com/coco-shim/coco/agent/stdio"
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
 	"github.com/coco-shim/coco/api/contract"
-	"github.com/coco-shim/coco/internal/words"
-	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
-	"github.com/containerd/ttrpc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"google.golang.org/grpc/status"
 )
 
 // Runner runs containers; package runner implements it.
@@ -59,11 +53,6 @@ type Network interface {
 	SetDNS(ctx context.Context, lines []string) error
 }
 
-// Claimer hands out byte streams that the host has opened; stdio.Broker implements it.
-type Claimer interface {
-	Claim(numbers ...uint32) ([]net.Conn, error)
-}
-
 // Modules loads kernel modules; boot.Loader implements it.
 type Modules interface {
 	Wait(ctx context.Context) error
@@ -91,12 +80,11 @@ type System interface {
 	SharedPIDs() (string, error)
 }
 
-// Config is what a Service works with.
+// Config is what a Server works with.
 type Config struct {
 	Runner     Runner
 	Storage    Storage
 	Network    Network
-	Streams    Claimer
 	Modules    Modules
 	OOM        OOM
 	System     System
@@ -104,6 +92,8 @@ type Config struct {
 	// StorageHandlers and DeviceHandlers are the drivers and types that Storage serves, for GetGuestDetails.
 	StorageHandlers, DeviceHandlers []string
 	RunDir                          string // contract.GuestRoot, but for tests
+	// PortForward lets the host connect to the services that listen on the guest's loopback address.
+	PortForward bool
 	// Confidential says that the guest runs in a TEE.
 	Confidential bool
 	Version      string
@@ -111,11 +101,12 @@ type Config struct {
 	Log          *slog.Logger
 }
 
-// Service implements grpc.AgentService and grpc.Health.
-type Service struct {
+// service implements grpc.AgentService and grpc.Health. Requests reach it through Server.
+type service struct {
 	unsupported
 	Config
-	copy *copyin.Receiver
+	copy    *copyin.Receiver
+	streams *stdio.Broker // byte streams that the host has opened, until a request claims them
 
 	stopped chan struct{}  // closed by DestroySandbox
 	tasks   sync.WaitGroup // watchers of processes
@@ -131,34 +122,24 @@ type Service struct {
 }
 
 var (
-	_ pb.AgentServiceService = (*Service)(nil)
-	_ pb.HealthService       = (*Service)(nil)
+	_ pb.AgentServiceService = (*service)(nil)
+	_ pb.HealthService       = (*service)(nil)
 )
 
-// New makes a Service.
-func New(cfg Config) *Service {
+func newService(cfg Config) *service {
 	if cfg.RunDir == "" {
 		cfg.RunDir = contract.GuestRoot
 	}
 	life, end := context.WithCancel(context.Background())
-	return &Service{
-		Config: cfg, copy: copyin.New(cfg.RunDir + "/" + contract.FilesName),
+	return &service{
+		Config: cfg, copy: copyin.New(cfg.RunDir + "/" + contract.FilesName), streams: stdio.NewBroker(),
 		stopped: make(chan struct{}), life: life, end: end, turn: make(chan struct{}, 1),
 		containers: map[string]*container{},
 	}
 }
 
-// Register puts both services on a server.
-func (s *Service) Register(srv *ttrpc.Server) {
-	pb.RegisterAgentServiceService(srv, s)
-	pb.RegisterHealthService(srv, s)
-}
-
-// Stopped is closed when the host has destroyed the sandbox.
-func (s *Service) Stopped() <-chan struct{} { return s.stopped }
-
-// Close ends blocked calls and waits, until ctx is done, for processes to end.
-func (s *Service) Close(ctx context.Context) error {
+// close ends blocked calls and waits, until ctx is done, for processes to end.
+func (s *service) close(ctx context.Context) error {
 	s.end()
 	idle := make(chan struct{})
 	go func() {
@@ -173,37 +154,8 @@ func (s *Service) Close(ctx context.Context) error {
 	}
 }
 
-// Intercept maps errors to the protocol's codes, and notes what failed.
-func (s *Service) Intercept(ctx context.Context, u ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
-	done, err := s.turnFor(ctx, info.FullMethod)
-	var resp any
-	if err == nil {
-		resp, err = func() (any, error) { defer done(); return method(ctx, u) }()
-	}
-	if err == nil {
-		return resp, nil
-	}
-	s.Log.Debug("request failed", "method", info.FullMethod, "error", err)
-	st := status.Convert(errgrpc.ToGRPC(classify(err)))
-	return nil, status.Error(st.Code(), words.UTF8(st.Message(), words.Most)) // a name that is no UTF-8 breaks no message
-}
-
-// classify gives errors without a class the one that hosts expect.
-func classify(err error) error {
-	switch {
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return err
-	case errdefs.IsUnknown(err), errdefs.IsNotFound(err), errdefs.IsInvalidArgument(err), errdefs.IsAlreadyExists(err),
-		errdefs.IsFailedPrecondition(err), errdefs.IsUnavailable(err), errdefs.IsNotImplemented(err),
-		errdefs.IsResourceExhausted(err), errdefs.IsPermissionDenied(err), errdefs.IsAborted(err),
-		errdefs.IsDataLoss(err), errdefs.IsOutOfRange(err), errdefs.IsDeadlineExceeded(err):
-		return err
-	}
-	return fmt.Errorf("%w: %w", err, errdefs.ErrInternal)
-}
-
 // Check answers that the agent serves.
-func (s *Service) Check(context.Context, *pb.CheckRequest) (*pb.HealthCheckResponse, error) {
+func (s *service) Check(context.Context, *pb.CheckRequest) (*pb.HealthCheckResponse, error) {
 	return &pb.HealthCheckResponse{Status: pb.HealthCheckResponse_SERVING}, nil
 }
 
@@ -211,6 +163,6 @@ func (s *Service) Check(context.Context, *pb.CheckRequest) (*pb.HealthCheckRespo
 const protocolVersion = "0.0.1"
 
 // Version answers the versions of protocol and agent.
-func (s *Service) Version(context.Context, *pb.CheckRequest) (*pb.VersionCheckResponse, error) {
+func (s *service) Version(context.Context, *pb.CheckRequest) (*pb.VersionCheckResponse, error) {
 	return &pb.VersionCheckResponse{GrpcVersion: protocolVersion, AgentVersion: s.Config.Version}, nil
 }

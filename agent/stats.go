@@ -17,7 +17,7 @@ import (
 
 // StatsContainer returns a container's use of resources, and the traffic of the pod's network,
 // which all containers share.
-func (s *Service) StatsContainer(_ context.Context, req *pb.StatsContainerRequest) (*pb.StatsContainerResponse, error) {
+func (s *service) StatsContainer(_ context.Context, req *pb.StatsContainerRequest) (*pb.StatsContainerResponse, error) {
 	c, err := s.container(req.ContainerId)
 	if err != nil {
 		return nil, err

@@ -19,8 +19,8 @@ var oneAtATime = map[string]bool{
 	"SetGuestDateTime": true, "ReseedRandomDev": true,
 }
 
-// takeTurn waits until no other request is changing the guest.
-func (s *Service) takeTurn(ctx context.Context) (done func(), err error) {
+// takeTurn waits until no other request is changing the guest. done ends the turn; after an error it does nothing.
+func (s *service) takeTurn(ctx context.Context) (done func(), err error) {
 	done = func() { <-s.turn }
 	select {
 	case s.turn <- struct{}{}: // also for a caller whose time is over: the rest of a removal does not wait
@@ -31,12 +31,12 @@ func (s *Service) takeTurn(ctx context.Context) (done func(), err error) {
 	case s.turn <- struct{}{}:
 		return done, nil
 	case <-ctx.Done():
-		return nil, fmt.Errorf("another request is changing the guest: %w", ctx.Err())
+		return func() {}, fmt.Errorf("another request is changing the guest: %w", ctx.Err())
 	}
 }
 
 // turnFor takes a turn if a method needs one.
-func (s *Service) turnFor(ctx context.Context, fullMethod string) (done func(), err error) {
+func (s *service) turnFor(ctx context.Context, fullMethod string) (done func(), err error) {
 	if !oneAtATime[path.Base(fullMethod)] {
 		return func() {}, nil
 	}

@@ -49,8 +49,14 @@ func TestRequestsThatChangeTheGuestTakeTurns(t *testing.T) {
 	f := newFixture(t)
 	entered, leave, left := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 	call := func(ctx context.Context, name string, method func()) error {
-		_, err := f.Intercept(ctx, nil, &ttrpc.UnaryServerInfo{FullMethod: "/grpc.AgentService/" + name},
-			func(context.Context, func(any) error) (any, error) { method(); return nil, nil })
+		_, err := f.pass(ctx, func(any) error { return nil }, &ttrpc.UnaryServerInfo{FullMethod: "/grpc.AgentService/" + name},
+			func(_ context.Context, decode func(any) error) (any, error) {
+				if err := decode(&pb.CheckRequest{}); err != nil {
+					return nil, err
+				}
+				method()
+				return nil, nil
+			})
 		return err
 	}
 	go func() {

@@ -18,11 +18,9 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"os"
-	"path/filepath"
-	"strings"
 	"sync"
 
+	"github.com/coco-shim/coco/agent/boot"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/portmux"
 	"github.com/mdlayher/vsock"
@@ -32,26 +30,11 @@ import (
 // once for each transport and session.
 type Ports map[uint32]func(net.Listener) error
 
-// virtioVsock is the device id of a socket device; virtio 1.2, section 5 "Device Types".
-const virtioVsock = "0x0013"
-
-// HasVsock tells whether the machine has a virtio socket device, with or without a driver.
-func HasVsock() bool {
-	ids, _ := filepath.Glob("/sys/bus/virtio/devices/*/device") // the pattern is valid
-	for _, name := range ids {
-		b, err := os.ReadFile(name)
-		if err == nil && strings.TrimSpace(string(b)) == virtioVsock {
-			return true
-		}
-	}
-	return false
-}
-
 // Serve serves the ports on every transport until ctx is done.
 func Serve(ctx context.Context, ports Ports, log *slog.Logger) error {
 	var wg sync.WaitGroup
 	var verr, serr error
-	if HasVsock() {
+	if boot.HasVsock() {
 		wg.Go(func() { verr = serveVsock(ctx, ports, log) })
 	}
 	wg.Go(func() { serr = serveSerial(ctx, ports, log) })

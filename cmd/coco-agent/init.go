@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"strings"
 	"time"
@@ -17,17 +16,13 @@ import (
 	"github.com/coco-shim/coco/agent"
 	"github.com/coco-shim/coco/agent/boot"
 	"github.com/coco-shim/coco/agent/cgroup"
-	"github.com/coco-shim/coco/agent/forward"
 	"github.com/coco-shim/coco/agent/mount"
 	"github.com/coco-shim/coco/agent/netcfg"
 	"github.com/coco-shim/coco/agent/nspace"
 	"github.com/coco-shim/coco/agent/reap"
 	"github.com/coco-shim/coco/agent/runner"
-	"github.com/coco-shim/coco/agent/stdio"
-	"github.com/coco-shim/coco/agent/transport"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/version"
-	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
 )
 
@@ -121,7 +116,7 @@ func life() (err error) {
 // loadBoot loads what the channel needs. The socket device's modules are loaded where there is one.
 func loadBoot(mods *boot.Loader) error {
 	const vsock = "vmw_vsock_virtio_transport"
-	if !transport.HasVsock() {
+	if !boot.HasVsock() {
 		return mods.LoadBoot(func(name string) bool { return strings.Contains(name, "vsock") })
 	}
 	err := mods.LoadBoot(func(string) bool { return false })
@@ -158,20 +153,17 @@ func newLog(closed bool) *slog.Logger {
 
 // guest is what serves.
 type guest struct {
-	log     *slog.Logger
-	mods    *boot.Loader
-	reaper  *reap.Reaper
-	broker  *stdio.Broker
-	forward *forward.Server // nil unless the kernel's command line asks for it
-	oom     *cgroup.OOMWatcher
-	mounts  *mount.Manager
-	net     *netcfg.Net
-	service *agent.Service
-	server  *ttrpc.Server
+	log    *slog.Logger
+	mods   *boot.Loader
+	reaper *reap.Reaper
+	oom    *cgroup.OOMWatcher
+	mounts *mount.Manager
+	net    *netcfg.Net
+	server *agent.Server
 }
 
 func newGuest(mods *boot.Loader, log *slog.Logger, closed bool) (*guest, error) {
-	g := &guest{log: log, mods: mods, reaper: reap.New(), broker: stdio.NewBroker(), mounts: mount.New(contract.GuestRoot)}
+	g := &guest{log: log, mods: mods, reaper: reap.New(), mounts: mount.New(contract.GuestRoot)}
 	g.mounts.Load = mods.Load
 	g.mounts.HostFiles = func() bool { return !boot.Confidential("/") }
 	var err error
@@ -184,19 +176,20 @@ func newGuest(mods *boot.Loader, log *slog.Logger, closed bool) (*guest, error) 
 	if err := os.MkdirAll(contract.GuestRoot, 0o755); err != nil {
 		return nil, err
 	}
-	g.service = agent.New(agent.Config{
+	_, portForward := boot.KernelParam("agent.port_forward")
+	g.server, err = agent.NewServer(agent.Config{
 		Runner: runner.New(runner.Config{
 			Binary: findRuntime(), StateDir: runtimeState, WorkDir: workDir, CgroupRoot: boot.CgroupRoot, Reaper: g.reaper,
 		}),
 		Storage:    g.mounts,
 		Network:    g.net,
-		Streams:    g.broker,
 		Modules:    mods,
 		OOM:        g.oom,
 		System:     machine{&nspace.Maker{Dir: nsDir, Reaper: g.reaper}, boot.NewClock()},
 		CgroupRoot: boot.CgroupRoot,
 
 		Confidential: boot.Confidential("/"),
+		PortForward:  portForward,
 
 		StorageHandlers: mount.Drivers(),
 		DeviceHandlers:  mount.DeviceTypes(),
@@ -205,14 +198,7 @@ func newGuest(mods *boot.Loader, log *slog.Logger, closed bool) (*guest, error) 
 		Closed:  closed,
 		Log:     log,
 	})
-	if g.server, err = ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(g.service.Intercept)); err != nil {
-		return nil, err
-	}
-	g.service.Register(g.server)
-	if _, ok := boot.KernelParam("agent.port_forward"); ok {
-		g.forward = forward.New()
-	}
-	return g, nil
+	return g, err
 }
 
 func findRuntime() string {
@@ -230,33 +216,16 @@ func (g *guest) run() error {
 	defer cancel()
 	ended := make(chan error, 1)
 	g.log.Debug("serving", "uptime", uptime())
-	go func() { ended <- transport.Serve(ctx, g.ports(ctx), g.log) }()
+	go func() { ended <- g.server.Serve(ctx) }()
 	go g.finishBoot()
 	select {
 	case err := <-ended:
 		return errors.Join(errors.New("no transport is served any more"), err)
-	case <-g.service.Stopped():
+	case <-g.server.Stopped():
 	}
 	g.stop()
 	cancel()
 	return <-ended
-}
-
-// ports are what the guest serves.
-func (g *guest) ports(ctx context.Context) transport.Ports {
-	p := transport.Ports{
-		contract.PortAgent: func(l net.Listener) error {
-			if err := g.server.Serve(ctx, l); !errors.Is(err, ttrpc.ErrServerClosed) {
-				return err
-			}
-			return nil
-		},
-		contract.PortStreams: g.broker.Serve,
-	}
-	if g.forward != nil {
-		p[contract.PortForward] = g.forward.Serve
-	}
-	return p
 }
 
 // finishBoot does what containers need and the channel does not. Whoever needs it waits for the
@@ -278,15 +247,8 @@ const stopTimeout = 3 * time.Second
 func (g *guest) stop() {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
-	if err := g.service.Close(ctx); err != nil {
+	if err := g.server.Close(ctx); err != nil {
 		g.log.Warn("stop", "error", err)
-	}
-	if err := g.server.Shutdown(ctx); err != nil {
-		g.log.Warn("stop serving", "error", err)
-	}
-	g.broker.Close()
-	if g.forward != nil {
-		g.forward.Close()
 	}
 	g.oom.Close()
 	g.net.Close()

@@ -229,6 +229,40 @@ func TestLibrariesStayWhereTheyBelong(t *testing.T) {
 	}
 }
 
+// doors are what serves the host in the guest, with the only packages of the agent that may use it. agent.NewServer puts
+// it behind the gate; the program gets no listener and no handler to go around it.
+var doors = map[string][]string{
+	"github.com/containerd/ttrpc": {"agent"},
+	"github.com/mdlayher/vsock":   {"agent/transport"},
+	Module + "/internal/portmux":  {"agent/transport"},
+	Module + "/agent/transport":   {"agent"},
+	Module + "/agent/stdio":       {"agent"},
+	Module + "/agent/forward":     {"agent"},
+	Module + "/agent/gate":        {"agent", "agent/stdio", "agent/forward"},
+	"net":                         {"agent", "agent/forward", "agent/gate", "agent/netcfg", "agent/runner", "agent/stdio", "agent/transport"},
+}
+
+func TestTheAgentHasOneWayIn(t *testing.T) {
+	used := map[string]bool{}
+	for _, p := range List(t, Module+"/cmd/coco-agent", Module+"/agent/...") {
+		from := strings.TrimPrefix(p.ImportPath, Module+"/")
+		for _, imp := range p.Imports {
+			may, guarded := doors[imp]
+			if guarded && !slices.Contains(may, from) {
+				t.Errorf("%s imports %s; of the agent only %v may: what the host sends passes agent.NewServer", from, imp, may)
+			}
+			used[imp+" "+from] = true
+		}
+	}
+	for imp, may := range doors {
+		for _, from := range may {
+			if !used[imp+" "+from] {
+				t.Errorf("%s does not import %s: take it off the list", from, imp)
+			}
+		}
+	}
+}
+
 // longFiles may pass the limit, each with the reason.
 var longFiles = map[string]string{}
 

@@ -1,0 +1,134 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/coco-shim/coco/agent/forward"
+	"github.com/coco-shim/coco/agent/gate"
+	"github.com/coco-shim/coco/agent/transport"
+	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/internal/words"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/ttrpc"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+)
+
+// Server is the host's only way into the guest: the port for requests, the port for byte streams and, if configured, the
+// port for port-forward. What arrives on any of them passes package gate before anything acts on it. A request goes
+// through pass; a connection to one of the other ports begins with a gate.Greeting.
+type Server struct {
+	service *service
+	rpc     *ttrpc.Server
+	forward *forward.Server // nil without Config.PortForward
+}
+
+// NewServer makes a Server.
+func NewServer(cfg Config) (*Server, error) {
+	s := &Server{service: newService(cfg)}
+	var err error
+	if s.rpc, err = ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(s.service.pass)); err != nil {
+		return nil, err
+	}
+	pb.RegisterAgentServiceService(s.rpc, s.service)
+	pb.RegisterHealthService(s.rpc, s.service)
+	if cfg.PortForward {
+		s.forward = forward.New()
+	}
+	return s, nil
+}
+
+// Serve serves the host on every transport that the machine has, until ctx is done.
+func (s *Server) Serve(ctx context.Context) error {
+	return transport.Serve(ctx, s.ports(ctx), s.service.Log)
+}
+
+// ports are what the guest serves.
+func (s *Server) ports(ctx context.Context) transport.Ports {
+	p := transport.Ports{
+		contract.PortAgent: func(l net.Listener) error {
+			if err := s.rpc.Serve(ctx, l); !errors.Is(err, ttrpc.ErrServerClosed) {
+				return err
+			}
+			return nil
+		},
+		contract.PortStreams: s.service.streams.Serve,
+	}
+	if s.forward != nil {
+		p[contract.PortForward] = s.forward.Serve
+	}
+	return p
+}
+
+// Stopped is closed when the host has destroyed the sandbox.
+func (s *Server) Stopped() <-chan struct{} { return s.service.stopped }
+
+// Close ends blocked calls, waits until ctx is done for processes and calls to end (the call that destroys the sandbox
+// is answered), and ends the streams that no request has claimed. Serve ends with its own context.
+func (s *Server) Close(ctx context.Context) error {
+	err := s.service.close(ctx)
+	if serr := s.rpc.Shutdown(ctx); serr != nil {
+		err = errors.Join(err, fmt.Errorf("stop serving: %w", serr))
+	}
+	s.service.streams.Close()
+	if s.forward != nil {
+		s.forward.Close()
+	}
+	return err
+}
+
+// pass is the way of every request: it is decoded once, refused if a part of it is unknown, waits for its turn and is
+// handled; an error gets a class that becomes the protocol's code. The handler gets the message that was checked.
+func (s *service) pass(
+	ctx context.Context, decode ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method,
+) (any, error) {
+	done := func() {}
+	defer func() { done() }()
+	resp, err := method(ctx, func(req any) (err error) {
+		if err = admit(decode, req); err == nil {
+			done, err = s.turnFor(ctx, info.FullMethod)
+		}
+		return err
+	})
+	if err == nil {
+		return resp, nil
+	}
+	s.Log.Debug("request failed", "method", info.FullMethod, "error", err)
+	st := status.Convert(errgrpc.ToGRPC(classify(err)))
+	return nil, status.Error(st.Code(), words.UTF8(st.Message(), words.Most)) // a name that is no UTF-8 breaks no message
+}
+
+// admit decodes a request and checks that nothing in it is unknown.
+func admit(decode ttrpc.Unmarshaler, req any) error {
+	m, ok := req.(proto.Message)
+	if !ok {
+		return fmt.Errorf("%T is not a message: %w", req, errdefs.ErrInternal)
+	}
+	if err := decode(m); err != nil {
+		name := m.ProtoReflect().Descriptor().Name()
+		return fmt.Errorf("decode %s: %s: %w", name, status.Convert(err).Message(), errdefs.ErrInvalidArgument)
+	}
+	return gate.Message(m)
+}
+
+// classify gives errors without a class the one that hosts expect.
+func classify(err error) error {
+	switch {
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return err
+	case errdefs.IsUnknown(err), errdefs.IsNotFound(err), errdefs.IsInvalidArgument(err), errdefs.IsAlreadyExists(err),
+		errdefs.IsFailedPrecondition(err), errdefs.IsUnavailable(err), errdefs.IsNotImplemented(err),
+		errdefs.IsResourceExhausted(err), errdefs.IsPermissionDenied(err), errdefs.IsAborted(err),
+		errdefs.IsDataLoss(err), errdefs.IsOutOfRange(err), errdefs.IsDeadlineExceeded(err):
+		return err
+	}
+	return fmt.Errorf("%w: %w", err, errdefs.ErrInternal)
+}
