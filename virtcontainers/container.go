@@ -181,6 +181,15 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 	if err != nil {
 		return Streams{}, err
 	}
+	out.OCI.Process.Terminal = req.Terminal
+	return p.createInGuest(ctx, c, &agent.CreateContainerRequest{
+		ContainerId: c.id, ExecId: c.id, Storages: storages, Devices: devices, OCI: out.OCI, SandboxPidns: shared, PidContainer: target,
+	}, u)
+}
+
+// createInGuest opens the streams of a container's first process, has the agent create the container with them, and watches
+// for the process's end.
+func (p *Pod) createInGuest(ctx context.Context, c *container, req *agent.CreateContainerRequest, u *undo.Stack) (Streams, error) {
 	done, err := p.creates.Take(ctx)
 	if err != nil {
 		return Streams{}, err
@@ -195,13 +204,9 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 	c.init.setPipes(s)
 	u.Push("close streams of container "+c.id, func(context.Context) error { return c.init.closePipes() })
 	u.Push("remove container "+c.id+" in the guest", func(ctx context.Context) error { return p.removeInGuest(ctx, c) })
-	out.OCI.Process.Terminal = req.Terminal
+	req.StdinPort, req.StdoutPort, req.StderrPort = n.stdin, n.stdout, n.stderr
 	defer p.tookIn(c.id, "create", time.Now())
-	_, err = p.agent.CreateContainer(ctx, &agent.CreateContainerRequest{
-		ContainerId: c.id, ExecId: c.id, Storages: storages, Devices: devices, OCI: out.OCI, SandboxPidns: shared, PidContainer: target,
-		StdinPort: n.stdin, StdoutPort: n.stdout, StderrPort: n.stderr,
-	})
-	if err != nil {
+	if _, err := p.agent.CreateContainer(ctx, req); err != nil {
 		return Streams{}, p.agent.fault(ctx, err)
 	}
 	if err := c.init.to(evCreated); err != nil {

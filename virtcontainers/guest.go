@@ -51,7 +51,6 @@ type (
 		GetGuestDetails(context.Context, *agent.GuestDetailsRequest) (*agent.GuestDetailsResponse, error)
 		SetGuestDateTime(context.Context, *agent.SetGuestDateTimeRequest) (*emptypb.Empty, error)
 		GetOOMEvent(context.Context, *agent.GetOOMEventRequest) (*agent.OOMEvent, error)
-		CopyFile(context.Context, *agent.CopyFileRequest) (*emptypb.Empty, error)
 		GetMetrics(context.Context, *agent.GetMetricsRequest) (*agent.Metrics, error)
 	}
 	networkGuest interface {
@@ -60,14 +59,15 @@ type (
 		AddARPNeighbors(context.Context, *agent.AddARPNeighborsRequest) (*emptypb.Empty, error)
 	}
 	containerGuest interface {
+		CopyFile(context.Context, *agent.CopyFileRequest) (*emptypb.Empty, error)
 		CreateContainer(context.Context, *agent.CreateContainerRequest) (*emptypb.Empty, error)
 		StartContainer(context.Context, *agent.StartContainerRequest) (*emptypb.Empty, error)
 		RemoveContainer(context.Context, *agent.RemoveContainerRequest) (*emptypb.Empty, error)
-		UpdateContainer(context.Context, *agent.UpdateContainerRequest) (*emptypb.Empty, error)
-		StatsContainer(context.Context, *agent.StatsContainerRequest) (*agent.StatsContainerResponse, error)
 		GetDiagnosticData(context.Context, *agent.GetDiagnosticDataRequest) (*agent.GetDiagnosticDataResponse, error)
 	}
-	freezeGuest interface {
+	resourceGuest interface {
+		UpdateContainer(context.Context, *agent.UpdateContainerRequest) (*emptypb.Empty, error)
+		StatsContainer(context.Context, *agent.StatsContainerRequest) (*agent.StatsContainerResponse, error)
 		PauseContainer(context.Context, *agent.PauseContainerRequest) (*emptypb.Empty, error)
 		ResumeContainer(context.Context, *agent.ResumeContainerRequest) (*emptypb.Empty, error)
 	}
@@ -87,7 +87,7 @@ type (
 		sandboxGuest
 		networkGuest
 		containerGuest
-		freezeGuest
+		resourceGuest
 		processGuest
 		streamGuest
 	}

@@ -218,16 +218,22 @@ func (m *podMeasurer) measure(cmd *cobra.Command, c configs.Config, p kubepod.Po
 	if spec.TEE == hypervisor.TEETDX {
 		return r, m.registers(ctx, r, c.Hypervisor, spec, files)
 	}
-	switch {
-	case m.idBlock && snp == nil:
-		return nil, errors.New("--id-block: an IGVM file has its own")
-	case m.idBlock && len(snp.IDBlock) == 0:
-		return nil, errors.New("--id-block: hypervisor.snp_id_block is \"none\"")
-	}
 	if m.idBlock {
-		r.IDBlock, r.IDAuth = base64.StdEncoding.EncodeToString(snp.IDBlock), base64.StdEncoding.EncodeToString(snp.IDAuth)
+		return r, r.addIDBlock(snp)
 	}
 	return r, nil
+}
+
+// addIDBlock shows the ID block of a launch, where the configuration makes one.
+func (r *podResult) addIDBlock(snp *hypervisor.SNP) error {
+	switch {
+	case snp == nil:
+		return errors.New("--id-block: an IGVM file has its own")
+	case len(snp.IDBlock) == 0:
+		return errors.New("--id-block: hypervisor.snp_id_block is \"none\"")
+	}
+	r.IDBlock, r.IDAuth = base64.StdEncoding.EncodeToString(snp.IDBlock), base64.StdEncoding.EncodeToString(snp.IDAuth)
+	return nil
 }
 
 // chain reads a boot chain once.

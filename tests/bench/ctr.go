@@ -125,6 +125,13 @@ func benchMemory(ctx context.Context, b *bench) ([]Figure, error) {
 		alone("memory", "agent RSS, at boot", "MiB", "", rss),
 		alone("memory", "guest memory in use at idle (MemTotal − MemAvailable)", "MiB", "≤ 64", (guestRAM["MemTotal"]-guestRAM["MemAvailable"])/mib),
 	}
+	sizes, err := benchSizes()
+	return append(figures, sizes...), err
+}
+
+// benchSizes weighs what is installed.
+func benchSizes() ([]Figure, error) {
+	var figures []Figure
 	for _, bin := range []string{"containerd-shim-coco-v2", "coco"} {
 		info, err := os.Stat(filepath.Join(harness.Prefix(), "bin", bin))
 		if err != nil {
