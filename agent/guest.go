@@ -21,25 +21,11 @@ import (
 	"github.com/coco-shim/coco/agent/guard"
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/emptypb"
 )
-
-// FeatureStreams is announced in extra_features: byte streams by port are served.
-const FeatureStreams = "coco-streams"
-
-// FeatureRemove is announced in extra_features: CopyFile can take files away.
-const FeatureRemove = "coco-remove"
-
-// FeatureRawPath is announced in extra_features: CopyFile takes names that are not UTF-8.
-const FeatureRawPath = "coco-raw-path"
-
-// FeatureRules is announced in extra_features: routes of all tables and types, with metrics, and rules.
-const FeatureRules = "coco-rules"
-
-// FeatureSignalAll is announced in extra_features: SignalProcess reaches every process of a container when asked to.
-const FeatureSignalAll = "coco-signal-all"
 
 // GetGuestDetails tells what this guest can do.
 func (s *service) GetGuestDetails(_ context.Context, req *pb.GuestDetailsRequest) (*pb.GuestDetailsResponse, error) {
@@ -49,7 +35,10 @@ func (s *service) GetGuestDetails(_ context.Context, req *pb.GuestDetailsRequest
 		DeviceHandlers:  s.DeviceHandlers,
 		StorageHandlers: s.StorageHandlers,
 		SupportsSeccomp: true,
-		ExtraFeatures:   []string{"seccomp", FeatureStreams, FeatureRemove, FeatureRawPath, FeatureSignalAll, FeatureRules},
+		ExtraFeatures: []string{
+			"seccomp", contract.FeatureStreams, contract.FeatureRemove, contract.FeatureRawPath,
+			contract.FeatureSignalAll, contract.FeatureRules,
+		},
 	}}
 	if req.MemBlockSize {
 		if b, err := os.ReadFile("/sys/devices/system/memory/block_size_bytes"); err == nil {

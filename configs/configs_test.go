@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/worktest"
 )
 
@@ -321,13 +322,13 @@ func TestBootResolvesTheGuestImage(t *testing.T) {
 	h := Default().Hypervisor
 	h.GuestDir, h.KernelParams = dir, "debug"
 	got, err := h.Boot()
-	want := BootFiles{Kernel: dir + "/vmlinux", Initrd: dir + "/initrd.img", Cmdline: "quiet panic=-1 debug " + PortForwardParam}
+	want := BootFiles{Kernel: dir + "/vmlinux", Initrd: dir + "/initrd.img", Cmdline: "quiet panic=-1 debug " + contract.ParamPortForward}
 	if err != nil || got != want {
 		t.Errorf("Boot = %+v, %v, want %+v", got, err, want)
 	}
 	h.Platform, h.Firmware, h.GuestDir = "snp", "/fw", filepath.Join(dir, "none")
 	got, err = h.Boot()
-	want = BootFiles{Kernel: dir + "/none/vmlinuz", Initrd: dir + "/none/initrd.img", Firmware: "/fw", Cmdline: DefaultCmdline + " debug"}
+	want = BootFiles{Kernel: dir + "/none/vmlinuz", Initrd: dir + "/none/initrd.img", Firmware: "/fw", Cmdline: contract.Cmdline + " debug"}
 	if err != nil || got != want {
 		t.Errorf("Boot = %+v, %v, want %+v", got, err, want)
 	}

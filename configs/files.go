@@ -13,11 +13,9 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/containerd/errdefs"
 )
-
-// DefaultCmdline is the kernel command line for a guest image whose manifest has none.
-const DefaultCmdline = "console=ttyS0 quiet panic=-1 reboot=t no_timer_check scsi_mod.scan=none cgroup_no_v1=all"
 
 // Names of the guest image's files.
 const (
@@ -26,10 +24,6 @@ const (
 	GuestInitrd   = "initrd.img"    // initramfs
 	GuestManifest = "manifest.json" // digests, origins and the kernel command line
 )
-
-// PortForwardParam on the kernel command line lets the host reach services on the guest's loopback address. A
-// confidential guest has it only if hypervisor.kernel_params says so, and then it is measured.
-const PortForwardParam = "agent.port_forward"
 
 // BootFiles is a boot chain as paths, with everything that the configuration leaves open filled in.
 type BootFiles struct {
@@ -72,7 +66,7 @@ func (h Hypervisor) guestDir() string {
 }
 
 // Boot resolves the boot chain: the configured files, else those of the guest image; the command
-// line of the image's manifest, else DefaultCmdline; then hypervisor.kernel_params. It reads the manifest and
+// line of the image's manifest, else contract.Cmdline; then hypervisor.kernel_params. It reads the manifest and
 // does not look at the other files: CheckFiles does.
 func (h Hypervisor) Boot() (BootFiles, error) {
 	dir := h.guestDir()
@@ -92,8 +86,8 @@ func (h Hypervisor) Boot() (BootFiles, error) {
 		return BootFiles{}, err
 	}
 	b.Cmdline = strings.TrimSpace(cmdline + " " + h.KernelParams)
-	if (h.Platform == "none" || h.Platform == "") && !slices.Contains(strings.Fields(b.Cmdline), PortForwardParam) {
-		b.Cmdline += " " + PortForwardParam
+	if (h.Platform == "none" || h.Platform == "") && !slices.Contains(strings.Fields(b.Cmdline), contract.ParamPortForward) {
+		b.Cmdline += " " + contract.ParamPortForward
 	}
 	return b, nil
 }
@@ -102,7 +96,7 @@ func (h Hypervisor) Boot() (BootFiles, error) {
 func manifestCmdline(path string) (string, error) {
 	text, err := readFile(path, maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
-		return DefaultCmdline, nil
+		return contract.Cmdline, nil
 	}
 	if err != nil {
 		return "", fmt.Errorf("read guest image manifest %s: %w", path, err)
@@ -114,7 +108,7 @@ func manifestCmdline(path string) (string, error) {
 		return "", fmt.Errorf("guest image manifest %s: %w", path, err)
 	}
 	if m.Cmdline == "" {
-		return DefaultCmdline, nil
+		return contract.Cmdline, nil
 	}
 	if what := line(2048).check(m.Cmdline); what != "" {
 		return "", fmt.Errorf("guest image manifest %s: cmdline: %s", path, what)

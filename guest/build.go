@@ -21,6 +21,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/coco-shim/coco/api/contract"
 )
 
 const debArch = "amd64"
@@ -69,8 +71,8 @@ type Options struct {
 const (
 	DefaultRuntime     = "crun"
 	DefaultCompression = CompressNone
-	DefaultCmdline     = "console=ttyS0 quiet panic=-1 reboot=t no_timer_check scsi_mod.scan=none cgroup_no_v1=all " +
-		"cryptomgr.notests lsm=landlock,yama initcall_blacklist=jent_mod_init,load_system_certificate_list,trace_eval_init"
+	DefaultCmdline     = contract.Cmdline +
+		" cryptomgr.notests lsm=landlock,yama initcall_blacklist=jent_mod_init,load_system_certificate_list,trace_eval_init"
 )
 
 // runtimes maps an OCI runtime to its program; the package has the runtime's name.

@@ -243,7 +243,7 @@ func (a *fakeAgent) DestroySandbox(context.Context, *agent.DestroySandboxRequest
 func (a *fakeAgent) GetGuestDetails(context.Context, *agent.GuestDetailsRequest) (*agent.GuestDetailsResponse, error) {
 	d := &agent.AgentDetails{Version: "fake", SupportsSeccomp: true}
 	if !a.vm.w.noStreams {
-		d.ExtraFeatures = []string{featureStreams}
+		d.ExtraFeatures = []string{contract.FeatureStreams}
 	}
 	return &agent.GuestDetailsResponse{AgentDetails: d}, a.fail("details")
 }

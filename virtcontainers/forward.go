@@ -17,14 +17,13 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/coco-shim/coco/api/contract"
-	"github.com/coco-shim/coco/configs"
 )
 
 // openLocalhost lets port-forward of a CRI pod through to the guest's loopback address. Without it
 // the pod works all the same, so it is no error when the host cannot do it.
 func (c *creation) openLocalhost(context.Context) error {
 	open := c.opts.Host.Localhost
-	if open == nil || c.opts.First != nil || !slices.Contains(strings.Fields(c.vmspec.Boot.Cmdline), configs.PortForwardParam) {
+	if open == nil || c.opts.First != nil || !slices.Contains(strings.Fields(c.vmspec.Boot.Cmdline), contract.ParamPortForward) {
 		return nil
 	}
 	gate, err := open(c.netns)

@@ -28,21 +28,6 @@ import (
 	"github.com/coco-shim/coco/virtcontainers/answers"
 )
 
-// featureStreams is what an agent advertises that takes byte streams on contract.PortStreams.
-const featureStreams = "coco-streams"
-
-// featureRemove is what an agent advertises whose CopyFile can take files away.
-const featureRemove = "coco-remove"
-
-// What an agent advertises that signals every process of a container, and that takes routing rules, tables and metrics.
-const (
-	featureSignalAll = "coco-signal-all"
-	featureRules     = "coco-rules"
-)
-
-// featureRawPath is the agent's word for taking names that are not UTF-8.
-const featureRawPath = "coco-raw-path"
-
 // The calls of the agent that a pod needs, by role. The ttrpc client satisfies all of them.
 type (
 	sandboxGuest interface {
@@ -151,12 +136,12 @@ func (l *link) askDetails(ctx context.Context) error {
 		return fmt.Errorf("get guest details: %w", l.fault(ctx, err))
 	}
 	d := res.GetAgentDetails()
-	l.streams = slices.Contains(d.GetExtraFeatures(), featureStreams)
+	l.streams = slices.Contains(d.GetExtraFeatures(), contract.FeatureStreams)
 	l.seccomp = d.GetSupportsSeccomp()
-	l.removes = slices.Contains(d.GetExtraFeatures(), featureRemove)
-	l.all = slices.Contains(d.GetExtraFeatures(), featureSignalAll)
-	l.rules = slices.Contains(d.GetExtraFeatures(), featureRules)
-	l.raw = slices.Contains(d.GetExtraFeatures(), featureRawPath)
+	l.removes = slices.Contains(d.GetExtraFeatures(), contract.FeatureRemove)
+	l.all = slices.Contains(d.GetExtraFeatures(), contract.FeatureSignalAll)
+	l.rules = slices.Contains(d.GetExtraFeatures(), contract.FeatureRules)
+	l.raw = slices.Contains(d.GetExtraFeatures(), contract.FeatureRawPath)
 	return nil
 }
 

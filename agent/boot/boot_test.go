@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/worktest"
 )
 
@@ -80,7 +81,7 @@ func mod(name string, s Section, deps ...string) Module {
 }
 
 func TestLoader(t *testing.T) {
-	l, order := recorder("quiet mid-dle.scan=none mid_dle.on leaf.b=3 leafy.c=4 leaf agent.modules=named,",
+	l, order := recorder("quiet mid-dle.scan=none mid_dle.on leaf.b=3 leafy.c=4 leaf "+contract.ParamModules+"=named,",
 		mod("boot1", SectionBoot), mod("absent", SectionBoot),
 		mod("root1", SectionRootfs), mod("bad", SectionRootfs), mod("root2", SectionRootfs, "root1"),
 		mod("leaf", SectionLazy, "mid_dle", "builtin"), mod("mid-dle", SectionLazy, "root1"), mod("named", SectionDemand), mod("other", SectionDemand))
@@ -106,7 +107,7 @@ func TestLoader(t *testing.T) {
 }
 
 func TestLoadingIsClosedAfterBoot(t *testing.T) {
-	l, order := recorder("agent.modules=tun",
+	l, order := recorder(contract.ParamModules+"=tun",
 		mod("root1", SectionRootfs), mod("lazy1", SectionLazy), mod("vsock", SectionLazy), mod("report1", SectionReport), mod("tun", SectionDemand), mod("veth", SectionDemand))
 	l.CloseAfterBoot()
 	locked := false
@@ -120,7 +121,7 @@ func TestLoadingIsClosedAfterBoot(t *testing.T) {
 	if err := errors.Join(l.Load("tun"), l.Load("lazy1"), l.Open()); err != nil {
 		t.Errorf("what is loaded already: %v", err)
 	}
-	if err := l.Load("veth"); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "agent.modules=veth") {
+	if err := l.Load("veth"); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), contract.ParamModules+"=veth") {
 		t.Errorf("Load after the end = %v", err)
 	}
 	if l, _ = recorder(""); l.closed.is() {

@@ -14,15 +14,13 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
 // AliasesFile lists under which names the kernel asks for modules of SectionDemand: a pattern and a module per line.
 const AliasesFile = "/etc/coco/aliases"
-
-// ModulesParam is the kernel parameter that names modules, separated by commas, to be loaded at boot.
-const ModulesParam = "agent.modules"
 
 const maxAliases = 4096
 
@@ -59,7 +57,7 @@ func (l *Loader) finish() error {
 
 // loadNamed loads the modules that the kernel's command line names.
 func (l *Loader) loadNamed() error {
-	value, _ := findParam(l.cmdline, ModulesParam)
+	value, _ := findParam(l.cmdline, contract.ParamModules)
 	var errs []error
 	for name := range strings.SplitSeq(value, ",") {
 		if name != "" {

@@ -9,18 +9,13 @@ import (
 	"io/fs"
 	"os"
 
+	"github.com/coco-shim/coco/api/contract"
 	"golang.org/x/sys/unix"
-)
-
-// Parameters of the kernel's command line for what follows.
-const (
-	UsernsParam = "agent.userns" // user namespaces for processes without privileges
-	ClosedParam = "agent.closed" // close a guest as a confidential one is, also where there is no TEE
 )
 
 // Closed says whether the guest is closed after its boot: no module is loaded, and the console says reasons by code only.
 func Closed() bool {
-	_, asked := KernelParam(ClosedParam)
+	_, asked := KernelParam(contract.ParamClosed)
 	return asked || Confidential("/")
 }
 
@@ -30,7 +25,7 @@ func Harden() error {
 		set("kernel/sysrq", "0"),
 		set("kernel/kexec_load_disabled", "1"),
 	}
-	if _, asked := KernelParam(UsernsParam); !asked {
+	if _, asked := KernelParam(contract.ParamUserns); !asked {
 		errs = append(errs, closeUserns("/proc/sys"))
 	}
 	return errors.Join(errs...)

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
@@ -220,7 +221,7 @@ func (l *Loader) once(m Module, params string) error {
 	defer close(e.done)
 	if l.closed.is() {
 		e.err = fmt.Errorf("kernel module %s: loading is closed after the boot of a confidential guest; "+
-			"%s=%s among the (measured) kernel parameters loads it before: %w", m.Name, ModulesParam, m.Name, errdefs.ErrFailedPrecondition)
+			"%s=%s among the (measured) kernel parameters loads it before: %w", m.Name, contract.ParamModules, m.Name, errdefs.ErrFailedPrecondition)
 		return e.err
 	}
 	params = strings.TrimSpace(params + " " + moduleParams(l.cmdline, m.Name)) // the last one counts: what is measured

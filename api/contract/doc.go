@@ -2,8 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package contract spells, once, what the host and the guest have to spell alike beside the messages of
-// package agent: the ports of the guest, its paths, the drivers of storages with their options. Each
-// constant says which side writes it and which reads it.
+// package agent: the ports of the guest, its paths, the drivers of storages with their options, the parameters
+// of the kernel command line, the agent's features. Each constant says which side writes it and which
+// reads it.
 //
 // The package imports nothing, so that every package of the host and of the guest, the policy and the
 // tests may import it. Its test looks through all Go files of the repository and fails where one of

@@ -36,7 +36,7 @@ const (
 // runtimes are the OCI runtimes that an image may carry, the preferred one first.
 var runtimes = []string{"/usr/bin/crun", "/usr/sbin/runc", "/usr/bin/runc"}
 
-// logLevels are the values of agent.log= on the kernel command line. The default is quiet, because
+// logLevels are the values of agent.log on the kernel command line. The default is quiet, because
 // a serial console takes its time for each byte.
 var logLevels = map[string]slog.Level{
 	"trace": slog.LevelDebug, "debug": slog.LevelDebug, "info": slog.LevelInfo,
@@ -137,7 +137,7 @@ func uptime() time.Duration {
 // parameters say so.
 func newLog(closed bool) *slog.Logger {
 	level := slog.LevelWarn
-	v, asked := boot.KernelParam("agent.log")
+	v, asked := boot.KernelParam(contract.ParamLog)
 	if l, known := logLevels[v]; known {
 		level = l
 	}
@@ -176,7 +176,7 @@ func newGuest(mods *boot.Loader, log *slog.Logger, closed bool) (*guest, error) 
 	if err := os.MkdirAll(contract.GuestRoot, 0o755); err != nil {
 		return nil, err
 	}
-	_, portForward := boot.KernelParam("agent.port_forward")
+	_, portForward := boot.KernelParam(contract.ParamPortForward)
 	g.server, err = agent.NewServer(agent.Config{
 		Runner: runner.New(runner.Config{
 			Binary: findRuntime(), StateDir: runtimeState, WorkDir: workDir, CgroupRoot: boot.CgroupRoot, Reaper: g.reaper,

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
@@ -386,7 +387,7 @@ func (v *vm) testSharedPID(t *testing.T) {
 func (v *vm) testGuest(t *testing.T) {
 	ctx := within(t, 20*time.Second)
 	d, err := v.agent.GetGuestDetails(ctx, &pb.GuestDetailsRequest{MemBlockSize: true})
-	if err != nil || d.MemBlockSizeBytes == 0 || !strings.Contains(fmt.Sprint(d.AgentDetails.ExtraFeatures), "coco-streams") {
+	if err != nil || d.MemBlockSizeBytes == 0 || !strings.Contains(fmt.Sprint(d.AgentDetails.ExtraFeatures), contract.FeatureStreams) {
 		t.Errorf("details %v, %v", d, err)
 	}
 	m, err := v.agent.GetMetrics(ctx, &pb.GetMetricsRequest{})

@@ -124,7 +124,7 @@ func launch(t *testing.T, initrd, channel string, files []*os.File, devices ...s
 	v.cmd = exec.Command("qemu-system-x86_64", "-machine", "q35", "-accel", "tcg", "-cpu", "max",
 		"-m", "512", "-smp", "1", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-kernel", filepath.Join(testvm.GuestDir(), "vmlinux"), "-initrd", initrd,
-		"-append", "console=ttyS0 quiet panic=-1 reboot=t no_timer_check scsi_mod.scan=none cgroup_no_v1=all agent.log="+os.Getenv("COCO_AGENT_LOG"),
+		"-append", contract.Cmdline+" "+contract.ParamLog+"="+os.Getenv("COCO_AGENT_LOG"),
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,"+channel,
 		"-device", "virtserialport,chardev=agent,name="+contract.SerialPort,
 		"-device", "virtio-rng-pci")

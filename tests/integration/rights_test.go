@@ -4,6 +4,7 @@
 package integration
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/tests/harness"
 )
 
@@ -143,7 +145,8 @@ settings stay: ! echo 1 >/proc/sys/kernel/unprivileged_userns_clone
 func TestAClosedGuest(t *testing.T) {
 	d := daemon(t, primary)
 	config := filepath.Join(t.TempDir(), "config.toml")
-	write(t, config, "[hypervisor]\nkernel_params = \"agent.closed agent.modules=tun,bridge agent.userns\"\n")
+	write(t, config, fmt.Sprintf("[hypervisor]\nkernel_params = \"%s %s=tun,bridge %s\"\n",
+		contract.ParamClosed, contract.ParamModules, contract.ParamUserns))
 	script, names := asked(`
 modules are closed: [ $(cat /proc/sys/kernel/modules_disabled) = 1 ]
 tun is there: : <>/dev/net/tun

@@ -20,6 +20,9 @@ var (
 	decimal  = 1 << 10
 	device   = "virtserialport,name=org.coco.agent" // want SerialPort
 	ports    = map[uint32]bool{1027: true}          // want PortStreams
+	log      = []byte("quiet agent.log=debug")      // want ParamLog
+	package_ = "agent.logger"
+	features = "coco-streams,coco-rules" // want FeatureStreams
 	sections = []string{"rootfs"}
 )
 

@@ -127,7 +127,7 @@ func (g *guest) answer(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *t
 	case "Check":
 		return &agent.HealthCheckResponse{Status: agent.HealthCheckResponse_SERVING}, nil
 	case "GetGuestDetails":
-		return &agent.GuestDetailsResponse{AgentDetails: &agent.AgentDetails{SupportsSeccomp: true, ExtraFeatures: []string{"coco-streams"}}}, nil
+		return &agent.GuestDetailsResponse{AgentDetails: &agent.AgentDetails{SupportsSeccomp: true, ExtraFeatures: []string{contract.FeatureStreams}}}, nil
 	case "CreateContainer":
 		var r agent.CreateContainerRequest
 		if err := unmarshal(&r); err != nil {
