@@ -24,6 +24,7 @@ import (
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/network"
 	"github.com/coco-shim/coco/plan/launch"
+	"github.com/coco-shim/coco/virtcontainers/bootfiles"
 	"github.com/coco-shim/coco/virtcontainers/spec"
 	"github.com/coco-shim/coco/virtcontainers/state"
 	"github.com/coco-shim/coco/virtcontainers/turns"
@@ -42,7 +43,7 @@ type creation struct {
 	leaves   []string // cgroups that the pod's processes are in
 	attached Attachment
 
-	opened    []*os.File // the boot chains
+	opened    []*os.File // the boot chains and disks; closed once the VMM has them
 	initdata  *os.File   // nil without one
 	measuring *measuring // nil where nothing is measured
 }
@@ -213,7 +214,7 @@ func (c *creation) openBootFiles(context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, f := range c.opened {
+	for _, f := range bootfiles.Files(boot) {
 		if err := readableByAll(f); err != nil {
 			return err
 		}
@@ -244,22 +245,11 @@ func (c *creation) openBoot(cfg configs.Config) (boot hypervisor.Boot, err error
 	if err != nil {
 		return boot, err
 	}
-	boot.Cmdline = files.Cmdline
-	for _, f := range []struct {
-		path string
-		to   **os.File
-	}{{files.Kernel, &boot.Kernel}, {files.Initrd, &boot.Initrd}, {files.Firmware, &boot.Firmware}} {
-		if f.path == "" {
-			continue
-		}
-		file, err := os.Open(f.path)
-		if err != nil {
-			return boot, err
-		}
-		c.u.Push("close "+f.path, func(context.Context) error { return closeOnce(file) })
-		c.opened = append(c.opened, file)
-		*f.to = file
+	if boot, err = bootfiles.Open(files); err != nil {
+		return boot, err
 	}
+	c.u.Push("close the boot files", func(context.Context) error { return bootfiles.Close(boot) })
+	c.opened = append(c.opened, bootfiles.Files(boot)...)
 	return boot, nil
 }
 

@@ -17,13 +17,13 @@ import (
 
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
-	"github.com/coco-shim/coco/hypervisor/digest"
 	"github.com/coco-shim/coco/internal/initdata"
 	"github.com/coco-shim/coco/plan/launch"
+	"github.com/coco-shim/coco/virtcontainers/bootfiles"
 )
 
 // LaunchFile is the name, in the pod's directory below runtime.state_dir, of the JSON form of
-// digest.Launch.
+// launch.Expected.
 const LaunchFile = "launch.json"
 
 // initdataBlock is the id of the block device with the initdata, always the first on its bus.
@@ -75,7 +75,7 @@ func memoryFile(name string, content []byte) (_ *os.File, err error) {
 type measuring struct {
 	done      chan struct{} // closed when the rest is set
 	rehearsal bool
-	launch    digest.Launch
+	expected  launch.Expected
 	snp       *hypervisor.SNP // with the ID block
 	err       error
 }
@@ -96,18 +96,22 @@ func (c *creation) beginMeasuring(context.Context) error {
 	m := &measuring{done: make(chan struct{}), rehearsal: rehearsal}
 	if !c.life.spawn(func(ctx context.Context) {
 		defer close(m.done)
-		doubt, err := digest.CheckBoot(v)
+		heads, err := bootfiles.Look(v.Boot)
+		var doubt error
+		if err == nil {
+			doubt, err = launch.Check(v, heads)
+		}
 		if doubt != nil {
 			c.log.Warn("the launch may go differently", "pod", c.opts.ID, "rehearsal", rehearsal, "reason", doubt)
 		}
-		var chain digest.Chain
+		var chain launch.Chain
 		if err == nil {
-			chain, err = digest.Read(ctx, v.Boot)
+			chain, err = bootfiles.Read(ctx, v.Boot)
 		}
 		if err == nil {
-			m.launch, m.snp, err = digest.Measure(v, chain)
+			m.expected, m.snp, err = launch.Expect(v, chain)
 		}
-		m.launch.Rehearsal, m.err = rehearsal, err
+		m.expected.Rehearsal, m.err = rehearsal, err
 	}) {
 		return errShutdown
 	}
@@ -147,7 +151,7 @@ func (c *creation) finishMeasuring(ctx context.Context) error {
 	if !m.rehearsal && m.snp != nil {
 		c.vmspec.SNP = m.snp
 	}
-	l := m.launch
+	l := m.expected
 	c.expected = &l
 	c.log.Info("launch digest", slog.String("pod", c.opts.ID), slog.String("platform", l.Platform), slog.Bool("rehearsal", l.Rehearsal),
 		slog.String("algorithm", l.Algorithm), slog.String("digest", l.Digest), slog.Int("vcpus", l.VCPUs), slog.Uint64("memory_mib", l.MemoryMiB),
@@ -160,4 +164,4 @@ func (c *creation) finishMeasuring(ctx context.Context) error {
 }
 
 // Launch is what the pod's launch is expected to be reported as, nil where no hardware measures it.
-func (p *Pod) Launch() *digest.Launch { return p.expected }
+func (p *Pod) Launch() *launch.Expected { return p.expected }

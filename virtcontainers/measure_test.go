@@ -19,13 +19,13 @@ import (
 
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
-	"github.com/coco-shim/coco/hypervisor/digest"
 	"github.com/coco-shim/coco/internal/initdata"
 	"github.com/coco-shim/coco/measurement/bzimage/bzimagetest"
 	"github.com/coco-shim/coco/measurement/kernelhashes"
 	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
 	"github.com/coco-shim/coco/measurement/snp"
 	"github.com/coco-shim/coco/measurement/snp/idauth"
+	"github.com/coco-shim/coco/plan/launch"
 )
 
 // snpConfig makes a configuration for SNP of one for the plain platform.
@@ -67,13 +67,13 @@ func (w *world) snpDigest(cfg configs.Config, vcpus int) string {
 	return d.String()
 }
 
-func published(t *testing.T, o Options) digest.Launch {
+func published(t *testing.T, o Options) launch.Expected {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(o.Config.Runtime.StateDir, stateDirName(o.Namespace, o.ID), LaunchFile))
 	if err != nil {
 		t.Fatal(err)
 	}
-	var l digest.Launch
+	var l launch.Expected
 	if err := json.Unmarshal(text, &l); err != nil {
 		t.Fatal(err)
 	}

@@ -19,7 +19,6 @@ import (
 
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/hypervisor"
-	"github.com/coco-shim/coco/hypervisor/digest"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/virtcontainers/hooks"
@@ -50,7 +49,7 @@ type Pod struct {
 	sharedShm    bool
 	rlimits      []specs.POSIXRlimit // of processes for which nobody names them
 	pids         pidsMode            // guarded by mu
-	expected     *digest.Launch      // nil where no hardware measures the launch
+	expected     *launch.Expected    // nil where no hardware measures the launch
 	streamNumber atomic.Uint32
 	done         chan struct{} // closed when the VM is gone and all exits are settled
 	stopping     chan struct{} // holds a token while nobody shuts down

@@ -9,9 +9,9 @@ import (
 	"time"
 
 	"github.com/coco-shim/coco/hypervisor"
-	"github.com/coco-shim/coco/hypervisor/digest"
 	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
 	"github.com/coco-shim/coco/measurement/snp"
+	"github.com/coco-shim/coco/plan/launch"
 )
 
 // BenchmarkMeasureTDXCold is a whole process that starts QEMU for the ACPI tables: MRTD and RTMR0-2 of one VM.
@@ -32,11 +32,11 @@ func BenchmarkMeasureTDXCold(b *testing.B) {
 
 // BenchmarkMeasureWarm is one digest where firmware and kernel are known, with the ID block that the shim launches with.
 func BenchmarkMeasureWarm(b *testing.B) {
-	chain := digest.Chain{Firmware: ovmftest.Build(ovmftest.Layout{Size: 4 << 20, Seed: 1, EIP: 0x80b004, HashBase: 0x810c00, SEV: ovmftest.Sections()})}
+	chain := launch.Chain{Firmware: ovmftest.Build(ovmftest.Layout{Size: 4 << 20, Seed: 1, EIP: 0x80b004, HashBase: 0x810c00, SEV: ovmftest.Sections()})}
 	spec := hypervisor.VMSpec{TEE: hypervisor.TEESNP, SNP: &hypervisor.SNP{Policy: 0x30000}, CPU: hypervisor.CPU{Count: 2, Model: "EPYC-v4"}}
 	b.Run("firmware in memory, with ID block", func(b *testing.B) {
 		for b.Loop() {
-			if _, _, err := digest.Measure(spec, chain); err != nil {
+			if _, _, err := launch.Expect(spec, chain); err != nil {
 				b.Fatal(err)
 			}
 		}

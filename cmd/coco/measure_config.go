@@ -8,23 +8,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"slices"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/qemu"
 	"github.com/coco-shim/coco/hypervisor/qemu/qtest"
-	"github.com/coco-shim/coco/measurement/igvm"
-	"github.com/coco-shim/coco/measurement/ovmf"
 	"github.com/coco-shim/coco/measurement/snp"
 	"github.com/coco-shim/coco/measurement/tdx"
 	"github.com/coco-shim/coco/plan/launch"
+	"github.com/coco-shim/coco/virtcontainers/bootfiles"
 )
 
 // configOptions are the flags of coco measure --config.
@@ -71,27 +68,7 @@ func (o *configOptions) run(cmd *cobra.Command) error {
 	if o.idBlock || o.runtimeClass != "" {
 		return errors.New("--id-block and --runtime-class want --pod")
 	}
-	boot, err := h.Boot()
-	if err != nil {
-		return err
-	}
-	if h.Platform != "none" {
-		if err := present(boot); err != nil {
-			return err
-		}
-		if err := bootable(cmd, hypervisor.TEE(h.Platform), boot, o.memoryMiB()); err != nil {
-			return err
-		}
-	}
-	var results []result
-	switch h.Platform {
-	case "snp":
-		results, err = o.snp(cmd, h, boot)
-	case "tdx":
-		results, err = o.tdx(cmd, h, boot)
-	default:
-		return fmt.Errorf("hypervisor.platform is %q: such VMs have no launch digest, since no hardware measures them; set it to \"snp\" or \"tdx\"", h.Platform)
-	}
+	results, err := o.measureSizes(cmd, h)
 	if err != nil {
 		return err
 	}
@@ -101,15 +78,29 @@ func (o *configOptions) run(cmd *cobra.Command) error {
 	return o.print(cmd, results)
 }
 
-// present names the boot files that are missing. Unlike the shim it does not ask for the VMM.
-func present(boot configs.BootFiles) error {
-	var errs []error
-	for _, f := range []struct{ key, path string }{{"firmware", boot.Firmware}, {"kernel", boot.Kernel}, {"initrd", boot.Initrd}} {
-		if _, err := os.Stat(f.path); err != nil {
-			errs = append(errs, fmt.Errorf("%s cannot be measured: %w; install it, or set hypervisor.%s", f.key, err, f.key))
-		}
+// measureSizes measures the VM of the size that was asked for, or of all sizes that pods get.
+func (o *configOptions) measureSizes(cmd *cobra.Command, h configs.Hypervisor) ([]result, error) {
+	files, err := h.Boot()
+	if err != nil {
+		return nil, err
 	}
-	return errors.Join(errs...)
+	shape := launch.Shape{VCPUs: o.vcpus, MemoryMiB: o.memoryMiB()}
+	m := machine{h: h, vm: launch.VM("", h, shape, hypervisor.Boot{Cmdline: files.Cmdline}), files: files}
+	switch m.vm.TEE {
+	case hypervisor.TEESNP:
+		if err := (chains{}).read(cmd, &m, bootfiles.Read); err != nil {
+			return nil, err
+		}
+		return o.snp(cmd, m)
+	case hypervisor.TEETDX:
+		if err := (chains{}).read(cmd, &m, firmwareOnly); err != nil {
+			return nil, err
+		}
+		r, err := o.tdxValues(cmd.Context(), m)
+		return []result{r}, err
+	}
+	return nil, fmt.Errorf("hypervisor.platform is %q: such VMs have no launch digest, since no hardware measures them; "+
+		"set it to \"snp\" or \"tdx\"", h.Platform)
 }
 
 // size refuses sizes that no pod of the configuration gets.
@@ -147,97 +138,34 @@ func (o *configOptions) memoryMiB() uint64 {
 }
 
 // snp measures all numbers of vCPUs, or the one that was asked for.
-func (o *configOptions) snp(cmd *cobra.Command, h configs.Hypervisor, boot configs.BootFiles) ([]result, error) {
+func (o *configOptions) snp(cmd *cobra.Command, m machine) ([]result, error) {
 	if o.profile != "" {
 		return nil, errors.New("--profile is for TDX: hypervisor.platform is \"snp\"")
 	}
 	counts := []int{o.vcpus}
 	if !cmd.Flags().Changed("vcpus") {
-		if h.MaxVCPUs == 0 {
+		if m.h.MaxVCPUs == 0 {
 			return nil, errors.New("hypervisor.max_vcpus is 0, which means as many as the node has, so the list of digests is unknown here; set it, or give --vcpus")
 		}
-		counts = configs.VCPUCounts(h.MaxVCPUs)
+		counts = configs.VCPUCounts(m.h.MaxVCPUs)
 	}
-	if h.Type == configs.TypeCLH {
-		return o.igvm(boot, counts)
-	}
-	sig, err := snp.ModelSignature(h.CPUModel)
-	if err != nil {
-		return nil, fmt.Errorf("hypervisor.cpu_model: %w", err)
-	}
-	s := snpOptions{
-		output: o.output, mode: "snp", vmm: "qemu", model: h.CPUModel, firmware: boot.Firmware,
-		boot: bootFiles{kernel: boot.Kernel, initrd: boot.Initrd, cmdline: boot.Cmdline},
-	}
-	d := snp.Description{Mode: snp.SNP, VMM: snp.QEMU, Signature: sig, Features: snp.FeatureSNPActive}
-	if err := s.load(&d); err != nil {
-		return nil, err
-	}
-	if err := launchable(boot.Firmware, d.Firmware, func(im *ovmf.Image) error { return im.SNPLaunchProblem(true) }); err != nil {
-		return nil, err
-	}
-	return s.measure(d, counts)
-}
-
-// igvm measures what Cloud Hypervisor launches: the IGVM file that is its firmware, and the kernel beside it.
-func (o *configOptions) igvm(boot configs.BootFiles, counts []int) ([]result, error) {
-	raw, err := readLimited(boot.Firmware, maxIGVM)
+	d, err := launch.Describe(m.vm, m.chain)
 	if err != nil {
 		return nil, err
 	}
-	file, err := igvm.Parse(raw)
-	if err != nil {
-		return nil, fmt.Errorf("the shim would refuse firmware %s: %w", boot.Firmware, err)
+	if d.IGVM != nil {
+		return (&igvmOptions{output: o.output}).measure(*d.IGVM, counts)
 	}
-	var g errgroup.Group
-	hashes := (&bootFiles{kernel: boot.Kernel, initrd: boot.Initrd, cmdline: boot.Cmdline}).hash(&g)
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	i := igvmOptions{output: o.output}
-	return i.measure(snp.IGVMLaunch{File: file, Loader: snp.CloudHypervisorKVM, Kernel: hashes()}, counts)
-}
-
-// launchable refuses firmware that the shim refuses before launch.
-func launchable(path string, fw []byte, problem func(*ovmf.Image) error) error {
-	im, err := ovmf.Parse(fw)
-	if err == nil {
-		err = problem(im)
-	}
-	if err != nil {
-		return fmt.Errorf("the shim would refuse firmware %s: %w", path, err)
-	}
-	return nil
-}
-
-// problemOf is what the shim looks for in the firmware.
-func problemOf(tee hypervisor.TEE) func(*ovmf.Image) error {
-	if tee == hypervisor.TEETDX {
-		return (*ovmf.Image).TDXLaunchProblem
-	}
-	return func(im *ovmf.Image) error { return im.SNPLaunchProblem(true) }
-}
-
-// tdx measures one size of VM, or what all sizes have in common.
-func (o *configOptions) tdx(cmd *cobra.Command, h configs.Hypervisor, boot configs.BootFiles) ([]result, error) {
-	fw, err := readLimited(boot.Firmware, maxFirmware)
-	if err == nil {
-		err = launchable(boot.Firmware, fw, (*ovmf.Image).TDXLaunchProblem)
-	}
-	if err != nil {
-		return nil, err
-	}
-	shape := launch.Shape{VCPUs: o.vcpus, MemoryMiB: o.memoryMiB()}
-	r, err := o.tdxValues(cmd.Context(), h, launch.VM("", h, shape, hypervisor.Boot{}), boot)
-	if err != nil {
-		return nil, err
-	}
-	return []result{r}, nil
+	return (&snpOptions{output: o.output, mode: "snp", vmm: "qemu", model: m.h.CPUModel}).measure(*d.SNP, counts)
 }
 
 // tdxValues computes the registers of a VM. Its size is zero where it is unknown; then RTMR0 is, too.
-func (o *configOptions) tdxValues(ctx context.Context, h configs.Hypervisor, spec hypervisor.VMSpec, boot configs.BootFiles) (*tdxResult, error) {
-	t := tdxOptions{output: o.output, firmware: boot.Firmware, profile: o.profile, smbios: o.smbios}
+func (o *configOptions) tdxValues(ctx context.Context, m machine) (*tdxResult, error) {
+	spec, boot := m.vm, m.files
+	t := tdxOptions{
+		output: o.output, firmware: boot.Firmware, known: tdxContent{firmware: m.chain.Firmware},
+		profile: o.profile, smbios: o.smbios,
+	}
 	if spec.MemoryMiB > 0 {
 		t.memory = fmt.Sprintf("%dM", spec.MemoryMiB)
 	}
@@ -270,7 +198,7 @@ func (o *configOptions) tdxValues(ctx context.Context, h configs.Hypervisor, spe
 		if err != nil {
 			return nil, fmt.Errorf("--profile: %w", err)
 		}
-		if t.acpi, err = o.tables(ctx, h, spec, p); err != nil {
+		if t.known.acpi, err = o.tables(ctx, m.h, spec, p); err != nil {
 			return nil, err
 		}
 	}

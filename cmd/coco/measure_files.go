@@ -15,11 +15,10 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/coco-shim/coco/configs"
-	"github.com/coco-shim/coco/hypervisor"
-	"github.com/coco-shim/coco/hypervisor/digest"
 	"github.com/coco-shim/coco/measurement/bzimage"
 	"github.com/coco-shim/coco/measurement/kernelhashes"
+	"github.com/coco-shim/coco/plan/launch"
+	"github.com/coco-shim/coco/virtcontainers/bootfiles"
 )
 
 // maxFirmware is far above any real image; QEMU's own limit is lower.
@@ -91,8 +90,8 @@ func (b bootFiles) check() error {
 		return errors.New("--initrd without --kernel: QEMU passes no initrd without a kernel")
 	case !kernel && b.cmdline != "":
 		return errors.New("--append without --kernel: QEMU refuses a command line without a kernel")
-	case len(b.cmdline) > digest.MaxCmdline:
-		return fmt.Errorf("--append has %d bytes: the kernel takes %d, though all would be measured", len(b.cmdline), digest.MaxCmdline)
+	case len(b.cmdline) > launch.MaxCmdline:
+		return fmt.Errorf("--append has %d bytes: the kernel takes %d, though all would be measured", len(b.cmdline), launch.MaxCmdline)
 	case strings.Contains(b.cmdline, "\x00"):
 		return errors.New("--append has a zero byte, where the command line would end")
 	}
@@ -197,7 +196,7 @@ func (b bootFiles) headers() (*bzimage.Kernel, error) {
 		return nil, nil
 	}
 	defer f.Close() //nolint:errcheck // only read
-	k, err := digest.ParseKernel(f)
+	k, err := bootfiles.ParseKernel(f)
 	return &k, err
 }
 
@@ -225,44 +224,4 @@ func (b bootFiles) notes(cmd *cobra.Command) {
 	} else if err := k.Initrd(st.Size(), 0); err != nil {
 		note("--initrd "+b.initrd, err)
 	}
-}
-
-// bootable refuses a boot chain that the shim refuses, and warns of what cannot be told.
-func bootable(cmd *cobra.Command, tee hypervisor.TEE, files configs.BootFiles, memoryMiB uint64) error {
-	boot, done, err := openBoot(files)
-	defer done()
-	if err != nil {
-		return err
-	}
-	doubt, err := digest.CheckBoot(hypervisor.VMSpec{TEE: tee, MemoryMiB: memoryMiB, Boot: boot})
-	if err != nil {
-		return fmt.Errorf("the shim would refuse the boot files: %w", err)
-	}
-	if doubt != nil {
-		fmt.Fprintf(cmd.ErrOrStderr(), "warning: %v\n", doubt)
-	}
-	return nil
-}
-
-// openBoot opens the files of a boot chain; done closes them.
-func openBoot(files configs.BootFiles) (boot hypervisor.Boot, done func(), err error) {
-	var open []*os.File
-	done = func() {
-		for _, f := range open {
-			_ = f.Close() // only read
-		}
-	}
-	boot.Cmdline = files.Cmdline
-	for _, b := range []struct {
-		path string
-		to   **os.File
-	}{{files.Kernel, &boot.Kernel}, {files.Initrd, &boot.Initrd}, {files.Firmware, &boot.Firmware}} {
-		f, err := os.Open(b.path)
-		if err != nil {
-			return boot, done, err
-		}
-		open = append(open, f)
-		*b.to = f
-	}
-	return boot, done, nil
 }

@@ -4,7 +4,6 @@
 package main
 
 import (
-	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -19,11 +18,11 @@ import (
 
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
-	"github.com/coco-shim/coco/hypervisor/digest"
 	"github.com/coco-shim/coco/internal/initdata"
 	"github.com/coco-shim/coco/internal/kubepod"
 	"github.com/coco-shim/coco/measurement"
 	"github.com/coco-shim/coco/plan/launch"
+	"github.com/coco-shim/coco/virtcontainers/bootfiles"
 )
 
 // podOptions are the flags of coco measure --pod.
@@ -44,7 +43,7 @@ type podResult struct {
 	Kind      string `json:"kind"`
 	Namespace string `json:"namespace,omitempty"`
 	Name      string `json:"name"`
-	digest.Launch
+	launch.Expected
 	Registers map[string]measurement.Digest `json:"registers,omitempty"` // TDX
 	IDBlock   string                        `json:"id_block,omitempty"`
 	IDAuth    string                        `json:"id_auth,omitempty"`
@@ -109,7 +108,7 @@ func (o *configOptions) runPods(cmd *cobra.Command, c configs.Config) error {
 	}
 	var results []result
 	var errs []error
-	m := podMeasurer{configOptions: o, chains: map[configs.BootFiles]digest.Chain{}}
+	m := podMeasurer{configOptions: o, chains: chains{}}
 	for _, p := range pods {
 		r, err := m.measure(cmd, c, p)
 		if err != nil {
@@ -165,11 +164,10 @@ func readManifest(cmd *cobra.Command, path string) ([]byte, error) {
 // podMeasurer does what the shim does for a pod, up to the launch.
 type podMeasurer struct {
 	*configOptions
-	chains map[configs.BootFiles]digest.Chain // without their command line
+	chains
 }
 
 func (m *podMeasurer) measure(cmd *cobra.Command, c configs.Config, p kubepod.Pod) (*podResult, error) {
-	ctx := cmd.Context()
 	if len(p.HostNamespaces) > 0 {
 		return nil, fmt.Errorf("has %s, which a VM cannot give: the shim refuses it", strings.Join(p.HostNamespaces, " and "))
 	}
@@ -180,43 +178,25 @@ func (m *podMeasurer) measure(cmd *cobra.Command, c configs.Config, p kubepod.Po
 	if err != nil {
 		return nil, err
 	}
-	files, err := c.Hypervisor.Boot()
-	if err == nil {
-		err = present(files)
-	}
+	vm, err := planPod(cmd, c, p)
 	if err != nil {
 		return nil, err
 	}
-	plan, err := launch.For(launch.Input{
-		ID: "pod", Config: c, Machine: unlimited, Spec: &specs.Spec{Annotations: p.Annotations},
-		Boot: hypervisor.Boot{Cmdline: files.Cmdline}, Initdata: p.Annotations[initdata.Annotation], ReadFile: configs.ReadInitdata,
-	})
+	if err := m.read(cmd, &vm, bootfiles.Read); err != nil {
+		return nil, err
+	}
+	expected, snp, err := launch.Expect(vm.vm, vm.chain)
 	if err != nil {
 		return nil, err
 	}
-	spec := plan.VM
-	if cpus := p.CPUs(); cpus > spec.CPU.Count {
-		fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s asks for %d CPUs and gets %d vCPUs, which is hypervisor.max_vcpus\n", p, cpus, spec.CPU.Count)
-	}
-	if err := bootable(cmd, spec.TEE, files, spec.MemoryMiB); err != nil {
-		return nil, err
-	}
-	chain, err := m.chain(ctx, files)
-	if err != nil {
-		return nil, err
-	}
-	if c.Hypervisor.Type != "clh" { // an IGVM file is judged as it is measured
-		if err := launchable(files.Firmware, chain.Firmware, problemOf(spec.TEE)); err != nil {
+	r := &podResult{Kind: p.Kind, Namespace: p.Namespace, Name: p.Name, Expected: expected}
+	if vm.vm.TEE == hypervisor.TEETDX {
+		v, err := m.tdxValues(cmd.Context(), vm)
+		if err != nil {
 			return nil, err
 		}
-	}
-	launch, snp, err := digest.Measure(spec, chain)
-	if err != nil {
-		return nil, err
-	}
-	r := &podResult{Kind: p.Kind, Namespace: p.Namespace, Name: p.Name, Launch: launch}
-	if spec.TEE == hypervisor.TEETDX {
-		return r, m.registers(ctx, r, c.Hypervisor, spec, files)
+		r.Registers, r.order = v.Values, v.order
+		return r, nil
 	}
 	if m.idBlock {
 		return r, r.addIDBlock(snp)
@@ -236,31 +216,23 @@ func (r *podResult) addIDBlock(snp *hypervisor.SNP) error {
 	return nil
 }
 
-// chain reads a boot chain once.
-func (m *podMeasurer) chain(ctx context.Context, files configs.BootFiles) (c digest.Chain, err error) {
-	files.Cmdline = ""
-	if c, ok := m.chains[files]; ok {
-		return c, nil
-	}
-	boot, done, err := openBoot(files)
-	defer done()
+// planPod plans a pod's VM. A pod that gets fewer vCPUs than its limit asks for is warned of.
+func planPod(cmd *cobra.Command, c configs.Config, p kubepod.Pod) (machine, error) {
+	files, err := c.Hypervisor.Boot()
 	if err != nil {
-		return c, err
+		return machine{}, err
 	}
-	if c, err = digest.Read(ctx, boot); err == nil {
-		m.chains[files] = c
-	}
-	return c, err
-}
-
-// registers adds those of TDX that the profile allows to compute.
-func (m *podMeasurer) registers(ctx context.Context, r *podResult, h configs.Hypervisor, spec hypervisor.VMSpec, files configs.BootFiles) error {
-	v, err := m.tdxValues(ctx, h, spec, files)
+	plan, err := launch.For(launch.Input{
+		ID: "pod", Config: c, Machine: unlimited, Spec: &specs.Spec{Annotations: p.Annotations},
+		Boot: hypervisor.Boot{Cmdline: files.Cmdline}, Initdata: p.Annotations[initdata.Annotation], ReadFile: configs.ReadInitdata,
+	})
 	if err != nil {
-		return err
+		return machine{}, err
 	}
-	r.Registers, r.order = v.Values, v.order
-	return nil
+	if cpus := p.CPUs(); cpus > plan.Shape.VCPUs {
+		fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s asks for %d CPUs and gets %d vCPUs, which is hypervisor.max_vcpus\n", p, cpus, plan.Shape.VCPUs)
+	}
+	return machine{h: c.Hypervisor, vm: plan.VM, files: files}, nil
 }
 
 func podTable(out io.Writer, results []result) error {

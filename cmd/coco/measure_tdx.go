@@ -36,7 +36,13 @@ type tdxOptions struct {
 	fwCfg                 []string
 	shim, secureBootBuild bool
 	backport              bool
-	acpi                  *tdx.ACPI // instead of files
+	known                 tdxContent // instead of files
+}
+
+// tdxContent is what was read already.
+type tdxContent struct {
+	firmware []byte
+	acpi     *tdx.ACPI
 }
 
 // tdxResult is the set of registers of one VM.
@@ -233,8 +239,10 @@ func (o *tdxOptions) load(names []string) (d tdx.Description, err error) {
 		if o.firmware == "" {
 			return d, errors.New("give --firmware")
 		}
-		if d.Firmware, err = readLimited(o.firmware, maxFirmware); err != nil {
-			return d, err
+		if d.Firmware = o.known.firmware; d.Firmware == nil {
+			if d.Firmware, err = readLimited(o.firmware, maxFirmware); err != nil {
+				return d, err
+			}
 		}
 	}
 	if needs("rtmr0") {
@@ -271,8 +279,8 @@ func (o *tdxOptions) loadTables(d *tdx.Description) error {
 	if o.loader != "" || o.rsdp != "" || o.tables != "" {
 		d.ACPI = acpi
 	}
-	if o.acpi != nil {
-		d.ACPI = o.acpi
+	if o.known.acpi != nil {
+		d.ACPI = o.known.acpi
 	}
 	for _, s := range o.fwCfg {
 		name, path, ok := strings.Cut(s, "=")

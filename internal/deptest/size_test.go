@@ -59,7 +59,7 @@ var large = map[string]exception{
 	"configs.Runtime":               {20, oneKeyAField},
 	"guest.Options":                 {18, oneKeyAField},
 	"cmd/coco.snpOptions":           {18, oneKeyAField},
-	"hypervisor/digest.Launch":      {16, oneKeyAField},
+	"plan/launch.Expected":          {16, oneKeyAField},
 	"tests/vectors.Case":            {18, oneKeyAField},
 	"virtcontainers/state.Pod":      {16, oneKeyAField},
 	"image/erofs.node":              {20, "the fields of an inode on disk and of its place in the tree"},

@@ -2,11 +2,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package launch plans the launch of a pod's VM: from the configuration and the pod to the size of the VM, to its
-// description (hypervisor.VMSpec) and to the initdata that the launch is bound to.
+// description (hypervisor.VMSpec), to the initdata that the launch is bound to, and to what the hardware will report.
+//
+// For makes the plan. With what was read of the boot files (Heads, Chain), Check says whether the VM would start, Describe
+// what the hardware measures, and Expect the digest that comes of it.
 //
 // Its functions depend on nothing but their arguments: they read no file, no clock and nothing of the host, and pass on
 // descriptors that they are given without looking into them. The shim, `coco measure` and a verifier therefore get the
-// same answer for the same pod. Opening files, making devices and starting the VM is left to package virtcontainers.
+// same answer for the same pod. Opening and reading files, making devices and starting the VM is left to package virtcontainers.
 package launch
 
 import (

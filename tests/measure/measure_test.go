@@ -26,9 +26,9 @@ import (
 	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/coco-shim/coco/hypervisor/digest"
 	"github.com/coco-shim/coco/internal/initdata"
 	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
+	"github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/tests/harness"
 	"github.com/coco-shim/coco/virtcontainers"
 )
@@ -145,7 +145,7 @@ func configs(t *testing.T, dir string) (snp, plain string) {
 	return snp, plain
 }
 
-func foretold(ctx context.Context, t *testing.T, snp string, manifest []byte) digest.Launch {
+func foretold(ctx context.Context, t *testing.T, snp string, manifest []byte) launch.Expected {
 	t.Helper()
 	cmd := exec.CommandContext(ctx, filepath.Join(harness.Prefix(), "bin", "coco"), "measure", "--config", snp, "--pod", "-", "--runtime-class", "coco-snp", "--json")
 	cmd.Stdin = bytes.NewReader(manifest)
@@ -155,7 +155,7 @@ func foretold(ctx context.Context, t *testing.T, snp string, manifest []byte) di
 	if err != nil {
 		t.Fatalf("coco measure: %v: %s\n%s", err, stderr.String(), manifest)
 	}
-	var l digest.Launch
+	var l launch.Expected
 	if err := json.Unmarshal(out, &l); err != nil {
 		t.Fatalf("coco measure: %v: %s", err, out)
 	}
@@ -163,14 +163,14 @@ func foretold(ctx context.Context, t *testing.T, snp string, manifest []byte) di
 }
 
 // published is what the shim says of a running pod of CRI.
-func published(t *testing.T, stateDir, id string) digest.Launch {
+func published(t *testing.T, stateDir, id string) launch.Expected {
 	t.Helper()
 	sum := sha256.Sum256([]byte("k8s.io\x00" + id))
 	text, err := os.ReadFile(filepath.Join(stateDir, hex.EncodeToString(sum[:12]), virtcontainers.LaunchFile))
 	if err != nil {
 		t.Fatal(err)
 	}
-	var l digest.Launch
+	var l launch.Expected
 	if err := json.Unmarshal(text, &l); err != nil {
 		t.Fatal(err)
 	}

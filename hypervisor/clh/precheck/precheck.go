@@ -3,7 +3,7 @@
 
 // Package precheck refuses SNP VMs whose IGVM file is not what the VM's description says. It reads the
 // file through the descriptor that the VMM gets. What is wrong with a description apart from the file's
-// content is the driver's business, and the digest that of package hypervisor/digest.
+// content is the driver's business, and the digest that of package plan/launch.
 package precheck
 
 import (

@@ -20,9 +20,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/coco-shim/coco/configs"
-	"github.com/coco-shim/coco/hypervisor/digest"
 	"github.com/coco-shim/coco/internal/words"
 	"github.com/coco-shim/coco/metrics"
+	"github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/virtcontainers"
 )
 
@@ -36,7 +36,7 @@ const podTimeout = 15 * time.Second
 type podMetrics struct {
 	Pod     string           `json:"pod"`
 	Samples []metrics.Sample `json:"metrics"`
-	Launch  *digest.Launch   `json:"launch,omitempty"` // what the shim says that hardware will report
+	Launch  *launch.Expected `json:"launch,omitempty"` // what the shim says that hardware will report
 	text    string
 }
 

@@ -1,11 +1,10 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package digest
+package launch
 
 import (
-	"os"
-	"path/filepath"
+	"crypto/sha256"
 	"strings"
 	"testing"
 
@@ -14,20 +13,6 @@ import (
 	"github.com/coco-shim/coco/measurement/kernelhashes"
 	"github.com/coco-shim/coco/measurement/snp"
 )
-
-func open(t *testing.T, content []byte) *os.File {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "f")
-	if err := os.WriteFile(path, content, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.Close() })
-	return f
-}
 
 func TestIGVMIsMeasuredByCloudHypervisorsRule(t *testing.T) {
 	w := igvm.Writer{Policy: 0x30000}
@@ -39,55 +24,46 @@ func TestIGVMIsMeasuredByCloudHypervisorsRule(t *testing.T) {
 	}
 	spec := hypervisor.VMSpec{
 		ID: "pod", TEE: hypervisor.TEESNP, CPU: hypervisor.CPU{Count: 2}, SNP: &hypervisor.SNP{Policy: 0x30000, HostData: [32]byte{0xab}},
-		Boot: hypervisor.Boot{Firmware: open(t, raw), Kernel: open(t, []byte("kernel")), Initrd: open(t, []byte("initrd")), Cmdline: "console=ttyS0"},
+		Boot: hypervisor.Boot{Cmdline: "console=ttyS0"},
 	}
-	measure := func() (Launch, *hypervisor.SNP, error) {
-		c, err := Read(t.Context(), spec.Boot)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return Measure(spec, c)
-	}
+	chain := Chain{Firmware: raw, Kernel: sha256.Sum256([]byte("kernel")), Initrd: sha256.Sum256([]byte("initrd"))}
+	measure := func() (Expected, *hypervisor.SNP, error) { return Expect(spec, chain) }
 	l, s, err := measure()
 	if err != nil || s != nil {
-		t.Fatalf("Measure() = %v, %v, %v, want no settings of ours: ID blocks are the file's", l, s, err)
+		t.Fatalf("Expect() = %v, %v, %v, want no settings of ours: ID blocks are the file's", l, s, err)
 	}
 	f, err := igvm.Parse(raw)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := Read(t.Context(), spec.Boot)
-	if err != nil {
-		t.Fatal(err)
-	}
 	want, err := snp.MeasureIGVM(snp.IGVMLaunch{File: f, VCPUs: 2, Kernel: &kernelhashes.Hashes{
-		Kernel: c.Kernel, Initrd: c.Initrd, Cmdline: kernelhashes.Cmdline("console=ttyS0"),
+		Kernel: chain.Kernel, Initrd: chain.Initrd, Cmdline: kernelhashes.Cmdline("console=ttyS0"),
 	}}, nil)
 	if err != nil || l.Digest != want.String() || l.Policy != "0x30000" || !strings.HasPrefix(l.HostData, "ab00") || l.IDKeyDigest != "" {
-		t.Errorf("Measure() = %+v, %v, want digest %s", l, err, want)
+		t.Errorf("Expect() = %+v, %v, want digest %s", l, err, want)
 	}
 	seen := map[string]string{l.Digest: "as it is"}
 	for name, change := range map[string]func(){
-		"another kernel":       func() { spec.Boot.Kernel = open(t, []byte("lernel")) },
-		"another initramfs":    func() { spec.Boot.Initrd = open(t, []byte("jnitrd")) },
+		"another kernel":       func() { chain.Kernel[0]++ },
+		"another initramfs":    func() { chain.Initrd[0]++ },
 		"another command line": func() { spec.Boot.Cmdline = "console=ttyS1" },
 		"another vCPU":         func() { spec.CPU.Count = 3 },
 	} {
-		before := spec
+		before, chainBefore := spec, chain
 		change()
 		l, _, err := measure()
 		if other, ok := seen[l.Digest]; err != nil || ok {
 			t.Errorf("%s: digest %s, %v, that of %q", name, l.Digest, err, other)
 		}
 		seen[l.Digest] = name
-		spec = before
+		spec, chain = before, chainBefore
 	}
 	spec.MemoryMiB, spec.ID, spec.SNP.HostData = 4096, "another", [32]byte{}
 	if l, _, err := measure(); err != nil || l.Digest != want.String() {
 		t.Errorf("memory, id and HOSTDATA change the digest: %s, %v", l.Digest, err)
 	}
-	spec.Boot.Firmware = open(t, raw[:len(raw)-8])
+	chain.Firmware = raw[:len(raw)-8]
 	if _, _, err := measure(); err == nil {
-		t.Error("Measure() of half an IGVM file = nil")
+		t.Error("Expect() of half an IGVM file = nil")
 	}
 }
