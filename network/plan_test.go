@@ -208,7 +208,7 @@ func TestPlanOfLinks(t *testing.T) {
 func words(list []Skipped) []string {
 	var out []string
 	for _, s := range list {
-		out = append(out, s.String())
+		out = append(out, s.What+": "+s.Why)
 	}
 	return out
 }

@@ -4,7 +4,6 @@
 package network
 
 import (
-	"fmt"
 	"net/netip"
 )
 
@@ -113,6 +112,3 @@ type Redirect struct {
 
 // Skipped is something that the VM will not have, and why.
 type Skipped struct{ What, Why string }
-
-// String is "what: why".
-func (s Skipped) String() string { return fmt.Sprintf("%s: %s", s.What, s.Why) }

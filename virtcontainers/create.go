@@ -342,6 +342,9 @@ func (c *creation) attachNetwork(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	for _, s := range c.attached.Skipped {
+		c.log.Info("the guest does not get all of the pod's network", "pod", c.opts.ID, "what", s.What, "why", s.Why)
+	}
 	c.nics, c.late = newNICs(c.attached, c.recordRedirects), standby && c.attached.Links != nil
 	c.u.Push("detach the network", func(ctx context.Context) error { return c.nics.detach(ctx, c.attached.Detach) })
 	for _, nic := range c.attached.NICs {

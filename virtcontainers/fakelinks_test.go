@@ -57,7 +57,7 @@ func (l *linkTable) attach(ctx context.Context, standby bool, record func([]netw
 	if err != nil {
 		return Attachment{}, err
 	}
-	a.NICs, a.Joints, a.Guest, a.Detach = nics, network.Joints(w, nics), w.Guest, u.Run
+	a.NICs, a.Joints, a.Guest, a.Skipped, a.Detach = nics, network.Joints(w, nics), w.Guest, w.Skipped, u.Run
 	return a, nil
 }
 

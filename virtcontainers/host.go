@@ -99,6 +99,8 @@ type Network interface {
 type Attachment struct {
 	NICs  []network.NIC
 	Guest network.Guest
+	// Skipped is what of the namespace the guest does not get.
+	Skipped []network.Skipped
 	// Links, when not nil, is the namespace for what comes and goes while the VM runs, and Joints are the
 	// interfaces that the VM starts with. Watch begins to listen for changes.
 	Links   Links

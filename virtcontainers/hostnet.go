@@ -59,7 +59,7 @@ func (n hostNetwork) Attach(ctx context.Context, netns string, standby bool, rec
 	if err != nil {
 		return Attachment{}, err
 	}
-	return n.attached(h, u, Attachment{NICs: nics, Guest: w.Guest, Joints: network.Joints(w, nics)}), nil
+	return n.attached(h, u, Attachment{NICs: nics, Guest: w.Guest, Skipped: w.Skipped, Joints: network.Joints(w, nics)}), nil
 }
 
 // attached completes an attachment with the namespace and the way back.

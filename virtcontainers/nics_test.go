@@ -234,6 +234,22 @@ func TestAPodListensAndSaysOnceWhatItCannotHave(t *testing.T) {
 	}
 }
 
+// What of the pod's network namespace the guest does not get is in the log.
+func TestWhatTheGuestDoesNotGetIsLogged(t *testing.T) {
+	w := newWorld(t)
+	w.links = newLinkTable()
+	w.links.AddVeth("eth0", mac0, 1500, addr(addr0))
+	w.links.AddVeth("eth1", mac1, 1500, addr(addr1))
+	w.links.SetDown("eth1")
+	o := w.options("sleep")
+	log := &logged{}
+	o.Log = slog.New(slog.NewTextHandler(log, nil))
+	start(t, w, o)
+	if want := `what="link eth1" why="is down"`; !strings.Contains(log.String(), want) {
+		t.Errorf("the log lacks %s:\n%s", want, log)
+	}
+}
+
 // until waits for what another goroutine does.
 func until(t *testing.T, done func() bool) {
 	t.Helper()

@@ -62,6 +62,13 @@ func (t *Table) AddVeth(name, mac string, mtu int, addrs ...netip.Prefix) {
 	}
 }
 
+// SetDown switches an interface off.
+func (t *Table) SetDown(name string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.links[name].Up = false
+}
+
 // HoldTaps keeps taps whose descriptors are closed, as a VMM does that has duplicates.
 func (t *Table) HoldTaps() {
 	t.mu.Lock()
