@@ -51,16 +51,5 @@ var (
 	guidHashArea    = mustGUID("7255371f-3a3b-4b04-927b-1da6efa8d454")
 	guidSEVMetadata = mustGUID("dc886566-984a-4798-a75e-5585a7bf67cc")
 	guidTDXMetadata = mustGUID("e47a6535-984a-4798-865e-4685a7bf8ec2")
-	guidSecretArea  = mustGUID("4c2eb361-7d9b-4cc3-8081-127c90d3d294")
 	guidSVSMInfo    = mustGUID("a789a612-0597-4c4b-a49f-cbb1fe9d1ddd")
-	guidDebugLog    = mustGUID("784fa70e-3176-4677-8a20-04b68699e374")
-	knownGUIDs      = map[GUID]string{
-		guidResetBlock:  "SEV-ES reset block",
-		guidHashArea:    "kernel-hash area",
-		guidSEVMetadata: "SEV metadata",
-		guidTDXMetadata: "TDX metadata",
-		guidSecretArea:  "launch-secret area",
-		guidSVSMInfo:    "SVSM info",
-		guidDebugLog:    "early debug log",
-	}
 )

@@ -44,19 +44,10 @@ type Entry struct {
 	Data []byte // aliases the image
 }
 
-// Name returns what the entry is for, or its GUID if that is not known.
-func (e Entry) Name() string {
-	if n, ok := knownGUIDs[e.GUID]; ok {
-		return n
-	}
-	return e.GUID.String()
-}
-
 // Image is a parsed firmware image. It aliases the bytes it was parsed from, which must not change.
 type Image struct {
-	data     []byte
-	hasTable bool
-	entries  []Entry // in the order of the walk: from the footer downwards
+	data    []byte
+	entries []Entry // in the order of the walk: from the footer downwards
 }
 
 // Parse reads the footer table of an image. An image without a table is valid (plain SEV measures any
@@ -96,7 +87,6 @@ func (im *Image) walk() error {
 	if GUID(im.data[end-16:end]) != guidFooter {
 		return nil
 	}
-	im.hasTable = true
 	foot := end - entryHeader
 	total := int(binary.LittleEndian.Uint16(im.data[foot:]))
 	if total < entryHeader {
@@ -128,9 +118,6 @@ func (im *Image) Data() []byte { return im.data }
 
 // GPA returns the guest physical address of the image's first byte: it ends at 4 GiB.
 func (im *Image) GPA() uint64 { return fourGiB - uint64(len(im.data)) }
-
-// HasTable reports whether the image has a footer table.
-func (im *Image) HasTable() bool { return im.hasTable }
 
 // Entries returns all entries of the footer table, from the footer downwards.
 func (im *Image) Entries() []Entry { return im.entries }

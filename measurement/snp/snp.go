@@ -190,11 +190,4 @@ func checkVCPUs(n int) error {
 	return nil
 }
 
-// HostData returns the report's HOSTDATA field for an initdata digest: 32 bytes, a shorter digest padded
-// with zeros, a longer one cut. A class should use SHA-256 for SNP, which needs neither.
-func HostData(initdata []byte) (field [32]byte) {
-	copy(field[:], initdata)
-	return field
-}
-
 var errNoFirmware = errors.New("no firmware: give the image, or its hash together with its metadata")

@@ -4,7 +4,6 @@
 package snp_test
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"crypto/sha512"
 	"fmt"
@@ -406,16 +405,6 @@ func TestTraceExplainsTheDifference(t *testing.T) {
 	}
 	if moved == 0 {
 		t.Error("Diff does not see that EC2 measures CPUID at the end")
-	}
-}
-
-func TestHostDataPadsAndCuts(t *testing.T) {
-	for _, n := range []int{0, 20, 32, 48, 64} {
-		d := bytes.Repeat([]byte{7}, n)
-		got := snp.HostData(d)
-		if want := append(d, make([]byte, 32)...)[:32]; !bytes.Equal(got[:], want) {
-			t.Errorf("HostData(%d bytes) = %x, want %x", n, got, want)
-		}
 	}
 }
 

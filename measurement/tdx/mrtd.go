@@ -120,11 +120,3 @@ func (b *build) extend(source string, gpa uint64, page []byte) {
 		b.trace.Add(measurement.Step{Register: "mrtd", Source: source, Kind: "MR.EXTEND", GPA: gpa, Size: pageSize, Content: content[:]})
 	}
 }
-
-// ConfigID returns the report's MRCONFIGID field (or MROWNER, MROWNERCONFIG) for an initdata digest:
-// 48 bytes, a shorter digest padded with zeros, a longer one cut. A class should use SHA-384 for TDX,
-// which needs neither.
-func ConfigID(initdata []byte) (field [48]byte) {
-	copy(field[:], initdata)
-	return field
-}

@@ -107,16 +107,6 @@ func decodeKey(b []byte) (*ecdsa.PublicKey, error) {
 	return ecdsa.ParseUncompressedPublicKey(elliptic.P384(), append(append([]byte{4}, x...), y...))
 }
 
-// KeyDigest returns what the attestation report shows of an ID key or author key.
-func KeyDigest(k *ecdsa.PublicKey) (measurement.Digest, error) {
-	b, err := encodeKey(k)
-	if err != nil {
-		return nil, err
-	}
-	h := sha512.Sum384(b)
-	return h[:], nil
-}
-
 // KeyDigests are the fields of an attestation report that name the keys of an ID block.
 type KeyDigests struct {
 	ID     measurement.Digest
