@@ -48,10 +48,11 @@ unit: ## unit tests; those that need root, QEMU or an image skip with the reason
 	$(GO) test ./...
 
 .PHONY: lint
-lint: tools ## gofumpt, vet, staticcheck
+lint: tools ## gofumpt, vet, staticcheck, and a search for functions that no program reaches
 	@out=$$($(TOOLS)/gofumpt -l $$(git ls-files '*.go' | grep -v '\.pb\.go$$')); test -z "$$out" || { echo "not gofumpt'ed:"; echo "$$out"; exit 1; }
 	$(GO) vet ./...
 	$(TOOLS)/staticcheck ./...
+	TOOLS=$(TOOLS) tools/unreachable.sh
 
 .PHONY: tools
 tools: ## the pinned tools of tools/go.mod, built into dist/tools
