@@ -133,7 +133,7 @@ func (s *service) build(ctx context.Context, c *container, req *pb.CreateContain
 	if err := s.Storage.Devices(ctx, c.id, req.Devices, spec); err != nil {
 		return err
 	}
-	c.lastWords = spec.Annotations[lastWordsKey]
+	c.lastWords = spec.Annotations[contract.TerminationMessagePath]
 	sysctls, err := adapt(spec, surroundings{
 		bundle: c.bundle, hostname: box.hostname, cgroup: cgroupPath(c.id), ns: box.ns,
 	})
@@ -173,9 +173,6 @@ func (s *service) run(ctx context.Context, c *container, rc runner.Container) (r
 	}
 	return child, err
 }
-
-// lastWordsKey is the annotation that says where a container has its termination log.
-const lastWordsKey = "io.kubernetes.container.terminationMessagePath"
 
 // sources are the paths that a container is made of.
 func sources(spec *specs.Spec, storages []*pb.Storage, bundle string) []string {

@@ -11,20 +11,18 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/containerd/errdefs"
 )
 
-// AnnotationPrefix stands before "section.key" in a pod's annotation.
-const AnnotationPrefix = "io.coco.config."
-
 // WithAnnotations returns the configuration with the pod's overrides. An annotation under
-// AnnotationPrefix that is unknown, or that runtime.enable_annotations does not name, is an error
+// contract.ConfigPrefix that is unknown, or that runtime.enable_annotations does not name, is an error
 // that names the annotation and the allow-list; annotations elsewhere are ignored. All problems are
 // reported at once, with the class errdefs.ErrInvalidArgument.
 func (c Config) WithAnnotations(annotations map[string]string) (Config, error) {
 	var names []string
 	for name := range annotations {
-		if strings.HasPrefix(name, AnnotationPrefix) {
+		if strings.HasPrefix(name, contract.ConfigPrefix) {
 			names = append(names, name)
 		}
 	}
@@ -48,7 +46,7 @@ func (c Config) WithAnnotations(annotations map[string]string) (Config, error) {
 }
 
 func (d *decoder) annotation(name, value string) {
-	key := strings.TrimPrefix(name, AnnotationPrefix)
+	key := strings.TrimPrefix(name, contract.ConfigPrefix)
 	file := "annotation " + name
 	allowed := d.cfg.Runtime.EnableAnnotations
 	f, known := lookup(key)

@@ -57,8 +57,8 @@ func TestDocumentationNamesEveryKey(t *testing.T) {
 		}
 	}
 	for _, k := range PodKeys() {
-		if !strings.Contains(string(text), "`"+AnnotationPrefix+k+"`") {
-			t.Errorf("docs/configuration.md does not name the annotation %s", AnnotationPrefix+k)
+		if !strings.Contains(string(text), "`"+contract.ConfigPrefix+k+"`") {
+			t.Errorf("docs/configuration.md does not name the annotation %s", contract.ConfigPrefix+k)
 		}
 	}
 }
@@ -393,7 +393,7 @@ func FuzzDecode(f *testing.F) {
 			t.Fatalf("Decode accepted what does not validate: %v", d.problems)
 		}
 		for _, k := range Keys() {
-			if got, err := c.WithAnnotations(map[string]string{AnnotationPrefix + k: value}); err == nil {
+			if got, err := c.WithAnnotations(map[string]string{contract.ConfigPrefix + k: value}); err == nil {
 				d := &decoder{cfg: got, set: map[string]origin{}}
 				if d.validate(); len(d.problems) > 0 {
 					t.Fatalf("WithAnnotations accepted what does not validate: %v", d.problems)

@@ -8,10 +8,9 @@ import (
 	"maps"
 	"slices"
 	"strings"
-)
 
-// KataPrefix stands before what Kata Containers' annotations configure.
-const KataPrefix = "io.katacontainers.config."
+	"github.com/coco-shim/coco/api/contract"
+)
 
 // kataKeys are keys of ours for annotations that mean the same, in the same unit.
 var kataKeys = map[string]string{
@@ -20,9 +19,6 @@ var kataKeys = map[string]string{
 	"hypervisor.kernel_params":         "hypervisor.kernel_params",
 	"runtime.create_container_timeout": "runtime.create_timeout",
 }
-
-// kataElsewhere are annotations of Kata's that are read elsewhere, under their own names.
-var kataElsewhere = []string{"hypervisor.cc_init_data"}
 
 // ForPod returns the configuration with what the pod's annotations override, coco's own and Kata's. The annotations come
 // back too, with Kata's translated; the notes are about those that have no effect.
@@ -37,16 +33,16 @@ func (c Config) ForPod(annotations map[string]string) (cfg Config, overrides map
 // written for Kata runs, and whoever looks for its effect finds the reason.
 func (c Config) WithKata(annotations map[string]string) (out map[string]string, notes []string) {
 	for _, name := range slices.Sorted(maps.Keys(annotations)) {
-		kata, ok := strings.CutPrefix(name, KataPrefix)
-		if !ok || slices.Contains(kataElsewhere, kata) {
+		kata, ok := strings.CutPrefix(name, contract.KataConfigPrefix)
+		if !ok || name == contract.KataInitdata { // read elsewhere, under its own name
 			continue
 		}
 		key := kataKeys[kata]
-		ours := AnnotationPrefix + key
+		ours := contract.ConfigPrefix + key
 		switch _, both := annotations[ours]; {
 		case key == "":
 			notes = append(notes, fmt.Sprintf("annotation %s has no effect: coco has no such setting for pods; those that it has are %s…, for keys in "+
-				"runtime.enable_annotations (docs/configuration.md)", name, AnnotationPrefix))
+				"runtime.enable_annotations (docs/configuration.md)", name, contract.ConfigPrefix))
 		case !slices.Contains(c.Runtime.EnableAnnotations, key):
 			notes = append(notes, fmt.Sprintf("annotation %s has no effect: runtime.enable_annotations does not name %s, which it would set; coco's own "+
 				"annotation for it is %s", name, key, ours))

@@ -8,10 +8,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/configs"
 )
 
-const kata = "io.katacontainers.config."
+const kata = contract.KataConfigPrefix
 
 func TestKatasAnnotationsAreHonouredWhereOursWouldBe(t *testing.T) {
 	c := configs.Default()
@@ -45,14 +46,14 @@ func TestKatasAnnotationsWithoutEffectAreTold(t *testing.T) {
 	c.Runtime.EnableAnnotations = []string{"hypervisor.default_vcpus"}
 	in := map[string]string{
 		kata + "hypervisor.default_memory": "2048", kata + "hypervisor.image": "/x", kata + "agent.policy": "…",
-		kata + "hypervisor.default_vcpus": "3", configs.AnnotationPrefix + "hypervisor.default_vcpus": "2",
+		kata + "hypervisor.default_vcpus": "3", contract.ConfigPrefix + "hypervisor.default_vcpus": "2",
 	}
 	out, notes := c.WithKata(in)
 	text := strings.Join(notes, "\n")
 	for _, want := range []string{
 		"default_memory has no effect: runtime.enable_annotations does not name hypervisor.default_memory_mib",
-		configs.AnnotationPrefix + "hypervisor.default_memory_mib", "hypervisor.image has no effect: coco has no such setting",
-		"agent.policy has no effect", "default_vcpus has no effect beside " + configs.AnnotationPrefix,
+		contract.ConfigPrefix + "hypervisor.default_memory_mib", "hypervisor.image has no effect: coco has no such setting",
+		"agent.policy has no effect", "default_vcpus has no effect beside " + contract.ConfigPrefix,
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the notes lack %q:\n%s", want, text)

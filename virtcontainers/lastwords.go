@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/virtcontainers/hostfs"
 )
 
@@ -19,19 +20,17 @@ const (
 	lastWordsMax = 4096
 	// lastWordsTime bounds how long an exit is held back for the message.
 	lastWordsTime = 5 * time.Second
-	// lastWordsKey tells the agent which mount is the message, where it is not /dev/termination-log.
-	lastWordsKey = "io.kubernetes.container.terminationMessagePath"
 )
 
 // expectLastWords notes where a container's termination message is, before it is created.
 func (pr *process) expectLastWords(m mountPlan, oci *agent.Spec) {
-	if pr.lastWords = m.lastWords; m.lastWords == nil || oci.GetAnnotations()[lastWordsKey] != "" {
+	if pr.lastWords = m.lastWords; m.lastWords == nil || oci.GetAnnotations()[contract.TerminationMessagePath] != "" {
 		return
 	}
 	if oci.Annotations == nil {
 		oci.Annotations = map[string]string{}
 	}
-	oci.Annotations[lastWordsKey] = m.lastWordsAt
+	oci.Annotations[contract.TerminationMessagePath] = m.lastWordsAt
 }
 
 // bringLastWords writes the termination message of a container that has exited to the file that

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/internal/initdata"
@@ -248,7 +249,7 @@ func TestWhatCannotBeMeasuredIsNotLaunched(t *testing.T) {
 			o.Config.Hypervisor.Platform, o.Config.Hypervisor.CPUModel = "tdx", ""
 			o.Initdata = initdataAnnotation(t, initdataText)
 		}, "platform tdx takes sha384"},
-		{"bad initdata on the plain platform", func(_ *world, o *Options) { o.Initdata = "x" }, "annotation io.katacontainers.config.hypervisor.cc_init_data: initdata is not base64"},
+		{"bad initdata on the plain platform", func(_ *world, o *Options) { o.Initdata = "x" }, "annotation " + contract.KataInitdata + ": initdata is not base64"},
 		{"a missing initdata file", func(_ *world, o *Options) { o.Config.Hypervisor.Initdata = "/nonexistent" }, "hypervisor.initdata"},
 		{"a rehearsal of the plain platform", func(_ *world, o *Options) {
 			o.Config.Runtime.Rehearse = "/etc/coco/other.toml"

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/procinfo"
 	"github.com/coco-shim/coco/metrics"
 	"github.com/coco-shim/coco/plan/launch"
@@ -97,10 +98,10 @@ const upHelp = "Whether the guest answered; without an answer there are no metri
 
 // describe says who the pod is and how large.
 func (p *Pod) describe(m *metrics.Set) {
-	const cri = "io.kubernetes.cri.sandbox-"
 	h, a := p.opts.Config.Hypervisor, p.opts.Spec.Annotations
 	m.Gauge("coco_pod_info", "The pod; the value is always 1.", 1, "namespace", p.opts.Namespace,
-		"pod_name", a[cri+"name"], "pod_namespace", a[cri+"namespace"], "pod_uid", a[cri+"uid"],
+		"pod_name", a[contract.CRISandboxName], "pod_namespace", a[contract.CRISandboxNamespace],
+		"pod_uid", a[contract.CRISandboxUID],
 		"hypervisor", h.Type, "platform", h.Platform)
 	m.Gauge("coco_pod_created_timestamp_seconds", "When the pod was asked for, in seconds since 1970.", float64(p.began.UnixMilli())/1000)
 	m.Gauge("coco_vm_memory_bytes", "Memory of the virtual machine.", float64(p.shape.MemoryMiB<<20))
@@ -154,7 +155,7 @@ func containerStart(m *metrics.Set, c *container, phases []Phase) {
 func (c *container) labels() []string {
 	out := []string{"container", c.id, "container_name", ""}
 	if c.spec != nil {
-		out[3] = c.spec.Annotations["io.kubernetes.cri.container-name"]
+		out[3] = c.spec.Annotations[contract.CRIContainerName]
 	}
 	return slices.Clip(out)
 }

@@ -148,9 +148,9 @@ func TestHooksAndNames(t *testing.T) {
 	}
 	got := Annotations(map[string]string{
 		"run.oci.hooks.stdout": "/etc/x", "run.oci.seccomp_bpf_data": "AAAA", "run.oci.pidfd_receiver": "/run/x", "run.oci.handler": "krun",
-		"module.wasm.image/variant": "compat", "org.systemd.property.X": "y", "io.kubernetes.cri.container-type": "container", "devices": "seen",
+		"module.wasm.image/variant": "compat", "org.systemd.property.X": "y", contract.CRIContainerType: "container", "devices": "seen",
 	})
-	if d := cmp.Diff(map[string]string{"io.kubernetes.cri.container-type": "container", "devices": "seen"}, got); d != "" {
+	if d := cmp.Diff(map[string]string{contract.CRIContainerType: "container", "devices": "seen"}, got); d != "" {
 		t.Errorf("annotations (-want +got):\n%s", d)
 	}
 	if Annotations(nil) != nil {

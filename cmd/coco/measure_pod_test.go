@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
 	"github.com/coco-shim/coco/measurement/snp/idauth"
@@ -115,8 +116,8 @@ func TestMeasurePodRefuses(t *testing.T) {
 		{"the host's network", podManifest(class+"hostNetwork: true, ", "cpu: 1", ""), []string{"--config", config}, "has hostNetwork, which"},
 		{"the host's processes and memory", podManifest(class+"hostPID: true, hostIPC: true, ", "cpu: 1", ""), []string{"--config", config}, "has hostPID and hostIPC, which"},
 		{"too much memory", podManifest(class, "memory: 4Gi", ""), []string{"--config", config}, "above hypervisor.max_memory_mib of 2048"},
-		{"an annotation that is not allowed", podManifest(class, "cpu: 1", "io.coco.config.hypervisor.kernel_params: x"), []string{"--config", config}, "is not allowed"},
-		{"bad initdata", podManifest(class, "cpu: 1", "io.katacontainers.config.hypervisor.cc_init_data: x"), []string{"--config", config}, "not base64"},
+		{"an annotation that is not allowed", podManifest(class, "cpu: 1", contract.ConfigPrefix+"hypervisor.kernel_params: x"), []string{"--config", config}, "is not allowed"},
+		{"bad initdata", podManifest(class, "cpu: 1", contract.KataInitdata+": x"), []string{"--config", config}, "not base64"},
 		{"a bad quantity", podManifest(class, "cpu: one", ""), []string{"--config", config}, `"one" is not a quantity`},
 		{"a plain class", podManifest(class, "cpu: 1", ""), []string{"--config", plain}, "no launch digest"},
 		{"a number of vCPUs that depends on the node", podManifest(class, "cpu: 1", ""), []string{"--config", open}, "max_vcpus is 0"},

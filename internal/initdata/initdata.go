@@ -20,10 +20,12 @@ import (
 	"slices"
 	"strings"
 	"unicode"
+
+	"github.com/coco-shim/coco/api/contract"
 )
 
 // Annotation is the annotation of a pod that carries its initdata: base64 of gzip of the document.
-const Annotation = "io.katacontainers.config.hypervisor.cc_init_data"
+const Annotation = contract.KataInitdata
 
 // Limits; Kubernetes lets a pod have 256 KiB of annotations in all.
 const (

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/worktest"
 )
 
@@ -48,8 +49,8 @@ func TestSandboxResources(t *testing.T) {
 			}
 			pods := m.Pods
 			want := map[string]string{
-				"io.kubernetes.cri.sandbox-memory": tt.memory, "io.kubernetes.cri.sandbox-cpu-quota": tt.quota,
-				"io.kubernetes.cri.sandbox-cpu-period": "100000", "io.kubernetes.cri.sandbox-cpu-shares": tt.shares,
+				contract.CRISandboxMemory: tt.memory, contract.CRISandboxCPUQuota: tt.quota,
+				contract.CRISandboxCPUPeriod: "100000", contract.CRISandboxCPUShares: tt.shares,
 			}
 			if d := cmp.Diff(want, pods[0].Annotations); d != "" {
 				t.Errorf("annotations (-want +got):\n%s", d)
@@ -90,7 +91,7 @@ func TestEveryKindOfWorkload(t *testing.T) {
 
 func TestJSONIsAManifestToo(t *testing.T) {
 	m, err := Parse([]byte(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p"},"spec":{"containers":[{"name":"a","resources":{"limits":{"memory":"1Gi"}}}]}}`))
-	if err != nil || m.Pods[0].Annotations["io.kubernetes.cri.sandbox-memory"] != "1073741824" {
+	if err != nil || m.Pods[0].Annotations[contract.CRISandboxMemory] != "1073741824" {
 		t.Errorf("Parse = %+v, %v", m, err)
 	}
 }
@@ -144,7 +145,7 @@ func FuzzParse(f *testing.F) {
 		defer worktest.Bound(t, len(text))()
 		m, err := Parse(text)
 		for _, p := range m.Pods {
-			if err == nil && p.Annotations["io.kubernetes.cri.sandbox-memory"] == "" {
+			if err == nil && p.Annotations[contract.CRISandboxMemory] == "" {
 				t.Errorf("%s has no annotations", p)
 			}
 		}

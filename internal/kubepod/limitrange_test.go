@@ -6,6 +6,8 @@ package kubepod
 import (
 	"strings"
 	"testing"
+
+	"github.com/coco-shim/coco/api/contract"
 )
 
 func limits(items string) string {
@@ -39,7 +41,7 @@ func TestLimitRangesOfTheSameText(t *testing.T) {
 			continue
 		}
 		a := m.Pods[0].Annotations
-		if a["io.kubernetes.cri.sandbox-memory"] != tt.memory || a["io.kubernetes.cri.sandbox-cpu-quota"] != tt.quota || a["io.kubernetes.cri.sandbox-cpu-shares"] != tt.shares {
+		if a[contract.CRISandboxMemory] != tt.memory || a[contract.CRISandboxCPUQuota] != tt.quota || a[contract.CRISandboxCPUShares] != tt.shares {
 			t.Errorf("%s: annotations %v, want memory %s, quota %s, shares %s", tt.name, a, tt.memory, tt.quota, tt.shares)
 		}
 		if later := tt.name == "it comes after the pod"; later != (len(m.Notes) == 1) {

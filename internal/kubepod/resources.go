@@ -8,6 +8,8 @@ import (
 	"math"
 	"math/big"
 	"strconv"
+
+	"github.com/coco-shim/coco/api/contract"
 )
 
 // list are amounts by resource; a resource that is missing differs from one of zero.
@@ -133,8 +135,11 @@ func (r resources) annotations() map[string]string {
 		shares = min(max(times(asked, sharesPerCPU)/1000, minShares), maxShares)
 	}
 	out := map[string]string{}
-	for k, v := range map[string]int64{"memory": memory, "cpu-quota": quota, "cpu-period": period, "cpu-shares": shares} {
-		out["io.kubernetes.cri.sandbox-"+k] = strconv.FormatInt(v, 10)
+	for k, v := range map[string]int64{
+		contract.CRISandboxMemory: memory, contract.CRISandboxCPUQuota: quota,
+		contract.CRISandboxCPUPeriod: period, contract.CRISandboxCPUShares: shares,
+	} {
+		out[k] = strconv.FormatInt(v, 10)
 	}
 	return out
 }
@@ -145,11 +150,11 @@ func times(a, b int64) int64 { return min(a, 1<<40) * b }
 // CPUs is how many processors the pod asks for: its limit, else what it requests; rounded up.
 func (p Pod) CPUs() int {
 	number := func(key string) int64 {
-		n, _ := strconv.ParseInt(p.Annotations["io.kubernetes.cri.sandbox-"+key], 10, 64) // ours
+		n, _ := strconv.ParseInt(p.Annotations[key], 10, 64) // ours
 		return n
 	}
-	if quota := number("cpu-quota"); quota > 0 {
+	if quota := number(contract.CRISandboxCPUQuota); quota > 0 {
 		return int(min((quota+period-1)/period, math.MaxInt32))
 	}
-	return int((number("cpu-shares") + sharesPerCPU - 1) / sharesPerCPU)
+	return int((number(contract.CRISandboxCPUShares) + sharesPerCPU - 1) / sharesPerCPU)
 }

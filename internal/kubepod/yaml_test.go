@@ -12,6 +12,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/worktest"
 )
 
@@ -71,7 +72,7 @@ func TestValuesAreReadAsKubectlReadsThem(t *testing.T) {
 func TestOctalQuantities(t *testing.T) {
 	for value, want := range map[string]string{"0777": "511", "'0777'": "777", "0x10": "16", "1_000": "1000", "010Mi": "10485760"} {
 		m, err := Parse([]byte(pod("containers: [{name: a, resources: {limits: {memory: " + value + "}}}]")))
-		if err != nil || m.Pods[0].Annotations["io.kubernetes.cri.sandbox-memory"] != want {
+		if err != nil || m.Pods[0].Annotations[contract.CRISandboxMemory] != want {
 			t.Errorf("memory: %s is %+v, %v, want %s", value, m, err, want)
 		}
 	}
@@ -82,7 +83,7 @@ func TestMergeKeysOfAPod(t *testing.T) {
 		"- {apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {runtimeClassName: coco, containers: [&c {name: a, resources: &r {limits: {cpu: 2}}}]}}\n" +
 		"- {apiVersion: v1, kind: Pod, metadata: {name: b}, spec: {runtimeClassName: coco, containers: [{<<: *c, name: b}, {name: c, resources: {<<: *r}}]}}\n"
 	m, err := Parse([]byte(text))
-	if err != nil || len(m.Pods) != 2 || m.Pods[1].Annotations["io.kubernetes.cri.sandbox-cpu-quota"] != "400000" {
+	if err != nil || len(m.Pods) != 2 || m.Pods[1].Annotations[contract.CRISandboxCPUQuota] != "400000" {
 		t.Errorf("Parse = %+v, %v, want pods of 2 and 4 CPUs", m, err)
 	}
 }

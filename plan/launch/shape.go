@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/configs"
 )
 
@@ -27,16 +28,8 @@ type Machine struct {
 	MemoryMiB uint64
 }
 
-// Annotations by which containerd's CRI tells a pod's limits: the sums over its containers.
-const (
-	annMemory = "io.kubernetes.cri.sandbox-memory"     // bytes, 0: none
-	annQuota  = "io.kubernetes.cri.sandbox-cpu-quota"  // µs per period, ≤ 0: none
-	annPeriod = "io.kubernetes.cri.sandbox-cpu-period" // µs
-	annShares = "io.kubernetes.cri.sandbox-cpu-shares" // 1024 per requested CPU
-)
-
 // annCRIO are the annotations by which CRI-O tells the same: JSON of CRI's LinuxContainerResources.
-var annCRIO = []string{"pod-linux-resources.crio.io", "io.kubernetes.cri-o.PodLinuxResources"}
+var annCRIO = []string{contract.CRIOPodResourcesNew, contract.CRIOPodResources}
 
 const (
 	mib             = 1 << 20
@@ -106,9 +99,9 @@ func limitsOf(s *specs.Spec) (limits, error) {
 		return limits{}, nil
 	}
 	a := s.Annotations
-	_, hasMemory := a[annMemory]
-	_, hasQuota := a[annQuota]
-	_, hasShares := a[annShares]
+	_, hasMemory := a[contract.CRISandboxMemory]
+	_, hasQuota := a[contract.CRISandboxCPUQuota]
+	_, hasShares := a[contract.CRISandboxCPUShares]
 	if hasMemory || hasQuota || hasShares {
 		return annotated(a)
 	}
@@ -144,10 +137,11 @@ func annotated(a map[string]string) (limits, error) {
 		return n
 	}
 	var l limits
-	if m := number(annMemory); m > 0 && m < unlimitedMemory {
+	if m := number(contract.CRISandboxMemory); m > 0 && m < unlimitedMemory {
 		l.memory = m
 	}
-	l.cpus, l.wanted = cpus(number(annQuota), uint64(max(number(annPeriod), 0)), uint64(max(number(annShares), 0)))
+	period, shares := number(contract.CRISandboxCPUPeriod), number(contract.CRISandboxCPUShares)
+	l.cpus, l.wanted = cpus(number(contract.CRISandboxCPUQuota), uint64(max(period, 0)), uint64(max(shares, 0)))
 	return l, errors.Join(errs...)
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/internal/worktest"
 )
@@ -68,10 +69,10 @@ func TestShapeOf(t *testing.T) {
 		{name: "quota below shares", h: h, spec: ann("cpu-quota", "50000", "cpu-period", "100000", "cpu-shares", "3000"), want: Shape{1, 640}},
 		{name: "another period", h: h, spec: ann("cpu-quota", "40000", "cpu-period", "20000"), want: Shape{2, 640}},
 		{name: "period zero is the kernel's", h: h, spec: ann("cpu-quota", "200000", "cpu-period", "0"), want: Shape{2, 640}},
-		{name: "CRI-O", h: h, spec: crio("io.kubernetes.cri-o.PodLinuxResources", `{"cpu_period":100000,"cpu_quota":200000,"cpu_shares":2,"memory_limit_in_bytes":268435456}`), want: Shape{2, 384}},
-		{name: "CRI-O's newer name", h: h, spec: crio("pod-linux-resources.crio.io", `{"cpu_shares":4096}`), want: Shape{4, 640}},
-		{name: "CRI-O without limits", h: h, spec: crio("pod-linux-resources.crio.io", `null`), want: Shape{1, 640}},
-		{name: "CRI-O's annotation that is no JSON", h: h, spec: crio("pod-linux-resources.crio.io", `{`), err: "annotation pod-linux-resources.crio.io"},
+		{name: "CRI-O", h: h, spec: crio(contract.CRIOPodResources, `{"cpu_period":100000,"cpu_quota":200000,"cpu_shares":2,"memory_limit_in_bytes":268435456}`), want: Shape{2, 384}},
+		{name: "CRI-O's newer name", h: h, spec: crio(contract.CRIOPodResourcesNew, `{"cpu_shares":4096}`), want: Shape{4, 640}},
+		{name: "CRI-O without limits", h: h, spec: crio(contract.CRIOPodResourcesNew, `null`), want: Shape{1, 640}},
+		{name: "CRI-O's annotation that is no JSON", h: h, spec: crio(contract.CRIOPodResourcesNew, `{`), err: "annotation " + contract.CRIOPodResourcesNew},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := ShapeOf(tt.h, m, tt.spec)
@@ -117,7 +118,8 @@ func FuzzShape(f *testing.F) {
 		defer worktest.Bound(t, len(memory)+len(quota)+len(period)+len(shares))()
 		h := configs.Hypervisor{DefaultVCPUs: 1, DefaultMemoryMiB: 512, OverheadMemoryMiB: 96}
 		got, err := ShapeOf(h, Machine{CPUs: 16, MemoryMiB: 1 << 20}, &specs.Spec{Annotations: map[string]string{
-			annMemory: memory, annQuota: quota, annPeriod: period, annShares: shares,
+			contract.CRISandboxMemory: memory, contract.CRISandboxCPUQuota: quota,
+			contract.CRISandboxCPUPeriod: period, contract.CRISandboxCPUShares: shares,
 		}})
 		if err == nil && (got.VCPUs < 1 || got.VCPUs > 16 || got.MemoryMiB < 96 || got.MemoryMiB > 1<<20 || got.MemoryMiB%128 != 0) {
 			t.Errorf("ShapeOf() = %+v", got)

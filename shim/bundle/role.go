@@ -9,14 +9,15 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/containerd/errdefs"
 )
 
 // Annotations by which Kubernetes runtimes say that a container belongs to a pod. The values of the
 // type are "sandbox" and "container" in all of them.
 var podAnnotations = []struct{ kind, sandbox string }{
-	{"io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"},
-	{"io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID"},
+	{contract.CRIContainerType, contract.CRISandboxID},
+	{contract.CRIOContainerType, contract.CRIOSandboxID},
 }
 
 // Role is what a container is to its pod.

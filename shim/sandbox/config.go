@@ -13,6 +13,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/wire"
 )
 
@@ -84,8 +85,6 @@ func decodeConfig(typeURL string, data []byte) (podConfig, error) {
 	return c, nil
 }
 
-const criPrefix = "io.kubernetes.cri."
-
 // spec describes the sandbox as the spec of a pause container would: with the same annotations, so that
 // the VM gets the same shape by either way.
 func (c podConfig) spec(id, netns string) *specs.Spec {
@@ -96,17 +95,18 @@ func (c podConfig) spec(id, netns string) *specs.Spec {
 		s.Annotations[k] = v
 	}
 	for k, v := range map[string]string{
-		"container-type": "sandbox", "sandbox-id": id, "sandbox-name": c.name, "sandbox-uid": c.uid,
-		"sandbox-namespace": c.namespace, "sandbox-log-directory": c.logDirectory,
+		contract.CRIContainerType: "sandbox", contract.CRISandboxID: id,
+		contract.CRISandboxName: c.name, contract.CRISandboxUID: c.uid, contract.CRISandboxNamespace: c.namespace,
+		contract.CRISandboxLogDirectory: c.logDirectory,
 	} {
-		s.Annotations[criPrefix+k] = v
+		s.Annotations[k] = v
 	}
 	if r := c.resources; r != nil {
 		for k, v := range map[string]int64{
-			"sandbox-cpu-period": r.period, "sandbox-cpu-quota": r.quota,
-			"sandbox-cpu-shares": r.shares, "sandbox-memory": r.memory,
+			contract.CRISandboxCPUPeriod: r.period, contract.CRISandboxCPUQuota: r.quota,
+			contract.CRISandboxCPUShares: r.shares, contract.CRISandboxMemory: r.memory,
 		} {
-			s.Annotations[criPrefix+k] = strconv.FormatInt(v, 10)
+			s.Annotations[k] = strconv.FormatInt(v, 10)
 		}
 	}
 	// Without one of these the pod is refused, with the reason.

@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/shim/shimtest/hostpod"
 )
 
@@ -105,12 +106,12 @@ func TestTheVMOfAPodOfOneWaitsForTheReaderOfItsOutput(t *testing.T) {
 
 func TestTheVMOfASandboxOutlivesItsContainers(t *testing.T) {
 	f := newFixture(t)
-	a := map[string]string{"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": "s1"}
+	a := map[string]string{contract.CRIContainerType: "sandbox", contract.CRISandboxID: "s1"}
 	if _, err := f.Create(t.Context(), &api.CreateTaskRequest{ID: "s1", Bundle: f.bundle(a)}); err != nil {
 		t.Fatal(err)
 	}
 	f.start("s1", "")
-	a["io.kubernetes.cri.container-type"] = "container"
+	a[contract.CRIContainerType] = "container"
 	for _, id := range []string{"c1", "c2"} { // a restart policy makes the second
 		if _, err := f.Create(t.Context(), &api.CreateTaskRequest{ID: id, Bundle: f.bundle(a, "/bin/true")}); err != nil {
 			t.Fatalf("create %s: %v", id, err)

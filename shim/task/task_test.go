@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/shim/bundle"
 )
 
@@ -244,7 +245,7 @@ func TestTheVMDies(t *testing.T) {
 }
 
 func TestACRIPod(t *testing.T) {
-	const kind, id = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
+	const kind, id = contract.CRIContainerType, contract.CRISandboxID
 	f := newFixture(t)
 	ctx := t.Context()
 	member := f.bundle(map[string]string{kind: "container", id: "p1"}, "/bin/sleep", "1000")

@@ -61,7 +61,7 @@ func kataSpec(root string, args ...string) *pb.Spec {
 	sp.Root.Path = root
 	sp.Linux.CgroupsPath = "/kubepods/besteffort/pod1/" + kataCtr
 	sp.Linux.Namespaces = []*pb.LinuxNamespace{{Type: "ipc"}, {Type: "uts"}, {Type: "mount"}}
-	sp.Annotations = map[string]string{"io.kubernetes.cri.container-type": "container", "io.katacontainers.pkg.oci.bundle_path": "/run/x"}
+	sp.Annotations = map[string]string{contract.CRIContainerType: "container", "io.katacontainers.pkg.oci.bundle_path": "/run/x"}
 	sp.Mounts = append(sp.Mounts,
 		&pb.Mount{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 		&pb.Mount{Destination: "/dev/shm", Type: "bind", Source: guestRoot + "sandbox/shm", Options: []string{"rbind"}},

@@ -7,13 +7,14 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/tests/harness"
 )
 
 // Annotations by which CRI tells a pod's VM from its containers.
 const (
-	podKind = "io.kubernetes.cri.container-type="
-	podID   = "io.kubernetes.cri.sandbox-id="
+	podKind = contract.CRIContainerType + "="
+	podID   = contract.CRISandboxID + "="
 )
 
 // benchPod holds a pod's start against the boot of the same VM, and times a further container in it.

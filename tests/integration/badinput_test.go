@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/tests/harness"
 )
 
@@ -30,8 +31,8 @@ func TestBadConfigurationIsRefusedInWords(t *testing.T) {
 		{name: "too little memory", config: "[hypervisor]\ndefault_memory_mib = 16\n", want: []string{"default_memory_mib", "16"}},
 		{name: "kernel that is no kernel", config: "[hypervisor]\nkernel = \"FILE\"\n", want: []string{"phase"}},
 		{name: "kernel that panics", config: "[hypervisor]\nkernel_params = \"rdinit=/nonexistent init=/nonexistent\"\n", want: []string{"panic", "console"}},
-		{name: "unknown annotation", flags: []string{"--annotation", "io.coco.config.hypervisor.nonsense=1"}, want: []string{"io.coco.config.hypervisor.nonsense"}},
-		{name: "annotation that is not allowed", flags: []string{"--annotation", "io.coco.config.hypervisor.path=/bin/true"}, want: []string{"io.coco.config.hypervisor.path"}},
+		{name: "unknown annotation", flags: []string{"--annotation", contract.ConfigPrefix + "hypervisor.nonsense=1"}, want: []string{contract.ConfigPrefix + "hypervisor.nonsense"}},
+		{name: "annotation that is not allowed", flags: []string{"--annotation", contract.ConfigPrefix + "hypervisor.path=/bin/true"}, want: []string{contract.ConfigPrefix + "hypervisor.path"}},
 		{name: "host network", flags: []string{"--net-host"}, want: []string{"network"}},
 		{name: "host device", flags: []string{"--device", "/dev/loop0"}, want: []string{"/dev/loop0"}},
 		{name: "bind mount that is not there", flags: []string{"--mount", "type=bind,src=/nonexistent/file,dst=/x,options=rbind"}, want: []string{"/nonexistent/file"}},

@@ -24,6 +24,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor/launch"
 	"github.com/coco-shim/coco/internal/testvm"
@@ -81,7 +82,7 @@ func spec(mounts []specs.Mount, args ...string) *specs.Spec {
 	caps := []string{"CAP_CHOWN", "CAP_KILL", "CAP_SETUID", "CAP_SETGID", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_MKNOD"}
 	return &specs.Spec{
 		Version: "1.0.2", Root: &specs.Root{Path: "rootfs"}, Hostname: "pod",
-		Annotations: map[string]string{"io.kubernetes.cri.sandbox-id": "pod", "io.kubernetes.cri.sandbox-uid": podUID, "io.kubernetes.cri.container-type": "container"},
+		Annotations: map[string]string{contract.CRISandboxID: "pod", contract.CRISandboxUID: podUID, contract.CRIContainerType: "container"},
 		Process: &specs.Process{
 			Args: args, Cwd: "/", Env: []string{"PATH=/bin"}, NoNewPrivileges: true,
 			Capabilities: &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},

@@ -26,10 +26,8 @@ import (
 )
 
 const (
-	cgroupBase  = "/coco/"                                           // containers' cgroups in the guest
-	initdataKey = "io.katacontainers.config.hypervisor.cc_init_data" // never sent to the guest
-	policyKey   = "io.katacontainers.config.agent.policy"            // likewise
-	shmPath     = "/dev/shm"
+	cgroupBase = "/coco/" // containers' cgroups in the guest
+	shmPath    = "/dev/shm"
 )
 
 // Input is what a conversion needs to know.
@@ -167,8 +165,8 @@ func (r *refusals) hooks(h *specs.Hooks) {
 // annotations drops the two that configure the VM: they were consumed on the host.
 func annotations(in map[string]string) map[string]string {
 	out := maps.Clone(in)
-	delete(out, initdataKey)
-	delete(out, policyKey)
+	delete(out, contract.KataInitdata)
+	delete(out, contract.KataPolicy)
 	return out
 }
 

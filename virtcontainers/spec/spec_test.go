@@ -48,7 +48,7 @@ func convert(t *testing.T, s *specs.Spec) Output {
 
 func TestConvertTakesTheHostOut(t *testing.T) {
 	s := plain()
-	s.Annotations = map[string]string{"a": "b", initdataKey: "x", policyKey: "y"}
+	s.Annotations = map[string]string{"a": "b", contract.KataInitdata: "x", contract.KataPolicy: "y"}
 	s.Hooks = &specs.Hooks{
 		Poststop: []specs.Hook{{Path: "/host"}},
 	}

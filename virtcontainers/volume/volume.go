@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -94,8 +95,8 @@ type Input struct {
 
 // Annotations by which engines that speak CRI tell a container's sandbox, and the UID of its pod.
 var (
-	sandboxAnnotations = []string{"io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"}
-	uidAnnotations     = []string{"io.kubernetes.cri.sandbox-uid", "io.kubernetes.pod.uid"}
+	sandboxAnnotations = []string{contract.CRISandboxID, contract.CRIOSandboxID}
+	uidAnnotations     = []string{contract.CRISandboxUID, contract.PodUID}
 )
 
 func annotation(s *specs.Spec, keys []string) string {
@@ -111,10 +112,10 @@ func annotation(s *specs.Spec, keys []string) string {
 // CRI only, which kubelet sets.
 func podUID(s *specs.Spec) string {
 	uid := annotation(s, uidAnnotations)
-	if labels := s.Annotations["io.kubernetes.cri-o.Labels"]; uid == "" && len(labels) < maxRecord {
+	if labels := s.Annotations[contract.CRIOLabels]; uid == "" && len(labels) < maxRecord {
 		var m map[string]string
 		if json.Unmarshal([]byte(labels), &m) == nil {
-			uid = m["io.kubernetes.pod.uid"]
+			uid = m[contract.PodUID]
 		}
 	}
 	if sandboxID(s) == "" || strings.Contains(uid, "/") || uid == "." || uid == ".." {

@@ -16,6 +16,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/worktest"
 )
 
@@ -84,15 +85,15 @@ func TestPlan(t *testing.T) {
 		{name: "etc-hosts", source: pods + "/etc-hosts", dest: "/etc/hosts", want: Bind{Source: pods + "/etc-hosts"}},
 		{name: "hostPath", source: "/opt/x", want: Bind{Origin: Resolved, Kind: Once, Source: "/opt/x", ReadOnly: true}},
 		{name: "termination message, from CRI-O", source: pods + "/containers/c/0a1b2c", change: func(in *Input) {
-			in.Spec.Annotations = map[string]string{"io.kubernetes.cri-o.SandboxID": "s", "io.kubernetes.cri-o.Labels": `{"io.kubernetes.pod.uid":"6f1a-22"}`}
+			in.Spec.Annotations = map[string]string{contract.CRIOSandboxID: "s", contract.CRIOLabels: `{"` + contract.PodUID + `":"6f1a-22"}`}
 		}, want: Bind{Kind: Termination, Source: pods + "/containers/c/0a1b2c"}},
 		{name: "no UID", source: pods + "/etc-hosts", change: func(in *Input) {
 			refuse(in)
-			delete(in.Spec.Annotations, "io.kubernetes.cri.sandbox-uid")
+			delete(in.Spec.Annotations, contract.CRISandboxUID)
 		}, refused: "runtime.host_path"},
 		{name: "an UID that leads elsewhere", source: "/srv/k/pods/../x/etc-hosts", change: func(in *Input) {
 			refuse(in)
-			in.Spec.Annotations["io.kubernetes.cri.sandbox-uid"] = "../x"
+			in.Spec.Annotations[contract.CRISandboxUID] = "../x"
 		}, refused: "runtime.host_path"},
 		{name: "termination message of another pod", source: "/srv/k/pods/other/containers/c/0a1b2c", change: refuse, refused: "runtime.host_path"},
 		{name: "a root that is a link", source: "/var/lib/kubelet/pods/6f1a-22/etc-hosts", dest: "/etc/hosts", want: Bind{Source: pods + "/etc-hosts"}},
@@ -143,7 +144,7 @@ func TestPlan(t *testing.T) {
 				tt.dest = "/mnt"
 			}
 			in := Input{ID: "ctr-1", HostPath: ReadOnly, Mounts: table(), Kubelets: roots, Engines: engines, Spec: &specs.Spec{
-				Annotations: map[string]string{"io.kubernetes.cri.sandbox-id": "sandbox-1", "io.kubernetes.cri.sandbox-uid": "6f1a-22"},
+				Annotations: map[string]string{contract.CRISandboxID: "sandbox-1", contract.CRISandboxUID: "6f1a-22"},
 				Mounts: []specs.Mount{
 					{Destination: "/proc", Type: "proc", Source: "proc"},
 					{Destination: tt.dest, Type: "bind", Source: tt.source, Options: tt.options},
@@ -178,7 +179,7 @@ func FuzzKubelets(f *testing.F) {
 			t.Errorf("kubelets(%q) = %q, %q", p, pod, rest)
 		}
 		binds, err := Plan(Input{Mounts: table(), Kubelets: roots, Engines: engines, HostPath: Refused, ID: "c", Spec: &specs.Spec{
-			Annotations: map[string]string{"io.kubernetes.cri.sandbox-id": "s", "io.kubernetes.cri.sandbox-uid": "6f1a-22"},
+			Annotations: map[string]string{contract.CRISandboxID: "s", contract.CRISandboxUID: "6f1a-22"},
 			Mounts:      []specs.Mount{{Type: "bind", Source: p, Destination: "/etc/hosts"}},
 		}})
 		if err != nil || len(binds) == 0 {

@@ -22,7 +22,11 @@ var (
 	ports    = map[uint32]bool{1027: true}          // want PortStreams
 	log      = []byte("quiet agent.log=debug")      // want ParamLog
 	package_ = "agent.logger"
-	features = "coco-streams,coco-rules" // want FeatureStreams
+	features = "coco-streams,coco-rules"                      // want FeatureStreams
+	key      = "io.kubernetes.cri.sandbox-id"                 // want CRISandboxID
+	prefix   = "io.kubernetes.cri." + key                     // want criPrefix
+	json     = `{"io.katacontainers.config.agent.policy":""}` // want KataPolicy
+	other    = "io.kubernetes.crime"
 	sections = []string{"rootfs"}
 )
 
