@@ -10,6 +10,7 @@ import (
 	"github.com/coco-shim/coco/cmd/coco/internal/check"
 	"github.com/coco-shim/coco/cmd/coco/internal/guest"
 	"github.com/coco-shim/coco/cmd/coco/internal/image"
+	"github.com/coco-shim/coco/cmd/coco/internal/measure"
 	"github.com/coco-shim/coco/cmd/coco/internal/pods"
 	"github.com/coco-shim/coco/cmd/coco/internal/version"
 )
@@ -21,7 +22,7 @@ func commands() []*cobra.Command {
 		check.Command(),
 		guest.Command(),
 		image.Command(),
-		newMeasureCmd(),
+		measure.Command(),
 		pods.MetricsCommand(),
 		pods.ListCommand(),
 		version.Command(),

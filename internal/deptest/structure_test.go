@@ -78,15 +78,23 @@ var edges = Edges{
 	"measurement/...":             {"measurement/..."},
 	"cmd/coco-agent":              {"agent/...", "api/contract", "internal/..."},
 	"cmd/containerd-shim-coco-v2": {"shim/...", "virtcontainers/...", "hypervisor/...", "network", "configs", "api/...", "image/...", "internal/..."},
-	"cmd/coco":                    {"cmd/coco/internal/...", "configs", "metrics", "plan/...", "guest/...", "hypervisor/...", "measurement/...", "image/...", "virtcontainers", "virtcontainers/bootfiles", "internal/..."},
+	"cmd/coco":                    {"cmd/coco/internal/...", "hypervisor/launch"},
 	"cmd/coco/internal/cache":     {"cmd/coco/internal/show", "configs", "image/layer"},
 	"cmd/coco/internal/check":     {"cmd/coco/internal/show", "configs", "guest", "hypervisor/...", "internal/..."},
 	"cmd/coco/internal/guest":     {"cmd/coco/internal/show", "guest"},
 	"cmd/coco/internal/image":     {},
-	"cmd/coco/internal/pods":      {"cmd/coco/internal/show", "configs", "metrics", "plan/launch", "virtcontainers", "internal/words"},
-	"cmd/coco/internal/show":      {},
-	"cmd/coco/internal/version":   {"cmd/coco/internal/show", "internal/version"},
-	"tests/...":                   {"*"},
+	"cmd/coco/internal/measure": {
+		"cmd/coco/internal/measure/...", "configs", "hypervisor", "hypervisor/qemu/...", "measurement/...", "plan/launch",
+		"virtcontainers/bootfiles", "internal/...",
+	},
+	"cmd/coco/internal/measure/input":  {"measurement/...", "plan/launch", "virtcontainers/bootfiles"},
+	"cmd/coco/internal/measure/report": {"cmd/coco/internal/show", "measurement"},
+	"cmd/coco/internal/measure/sev":    {"cmd/coco/internal/measure/...", "measurement/..."},
+	"cmd/coco/internal/measure/td":     {"cmd/coco/internal/measure/...", "measurement/..."},
+	"cmd/coco/internal/pods":           {"cmd/coco/internal/show", "configs", "metrics", "plan/launch", "virtcontainers", "internal/words"},
+	"cmd/coco/internal/show":           {},
+	"cmd/coco/internal/version":        {"cmd/coco/internal/show", "internal/version"},
+	"tests/...":                        {"*"},
 }
 
 func TestImportEdges(t *testing.T) {

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package measure
 
 import (
 	"fmt"
@@ -24,7 +24,7 @@ type process struct {
 func newProcess(tb testing.TB) process {
 	tb.Helper()
 	bin := filepath.Join(tb.TempDir(), "coco")
-	if out, err := exec.CommandContext(tb.Context(), "go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(tb.Context(), "go", "build", "-o", bin, "github.com/coco-shim/coco/cmd/coco").CombinedOutput(); err != nil {
 		tb.Skipf("cannot build the command here: %v: %s", err, out)
 	}
 	blob := func(name string, size int64) string {

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package measure
 
 import (
 	"bytes"
@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/measure/sev"
 	"github.com/coco-shim/coco/measurement/bzimage/bzimagetest"
 	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
 	"github.com/coco-shim/coco/measurement/snp/idauth"
@@ -26,11 +27,12 @@ import (
 // measure runs the command and returns its two streams.
 func measure(t testing.TB, args ...string) (stdout, stderr string, err error) {
 	t.Helper()
-	cmd := newRootCmd()
+	cmd := Command()
+	cmd.SilenceErrors, cmd.SilenceUsage = true, true
 	var out, errs bytes.Buffer
 	cmd.SetOut(&out)
 	cmd.SetErr(&errs)
-	cmd.SetArgs(append([]string{"measure"}, args...))
+	cmd.SetArgs(args)
 	err = cmd.Execute()
 	return out.String(), errs.String(), err
 }
@@ -333,7 +335,7 @@ func TestMeasureSNPForms(t *testing.T) {
 	digest = strings.TrimSpace(digest)
 	t.Run("json", func(t *testing.T) {
 		out, _, err := measure(t, append(args, "--json", "--explain")...)
-		var r snpResult
+		var r sev.Result
 		if err != nil || json.Unmarshal([]byte(out), &r) != nil || r.Measurement.String() != digest || r.CPUSignature != "0x800f12" || len(r.Trace.Steps) != 16+31+2 {
 			t.Errorf("measure --json = %v, %+v", err, r)
 		}
@@ -362,7 +364,7 @@ func TestMeasureSNPForms(t *testing.T) {
 		out, _, err := measure(t, append(args, "--reference-values", "broker")...)
 		var m struct {
 			Type   string
-			Values []snpResult
+			Values []sev.Result
 		}
 		if err != nil || json.Unmarshal([]byte(out), &m) != nil || len(m.Values) != 1 || m.Values[0].Measurement.String() != digest {
 			t.Errorf("reference values = %v, %+v", err, m)

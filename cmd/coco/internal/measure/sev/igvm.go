@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package sev
 
 import (
 	"encoding/hex"
@@ -12,6 +12,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/measure/input"
+	"github.com/coco-shim/coco/cmd/coco/internal/measure/report"
 	"github.com/coco-shim/coco/measurement"
 	"github.com/coco-shim/coco/measurement/igvm"
 	"github.com/coco-shim/coco/measurement/snp"
@@ -20,16 +22,17 @@ import (
 // maxIGVM bounds a file: firmware, kernel and initrd with some room.
 const maxIGVM = 1 << 30
 
-type igvmOptions struct {
-	output
-	boot   bootFiles
+// IGVMOptions are the flags of coco measure igvm.
+type IGVMOptions struct {
+	report.Form
+	boot   input.Boot
 	loader string
 	vcpus  string
 	list   bool
 }
 
-// igvmResult is the digest of an IGVM file's launch.
-type igvmResult struct {
+// IGVMResult is the digest of an IGVM file's launch.
+type IGVMResult struct {
 	Platform    string             `json:"platform"`
 	Loader      string             `json:"loader"`
 	VCPUs       int                `json:"vcpus,omitempty"`
@@ -39,16 +42,20 @@ type igvmResult struct {
 	Trace       *measurement.Trace `json:"trace,omitempty"`
 }
 
-func (r *igvmResult) lines() []string { return []string{r.Measurement.String()} }
+// Lines returns the digest.
+func (r *IGVMResult) Lines() []string { return []string{r.Measurement.String()} }
 
-func (r *igvmResult) references() map[string]string {
+// References names the digest as Trustee's default policy does.
+func (r *IGVMResult) References() map[string]string {
 	return map[string]string{"snp_launch_measurement": r.Measurement.String()}
 }
 
-func (r *igvmResult) trace() *measurement.Trace { return r.Trace }
+// Steps returns the trace.
+func (r *IGVMResult) Steps() *measurement.Trace { return r.Trace }
 
-func newMeasureIGVMCmd() *cobra.Command {
-	var o igvmOptions
+// IGVMCommand returns coco measure igvm.
+func IGVMCommand() *cobra.Command {
+	var o IGVMOptions
 	cmd := &cobra.Command{
 		Use:   "igvm FILE",
 		Short: "Launch digest of an IGVM file",
@@ -61,27 +68,27 @@ func newMeasureIGVMCmd() *cobra.Command {
 			if o.list {
 				return nil
 			}
-			return o.print(cmd, results)
+			return o.Print(cmd, results)
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.loader, "loader", "clh-kvm", "whose rules: clh-kvm, igvmmeasure, igvmmeasure-zero, igvm-crate")
 	f.StringVar(&o.vcpus, "vcpus", "1", "number of vCPUs (clh-kvm); several give a digest each")
-	f.StringVar(&o.boot.kernel, "kernel", "", "kernel passed beside the file (clh-kvm)")
-	f.StringVar(&o.boot.initrd, "initrd", "", "initrd passed beside the file")
-	f.StringVar(&o.boot.cmdline, "append", "", "kernel command line passed beside the file")
-	o.boot.sums(cmd)
+	f.StringVar(&o.boot.Kernel, "kernel", "", "kernel passed beside the file (clh-kvm)")
+	f.StringVar(&o.boot.Initrd, "initrd", "", "initrd passed beside the file")
+	f.StringVar(&o.boot.Cmdline, "append", "", "kernel command line passed beside the file")
+	o.boot.SumFlags(cmd)
 	f.BoolVar(&o.list, "list", false, "list the file's directives instead")
-	o.output.flags(cmd)
-	cmd.AddCommand(newMeasureIGVMCreateCmd())
+	o.Form.Flags(cmd)
+	cmd.AddCommand(createCommand())
 	return cmd
 }
 
-func (o *igvmOptions) run(cmd *cobra.Command, path string) ([]result, error) {
-	if err := o.check(); err != nil {
+func (o *IGVMOptions) run(cmd *cobra.Command, path string) ([]report.Result, error) {
+	if err := o.Check(); err != nil {
 		return nil, err
 	}
-	if err := o.boot.check(); err != nil {
+	if err := o.boot.Check(); err != nil {
 		return nil, err
 	}
 	loader, err := snp.ParseLoader(o.loader)
@@ -92,7 +99,7 @@ func (o *igvmOptions) run(cmd *cobra.Command, path string) ([]result, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--vcpus: %w", err)
 	}
-	raw, err := readLimited(path, maxIGVM)
+	raw, err := input.ReadLimited(path, maxIGVM)
 	if err != nil {
 		return nil, err
 	}
@@ -104,28 +111,29 @@ func (o *igvmOptions) run(cmd *cobra.Command, path string) ([]result, error) {
 		return nil, listIGVM(cmd.OutOrStdout(), file)
 	}
 	var g errgroup.Group
-	hashes := o.boot.hash(&g)
+	hashes := o.boot.Hash(&g)
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	o.boot.notes(cmd)
+	o.boot.Notes(cmd)
 	launch := snp.IGVMLaunch{File: file, Loader: loader, Kernel: hashes()}
 	if loader != snp.CloudHypervisorKVM {
 		counts = []int{0} // the file alone decides
 	}
-	return o.measure(launch, counts)
+	return o.Measure(launch, counts)
 }
 
-func (o *igvmOptions) measure(l snp.IGVMLaunch, counts []int) (out []result, err error) {
+// Measure computes a digest for each number of vCPUs.
+func (o *IGVMOptions) Measure(l snp.IGVMLaunch, counts []int) (out []report.Result, err error) {
 	for _, n := range counts {
-		r := &igvmResult{Platform: "snp", Loader: l.Loader.String(), VCPUs: n}
+		r := &IGVMResult{Platform: "snp", Loader: l.Loader.String(), VCPUs: n}
 		if l.File.HasPolicy {
 			r.Policy = fmt.Sprintf("%#x", l.File.Policy)
 		}
 		if l.Kernel != nil {
 			r.KernelHash = hex.EncodeToString(l.Kernel.Kernel[:])
 		}
-		if o.explain {
+		if o.Explain {
 			r.Trace = &measurement.Trace{}
 		}
 		l.VCPUs = n

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package sev
 
 import (
 	"encoding/base64"
@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/measure/input"
 	"github.com/coco-shim/coco/measurement/igvm"
 	"github.com/coco-shim/coco/measurement/snp"
 	"github.com/coco-shim/coco/measurement/snp/idblock"
@@ -21,7 +22,7 @@ import (
 
 // igvmCreateOptions are the flags of coco measure igvm create.
 type igvmCreateOptions struct {
-	boot                 bootFiles
+	boot                 input.Boot
 	out, firmware, vmsa  string
 	model, sig, features string
 	vcpus                int
@@ -29,7 +30,7 @@ type igvmCreateOptions struct {
 	id                   idOptions
 }
 
-func newMeasureIGVMCreateCmd() *cobra.Command {
+func createCommand() *cobra.Command {
 	var o igvmCreateOptions
 	cmd := &cobra.Command{
 		Use:   "create --out FILE",
@@ -50,10 +51,10 @@ func newMeasureIGVMCreateCmd() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&o.out, "out", "", "file to write")
 	f.StringVar(&o.firmware, "firmware", "", "firmware or boot stub of up to 4 MiB, placed to end at 4 GiB")
-	f.StringVar(&o.boot.kernel, "kernel", "", "kernel whose hash the firmware will check")
-	f.StringVar(&o.boot.initrd, "initrd", "", "initrd whose hash the firmware will check")
-	f.StringVar(&o.boot.cmdline, "append", "", "kernel command line whose hash the firmware will check")
-	o.boot.sums(cmd)
+	f.StringVar(&o.boot.Kernel, "kernel", "", "kernel whose hash the firmware will check")
+	f.StringVar(&o.boot.Initrd, "initrd", "", "initrd whose hash the firmware will check")
+	f.StringVar(&o.boot.Cmdline, "append", "", "kernel command line whose hash the firmware will check")
+	o.boot.SumFlags(cmd)
 	f.StringArrayVar(&o.blobs, "blob", nil, "GPA=FILE: bytes at a guest address")
 	f.StringVar(&o.vmsa, "vmsa", "", "file with the boot processor's save area; without it the reset vector")
 	f.StringVar(&o.model, "cpu-model", "", "model whose signature the boot processor has in RDX")
@@ -68,7 +69,7 @@ func (o *igvmCreateOptions) run() (digest string, err error) {
 	if o.out == "" {
 		return "", errors.New("give --out")
 	}
-	if err := o.boot.check(); err != nil {
+	if err := o.boot.Check(); err != nil {
 		return "", err
 	}
 	c, err := o.contents()
@@ -126,7 +127,7 @@ func (o *igvmCreateOptions) contents() (c snp.IGVMContents, err error) {
 		return c, err
 	}
 	if o.firmware != "" {
-		if c.Firmware, err = readLimited(o.firmware, maxFirmware); err != nil {
+		if c.Firmware, err = input.ReadLimited(o.firmware, input.MaxFirmware); err != nil {
 			return c, err
 		}
 	}
@@ -136,7 +137,7 @@ func (o *igvmCreateOptions) contents() (c snp.IGVMContents, err error) {
 		if !ok || err != nil {
 			return c, fmt.Errorf("--blob %q is not of the form GPA=FILE", b)
 		}
-		data, err := readLimited(path, maxIGVM)
+		data, err := input.ReadLimited(path, maxIGVM)
 		if err != nil {
 			return c, err
 		}
@@ -146,7 +147,7 @@ func (o *igvmCreateOptions) contents() (c snp.IGVMContents, err error) {
 		return c, errors.New("give --firmware or --blob: the file would be empty")
 	}
 	var g errgroup.Group
-	hashes := o.boot.hash(&g)
+	hashes := o.boot.Hash(&g)
 	if err := g.Wait(); err != nil {
 		return c, err
 	}
@@ -166,7 +167,7 @@ func (o *igvmCreateOptions) processor(c *snp.IGVMContents) (err error) {
 	case given != 1:
 		return errors.New("give one of --cpu-model, --vcpu-sig and --vmsa")
 	case o.vmsa != "":
-		c.Context, err = readLimited(o.vmsa, igvm.PageSize)
+		c.Context, err = input.ReadLimited(o.vmsa, igvm.PageSize)
 	case o.model != "":
 		c.Signature, err = snp.ModelSignature(o.model)
 	default:

@@ -1,7 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package td is the commands that compute the registers of Intel TDX VMs: coco measure tdx and tdx log.
+package td
 
 import (
 	"crypto/sha512"
@@ -14,57 +15,61 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/measure/input"
+	"github.com/coco-shim/coco/cmd/coco/internal/measure/report"
 	"github.com/coco-shim/coco/measurement"
 	"github.com/coco-shim/coco/measurement/ovmf"
 	"github.com/coco-shim/coco/measurement/tdx"
 )
 
-// registerNames are the registers in the order in which they are printed.
-var registerNames = []string{"mrtd", "rtmr0", "rtmr1", "rtmr2"}
+// Registers are the registers in the order in which they are printed.
+var Registers = []string{"mrtd", "rtmr0", "rtmr1", "rtmr2"}
 
 // maxKernel bounds a kernel, which must be held in memory: its parts are hashed out of order.
 const maxKernel = 256 << 20
 
-// tdxOptions are the flags of coco measure tdx.
-type tdxOptions struct {
-	output
-	boot                  bootFiles
-	firmware, profile     string
-	memory, registers     string
+// Options are the flags of coco measure tdx.
+type Options struct {
+	report.Form
+	Boot                  input.Boot
+	Firmware, Profile     string
+	Memory, registers     string
 	loader, rsdp, tables  string
-	smbios                string
+	SMBIOS                string
 	fwCfg                 []string
 	shim, secureBootBuild bool
 	backport              bool
-	known                 tdxContent // instead of files
+	Known                 Content // instead of files
 }
 
-// tdxContent is what was read already.
-type tdxContent struct {
-	firmware []byte
-	acpi     *tdx.ACPI
+// Content is what was read already.
+type Content struct {
+	Firmware []byte
+	ACPI     *tdx.ACPI
 }
 
-// tdxResult is the set of registers of one VM.
-type tdxResult struct {
+// Result is the set of registers of one VM.
+type Result struct {
 	Platform string                        `json:"platform"`
 	Profile  string                        `json:"profile,omitempty"`
 	Memory   uint64                        `json:"memory,omitempty"`
 	Values   map[string]measurement.Digest `json:"registers"`
 	Trace    *measurement.Trace            `json:"trace,omitempty"`
 
-	order []string
+	Order []string `json:"-"` // of the registers that were computed
 }
 
-func (r *tdxResult) lines() []string {
-	out := make([]string, 0, len(r.order))
-	for _, n := range r.order {
+// Lines returns the registers.
+func (r *Result) Lines() []string {
+	out := make([]string, 0, len(r.Order))
+	for _, n := range r.Order {
 		out = append(out, r.Values[n].String())
 	}
 	return out
 }
 
-func (r *tdxResult) references() map[string]string {
+// References names the registers as Trustee's default policy does.
+func (r *Result) References() map[string]string {
 	names := map[string]string{"mrtd": "mr_td", "rtmr0": "rtmr_0", "rtmr1": "rtmr_1", "rtmr2": "rtmr_2"}
 	out := map[string]string{}
 	for n, d := range r.Values {
@@ -73,10 +78,12 @@ func (r *tdxResult) references() map[string]string {
 	return out
 }
 
-func (r *tdxResult) trace() *measurement.Trace { return r.Trace }
+// Steps returns the trace.
+func (r *Result) Steps() *measurement.Trace { return r.Trace }
 
-func newMeasureTDXCmd() *cobra.Command {
-	var o tdxOptions
+// Command returns coco measure tdx.
+func Command() *cobra.Command {
+	var o Options
 	cmd := &cobra.Command{
 		Use:   "tdx",
 		Short: "MRTD and RTMR0 to RTMR2 of an Intel TDX VM",
@@ -88,32 +95,36 @@ func newMeasureTDXCmd() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("measure tdx: %w", err)
 			}
-			return o.print(cmd, []result{r})
+			return o.Print(cmd, []report.Result{r})
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.firmware, "firmware", "", "firmware image, as given to -bios")
-	f.StringVar(&o.profile, "profile", "", "releases of firmware and VMM, such as edk2-stable202508+qemu-11.0")
-	f.StringVar(&o.memory, "memory", "", "memory of the VM: bytes, or with K, M, G, T")
+	f.StringVar(&o.Firmware, "firmware", "", "firmware image, as given to -bios")
+	f.StringVar(&o.Profile, "profile", "", "releases of firmware and VMM, such as edk2-stable202508+qemu-11.0")
+	f.StringVar(&o.Memory, "memory", "", "memory of the VM: bytes, or with K, M, G, T")
 	f.StringVar(&o.registers, "registers", "", "which registers, such as mrtd,rtmr1,rtmr2")
-	f.StringVar(&o.boot.kernel, "kernel", "", "kernel of the direct boot (bzImage with EFI stub)")
-	f.StringVar(&o.boot.initrd, "initrd", "", "initrd of the direct boot")
-	f.StringVar(&o.boot.cmdline, "append", "", "kernel command line; every byte counts")
+	f.StringVar(&o.Boot.Kernel, "kernel", "", "kernel of the direct boot (bzImage with EFI stub)")
+	f.StringVar(&o.Boot.Initrd, "initrd", "", "initrd of the direct boot")
+	f.StringVar(&o.Boot.Cmdline, "append", "", "kernel command line; every byte counts")
 	f.BoolVar(&o.shim, "shim", false, "the kernel is started through QEMU's -shim")
 	f.StringVar(&o.loader, "acpi-loader", "", "the VM's etc/table-loader, for rtmr0")
 	f.StringVar(&o.rsdp, "acpi-rsdp", "", "the VM's etc/acpi/rsdp")
 	f.StringVar(&o.tables, "acpi-tables", "", "the VM's etc/acpi/tables")
-	f.StringVar(&o.smbios, "smbios", "", "the SMBIOS table that the firmware measures (edk2-stable202505 and later)")
-	f.StringArrayVar(&o.fwCfg, "fw-cfg", nil, "NAME=FILE: a fw_cfg item that the firmware measures (edk2-stable202505 and later)")
-	f.BoolVar(&o.backport, "kernel-backport", false, "the kernel measures command line and initrd into rtmr2 although its version is below 6.9")
-	f.BoolVar(&o.secureBootBuild, "secure-boot-build", false, "the firmware was built with secure boot, though it has no keys")
-	o.output.flags(cmd)
-	cmd.AddCommand(newMeasureTDXLogCmd())
+	f.StringVar(&o.SMBIOS, "smbios", "", "the SMBIOS table that the firmware measures (edk2-stable202505 and later)")
+	f.StringArrayVar(&o.fwCfg, "fw-cfg", nil,
+		"NAME=FILE: a fw_cfg item that the firmware measures (edk2-stable202505 and later)")
+	f.BoolVar(&o.backport, "kernel-backport", false,
+		"the kernel measures command line and initrd into rtmr2 although its version is below 6.9")
+	f.BoolVar(&o.secureBootBuild, "secure-boot-build", false,
+		"the firmware was built with secure boot, though it has no keys")
+	o.Form.Flags(cmd)
+	cmd.AddCommand(logCommand())
 	return cmd
 }
 
-func (o *tdxOptions) run(cmd *cobra.Command) (*tdxResult, error) {
-	if err := errors.Join(o.check(), noEmpty(cmd, "firmware", "kernel", "initrd", "acpi-loader", "acpi-rsdp", "acpi-tables", "smbios"), o.boot.check()); err != nil {
+func (o *Options) run(cmd *cobra.Command) (*Result, error) {
+	empty := input.NoEmpty(cmd, "firmware", "kernel", "initrd", "acpi-loader", "acpi-rsdp", "acpi-tables", "smbios")
+	if err := errors.Join(o.Check(), empty, o.Boot.Check()); err != nil {
 		return nil, err
 	}
 	names, err := o.names(cmd)
@@ -123,38 +134,41 @@ func (o *tdxOptions) run(cmd *cobra.Command) (*tdxResult, error) {
 	if err := o.extends(cmd, names); err != nil {
 		return nil, err
 	}
-	return o.values(names)
+	return o.Values(names)
 }
 
 // extends refuses to compute RTMR2 for a kernel that leaves it at zero.
-func (o *tdxOptions) extends(cmd *cobra.Command, names []string) error {
-	k, err := o.boot.headers()
+func (o *Options) extends(cmd *cobra.Command, names []string) error {
+	k, err := o.Boot.Headers()
 	if k == nil {
 		return nil
 	}
 	if err != nil {
-		fmt.Fprintf(cmd.ErrOrStderr(), "note: --kernel %s %v: QEMU would not start it in a TD\n", o.boot.kernel, err)
+		fmt.Fprintf(cmd.ErrOrStderr(), "note: --kernel %s %v: QEMU would not start it in a TD\n", o.Boot.Kernel, err)
 		return nil
 	}
 	doubt, problem := k.RTMR2()
 	switch {
 	case !slices.Contains(names, "rtmr2"):
 	case problem != nil && !o.backport:
-		return fmt.Errorf("--kernel %s: %w; leave rtmr2 out of --registers, or give --kernel-backport if the kernel does all the same", o.boot.kernel, problem)
+		return fmt.Errorf("--kernel %s: %w; leave rtmr2 out of --registers, "+
+			"or give --kernel-backport if the kernel does all the same", o.Boot.Kernel, problem)
 	case doubt != nil && !o.backport:
-		fmt.Fprintf(cmd.ErrOrStderr(), "warning: --kernel %s: %v\n", o.boot.kernel, doubt)
+		fmt.Fprintf(cmd.ErrOrStderr(), "warning: --kernel %s: %v\n", o.Boot.Kernel, doubt)
 	}
 	return nil
 }
 
-// values computes the named registers.
-func (o *tdxOptions) values(names []string) (*tdxResult, error) {
+// Values computes the named registers.
+func (o *Options) Values(names []string) (*Result, error) {
 	d, err := o.load(names)
 	if err != nil {
 		return nil, err
 	}
-	r := &tdxResult{Platform: "tdx", Profile: o.profile, Memory: d.Memory, Values: map[string]measurement.Digest{}, order: names}
-	if o.explain {
+	r := &Result{
+		Platform: "tdx", Profile: o.Profile, Memory: d.Memory, Values: map[string]measurement.Digest{}, Order: names,
+	}
+	if o.Explain {
 		r.Trace = &measurement.Trace{}
 	}
 	for _, n := range names {
@@ -195,52 +209,52 @@ func compute(name string, d tdx.Description, t *measurement.Trace) (measurement.
 }
 
 // names returns the registers to compute.
-func (o *tdxOptions) names(cmd *cobra.Command) ([]string, error) {
+func (o *Options) names(cmd *cobra.Command) ([]string, error) {
 	if o.registers != "" {
-		return chosen(o.registers)
+		return ParseRegisters(o.registers)
 	}
 	for _, f := range []string{"kernel", "memory", "acpi-loader", "acpi-rsdp", "acpi-tables", "smbios", "fw-cfg"} {
 		if cmd.Flags().Changed(f) {
-			return registerNames, nil
+			return Registers, nil
 		}
 	}
-	return registerNames[:1], nil
+	return Registers[:1], nil
 }
 
-// chosen reads a list of registers.
-func chosen(list string) ([]string, error) {
+// ParseRegisters reads a list of registers.
+func ParseRegisters(list string) ([]string, error) {
 	names := strings.Split(list, ",")
 	for i, n := range names {
-		if !slices.Contains(registerNames, n) || slices.Contains(names[:i], n) {
-			return nil, fmt.Errorf("--registers %q: each of %s may occur once", list, strings.Join(registerNames, ", "))
+		if !slices.Contains(Registers, n) || slices.Contains(names[:i], n) {
+			return nil, fmt.Errorf("--registers %q: each of %s may occur once", list, strings.Join(Registers, ", "))
 		}
 	}
 	return names, nil
 }
 
 // load reads what the chosen registers need.
-func (o *tdxOptions) load(names []string) (d tdx.Description, err error) {
+func (o *Options) load(names []string) (d tdx.Description, err error) {
 	d.Profile = tdx.Profile{EDK2: 202508, QEMUMajor: 11} // MRTD alone: every release since 9.0 agrees
 	needs := func(n string) bool { return slices.Contains(names, n) }
 	switch {
-	case o.profile != "":
-		if d.Profile, err = tdx.ParseProfile(o.profile); err != nil {
+	case o.Profile != "":
+		if d.Profile, err = tdx.ParseProfile(o.Profile); err != nil {
 			return d, fmt.Errorf("--profile: %w", err)
 		}
 	case len(names) > 1 || names[0] != "mrtd":
 		return d, errors.New("give --profile (such as edk2-stable202508+qemu-11.0): the registers but mrtd depend on it")
 	}
-	if o.memory != "" {
-		if d.Memory, err = parseSize(o.memory); err != nil {
+	if o.Memory != "" {
+		if d.Memory, err = ParseSize(o.Memory); err != nil {
 			return d, fmt.Errorf("--memory: %w", err)
 		}
 	}
 	if needs("mrtd") || needs("rtmr0") {
-		if o.firmware == "" {
+		if o.Firmware == "" {
 			return d, errors.New("give --firmware")
 		}
-		if d.Firmware = o.known.firmware; d.Firmware == nil {
-			if d.Firmware, err = readLimited(o.firmware, maxFirmware); err != nil {
+		if d.Firmware = o.Known.Firmware; d.Firmware == nil {
+			if d.Firmware, err = input.ReadLimited(o.Firmware, input.MaxFirmware); err != nil {
 				return d, err
 			}
 		}
@@ -250,37 +264,38 @@ func (o *tdxOptions) load(names []string) (d tdx.Description, err error) {
 			return d, err
 		}
 	}
-	d.Cmdline, d.Shim, d.SecureBootBuild = o.boot.cmdline, o.shim, o.secureBootBuild
-	if o.boot.kernel == "" && needs("rtmr2") {
+	d.Cmdline, d.Shim, d.SecureBootBuild = o.Boot.Cmdline, o.shim, o.secureBootBuild
+	if o.Boot.Kernel == "" && needs("rtmr2") {
 		return d, errors.New("give --kernel: without one nothing is known of rtmr2")
 	}
-	if needs("rtmr1") && o.boot.kernel != "" {
-		if d.Kernel.Data, err = readLimited(o.boot.kernel, maxKernel); err != nil {
+	if needs("rtmr1") && o.Boot.Kernel != "" {
+		if d.Kernel.Data, err = input.ReadLimited(o.Boot.Kernel, maxKernel); err != nil {
 			return d, err
 		}
 	}
-	if o.boot.initrd != "" {
-		d.Initrd, err = digestFile(o.boot.initrd)
+	if o.Boot.Initrd != "" {
+		d.Initrd, err = digestFile(o.Boot.Initrd)
 	}
 	return d, err
 }
 
-func (o *tdxOptions) loadTables(d *tdx.Description) error {
+func (o *Options) loadTables(d *tdx.Description) error {
 	read := func(path string, dst *tdx.Content) error {
 		if path == "" {
 			return nil
 		}
-		b, err := readLimited(path, 16<<20)
+		b, err := input.ReadLimited(path, 16<<20)
 		dst.Data = b
 		return err
 	}
 	acpi := &tdx.ACPI{}
-	err := errors.Join(read(o.loader, &acpi.Loader), read(o.rsdp, &acpi.RSDP), read(o.tables, &acpi.Tables), read(o.smbios, &d.SMBIOS))
+	err := errors.Join(
+		read(o.loader, &acpi.Loader), read(o.rsdp, &acpi.RSDP), read(o.tables, &acpi.Tables), read(o.SMBIOS, &d.SMBIOS))
 	if o.loader != "" || o.rsdp != "" || o.tables != "" {
 		d.ACPI = acpi
 	}
-	if o.known.acpi != nil {
-		d.ACPI = o.known.acpi
+	if o.Known.ACPI != nil {
+		d.ACPI = o.Known.ACPI
 	}
 	for _, s := range o.fwCfg {
 		name, path, ok := strings.Cut(s, "=")
@@ -296,11 +311,11 @@ func (o *tdxOptions) loadTables(d *tdx.Description) error {
 
 // digestFile streams a file through SHA-384.
 func digestFile(path string) (tdx.Content, error) {
-	f, err := openBounded(path)
+	f, err := input.Open(path)
 	if err != nil {
 		return tdx.Content{}, err
 	}
-	defer f.close()
+	defer f.Close() //nolint:errcheck // only read
 	h := sha512.New384()
 	n, err := io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{f}, make([]byte, 256<<10))
 	if err != nil {
@@ -309,8 +324,8 @@ func digestFile(path string) (tdx.Content, error) {
 	return tdx.Content{Digest: h.Sum(nil), Size: uint64(n)}, nil
 }
 
-// parseSize reads a number of bytes with an optional binary suffix.
-func parseSize(s string) (uint64, error) {
+// ParseSize reads a number of bytes with an optional binary suffix.
+func ParseSize(s string) (uint64, error) {
 	shift := 0
 	digits := strings.TrimSuffix(s, "iB")
 	if i := strings.IndexAny(digits, "KMGT"); i == len(digits)-1 && i > 0 {

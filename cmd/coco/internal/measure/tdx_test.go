@@ -1,20 +1,22 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package measure
 
 import (
 	"encoding/json"
 	"strings"
 	"testing"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/measure/input"
+	"github.com/coco-shim/coco/cmd/coco/internal/measure/td"
 	"github.com/coco-shim/coco/measurement/tdx"
 	"github.com/coco-shim/coco/tests/vectors"
 )
 
 func TestMeasureTDX(t *testing.T) {
 	fw := firmware(t, 1<<20)
-	raw, err := readLimited(fw, maxFirmware)
+	raw, err := input.ReadLimited(fw, input.MaxFirmware)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,7 +39,7 @@ func TestMeasureTDX(t *testing.T) {
 		t.Fatal(err)
 	}
 	out, _, err := measure(t, append(args, "--firmware", fw, "--registers", "rtmr2,mrtd", "--json")...)
-	var r tdxResult
+	var r td.Result
 	if err != nil || json.Unmarshal([]byte(out), &r) != nil || !r.Values["rtmr2"].Equal(rtmr2) || !r.Values["mrtd"].Equal(want) {
 		t.Errorf("measure tdx --registers = %q, %v, want %s", out, err, rtmr2)
 	}

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package sev
 
 import (
 	"errors"
@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/measure/input"
+	"github.com/coco-shim/coco/cmd/coco/internal/measure/report"
 	"github.com/coco-shim/coco/measurement"
 	"github.com/coco-shim/coco/measurement/snp"
 )
@@ -18,16 +20,16 @@ import (
 const maxSVSM = 64 << 20
 
 // checkSVSM refuses flags that say nothing of a launch with an SVSM.
-func (o *snpOptions) checkSVSM(cmd *cobra.Command) error {
+func (o *Options) checkSVSM(cmd *cobra.Command) error {
 	switch {
 	case o.svsm == "" || o.firmware == "":
 		return errors.New("--mode svsm wants --svsm and --firmware")
 	case o.hash != "" || o.metadata != "":
 		return errors.New("--mode svsm goes without --firmware-hash and --metadata")
-	case o.boot.kernel != "" || o.boot.kernelSum != "":
+	case o.boot.HasKernel():
 		return errors.New("--mode svsm goes without --kernel: an SVSM does not pass kernel hashes on")
-	case o.vmm != "qemu":
-		return fmt.Errorf("--mode svsm is known of QEMU, not of %s", o.vmm)
+	case o.VMM != "qemu":
+		return fmt.Errorf("--mode svsm is known of QEMU, not of %s", o.VMM)
 	case cmd.Flags().Changed("vars-size") == (o.varsFile != ""):
 		return errors.New("--mode svsm wants --vars-size or --vars-file: the store of variables moves the SVSM")
 	}
@@ -35,12 +37,12 @@ func (o *snpOptions) checkSVSM(cmd *cobra.Command) error {
 }
 
 // measureSVSM computes digests of launches with an SVSM.
-func (o *snpOptions) measureSVSM(d snp.Description, counts []int) (out []result, err error) {
+func (o *Options) measureSVSM(d snp.Description, counts []int) (out []report.Result, err error) {
 	l := snp.SVSMLaunch{VarsSize: o.varsSize, Signature: d.Signature, Features: d.Features}
-	if l.Firmware, err = readLimited(o.firmware, maxFirmware); err != nil {
+	if l.Firmware, err = input.ReadLimited(o.firmware, input.MaxFirmware); err != nil {
 		return nil, err
 	}
-	if l.SVSM, err = readLimited(o.svsm, maxSVSM); err != nil {
+	if l.SVSM, err = input.ReadLimited(o.svsm, maxSVSM); err != nil {
 		return nil, err
 	}
 	if o.varsFile != "" {
@@ -54,11 +56,11 @@ func (o *snpOptions) measureSVSM(d snp.Description, counts []int) (out []result,
 		l.VarsSize = uint64(st.Size()) //nolint:gosec // of a file
 	}
 	for _, n := range counts {
-		r := &snpResult{
-			Platform: "snp", Mode: o.mode, VMM: o.vmm, VCPUs: n, CPUModel: o.model,
+		r := &Result{
+			Platform: "snp", Mode: o.Mode, VMM: o.VMM, VCPUs: n, CPUModel: o.Model,
 			CPUSignature: fmt.Sprintf("%#x", d.Signature), Features: fmt.Sprintf("%#x", d.Features),
 		}
-		if o.explain {
+		if o.Explain {
 			r.Trace = &measurement.Trace{}
 		}
 		l.VCPUs = n

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package measure
 
 import (
 	"encoding/base64"
@@ -16,6 +16,9 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/spf13/cobra"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/measure/input"
+	"github.com/coco-shim/coco/cmd/coco/internal/measure/report"
+	"github.com/coco-shim/coco/cmd/coco/internal/measure/td"
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/internal/initdata"
@@ -33,9 +36,12 @@ type podOptions struct {
 
 func (o *podOptions) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&o.pod, "pod", "", "with --config: measure the pods of this Kubernetes manifest, of any workload kind; - is stdin")
-	f.StringVar(&o.runtimeClass, "runtime-class", "", "with --pod: the RuntimeClass that has the configuration: pods of others are passed over; \"\" takes any")
-	f.BoolVar(&o.idBlock, "id-block", false, "with --pod, for SNP: also print the ID block and ID authentication that the shim launches with")
+	f.StringVar(&o.pod, "pod", "",
+		"with --config: measure the pods of this Kubernetes manifest, of any workload kind; - is stdin")
+	f.StringVar(&o.runtimeClass, "runtime-class", "",
+		"with --pod: the RuntimeClass that has the configuration: pods of others are passed over; \"\" takes any")
+	f.BoolVar(&o.idBlock, "id-block", false,
+		"with --pod, for SNP: also print the ID block and ID authentication that the shim launches with")
 }
 
 // podResult is what the pods of one workload will be reported as.
@@ -51,7 +57,7 @@ type podResult struct {
 	order []string
 }
 
-func (r *podResult) lines() (out []string) {
+func (r *podResult) Lines() (out []string) {
 	out = []string{r.Digest}
 	if len(r.order) > 1 {
 		out = nil
@@ -65,14 +71,14 @@ func (r *podResult) lines() (out []string) {
 	return out
 }
 
-func (r *podResult) references() map[string]string {
+func (r *podResult) References() map[string]string {
 	if r.Platform == "snp" {
 		return map[string]string{"snp_launch_measurement": r.Digest}
 	}
-	return (&tdxResult{Values: r.Registers}).references()
+	return (&td.Result{Values: r.Registers}).References()
 }
 
-func (r *podResult) trace() *measurement.Trace { return nil }
+func (r *podResult) Steps() *measurement.Trace { return nil }
 
 // unlimited is the size of a node that bounds nothing: the configuration must.
 var unlimited = launch.Machine{CPUs: 1 << 20, MemoryMiB: 1 << 40}
@@ -81,13 +87,15 @@ func (o *configOptions) runPods(cmd *cobra.Command, c configs.Config) error {
 	h := c.Hypervisor
 	switch {
 	case h.Platform == "none":
-		return errors.New("hypervisor.platform is \"none\": such VMs have no launch digest, since no hardware measures them; give the configuration of a class for snp or tdx")
+		return errors.New("hypervisor.platform is \"none\": such VMs have no launch digest, since no hardware measures " +
+			"them; give the configuration of a class for snp or tdx")
 	case cmd.Flags().Changed("vcpus") || o.memory != "":
 		return errors.New("--pod goes without --vcpus and --memory: the pod says how large it is")
-	case o.explain:
+	case o.Explain:
 		return errors.New("--pod goes without --explain: explain one VM with --vcpus")
 	case h.MaxVCPUs == 0:
-		return errors.New("hypervisor.max_vcpus is 0, which means as many as the node has, so a pod's number of vCPUs is unknown here; set it")
+		return errors.New("hypervisor.max_vcpus is 0, which means as many as the node has, " +
+			"so a pod's number of vCPUs is unknown here; set it")
 	case o.idBlock && h.Platform != "snp":
 		return errors.New("--id-block is for SNP")
 	}
@@ -106,7 +114,7 @@ func (o *configOptions) runPods(cmd *cobra.Command, c configs.Config) error {
 	if err != nil {
 		return err
 	}
-	var results []result
+	var results []report.Result
 	var errs []error
 	m := podMeasurer{configOptions: o, chains: chains{}}
 	for _, p := range pods {
@@ -120,10 +128,10 @@ func (o *configOptions) runPods(cmd *cobra.Command, c configs.Config) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	if len(results) > 1 && !o.json && o.references == "" && !o.idBlock {
+	if len(results) > 1 && !o.JSON && o.References == "" && !o.idBlock {
 		return podTable(cmd.OutOrStdout(), results)
 	}
-	return o.print(cmd, results)
+	return o.Print(cmd, results)
 }
 
 // ofClass passes over pods that do not run under the configuration.
@@ -152,7 +160,7 @@ func (o *configOptions) ofClass(cmd *cobra.Command, pods []kubepod.Pod) (ours []
 
 func readManifest(cmd *cobra.Command, path string) ([]byte, error) {
 	if path != "-" {
-		return readLimited(path, kubepod.MaxText)
+		return input.ReadLimited(path, kubepod.MaxText)
 	}
 	text, err := io.ReadAll(io.LimitReader(cmd.InOrStdin(), kubepod.MaxText+1))
 	if err != nil {
@@ -195,7 +203,7 @@ func (m *podMeasurer) measure(cmd *cobra.Command, c configs.Config, p kubepod.Po
 		if err != nil {
 			return nil, err
 		}
-		r.Registers, r.order = v.Values, v.order
+		r.Registers, r.order = v.Values, v.Order
 		return r, nil
 	}
 	if m.idBlock {
@@ -224,18 +232,20 @@ func planPod(cmd *cobra.Command, c configs.Config, p kubepod.Pod) (machine, erro
 	}
 	plan, err := launch.For(launch.Input{
 		ID: "pod", Config: c, Machine: unlimited, Spec: &specs.Spec{Annotations: p.Annotations},
-		Boot: hypervisor.Boot{Cmdline: files.Cmdline}, Initdata: p.Annotations[initdata.Annotation], ReadFile: configs.ReadInitdata,
+		Boot:     hypervisor.Boot{Cmdline: files.Cmdline},
+		Initdata: p.Annotations[initdata.Annotation], ReadFile: configs.ReadInitdata,
 	})
 	if err != nil {
 		return machine{}, err
 	}
 	if cpus := p.CPUs(); cpus > plan.Shape.VCPUs {
-		fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s asks for %d CPUs and gets %d vCPUs, which is hypervisor.max_vcpus\n", p, cpus, plan.Shape.VCPUs)
+		fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s asks for %d CPUs and gets %d vCPUs, which is hypervisor.max_vcpus\n",
+			p, cpus, plan.Shape.VCPUs)
 	}
 	return machine{h: c.Hypervisor, vm: plan.VM, files: files}, nil
 }
 
-func podTable(out io.Writer, results []result) error {
+func podTable(out io.Writer, results []report.Result) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "WORKLOAD\tVCPUS\tMEMORY\tMEASUREMENT")
 	for _, r := range results {
@@ -244,7 +254,7 @@ func podTable(out io.Writer, results []result) error {
 		if p.Namespace != "" {
 			name = p.Namespace + "/" + name
 		}
-		fmt.Fprintf(w, "%s\t%d\t%d MiB\t%s\n", name, p.VCPUs, p.MemoryMiB, strings.Join(p.lines(), " "))
+		fmt.Fprintf(w, "%s\t%d\t%d MiB\t%s\n", name, p.VCPUs, p.MemoryMiB, strings.Join(p.Lines(), " "))
 	}
 	return w.Flush()
 }

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package sev
 
 import (
 	"crypto/ecdsa"
@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/measure/input"
 	"github.com/coco-shim/coco/measurement"
 	"github.com/coco-shim/coco/measurement/snp/idauth"
 	"github.com/coco-shim/coco/measurement/snp/idblock"
@@ -30,8 +31,10 @@ type idOptions struct {
 
 func (o *idOptions) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.BoolVar(&o.on, "id-block", false, "also print an ID block and ID authentication, for QEMU's id-block= and id-auth=")
-	f.StringVar(&o.key, "id-key", "", "PEM file with the P-384 key that signs the ID block; without it the block is anonymous")
+	f.BoolVar(&o.on, "id-block", false,
+		"also print an ID block and ID authentication, for QEMU's id-block= and id-auth=")
+	f.StringVar(&o.key, "id-key", "",
+		"PEM file with the P-384 key that signs the ID block; without it the block is anonymous")
 	f.StringVar(&o.author, "author-key", "", "PEM file with the P-384 key that signs the ID key")
 	f.StringVar(&o.policy, "policy", fmt.Sprintf("%#x", uint64(idblock.DefaultPolicy)), "guest policy of the launch")
 	f.StringVar(&o.family, "family-id", "", "16 bytes in hexadecimal, free for the owner")
@@ -108,7 +111,7 @@ func (o *idOptions) block(d measurement.Digest) (idblock.Block, error) {
 
 // readKey reads an EC private key in either of its PEM forms.
 func readKey(path string) (*ecdsa.PrivateKey, error) {
-	raw, err := readLimited(path, 64<<10)
+	raw, err := input.ReadLimited(path, 64<<10)
 	if err != nil {
 		return nil, err
 	}

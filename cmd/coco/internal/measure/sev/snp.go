@@ -1,7 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package sev is the commands that compute launch digests of AMD SEV, SEV-ES and SEV-SNP: coco measure snp and igvm.
+package sev
 
 import (
 	"bytes"
@@ -17,26 +18,29 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/measure/input"
+	"github.com/coco-shim/coco/cmd/coco/internal/measure/report"
 	"github.com/coco-shim/coco/measurement"
 	"github.com/coco-shim/coco/measurement/ovmf"
 	"github.com/coco-shim/coco/measurement/snp"
 )
 
-// snpOptions are the flags of coco measure snp.
-type snpOptions struct {
-	output
-	boot                       bootFiles
+// Options are the flags of coco measure snp.
+type Options struct {
+	report.Form
+	boot                       input.Boot
 	firmware, hash, metadata   string
-	vcpus, model, sig          string
+	vcpus, Model, sig          string
 	family, cpuModel, stepping uint32
-	features, vmm, mode        string
+	features, VMM, Mode        string
 	svsm, varsFile             string
 	varsSize                   uint64
 	id                         idOptions
 }
 
-func newMeasureSNPCmd() *cobra.Command {
-	var o snpOptions
+// Command returns coco measure snp.
+func Command() *cobra.Command {
+	var o Options
 	cmd := &cobra.Command{
 		Use:   "snp",
 		Short: "Launch digest of an AMD SEV-SNP (SEV-ES, SEV) VM",
@@ -46,62 +50,68 @@ func newMeasureSNPCmd() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("measure snp: %w", err)
 			}
-			return o.print(cmd, results)
+			return o.Print(cmd, results)
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.firmware, "firmware", "", "firmware image, as given to -bios")
-	f.StringVar(&o.hash, "firmware-hash", "", "digest of the firmware's pages (see --mode ovmf-hash); then --metadata can stand for --firmware")
-	f.StringVar(&o.metadata, "metadata", "", "JSON file with ovmf_sections, ap_eip and hash_table_gpa of a firmware known by its hash")
-	f.StringVar(&o.boot.kernel, "kernel", "", "kernel of a measured direct boot (kernel-hashes=on)")
-	f.StringVar(&o.boot.initrd, "initrd", "", "initrd of the direct boot")
-	f.StringVar(&o.boot.cmdline, "append", "", "kernel command line; every byte counts")
-	o.boot.sums(cmd)
+	f.StringVar(&o.hash, "firmware-hash", "",
+		"digest of the firmware's pages (see --mode ovmf-hash); then --metadata can stand for --firmware")
+	f.StringVar(&o.metadata, "metadata", "",
+		"JSON file with ovmf_sections, ap_eip and hash_table_gpa of a firmware known by its hash")
+	f.StringVar(&o.boot.Kernel, "kernel", "", "kernel of a measured direct boot (kernel-hashes=on)")
+	f.StringVar(&o.boot.Initrd, "initrd", "", "initrd of the direct boot")
+	f.StringVar(&o.boot.Cmdline, "append", "", "kernel command line; every byte counts")
+	o.boot.SumFlags(cmd)
 	f.StringVar(&o.vcpus, "vcpus", "", "number of vCPUs; several (1,2,4-8) give a digest each")
-	f.StringVar(&o.model, "cpu-model", "", "QEMU's name of the vCPU model, such as EPYC-v4")
+	f.StringVar(&o.Model, "cpu-model", "", "QEMU's name of the vCPU model, such as EPYC-v4")
 	f.StringVar(&o.sig, "vcpu-sig", "", "signature of the vCPU (CPUID 1 EAX) instead of a model")
 	f.Uint32Var(&o.family, "vcpu-family", 0, "family, with --vcpu-model and --vcpu-stepping instead of a model")
 	f.Uint32Var(&o.cpuModel, "vcpu-model", 0, "model number, see --vcpu-family")
 	f.Uint32Var(&o.stepping, "vcpu-stepping", 0, "stepping, see --vcpu-family")
 	f.StringVar(&o.features, "features", "0x1", "SEV_FEATURES of the guest")
-	f.StringVar(&o.vmm, "vmm", "qemu", "hypervisor: qemu, qemu-legacy, ec2, ec2-2023, gce")
-	f.StringVar(&o.mode, "mode", "snp", "snp, es or sev; svsm for SNP with an SVSM; ovmf-hash for the firmware's part alone")
+	f.StringVar(&o.VMM, "vmm", "qemu", "hypervisor: qemu, qemu-legacy, ec2, ec2-2023, gce")
+	f.StringVar(&o.Mode, "mode", "snp",
+		"snp, es or sev; svsm for SNP with an SVSM; ovmf-hash for the firmware's part alone")
 	f.StringVar(&o.svsm, "svsm", "", "with --mode svsm: the SVSM's image")
-	f.Uint64Var(&o.varsSize, "vars-size", 0, "with --mode svsm: bytes of the firmware's store of variables, which lies between SVSM and firmware")
+	f.Uint64Var(&o.varsSize, "vars-size", 0,
+		"with --mode svsm: bytes of the firmware's store of variables, which lies between SVSM and firmware")
 	f.StringVar(&o.varsFile, "vars-file", "", "with --mode svsm: the store of variables, instead of its size")
-	o.output.flags(cmd)
+	o.Form.Flags(cmd)
 	o.id.flags(cmd)
 	return cmd
 }
 
-func (o *snpOptions) run(cmd *cobra.Command) ([]result, error) {
-	if err := errors.Join(o.check(), noEmpty(cmd, "firmware", "firmware-hash", "metadata", "kernel", "initrd", "kernel-sha256", "initrd-sha256"), o.boot.check()); err != nil {
+func (o *Options) run(cmd *cobra.Command) ([]report.Result, error) {
+	empty := input.NoEmpty(cmd,
+		"firmware", "firmware-hash", "metadata", "kernel", "initrd", "kernel-sha256", "initrd-sha256")
+	if err := errors.Join(o.Check(), empty, o.boot.Check()); err != nil {
 		return nil, err
 	}
-	if o.mode == "ovmf-hash" {
+	if o.Mode == "ovmf-hash" {
 		return o.firmwareHash()
 	}
 	d, counts, err := o.describe(cmd)
 	if err != nil {
 		return nil, err
 	}
-	if o.mode == "svsm" {
+	if o.Mode == "svsm" {
 		return o.measureSVSM(d, counts)
 	}
 	if err := o.load(&d); err != nil {
 		return nil, err
 	}
 	if d.VMM == snp.QEMU || d.VMM == snp.QEMULegacy {
-		o.boot.notes(cmd)
+		o.boot.Notes(cmd)
 	}
-	return o.measure(d, counts)
+	return o.Measure(d, counts)
 }
 
-func (o *snpOptions) firmwareHash() ([]result, error) {
+func (o *Options) firmwareHash() ([]report.Result, error) {
 	if o.firmware == "" {
 		return nil, errors.New("--mode ovmf-hash wants --firmware")
 	}
-	fw, err := readLimited(o.firmware, maxFirmware)
+	fw, err := input.ReadLimited(o.firmware, input.MaxFirmware)
 	if err != nil {
 		return nil, err
 	}
@@ -109,25 +119,25 @@ func (o *snpOptions) firmwareHash() ([]result, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []result{&snpResult{Platform: "snp", Mode: o.mode, Measurement: h}}, nil
+	return []report.Result{&Result{Platform: "snp", Mode: o.Mode, Measurement: h}}, nil
 }
 
 // describe turns the flags that need no file into a description.
-func (o *snpOptions) describe(cmd *cobra.Command) (d snp.Description, counts []int, err error) {
-	mode, ok := map[string]snp.Mode{"snp": snp.SNP, "es": snp.ES, "sev": snp.SEV, "svsm": snp.SNP}[o.mode]
+func (o *Options) describe(cmd *cobra.Command) (d snp.Description, counts []int, err error) {
+	mode, ok := map[string]snp.Mode{"snp": snp.SNP, "es": snp.ES, "sev": snp.SEV, "svsm": snp.SNP}[o.Mode]
 	if !ok {
-		return d, nil, fmt.Errorf("--mode %q: known are snp, es, sev, svsm, ovmf-hash", o.mode)
+		return d, nil, fmt.Errorf("--mode %q: known are snp, es, sev, svsm, ovmf-hash", o.Mode)
 	}
-	if o.mode != "svsm" && (o.svsm != "" || cmd.Flags().Changed("vars-size") || o.varsFile != "") {
+	if o.Mode != "svsm" && (o.svsm != "" || cmd.Flags().Changed("vars-size") || o.varsFile != "") {
 		return d, nil, errors.New("--svsm, --vars-size and --vars-file want --mode svsm")
 	}
-	if o.mode == "svsm" {
+	if o.Mode == "svsm" {
 		if err := o.checkSVSM(cmd); err != nil {
 			return d, nil, err
 		}
 	}
 	d.Mode = mode
-	if d.VMM, err = snp.ParseVMM(o.vmm); err != nil {
+	if d.VMM, err = snp.ParseVMM(o.VMM); err != nil {
 		return d, nil, fmt.Errorf("--vmm: %w", err)
 	}
 	if d.Features, err = strconv.ParseUint(o.features, 0, 64); err != nil {
@@ -149,7 +159,7 @@ func (o *snpOptions) describe(cmd *cobra.Command) (d snp.Description, counts []i
 }
 
 // signature returns the vCPU's signature from whichever flag gives it.
-func (o *snpOptions) signature(cmd *cobra.Command, d snp.Description) (uint32, error) {
+func (o *Options) signature(cmd *cobra.Command, d snp.Description) (uint32, error) {
 	changed := cmd.Flags().Changed
 	parts := changed("vcpu-family") || changed("vcpu-model") || changed("vcpu-stepping")
 	given := 0
@@ -162,7 +172,7 @@ func (o *snpOptions) signature(cmd *cobra.Command, d snp.Description) (uint32, e
 	case given > 1:
 		return 0, errors.New("give one of --cpu-model, --vcpu-sig and --vcpu-family with its companions")
 	case changed("cpu-model"):
-		s, err := snp.ModelSignature(o.model)
+		s, err := snp.ModelSignature(o.Model)
 		if err != nil {
 			return 0, fmt.Errorf("--cpu-model: %w", err)
 		}
@@ -209,9 +219,9 @@ func parseCounts(s string) ([]int, error) {
 }
 
 // load reads the files into a description, kernel and initrd beside the firmware.
-func (o *snpOptions) load(d *snp.Description) error {
+func (o *Options) load(d *snp.Description) error {
 	var g errgroup.Group
-	hashes := o.boot.hash(&g)
+	hashes := o.boot.Hash(&g)
 	err := o.loadFirmware(d)
 	if err := errors.Join(err, g.Wait()); err != nil {
 		return err
@@ -220,7 +230,7 @@ func (o *snpOptions) load(d *snp.Description) error {
 	return nil
 }
 
-func (o *snpOptions) loadFirmware(d *snp.Description) (err error) {
+func (o *Options) loadFirmware(d *snp.Description) (err error) {
 	if o.metadata != "" {
 		if d.Metadata, err = readMetadata(o.metadata, d); err != nil {
 			return err
@@ -235,7 +245,7 @@ func (o *snpOptions) loadFirmware(d *snp.Description) (err error) {
 	if d.Metadata != nil {
 		return errors.New("give --firmware or --metadata, not both: an image has its own metadata")
 	}
-	d.Firmware, err = readLimited(o.firmware, maxFirmware)
+	d.Firmware, err = input.ReadLimited(o.firmware, input.MaxFirmware)
 	return err
 }
 
@@ -267,7 +277,7 @@ func strict(raw []byte, to any) error {
 
 // readMetadata reads what is needed of a firmware known by its hash. The file may carry the hash too.
 func readMetadata(path string, d *snp.Description) (*snp.Metadata, error) {
-	raw, err := readLimited(path, 1<<20)
+	raw, err := input.ReadLimited(path, 1<<20)
 	if err != nil {
 		return nil, err
 	}

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package measure
 
 import (
 	"context"
@@ -14,6 +14,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/measure/input"
+	"github.com/coco-shim/coco/cmd/coco/internal/measure/report"
+	"github.com/coco-shim/coco/cmd/coco/internal/measure/sev"
+	"github.com/coco-shim/coco/cmd/coco/internal/measure/td"
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/qemu"
@@ -26,7 +30,7 @@ import (
 
 // configOptions are the flags of coco measure --config.
 type configOptions struct {
-	output
+	report.Form
 	podOptions
 	config, memory, profile string
 	smbios, registerList    string
@@ -38,15 +42,20 @@ func (o *configOptions) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.config, "config", "", "measure the VMs of pods of this configuration file")
 	f.IntVar(&o.vcpus, "vcpus", 0, "with --config: number of vCPUs; without it all that pods can get, as a table")
-	f.StringVar(&o.memory, "memory", "", "with --config: memory of the VM, such as 2G; only on TDX anything depends on it")
+	f.StringVar(&o.memory, "memory", "",
+		"with --config: memory of the VM, such as 2G; only on TDX anything depends on it")
 	f.StringVar(&o.profile, "profile", "", "with --config, for TDX: releases of firmware and VMM, for the RTMRs too")
-	f.StringVar(&o.registerList, "registers", "", "with --config, for TDX: which registers, such as mrtd,rtmr1,rtmr2; by default all that what is given allows")
-	f.StringVar(&o.smbios, "smbios", "", "with --config, for TDX: the SMBIOS table that the firmware measures (profiles from edk2-stable202505 on), for rtmr0")
+	f.StringVar(&o.registerList, "registers", "",
+		"with --config, for TDX: which registers, such as mrtd,rtmr1,rtmr2; by default all that what is given allows")
+	f.StringVar(&o.smbios, "smbios", "",
+		"with --config, for TDX: the SMBIOS table that the firmware measures (profiles from edk2-stable202505 on), for rtmr0")
 	f.IntVar(&o.nics, "nics", 1, "with --config, for TDX: network interfaces of the VM at boot, which are in RTMR0")
-	f.IntVar(&o.physBits, "phys-bits", 46, "with --config, for TDX: physical address bits that the firmware uses, which are in RTMR0 (46 with 4-level paging)")
-	f.BoolVar(&o.noCache, "no-cache", false, "with --config, for TDX: read the ACPI tables from QEMU though they are known")
+	f.IntVar(&o.physBits, "phys-bits", 46,
+		"with --config, for TDX: physical address bits that the firmware uses, which are in RTMR0 (46 with 4-level paging)")
+	f.BoolVar(&o.noCache, "no-cache", false,
+		"with --config, for TDX: read the ACPI tables from QEMU though they are known")
 	o.podOptions.flags(cmd)
-	o.output.flags(cmd)
+	o.Form.Flags(cmd)
 }
 
 func (o *configOptions) run(cmd *cobra.Command) error {
@@ -59,7 +68,7 @@ func (o *configOptions) run(cmd *cobra.Command) error {
 		return err
 	}
 	h := c.Hypervisor
-	if err := errors.Join(o.check(), o.size(cmd, h)); err != nil {
+	if err := errors.Join(o.Check(), o.size(cmd, h)); err != nil {
 		return err
 	}
 	if cmd.Flags().Changed("pod") {
@@ -72,14 +81,14 @@ func (o *configOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	if h.Platform == "snp" && !cmd.Flags().Changed("vcpus") && !o.json && !o.explain && o.references == "" {
+	if h.Platform == "snp" && !cmd.Flags().Changed("vcpus") && !o.JSON && !o.Explain && o.References == "" {
 		return snpTable(cmd.OutOrStdout(), results)
 	}
-	return o.print(cmd, results)
+	return o.Print(cmd, results)
 }
 
 // measureSizes measures the VM of the size that was asked for, or of all sizes that pods get.
-func (o *configOptions) measureSizes(cmd *cobra.Command, h configs.Hypervisor) ([]result, error) {
+func (o *configOptions) measureSizes(cmd *cobra.Command, h configs.Hypervisor) ([]report.Result, error) {
 	files, err := h.Boot()
 	if err != nil {
 		return nil, err
@@ -97,7 +106,7 @@ func (o *configOptions) measureSizes(cmd *cobra.Command, h configs.Hypervisor) (
 			return nil, err
 		}
 		r, err := o.tdxValues(cmd.Context(), m)
-		return []result{r}, err
+		return []report.Result{r}, err
 	}
 	return nil, fmt.Errorf("hypervisor.platform is %q: such VMs have no launch digest, since no hardware measures them; "+
 		"set it to \"snp\" or \"tdx\"", h.Platform)
@@ -116,21 +125,22 @@ func (o *configOptions) size(cmd *cobra.Command, h configs.Hypervisor) error {
 	if o.memory == "" {
 		return nil
 	}
-	n, err := parseSize(o.memory)
+	n, err := td.ParseSize(o.memory)
 	switch {
 	case err != nil:
 		return fmt.Errorf("--memory: %w", err)
 	case n%(1<<20) != 0:
 		return fmt.Errorf("--memory %s: VMs have whole MiB", o.memory)
 	case h.MaxMemoryMiB > 0 && n>>20 > h.MaxMemoryMiB:
-		return fmt.Errorf("--memory %s: no VM gets more than hypervisor.max_memory_mib, which is %d", o.memory, h.MaxMemoryMiB)
+		return fmt.Errorf("--memory %s: no VM gets more than hypervisor.max_memory_mib, which is %d",
+			o.memory, h.MaxMemoryMiB)
 	}
 	return nil
 }
 
 // memoryMiB is the memory that was asked for, 0 if none was.
 func (o *configOptions) memoryMiB() uint64 {
-	n, err := parseSize(o.memory)
+	n, err := td.ParseSize(o.memory)
 	if o.memory == "" || err != nil {
 		return 0 // size has refused what is none
 	}
@@ -138,14 +148,15 @@ func (o *configOptions) memoryMiB() uint64 {
 }
 
 // snp measures all numbers of vCPUs, or the one that was asked for.
-func (o *configOptions) snp(cmd *cobra.Command, m machine) ([]result, error) {
+func (o *configOptions) snp(cmd *cobra.Command, m machine) ([]report.Result, error) {
 	if o.profile != "" {
 		return nil, errors.New("--profile is for TDX: hypervisor.platform is \"snp\"")
 	}
 	counts := []int{o.vcpus}
 	if !cmd.Flags().Changed("vcpus") {
 		if m.h.MaxVCPUs == 0 {
-			return nil, errors.New("hypervisor.max_vcpus is 0, which means as many as the node has, so the list of digests is unknown here; set it, or give --vcpus")
+			return nil, errors.New("hypervisor.max_vcpus is 0, which means as many as the node has, " +
+				"so the list of digests is unknown here; set it, or give --vcpus")
 		}
 		counts = configs.VCPUCounts(m.h.MaxVCPUs)
 	}
@@ -154,39 +165,40 @@ func (o *configOptions) snp(cmd *cobra.Command, m machine) ([]result, error) {
 		return nil, err
 	}
 	if d.IGVM != nil {
-		return (&igvmOptions{output: o.output}).measure(*d.IGVM, counts)
+		return (&sev.IGVMOptions{Form: o.Form}).Measure(*d.IGVM, counts)
 	}
-	return (&snpOptions{output: o.output, mode: "snp", vmm: "qemu", model: m.h.CPUModel}).measure(*d.SNP, counts)
+	return (&sev.Options{Form: o.Form, Mode: "snp", VMM: "qemu", Model: m.h.CPUModel}).Measure(*d.SNP, counts)
 }
 
 // tdxValues computes the registers of a VM. Its size is zero where it is unknown; then RTMR0 is, too.
-func (o *configOptions) tdxValues(ctx context.Context, m machine) (*tdxResult, error) {
+func (o *configOptions) tdxValues(ctx context.Context, m machine) (*td.Result, error) {
 	spec, boot := m.vm, m.files
-	t := tdxOptions{
-		output: o.output, firmware: boot.Firmware, known: tdxContent{firmware: m.chain.Firmware},
-		profile: o.profile, smbios: o.smbios,
+	t := td.Options{
+		Form: o.Form, Firmware: boot.Firmware, Known: td.Content{Firmware: m.chain.Firmware},
+		Profile: o.profile, SMBIOS: o.smbios,
 	}
 	if spec.MemoryMiB > 0 {
-		t.memory = fmt.Sprintf("%dM", spec.MemoryMiB)
+		t.Memory = fmt.Sprintf("%dM", spec.MemoryMiB)
 	}
 	names := []string{"mrtd"}
 	if o.profile != "" {
-		t.boot = bootFiles{kernel: boot.Kernel, initrd: boot.Initrd, cmdline: boot.Cmdline}
+		t.Boot = input.Boot{Kernel: boot.Kernel, Initrd: boot.Initrd, Cmdline: boot.Cmdline}
 		p, err := tdx.ParseProfile(o.profile)
 		if err != nil {
 			return nil, fmt.Errorf("--profile: %w", err)
 		}
-		if p.KernelPatched() && t.memory == "" {
-			return nil, fmt.Errorf("--profile %s: QEMU patches the kernel there, so RTMR1 depends on the memory: give --memory", p)
+		if p.KernelPatched() && t.Memory == "" {
+			return nil, fmt.Errorf("--profile %s: QEMU patches the kernel there, so RTMR1 depends on the memory: "+
+				"give --memory", p)
 		}
 		names = []string{"mrtd", "rtmr1", "rtmr2"}
 		if spec.CPU.Count > 0 && spec.MemoryMiB > 0 && (o.smbios != "" || !p.MeasuresSMBIOS()) {
-			names = registerNames
+			names = td.Registers
 		}
 	}
 	if o.registerList != "" {
 		var err error
-		if names, err = chosen(o.registerList); err != nil {
+		if names, err = td.ParseRegisters(o.registerList); err != nil {
 			return nil, err
 		}
 	}
@@ -198,15 +210,17 @@ func (o *configOptions) tdxValues(ctx context.Context, m machine) (*tdxResult, e
 		if err != nil {
 			return nil, fmt.Errorf("--profile: %w", err)
 		}
-		if t.known.acpi, err = o.tables(ctx, m.h, spec, p); err != nil {
+		if t.Known.ACPI, err = o.tables(ctx, m.h, spec, p); err != nil {
 			return nil, err
 		}
 	}
-	return t.values(names)
+	return t.Values(names)
 }
 
 // tables reads the ACPI tables of a VM from the QEMU that will run it.
-func (o *configOptions) tables(ctx context.Context, h configs.Hypervisor, spec hypervisor.VMSpec, p tdx.Profile) (*tdx.ACPI, error) {
+func (o *configOptions) tables(
+	ctx context.Context, h configs.Hypervisor, spec hypervisor.VMSpec, p tdx.Profile,
+) (*tdx.ACPI, error) {
 	for i := range o.nics {
 		spec.NICs = append(spec.NICs, hypervisor.NIC{ID: fmt.Sprint("nic", i)})
 	}
@@ -214,22 +228,27 @@ func (o *configOptions) tables(ctx context.Context, h configs.Hypervisor, spec h
 	if o.noCache {
 		cache.Dir = ""
 	}
-	files, err := cache.Read(ctx, qemu.Tables(spec, h.Path), qtest.OVMF(p.EDK2, o.physBits), qtest.Loader, qtest.RSDP, qtest.ACPI)
+	files, err := cache.Read(ctx, qemu.Tables(spec, h.Path), qtest.OVMF(p.EDK2, o.physBits),
+		qtest.Loader, qtest.RSDP, qtest.ACPI)
 	if err != nil {
 		return nil, fmt.Errorf("ACPI tables for rtmr0: %w", err)
 	}
-	return &tdx.ACPI{Loader: tdx.Content{Data: files[qtest.Loader]}, RSDP: tdx.Content{Data: files[qtest.RSDP]}, Tables: tdx.Content{Data: files[qtest.ACPI]}}, nil
+	return &tdx.ACPI{
+		Loader: tdx.Content{Data: files[qtest.Loader]},
+		RSDP:   tdx.Content{Data: files[qtest.RSDP]},
+		Tables: tdx.Content{Data: files[qtest.ACPI]},
+	}, nil
 }
 
 // snpTable prints one line for each number of vCPUs.
-func snpTable(out io.Writer, results []result) error {
+func snpTable(out io.Writer, results []report.Result) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "VCPUS\tMEASUREMENT")
 	for _, r := range results {
 		switch r := r.(type) {
-		case *snpResult:
+		case *sev.Result:
 			fmt.Fprintf(w, "%d\t%s\n", r.VCPUs, r.Measurement)
-		case *igvmResult:
+		case *sev.IGVMResult:
 			fmt.Fprintf(w, "%d\t%s\n", r.VCPUs, r.Measurement)
 		}
 	}

@@ -1,13 +1,15 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package td
 
 import (
 	"fmt"
 
 	"github.com/spf13/cobra"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/measure/input"
+	"github.com/coco-shim/coco/cmd/coco/internal/measure/report"
 	"github.com/coco-shim/coco/measurement"
 	"github.com/coco-shim/coco/measurement/tdx/ccel"
 )
@@ -19,7 +21,8 @@ type logResult struct {
 	Trace    *measurement.Trace `json:"trace,omitempty"`
 }
 
-func (r *logResult) lines() []string {
+// Lines returns the registers.
+func (r *logResult) Lines() []string {
 	out := make([]string, 0, len(r.Values))
 	for _, v := range r.Values {
 		out = append(out, v.String())
@@ -27,14 +30,20 @@ func (r *logResult) lines() []string {
 	return out
 }
 
-func (r *logResult) references() map[string]string {
-	return map[string]string{"rtmr_0": r.Values[0].String(), "rtmr_1": r.Values[1].String(), "rtmr_2": r.Values[2].String(), "rtmr_3": r.Values[3].String()}
+// References names the registers as Trustee's default policy does.
+func (r *logResult) References() map[string]string {
+	out := map[string]string{}
+	for i, v := range r.Values {
+		out[fmt.Sprintf("rtmr_%d", i)] = v.String()
+	}
+	return out
 }
 
-func (r *logResult) trace() *measurement.Trace { return r.Trace }
+// Steps returns the trace.
+func (r *logResult) Steps() *measurement.Trace { return r.Trace }
 
-func newMeasureTDXLogCmd() *cobra.Command {
-	var o output
+func logCommand() *cobra.Command {
+	var o report.Form
 	cmd := &cobra.Command{
 		Use:   "log FILE",
 		Short: "Replay a guest's event log (/sys/firmware/acpi/tables/data/CCEL)",
@@ -42,10 +51,10 @@ func newMeasureTDXLogCmd() *cobra.Command {
 			"believed only as far as these values equal those of a verified quote. --explain tells what each event means.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := o.check(); err != nil {
+			if err := o.Check(); err != nil {
 				return fmt.Errorf("measure tdx log: %w", err)
 			}
-			raw, err := readLimited(args[0], 16<<20)
+			raw, err := input.ReadLimited(args[0], 16<<20)
 			if err != nil {
 				return fmt.Errorf("measure tdx log: %w", err)
 			}
@@ -54,13 +63,13 @@ func newMeasureTDXLogCmd() *cobra.Command {
 				return fmt.Errorf("measure tdx log %s: %w", args[0], err)
 			}
 			r := &logResult{Platform: "tdx"}
-			if o.explain {
+			if o.Explain {
 				r.Trace = &measurement.Trace{}
 			}
 			r.Values = log.Replay(r.Trace)
-			return o.print(cmd, []result{r})
+			return o.Print(cmd, []report.Result{r})
 		},
 	}
-	o.flags(cmd)
+	o.Flags(cmd)
 	return cmd
 }

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package measure
 
 import (
 	"encoding/json"
@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/measure/sev"
 	"github.com/coco-shim/coco/measurement/bzimage/bzimagetest"
 	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
 )
@@ -58,7 +59,7 @@ func TestMeasureConfigSNPIsWhatTheShimLaunches(t *testing.T) {
 	if out, _, err := measure(t, "--config", config); err != nil || out != table {
 		t.Errorf("measure --config = %q, %v, want %q", out, err, table)
 	}
-	var results []snpResult
+	var results []sev.Result
 	out, _, err := measure(t, "--config", config, "--json")
 	if err != nil || json.Unmarshal([]byte(out), &results) != nil || len(results) != 5 || results[4].VCPUs != 5 || results[4].Measurement.String() != digests[4] {
 		t.Errorf("measure --config --json = %s, %v", out, err)

@@ -1,7 +1,9 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package input reads the files that the command line of coco measure names: firmware, kernels, initrds. It bounds what
+// it reads, since a path may lead to a pipe or a device.
+package input
 
 import (
 	"crypto/sha256"
@@ -21,11 +23,11 @@ import (
 	"github.com/coco-shim/coco/virtcontainers/bootfiles"
 )
 
-// maxFirmware is far above any real image; QEMU's own limit is lower.
-const maxFirmware = 64 << 20
+// MaxFirmware is far above any real image; QEMU's own limit is lower.
+const MaxFirmware = 64 << 20
 
-// readLimited reads a file into memory that may have up to limit bytes, without growing beyond its size.
-func readLimited(path string, limit int64) ([]byte, error) {
+// ReadLimited reads a file into memory that may have up to limit bytes, without growing beyond its size.
+func ReadLimited(path string, limit int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -52,9 +54,9 @@ func readLimited(path string, limit int64) ([]byte, error) {
 	return b, nil
 }
 
-// noEmpty refuses flags that are given without a value. A script whose variable is empty would else get
+// NoEmpty refuses flags that are given without a value. A script whose variable is empty would else get
 // the digest of another launch: one without the kernel, say. QEMU refuses them too.
-func noEmpty(cmd *cobra.Command, names ...string) error {
+func NoEmpty(cmd *cobra.Command, names ...string) error {
 	for _, n := range names {
 		if f := cmd.Flags().Lookup(n); f.Changed && f.Value.String() == "" {
 			return fmt.Errorf("--%s is empty; leave it out if there is none", n)
@@ -63,36 +65,41 @@ func noEmpty(cmd *cobra.Command, names ...string) error {
 	return nil
 }
 
-// bootFiles are the parts of a direct boot on the command line.
-type bootFiles struct {
-	kernel, initrd, cmdline string
+// Boot holds the parts of a direct boot on the command line.
+type Boot struct {
+	Kernel, Initrd, Cmdline string
 	kernelSum, initrdSum    string // SHA-256 in hexadecimal, instead of the files
 }
 
-// sums adds the flags that stand for files.
-func (b *bootFiles) sums(cmd *cobra.Command) {
+// SumFlags adds the flags that stand for files.
+func (b *Boot) SumFlags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&b.kernelSum, "kernel-sha256", "", "SHA-256 of the kernel in hexadecimal, instead of the file")
 	cmd.Flags().StringVar(&b.initrdSum, "initrd-sha256", "", "SHA-256 of the initrd in hexadecimal, instead of the file")
 }
 
-func (b bootFiles) check() error {
+// HasKernel says whether a kernel is given, as a file or by its hash.
+func (b Boot) HasKernel() bool { return b.Kernel != "" || b.kernelSum != "" }
+
+// Check refuses combinations that no VMM boots.
+func (b Boot) Check() error {
 	_, errK := parseSum("--kernel-sha256", b.kernelSum)
 	_, errI := parseSum("--initrd-sha256", b.initrdSum)
-	kernel := b.kernel != "" || b.kernelSum != ""
+	kernel := b.HasKernel()
 	switch {
 	case errK != nil || errI != nil:
 		return errors.Join(errK, errI)
-	case b.kernel != "" && b.kernelSum != "":
+	case b.Kernel != "" && b.kernelSum != "":
 		return errors.New("give --kernel or --kernel-sha256, not both")
-	case b.initrd != "" && b.initrdSum != "":
+	case b.Initrd != "" && b.initrdSum != "":
 		return errors.New("give --initrd or --initrd-sha256, not both")
-	case !kernel && (b.initrd != "" || b.initrdSum != ""):
+	case !kernel && (b.Initrd != "" || b.initrdSum != ""):
 		return errors.New("--initrd without --kernel: QEMU passes no initrd without a kernel")
-	case !kernel && b.cmdline != "":
+	case !kernel && b.Cmdline != "":
 		return errors.New("--append without --kernel: QEMU refuses a command line without a kernel")
-	case len(b.cmdline) > launch.MaxCmdline:
-		return fmt.Errorf("--append has %d bytes: the kernel takes %d, though all would be measured", len(b.cmdline), launch.MaxCmdline)
-	case strings.Contains(b.cmdline, "\x00"):
+	case len(b.Cmdline) > launch.MaxCmdline:
+		return fmt.Errorf("--append has %d bytes: the kernel takes %d, though all would be measured",
+			len(b.Cmdline), launch.MaxCmdline)
+	case strings.Contains(b.Cmdline, "\x00"):
 		return errors.New("--append has a zero byte, where the command line would end")
 	}
 	return nil
@@ -109,25 +116,25 @@ func parseSum(flag, text string) (sum [sha256.Size]byte, err error) {
 	return [sha256.Size]byte(raw), nil
 }
 
-// hash streams kernel and initrd, both at once and in constant memory. Without a kernel it returns nil.
-func (b bootFiles) hash(group *errgroup.Group) func() *kernelhashes.Hashes {
-	if b.kernel == "" && b.kernelSum == "" {
+// Hash streams kernel and initrd, both at once and in constant memory. Without a kernel it returns nil.
+func (b Boot) Hash(group *errgroup.Group) func() *kernelhashes.Hashes {
+	if !b.HasKernel() {
 		return func() *kernelhashes.Hashes { return nil }
 	}
 	kernel, _ := parseSum("", b.kernelSum) // checked
 	initrd, _ := parseSum("", b.initrdSum)
-	if b.kernel != "" {
-		group.Go(func() (err error) { kernel, err = hashFile(b.kernel); return err })
+	if b.Kernel != "" {
+		group.Go(func() (err error) { kernel, err = hashFile(b.Kernel); return err })
 	}
-	if b.initrd != "" {
-		group.Go(func() (err error) { initrd, err = hashFile(b.initrd); return err })
+	if b.Initrd != "" {
+		group.Go(func() (err error) { initrd, err = hashFile(b.Initrd); return err })
 	}
 	return func() *kernelhashes.Hashes {
 		in := &initrd
-		if b.initrd == "" && b.initrdSum == "" {
+		if b.Initrd == "" && b.initrdSum == "" {
 			in = nil
 		}
-		h := kernelhashes.New(kernel, in, b.cmdline)
+		h := kernelhashes.New(kernel, in, b.Cmdline)
 		return &h
 	}
 }
@@ -136,11 +143,11 @@ func (b bootFiles) hash(group *errgroup.Group) func() *kernelhashes.Hashes {
 const maxBootFile = 1<<32 - 1
 
 func hashFile(path string) ([sha256.Size]byte, error) {
-	f, err := openBounded(path)
+	f, err := Open(path)
 	if err != nil {
 		return [sha256.Size]byte{}, err
 	}
-	defer f.close()
+	defer f.Close() //nolint:errcheck // only read
 	h, err := kernelhashes.Read(f)
 	if err != nil {
 		return h, fmt.Errorf("%s: %w", path, err)
@@ -154,8 +161,8 @@ type bounded struct {
 	left int64
 }
 
-// openBounded opens a kernel or initrd: a file or a pipe, but no device, which may never end.
-func openBounded(path string) (*bounded, error) {
+// Open opens a kernel or initrd: a file or a pipe, but no device, which may never end.
+func Open(path string) (io.ReadCloser, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -175,7 +182,7 @@ func openBounded(path string) (*bounded, error) {
 	return &bounded{f, maxBootFile}, nil
 }
 
-func (b *bounded) close() { _ = b.f.Close() } // only read
+func (b *bounded) Close() error { return b.f.Close() }
 
 func (b *bounded) Read(p []byte) (int, error) {
 	n, err := b.f.Read(p)
@@ -185,13 +192,13 @@ func (b *bounded) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// headers reads a kernel's headers, nil where there is no regular file to look into.
-func (b bootFiles) headers() (*bzimage.Kernel, error) {
-	st, err := os.Stat(b.kernel)
-	if b.kernel == "" || err != nil || !st.Mode().IsRegular() {
+// Headers reads a kernel's headers, nil where there is no regular file to look into.
+func (b Boot) Headers() (*bzimage.Kernel, error) {
+	st, err := os.Stat(b.Kernel)
+	if b.Kernel == "" || err != nil || !st.Mode().IsRegular() {
 		return nil, nil // what is wrong with the file is told by its reader
 	}
-	f, err := os.Open(b.kernel)
+	f, err := os.Open(b.Kernel)
 	if err != nil {
 		return nil, nil
 	}
@@ -200,28 +207,28 @@ func (b bootFiles) headers() (*bzimage.Kernel, error) {
 	return &k, err
 }
 
-// notes says on stderr what a VMM would refuse of the files, though digests can be computed.
-func (b bootFiles) notes(cmd *cobra.Command) {
+// Notes says on stderr what a VMM would refuse of the files, though digests can be computed.
+func (b Boot) Notes(cmd *cobra.Command) {
 	note := func(path string, err error) {
 		fmt.Fprintf(cmd.ErrOrStderr(), "note: %s %v: the VMM would not start it with kernel hashes\n", path, err)
 	}
-	k, err := b.headers()
+	k, err := b.Headers()
 	if err != nil {
-		note("--kernel "+b.kernel, err)
+		note("--kernel "+b.Kernel, err)
 		k = nil
 	}
-	if b.initrd == "" {
+	if b.Initrd == "" {
 		return
 	}
-	st, err := os.Stat(b.initrd)
+	st, err := os.Stat(b.Initrd)
 	if err != nil || !st.Mode().IsRegular() {
 		return // told by its reader
 	}
 	if st.Size() == 0 {
-		note("--initrd "+b.initrd, errors.New("is empty"))
+		note("--initrd "+b.Initrd, errors.New("is empty"))
 	} else if k == nil {
 		return
 	} else if err := k.Initrd(st.Size(), 0); err != nil {
-		note("--initrd "+b.initrd, err)
+		note("--initrd "+b.Initrd, err)
 	}
 }

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package measure
 
 import (
 	"context"
@@ -39,7 +39,8 @@ func firmwareOnly(ctx context.Context, boot hypervisor.Boot) (c launch.Chain, er
 // chains are boot chains that were read, without their command line.
 type chains map[configs.BootFiles]launch.Chain
 
-// read reads the boot chain of a VM into m.chain. It refuses what the shim refuses before launch, and warns of what cannot be told.
+// read reads the boot chain of a VM into m.chain. It refuses what the shim refuses before launch, and warns of what
+// cannot be told.
 func (c chains) read(cmd *cobra.Command, m *machine, read readBoot) (err error) {
 	if err := present(m.files); err != nil {
 		return err
@@ -78,7 +79,9 @@ func (c chains) read(cmd *cobra.Command, m *machine, read readBoot) (err error) 
 // present names the boot files that are missing. Unlike the shim it does not ask for the VMM.
 func present(boot configs.BootFiles) error {
 	var errs []error
-	for _, f := range []struct{ key, path string }{{"firmware", boot.Firmware}, {"kernel", boot.Kernel}, {"initrd", boot.Initrd}} {
+	for _, f := range []struct{ key, path string }{
+		{"firmware", boot.Firmware}, {"kernel", boot.Kernel}, {"initrd", boot.Initrd},
+	} {
 		if _, err := os.Stat(f.path); err != nil {
 			errs = append(errs, fmt.Errorf("%s cannot be measured: %w; install it, or set hypervisor.%s", f.key, err, f.key))
 		}

@@ -1,21 +1,22 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package sev
 
 import (
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/measure/report"
 	"github.com/coco-shim/coco/measurement"
 	"github.com/coco-shim/coco/measurement/snp"
 	"github.com/coco-shim/coco/measurement/snp/idauth"
 	"github.com/coco-shim/coco/measurement/snp/idblock"
 )
 
-// snpResult is the digest of one VM with what it was computed from.
-type snpResult struct {
+// Result is the digest of one VM with what it was computed from.
+type Result struct {
 	Platform     string             `json:"platform"`
 	Mode         string             `json:"mode"`
 	VMM          string             `json:"vmm,omitempty"`
@@ -31,7 +32,8 @@ type snpResult struct {
 	Trace        *measurement.Trace `json:"trace,omitempty"`
 }
 
-func (r *snpResult) lines() []string {
+// Lines returns the digest, and the ID block if there is one.
+func (r *Result) Lines() []string {
 	out := []string{r.Measurement.String()}
 	if r.ID != nil {
 		out = append(out, "id-block="+r.ID.Block, "id-auth="+r.ID.Auth)
@@ -39,30 +41,34 @@ func (r *snpResult) lines() []string {
 	return out
 }
 
-func (r *snpResult) references() map[string]string {
+// References names the digest as Trustee's default policy does.
+func (r *Result) References() map[string]string {
 	return map[string]string{"snp_launch_measurement": r.Measurement.String()}
 }
 
-func (r *snpResult) trace() *measurement.Trace { return r.Trace }
+// Steps returns the trace.
+func (r *Result) Steps() *measurement.Trace { return r.Trace }
 
-func (o *snpOptions) measure(d snp.Description, counts []int) ([]result, error) {
-	digest, err := digester(d, o.explain, len(counts) > 1)
+// Measure computes a digest for each number of vCPUs.
+func (o *Options) Measure(d snp.Description, counts []int) ([]report.Result, error) {
+	digest, err := digester(d, o.Explain, len(counts) > 1)
 	if err != nil {
 		return nil, err
 	}
-	out := make([]result, 0, len(counts))
+	out := make([]report.Result, 0, len(counts))
 	for _, n := range counts {
-		r := &snpResult{Platform: "snp", Mode: o.mode, VMM: o.vmm, CPUModel: o.model}
-		if o.mode != "sev" {
+		r := &Result{Platform: "snp", Mode: o.Mode, VMM: o.VMM, CPUModel: o.Model}
+		if o.Mode != "sev" {
 			r.VCPUs, r.CPUSignature = n, fmt.Sprintf("%#x", d.Signature)
 		}
-		if o.mode == "snp" {
+		if o.Mode == "snp" {
 			r.Features = fmt.Sprintf("%#x", d.Features)
 		}
 		if k := d.Kernel; k != nil {
-			r.KernelHash, r.InitrdHash, r.CmdlineHash = hex.EncodeToString(k.Kernel[:]), hex.EncodeToString(k.Initrd[:]), hex.EncodeToString(k.Cmdline[:])
+			r.KernelHash, r.InitrdHash = hex.EncodeToString(k.Kernel[:]), hex.EncodeToString(k.Initrd[:])
+			r.CmdlineHash = hex.EncodeToString(k.Cmdline[:])
 		}
-		if o.explain {
+		if o.Explain {
 			r.Trace = &measurement.Trace{}
 		}
 		if r.Measurement, err = digest(n, r.Trace); err != nil {
@@ -76,9 +82,12 @@ func (o *snpOptions) measure(d snp.Description, counts []int) ([]result, error) 
 	return out, nil
 }
 
+// digestOf computes the digest for a number of processors.
+type digestOf func(vcpus int, t *measurement.Trace) (measurement.Digest, error)
+
 // digester returns a function for the digests of many processor counts. Without a trace, all but
 // the processors is measured once.
-func digester(d snp.Description, explain, many bool) (func(int, *measurement.Trace) (measurement.Digest, error), error) {
+func digester(d snp.Description, explain, many bool) (digestOf, error) {
 	if explain || !many || d.Mode != snp.SNP {
 		return func(n int, t *measurement.Trace) (measurement.Digest, error) {
 			d.VCPUs = n
