@@ -16,18 +16,18 @@ import (
 	"github.com/coco-shim/coco/internal/ownthread"
 )
 
-// Empty takes away everything from the root that the mount namespace ns has, but the paths in keep. What
+// Empty takes away everything from the root that the mount namespace ns has, but what is to be kept. What
 // the program has open or mapped stays its own.
-func Empty(ns *os.File, spec Spec, keep []string) error {
+func Empty(ns *os.File, spec Spec) error {
 	done := make(chan error)
-	ownthread.Go(func() { done <- empty(ns, spec, keep) })
+	ownthread.Go(func() { done <- empty(ns, spec) })
 	if err := <-done; err != nil {
 		return fmt.Errorf("empty the VMM's root: %w", err)
 	}
 	return nil
 }
 
-func empty(ns *os.File, spec Spec, keep []string) error {
+func empty(ns *os.File, spec Spec) error {
 	var ours, its unix.Stat_t
 	if err := unix.Stat("/", &ours); err != nil {
 		return os.NewSyscallError("stat", err)
@@ -47,7 +47,7 @@ func empty(ns *os.File, spec Spec, keep []string) error {
 	}
 	mounts := append([]string{"/proc", "/dev"}, spec.Trees...)
 	for _, at := range slices.Backward(mounts) {
-		if slices.Contains(keep, at) {
+		if slices.Contains(spec.Kept, at) {
 			continue
 		}
 		if err := unix.Unmount(at, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
@@ -57,7 +57,7 @@ func empty(ns *os.File, spec Spec, keep []string) error {
 	if err := remount("/", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC); err != nil {
 		return fmt.Errorf("open the root: %w", err)
 	}
-	if err := clear("/", keep); err != nil {
+	if err := clear("/", spec.Kept); err != nil {
 		return err
 	}
 	if err := remount("/", sealed); err != nil {

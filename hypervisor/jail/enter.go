@@ -158,8 +158,8 @@ func coverLoader(fd int, at string) error {
 }
 
 // Drop makes the calling thread, and the program that it executes next, a user without any privilege, or root with
-// few of them.
-func (s Spec) Drop() error {
+// few of them. files are those that the program gets.
+func (s Spec) Drop(files []int) error {
 	user := uintptr(s.User)
 	steps := []step{
 		limit("core", unix.RLIMIT_CORE, 0),
@@ -187,6 +187,7 @@ func (s Spec) Drop() error {
 			return unix.Capset(&h, &data[0])
 		}},
 		step{"exclude new privileges", func() error { return unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }},
+		step{"restrict it by Landlock", func() error { return s.restrict(LandlockVersion(), files) }},
 		// A change of user forgets it.
 		step{"die with the parent", func() error {
 			return unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)

@@ -8,7 +8,7 @@
 // calls Enter, which changes its root to an empty tmpfs. Before it executes the VMM, Furnish puts what a
 // program needs to start into that root, read-only: libraries, the VMM's own directory, its device nodes.
 // Drop then gives up everything else: the uid becomes one that no other process has, the capability sets
-// become empty, and no later exec can bring any of that back. Once the VMM runs, its parent calls Empty,
+// become empty, Landlock forbids what the kernel can forbid by it, and no later exec can bring any of that back. Once the VMM runs, its parent calls Empty,
 // which takes away what was only needed to start.
 //
 // Plan is what the parent prepares; the other functions are called by the process itself and use bare
@@ -27,6 +27,7 @@ type Spec struct {
 	Processes uint64   `json:"processes"`         // limit of processes and threads, RLIMIT_NPROC
 	Keep      []int    `json:"keep,omitempty"`    // capabilities that a program run by root keeps
 	Trees     []string `json:"trees,omitempty"`   // where the mounts go
+	Kept      []string `json:"kept,omitempty"`    // those of Trees that stay, and may be written to
 	Links     []Link   `json:"links,omitempty"`   // symbolic links
 	Devices   []Device `json:"devices,omitempty"` // nodes in /dev
 	// Loader is the path of the program that loads the VMM, ld.so, when there is one. The process gets a

@@ -64,7 +64,7 @@ func Prepare(binary string, o Options) (_ *Plan, err error) {
 	if (o.User == 0) != (len(o.Capabilities) > 0) {
 		return nil, errors.New("a VMM must have a user of its own, not 0, and no capabilities")
 	}
-	p := &Plan{Spec: Spec{User: o.User, Processes: o.Processes, Keep: o.Capabilities}}
+	p := &Plan{Spec: Spec{User: o.User, Processes: o.Processes, Keep: o.Capabilities, Kept: o.Kept}}
 	if p.Spec.Processes == 0 {
 		p.Spec.Processes = defaultProcesses
 	}
@@ -76,7 +76,7 @@ func Prepare(binary string, o Options) (_ *Plan, err error) {
 	if p.Binary, err = filepath.EvalSymlinks(binary); err != nil {
 		return nil, fmt.Errorf("%s: %w", binary, err)
 	}
-	if err := p.trees(slices.Concat(o.Paths, o.Kept), o.Kept); err != nil {
+	if err := p.trees(slices.Concat(o.Paths, o.Kept)); err != nil {
 		return nil, err
 	}
 	if err := p.devices(slices.Concat(common, o.Devices)); err != nil {
@@ -92,7 +92,7 @@ func (p *Plan) Close() {
 	}
 }
 
-func (p *Plan) trees(more, kept []string) error {
+func (p *Plan) trees(more []string) error {
 	for _, dir := range system {
 		switch st, err := os.Lstat(dir); {
 		case errors.Is(err, fs.ErrNotExist):
@@ -119,7 +119,7 @@ func (p *Plan) trees(more, kept []string) error {
 		if p.covered(path) {
 			continue
 		}
-		if err := p.tree(path, slices.Contains(kept, path)); err != nil {
+		if err := p.tree(path, slices.Contains(p.Spec.Kept, path)); err != nil {
 			return err
 		}
 	}

@@ -110,7 +110,7 @@ func TestAJailShowsWhatAProgramNeedsToStart(t *testing.T) {
 		if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		script := fmt.Sprintf("#!/bin/sh\ncd %s; cat p/lib/part more/file; ls >&3; exit 9\n", dir)
+		script := fmt.Sprintf("#!/bin/sh\ncd %s; cat p/lib/part more/file; for f in p more beside; do [ -e $f ] && echo $f >&3; done; exit 9\n", dir)
 		if err := os.WriteFile(at, []byte(script), mode); err != nil {
 			t.Fatal(err)
 		}
@@ -132,7 +132,7 @@ func TestAJailShowsWhatAProgramNeedsToStart(t *testing.T) {
 	if p.ExitStatus() != "exit status 9" || p.Stderr() != "" {
 		t.Errorf("it ended with %s, saying %q", p.ExitStatus(), p.Stderr())
 	}
-	if got, err := os.ReadFile(out.Name()); err != nil || string(got) != "more\np\n" {
+	if got, err := os.ReadFile(out.Name()); err != nil || string(got) != "p\nmore\n" {
 		t.Errorf("it sees %q, %v", got, err)
 	}
 }

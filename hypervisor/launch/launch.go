@@ -214,7 +214,7 @@ func (p *Process) Empty() error {
 	if p.mounts == nil {
 		return nil // without a jail, or dead
 	}
-	err := jail.Empty(p.mounts, p.room, p.jail.Kept)
+	err := jail.Empty(p.mounts, p.room)
 	_ = p.mounts.Close() // only a reference
 	p.mounts = nil
 	return err

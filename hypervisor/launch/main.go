@@ -111,7 +111,7 @@ func become(m *message, fds []int, room *jail.Spec) error {
 		unix.CloseOnExec(fd)
 	}
 	if room != nil {
-		if err := room.Drop(); err != nil {
+		if err := room.Drop(fds); err != nil {
 			return err
 		}
 		if orphaned() {

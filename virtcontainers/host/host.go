@@ -43,6 +43,9 @@ func New(c configs.Config, exe string, log *slog.Logger) (virtcontainers.Host, e
 		return virtcontainers.Host{}, err
 	}
 	room := needs(c.Hypervisor)
+	if err := jail.LandlockLacks(jail.LandlockVersion()); err != nil && room != nil && log != nil {
+		log.Warn("the VMM is confined without all of Landlock", "lacks", err)
+	}
 	return virtcontainers.Host{
 		Driver:   d,
 		Launcher: launcher{exe, room},

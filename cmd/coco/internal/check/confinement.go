@@ -49,6 +49,14 @@ func checkConfinement(ctx context.Context, cfg configs.Config) []probe.Check {
 			}
 			return "the VMM is not dumpable", nil
 		}},
+		{Name: "confined.lsm", Run: func() (string, error) {
+			version := jail.LandlockVersion()
+			if err := jail.LandlockLacks(version); err != nil {
+				return fmt.Sprintf("Landlock (version %d) keeps the VMM from less than it could", version), err
+			}
+			return fmt.Sprintf("Landlock (version %d) keeps the VMM from other files, ioctl on other devices, TCP, abstract sockets, "+
+				"and signals to others", version), nil
+		}},
 		{Name: "confined.dev", Run: func() (string, error) {
 			if v1, _ := filepath.Glob("/sys/fs/cgroup/*/devices.deny"); len(v1) == 0 {
 				return "no devices controller of cgroup v1; the VMM's root has no device nodes once it runs, and it cannot make any",

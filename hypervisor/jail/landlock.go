@@ -1,0 +1,198 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package jail
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// landlockPart is what a version of Landlock added that restrict uses (Linux,
+// Documentation/userspace-api/landlock.rst).
+type landlockPart struct {
+	version         int
+	linux           string
+	what            string
+	fs, net, scoped uint64
+}
+
+const (
+	onFile = unix.LANDLOCK_ACCESS_FS_EXECUTE | readFile | writeFile | unix.LANDLOCK_ACCESS_FS_IOCTL_DEV
+
+	readFile  = unix.LANDLOCK_ACCESS_FS_READ_FILE
+	writeFile = unix.LANDLOCK_ACCESS_FS_WRITE_FILE | unix.LANDLOCK_ACCESS_FS_TRUNCATE
+	readTree  = readFile | unix.LANDLOCK_ACCESS_FS_READ_DIR
+	runTree   = readTree | unix.LANDLOCK_ACCESS_FS_EXECUTE
+	writeTree = readTree | writeFile | unix.LANDLOCK_ACCESS_FS_REFER |
+		unix.LANDLOCK_ACCESS_FS_REMOVE_DIR | unix.LANDLOCK_ACCESS_FS_REMOVE_FILE |
+		unix.LANDLOCK_ACCESS_FS_MAKE_DIR | unix.LANDLOCK_ACCESS_FS_MAKE_REG | unix.LANDLOCK_ACCESS_FS_MAKE_SOCK |
+		unix.LANDLOCK_ACCESS_FS_MAKE_FIFO | unix.LANDLOCK_ACCESS_FS_MAKE_SYM
+	makeDevice = unix.LANDLOCK_ACCESS_FS_MAKE_CHAR | unix.LANDLOCK_ACCESS_FS_MAKE_BLOCK
+)
+
+var landlockParts = []landlockPart{
+	{version: 1, linux: "5.13", what: "files", fs: (runTree | writeTree | makeDevice) &^ (landlock2 | landlock3)},
+	{version: 2, linux: "5.19", what: "links between directories", fs: landlock2},
+	{version: 3, linux: "6.2", what: "truncation of files", fs: landlock3},
+	{version: 4, linux: "6.7", what: "TCP", net: unix.LANDLOCK_ACCESS_NET_BIND_TCP | unix.LANDLOCK_ACCESS_NET_CONNECT_TCP},
+	{version: 5, linux: "6.10", what: "ioctl on devices", fs: unix.LANDLOCK_ACCESS_FS_IOCTL_DEV},
+	{
+		version: 6, linux: "6.12", what: "abstract sockets and signals",
+		scoped: unix.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | unix.LANDLOCK_SCOPE_SIGNAL,
+	},
+}
+
+// Rights that came after the first version.
+const (
+	landlock2 = unix.LANDLOCK_ACCESS_FS_REFER
+	landlock3 = unix.LANDLOCK_ACCESS_FS_TRUNCATE
+)
+
+// LandlockVersion is the version (ABI) of the kernel's Landlock; 0: it has none, or it is not switched on.
+func LandlockVersion() int {
+	n, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
+	if errno != 0 {
+		return 0
+	}
+	return int(n)
+}
+
+// LandlockLacks says what a version of Landlock does not keep a program from; nil: it does all that a jail uses.
+func LandlockLacks(version int) error {
+	var lacks []string
+	var since string
+	for _, p := range landlockParts {
+		if p.version > version {
+			lacks = append(lacks, p.what)
+			since = p.linux
+		}
+	}
+	if len(lacks) == 0 {
+		return nil
+	}
+	return fmt.Errorf("no rules for %s: Linux %s or later with landlock in its lsm= list has them", strings.Join(lacks, ", "), since)
+}
+
+// landlockAttr is what is forbidden by default. Rules of files forbid all mounts, too, and a program that keeps
+// capabilities keeps them for its own mounts.
+func (s Spec) landlockAttr(version int) unix.LandlockRulesetAttr {
+	var a unix.LandlockRulesetAttr
+	for _, p := range landlockParts {
+		if p.version > version {
+			break
+		}
+		if len(s.Keep) == 0 {
+			a.Handled_access_fs |= p.fs
+		}
+		a.Handled_access_net |= p.net
+		a.Scoped |= p.scoped
+	}
+	return a
+}
+
+// landlockRule allows access to what is at a path, or to the file that a descriptor stands for.
+type landlockRule struct {
+	path   string // empty: fd
+	fd     int
+	access uint64
+}
+
+// landlockRules are for what is in the root and for the files that are handed over, which a VMM may open again by
+// their descriptors' names in /proc.
+func (s Spec) landlockRules(files []int) ([]landlockRule, error) {
+	rules := []landlockRule{{path: "/proc", access: readTree}}
+	for _, at := range s.Trees {
+		access := uint64(runTree)
+		if slices.Contains(s.Kept, at) {
+			access = writeTree
+		}
+		rules = append(rules, landlockRule{path: at, access: access})
+	}
+	for _, d := range s.Devices {
+		access := uint64(readFile | writeFile)
+		if !slices.Contains(common, d.Path) {
+			access |= unix.LANDLOCK_ACCESS_FS_IOCTL_DEV
+		}
+		rules = append(rules, landlockRule{path: d.Path, access: access})
+	}
+	for _, fd := range files {
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			return nil, fmt.Errorf("stat descriptor %d: %w", fd, err)
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFREG {
+			continue
+		}
+		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+		if err != nil {
+			return nil, fmt.Errorf("flags of descriptor %d: %w", fd, err)
+		}
+		access := uint64(readFile)
+		if flags&unix.O_ACCMODE != unix.O_RDONLY {
+			access |= writeFile
+		}
+		rules = append(rules, landlockRule{fd: fd, access: access})
+	}
+	return rules, nil
+}
+
+// restrict makes Landlock keep the calling thread, and the program that it executes, from all that the rules do not
+// allow. A kernel with an older version, or with none, restricts less: the rest of the jail holds without it.
+func (s Spec) restrict(version int, files []int) error {
+	attr := s.landlockAttr(version)
+	if attr == (unix.LandlockRulesetAttr{}) {
+		return nil
+	}
+	ruleset, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr), 0)
+	if errno != 0 {
+		return fmt.Errorf("make a ruleset: %w", errno)
+	}
+	defer unix.Close(int(ruleset)) //nolint:errcheck // nothing was written
+	if attr.Handled_access_fs != 0 {
+		rules, err := s.landlockRules(files)
+		if err != nil {
+			return err
+		}
+		for _, r := range rules {
+			r.access &= attr.Handled_access_fs
+			if err := r.add(ruleset); err != nil {
+				return err
+			}
+		}
+	}
+	return raw(unix.SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0, 0)
+}
+
+func (r landlockRule) add(ruleset uintptr) error {
+	name := r.path
+	if name == "" {
+		name = fmt.Sprintf("descriptor %d", r.fd)
+	} else {
+		fd, err := unix.Open(r.path, unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("open %s: %w", name, err)
+		}
+		defer unix.Close(fd) //nolint:errcheck // nothing was written
+		r.fd = fd
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(r.fd, &st); err != nil {
+		return fmt.Errorf("stat %s: %w", name, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		r.access &= onFile
+	}
+	attr := unix.LandlockPathBeneathAttr{Allowed_access: r.access, Parent_fd: int32(r.fd)} //nolint:gosec // a descriptor
+	_, _, errno := unix.RawSyscall6(unix.SYS_LANDLOCK_ADD_RULE, ruleset, unix.LANDLOCK_RULE_PATH_BENEATH,
+		uintptr(unsafe.Pointer(&attr)), 0, 0, 0)
+	if errno != 0 && !errors.Is(errno, unix.EBADFD) { // a memfd has no place, and needs no rule
+		return fmt.Errorf("allow %s: %w", name, errno)
+	}
+	return nil
+}
