@@ -116,7 +116,10 @@ func (c *creation) joinCgroups(context.Context) error {
 		return err
 	}
 	if c.opts.Host.Devices != nil {
-		if err := cgroups.LimitDevices(leaves, c.opts.Host.Devices); err != nil {
+		err := cgroups.LimitDevices(leaves, c.opts.Host.Devices)
+		if errors.Is(err, errors.ErrUnsupported) {
+			c.log.Warn("no cgroup keeps the VMM from devices", "pod", want, "error", err)
+		} else if err != nil {
 			return err
 		}
 	}

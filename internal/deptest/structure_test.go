@@ -80,7 +80,7 @@ var edges = Edges{
 	"cmd/containerd-shim-coco-v2": {"shim/...", "virtcontainers/...", "hypervisor/...", "network", "configs", "api/...", "image/...", "internal/..."},
 	"cmd/coco":                    {"cmd/coco/internal/...", "hypervisor/launch"},
 	"cmd/coco/internal/cache":     {"cmd/coco/internal/show", "configs", "image/layer"},
-	"cmd/coco/internal/check":     {"cmd/coco/internal/show", "configs", "guest", "hypervisor/...", "internal/..."},
+	"cmd/coco/internal/check":     {"cmd/coco/internal/show", "configs", "guest", "hypervisor/...", "virtcontainers/cgroups", "internal/..."},
 	"cmd/coco/internal/guest":     {"cmd/coco/internal/show", "guest"},
 	"cmd/coco/internal/image":     {},
 	"cmd/coco/internal/measure": {

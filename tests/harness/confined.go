@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 
 	"github.com/coco-shim/coco/configs"
+	"github.com/coco-shim/coco/virtcontainers/cgroups"
 )
 
 // VMMCapabilities are the capability sets, all of them, of a VMM.
@@ -51,11 +53,35 @@ func Confined(pid int) (user int, err error) {
 	if in := strings.Fields(st["NSpid"]); len(in) < 2 || in[len(in)-1] != "1" {
 		wrong("NSpid is %q, want it to be the first of a namespace", st["NSpid"])
 	}
-	errs = append(errs, namespaces(pid), root(pid), closed(pid))
+	errs = append(errs, namespaces(pid), root(pid), closed(pid), devices(pid))
 	if len(errs) > 0 {
 		err = errors.Join(errs...)
 	}
 	return user, err
+}
+
+// devices has a shell join each of the process's groups that can restrict devices, and open one that no VMM needs.
+func devices(pid int) error {
+	hs, err := cgroups.Hierarchies()
+	if err != nil {
+		return err
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	errs := []error{err}
+	for line := range strings.Lines(string(text)) {
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		for _, h := range hs {
+			if len(f) != 3 || h.V2 != (f[1] == "") || !h.V2 && (f[1] != "devices" || filepath.Base(h.Mount) != "devices") {
+				continue
+			}
+			group := filepath.Join(h.Mount, f[2])
+			const script = `echo 0 >"$1/cgroup.procs" && ! (: </dev/full) 2>/dev/null`
+			if out, err := exec.Command("/bin/sh", "-c", script, "sh", group).CombinedOutput(); err != nil {
+				errs = append(errs, fmt.Errorf("a process in %s can open /dev/full: %w %s", group, err, out))
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // statusFields reads /proc/PID/status.

@@ -10,8 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-
-	"golang.org/x/sys/unix"
 )
 
 // The leaves of a pod's group. The limits of the VMM's would bind the shim too if it were below or in it.
@@ -44,31 +42,6 @@ func LimitProcesses(groups []string, most uint64) error {
 		errs = append(errs, set(g, "pids.max", strconv.FormatUint(most, 10)))
 	}
 	return errors.Join(errs...)
-}
-
-// LimitDevices lets the processes in the groups open none but the character devices at the paths, of which
-// those that do not exist are left out. What a process has open it keeps. Only cgroup v1 has files for that.
-func LimitDevices(groups, paths []string) error {
-	for _, g := range groups {
-		if _, err := os.Stat(filepath.Join(g, "devices.deny")); err != nil {
-			continue // another controller's
-		}
-		if err := set(g, "devices.deny", "a"); err != nil {
-			return err
-		}
-		for _, p := range paths {
-			var st unix.Stat_t
-			if err := unix.Stat(p, &st); err != nil {
-				continue // not on this host
-			}
-			rule := fmt.Sprintf("c %d:%d rwm", unix.Major(st.Rdev), unix.Minor(st.Rdev))
-			// A group above that does not allow it is this host's choice.
-			if err := set(g, "devices.allow", rule); err != nil && !errors.Is(err, unix.EPERM) {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // SetQuota gives the groups of a place the processor time that the pod's own group allows.

@@ -8,13 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor/jail"
 	"github.com/coco-shim/coco/hypervisor/launch"
 	"github.com/coco-shim/coco/hypervisor/probe"
+	"github.com/coco-shim/coco/virtcontainers/cgroups"
 )
 
 // confinementTimeout bounds the start of a VMM that only prints its version.
@@ -58,9 +58,11 @@ func checkConfinement(ctx context.Context, cfg configs.Config) []probe.Check {
 				"and signals to others", version), nil
 		}},
 		{Name: "confined.dev", Run: func() (string, error) {
-			if v1, _ := filepath.Glob("/sys/fs/cgroup/*/devices.deny"); len(v1) == 0 {
-				return "no devices controller of cgroup v1; the VMM's root has no device nodes once it runs, and it cannot make any",
-					errors.New("nothing to do: with cgroup v2 coco does not restrict devices by a program yet")
+			if os.Geteuid() != 0 {
+				return "whether a cgroup can keep the VMM from devices", probe.ErrUntried
+			}
+			if err := cgroups.CanLimitDevices(); err != nil {
+				return "no cgroup keeps the VMM from devices; its root has no device nodes once it runs, and it cannot make any", err
 			}
 			return "a cgroup keeps the VMM from all devices but its own", nil
 		}},
