@@ -21,6 +21,7 @@ import (
 
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/internal/lock"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/network"
 	"github.com/coco-shim/coco/plan/launch"
@@ -63,12 +64,11 @@ func CreatePod(ctx context.Context, opts Options) (_ *Pod, err error) {
 	p := &Pod{
 		opts: opts, log: opts.Log, life: newLife(), plugs: plugs{by: map[string]*plug{}},
 		volumes:    volumes{by: map[string]*podVolume{}},
-		containers: map[string]*container{}, done: make(chan struct{}), stopping: make(chan struct{}, 1), doom: make(chan error, 1),
+		containers: map[string]*container{}, done: make(chan struct{}), stopping: lock.New(), doom: make(chan error, 1),
 		creates:   turns.New("creations of containers", createsAtOnce, startsWaiting),
 		starts:    turns.New("starts of processes", startsAtOnce, startsWaiting),
 		sharedShm: needsSharedShm(opts), began: time.Now(),
 	}
-	p.stopping <- struct{}{}
 	c := &creation{Pod: p, u: &undo.Stack{}}
 	defer func() {
 		if err != nil { // before the undo: what it releases must not be in use any more

@@ -16,6 +16,7 @@ import (
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
 	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/internal/lock"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/network"
 )
@@ -53,7 +54,7 @@ type nics struct {
 	links  Links // nil: what comes later is not followed
 	opts   network.Options
 	record func([]network.Redirect) error // writes the journal
-	turn   chan struct{}                  // holds a token while nobody uses what is below
+	turn   lock.Mutex                     // guards what is below
 
 	joints []network.Joint
 	told   network.Guest   // what the guest knows
@@ -75,12 +76,10 @@ type failure struct {
 }
 
 func newNICs(a Attachment, record func([]network.Redirect) error) nics {
-	n := nics{
-		links: a.Links, opts: a.Options, record: record, turn: make(chan struct{}, 1),
+	return nics{
+		links: a.Links, opts: a.Options, record: record, turn: lock.New(),
 		joints: a.Joints, told: a.Guest, failed: map[int]failure{},
 	}
-	n.turn <- struct{}{}
-	return n
 }
 
 // detach takes down what is joined by now, and then what the attachment made. It is for the end of the pod,
@@ -172,12 +171,10 @@ func (p *Pod) connectLate(ctx context.Context) error {
 // in the errors, which name the interface; everything else is done.
 func (p *Pod) syncNICs(ctx context.Context, pref preference) []error {
 	n := &p.nics
-	select { // one at a time
-	case <-n.turn:
-		defer func() { n.turn <- struct{}{} }()
-	case <-ctx.Done():
-		return []error{context.Cause(ctx)}
+	if err := n.turn.Lock(ctx); err != nil {
+		return []error{err}
 	}
+	defer n.turn.Unlock()
 	s, err := n.links.Snapshot(ctx)
 	if err != nil {
 		return []error{fmt.Errorf("look at the network namespace: %w", err)}

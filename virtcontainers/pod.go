@@ -19,6 +19,7 @@ import (
 
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/internal/lock"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/virtcontainers/hooks"
@@ -52,7 +53,7 @@ type Pod struct {
 	expected     *launch.Expected    // nil where no hardware measures the launch
 	streamNumber atomic.Uint32
 	done         chan struct{} // closed when the VM is gone and all exits are settled
-	stopping     chan struct{} // holds a token while nobody shuts down
+	stopping     lock.Mutex    // held while the pod, or a part of it, is shut down
 	doom         chan error    // capacity 1: why the VM has to end
 	creates      *turns.Turns
 	starts       *turns.Turns

@@ -71,15 +71,13 @@ func (p *Pod) EndVM(ctx context.Context) error {
 
 // claimEnd waits for the turn to end the pod, or parts of it; no container is made any more.
 func (p *Pod) claimEnd(ctx context.Context) (settle func(), err error) {
-	select {
-	case <-p.stopping: // one at a time
-	case <-ctx.Done():
-		return nil, fmt.Errorf("shut pod %s down: %w", p.opts.ID, context.Cause(ctx))
+	if err := p.stopping.Lock(ctx); err != nil {
+		return nil, fmt.Errorf("shut pod %s down: %w", p.opts.ID, err)
 	}
 	p.mu.Lock()
 	p.closing = true
 	p.mu.Unlock()
-	return func() { p.stopping <- struct{}{} }, nil
+	return p.stopping.Unlock, nil
 }
 
 // endVM returns when the VM has ended and every exit is settled.

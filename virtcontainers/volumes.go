@@ -20,6 +20,7 @@ import (
 
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/internal/lock"
 	"github.com/coco-shim/coco/virtcontainers/copytree"
 	"github.com/coco-shim/coco/virtcontainers/hostfs"
 	"github.com/coco-shim/coco/virtcontainers/spec"
@@ -42,7 +43,7 @@ type podVolume struct {
 	origin        volume.Origin // of the source's name
 	source, guest string
 
-	token   chan struct{}    // holds a token while nobody works on the volume; what follows is the holder's
+	mu      lock.Mutex       // guards what follows
 	made    bool             // it is in the guest
 	storage *agent.Storage   // what the agent mounts; nil for copies
 	layers  []*agent.Storage // what it mounts before that
@@ -53,12 +54,10 @@ type podVolume struct {
 
 // hold waits for the volume and keeps it from others until free is called.
 func (v *podVolume) hold(ctx context.Context) (free func(), err error) {
-	select {
-	case <-v.token:
-		return func() { v.token <- struct{}{} }, nil
-	case <-ctx.Done():
-		return nil, fmt.Errorf("wait for volume %s: %w", v.source, context.Cause(ctx))
+	if err := v.mu.Lock(ctx); err != nil {
+		return nil, fmt.Errorf("wait for volume %s: %w", v.source, err)
 	}
+	return v.mu.Unlock, nil
 }
 
 // mounted is a container's view of a volume.
@@ -103,13 +102,12 @@ func (vs *volumes) get(kind volume.Kind, origin volume.Origin, source string) *p
 	if v := vs.by[source]; v != nil {
 		return v
 	}
-	v := &podVolume{kind: kind, origin: origin, source: source, guest: guestPlace(kind, source), token: make(chan struct{}, 1)}
+	v := &podVolume{kind: kind, origin: origin, source: source, guest: guestPlace(kind, source), mu: lock.New()}
 	for _, o := range vs.by {
 		if o.guest == v.guest {
 			v.guest += "-" + hash16(source)
 		}
 	}
-	v.token <- struct{}{}
 	vs.by[source] = v
 	return v
 }

@@ -15,6 +15,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/internal/lock"
 )
 
 // maxRead bounds the answer to one Read; hosts ask for up to 32 KiB.
@@ -106,13 +108,13 @@ func isEOF(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, uni
 // end is our end of a pipe or terminal. Reads and writes can be interrupted by a context.
 type end struct {
 	f    *os.File
-	turn chan struct{} // capacity 1: one reader or writer at a time
+	turn lock.Mutex // held by one reader or writer
 	once sync.Once
 	done bool // guarded by mu
 	mu   sync.Mutex
 }
 
-func newEnd(f *os.File) *end { return &end{f: f, turn: make(chan struct{}, 1)} }
+func newEnd(f *os.File) *end { return &end{f: f, turn: lock.New()} }
 
 func (e *end) close() { e.once.Do(func() { _ = e.f.Close() }) }
 
@@ -127,12 +129,10 @@ func (e *end) finish() bool {
 
 // interruptible runs do, of which ctx's end expires the deadline.
 func (e *end) interruptible(ctx context.Context, do func() error) error {
-	select {
-	case e.turn <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
+	if err := e.turn.Lock(ctx); err != nil {
+		return err
 	}
-	defer func() { <-e.turn }()
+	defer e.turn.Unlock()
 	fired := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(fired)

@@ -11,6 +11,8 @@ import (
 	"io"
 	"sync"
 	"time"
+
+	"github.com/coco-shim/coco/internal/lock"
 )
 
 // link is what both ends have: the channel, the streams on it, and the control stream.
@@ -21,9 +23,9 @@ type link struct {
 	flush   chan struct{}  // capacity 1: frames may be queued
 	kick    chan struct{}  // capacity 1: pending or control has changed
 
-	turn    chan struct{} // capacity 1: held by who writes to the channel
-	out     []byte        // held by turn: what one write is put together in
-	private *privatePipe  // held by turn: what splices go through
+	turn    lock.Mutex   // held by the writer to the channel
+	out     []byte       // held by turn: what one write is put together in
+	private *privatePipe // held by turn: what splices go through
 
 	mu      sync.Mutex
 	closing bool             // guarded by mu: no more tasks
@@ -43,7 +45,7 @@ type link struct {
 func newLink(channel io.ReadWriteCloser) *link {
 	l := &link{
 		channel: channel, done: make(chan struct{}), conns: make(map[uint32]*Conn),
-		flush: make(chan struct{}, 1), kick: make(chan struct{}, 1), turn: make(chan struct{}, 1),
+		flush: make(chan struct{}, 1), kick: make(chan struct{}, 1), turn: lock.New(),
 	}
 	l.spawn(l.sendControl)
 	l.spawn(l.sendFrames)
@@ -60,7 +62,7 @@ func (l *link) close() error {
 	l.turn <- struct{}{} // writers have been woken by now, so this does not wait long
 	l.private.close()
 	l.private = nil
-	<-l.turn
+	l.turn.Unlock()
 	return err
 }
 
@@ -248,7 +250,7 @@ func (l *link) sendFrames() {
 				_ = l.fail(err)
 			}
 		}
-		<-l.turn
+		l.turn.Unlock()
 	}
 }
 

@@ -45,7 +45,7 @@ func (c *Conn) takeTurn() error {
 	}
 	err := c.writeError(over)
 	if err != nil && taken {
-		<-c.link.turn
+		c.link.turn.Unlock()
 	}
 	return err
 }
@@ -56,7 +56,7 @@ func (c *Conn) sendData(p []byte) error {
 	if err := c.takeTurn(); err != nil {
 		return err
 	}
-	defer func() { <-c.link.turn }()
+	defer c.link.turn.Unlock()
 	return c.write(p)
 }
 
@@ -146,7 +146,7 @@ func (c *Conn) sendPipe(pipe syscall.RawConn) (int, error) {
 	if err := c.takeTurn(); err != nil {
 		return 0, err
 	}
-	defer func() { <-c.link.turn }()
+	defer c.link.turn.Unlock()
 	var small []byte
 	cerr := pipe.Control(func(fd uintptr) { sent, small, err = c.link.take(int(fd), room) }) // #nosec G115
 	switch err = errors.Join(cerr, err); {
