@@ -98,7 +98,7 @@ func (s *service) addContainer(id string) (*container, error) {
 }
 
 // cgroupPath is where a container's group is; the host's idea of it does not matter in here.
-func cgroupPath(id string) string { return "/coco/" + id }
+func cgroupPath(id string) string { return contract.CgroupBase + id }
 
 func (s *service) dropContainer(c *container) {
 	s.mu.Lock()

@@ -181,7 +181,7 @@ const maxTermination = 64 << 10
 
 // GetDiagnosticData returns a container's termination log.
 func (s *service) GetDiagnosticData(_ context.Context, req *pb.GetDiagnosticDataRequest) (*pb.GetDiagnosticDataResponse, error) {
-	if req.LogType != "termination_log" {
+	if req.LogType != contract.TerminationLog {
 		return nil, no("diagnostic data " + strconv.Quote(req.LogType))
 	}
 	c, err := s.container(req.ContainerId)

@@ -112,7 +112,7 @@ func TestWhatIsUnknownIsRefusedByName(t *testing.T) {
 		port       uint32
 		line, want string
 	}{
-		{contract.PortStreams, "stream 1\n", "ok\n"},
+		{contract.PortStreams, contract.StreamWord + " 1\n", contract.GreetingOK + "\n"},
 		{contract.PortStreams, "stream 2 tty=1\n", `unknown field "tty=1"`},
 		{contract.PortStreams, "attach 2\n", `unknown word "attach"`},
 		{contract.PortForward, "80 udp\n", `unknown field "udp"`},

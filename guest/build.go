@@ -348,8 +348,11 @@ func (b *builder) addModules(mods []module) {
 		}
 		b.add(Entry{Path: m.path, Mode: modeRegular | 0o644, Data: m.data, Origin: origin})
 	}
-	b.add(Entry{Path: "etc/coco/modules", Mode: modeRegular | 0o644, Data: moduleList(mods), Origin: originImage})
-	b.add(Entry{Path: "etc/coco/aliases", Mode: modeRegular | 0o644, Data: aliasList(mods), Origin: originImage})
+	addList := func(path string, data []byte) {
+		b.add(Entry{Path: strings.TrimPrefix(path, "/"), Mode: modeRegular | 0o644, Data: data, Origin: originImage})
+	}
+	addList(contract.ModulesFile, moduleList(mods))
+	addList(contract.AliasesFile, aliasList(mods))
 }
 
 func (b *builder) addPackageFile(f tarFile) {

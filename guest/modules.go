@@ -207,8 +207,8 @@ func parseModinfo(b []byte) moduleInfo {
 	return info
 }
 
-// moduleList is the content of /etc/coco/modules: sections in load order; a line has a name, a path and the
-// modules that have to be there first.
+// moduleList is the content of api/contract's ModulesFile: sections in load order; a line has a name, a path and
+// the modules that have to be there first.
 func moduleList(mods []module) []byte {
 	var b bytes.Buffer
 	for _, sec := range sections {
@@ -222,8 +222,8 @@ func moduleList(mods []module) []byte {
 	return b.Bytes()
 }
 
-// aliasList is the content of /etc/coco/aliases: the names, or patterns of names, under which the kernel asks for modules
-// that are loaded on demand, each with the module's name.
+// aliasList is the content of api/contract's AliasesFile: the names, or patterns of names, under which the kernel asks
+// for modules that are loaded on demand, each with the module's name.
 func aliasList(mods []module) []byte {
 	var lines []string
 	for _, m := range mods {

@@ -3,17 +3,21 @@
 
 package guest
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/coco-shim/coco/api/contract"
+)
 
 // section names the time at which the agent loads a module.
 type section string
 
 const (
-	sectionBoot   section = "boot"   // before the agent's channel opens
-	sectionRootfs section = "rootfs" // in parallel to serving
-	sectionLazy   section = "lazy"   // when a request needs it
-	sectionReport section = "report" // in a TEE, at boot
-	sectionDemand section = "demand" // when a container with the rights for it uses it
+	sectionBoot   section = contract.SectionBoot   // before the agent's channel opens
+	sectionRootfs section = contract.SectionRootfs // in parallel to serving
+	sectionLazy   section = contract.SectionLazy   // when a request needs it
+	sectionReport section = contract.SectionReport // in a TEE, at boot
+	sectionDemand section = contract.SectionDemand // when a container with the rights for it uses it
 )
 
 // sections in the order of the modules file.

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/virtcontainers/copytree"
 	"github.com/coco-shim/coco/virtcontainers/hostfs"
 	"github.com/coco-shim/coco/virtcontainers/volume"
@@ -24,7 +25,7 @@ import (
 // link to the current one, and what the user sees are links through ..data. A change is a new
 // directory and a rename over ..data. The guest's copy is led through the same steps.
 const (
-	dataLink = "..data"
+	dataLink = contract.KubeletData
 	ownNames = ".." // names that begin so are kubelet's
 )
 

@@ -60,7 +60,7 @@ func (p *Pod) dialService(ctx context.Context, port uint16) (_ net.Conn, err err
 	if !stop() || err != nil {
 		return nil, errors.Join(fmt.Errorf("no answer about port %d: %w", port, context.Cause(ctx)), err)
 	}
-	if answer != "ok" {
+	if answer != contract.GreetingOK {
 		return nil, fmt.Errorf("%s: %w", answer, errdefs.ErrUnavailable)
 	}
 	return conn, nil

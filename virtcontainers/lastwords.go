@@ -41,7 +41,7 @@ func (p *Pod) bringLastWords(ctx context.Context, pr *process) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, lastWordsTime)
 	defer cancel()
-	res, err := p.agent.GetDiagnosticData(ctx, &agent.GetDiagnosticDataRequest{LogType: "termination_log", ContainerId: pr.container})
+	res, err := p.agent.GetDiagnosticData(ctx, &agent.GetDiagnosticDataRequest{LogType: contract.TerminationLog, ContainerId: pr.container})
 	if err == nil {
 		err = writeLastWords(pr.lastWords, res.GetData())
 	}

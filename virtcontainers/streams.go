@@ -260,17 +260,17 @@ func (p *Pod) dialStream(ctx context.Context) (net.Conn, uint32, error) {
 
 // announce tells the agent the stream's number and reads its answer: "stream <n>\n" and "ok\n", or why not.
 func announce(conn io.ReadWriter, n uint32) error {
-	if _, err := fmt.Fprintf(conn, "stream %d\n", n); err != nil {
+	if _, err := fmt.Fprintf(conn, contract.StreamWord+" %d\n", n); err != nil {
 		return err
 	}
 	answer, err := readLine(conn)
 	switch {
 	case err != nil:
 		return err
-	case answer == "no":
+	case answer == contract.GreetingFull:
 		return fmt.Errorf("too many streams wait in the guest: %w", errdefs.ErrResourceExhausted)
-	case answer != "ok":
-		return fmt.Errorf("the agent answered %q instead of ok", answer)
+	case answer != contract.GreetingOK:
+		return fmt.Errorf("the agent answered %q instead of %s", answer, contract.GreetingOK)
 	}
 	return nil
 }

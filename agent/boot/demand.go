@@ -19,9 +19,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// AliasesFile lists under which names the kernel asks for modules of SectionDemand: a pattern and a module per line.
-const AliasesFile = "/etc/coco/aliases"
-
 const maxAliases = 4096
 
 // closing says how loading is closed for good, and whether it is.
@@ -135,11 +132,11 @@ func Modprobe(args []string) error {
 		return errors.New("no module is named")
 	}
 	name := args[len(args)-1]
-	l, err := LoaderFromFile(ModulesFile)
+	l, err := LoaderFromFile(contract.ModulesFile)
 	if err != nil {
 		return err
 	}
-	f, err := os.Open(AliasesFile)
+	f, err := os.Open(contract.AliasesFile)
 	if err != nil {
 		return err
 	}

@@ -19,9 +19,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ModulesFile lists the kernel modules of the guest image, in load order.
-const ModulesFile = "/etc/coco/modules"
-
 // Section says when a module is loaded.
 type Section int
 
@@ -35,7 +32,8 @@ const (
 )
 
 var sectionNames = map[string]Section{
-	"boot": SectionBoot, "rootfs": SectionRootfs, "lazy": SectionLazy, "report": SectionReport, "demand": SectionDemand,
+	contract.SectionBoot: SectionBoot, contract.SectionRootfs: SectionRootfs, contract.SectionLazy: SectionLazy,
+	contract.SectionReport: SectionReport, contract.SectionDemand: SectionDemand,
 }
 
 // Module is one line of the modules file.

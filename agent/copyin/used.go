@@ -11,6 +11,7 @@ import (
 
 	"github.com/coco-shim/coco/agent/beneath"
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
@@ -66,7 +67,7 @@ func (u used) allows(base, rel string, req *agent.CopyFileRequest) error {
 // Names in a volume that kubelet updates: each state is a directory whose name begins with two dots, a link
 // leads to the current one, and what containers see are links through that.
 const (
-	dataLink  = "..data"
+	dataLink  = contract.KubeletData
 	stateMark = ".."
 )
 

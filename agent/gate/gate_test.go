@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -123,7 +124,7 @@ func FuzzGreeting(f *testing.F) {
 		if used := len(b) - r.Len(); used != len(line)+1 || used > maxGreeting {
 			t.Errorf("%q: read %d bytes", b, used)
 		}
-		g := Greeting{Word: "stream", Max: 1 << 20}
+		g := Greeting{Word: contract.StreamWord, Max: 1 << 20}
 		if n, err := g.parse(line); err == nil && (n == 0 || n > g.Max) {
 			t.Errorf("%q is number %d", line, n)
 		}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/words"
 	"github.com/containerd/errdefs"
 )
@@ -48,7 +49,7 @@ func (g Greeting) Admit(c net.Conn, admit func(n uint32) error) error {
 	if err == nil {
 		err = admit(n)
 	}
-	answer := "ok"
+	answer := contract.GreetingOK
 	if err != nil {
 		answer = words.Line(err.Error(), maxAnswer)
 	}

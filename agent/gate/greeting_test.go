@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/coco-shim/coco/api/contract"
 	"go.uber.org/goleak"
 )
 
@@ -44,7 +45,7 @@ func greet(t *testing.T, g Greeting, line string, verdict error) (uint32, string
 }
 
 func TestGreetings(t *testing.T) {
-	stream, port := Greeting{Word: "stream", Max: 1<<32 - 1}, Greeting{Max: 1<<16 - 1}
+	stream, port := Greeting{Word: contract.StreamWord, Max: 1<<32 - 1}, Greeting{Max: 1<<16 - 1}
 	for _, tc := range []struct {
 		g    Greeting
 		line string

@@ -20,6 +20,7 @@ import (
 
 	"github.com/coco-shim/coco/agent/reap"
 	"github.com/coco-shim/coco/agent/stdio"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -183,7 +184,7 @@ func container(t *testing.T, dir, id string, terminal bool, args ...string) (Con
 		t.Fatal(err)
 	}
 	return Container{ID: id, Bundle: bundle, Streams: io, Spec: &specs.Spec{
-		Process: &specs.Process{Args: args, Terminal: terminal}, Root: &specs.Root{}, Linux: &specs.Linux{CgroupsPath: "/coco/" + id},
+		Process: &specs.Process{Args: args, Terminal: terminal}, Root: &specs.Root{}, Linux: &specs.Linux{CgroupsPath: contract.CgroupBase + id},
 	}}, io
 }
 

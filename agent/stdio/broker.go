@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/coco-shim/coco/agent/gate"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/containerd/errdefs"
 )
 
@@ -24,7 +25,7 @@ const (
 )
 
 // greeting gives a stream its number.
-var greeting = gate.Greeting{Word: "stream", Max: math.MaxUint32}
+var greeting = gate.Greeting{Word: contract.StreamWord, Max: math.MaxUint32}
 
 // Broker holds byte streams that the host has opened until a request claims them by number. A
 // client writes "stream <n>\n" and reads "ok\n"; from then on the connection is stream n. Too many wait until others were
@@ -64,7 +65,7 @@ func (b *Broker) Serve(l net.Listener) error {
 		}
 		if !b.enter(c) {
 			_ = c.SetDeadline(time.Now().Add(time.Second))
-			_, _ = io.WriteString(c, "no\n") // a client that does not read it learns as much by the end
+			_, _ = io.WriteString(c, contract.GreetingFull+"\n") // a client that does not read it learns as much by the end
 			_ = c.Close()
 			continue
 		}

@@ -3,8 +3,8 @@
 
 // Package contract spells, once, what the host and the guest have to spell alike beside the messages of
 // package agent: the ports of the guest, its paths, the drivers of storages with their options, the parameters
-// of the kernel command line, the agent's features; and the annotations that engines, Kata and coco itself
-// write for the shim or the agent. Each constant says which side writes it and which reads it.
+// of the kernel command line, the agent's features, files of the guest image; and the annotations that engines,
+// Kata and coco itself write for the shim or the agent. Each constant says which side writes it and which reads it.
 //
 // The package imports nothing, so that every package of the host and of the guest, the policy and the
 // tests may import it. Its test looks through all Go files of the repository and fails where one of

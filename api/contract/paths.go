@@ -43,6 +43,10 @@ const (
 	ImagesDir   = SandboxDir + "/images"        // images that are volumes
 )
 
+// CgroupBase is the parent of the containers' cgroups in the guest. The shim writes paths below it into
+// specifications, where a policy can match them; the agent uses them whatever a specification says.
+const CgroupBase = "/coco/"
+
 // Bundle returns the directory of a container in the guest, where the agent keeps its OCI bundle.
 func Bundle(id string) string { return GuestRoot + "/" + id }
 

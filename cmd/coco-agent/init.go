@@ -95,7 +95,7 @@ func life() (err error) {
 		log.Warn("containers have lower limits", "error", err)
 	}
 	log.Debug("mounted", "uptime", uptime())
-	mods, err := boot.LoaderFromFile(boot.ModulesFile)
+	mods, err := boot.LoaderFromFile(contract.ModulesFile)
 	if err != nil {
 		return failed(phaseModules, err)
 	}

@@ -53,7 +53,7 @@ var edges = Edges{
 	"virtcontainers/state":        {"virtcontainers/hostfs", "internal/..."},
 	"virtcontainers/volume":       {"api/contract", "virtcontainers/hostfs", "internal/..."},
 	"virtcontainers/hostfs":       {},
-	"virtcontainers/copytree":     {"virtcontainers/hostfs", "api/agent", "internal/..."},
+	"virtcontainers/copytree":     {"virtcontainers/hostfs", "api/agent", "api/contract", "internal/..."},
 	"virtcontainers/answers":      {"api/agent", "internal/..."},
 	"virtcontainers/pulse":        {},
 	"virtcontainers/turns":        {},

@@ -258,7 +258,7 @@ func (s *session) rest() {
 	deny(s, "ResizeVolume", a.ResizeVolume, &pb.ResizeVolumeRequest{}, no)
 	deny(s, "SetPolicy", a.SetPolicy, &pb.SetPolicyRequest{Policy: "package agent_policy"}, no)
 	deny(s, "RemoveStaleVirtiofsShareMounts", a.RemoveStaleVirtiofsShareMounts, &pb.RemoveStaleVirtiofsShareMountsRequest{}, no)
-	deny(s, "GetDiagnosticData", a.GetDiagnosticData, &pb.GetDiagnosticDataRequest{LogType: "termination_log", ContainerId: kataCtr}, errdefs.IsNotFound)
+	deny(s, "GetDiagnosticData", a.GetDiagnosticData, &pb.GetDiagnosticDataRequest{LogType: contract.TerminationLog, ContainerId: kataCtr}, errdefs.IsNotFound)
 }
 
 func (s *session) end() {

@@ -206,7 +206,7 @@ func (v *vm) stream(t *testing.T) (uint32, net.Conn) {
 		t.Fatalf("dial streams: %v", err)
 	}
 	t.Cleanup(func() { c.Close() })
-	fmt.Fprintf(c, "stream %d\n", n)
+	fmt.Fprintf(c, contract.StreamWord+" %d\n", n)
 	got := make([]byte, 3)
 	if _, err := io.ReadFull(c, got); err != nil || string(got) != "ok\n" {
 		t.Fatalf("greeting: %q, %v", got, err)

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 )
 
 // tries bounds how often a tree that changes while it is read is read again.
@@ -169,9 +170,6 @@ func (m *Mirror) remove(ctx context.Context, to Target, rel string) error {
 	return nil
 }
 
-// dataLink is the link by which kubelet changes from one state of a volume to the next.
-const dataLink = "..data"
-
 // inOrder lists what has to be sent: files and directories, then the links that users see, and ..data as the
 // last.
 func (m *Mirror) inOrder(now []Entry) []Entry {
@@ -183,7 +181,7 @@ func (m *Mirror) inOrder(now []Entry) []Entry {
 		switch {
 		case e.Rel == "" || strings.Contains(e.Rel, "/") || e.kind() != unix.S_IFLNK:
 			files = append(files, e)
-		case e.Rel == dataLink:
+		case e.Rel == contract.KubeletData:
 			data = append(data, e)
 		default:
 			links = append(links, e)

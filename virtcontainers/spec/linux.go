@@ -12,6 +12,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 )
 
 func (r *refusals) linux(in Input, s *specs.Spec) (*agent.Linux, bool) {
@@ -43,7 +44,7 @@ func (r *refusals) linux(in Input, s *specs.Spec) (*agent.Linux, bool) {
 	return &agent.Linux{
 		Sysctl:            sysctl,
 		Resources:         r.resources(l.Resources),
-		CgroupsPath:       cgroupBase + in.ID,
+		CgroupsPath:       contract.CgroupBase + in.ID,
 		Namespaces:        namespaces,
 		Devices:           r.devices(l.Devices, allDevices(l.Resources), in.Disks),
 		Seccomp:           r.seccomp(l.Seccomp),

@@ -25,10 +25,7 @@ import (
 	"github.com/coco-shim/coco/internal/rlimit"
 )
 
-const (
-	cgroupBase = "/coco/" // containers' cgroups in the guest
-	shmPath    = "/dev/shm"
-)
+const shmPath = "/dev/shm"
 
 // Input is what a conversion needs to know.
 type Input struct {

@@ -27,7 +27,8 @@ var (
 	prefix   = "io.kubernetes.cri." + key                     // want criPrefix
 	json     = `{"io.katacontainers.config.agent.policy":""}` // want KataPolicy
 	other    = "io.kubernetes.crime"
-	sections = []string{"rootfs"}
+	sections = []string{"rootfs"} // want SectionRootfs
+	names    = []string{"rootfs"}
 )
 
 type storage struct{ Driver, Type string }

@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/portmux"
 )
 
@@ -166,7 +167,7 @@ func command(f []string) (string, error) {
 }
 
 func loadAll() error {
-	list, err := os.ReadFile("/etc/coco/modules")
+	list, err := os.ReadFile(contract.ModulesFile)
 	if err != nil {
 		return err
 	}
