@@ -52,17 +52,17 @@ func List(t *testing.T, patterns ...string) []Package {
 	}
 }
 
-// Deny fails the test if the main package links any of the named packages.
-func Deny(t *testing.T, main string, denied ...string) {
+// Deny fails the test if the main package links any of the denied packages, which are keys; values say why not.
+func Deny(t *testing.T, main string, denied map[string]string) {
 	t.Helper()
 	for _, p := range List(t, main) {
 		linked := map[string]bool{}
 		for _, d := range p.Deps {
 			linked[d] = true
 		}
-		for _, d := range denied {
+		for d, why := range denied {
 			if linked[d] {
-				t.Errorf("%s links %s; find who imports it with: go mod why -m, go list -deps", p.ImportPath, d)
+				t.Errorf("%s links %s: %s; find the import with: go mod why -m, go list -deps", p.ImportPath, d, why)
 			}
 		}
 	}
