@@ -2,11 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package agent serves the guest's side of the agent protocol: sandbox, containers, processes and
-// their streams. It decides and keeps state; what touches the machine is in the packages below it
-// and reaches it through narrow interfaces.
+// their streams. It decides and keeps state. The packages below it change the machine; it reaches
+// them through narrow interfaces.
 //
-// Lifecycle: NewServer makes the Server, which is the only way in from the host. Serve serves it, Stopped is closed once
-// the host has asked to destroy the sandbox, Close ends what is left.
+// Lifecycle: NewServer makes the Server, which is the only way in from the host. Serve serves it, Stopped is closed
+// once the host has asked to destroy the sandbox, Close ends the remaining containers.
 package agent
 
 import (

@@ -5,8 +5,8 @@
 // validation, and the overrides that a pod's annotations may make.
 //
 // Text becomes a Config once, in Load or Decode, and is not written to afterwards. Decoding reports
-// every problem at once, each with file, line, key and what was expected. A table (schema.go) holds
-// for each key where its value goes, what it may be and whether an annotation may set it; the
+// every problem at once, each with file, line, key and the expected values. A table (schema.go) holds,
+// for each key, the field of Config, the allowed values and whether an annotation may set it. The
 // decoder, the annotations and the documentation's test all read that table.
 //
 // The package reads configuration files and the guest image's manifest and looks whether files

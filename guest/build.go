@@ -4,10 +4,10 @@
 // Package guest builds the guest image (a kernel and an initramfs made from packages of a named
 // distribution suite, coco-agent as /init and an OCI runtime) and compares an image with its manifest.
 //
-// A build fetches packages through an apt state of its own, so that the host's sources and packages stay as they
-// are, takes the few files it needs out of them in memory and writes them in an order and form that depend on
-// nothing but their content: the same packages and agent give the same bytes. What it does not do: compile the
-// agent, and decide where the image is installed.
+// A build fetches packages through an apt state of its own, so that the host's sources and packages stay
+// unchanged. It takes the few files it needs out of them in memory and writes them in an order and form that depend
+// only on their content: the same packages and agent give the same bytes. It does not compile the
+// agent, and does not decide where the image is installed.
 package guest
 
 import (

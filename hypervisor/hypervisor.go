@@ -1,15 +1,15 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package hypervisor describes a virtual machine (VMSpec), what starts one (Driver) and what
-// one can do once it runs (VM and the capability interfaces).
+// Package hypervisor describes a virtual machine (VMSpec), the driver that starts one (Driver) and the
+// operations on a running one (VM and the capability interfaces).
 //
 // A VMSpec is complete and immutable: it is the only input of the drivers and of the launch
-// measurement, so what is measured cannot differ from what is launched. Nothing that varies from
+// measurement, so the measured VM cannot differ from the launched one. No value that varies from
 // pod to pod (ids, MAC addresses, paths of sockets) may reach a measured field; the comments
 // of the fields say which are measured.
 //
-// The VMM process itself is forked before the VM is described, by package launch, because hooks
+// Package launch forks the VMM process before the VM is described, because hooks
 // and networks need its pid and namespaces first.
 package hypervisor
 

@@ -1,13 +1,13 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package measurement holds what all launch measurements share: the digest value, the trace
+// Package measurement holds the types that all launch measurements share: the digest value, the trace
 // that explains it step by step, and the comparison of two traces.
 //
 // The packages below it compute digests from launch descriptions: snp (SEV-SNP, SEV-ES, SEV),
 // igvm and tdx, helped by the readers ovmf and kernelhashes. All of them are pure: no files, no
-// environment, no clock, nothing but the standard library. The same inputs give the same digest
-// and the same trace for ever. Opening files, caching and printing is left to the callers.
+// environment, no clock, and no imports but the standard library. The same inputs give the same digest
+// and the same trace for ever. Callers open files, cache and print.
 package measurement
 
 import (

@@ -2,9 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package metrics writes, serves and reads the Prometheus text format (version 0.0.4). It is written by
-// hand because each pod has a shim: the client library would add megabytes to it.
+// hand because each pod has a shim, and the client library would add megabytes to each.
 //
-// Nothing is counted or kept here. A Set is made anew for each reader and thrown away.
+// The package counts and keeps nothing: a Set is made anew for each reader and thrown away.
 package metrics
 
 import (

@@ -3,16 +3,16 @@
 
 // Package network joins the interfaces of a pod's network namespace with the pod's VM.
 //
-// Whoever set the namespace up (CNI, Docker, nerdctl hooks) believes that a container lives in it. Plan
+// The namespace was set up (by CNI, Docker, nerdctl hooks) for a container that lives in it. Plan
 // looks at a Snapshot and decides, without touching anything: each usable link gets a tap, all frames
 // are redirected between the two in both directions, and the guest's interface takes over the link's MAC,
-// MTU, addresses, routes and permanent neighbours. Apply executes the outcome through a narrow interface
-// to netlink and returns the tap descriptors for the VMM and the way back. Handle is the real netlink of one
+// MTU, addresses, routes and permanent neighbours. Apply executes the plan through a narrow interface
+// to netlink and returns the tap descriptors for the VMM and the undo. Handle is the real netlink of one
 // namespace; networktest has one in memory.
 //
 // The package does not choose addresses, does not run CNI and does not configure the guest: the agent
-// does, with the messages in Wiring.Guest. docs/decisions/network.md says why tc redirects and not a bridge
-// or macvtap, and what happens to the addresses that stay on the pod's side.
+// does that, with the messages in Wiring.Guest. docs/decisions/network.md explains why tc redirects are used and not a
+// bridge or macvtap, and why addresses stay on the pod's side.
 package network
 
 import (

@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package shim joins the parts of the containerd-facing edge to a program: the command line, the
-// actions start and delete, and the serving process with its task service and its events. Which kind of
-// pod is served is the caller's choice.
+// actions start and delete, and the serving process with its task service and its events. The caller
+// chooses which kind of pod is served.
 package shim
 
 import (

@@ -1,10 +1,10 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package beneath opens, makes and removes what lies below one directory of the guest, for paths that
+// Package beneath opens, makes and removes files below one directory of the guest, for paths that
 // the host wrote. Containers share volumes below that directory and can put a symbolic link anywhere in
-// them at any time, so a path is resolved once, by openat2(2), without following links, and what follows
-// is done with the descriptor: a bind, a mount, an unmount. Package mount decides what is mounted.
+// them at any time. So a path is resolved once, by openat2(2), without following links, and every later
+// step (a bind, a mount, an unmount) uses the descriptor. Package mount decides which mounts are made.
 package beneath
 
 import (

@@ -3,7 +3,7 @@
 
 // Package boot turns a process that the kernel started as PID 1 into a working user space: root,
 // mounts, modules, entropy, clock, and power-off at the end. Each step is a function that
-// the agent's main calls in order; none waits by sleeping. Children are package reap's.
+// the agent's main calls in order; none waits by sleeping. Package reap collects the children.
 package boot
 
 import (

@@ -2,10 +2,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package copyin writes files that the host sends in pieces below one directory of the guest. Paths
-// come from the host and are resolved beneath that directory, without following symbolic links:
-// containers may have put some there. What a container is made of is not changed under it, but in the way
-// in which kubelet updates its volumes. A file appears under its name when it is complete; until then it is in a directory
-// of its own, so that every name that a file can have on the host is possible here.
+// come from the host and are resolved beneath that directory without following symbolic links, because
+// containers may have put some there. Files that a running container is made of are not changed; volumes are
+// changed in the steps in which kubelet updates them. A file appears under its name when it is complete.
+// Until then it is in a directory of its own, so that a temporary name never collides with a name of the host.
 package copyin
 
 import (

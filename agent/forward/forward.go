@@ -3,8 +3,8 @@
 
 // Package forward connects the host with services that listen on the guest's loopback address, for
 // port-forward. The host opens a connection to the port that this package serves and writes one line,
-// the number of a TCP port; the answer is the line "ok", or what went wrong (package gate). After that the
-// connection is the service's.
+// the number of a TCP port. The answer is the line "ok" or an error (package gate). After that the
+// connection belongs to the service.
 package forward
 
 import (

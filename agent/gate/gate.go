@@ -1,13 +1,13 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package gate checks what the host sends before anything acts on it: requests (Message), and the first line of a
-// connection to a stream port (Greeting). A part that this agent does not know is refused by its name. Passing over it
-// would leave the host believing that something holds in the guest which does not, and would show a policy less than
-// the host has sent.
+// Package gate checks messages of the host before anything acts on them: requests (Message), and the first line of a
+// connection to a stream port (Greeting). A field that this agent does not know is refused by its name. Ignoring it
+// would let the host believe in a setting that the guest does not have, and would show a policy less than the host
+// has sent.
 //
-// The package is pure but for the connections that Greeting reads and answers. What a request may ask for is decided
-// elsewhere (package guard).
+// The package is pure, except that Greeting reads and answers connections. Package guard decides what a request may
+// ask for.
 package gate
 
 import (

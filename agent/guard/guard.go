@@ -1,9 +1,9 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package guard judges what the host asks of the guest, from the words alone: which mounts a
+// Package guard decides, from the text of a request alone, what the host may ask of the guest: which mounts a
 // specification may have, with which options, and which directories of the guest a container's requests
-// may name. It is pure; that a path leads where its words say is package beneath's business.
+// may name. It is pure. Package beneath makes sure that a path leads where its text says.
 package guard
 
 import (

@@ -6,10 +6,10 @@
 //
 // A Manager counts the users of each mount point: a layer that several containers of a pod share
 // is mounted once, and unmounted with its last user. Add either makes all mounts of a request or
-// none. Everything in a request comes from the host and is checked: mount points and
-// directories lie below the Manager's root and are reached without following symbolic links, and what
-// is done with them is done by descriptor (package beneath); block
-// devices that hold layers are opened through dm-verity, never directly.
+// none. Everything in a request comes from the host and is checked. Mount points and
+// directories lie below the Manager's root, are reached without following symbolic links, and are then
+// used by descriptor (package beneath). Block devices that hold layers are opened through dm-verity,
+// never directly.
 package mount
 
 import (

@@ -4,9 +4,9 @@
 // Package netcfg configures the guest's network as the agent protocol asks: interfaces, routes,
 // neighbours and resolv.conf. It is the guest's half of what package network plans on the host.
 //
-// Everything that arrives comes from the host: it is bounded and checked (parse.go) before anything is
-// touched, and the loopback is out of its reach. A Net keeps one netlink socket; its calls are made one
-// after the other. It does not know of the agent's services and does not decide what a policy
+// All input comes from the host: it is bounded and checked (parse.go) before anything is
+// changed, and the loopback cannot be changed. A Net keeps one netlink socket; its calls run one
+// after the other. It does not know the agent's services and does not decide what a policy
 // allows.
 package netcfg
 

@@ -2,11 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package ocispec converts the agent protocol's mirror of the OCI runtime specification into the
-// specification's own types, all fields of it. It is pure. What the agent changes in a
-// specification afterwards (namespaces, root, cgroup) is not decided here.
+// specification's own types, all fields of it. It is pure. Package agent decides what is changed in the
+// specification afterwards (namespaces, root, cgroup).
 //
 // Where the wire cannot tell "zero" from "absent", zero means absent: an absent limit is no limit. The result shares no
-// memory with the message, which stays as it was checked, whatever the agent changes in the specification.
+// memory with the message, so the message stays as it was checked when the agent changes the specification.
 package ocispec
 
 import (

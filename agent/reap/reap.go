@@ -2,11 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package reap collects the exit status of every child of this process. As PID 1 of the guest the
-// agent inherits all orphans; a second caller of wait(2) would steal statuses from the first, so
-// all children are started through one Reaper, and processes that a runtime left behind (container
-// init, exec) are watched by pid.
+// agent inherits all orphans. A second caller of wait(2) would steal statuses from the first, so
+// all children are started through one Reaper. Processes that a runtime left behind (a container's
+// init, an exec) are watched by pid.
 //
-// Lifecycle: New starts one goroutine; Close stops it. It does not know what a container is.
+// Lifecycle: New starts one goroutine; Close stops it. The package does not know what a container is.
 package reap
 
 import (

@@ -2,13 +2,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package runner creates, starts and deletes containers from bundles by an OCI runtime binary, and
-// starts further processes in them. Signals, limits and freezing need no runtime: they are the
-// callers', by pid and cgroup.
+// starts further processes in them. Signals, limits and freezing need no runtime: callers do them
+// by pid and cgroup.
 //
 // Every call of the runtime costs tens of milliseconds under emulation, so it is called only to create and
-// to exec, and executed from a file that spares it copying itself (seal). Starting a container that crun
-// created is one byte into its exec FIFO, and deleting one is removing its cgroup and its state directory
-// (crun 1.x, status.c and container.c); with another runtime, or with hooks to run, the runtime does both.
+// to exec. It is executed from a sealed file, so that it need not copy itself first (seal). Starting a container
+// that crun created is one byte into its exec FIFO, and deleting one is removing its cgroup and its state
+// directory (crun 1.x, status.c and container.c). With another runtime, or with hooks to run, the runtime does both.
 package runner
 
 import (

@@ -1,14 +1,14 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package transport turns whatever connects guest and host into net.Listeners for port numbers:
-// AF_VSOCK where the machine has the device, a virtio-serial port multiplexed by portmux otherwise,
-// both where both are there. What is served on a port is the caller's.
+// Package transport makes net.Listeners for the guest's port numbers from the devices that connect guest and
+// host: AF_VSOCK where the machine has the device, else a virtio-serial port multiplexed by portmux, and both
+// where it has both. The caller serves the ports.
 //
 // Lifecycle: Serve blocks until its context is done and has then closed everything it opened. A
-// virtio-serial session that ends (the host went away) is followed by a new one. The port does not
-// tell one host from the next: a host that connects again before the guest has noticed the first
-// one's end ends the session by speaking out of turn, and has to connect once more.
+// virtio-serial session that ends (the host closed its side) is followed by a new one. The port does not
+// show which host it is connected to. A host that connects again before the guest has noticed the end
+// of the earlier one breaks the protocol of that session, which ends it; it has to connect once more.
 package transport
 
 import (

@@ -1,9 +1,9 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package archive judges a Debian archive: by what the signed Release file says of itself, and under which settings
-// apt may talk to it. apt checks signatures and digests; that a mirror answered for the suite that was asked for, and
-// not with an old state of it, apt only warns about. Package guest runs apt.
+// Package archive checks a Debian archive by its signed Release file, and holds the settings under which apt may talk
+// to it. apt checks signatures and digests, but only warns when a mirror answers with another suite than the one that
+// was asked for, or with an old state of it. Package guest runs apt.
 package archive
 
 import (

@@ -3,8 +3,8 @@
 
 // Package console keeps the last lines that a guest printed, for errors that show them.
 //
-// The guest may print what it likes: lines are bounded in number and length and reduced to printable
-// ASCII. Where the bytes come from is the driver's business.
+// The guest may print any bytes: lines are bounded in number and length and reduced to printable
+// ASCII. The driver passes the bytes in.
 package console
 
 import (

@@ -7,12 +7,12 @@
 // The process is the calling program itself, run as "<exe> launch" (Main). It is born in the pod's
 // network namespace, in a session of its own, with SIGKILL as its parent-death signal, and waits
 // on a socket. Exec sends it a command line, an environment and open files, and it becomes that
-// program. From birth to death it has one pid, and no moment in which it could outlive its parent.
+// program. It keeps one pid from birth to death and can at no moment outlive its parent.
 //
 // With a Jail it is the first process of namespaces of its own, with an empty root, and the program that it
 // becomes has a user of its own and no privileges (package jail).
 //
-// Cgroups are left to the caller, who moves the pid before Exec.
+// The caller makes the cgroups and moves the pid there before Exec.
 package launch
 
 import (

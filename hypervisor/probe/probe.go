@@ -1,11 +1,11 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package probe tells what a host can run: which platforms, with what, and for each "no" what to do
-// about it. It only looks; it changes nothing and loads nothing.
+// Package probe reports what a host can run: which platforms, by which means, and for each "no" how to
+// change that. It only looks; it changes nothing and loads nothing.
 //
-// Everything is read below a root directory and through the functions of Host, so that other
-// hosts can be described by a tree of files.
+// Everything is read below a root directory and through the functions of Host, so that tests can describe other
+// hosts by a tree of files.
 package probe
 
 import (

@@ -3,16 +3,16 @@
 
 // Package qemu runs virtual machines with QEMU 7.2 or later.
 //
-// Launch turns a waiting process into QEMU. Everything that QEMU needs is handed to it as an open
-// descriptor: kernel, initramfs and firmware are those that were measured, taps and disks are
-// those that the caller opened, and control, console and agent channel are socket pairs, so
-// there is nothing in the file system that could be mistaken, attacked or left behind.
+// Launch turns a waiting process into QEMU. QEMU gets everything that it needs as open
+// descriptors: kernel, initramfs and firmware are those that were measured, taps and disks are
+// those that the caller opened, and control, console and agent channel are socket pairs. So
+// no name in the file system can be mistaken, attacked or left behind.
 //
 // A VM goes through the phases of package hypervisor. Events of the control socket move it on; a
-// deadline ends it when the agent does not answer in time. However it ends, the error says in which
-// phase, why, and what the guest printed last.
+// deadline ends it when the agent does not answer in time. However it ends, the error names the
+// phase, the reason and the last lines that the guest printed.
 //
-// Layers, networks, the measurement and the agent's protocol are others' business.
+// Layers, networks, the measurement and the agent's protocol are left to other packages.
 package qemu
 
 import (

@@ -1,17 +1,16 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package virtiofsd runs the process that shows files of the host to one VM while it runs (virtio-fs).
+// Package virtiofsd runs the process that shares files of the host with one VM while it runs (virtio-fs).
 //
 // The process is confined to an empty directory, which is the root of a mount namespace of its own and
-// read-only there. What the guest is to see is mounted into that namespace when it is asked for, from a
-// detached copy of the mount (open_tree(2)) that is nowhere else. So nothing is ever mounted on the
-// host: there is nothing to undo but the process, with which the namespace goes, and who removes the
-// directory cannot reach a shared file.
+// read-only there. A file or directory to share is mounted into that namespace on request, from a
+// detached copy of the mount (open_tree(2)) that exists nowhere else. So nothing is ever mounted on the
+// host: the namespace ends with the process, which is all there is to undo, and removing the directory
+// cannot reach a shared file.
 //
-// Two programs are known: that of QEMU up to version 7 (C), and its successor (Rust). Package launch forks
-// the process, which is the caller's; the caller ends it, too. It also ends by itself with the VMM, whose
-// end of the socket closes.
+// Two programs are known: that of QEMU up to version 7 (C), and its successor (Rust). The caller forks the process
+// with package launch and ends it. It also ends by itself when the VMM closes its end of the socket.
 package virtiofsd
 
 import (

@@ -6,11 +6,11 @@
 // directory that a snapshotter unpacked it to (FromDir) or from the registry's tar (FromTar).
 //
 // Both build a Tree from names and attributes; its layout, and so the image's size, is known before
-// any file's data is read. Write then produces the image front to back in one pass, each file being
-// read once, so that a hash tree can be computed along the way and memory does not depend on
+// any file's data is read. Write then produces the image front to back in one pass and reads each file
+// once, so that a hash tree can be computed along the way and memory does not depend on
 // the size of the data.
 //
-// What is normalised, so that both ways agree, is listed in docs/decisions/layers.md.
+// docs/decisions/layers.md lists the properties that are normalised so that both ways agree.
 package erofs
 
 import (

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package ext4 makes empty ext4 file systems for data that does not outlive its pod: no journal, no
-// backup copies, no lost+found. Next to nothing is written, however large the device: inode tables
+// backup copies, no lost+found. It writes six blocks, however large the device is: inode tables
 // and bitmaps of all but the first group are marked as not initialised, and the kernel makes them
 // when it needs them (mount with noinit_itable, or it writes all of them in the background).
 //

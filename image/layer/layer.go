@@ -5,12 +5,12 @@
 // EROFS image followed by its dm-verity hash tree.
 //
 // A Cache is a directory that any number of processes use at once. Open returns the layer
-// of a snapshot, building it when it is not there: once, however many ask. A layer that is
+// of a snapshot and builds it if it is not there, once for any number of callers. A layer that is
 // being built has no name; it gets its names, blobs/<root hash> and keys/<key>.json, when it is
-// complete. What a process that died left behind is swept by the next build. Nothing is synced to
+// complete. The next build removes the leftovers of a process that died. Nothing is synced to
 // disk: a layer that was built before the last boot is verified against its root hash when it is
-// first used again, and rebuilt if the disk did not keep it. A layer that somebody has written to
-// since it was built is verified as well; if its content is not the same, Open fails and says so.
+// first used again, and rebuilt if the disk did not keep it. A layer whose file was written to
+// since it was built is verified as well; if its content has changed, Open fails and says so.
 //
 // A Layer holds a shared lock on its file until it is closed, so that Prune leaves it alone.
 package layer

@@ -2,12 +2,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package verity makes and checks the hash trees of dm-verity: SHA-256 over blocks of 4096 bytes,
-// version 1, no superblock, bit for bit what `veritysetup format --no-superblock` makes.
+// version 1, no superblock, bit for bit the tree of `veritysetup format --no-superblock`.
 //
 // A Writer hashes while the data is being written, in parallel and with a few fixed buffers, and
-// puts the tree right behind the data. Params is what one must know to open the result; it is
-// all that a root hash stands for, and it turns into agent storage options and a device-mapper
-// table. Package verity/dm talks to the kernel.
+// puts the tree right behind the data. Params holds the values that are needed to open the result.
+// They are all that a root hash stands for, and they become agent storage options and a
+// device-mapper table. Package verity/dm talks to the kernel.
 package verity
 
 import (

@@ -1,8 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package brief shortens errors for those who have little room: a Kubernetes event holds about a
-// thousand bytes, of which what kubelet and containerd write before our words takes a third.
+// Package brief shortens errors for places with little room: a Kubernetes event holds about a
+// thousand bytes, and the text of kubelet and containerd before ours takes a third of them.
 package brief
 
 import (

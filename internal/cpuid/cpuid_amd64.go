@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package cpuid asks the processor what it can do.
+// Package cpuid reads the processor's features.
 package cpuid
 
 // Regs are the four registers of an answer.

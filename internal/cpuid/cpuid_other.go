@@ -3,7 +3,7 @@
 
 //go:build !amd64
 
-// Package cpuid asks the processor what it can do.
+// Package cpuid reads the processor's features.
 package cpuid
 
 // Regs are the four registers of an answer.

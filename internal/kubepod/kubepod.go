@@ -1,14 +1,14 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package kubepod reads Kubernetes manifests and says what a node's runtime will be told of their pods: the
+// Package kubepod reads Kubernetes manifests and computes what a node's runtime gets to know of their pods: the
 // annotations that reach the shim, among them those with the resources of the sandbox as kubelet computes them.
 //
-// It is strict where the answer depends on the text: at the levels that lead to a pod's specification, and in the
+// It is strict where the result depends on the text: at the levels that lead to a pod's specification, and in the
 // specification, its containers and their resources, a key that Kubernetes 1.37 does not have is an error, and so is
-// a key that occurs twice. Values and merge keys are read as kubectl reads them (YAML 1.1). What else is in a pod is not
-// looked at. LimitRanges of the same text count; what else a cluster's admission adds (other LimitRanges, injected
-// sidecars) is unknown here.
+// a key that occurs twice. Values and merge keys are read as kubectl reads them (YAML 1.1). Other parts of a pod are
+// ignored. LimitRanges of the same text count; other changes by a cluster's admission (other LimitRanges, injected
+// sidecars) are unknown here.
 package kubepod
 
 import (

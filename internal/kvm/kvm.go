@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package kvm tells whether KVM can run an ordinary guest here.
+// Package kvm checks whether KVM can run an ordinary guest here.
 package kvm
 
 import (

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package lock is a mutex for which a goroutine can stop waiting.
+// Package lock is a mutex whose Lock can be cancelled.
 package lock
 
 import "context"

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package netdump reads the kernel's network lists whole. It knows nothing of what is in them.
+// Package netdump reads the kernel's network lists completely. It does not interpret their messages.
 package netdump
 
 import (

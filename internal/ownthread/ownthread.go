@@ -1,8 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ownthread runs functions on threads of their own, which may change what belongs to a thread
-// and cannot be put back: namespaces, and who gets the parent-death signal of its children.
+// Package ownthread runs functions on threads of their own. Such a function may change properties of its thread that
+// cannot be restored, like its namespaces, or start children whose parent-death signal follows that thread.
 package ownthread
 
 import (

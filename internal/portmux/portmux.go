@@ -4,16 +4,17 @@
 // Package portmux carries many connections to numbered ports over one byte channel, such as a
 // virtio-serial port or a socket pair. The host dials (Dialer), the guest listens (Mux).
 //
-// On the wire it is yamux (the specification in hashicorp/yamux), the host being its client. Every stream starts with the
-// handshake of hybrid vsock: the host writes "CONNECT <port>\n" and the guest answers
-// "OK <port>\n", "FULL <port>\n" when too many connections wait there, or closes the stream when nobody listens. What follows belongs to the two ends.
+// On the wire it is yamux (the specification in hashicorp/yamux), the host being its client. Every stream starts with
+// the handshake of hybrid vsock. The host writes "CONNECT <port>\n". The guest answers "OK <port>\n", or
+// "FULL <port>\n" when too many connections wait there, or closes the stream when the port has no listener. All later
+// bytes belong to the two ends.
 //
 // A Conn behaves like a TCP connection: CloseWrite ends one direction and the peer reads io.EOF
-// after the last byte; Close ends both, and a peer that still writes gets EPIPE. Yamux itself knows
-// no such reset, therefore port 0 is a control stream on which each side names the streams that it
+// after the last byte; Close ends both, and a peer that still writes gets EPIPE. Yamux itself has
+// no such reset, so port 0 is a control stream on which each side names the streams that it
 // has given up.
 //
-// Nothing here starts, stops or looks after virtual machines. Who makes a Dialer or a Mux closes
+// The package neither starts nor stops virtual machines. The maker of a Dialer or a Mux closes
 // it; closing ends all its connections and goroutines, and closes the channel.
 package portmux
 

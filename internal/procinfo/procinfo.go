@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package procinfo reads what a process uses from /proc.
+// Package procinfo reads a process's use of resources from /proc.
 package procinfo
 
 import (

@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package rtnl speaks route netlink (man 7 rtnetlink): one socket, changes with their acknowledgement, lists
-// read whole. It knows the framing; what the messages mean is the caller's. The shim uses it in place of a
-// library because its memory is paid once per pod: see docs/decisions/network.md.
+// read completely. It knows the framing; the caller interprets the messages. The shim uses it in place of a
+// library because each pod pays for the shim's memory: see docs/decisions/network.md.
 package rtnl
 
 import (

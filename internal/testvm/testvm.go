@@ -1,8 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package testvm says what the machine offers to tests. A test names what it needs and is skipped
-// with the reason when something is missing; nothing here makes a test pass.
+// Package testvm tells tests what the machine offers. A test names what it needs and is skipped
+// with the reason when something is missing. The package never makes a test pass.
 package testvm
 
 import (

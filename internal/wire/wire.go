@@ -1,9 +1,9 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package wire reads and writes protobuf messages field by field. It is for messages of others of
-// which a few fields matter: a generated package costs the shim, which every pod has one of, up to a
-// megabyte.
+// Package wire reads and writes protobuf messages field by field. It is for messages of other projects of
+// which only a few fields matter: a generated package would make the shim, of which every pod has one, up to a
+// megabyte larger.
 //
 // As in proto3, a field that is zero is not written, and one that is absent reads as zero.
 package wire

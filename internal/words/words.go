@@ -1,8 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package words cleans text that comes from across a boundary, before it stands in an error, a log or a label: a
-// guest, a tenant or the name of a file may hold anything.
+// Package words cleans text from the other side of a trust boundary before it is put into an error, a log or a
+// label. A guest, a tenant or the name of a file may contain any bytes.
 package words
 
 import (

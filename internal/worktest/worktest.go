@@ -1,13 +1,13 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package worktest bounds what a decoder may do with one input. Decoders that bound the bytes they read can still be
-// made to work for long, or to take much memory, by a few of them; a fuzz target that begins with
+// Package worktest bounds the work of a decoder on one input. A decoder that bounds the bytes that it reads can still
+// be made to run for long, or to take much memory, by a few of them. A fuzz target that begins with
 //
 //	defer worktest.Bound(t, len(input))()
 //
-// finds such inputs. Memory (bytes allocated) is checked always. Processor time is checked where COCO_FUZZ_CPU is set, as
-// tests/fuzz.sh does: it depends on the machine, and so is no matter for ordinary tests.
+// finds such inputs. Memory (bytes allocated) is checked always. Processor time depends on the machine, so it is
+// checked only where COCO_FUZZ_CPU is set, as tests/fuzz.sh does, and not in ordinary tests.
 package worktest
 
 import (

@@ -1,8 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package bzimage reads the beginning of an x86 Linux kernel and says whether a confidential VM could boot it, and
-// whether it would measure what it is given. It does not decompress anything.
+// Package bzimage reads the beginning of an x86 Linux kernel and decides whether a confidential VM could boot it, and
+// whether it would measure its command line and initrd. It does not decompress anything.
 package bzimage
 
 import (

@@ -2,11 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package igvm reads and writes Independent Guest Virtual Machine files: a launch as a list of pages
-// and processor contexts that the VMM carries out in order.
+// and processor contexts that the VMM executes in order.
 //
-// A file comes from wherever the user got it: every offset is checked, data alias the file's bytes
-// and nothing is allocated by an unchecked length. What a launch of the file measures depends on
-// the loader and is computed by package snp; this package knows the format only (Microsoft's
+// A file is untrusted input: every offset is checked, data alias the file's bytes
+// and nothing is allocated by an unchecked length. The digest of the file's launch depends on
+// the loader, and package snp computes it; this package knows the format only (Microsoft's
 // igvm_defs, format version 1; version 2 for x86-64).
 package igvm
 

@@ -1,14 +1,14 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ovmf reads what an OVMF firmware image says about itself: the GUIDed table at its end,
+// Package ovmf reads an OVMF firmware image's descriptions of itself: the GUIDed table at its end,
 // and the metadata for SEV and TDX that the table points at.
 //
-// An image comes from wherever the user got it, so every length and offset is checked before it is
-// used and nothing is allocated by an unchecked length. What QEMU's own reader would silently take
-// for "no table" although something is there, is an error here: a digest over a misread image is
+// An image is untrusted input, so every length and offset is checked before it is
+// used and nothing is allocated by an unchecked length. QEMU's own reader silently takes a malformed table
+// for "no table"; here it is an error, because a digest over a misread image is
 // worse than none. Parse reads the table; the metadata for SEV and for TDX are read on demand, since an
-// image may carry either unused. Measuring is left to the packages snp and tdx.
+// image may carry either unused. Packages snp and tdx measure.
 package ovmf
 
 import (

@@ -2,13 +2,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package snp computes the launch digest of AMD SEV-SNP virtual machines page by page, as the AMD
-// firmware does while the VMM inserts the pages, from a firmware image or an IGVM file; further the
-// digests of SEV-ES and SEV for old evidence. Package idblock makes the firmware itself check them.
+// firmware does while the VMM inserts the pages, from a firmware image or an IGVM file. It also computes
+// the digests of SEV-ES and SEV for old evidence. With package idblock the AMD firmware itself checks the digest.
 //
 // A Description holds everything that is measured. Nothing else is: memory size, devices, MAC
 // addresses and identifiers are not in the digest. Policy, HOSTDATA and the ID block are separate
 // fields of the attestation report. Launches that QEMU or the AMD firmware would refuse are
-// refused here too, with the reason, since their digest could never come true.
+// refused here too, with the reason, since no launch could have their digest.
 package snp
 
 import (

@@ -1,14 +1,14 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package localhost leads connections to the loopback address of a pod's network namespace on the host
-// to wherever its caller takes them, which is the loopback of the VM: the runtime's port-forward
-// enters the namespace and connects to localhost there, where nothing listens, as the pod is in the VM.
+// Package localhost takes connections to the loopback address of a pod's network namespace on the host and
+// hands them to its caller, which connects them with the loopback of the VM. The runtime's port-forward
+// enters the namespace and connects to localhost there; but the pod's services listen in the VM.
 //
 // A Gate is a pair of listeners on 127.0.0.1 and ::1 of the namespace, and one rule of nftables that
-// sends every TCP connection through the namespace's loopback device to them. The port that was
-// meant is what the kernel's connection tracking remembers. The rule belongs to a socket that the Gate holds,
-// so it goes when the Gate is closed or its process ends.
+// sends every TCP connection through the namespace's loopback device to them. The kernel's connection tracking
+// remembers the original port. The rule belongs to a socket that the Gate holds,
+// so the kernel removes it when the Gate is closed or its process ends.
 package localhost
 
 import (

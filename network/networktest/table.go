@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package networktest is a network namespace in memory, for tests of packages that apply network
-// plans. It behaves as the kernel does in what those packages can see: a tap lives as long as its
+// plans. It behaves as the kernel in the properties that those packages can observe: a tap lives as long as its
 // descriptors, an ingress hook takes one qdisc, a redirect dies with either end.
 package networktest
 

@@ -1,15 +1,16 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package launch plans the launch of a pod's VM: from the configuration and the pod to the size of the VM, to its
-// description (hypervisor.VMSpec), to the initdata that the launch is bound to, and to what the hardware will report.
+// Package launch plans the launch of a pod's VM. From the configuration and the pod it computes the size of the VM,
+// its description (hypervisor.VMSpec), the initdata that the launch is bound to, and the measurements that the
+// hardware will report.
 //
-// For makes the plan. With what was read of the boot files (Heads, Chain), Check says whether the VM would start, Describe
-// what the hardware measures, and Expect the digest that comes of it.
+// For makes the plan. From the parts of the boot files that were read (Heads, Chain), Check decides whether the VM would
+// start, Describe lists the inputs that the hardware measures, and Expect computes their digest.
 //
-// Its functions depend on nothing but their arguments: they read no file, no clock and nothing of the host, and pass on
-// descriptors that they are given without looking into them. The shim, `coco measure` and a verifier therefore get the
-// same answer for the same pod. Opening and reading files, making devices and starting the VM is left to package virtcontainers.
+// Its functions depend on nothing but their arguments: they read no file, no clock and nothing of the host, and pass
+// descriptors on without reading from them. So the shim, `coco measure` and a verifier get the same answer for the
+// same pod. Package virtcontainers opens and reads files, makes devices and starts the VM.
 package launch
 
 import (

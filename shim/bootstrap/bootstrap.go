@@ -4,14 +4,14 @@
 // Package bootstrap is how containerd starts, finds and cleans up after a shim.
 //
 // containerd runs the binary with the action `start`: it gets a socket, spawns the serving process
-// with that socket and answers with the address. Three generations of that conversation are spoken:
+// with that socket and answers with the address. Three generations of that protocol are spoken:
 // containerd 1.6 reads a plain address, 1.7 to 2.2 read JSON (and set MAX_SHIM_VERSION), 2.3 and
 // later write a protobuf BootstrapParams to standard input and read a protobuf BootstrapResult. Before
-// 2.3 standard input may hold the runtime options as a serialized Any, so what is there is believed to
-// be BootstrapParams only if it repeats the id and namespace of the flags.
+// 2.3 standard input may hold the runtime options as a serialized Any, so it is taken for
+// BootstrapParams only if it repeats the id and namespace of the flags.
 //
-// The serving process (Serve) lives until its last container is gone. The action `delete` frees what
-// a serving process left that is gone. What is served, and what there is to free, is left to the caller.
+// The serving process (Serve) lives until its last container is gone. The action `delete` frees the resources
+// of a serving process that is gone. The caller provides the service and its clean-up.
 package bootstrap
 
 import (

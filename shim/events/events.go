@@ -5,12 +5,12 @@
 // keeps them while containerd is away.
 //
 // Events go to containerd's ttrpc event service. When containerd restarts, the publisher dials
-// again and repeats the event that was under way: an event may arrive twice, but none overtakes
+// again and repeats the event that was in flight: an event may arrive twice, but none overtakes
 // another and no exit is lost. Memory is bounded: past maxQueue the oldest event that is neither
-// an exit nor a deletion makes room, and that is logged. Where no ttrpc address is known, the
+// an exit nor a deletion is dropped, and that is logged. Where no ttrpc address is known, the
 // daemon's `publish` command is run instead, once per event.
 //
-// A Publisher lives from New to Close. What the events say is left to package task.
+// A Publisher lives from New to Close. Package task makes the events.
 package events
 
 import (

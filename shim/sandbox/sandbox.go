@@ -5,11 +5,11 @@
 // the pod model. The pod is the one that the task service serves: CreateSandbox checks and keeps the
 // description, StartSandbox makes the pod, the containers come through the task API.
 //
-// Where the sandbox is no pause container, containerd leaves to the sandboxer what it would make for
+// Without a pause container the sandboxer has to make the things that containerd would make for
 // one: the spec (config.go) and the files of /etc (files.go).
 //
-// A sandbox ends once: by StopSandbox, with status 0, or with its VM, with 137 and a reason. Whatever the
-// pod held on the host is given back then, before the daemon takes the pod's network away.
+// A sandbox ends once: by StopSandbox, with status 0, or with its VM, with 137 and a reason. The
+// pod's resources on the host are given back then, before the daemon removes the pod's network.
 package sandbox
 
 import (

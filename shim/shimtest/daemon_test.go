@@ -1,8 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package shimtest runs the shim under real containerds, with pods of host processes: what is tested
-// is everything between containerd and the pod model, in seconds and without a VM.
+// Package shimtest runs the shim under real containerds, with pods of host processes: it tests
+// everything between containerd and the pod model, in seconds and without a VM.
 package shimtest
 
 import (

@@ -4,13 +4,12 @@
 // Package stdio relays a process's byte streams to and from the places that containerd names:
 // FIFOs, files and binary loggers.
 //
-// A FIFO is held open for reading and writing while the process lives, as a client may leave and
-// another may come: output then waits in the pipe, input does not end. When the process has ended
-// (Drain) or its input was closed (CloseStdin) the relay changes to an end that knows whether a
-// peer is there, so that a reader that is absent costs its output and never the exit.
+// A FIFO is held open for reading and writing while the process lives, so that a client may leave and
+// another may come: output then waits in the pipe, and input does not end. When the process has ended
+// (Drain) or its input was closed (CloseStdin) the relay keeps one end only. Then a write without a
+// reader fails with EPIPE, so an absent reader loses its output and never delays the exit.
 //
-// A Relay lives from Open to Close. Which process it belongs to, and when to drain, is left to
-// package task.
+// A Relay lives from Open to Close. Package task knows the process and decides when to drain.
 package stdio
 
 import (

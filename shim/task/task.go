@@ -2,23 +2,24 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package task is containerd's task service over the pod model: it decodes requests, calls the pod,
-// relays its streams and publishes what happens.
+// relays its streams and publishes events.
 //
-// A Service serves one pod. The first Create makes it: a pod of one for `ctr run` and Docker, whose VM
-// ends with its container, or the pod of a CRI sandbox, whose containers follow. The sandbox's own
-// container is the VM itself: no process runs for it in the guest, it ends when it is killed or the VM
+// A Service serves one pod. The first Create makes it: a single-container pod for `ctr run` and Docker, whose
+// VM ends with its container, or the pod of a CRI sandbox, whose containers follow. The sandbox's own
+// container is the VM itself: it has no process in the guest, and it ends when it is killed or the VM
 // dies.
 //
 // Each process has one goroutine, from Create (a container's init) or Start (an exec) to its exit. It
-// waits for the process, then for its output, then until its start was told, and for an init until the
-// container's execs have ended; then it publishes the exit, once. So a start is told before its exit,
-// output is delivered before its exit, and an init's exit comes last.
+// waits for the process, then for its output, then for its start event, and for an init until the
+// container's execs have ended; then it publishes the exit, once. So the start event comes before the exit,
+// output is delivered before the exit, and an init's exit comes last.
 //
-// The exit of a pod of one ends its VM, once its output has been taken: who looks at the container later needs no guest, and
-// a container that nobody removes holds none of its memory. What the pod has on the host stays until Delete.
+// The exit of a single-container pod ends its VM, once its output was read: later requests need no guest, so
+// a container that is never removed holds none of the guest's memory. The pod's resources on the host stay until
+// Delete.
 //
-// The sandbox API makes the same pod by other calls (sandbox.go): there is no container that stands for
-// it then.
+// The sandbox API makes the same pod by other calls (sandbox.go); no container stands for
+// the sandbox then.
 //
 // Errors get their gRPC codes in package rpc, and nowhere else.
 package task

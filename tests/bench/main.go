@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Command bench measures what the project claims: each figure beside a baseline from the same run,
+// Command bench measures the figures that the project claims, each beside a baseline from the same run,
 // because the machines it runs on are noisy and only ratios mean something. It writes a table to
 // standard output and JSON to -out.
 package main

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package cri drives containerd's CRI as the kubelet does, with our handler and real VMs: pods of
-// several containers, what their containers share, their security contexts, their ends.
+// several containers, the namespaces that they share, their security contexts, their ends.
 package cri
 
 import (

@@ -1,8 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package docs reads the repository's pages: every link leads somewhere, the map of docs/ misses no page, and each make
-// target that a page or a workflow names is there.
+// Package docs reads the repository's pages. It checks that every link leads to a file or heading, that the map of
+// docs/ misses no page, and that each make target that a page or a workflow names exists.
 package docs
 
 import (

@@ -1,9 +1,9 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Command flakes reads what `go test -json` printed, where a failed test was run again later, and says what that means. A
-// test that failed and then passed is flaky: its first failure is printed as FLAKED and written to a file, and the run counts as
-// green. A test that failed each time is printed as a failure. The last lines of a CI run are then its findings.
+// Command flakes reads the output of `go test -json`, in which a failed test may have been run again, and sums it up.
+// A test that failed and then passed is flaky: its first failure is printed as FLAKED and written to a file, and the run
+// counts as green. A test that failed each time is printed as a failure. So the last lines of a CI run are its findings.
 //
 // Usage: flakes -out FILE JSON…
 package main

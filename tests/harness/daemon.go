@@ -1,10 +1,10 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package harness brings up what the integration tests and the benchmark stand on: a private
+// Package harness brings up the environment of the integration tests and the benchmark: a private
 // containerd of a chosen version with its own root, state and socket, our shim as `make stage`
 // installed it, and a busybox image. It also takes snapshots of everything that a pod may leave
-// behind on the host, so that a test can prove that nothing was.
+// behind on the host, so that a test can prove that nothing was left.
 package harness
 
 import (

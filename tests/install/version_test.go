@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package install asks the programs that make install put into place what they are.
+// Package install checks the programs that make install put into place.
 package install
 
 import (

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package integration runs the installed shim under real containerd daemons with real VMs, and
-// compares what a user sees with what runc shows.
+// compares the results that a user sees with those under runc.
 package integration
 
 import (

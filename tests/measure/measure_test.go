@@ -1,8 +1,9 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package measure holds the shim against coco measure: pods run through containerd's CRI on the plain platform, rehearse
-// an SNP class, and the digest that the shim publishes must be the one that the command foretold from the manifest.
+// Package measure compares the shim with coco measure. Pods run through containerd's CRI on the plain platform and
+// rehearse an SNP class, and the digest that the shim publishes must be the one that the command computed from the
+// manifest.
 package measure
 
 import (

@@ -1,9 +1,9 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package vectors finds known answers for tests. The synthetic ones are our own data and lie here;
-// published ones stay in a folder outside of the repository: the one that COCO_VECTORS names, else
-// ../shared/vectors beside the repository. Tests skip with that reason where it is absent.
+// Package vectors finds known answers for tests. The synthetic ones are our own data and lie here.
+// Published ones stay in a folder outside of the repository: the one that COCO_VECTORS names, else
+// ../shared/vectors beside the repository. Tests that need an absent folder skip with that reason.
 package vectors
 
 import (

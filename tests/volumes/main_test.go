@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package volumes tests the volumes of a pod with real VMs: kubelet's directories are laid out by
-// hand, as kubelet does it, and containers look at what becomes of them in the guest.
+// hand, as kubelet does it, and containers look at the resulting mounts in the guest.
 package volumes
 
 import (

@@ -1,11 +1,11 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package answers stands between the agent protocol's client and the guest, which is not trusted: it lets through
+// Package answers stands between the agent protocol's client and the guest, which is not trusted. It lets through
 // answers to requests that were made, each once, and of a bounded size. The first message that the protocol does not
-// allow ends the connection, since the client behind it would write a log line for each, at any rate.
+// allow ends the connection, because the client behind it would write a log line for each, without a limit.
 //
-// A Conn lives as long as the connection that it wraps. What the answers mean is left to its user.
+// A Conn lives as long as the connection that it wraps. Its user interprets the answers.
 package answers
 
 import (

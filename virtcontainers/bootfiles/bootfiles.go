@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package bootfiles opens boot chains and reads of them what package plan/launch plans with. It reads through the
+// Package bootfiles opens boot chains and reads the parts of them that package plan/launch needs. It reads through the
 // descriptors that the VMM gets; their offsets stay where they are.
 package bootfiles
 

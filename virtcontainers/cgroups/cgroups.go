@@ -5,8 +5,8 @@
 // with cgroup v2, v1 or both.
 //
 // It makes directories and moves the VMM and the shim into leaves of their own. The VM's size is the limit of memory
-// and processors; what is limited here is what a VMM never needs: devices and processes. It asks no service manager: a path in systemd's notation becomes the directory that systemd would
-// use. Plan is pure, Apply and Remove act.
+// and processors; the leaf limits only what a VMM never needs: more devices and processes. It asks no service manager:
+// a path in systemd's notation becomes the directory that systemd would use. Plan is pure, Apply and Remove act.
 package cgroups
 
 import (

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package copytree copies files, directories and symbolic links of the host to a guest, with modes, owners
-// and times. A source is a descriptor: what is read is beneath it (hostfs), however others rename and
+// and times. A source is a descriptor, and only files beneath it are read (hostfs), whatever other programs rename and
 // link in it meanwhile. A tree that changes while it is read is read again.
 package copytree
 

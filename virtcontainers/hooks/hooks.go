@@ -1,8 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package hooks runs OCI hooks on the host, against the VMM's process: that is the process whose
-// namespaces the pod's network is made in. Hooks of the container's own namespaces do not exist here
+// Package hooks runs OCI hooks on the host, against the VMM's process, because the pod's network is made in that
+// process's namespaces. Hooks of the container's own namespaces do not exist here
 // (package spec refuses them).
 package hooks
 

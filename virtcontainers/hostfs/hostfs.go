@@ -2,9 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package hostfs opens files and directories of the host for a process that runs as root, in directories
-// that others may change at the same time. A name is looked up once; what it led to is a descriptor, and
-// everything after that is done with the descriptor or beneath it. Nothing that is opened is read from,
-// waited for or created: descriptors are O_PATH until Reopen.
+// that other users may change at the same time. A name is looked up once. The result is a descriptor, and
+// every later step uses the descriptor or a path beneath it. An open neither reads, waits nor creates: descriptors are
+// O_PATH until Reopen.
 package hostfs
 
 import (

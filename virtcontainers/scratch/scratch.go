@@ -2,11 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package scratch makes the files of the host that are the disks of writable layers. They are sparse and
-// empty; the guest encrypts them with a key of its own, and what is in them does not outlive the VM.
+// empty; the guest encrypts them with a key of its own, and their data does not outlive the VM.
 //
-// Unnamed makes a file without a name, whose space the kernel frees when the last process that has it
-// open ends: nothing can be left behind, whatever crashes. Named makes one in a directory where somebody
-// counts what it takes; its owner removes it with Remove.
+// Unnamed makes a file without a name. The kernel frees its space when the last process that has it
+// open ends, so no crash can leave it behind. Named makes one in a directory whose size the kubelet or another
+// program counts; its owner removes it with Remove.
 package scratch
 
 import (

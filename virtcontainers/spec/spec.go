@@ -1,14 +1,13 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package spec turns an OCI runtime specification into what travels to the guest.
+// Package spec turns an OCI runtime specification into the specification that travels to the guest.
 //
-// It is pure: no files, no clock, no environment. What the specification asks of the host is taken
-// out (namespaces that the VM replaces, paths of the host's cgroups, hooks, labels of the host's
-// security modules), what the guest can do is carried over, and what can neither travel nor be
-// ignored without a container behaving otherwise than asked is refused with a sentence naming the
-// field. All refusals are reported at once. docs/decisions/spec-conversion.md lists what is ignored
-// and why.
+// It is pure: no files, no clock, no environment. Parts that concern the host are removed: namespaces that the VM
+// replaces, paths of the host's cgroups, hooks, labels of the host's security modules. Parts that the guest can
+// execute are carried over. A part that can neither travel nor be ignored without changing the container's behaviour
+// is refused with an error that names the field. All refusals are reported at once.
+// docs/decisions/spec-conversion.md lists the ignored parts and the reasons.
 package spec
 
 import (

@@ -1,12 +1,12 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package state is the journal of a pod: what it holds on the host, written to its bundle before each
-// thing is acquired, so that a clean-up after a crash finds all of it. An entry may therefore name
-// something that was never made, or that is gone already; releasing is idempotent.
+// Package state is the journal of a pod: the things that it holds on the host, each written to its bundle before it is
+// acquired, so that a clean-up after a crash finds all of them. An entry may therefore name
+// a thing that was never made, or that is gone already; releasing is idempotent.
 //
 // A process is named by its id, its start time and the boot it lives in, so that an id that the
-// kernel gave to somebody else is never taken for ours.
+// kernel has reused is never taken for ours.
 package state
 
 import (

@@ -3,11 +3,11 @@
 
 // Package storage decides how a container's root file system reaches the guest.
 //
-// Resolve turns what the container engine gives (snapshot mounts, or a directory that the engine has
+// Resolve turns the container engine's description (snapshot mounts, or a directory that the engine has
 // mounted itself) into a Plan: the layers it consists of. Storages turns the layers, once they are
-// built and plugged, into what the agent is to mount. Both are pure; HostMounts and Empty, in
-// edge.go, make the two observations that they need. Building layers is the job of package
-// image/layer, plugging them that of the hypervisor.
+// built and plugged, into the agent's mounts. Both are pure; HostMounts and Empty, in
+// edge.go, make the two observations that they need. Package image/layer builds layers, and the hypervisor
+// plugs them.
 package storage
 
 import (

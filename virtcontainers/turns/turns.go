@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package turns lets a bounded number of things happen at once, and others wait for their turn, a bounded number too.
+// Package turns is a semaphore with a bounded queue: some operations run at once, some wait, and further ones fail.
 package turns
 
 import (

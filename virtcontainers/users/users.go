@@ -3,9 +3,9 @@
 
 // Package users gives each pod a user id of its own, from a range.
 //
-// An id that is taken is a symbolic link in a directory that all pods share, named after the id, whose
-// target says by which pod. Links are made atomically and need no lock, and the link of a pod that
-// crashed can be told from another pod's.
+// An id in use is a symbolic link in a directory that all pods share. Its name is the id, and its
+// target names the pod. Links are made atomically and need no lock, and the link of a pod that
+// crashed can be distinguished from another pod's.
 package users
 
 import (

@@ -1,14 +1,15 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package volume decides what becomes of the bind mounts of a container whose host shares nothing
-// with the guest unless it is configured so: which of them is a volume of the pod that its containers have in common, which is
-// kept up to date, which is a copy for one container, and which cannot be had.
+// Package volume decides how each bind mount of a container reaches the guest, when the host shares no file unless it
+// is configured to: as a volume that the pod's containers have in common, as one that is kept up to date, as a copy
+// for one container, or not at all.
 //
-// Kubernetes says none of this to a runtime. What is known are kubelet's paths: below one of its root
+// Kubernetes does not describe volumes to a runtime. Only kubelet's paths are known: below one of its root
 // directories, which are configured, they are pods/UID/volumes/PLUGIN/NAME and the like, with the UID of this
-// very pod. The text of a path elsewhere says nothing: anybody may have made directories of such names. Plan is
-// pure; Look makes the observations that it needs, Open opens what it has decided on, and Watcher tells of changes.
+// very pod. The text of a path elsewhere proves nothing, because any user may have made directories of such names.
+// Plan is pure; Look makes the observations that it needs, Open opens the sources that it has chosen, and Watcher
+// reports changes.
 package volume
 
 import (

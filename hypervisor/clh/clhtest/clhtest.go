@@ -3,8 +3,8 @@
 
 // Package clhtest is a Cloud Hypervisor for tests: a process that takes the same command line, serves
 // the same API, keeps a VM's state and behaves as the VMM's source says, of release 51, 53 or 54
-// (commit ae44c29, 54.0-dev), with faults on demand. They differ in the statuses of refusals. A guest is played by an echo on the ports that listen, or is real: then QEMU
-// runs the VM behind the API.
+// (commit ae44c29, 54.0-dev), with faults on demand. The releases differ in the statuses of refusals. The guest
+// is an echo on the ports that listen, or a real one: then QEMU runs the VM behind the API.
 //
 // A test binary becomes the VMM: its TestMain calls Main when IsVMM says so. New makes a path for the
 // driver to execute, and reads back what the process saw. Each request and each answer is checked

@@ -1,9 +1,9 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package precheck refuses SNP VMs whose IGVM file is not what the VM's description says. It reads the
-// file through the descriptor that the VMM gets. What is wrong with a description apart from the file's
-// content is the driver's business, and the digest that of package plan/launch.
+// Package precheck refuses SNP VMs whose IGVM file does not match the VM's description. It reads the
+// file through the descriptor that the VMM gets. The driver checks the rest of the description, and package
+// plan/launch computes the digest.
 package precheck
 
 import (

@@ -1,10 +1,10 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package unixhttp makes HTTP/1.1 requests on a Unix socket, with open files beside them (SCM_RIGHTS),
-// which net/http cannot do and for whose size a shim has no room.
+// Package unixhttp makes HTTP/1.1 requests on a Unix socket, with open files beside them (SCM_RIGHTS).
+// net/http cannot send files, and it would make the shim a third larger.
 //
-// It speaks as much HTTP as the API of a VMM does: one request on one connection, bodies with a length.
+// It speaks the part of HTTP that the API of a VMM needs: one request on one connection, bodies with a length.
 // Everything else is an error, and sizes are bounded before anything is allocated.
 package unixhttp
 

@@ -1,9 +1,9 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package precheck refuses confidential VMs whose firmware could not start, or would start a kernel that
-// nobody measured. It reads the firmware through the descriptor that QEMU gets. What is wrong with a
-// description apart from the firmware's content is the driver's business.
+// Package precheck refuses confidential VMs whose firmware could not start, or would start a kernel without
+// measuring it. It reads the firmware through the descriptor that QEMU gets. The driver checks the rest of the
+// VM's description.
 package precheck
 
 import (

@@ -3,8 +3,8 @@
 
 // Package qmp speaks QEMU's machine protocol: JSON lines over a Unix socket.
 //
-// One command is under way at a time. That is a matter of safety: QEMU keeps only the files that
-// came last, so a second command could take away those of the first. Events are handed to one
+// Only one command runs at a time, for safety: QEMU keeps only the files that were sent last, so a second
+// command could replace those of the first. Events are handed to one
 // function, in order, none lost. The client ends with the connection; Close ends it early.
 package qmp
 

@@ -1,9 +1,9 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package qtest asks a QEMU that runs no guest for the tables that it would give to the guest's firmware:
-// it starts the process, does over the qtest protocol what firmware does before it reads ACPI tables,
-// and reads files of fw_cfg. Command lines come from package qemu (Tables); what the tables mean is others' business.
+// Package qtest reads the tables that a QEMU would give to its guest's firmware, from a QEMU that runs no guest.
+// It starts the process, makes over the qtest protocol the accesses that firmware makes before it reads ACPI
+// tables, and reads files of fw_cfg. Command lines come from package qemu (Tables). It does not interpret the tables.
 package qtest
 
 import (

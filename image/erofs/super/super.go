@@ -1,9 +1,9 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package super judges the superblocks of EROFS images that somebody else made, before a kernel reads them: an
-// image of plain files and directories passes, whatever needs more of the kernel's code does not. The host asks it about
-// images of containerd's EROFS snapshotter, the guest about every layer.
+// Package super checks the superblocks of EROFS images that other programs made, before a kernel reads them. An
+// image of plain files and directories passes; one that needs more of the kernel's code does not. The host checks
+// images of containerd's EROFS snapshotter, the guest checks every layer.
 //
 // A superblock says what an image may contain, not what it contains: an inode with the compression of the first
 // EROFS images needs no flag. That is left to the kernel.

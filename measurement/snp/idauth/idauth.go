@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package idauth signs ID blocks with the owner's keys and checks ID authentication structures as the AMD
-// firmware does. Keys come from the caller; signatures are deterministic. It is apart from package idblock
-// because of what it links: the shim needs anonymous ID blocks only.
+// firmware does. Keys come from the caller; signatures are deterministic. It is separate from package idblock
+// because of the libraries that it links: the shim needs anonymous ID blocks only.
 package idauth
 
 import (

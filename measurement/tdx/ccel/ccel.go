@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package ccel reads the event log of a TD (the area that the CCEL table points at), replays it and
-// says what each event means. The log is data from the host: lengths are checked before use, and text
+// explains each event. The log is data from the host: lengths are checked before use, and text
 // from it is made safe to print.
 package ccel
 

@@ -3,7 +3,7 @@
 
 // Package hostpod is a pod that behaves and has no VM: its containers are processes of this host,
 // changed into their root directories. It stands in for virtcontainers.Pod in tests of the shim,
-// which can so be run against a real containerd in milliseconds.
+// so that these run against a real containerd in milliseconds.
 //
 // Nothing is confined. Never use it for anything but tests.
 package hostpod

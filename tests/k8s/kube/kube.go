@@ -4,9 +4,9 @@
 // Package kube brings up Kubernetes on one machine for tests: a containerd with CRI and our drop-in of deploy/, a
 // kubelet on it, standing alone or with a control plane, and the upstream e2e suite against that.
 //
-// Everything a node needs lives below one directory: roots, states, sockets, logs, process ids. Its bridge, its
+// All files of a node live below one directory: roots, states, sockets, logs, process ids. Its bridge, its
 // subnet and its cgroups are its own too, so that it does not meet another node on the same machine: a kubelet
-// kills what it does not know below its cgroup root.
+// kills processes that it does not know below its cgroup root.
 package kube
 
 import (

@@ -1,8 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Command pause waits for its end and reaps orphans: what the pause image holds, for pods under runc. Pods
-// under coco have no such process, the VM stands for the pod.
+// Command pause waits for its end and reaps orphans. It is the program of the pause image, for pods under runc. Pods
+// under coco have no such process: the VM stands for the pod.
 package main
 
 import (

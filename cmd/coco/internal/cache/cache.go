@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package cache is the commands that list and prune the layers that a node has converted.
+// Package cache has the commands that list and prune the layers that a node has converted.
 package cache
 
 import (

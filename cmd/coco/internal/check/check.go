@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package check is the command that says what this host can run and what is missing.
+// Package check has the command that reports what this host can run and what is missing.
 package check
 
 import (

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package guest is the commands that build and inspect guest images.
+// Package guest has the commands that build and inspect guest images.
 package guest
 
 import (

@@ -1,8 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package image keeps the name of the commands on container images, of which there is none yet. Guest images were built
-// under this name once: Command tells where those commands are now.
+// Package image reserves the name for commands on container images, of which there are none yet. The commands on guest
+// images once had this name: Command fails and names their new place.
 package image
 
 import (

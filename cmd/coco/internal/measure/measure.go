@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package measure is the commands that compute launch digests: of files (packages sev and td), of the pods of a
+// Package measure has the commands that compute launch digests: of files (packages sev and td), of the pods of a
 // configuration and of those of a manifest.
 package measure
 

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package pods is the commands that ask the pods of this host what they say of themselves.
+// Package pods has the commands that ask the running pods of this host for their metrics.
 package pods
 
 import (

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package show writes what several commands of coco print in the same form.
+// Package show writes output that several commands of coco print in the same form.
 package show
 
 import (

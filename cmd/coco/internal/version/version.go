@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package version is the command that prints the program's version.
+// Package version has the command that prints the program's version.
 package version
 
 import (

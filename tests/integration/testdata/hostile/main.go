@@ -1,8 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Command hostile is the first process of a VM whose guest was taken over: it speaks the agent's protocol well enough
-// for a container to start, and then lies, in the way that hostile=… on the kernel's command line says.
+// Command hostile is the first process of a VM whose guest was taken over. It speaks the agent's protocol well enough
+// for a container to start, and then breaks it in the way that hostile=… on the kernel's command line names.
 package main
 
 import (

@@ -1,9 +1,9 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Command mortal is the first process of a guest whose agent dies at a chosen moment: it becomes the agent
-// (/init.agent) and leaves a child behind that crashes the kernel, which is what the end of a guest's first process
-// amounts to. The word test.die=PATTERN of the kernel's command line says when: as soon as a path matches;
+// Command mortal is the first process of a guest whose agent dies at a chosen moment. It becomes the agent
+// (/init.agent) and leaves a child behind that crashes the kernel, which has the same effect as the end of a guest's
+// first process. The word test.die=PATTERN of the kernel's command line sets the moment: as soon as a path matches;
 // "test.die=now" is before the agent has begun.
 package main
 

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package sev is the commands that compute launch digests of AMD SEV, SEV-ES and SEV-SNP: coco measure snp and igvm.
+// Package sev has the commands that compute launch digests of AMD SEV, SEV-ES and SEV-SNP: coco measure snp and igvm.
 package sev
 
 import (

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package td is the commands that compute the registers of Intel TDX VMs: coco measure tdx and tdx log.
+// Package td has the commands that compute the registers of Intel TDX VMs: coco measure tdx and tdx log.
 package td
 
 import (
