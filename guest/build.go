@@ -76,7 +76,7 @@ const (
 )
 
 // runtimes maps an OCI runtime to its program; the package has the runtime's name.
-var runtimes = map[string]string{"crun": "usr/bin/crun", "runc": "usr/sbin/runc"}
+var runtimes = map[string]string{"crun": contract.CrunFile, "runc": contract.RuncFile}
 
 // Progress is told what a build does.
 type Progress interface {
@@ -183,7 +183,7 @@ func Build(ctx context.Context, o Options) (Manifest, error) {
 	if err != nil {
 		return Manifest{}, err
 	}
-	program := runtimes[o.Runtime]
+	program := strings.TrimPrefix(runtimes[o.Runtime], "/")
 	rt, err := b.runtimeFiles(ctx, o.Runtime, program)
 	if err != nil {
 		return Manifest{}, err

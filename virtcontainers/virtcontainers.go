@@ -70,7 +70,7 @@ type Options struct {
 	Config                configs.Config
 	// Rehearse, when not nil, is the configuration that Config.Runtime.Rehearse names.
 	Rehearse *configs.Config
-	// Initdata is the value of the annotation initdata.Annotation, empty without one.
+	// Initdata is the value of the annotation contract.KataInitdata, empty without one.
 	Initdata string
 	// First is the container of a pod of one: its layers are in the VM from boot when they are
 	// there in time, and the VM ends with it.

@@ -13,6 +13,12 @@ const (
 	AliasesFile = "/etc/coco/aliases"
 )
 
+// OCI runtimes that an image may carry. The image's build packs one of them, the agent runs it.
+const (
+	CrunFile = "/usr/bin/crun"
+	RuncFile = "/usr/sbin/runc"
+)
+
 // Sections of ModulesFile, as "# boot" begins one. They say when the agent loads a module.
 const (
 	SectionBoot   = "boot"   // before the channel to the host opens

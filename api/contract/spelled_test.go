@@ -301,38 +301,48 @@ func nameOf(e ast.Expr) string {
 	return ""
 }
 
-func TestNothingOfTheContractIsSpelledTwice(t *testing.T) {
-	const root = "../.."
-	list, used := values(t), map[string]bool{}
+// root is the repository's directory.
+const root = "../.."
+
+// goFiles lists the repository's Go files outside this package, by their paths from root.
+func goFiles(t *testing.T) []string {
+	t.Helper()
+	var files []string
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		rel, _ := filepath.Rel(root, path)
-		if d.IsDir() {
-			if rel == "api/contract" || rel == "dist" || rel == "bin" || rel != "." && strings.HasPrefix(d.Name(), ".") {
-				return fs.SkipDir
-			}
-			return nil
-		}
-		if !strings.HasSuffix(rel, ".go") || strings.HasSuffix(rel, ".pb.go") {
-			return nil
-		}
-		test := strings.HasSuffix(rel, "_test.go") || strings.HasPrefix(rel, "tests/")
-		for _, s := range find(t, token.NewFileSet(), path, list) {
-			if test && s.shipped {
-				continue
-			}
-			if exceptions[rel] != "" {
-				used[rel] = true
-				continue
-			}
-			t.Errorf("%v; use the constant, or name the file in exceptions with the reason", s)
+		rel, err := filepath.Rel(root, path)
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (rel == "api/contract" || rel == "dist" || rel == "bin" || rel != "." && rel[0] == '.'):
+			return fs.SkipDir
+		case strings.HasSuffix(rel, ".go") && !strings.HasSuffix(rel, ".pb.go"):
+			files = append(files, rel)
 		}
 		return nil
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+	return files
+}
+
+func TestNothingOfTheContractIsSpelledTwice(t *testing.T) {
+	list, used := values(t), map[string]bool{}
+	for _, file := range goFiles(t) {
+		test := strings.HasSuffix(file, "_test.go") || strings.HasPrefix(file, "tests/")
+		for _, s := range find(t, token.NewFileSet(), filepath.Join(root, file), list) {
+			if test && s.shipped {
+				continue
+			}
+			if exceptions[file] != "" {
+				used[file] = true
+				continue
+			}
+			t.Errorf("%v; use the constant, or name the file in exceptions with the reason", s)
+		}
 	}
 	for file := range exceptions {
 		if !used[file] {

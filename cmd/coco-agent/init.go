@@ -34,7 +34,7 @@ const (
 )
 
 // runtimes are the OCI runtimes that an image may carry, the preferred one first.
-var runtimes = []string{"/usr/bin/crun", "/usr/sbin/runc", "/usr/bin/runc"}
+var runtimes = []string{contract.CrunFile, contract.RuncFile, "/usr/bin/runc"}
 
 // logLevels are the values of agent.log on the kernel command line. The default is quiet, because
 // a serial console takes its time for each byte.

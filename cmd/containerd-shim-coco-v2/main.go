@@ -12,9 +12,9 @@ import (
 	"maps"
 	"os"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor/launch"
-	"github.com/coco-shim/coco/internal/initdata"
 	"github.com/coco-shim/coco/shim"
 	"github.com/coco-shim/coco/shim/task"
 	"github.com/coco-shim/coco/virtcontainers"
@@ -59,7 +59,7 @@ func makePod(env shim.Env) func(context.Context, task.PodRequest) (task.Pod, err
 		pod, err := virtcontainers.CreatePod(ctx, virtcontainers.Options{
 			ID: r.ID, Namespace: env.Namespace, Bundle: r.Bundle, Spec: r.Spec, Config: cfg,
 			First: r.First, OnOOM: r.OnOOM, Log: env.Log, ShimExe: exe, Host: h, JoinCgroup: true,
-			Rehearse: rehearse, Initdata: overrides[initdata.Annotation],
+			Rehearse: rehearse, Initdata: overrides[contract.KataInitdata],
 		})
 		if err != nil {
 			return nil, err // not pod: a nil *Pod is not a nil task.Pod

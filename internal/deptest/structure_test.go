@@ -84,7 +84,7 @@ var edges = Edges{
 	"cmd/coco/internal/guest":     {"cmd/coco/internal/show", "guest"},
 	"cmd/coco/internal/image":     {},
 	"cmd/coco/internal/measure": {
-		"cmd/coco/internal/measure/...", "configs", "hypervisor", "hypervisor/qemu/...", "measurement/...", "plan/launch",
+		"api/contract", "cmd/coco/internal/measure/...", "configs", "hypervisor", "hypervisor/qemu/...", "measurement/...", "plan/launch",
 		"virtcontainers/bootfiles", "internal/...",
 	},
 	"cmd/coco/internal/measure/input":  {"measurement/...", "plan/launch", "virtcontainers/bootfiles"},

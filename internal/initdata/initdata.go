@@ -21,11 +21,7 @@ import (
 	"strings"
 	"unicode"
 
-	"github.com/coco-shim/coco/api/contract"
 )
-
-// Annotation is the annotation of a pod that carries its initdata: base64 of gzip of the document.
-const Annotation = contract.KataInitdata
 
 // Limits; Kubernetes lets a pod have 256 KiB of annotations in all.
 const (
@@ -45,7 +41,7 @@ type Document struct {
 	compressed []byte
 }
 
-// FromAnnotation reads the value of Annotation.
+// FromAnnotation reads the value of a pod's annotation contract.KataInitdata: base64 of gzip of the document.
 func FromAnnotation(value string) (*Document, error) {
 	if base64.StdEncoding.DecodedLen(len(value)) > MaxCompressed+3 {
 		return nil, fmt.Errorf("initdata of %d base64 digits: at most %d bytes are read", len(value), MaxCompressed)

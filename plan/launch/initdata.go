@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/internal/initdata"
 )
@@ -17,7 +18,7 @@ func document(in Input) (*initdata.Document, error) {
 	if in.Initdata != "" {
 		d, err := initdata.FromAnnotation(in.Initdata)
 		if err != nil {
-			return nil, fmt.Errorf("annotation %s: %w: %w", initdata.Annotation, err, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("annotation %s: %w: %w", contract.KataInitdata, err, errdefs.ErrInvalidArgument)
 		}
 		return d, nil
 	}

@@ -28,7 +28,7 @@ type Input struct {
 	Machine Machine         // bounds the size where Config does not
 	Spec    *specs.Spec     // has the pod's limits; nil: none
 	Boot    hypervisor.Boot // the command line counts; the files are passed on
-	// Initdata is the value of the pod's annotation initdata.Annotation; empty: the file that Config names, if any.
+	// Initdata is the value of the pod's annotation contract.KataInitdata; empty: the file that Config names, if any.
 	Initdata string
 	// ReadFile reads that file.
 	ReadFile func(path string) ([]byte, error)

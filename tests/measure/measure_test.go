@@ -28,7 +28,6 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/coco-shim/coco/api/contract"
-	"github.com/coco-shim/coco/internal/initdata"
 	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
 	"github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/tests/harness"
@@ -95,7 +94,7 @@ var shapes = []shape{
 	{name: "an overhead is not counted", manifest: "overhead: {cpu: 250m, memory: 160Mi}\n" + c + "{limits: {cpu: 1, memory: 256Mi}}}]", memory: 256 << 20, quota: 100000, shares: 1024, vcpus: 1, memoryMiB: 384},
 	{name: "vCPUs by annotation", manifest: c + "{}}]", shares: 2, annotations: map[string]string{contract.ConfigPrefix + "hypervisor.default_vcpus": "4"}, vcpus: 4, memoryMiB: 384},
 	{name: "memory by annotation", manifest: c + "{}}]", shares: 2, annotations: map[string]string{contract.ConfigPrefix + "hypervisor.default_memory_mib": "700"}, vcpus: 1, memoryMiB: 896},
-	{name: "initdata", manifest: c + "{}}]", shares: 2, annotations: map[string]string{initdata.Annotation: ""}, vcpus: 1, memoryMiB: 384},
+	{name: "initdata", manifest: c + "{}}]", shares: 2, annotations: map[string]string{contract.KataInitdata: ""}, vcpus: 1, memoryMiB: 384},
 	{name: "a deployment", kind: "Deployment", manifest: c + "{limits: {cpu: 2, memory: 1Gi}}}]", memory: 1 << 30, quota: 200000, shares: 2048, vcpus: 2, memoryMiB: 1152},
 	{name: "a cron job", kind: "CronJob", manifest: c + "{limits: {cpu: 7}, requests: {cpu: 1}}}]", quota: 700000, shares: 1024, vcpus: 8, memoryMiB: 384},
 }
@@ -230,8 +229,8 @@ func TestTheShimPublishesWhatTheCommandForetells(t *testing.T) {
 	running := map[string]bool{"nothing asked": true, "a sidecar": true, "initdata": true, "a deployment": true}
 	for i, s := range shapes {
 		t.Run(s.name, func(t *testing.T) {
-			if _, ok := s.annotations[initdata.Annotation]; ok {
-				s.annotations = map[string]string{initdata.Annotation: initdataAnnotation(t)}
+			if _, ok := s.annotations[contract.KataInitdata]; ok {
+				s.annotations = map[string]string{contract.KataInitdata: initdataAnnotation(t)}
 			}
 			want := foretold(t.Context(), t, snp, s.manifestOf(t))
 			if want.VCPUs != s.vcpus || want.MemoryMiB != s.memoryMiB || len(want.Digest) != 96 {

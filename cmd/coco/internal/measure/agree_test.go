@@ -19,10 +19,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/image/layer"
-	"github.com/coco-shim/coco/internal/initdata"
 	"github.com/coco-shim/coco/internal/kubepod"
 	"github.com/coco-shim/coco/network"
 	"github.com/coco-shim/coco/plan/launch"
@@ -149,7 +149,7 @@ func (c agreeCase) create(t *testing.T) (vm launched, err error) {
 	}
 	cfg.Runtime.StateDir = filepath.Join(c.dir, "run")
 	o := virtcontainers.Options{
-		ID: "pod", Namespace: "k8s.io", Bundle: c.dir, Config: cfg, Initdata: overrides[initdata.Annotation],
+		ID: "pod", Namespace: "k8s.io", Bundle: c.dir, Config: cfg, Initdata: overrides[contract.KataInitdata],
 		Spec: &specs.Spec{
 			Version: specs.Version, Annotations: annotations, Linux: &specs.Linux{Namespaces: namespaces},
 		},

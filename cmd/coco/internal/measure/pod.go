@@ -16,12 +16,12 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/spf13/cobra"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/cmd/coco/internal/measure/input"
 	"github.com/coco-shim/coco/cmd/coco/internal/measure/report"
 	"github.com/coco-shim/coco/cmd/coco/internal/measure/td"
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
-	"github.com/coco-shim/coco/internal/initdata"
 	"github.com/coco-shim/coco/internal/kubepod"
 	"github.com/coco-shim/coco/measurement"
 	"github.com/coco-shim/coco/plan/launch"
@@ -233,7 +233,7 @@ func planPod(cmd *cobra.Command, c configs.Config, p kubepod.Pod) (machine, erro
 	plan, err := launch.For(launch.Input{
 		ID: "pod", Config: c, Machine: unlimited, Spec: &specs.Spec{Annotations: p.Annotations},
 		Boot:     hypervisor.Boot{Cmdline: files.Cmdline},
-		Initdata: p.Annotations[initdata.Annotation], ReadFile: configs.ReadInitdata,
+		Initdata: p.Annotations[contract.KataInitdata], ReadFile: configs.ReadInitdata,
 	})
 	if err != nil {
 		return machine{}, err

@@ -15,7 +15,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/coco-shim/coco/internal/initdata"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/measurement/bzimage/bzimagetest"
 	"github.com/coco-shim/coco/measurement/igvm"
 	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
@@ -153,18 +153,18 @@ func (g *generator) manifest(platform string) (text []byte, params bool) {
 	note := func(key string, value any) {
 		annotations = append(annotations, fmt.Sprintf("%s: %q", key, fmt.Sprint(value)))
 	}
-	prefix := pick(g, "io.coco.config.", "io.katacontainers.config.")
+	prefix := pick(g, contract.ConfigPrefix, contract.KataConfigPrefix)
 	if g.one(4) {
 		note(prefix+"hypervisor.default_vcpus", g.between(1, 8))
 	}
 	if g.one(4) {
-		note("io.coco.config.hypervisor.default_memory_mib", g.between(128, 2048))
+		note(contract.ConfigPrefix+"hypervisor.default_memory_mib", g.between(128, 2048))
 	}
 	if params = g.one(6); params {
 		note(prefix+"hypervisor.kernel_params", "z=1")
 	}
 	if g.one(3) {
-		note(initdata.Annotation, g.zipped(g.initdata(platform)))
+		note(contract.KataInitdata, g.zipped(g.initdata(platform)))
 	}
 	pod := fmt.Sprintf("metadata: {name: p, annotations: {%s}}, "+
 		"spec: {runtimeClassName: coco, containers: [%s], initContainers: [%s]}",
