@@ -17,8 +17,8 @@ import (
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/internal/ident"
 	"github.com/coco-shim/coco/internal/undo"
+	"github.com/coco-shim/coco/plan/request"
 	"github.com/coco-shim/coco/virtcontainers/hooks"
-	"github.com/coco-shim/coco/virtcontainers/spec"
 )
 
 var errBadID = fmt.Errorf("must be 1 to 128 letters, digits and _.-, the first a letter or digit: %w", errdefs.ErrInvalidArgument)
@@ -156,7 +156,7 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 	if f := mounts.lastWords; f != nil {
 		u.Push("close "+f.Name(), func(context.Context) error { return closeOnce(f) })
 	}
-	out, err := spec.Convert(spec.Input{ID: c.id, Spec: req.Spec, SharedShm: p.sharedShm, Binds: mounts.binds, Disks: mounts.disks(), Rlimits: p.rlimits})
+	out, err := request.Convert(request.Input{ID: c.id, Spec: req.Spec, SharedShm: p.sharedShm, Binds: mounts.binds, Disks: mounts.disks(), Rlimits: p.rlimits})
 	if err != nil {
 		return Streams{}, err
 	}
@@ -181,10 +181,9 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 	if err != nil {
 		return Streams{}, err
 	}
-	out.OCI.Process.Terminal = req.Terminal
-	return p.createInGuest(ctx, c, &agent.CreateContainerRequest{
-		ContainerId: c.id, ExecId: c.id, Storages: storages, Devices: devices, OCI: out.OCI, SandboxPidns: shared, PidContainer: target,
-	}, u)
+	return p.createInGuest(ctx, c, request.Container(request.ContainerInput{
+		ID: c.id, OCI: out.OCI, Terminal: req.Terminal, Storages: storages, Devices: devices, SharedPIDs: shared, PIDsOf: target,
+	}), u)
 }
 
 // createInGuest opens the streams of a container's first process, has the agent create the container with them, and watches
@@ -319,12 +318,12 @@ func (p *Pod) Update(ctx context.Context, containerID string, res *specs.LinuxRe
 	if st := c.init.current().public(); st == Stopped {
 		return fmt.Errorf("update container %s: it is %s: %w", c.id, st, errdefs.ErrFailedPrecondition)
 	}
-	out, err := spec.Resources(c.id, res)
+	req, err := request.Update(c.id, res)
 	if err != nil {
 		return fmt.Errorf("update: %w", err)
 	}
 	return p.call(ctx, "update container "+c.id, func(ctx context.Context) error {
-		_, err := p.agent.UpdateContainer(ctx, &agent.UpdateContainerRequest{ContainerId: c.id, Resources: out})
+		_, err := p.agent.UpdateContainer(ctx, req)
 		return err
 	})
 }

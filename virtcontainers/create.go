@@ -25,8 +25,8 @@ import (
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/network"
 	"github.com/coco-shim/coco/plan/launch"
+	"github.com/coco-shim/coco/plan/request"
 	"github.com/coco-shim/coco/virtcontainers/bootfiles"
-	"github.com/coco-shim/coco/virtcontainers/spec"
 	"github.com/coco-shim/coco/virtcontainers/state"
 	"github.com/coco-shim/coco/virtcontainers/turns"
 )
@@ -138,7 +138,7 @@ func checkOptions(o *Options) error {
 	if !filepath.IsAbs(o.Bundle) {
 		return fmt.Errorf("the bundle %q is not an absolute path: %w", o.Bundle, errdefs.ErrInvalidArgument)
 	}
-	if err := spec.CheckPod(o.Spec, o.First != nil); err != nil {
+	if err := request.CheckPod(o.Spec, o.First != nil); err != nil {
 		return err
 	}
 	if o.First == nil {
@@ -148,7 +148,7 @@ func checkOptions(o *Options) error {
 	if _, err := planBinds(*o, *o.First); err != nil {
 		return err
 	}
-	out, err := spec.Convert(spec.Input{ID: o.First.ID, Spec: o.First.Spec, SharedShm: needsSharedShm(*o)})
+	out, err := request.Convert(request.Input{ID: o.First.ID, Spec: o.First.Spec, SharedShm: needsSharedShm(*o)})
 	if err == nil && out.SandboxPidNS {
 		ns, _ := namespace(o.First.Spec, specs.PIDNamespace)
 		err = fmt.Errorf("linux.namespaces: the pid namespace %s is one of the host, which a VM cannot join: %w", ns.Path, errdefs.ErrInvalidArgument)
@@ -171,7 +171,7 @@ func needsSharedShm(o Options) bool {
 		return true
 	}
 	return slices.ContainsFunc(o.First.Spec.Mounts, func(m specs.Mount) bool {
-		return spec.IsBind(m) && filepath.Clean(m.Destination) == "/dev/shm"
+		return request.IsBind(m) && filepath.Clean(m.Destination) == "/dev/shm"
 	})
 }
 

@@ -14,9 +14,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/coco-shim/coco/api/agent"
-	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/network"
-	"github.com/coco-shim/coco/virtcontainers/spec"
+	"github.com/coco-shim/coco/plan/request"
 	"github.com/coco-shim/coco/virtcontainers/volume"
 )
 
@@ -101,12 +100,12 @@ func (p *Pod) configureGuest(ctx context.Context, g network.Guest, routes bool) 
 	})
 }
 
-// shmOptions are those of the pod's /dev/shm (kata-agent-protocol.md, section 6): as large as the tmpfs
-// that the engine has made for it on the host, or what all engines make by default.
-func shmOptions(s *specs.Spec) []string {
+// shmSize is that of the pod's /dev/shm in bytes: of the tmpfs that the engine has made for it on the host, or what all
+// engines make by default.
+func shmSize(s *specs.Spec) uint64 {
 	size := uint64(64 * mib)
 	for _, m := range s.Mounts {
-		if path.Clean(m.Destination) != "/dev/shm" || !spec.IsBind(m) {
+		if path.Clean(m.Destination) != "/dev/shm" || !request.IsBind(m) {
 			continue
 		}
 		f, err := volume.Open(volume.Named, m.Source) // its size is all that is looked at
@@ -118,20 +117,15 @@ func shmOptions(s *specs.Spec) []string {
 		}
 		_ = f.Close() // nothing was written
 	}
-	return []string{"noexec", "nosuid", "nodev", "mode=1777", fmt.Sprintf("size=%d", size)}
+	return size
 }
 
 func (c *creation) createSandbox(ctx context.Context) error {
-	req := &agent.CreateSandboxRequest{Hostname: c.opts.Spec.Hostname, SandboxId: c.opts.ID}
-	if c.opts.First == nil { // a pod of one has them in its container's specification
-		req.Sysctls = c.opts.Spec.Linux.Sysctl
-	}
+	in := request.SandboxInput{ID: c.opts.ID, Spec: c.opts.Spec, Alone: c.opts.First != nil, SharedShm: c.sharedShm}
 	if c.sharedShm {
-		req.Storages = []*agent.Storage{{
-			Driver: contract.DriverEphemeral, Source: "shm", Fstype: "tmpfs",
-			Options: shmOptions(c.opts.Spec), MountPoint: contract.ShmDir,
-		}}
+		in.ShmBytes = shmSize(c.opts.Spec)
 	}
+	req := request.Sandbox(in)
 	g, ctx := errgroup.WithContext(ctx) // the three do not depend on each other
 	g.Go(func() error {
 		return c.call(ctx, "create sandbox", func(ctx context.Context) error {

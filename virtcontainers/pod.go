@@ -22,8 +22,8 @@ import (
 	"github.com/coco-shim/coco/internal/lock"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/plan/launch"
+	"github.com/coco-shim/coco/plan/request"
 	"github.com/coco-shim/coco/virtcontainers/hooks"
-	"github.com/coco-shim/coco/virtcontainers/spec"
 	"github.com/coco-shim/coco/virtcontainers/state"
 	"github.com/coco-shim/coco/virtcontainers/storage"
 	"github.com/coco-shim/coco/virtcontainers/turns"
@@ -148,7 +148,7 @@ func (f sinkFunc) CopyFile(ctx context.Context, req *agent.CopyFileRequest) erro
 
 // prepare brings what a container needs into the guest: its layers as devices, the files of its bind
 // mounts, its volumes. All at once, since some wait for the disk and others for the guest.
-func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, copies []spec.Copy, mounts mountPlan, u *undo.Stack) ([]*agent.Storage, error) {
+func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, copies []request.Copy, mounts mountPlan, u *undo.Stack) ([]*agent.Storage, error) {
 	began := time.Now()
 	layersDone := began
 	g, gctx := errgroup.WithContext(ctx)

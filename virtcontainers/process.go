@@ -16,7 +16,7 @@ import (
 
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/hypervisor"
-	"github.com/coco-shim/coco/virtcontainers/spec"
+	"github.com/coco-shim/coco/plan/request"
 )
 
 const (
@@ -33,13 +33,13 @@ const (
 type process struct {
 	container, exec string
 	want            wanted
-	request         *agent.Process // of an exec; set before it is shared
-	lastWords       *os.File       // host file for the termination message, or nil; set before it is shared
-	done            chan struct{}  // closed when exit is set
-	told            chan struct{}  // closed when the guest has told the exit, or exit is set
-	tell            sync.Once      // closes told
-	killed          chan struct{}  // closed when it was sent SIGKILL
-	doomed          sync.Once      // closes killed
+	request         *agent.ExecProcessRequest // of an exec; set before it is shared
+	lastWords       *os.File                  // host file for the termination message, or nil; set before it is shared
+	done            chan struct{}             // closed when exit is set
+	told            chan struct{}             // closed when the guest has told the exit, or exit is set
+	tell            sync.Once                 // closes told
+	killed          chan struct{}             // closed when it was sent SIGKILL
+	doomed          sync.Once                 // closes killed
 
 	mu       sync.Mutex
 	state    State      // guarded by mu
@@ -268,7 +268,7 @@ func (p *Pod) Resize(ctx context.Context, containerID, execID string, w, h uint3
 	pr.mu.Lock()
 	waiting := execID != "" && pr.state == Created
 	if waiting {
-		pr.request.ConsoleSize = &agent.Box{Width: w, Height: h}
+		pr.request.Process.ConsoleSize = &agent.Box{Width: w, Height: h}
 	}
 	pr.mu.Unlock()
 	if waiting {
@@ -295,10 +295,12 @@ func (p *Pod) Exec(_ context.Context, req ExecRequest) error {
 		return fmt.Errorf("exec %s: container %s is %s: %w", req.ExecID, c.id, st, errdefs.ErrFailedPrecondition)
 	}
 	pr := newProcess(c.id, req.ExecID, req.Terminal, wants(req.Terminal, req.Stdin, req.Stdout, req.Stderr))
-	if pr.request, err = spec.Process(c.id, req.Process, p.rlimits); err != nil {
+	pr.request, err = request.Exec(request.ExecInput{
+		Container: c.id, ID: req.ExecID, Process: req.Process, Terminal: req.Terminal, Rlimits: p.rlimits,
+	})
+	if err != nil {
 		return fmt.Errorf("exec %s: %w", req.ExecID, err)
 	}
-	pr.request.Terminal = req.Terminal
 	if err := pr.to(evCreated); err != nil {
 		return err
 	}
@@ -326,11 +328,8 @@ func (p *Pod) startExec(ctx context.Context, c *container, pr *process) (_ Strea
 		return Streams{}, fmt.Errorf("start %s: %w", pr.name(), p.agent.fault(ctx, err))
 	}
 	pr.setPipes(s)
-	_, err = p.agent.ExecProcess(ctx, &agent.ExecProcessRequest{
-		ContainerId: pr.container, ExecId: pr.exec, Process: pr.request,
-		StdinPort: n.stdin, StdoutPort: n.stdout, StderrPort: n.stderr,
-	})
-	if err != nil {
+	pr.request.StdinPort, pr.request.StdoutPort, pr.request.StderrPort = n.stdin, n.stdout, n.stderr
+	if _, err := p.agent.ExecProcess(ctx, pr.request); err != nil {
 		pr.startFailed()
 		err = named("start "+pr.name(), p.agent.fault(ctx, err))
 		return Streams{}, errors.Join(err, pr.closePipes())

@@ -18,6 +18,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/internal/rlimit"
 	"github.com/coco-shim/coco/internal/undo"
+	"github.com/coco-shim/coco/plan/request"
 	"github.com/coco-shim/coco/virtcontainers/scratch"
 	"github.com/coco-shim/coco/virtcontainers/state"
 	"github.com/coco-shim/coco/virtcontainers/storage"
@@ -129,5 +130,5 @@ func defaultRlimits(configured []string) ([]specs.POSIXRlimit, error) {
 		stated = append(stated, specs.POSIXRlimit{Type: l.Type, Soft: l.Soft, Hard: l.Hard})
 	}
 	host, err := rlimit.Host(os.Getenv(rlimit.Env))
-	return rlimit.Merge(stated, host), err
+	return request.MergeRlimits(stated, host), err
 }

@@ -21,9 +21,9 @@ import (
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/lock"
+	"github.com/coco-shim/coco/plan/request"
 	"github.com/coco-shim/coco/virtcontainers/copytree"
 	"github.com/coco-shim/coco/virtcontainers/hostfs"
-	"github.com/coco-shim/coco/virtcontainers/spec"
 	"github.com/coco-shim/coco/virtcontainers/volume"
 )
 
@@ -90,7 +90,7 @@ func guestPlace(kind volume.Kind, source string) string {
 	case volume.Image:
 		return contract.ImagesDir + "/" + hash16(source)
 	default:
-		return path.Join(contract.FilesDir, spec.Shorten("sandbox-"+hash16(source)+"-"+strings.ToValidUTF8(base, "_")))
+		return path.Join(contract.FilesDir, request.Shorten("sandbox-"+hash16(source)+"-"+strings.ToValidUTF8(base, "_")))
 	}
 }
 
@@ -121,7 +121,7 @@ func (vs *volumes) find(source string) *podVolume {
 
 // mountPlan is what a container's bind mounts come to.
 type mountPlan struct {
-	binds   map[int]spec.Bound // for the conversion, by index of the mount
+	binds   map[int]request.Bound // for the conversion, by index of the mount
 	volumes []mounted
 	raw     map[string]*podVolume // raw block devices, by path in the container
 	sources map[int]volume.Bind   // what is copied for this container, by index of the mount
@@ -158,7 +158,7 @@ func (p *Pod) planMounts(req ContainerRequest) (out mountPlan, err error) {
 	if err != nil {
 		return mountPlan{}, err
 	}
-	out = mountPlan{binds: map[int]spec.Bound{}, sources: map[int]volume.Bind{}, raw: map[string]*podVolume{}}
+	out = mountPlan{binds: map[int]request.Bound{}, sources: map[int]volume.Bind{}, raw: map[string]*podVolume{}}
 	defer func() {
 		if err != nil && out.lastWords != nil {
 			err = errors.Join(err, out.lastWords.Close())
@@ -170,7 +170,7 @@ func (p *Pod) planMounts(req ContainerRequest) (out mountPlan, err error) {
 			out.sources[b.Index] = b
 			continue
 		case volume.Guest:
-			out.binds[b.Index] = spec.Bound{Guest: b.Source}
+			out.binds[b.Index] = request.Bound{Guest: b.Source}
 			continue
 		case volume.Termination:
 			out.sources[b.Index] = b
@@ -187,9 +187,9 @@ func (p *Pod) planMounts(req ContainerRequest) (out mountPlan, err error) {
 			return out, fmt.Errorf("mount %s: the volume %s is there as %s, and cannot be %s as well: %w", b.Destination, b.Source, m.kind, b.Kind, errdefs.ErrFailedPrecondition)
 		}
 		out.volumes = append(out.volumes, m)
-		out.binds[b.Index] = spec.Bound{Guest: m.place(id), ReadOnly: b.ReadOnly}
+		out.binds[b.Index] = request.Bound{Guest: m.place(id), ReadOnly: b.ReadOnly}
 	}
-	for _, d := range volume.Devices(s, spec.Privileged(s), volume.IsHosts) {
+	for _, d := range volume.Devices(s, request.Privileged(s), volume.IsHosts) {
 		v := p.volumes.get(volume.Raw, volume.Owned, d.String())
 		out.raw[d.Path] = v
 	}
@@ -228,7 +228,7 @@ func (p *Pod) target(guest string) copytree.Target {
 }
 
 // copyIn copies a bind mount's source to the guest for one container.
-func (p *Pod) copyIn(ctx context.Context, c spec.Copy, m mountPlan) error {
+func (p *Pod) copyIn(ctx context.Context, c request.Copy, m mountPlan) error {
 	b, ok := m.sources[c.Index]
 	if !ok {
 		return fmt.Errorf("the source %s was not planned: %w", c.Source, errdefs.ErrInternal)

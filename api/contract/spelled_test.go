@@ -77,7 +77,7 @@ var exceptions = map[string]string{
 	"shim/bootstrap/process_test.go":         "wire: a config.json of containerd's",
 	"shim/bundle/bundle_test.go":             "wire: a config.json of containerd's, and of CRI-O's",
 	"shim/sandbox/sandbox_test.go":           "wire: what containerd's CRI plugin writes for a sandbox",
-	"virtcontainers/spec/spec_test.go":       "wire: what the agent gets",
+	"plan/request/spec_test.go":       "wire: what the agent gets",
 	"virtcontainers/storage/storage_test.go": "wire: what the agent gets",
 }
 

@@ -9,7 +9,6 @@ package rlimit
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"syscall"
 
@@ -99,17 +98,4 @@ func Host(files string) ([]specs.POSIXRlimit, error) {
 		out = append(out, specs.POSIXRlimit{Type: r.name, Soft: l.Cur, Hard: l.Max})
 	}
 	return out, nil
-}
-
-// Merge returns the limits of all lists; of several for one resource the first counts.
-func Merge(lists ...[]specs.POSIXRlimit) []specs.POSIXRlimit {
-	var out []specs.POSIXRlimit
-	for _, list := range lists {
-		for _, l := range list {
-			if !slices.ContainsFunc(out, func(o specs.POSIXRlimit) bool { return o.Type == l.Type }) {
-				out = append(out, l)
-			}
-		}
-	}
-	return out
 }

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -64,13 +63,5 @@ func TestHost(t *testing.T) {
 		if got, err := Host(text); err != nil || len(got) != len(found) {
 			t.Errorf("Host(%q) = %v, %v", text, got, err)
 		}
-	}
-}
-
-func TestMerge(t *testing.T) {
-	l := func(name string, soft uint64) specs.POSIXRlimit { return specs.POSIXRlimit{Type: name, Soft: soft} }
-	got := Merge([]specs.POSIXRlimit{l("A", 1)}, []specs.POSIXRlimit{l("A", 2), l("B", 2)}, []specs.POSIXRlimit{l("B", 3), l("C", 3)})
-	if d := cmp.Diff([]specs.POSIXRlimit{l("A", 1), l("B", 2), l("C", 3)}, got); d != "" {
-		t.Error(d)
 	}
 }

@@ -1,14 +1,14 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package spec turns an OCI runtime specification into the specification that travels to the guest.
+// Package request turns an OCI runtime specification into the requests that the agent gets.
 //
 // It is pure: no files, no clock, no environment. Parts that concern the host are removed: namespaces that the VM
 // replaces, paths of the host's cgroups, hooks, labels of the host's security modules. Parts that the guest can
 // execute are carried over. A part that can neither travel nor be ignored without changing the container's behaviour
 // is refused with an error that names the field. All refusals are reported at once.
 // docs/decisions/spec-conversion.md lists the ignored parts and the reasons.
-package spec
+package request
 
 import (
 	"fmt"
@@ -21,7 +21,6 @@ import (
 
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
-	"github.com/coco-shim/coco/internal/rlimit"
 )
 
 const shmPath = "/dev/shm"
@@ -107,26 +106,6 @@ func Convert(in Input) (Output, error) {
 	return out, r.err(in.ID)
 }
 
-// Process converts the process of an exec; defaults are the limits for which it names none.
-func Process(id string, p *specs.Process, defaults []specs.POSIXRlimit) (*agent.Process, error) {
-	var r refusals
-	if p == nil {
-		r.add("the exec has no process")
-		return nil, r.err(id)
-	}
-	exec := *p
-	exec.User.Umask = nil // runc heeds that of the container's first process only
-	out := r.process("process", &exec, defaults)
-	return out, r.err(id)
-}
-
-// Resources converts the limits of an update.
-func Resources(id string, res *specs.LinuxResources) (*agent.LinuxResources, error) {
-	var r refusals
-	out := r.resources(res)
-	return out, r.err(id)
-}
-
 func (r *refusals) platforms(s *specs.Spec) {
 	for _, p := range []struct {
 		name string
@@ -206,7 +185,7 @@ func (r *refusals) process(at string, p *specs.Process, defaults []specs.POSIXRl
 			Ambient: slices.Clone(c.Ambient),
 		}
 	}
-	for _, l := range rlimit.Merge(p.Rlimits, defaults) {
+	for _, l := range MergeRlimits(p.Rlimits, defaults) {
 		out.Rlimits = append(out.Rlimits, &agent.POSIXRlimit{Type: l.Type, Hard: l.Hard, Soft: l.Soft})
 	}
 	if p.OOMScoreAdj != nil {

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package spec
+package request
 
 import (
 	"encoding/json"
@@ -381,23 +381,4 @@ func FuzzConvert(f *testing.F) {
 			}
 		}
 	})
-}
-
-// Limits that the specification does not name are the defaults; a umask of an exec means nothing, as under runc.
-func TestProcessTakesDefaultsForWhatIsNotNamed(t *testing.T) {
-	in := &specs.Process{
-		Args: []string{"sh"}, User: specs.User{Umask: p(uint32(0o077))},
-		Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 2, Soft: 1}},
-	}
-	got, err := Process("c", in, []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 9, Soft: 9}, {Type: "RLIMIT_NPROC", Hard: 8, Soft: 7}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := []*agent.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 2, Soft: 1}, {Type: "RLIMIT_NPROC", Hard: 8, Soft: 7}}
-	if d := cmp.Diff(want, got.GetRlimits(), protocmp.Transform()); d != "" {
-		t.Error(d)
-	}
-	if in.User.Umask == nil {
-		t.Error("the caller's process was changed")
-	}
 }
