@@ -20,7 +20,6 @@ import (
 	"slices"
 	"strings"
 	"unicode"
-
 )
 
 // Limits; Kubernetes lets a pod have 256 KiB of annotations in all.
