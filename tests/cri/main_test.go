@@ -52,8 +52,12 @@ func node(t *testing.T) *harness.CRI {
 	if err != nil {
 		t.Fatal(err)
 	}
-	shared.dir = dir
-	shared.cri = start(t, dir, "coco")
+	defer func() {
+		if shared.cri == nil { // skipped or failed; TestMain removes the directory of one that started
+			_ = os.RemoveAll(dir)
+		}
+	}()
+	shared.cri, shared.dir = start(t, dir, "coco"), dir
 	return shared.cri
 }
 

@@ -81,6 +81,11 @@ func node(t *testing.T) bed {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer func() {
+		if shared.cri == nil { // skipped or failed; TestMain removes the directory of one that started
+			_ = os.RemoveAll(dir)
+		}
+	}()
 	c, err := harness.StartCRI(context.WithoutCancel(t.Context()), "2.4", dir, viaTask)
 	if errors.Is(err, harness.ErrAbsent) {
 		absent(t, err.Error())
