@@ -7,13 +7,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/moby/sys/mountinfo"
 
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/image/layer"
-	"github.com/coco-shim/coco/virtcontainers/storage"
+	"github.com/coco-shim/coco/plan/rootfs"
 )
 
-// hostLayers is the Layers of this host: package storage decides, the cache builds.
+// hostLayers is the Layers of this host: package plan/rootfs decides, the cache builds.
 type hostLayers struct {
 	dir     string
 	mostMiB uint64
@@ -55,20 +60,46 @@ func (h hostLayers) Open(ctx context.Context, req LayerRequest) (_ []*layer.Laye
 
 // sources lists the layers of a root file system, the topmost first.
 func sources(req LayerRequest) ([]layer.Source, error) {
-	sr := storage.Request{Mounts: storageMounts(req.Mounts), Root: req.Root, ReadOnly: req.ReadOnly}
+	sr := rootfs.Request{Mounts: storageMounts(req.Mounts), Root: req.Root, ReadOnly: req.ReadOnly}
 	if len(sr.Mounts) == 0 {
 		var err error
-		if sr.HostMounts, err = storage.HostMounts(req.Root); err != nil {
+		if sr.HostMounts, err = mountsAt(req.Root); err != nil {
 			return nil, err
 		}
 	}
-	plan, err := storage.Resolve(sr)
+	plan, err := rootfs.Resolve(sr)
 	if err != nil {
 		return nil, err
 	}
-	empty, err := plan.Empty()
+	empty, err := emptyUpper(plan)
 	if err != nil {
 		return nil, err
 	}
 	return plan.Layers(empty), nil
+}
+
+// mountsAt returns the mounts at a root file system's directory.
+func mountsAt(root string) ([]*mountinfo.Info, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(filepath.Clean(root)))
+	if err != nil {
+		return nil, fmt.Errorf("mounts at %s: %w", root, err)
+	}
+	return mounts, nil
+}
+
+// emptyUpper reports whether a plan's upper directory holds nothing.
+func emptyUpper(p rootfs.Plan) (bool, error) {
+	if p.Upper == "" {
+		return true, nil
+	}
+	d, err := os.Open(p.Upper)
+	if err != nil {
+		return false, fmt.Errorf("upper directory: %w", err)
+	}
+	defer d.Close() //nolint:errcheck // only read
+	_, err = d.Readdirnames(1)
+	if errors.Is(err, io.EOF) {
+		return true, nil
+	}
+	return false, err
 }

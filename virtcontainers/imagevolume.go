@@ -10,7 +10,7 @@ import (
 
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/internal/undo"
-	"github.com/coco-shim/coco/virtcontainers/storage"
+	"github.com/coco-shim/coco/plan/rootfs"
 )
 
 // imageVolume gives the VM the layers of an image that the engine has mounted as a volume, as it gets those of a
@@ -30,7 +30,7 @@ func (p *Pod) imageVolume(ctx context.Context, v *podVolume) (err error) {
 		return err
 	}
 	p.undo.Adopt(&u) // they go with the VM
-	all := storage.Image(v.guest, attached)
+	all := rootfs.Image(v.guest, attached)
 	v.layers, v.storage = all[:len(all)-1], all[len(all)-1]
 	return nil
 }

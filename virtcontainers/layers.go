@@ -15,7 +15,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/image/layer"
 	"github.com/coco-shim/coco/internal/undo"
-	"github.com/coco-shim/coco/virtcontainers/storage"
+	"github.com/coco-shim/coco/plan/rootfs"
 )
 
 // layerRequest says where a container's root file system is on the host.
@@ -277,9 +277,9 @@ func unplugBlock(ctx context.Context, vm hypervisor.VM, id string) error {
 
 // attach plugs a container's layers and returns them as the guest sees them, the topmost first. The
 // files are closed in any case: the VMM has its own descriptors.
-func (p *Pod) attach(ctx context.Context, layers []*layer.Layer, u *undo.Stack) (_ []storage.Attached, err error) {
+func (p *Pod) attach(ctx context.Context, layers []*layer.Layer, u *undo.Stack) (_ []rootfs.Attached, err error) {
 	defer func() { err = errors.Join(err, closeLayers(layers)) }()
-	var out []storage.Attached
+	var out []rootfs.Attached
 	for _, l := range layers {
 		addr, err := p.plugs.take(ctx, p.vm, l)
 		if err != nil {
@@ -287,7 +287,7 @@ func (p *Pod) attach(ctx context.Context, layers []*layer.Layer, u *undo.Stack) 
 		}
 		id := blockID(l)
 		u.Push("unplug layer "+l.Hex(), func(ctx context.Context) error { return p.plugs.drop(ctx, p.vm, id) })
-		out = append(out, storage.Attached{Params: l.Params, Address: addr})
+		out = append(out, rootfs.Attached{Params: l.Params, Address: addr})
 	}
 	return out, nil
 }

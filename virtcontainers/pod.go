@@ -23,9 +23,9 @@ import (
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/plan/request"
+	"github.com/coco-shim/coco/plan/rootfs"
 	"github.com/coco-shim/coco/virtcontainers/hooks"
 	"github.com/coco-shim/coco/virtcontainers/state"
-	"github.com/coco-shim/coco/virtcontainers/storage"
 	"github.com/coco-shim/coco/virtcontainers/turns"
 )
 
@@ -168,8 +168,8 @@ func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, c
 		shared, err = p.provide(gctx, c.id, mounts.volumes)
 		return err
 	})
-	var attached []storage.Attached
-	var on storage.Upper
+	var attached []rootfs.Attached
+	var on rootfs.Upper
 	g.Go(func() (err error) {
 		o, err := p.takeFirst(req)
 		if err != nil {
@@ -195,8 +195,8 @@ func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, c
 		return nil, err
 	}
 	p.tookIn(c.id, "files", layersDone) // what they took longer than the layers
-	rootfs, err := storage.Storages(c.id, attached, on)
-	return joined(shared, rootfs), err
+	own, err := rootfs.Storages(c.id, attached, on)
+	return joined(shared, own), err
 }
 
 // takeFirst returns the search for the layers that was begun before the boot, or begins one.

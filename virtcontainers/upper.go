@@ -19,9 +19,9 @@ import (
 	"github.com/coco-shim/coco/internal/rlimit"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/plan/request"
+	"github.com/coco-shim/coco/plan/rootfs"
 	"github.com/coco-shim/coco/virtcontainers/scratch"
 	"github.com/coco-shim/coco/virtcontainers/state"
-	"github.com/coco-shim/coco/virtcontainers/storage"
 )
 
 // upperBlock is the disk of a container's writable layer, as the VM knows it.
@@ -50,27 +50,27 @@ func (c *creation) addUpper() error {
 }
 
 // upper provides what a container's writable layer lies on.
-func (p *Pod) upper(ctx context.Context, req ContainerRequest, u *undo.Stack) (storage.Upper, error) {
+func (p *Pod) upper(ctx context.Context, req ContainerRequest, u *undo.Stack) (rootfs.Upper, error) {
 	if !p.onDisk() {
-		return storage.Upper{MiB: p.opts.Config.Runtime.UpperMiB()}, nil
+		return rootfs.Upper{MiB: p.opts.Config.Runtime.UpperMiB()}, nil
 	}
 	if loc, ok := p.vm.(hypervisor.BlockLocator); ok && p.isFirst(req.ID) {
 		if addr, ok := loc.BlockAddress(upperBlock(req.ID, nil).ID); ok {
-			return storage.Upper{Disk: &addr}, nil
+			return rootfs.Upper{Disk: &addr}, nil
 		}
 	}
 	f, err := p.makeUpper(req, u)
 	if err != nil {
-		return storage.Upper{}, err
+		return rootfs.Upper{}, err
 	}
 	defer f.Close() //nolint:errcheck // the VMM has its own descriptor
 	b := upperBlock(req.ID, f)
 	addr, err := plugBlock(ctx, p.vm, b)
 	if err != nil {
-		return storage.Upper{}, fmt.Errorf("attach the writable layer's disk to vm %s: %w", p.vm.ID(), err)
+		return rootfs.Upper{}, fmt.Errorf("attach the writable layer's disk to vm %s: %w", p.vm.ID(), err)
 	}
 	u.Push("unplug the writable layer's disk", func(ctx context.Context) error { return unplugBlock(ctx, p.vm, b.ID) })
-	return storage.Upper{Disk: &addr}, nil
+	return rootfs.Upper{Disk: &addr}, nil
 }
 
 // makeUpper makes the disk's file: in the snapshot that a container of Kubernetes has for what it
@@ -107,13 +107,13 @@ func snapshotUpper(req ContainerRequest) (string, error) {
 	if len(req.Rootfs) == 0 {
 		return "", nil
 	}
-	plan, err := storage.Resolve(storage.Request{Mounts: storageMounts(req.Rootfs)})
+	plan, err := rootfs.Resolve(rootfs.Request{Mounts: storageMounts(req.Rootfs)})
 	return plan.Upper, err
 }
 
-func storageMounts(in []Mount) (out []storage.Mount) {
+func storageMounts(in []Mount) (out []rootfs.Mount) {
 	for _, m := range in {
-		out = append(out, storage.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
+		out = append(out, rootfs.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
 	}
 	return out
 }

@@ -7,7 +7,7 @@
 // CreatePod acquires everything in order and writes each thing to the journal in the bundle before
 // it has it. Shutdown gives everything back in reverse order. Cleanup does the same from the journal
 // when the process that made the pod is gone. The package decides in pure functions
-// (plan/launch, package spec, package storage) and acts on the host through the narrow
+// (packages below plan) and acts on the host through the narrow
 // interfaces in Host, which tests replace by fakes that behave.
 //
 // It knows neither containerd nor any VMM, and it relays no bytes: Streams hands the ends of a

@@ -46,9 +46,9 @@ var edges = Edges{
 	"image/...":                   {"api/contract", "image/...", "internal/..."},
 	"plan/launch":                 {"api/contract", "hypervisor", "configs", "measurement/...", "internal/initdata"},
 	"plan/request":                {"api/agent", "api/contract"},
-	"virtcontainers":              {"plan/launch", "plan/request", "virtcontainers/...", "metrics", "hypervisor", "hypervisor/launch", "network", "configs", "api/...", "image/layer", "internal/..."},
+	"plan/rootfs":                 {"hypervisor", "api/...", "image/layer", "internal/..."},
+	"virtcontainers":              {"plan/...", "virtcontainers/...", "metrics", "hypervisor", "hypervisor/launch", "network", "configs", "api/...", "image/layer", "internal/..."},
 	"virtcontainers/bootfiles":    {"hypervisor", "plan/launch", "configs", "measurement/bzimage", "measurement/kernelhashes"},
-	"virtcontainers/storage":      {"hypervisor", "api/...", "image/layer", "internal/..."},
 	"virtcontainers/scratch":      {"internal/..."},
 	"virtcontainers/state":        {"virtcontainers/hostfs", "internal/..."},
 	"virtcontainers/volume":       {"api/contract", "virtcontainers/hostfs", "internal/..."},
@@ -149,8 +149,9 @@ var impure = map[string]string{
 
 // impureTypes are the packages whose types plans are made of though they import what a plan must not.
 var impureTypes = map[string]string{
-	"hypervisor": "VMSpec holds descriptors (os.File) and a duration, which are passed on",
-	"configs":    "Config has durations, which are passed on; Load and Boot read files, and are for the caller",
+	"hypervisor":  "VMSpec holds descriptors (os.File) and a duration, which are passed on",
+	"image/layer": "Source and Params describe layers; building them is for the caller",
+	"configs":     "Config has durations, which are passed on; Load and Boot read files, and are for the caller",
 }
 
 func TestPlansDependOnNothingButTheirInput(t *testing.T) {

@@ -19,7 +19,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/image/layer"
 	"github.com/coco-shim/coco/internal/testvm"
-	"github.com/coco-shim/coco/virtcontainers/storage"
+	plan "github.com/coco-shim/coco/plan/rootfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -42,7 +42,7 @@ func newDisks(t *testing.T) *disks {
 
 // add builds the layer of a directory and attaches a copy of it in which spoil, unless negative,
 // is the offset of a flipped byte.
-func (d *disks) add(dir string, spoil func(storage.Attached, []byte) int64) storage.Attached {
+func (d *disks) add(dir string, spoil func(plan.Attached, []byte) int64) plan.Attached {
 	d.t.Helper()
 	l, err := d.cache.Open(d.t.Context(), layer.Source{Kind: layer.Dir, Path: dir})
 	if err != nil {
@@ -53,7 +53,7 @@ func (d *disks) add(dir string, spoil func(storage.Attached, []byte) int64) stor
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	a := storage.Attached{Params: l.Params, Address: hypervisor.BlockAddress{Driver: "scsi", Source: fmt.Sprintf("0:%d", d.n)}}
+	a := plan.Attached{Params: l.Params, Address: hypervisor.BlockAddress{Driver: "scsi", Source: fmt.Sprintf("0:%d", d.n)}}
 	if spoil != nil {
 		b[spoil(a, b)] ^= 0x01
 	}
@@ -62,7 +62,7 @@ func (d *disks) add(dir string, spoil func(storage.Attached, []byte) int64) stor
 }
 
 // addBlk is add for a virtio-blk device.
-func (d *disks) addBlk(dir string) storage.Attached {
+func (d *disks) addBlk(dir string) plan.Attached {
 	d.t.Helper()
 	a := d.add(dir, nil)
 	d.args[len(d.args)-1] = fmt.Sprintf("virtio-blk-pci,addr=0x10,drive=d%d", d.n-1)
@@ -140,10 +140,10 @@ func TestLayers(t *testing.T) {
 	d := newDisks(t)
 	base := bottom(t)
 	lower, upper := d.add(base, nil), d.add(top(t), nil)
-	superblock := func(storage.Attached, []byte) int64 { return 1024 + 20 }
-	tree := func(a storage.Attached, _ []byte) int64 { return int64(a.HashOffset) + 5 }
-	binary := func(_ storage.Attached, b []byte) int64 { return int64(len(b)) / 2 }
-	spoiled := map[string]storage.Attached{
+	superblock := func(plan.Attached, []byte) int64 { return 1024 + 20 }
+	tree := func(a plan.Attached, _ []byte) int64 { return int64(a.HashOffset) + 5 }
+	binary := func(_ plan.Attached, b []byte) int64 { return int64(len(b)) / 2 }
+	spoiled := map[string]plan.Attached{
 		"superblock": d.add(other(t, base, "a"), superblock),
 		"hash tree":  d.add(other(t, base, "b"), tree),
 	}
@@ -193,9 +193,9 @@ func other(t *testing.T, dir, name string) string {
 }
 
 // createOn makes a container on layers.
-func (v *vm) createOn(t *testing.T, id string, deadline time.Duration, layers ...storage.Attached) (streams, error) {
+func (v *vm) createOn(t *testing.T, id string, deadline time.Duration, layers ...plan.Attached) (streams, error) {
 	t.Helper()
-	storages, err := storage.Storages(id, layers, storage.Upper{MiB: 16})
+	storages, err := plan.Storages(id, layers, plan.Upper{MiB: 16})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,7 +219,7 @@ func (v *vm) script(t *testing.T, id string, s streams, text string) (string, in
 	return string(out) + string(e), v.wait(t, id, "")
 }
 
-func (v *vm) testStack(t *testing.T, layers ...storage.Attached) {
+func (v *vm) testStack(t *testing.T, layers ...plan.Attached) {
 	begin := time.Now()
 	s, err := v.createOn(t, "stack", 30*time.Second, layers...)
 	if err != nil {
@@ -238,7 +238,7 @@ stat -c %a /
 	v.remove(t, "stack")
 }
 
-func (v *vm) testShare(t *testing.T, layers ...storage.Attached) {
+func (v *vm) testShare(t *testing.T, layers ...plan.Attached) {
 	s1, err := v.createOn(t, "share1", 30*time.Second, layers...)
 	if err != nil {
 		t.Fatal(err)
@@ -258,8 +258,8 @@ func (v *vm) testShare(t *testing.T, layers ...storage.Attached) {
 }
 
 // testDevice gives a container a disk, which has other numbers on the host.
-func (v *vm) testDevice(t *testing.T, lun int, layers ...storage.Attached) {
-	storages, err := storage.Storages("device", layers, storage.Upper{MiB: 16})
+func (v *vm) testDevice(t *testing.T, lun int, layers ...plan.Attached) {
+	storages, err := plan.Storages("device", layers, plan.Upper{MiB: 16})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -281,7 +281,7 @@ func (v *vm) testDevice(t *testing.T, lun int, layers ...storage.Attached) {
 }
 
 // testSpoiled wants an error that names the layer, and that nothing is left of the container.
-func (v *vm) testSpoiled(t *testing.T, a storage.Attached) {
+func (v *vm) testSpoiled(t *testing.T, a plan.Attached) {
 	for range 2 {
 		_, err := v.createOn(t, "spoiled", 30*time.Second, a)
 		if err == nil {
@@ -296,7 +296,7 @@ func (v *vm) testSpoiled(t *testing.T, a storage.Attached) {
 }
 
 // testLate spoils a block that is first read when the program is run.
-func (v *vm) testLate(t *testing.T, a storage.Attached) {
+func (v *vm) testLate(t *testing.T, a plan.Attached) {
 	s, err := v.createOn(t, "late", 30*time.Second, a)
 	if err == nil {
 		_, err = v.agent.StartContainer(within(t, 30*time.Second), &pb.StartContainerRequest{ContainerId: "late"})

@@ -1,12 +1,12 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package storage
+package rootfs
 
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
+	"path"
 	"strconv"
 	"strings"
 
@@ -20,10 +20,10 @@ func overlay(m Mount, before []made) (made, error) {
 		if first, last, ok := reference2(dir); ok {
 			return referred(before, first, last)
 		}
-		if !filepath.IsAbs(dir) {
+		if !path.IsAbs(dir) {
 			return nil, fmt.Errorf("lower directory %q is not an absolute path: %w", dir, errdefs.ErrInvalidArgument)
 		}
-		return []layer.Source{dirSource(filepath.Clean(dir))}, nil
+		return []layer.Source{dirSource(path.Clean(dir))}, nil
 	})
 	if err != nil {
 		return made{}, err
@@ -35,7 +35,7 @@ func overlay(m Mount, before []made) (made, error) {
 			return made{}, fmt.Errorf("upper directory %q is not on a scratch device: %w", p.Upper, errdefs.ErrInvalidArgument)
 		}
 		p.Upper = ""
-	} else if p.Upper != "" && !filepath.IsAbs(p.Upper) {
+	} else if p.Upper != "" && !path.IsAbs(p.Upper) {
 		return made{}, fmt.Errorf("upper directory %q is not an absolute path: %w", p.Upper, errdefs.ErrInvalidArgument)
 	}
 	return made{plan: p}, nil

@@ -1,18 +1,18 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package storage decides how a container's root file system reaches the guest.
+// Package rootfs plans how a container's root file system reaches the guest.
 //
 // Resolve turns the container engine's description (snapshot mounts, or a directory that the engine has
 // mounted itself) into a Plan: the layers it consists of. Storages turns the layers, once they are
-// built and plugged, into the agent's mounts. Both are pure; HostMounts and Empty, in
-// edge.go, make the two observations that they need. Package image/layer builds layers, and the hypervisor
-// plugs them.
-package storage
+// built and plugged, into the agent's mounts. Both depend on nothing but their arguments. Package virtcontainers
+// observes what they need of the host: the mounts at the root, and whether the upper directory is empty. Package
+// image/layer builds layers, and the hypervisor plugs them.
+package rootfs
 
 import (
 	"fmt"
-	"path/filepath"
+	"path"
 	"strings"
 
 	"github.com/coco-shim/coco/image/layer"
@@ -36,7 +36,7 @@ type Request struct {
 	Mounts []Mount
 	// Root is the absolute path of the root file system on the host, for the latter case.
 	Root string
-	// HostMounts are the mounts at Root, from HostMounts.
+	// HostMounts are the mounts at Root.
 	HostMounts []*mountinfo.Info
 	// ReadOnly is the OCI specification's root.readonly.
 	ReadOnly bool
@@ -90,10 +90,10 @@ func Resolve(req Request) (Plan, error) {
 // fromRoot finds the overlay that Docker or Podman has mounted at Root. Anything else there is taken as
 // the plain directory that it looks like.
 func fromRoot(req Request) (Plan, error) {
-	if !filepath.IsAbs(req.Root) {
+	if !path.IsAbs(req.Root) {
 		return Plan{}, fmt.Errorf("root file system: no mounts are given and root.path %q is not an absolute path: %w", req.Root, errdefs.ErrInvalidArgument)
 	}
-	root := filepath.Clean(req.Root)
+	root := path.Clean(req.Root)
 	var top *mountinfo.Info
 	for _, m := range req.HostMounts {
 		if m.Mountpoint == root {
@@ -109,7 +109,7 @@ func fromRoot(req Request) (Plan, error) {
 	}
 	// Docker and Podman mount <home>/<id>/merged from within <home>, so that relative
 	// directories ("l/ABC", "<id>/diff") start there.
-	home := filepath.Dir(filepath.Dir(root))
+	home := path.Dir(path.Dir(root))
 	p, err := fromOverlay(opts, func(dir string) ([]layer.Source, error) {
 		return []layer.Source{dirSource(absolute(home, dir))}, nil
 	})
@@ -123,10 +123,10 @@ func fromRoot(req Request) (Plan, error) {
 }
 
 func absolute(base, dir string) string {
-	if filepath.IsAbs(dir) {
-		return filepath.Clean(dir)
+	if path.IsAbs(dir) {
+		return path.Clean(dir)
 	}
-	return filepath.Join(base, dir)
+	return path.Join(base, dir)
 }
 
 func dirSource(path string) layer.Source { return layer.Source{Kind: layer.Dir, Path: path} }
@@ -214,13 +214,13 @@ func bind(m Mount, before []made) (made, error) {
 		p.ReadOnly = p.ReadOnly || readOnly
 		return made{plan: p, scratch: before[n].scratch}, nil
 	}
-	if !filepath.IsAbs(m.Source) {
+	if !path.IsAbs(m.Source) {
 		return made{}, fmt.Errorf("source is not an absolute path: %w", errdefs.ErrInvalidArgument)
 	}
 	if readOnly {
-		return made{plan: Plan{Lower: []layer.Source{dirSource(filepath.Clean(m.Source))}, ReadOnly: true}}, nil
+		return made{plan: Plan{Lower: []layer.Source{dirSource(path.Clean(m.Source))}, ReadOnly: true}}, nil
 	}
-	return made{plan: Plan{Upper: filepath.Clean(m.Source)}}, nil
+	return made{plan: Plan{Upper: path.Clean(m.Source)}}, nil
 }
 
 // image is a layer that already is an EROFS image.
@@ -233,10 +233,10 @@ func image(m Mount) (made, error) {
 			return made{}, unknownOption(o)
 		}
 	}
-	if !filepath.IsAbs(m.Source) {
+	if !path.IsAbs(m.Source) {
 		return made{}, fmt.Errorf("source is not an absolute path: %w", errdefs.ErrInvalidArgument)
 	}
-	src := layer.Source{Kind: layer.Image, Path: filepath.Clean(m.Source)}
+	src := layer.Source{Kind: layer.Image, Path: path.Clean(m.Source)}
 	return made{plan: Plan{Lower: []layer.Source{src}, ReadOnly: true}}, nil
 }
 
