@@ -17,6 +17,7 @@ import (
 	"github.com/coco-shim/coco/agent/ocispec"
 	"github.com/coco-shim/coco/agent/runner"
 	"github.com/coco-shim/coco/agent/stdio"
+	"github.com/coco-shim/coco/agent/storage"
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/undo"
@@ -185,7 +186,7 @@ func sources(spec *specs.Spec, storages []*pb.Storage, bundle string) []string {
 		out = append(out, m.Source)
 	}
 	for _, st := range storages {
-		out = append(out, guard.Sources(st)...)
+		out = append(out, storage.Sources(st)...)
 	}
 	return out
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/coco-shim/coco/agent/beneath"
 	"github.com/coco-shim/coco/agent/guard"
+	"github.com/coco-shim/coco/agent/storage"
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
 	"github.com/coco-shim/coco/api/contract"
@@ -32,8 +33,8 @@ func (s *service) GetGuestDetails(_ context.Context, req *pb.GuestDetailsRequest
 	resp := &pb.GuestDetailsResponse{AgentDetails: &pb.AgentDetails{
 		Version:         s.Config.Version,
 		InitDaemon:      os.Getpid() == 1,
-		DeviceHandlers:  s.DeviceHandlers,
-		StorageHandlers: s.StorageHandlers,
+		DeviceHandlers:  storage.DeviceTypes(),
+		StorageHandlers: storage.Drivers(),
 		SupportsSeccomp: true,
 		ExtraFeatures: []string{
 			"seccomp", contract.FeatureStreams, contract.FeatureRemove, contract.FeatureRawPath,

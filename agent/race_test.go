@@ -15,8 +15,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coco-shim/coco/agent/mount"
 	"github.com/coco-shim/coco/agent/runner"
+	"github.com/coco-shim/coco/agent/storage"
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/testvm"
@@ -68,7 +68,7 @@ func newRacer(t *testing.T) *racer {
 	f := newFixture(t)
 	f.sandbox(t)
 	r := &racer{fixture: f, t: t, outside: t.TempDir(), volume: f.RunDir + "/" + contract.FilesName + "/vol", served: map[string][2]int{}}
-	m := mount.New(f.RunDir)
+	m := storage.New(f.RunDir)
 	f.service.Storage = m
 	f.service.Runner = seeing{f.runner, func(m specs.Mount) {
 		if _, err := os.Lstat(filepath.Join(m.Source, marker)); err == nil {

@@ -54,7 +54,7 @@ type sandbox struct {
 	ns       map[string]string // by type; "pid" only with a shared one
 }
 
-// sandboxStorage is the owner of the sandbox's own storages, as package mount has it.
+// sandboxStorage is the owner of the sandbox's own storages, as storage.Manager has it.
 const sandboxStorage = ""
 
 func (s *service) sandboxTo(e sandboxEvent) error {

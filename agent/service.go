@@ -33,7 +33,7 @@ type Runner interface {
 	Delete(ctx context.Context, id string) error
 }
 
-// Storage turns storages into mounts; package mount implements it.
+// Storage turns storages into mounts; storage.Manager implements it.
 type Storage interface {
 	Add(ctx context.Context, cid string, list []*pb.Storage) error
 	Remove(ctx context.Context, cid string) error
@@ -89,9 +89,7 @@ type Config struct {
 	OOM        OOM
 	System     System
 	CgroupRoot string
-	// StorageHandlers and DeviceHandlers are the drivers and types that Storage serves, for GetGuestDetails.
-	StorageHandlers, DeviceHandlers []string
-	RunDir                          string // contract.GuestRoot, but for tests
+	RunDir     string // contract.GuestRoot, but for tests
 	// PortForward lets the host connect to the services that listen on the guest's loopback address.
 	PortForward bool
 	// Confidential says that the guest runs in a TEE.

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/coco-shim/coco/agent/storage"
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/containerd/errdefs"
@@ -44,9 +45,9 @@ func Place(p, bundle string) error {
 func Storages(list []*agent.Storage, bundle string) error {
 	base, _ := path.Split(bundle)
 	for i, s := range list {
-		paths, point := Sources(s), s.GetMountPoint()
+		paths, point := storage.Sources(s), s.GetMountPoint()
 		// No mount point is refused where it is needed.
-		if point != "" && !(s.GetDriver() == contract.DriverVirtioFS && path.Clean(point) == base+contract.FilesName) {
+		if point != "" && !(storage.Shares(s) && path.Clean(point) == base+contract.FilesName) {
 			paths = append(paths, point)
 		}
 		for _, p := range paths {
@@ -56,33 +57,4 @@ func Storages(list []*agent.Storage, bundle string) error {
 		}
 	}
 	return nil
-}
-
-// Sources lists the directories of the guest that a storage is made of.
-func Sources(s *agent.Storage) []string {
-	switch s.GetDriver() {
-	case contract.DriverBind, contract.DriverWatchableBind:
-		return []string{s.GetSource()}
-	case contract.DriverOverlay:
-	default:
-		return nil
-	}
-	var out []string
-	for _, list := range s.GetOptions() {
-		for o := range strings.SplitSeq(list, ",") {
-			name, value, _ := strings.Cut(o, "=")
-			switch name {
-			case "lowerdir":
-				out = append(out, strings.Split(value, ":")...)
-			case "upperdir", "workdir":
-				out = append(out, value)
-			}
-		}
-	}
-	for _, o := range s.GetDriverOptions() {
-		if dir, ok := strings.CutPrefix(o, contract.OptionCreateDirectory); ok {
-			out = append(out, dir)
-		}
-	}
-	return out
 }

@@ -16,11 +16,11 @@ import (
 	"github.com/coco-shim/coco/agent"
 	"github.com/coco-shim/coco/agent/boot"
 	"github.com/coco-shim/coco/agent/cgroup"
-	"github.com/coco-shim/coco/agent/mount"
 	"github.com/coco-shim/coco/agent/netcfg"
 	"github.com/coco-shim/coco/agent/nspace"
 	"github.com/coco-shim/coco/agent/reap"
 	"github.com/coco-shim/coco/agent/runner"
+	"github.com/coco-shim/coco/agent/storage"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/version"
 	"golang.org/x/sys/unix"
@@ -157,13 +157,13 @@ type guest struct {
 	mods   *boot.Loader
 	reaper *reap.Reaper
 	oom    *cgroup.OOMWatcher
-	mounts *mount.Manager
+	mounts *storage.Manager
 	net    *netcfg.Net
 	server *agent.Server
 }
 
 func newGuest(mods *boot.Loader, log *slog.Logger, closed bool) (*guest, error) {
-	g := &guest{log: log, mods: mods, reaper: reap.New(), mounts: mount.New(contract.GuestRoot)}
+	g := &guest{log: log, mods: mods, reaper: reap.New(), mounts: storage.New(contract.GuestRoot)}
 	g.mounts.Load = mods.Load
 	g.mounts.HostFiles = func() bool { return !boot.Confidential("/") }
 	var err error
@@ -190,9 +190,6 @@ func newGuest(mods *boot.Loader, log *slog.Logger, closed bool) (*guest, error) 
 
 		Confidential: boot.Confidential("/"),
 		PortForward:  portForward,
-
-		StorageHandlers: mount.Drivers(),
-		DeviceHandlers:  mount.DeviceTypes(),
 
 		Version: version.Version,
 		Closed:  closed,

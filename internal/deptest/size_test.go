@@ -45,7 +45,6 @@ const (
 // leaves the table.
 var large = map[string]exception{
 	"agent":                                 {1850, "handlers of one service; sandbox and container become types of their own"},
-	"agent/mount":                           {1600, "drivers and mounts of containers part ways (house: storage)"},
 	"guest":                                 {2050, "builder of the image; to be cut into packages, files and boot archive"},
 	"virtcontainers":                        {4800, untilHandles},
 	"virtcontainers.Pod":                    {32, untilHandles},

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package mount
+package storage
 
 import (
 	"errors"
@@ -41,7 +41,9 @@ func TestStoragesThatAreRefused(t *testing.T) {
 		{"a symbolic link on the way", change(func(s *agent.Storage) { s.MountPoint = at("out/tmp/x") }), "mkdir"},
 		{"erofs without a root hash", change(func(s *agent.Storage) { s.DriverOptions = nil }), "without " + contract.VerityRootHash},
 		{"half of the verity options", change(func(s *agent.Storage) { s.DriverOptions = s.DriverOptions[:2] }), "missing"},
-		{"verity on something else", change(func(s *agent.Storage) { s.Driver = "ephemeral" }), "belong to an erofs"},
+		{"verity on something else", change(func(s *agent.Storage) { s.Driver, s.Fstype = "ephemeral", "tmpfs" }), "unknown driver option \"" + contract.VerityPrefix},
+		{"a layer that is no disk", change(func(s *agent.Storage) { s.Driver = "bind" }), "mounted from a disk only"},
+		{"an option of another driver", &agent.Storage{Driver: "watchable-bind", Source: at("a"), DriverOptions: []string{contract.OptionSubPath + "x"}, MountPoint: at("b")}, "unknown driver option \"" + contract.OptionSubPath},
 		{"a layer on ext4", change(func(s *agent.Storage) { s.Fstype = "ext4" }), "belong to an erofs"},
 		{"an unknown driver option", change(func(s *agent.Storage) { s.DriverOptions = append(s.DriverOptions, contract.OptionEphemeralKey) }), "encryption_key"},
 		{"a device that is too small", change(func(s *agent.Storage) {
@@ -171,6 +173,31 @@ func TestAnOverlayOfManyLayers(t *testing.T) {
 	if err := unix.Stat(g.root+"/c/rootfs", &st); err != nil || st.Mode&0o7777 != 0o751 || st.Uid != 12 || st.Gid != 34 {
 		t.Errorf("root has mode %o, owner %d:%d (%v), want those of the top layer", st.Mode&0o7777, st.Uid, st.Gid, err)
 	}
+}
+
+// TestTheTableOfDrivers: what is listed for the host is what is registered, sorted; a disk can be given as a device too.
+func TestTheTableOfDrivers(t *testing.T) {
+	want := []string{"bind", "blk", "ephemeral", "local", "mmioblk", "overlayfs", "scsi", "virtio-fs", "watchable-bind"}
+	if got := Drivers(); !slices.Equal(got, want) {
+		t.Errorf("Drivers() = %v, want %v", got, want)
+	}
+	if got, want := DeviceTypes(), []string{"blk", "mmioblk", "scsi"}; !slices.Equal(got, want) {
+		t.Errorf("DeviceTypes() = %v, want %v", got, want)
+	}
+	for name, d := range drivers {
+		if d.mount == nil {
+			t.Errorf("driver %s mounts nothing", name)
+		}
+		if absent[name] != "" {
+			t.Errorf("driver %s is there and absent", name)
+		}
+	}
+	defer func() {
+		if recover() == nil {
+			t.Error("a driver was registered twice")
+		}
+	}()
+	register("bind", driver{})
 }
 
 // TestDriversOfTheProtocolThatAreAbsent: each is refused by its name and with what to do instead, and is not

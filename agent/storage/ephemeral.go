@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package mount
+package storage
 
 import (
 	"context"
@@ -13,11 +13,14 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/coco-shim/coco/api/contract"
 	"golang.org/x/sys/unix"
 )
 
+func init() { register(contract.DriverEphemeral, driver{mount: (*Manager).mountEphemeral}) }
+
 // mountEphemeral mounts guest memory: tmpfs or huge pages.
-func (m *Manager) mountEphemeral(point string, mt *mounted, opts options) error {
+func (m *Manager) mountEphemeral(_ context.Context, point string, mt *mounted, opts options) error {
 	gid, hasGID, err := opts.takeID("fsgid")
 	if err != nil {
 		return invalid(err)

@@ -1,18 +1,14 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package mount
+package storage
 
 import (
 	"bytes"
-	"context"
-	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
@@ -59,11 +55,11 @@ func TestDevicesGetTheGuestsNumbers(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := g.disk(file)
-	number, err := g.describe(filepath.Base(firstEntry(t, filepath.Join(g.sys, "bus/scsi/devices/0:0:0:0/block"))))
+	found, _, err := g.findDisk(t.Context(), contract.DriverSCSI, a.Source)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want, err := parseNumber(number.number)
+	want, err := parseNumber(found.Number)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,72 +102,6 @@ func TestDevicesGetTheGuestsNumbers(t *testing.T) {
 	}
 	if b, _ := os.ReadFile(filepath.Join(g.sys, "bus/scsi/devices/0:0:0:0/delete")); !bytes.HasPrefix(b, []byte("1")) {
 		t.Error("the container's disk was not let go")
-	}
-}
-
-func firstEntry(t *testing.T, dir string) string {
-	t.Helper()
-	name, err := onlyEntry(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return name
-}
-
-func TestPCIPaths(t *testing.T) {
-	m := New("/r")
-	m.sys = t.TempDir()
-	dir := filepath.Join(m.sys, "devices/pci0000:00/0000:00:02.0/0000:01:00.0/virtio3/block/vda")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	for path, want := range map[string]string{"02/00": "vda", "02.0/00.0": "vda", "02": "", "03/00": ""} {
-		find, err := m.blkFinder(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got, err := find(); got != want || (err == nil) != (want != "") {
-			t.Errorf("PCI path %s = %q, %v, want %q", path, got, err, want)
-		}
-	}
-	for _, bad := range []string{"", "2", "02/", "../02", "02/*", "/dev/../sda", "/dev/", strings.Repeat("02/", 9) + "02"} {
-		if _, err := m.blkFinder(bad); err == nil {
-			t.Errorf("PCI path %q is accepted", bad)
-		}
-	}
-}
-
-func TestWaitingEndsWithAnEventOrTheContext(t *testing.T) {
-	if _, err := os.Stat("/sys/class/block/loop0/uevent"); err != nil || os.Geteuid() != 0 {
-		t.Skip("needs root and a loop device to make an event with")
-	}
-	scanned := make(chan struct{}, 10)
-	appears := false
-	name, err := waitFor(t.Context(), func() error {
-		scanned <- struct{}{}
-		return nil
-	}, func() (string, error) {
-		if appears {
-			return "disk", nil
-		}
-		select {
-		case <-scanned: // the device appears after the scan, with an event
-			appears = true
-			if err := os.WriteFile("/sys/class/block/loop0/uevent", []byte("change"), 0); err != nil {
-				return "", err
-			}
-		default:
-		}
-		return "", os.ErrNotExist
-	})
-	if name != "disk" || err != nil {
-		t.Errorf("waitFor = %q, %v", name, err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
-	_, err = waitFor(ctx, func() error { return nil }, func() (string, error) { return "", os.ErrNotExist })
-	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "did not appear") {
-		t.Errorf("waitFor = %v", err)
 	}
 }
 
@@ -221,20 +151,11 @@ func FuzzParseOptions(f *testing.F) {
 	})
 }
 
-func FuzzAddresses(f *testing.F) {
-	f.Add("1:2")
-	f.Add("02/00")
-	f.Add("/dev/vda")
+func FuzzPaths(f *testing.F) {
 	f.Add(contract.GuestRoot + "/a/../b")
 	m := New(contract.GuestRoot)
 	f.Fuzz(func(t *testing.T, s string) {
 		defer worktest.Bound(t, len(s))()
-		if a, b, err := parseSCSI(s); err == nil && fmt.Sprintf("%d:%d", a, b) != s {
-			t.Fatalf("SCSI address %q = %d:%d", s, a, b)
-		}
-		if _, err := m.blkFinder(s); err == nil && strings.Contains(s, "..") {
-			t.Fatalf("disk address %q is accepted", s)
-		}
 		if c, err := m.clean(s); err == nil && (!strings.HasPrefix(c, contract.GuestRoot+"/") || strings.Contains(c, "/../")) {
 			t.Fatalf("path %q became %q", s, c)
 		}

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package mount
+package storage
 
 import (
 	"context"
@@ -11,15 +11,46 @@ import (
 	"strings"
 
 	"github.com/coco-shim/coco/agent/beneath"
+	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
 	"golang.org/x/sys/unix"
 )
 
 const maxLower = 500 // overlayfs's own limit
 
+func init() {
+	register(contract.DriverOverlay, driver{
+		options: func(o string) bool { return strings.HasPrefix(o, contract.OptionCreateDirectory) },
+		sources: overlaySources,
+		mount:   (*Manager).mountOverlay,
+	})
+}
+
+// overlaySources lists the directories that an overlay is made of.
+func overlaySources(s *agent.Storage) []string {
+	var out []string
+	for _, list := range s.GetOptions() {
+		for o := range strings.SplitSeq(list, ",") {
+			name, value, _ := strings.Cut(o, "=")
+			switch name {
+			case "lowerdir":
+				out = append(out, strings.Split(value, ":")...)
+			case "upperdir", "workdir":
+				out = append(out, value)
+			}
+		}
+	}
+	for _, o := range s.GetDriverOptions() {
+		if dir, ok := strings.CutPrefix(o, contract.OptionCreateDirectory); ok {
+			out = append(out, dir)
+		}
+	}
+	return out
+}
+
 // mountOverlay mounts layers on top of each other. The new mount API takes one layer at a time, so
 // that their number is not bounded by the page that mount(2) has for options.
-func (m *Manager) mountOverlay(point string, mt *mounted, opts options) error {
+func (m *Manager) mountOverlay(_ context.Context, point string, mt *mounted, opts options) error {
 	lower, upper, work, err := m.overlayDirs(&opts)
 	if err != nil {
 		return err

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package mount
+package storage
 
 import (
 	"context"
@@ -56,13 +56,13 @@ func (m *Manager) mountFresh(ctx context.Context, point string, mt *mounted, opt
 	if err != nil {
 		return err
 	}
-	fs := ext4.Options{Bytes: dev.size, Mode: mode, Group: uint32(group), Time: uint32(time.Now().Unix())} // #nosec G115 -- not negative
+	fs := ext4.Options{Bytes: dev.Size, Mode: mode, Group: uint32(group), Time: uint32(time.Now().Unix())} // #nosec G115 -- not negative
 	var key [dm.KeySize]byte
 	defer clear(key[:])
 	for _, b := range [][]byte{key[:], fs.ID[:], fs.Seed[:]} {
 		_, _ = rand.Read(b) // does not fail
 	}
-	cd, err := dm.OpenCrypt("volume-"+hex.EncodeToString(fs.ID[:]), key, dev.number, dev.size/512)
+	cd, err := dm.OpenCrypt("volume-"+hex.EncodeToString(fs.ID[:]), key, dev.Number, dev.Size/512)
 	if err != nil {
 		return fmt.Errorf("encrypt: %w", err)
 	}

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package mount
+package storage
 
 import (
 	"context"
@@ -22,7 +22,7 @@ import (
 	"github.com/coco-shim/coco/image/layer"
 	"github.com/coco-shim/coco/image/verity"
 	"github.com/coco-shim/coco/internal/testvm"
-	"github.com/coco-shim/coco/virtcontainers/storage"
+	"github.com/coco-shim/coco/plan/rootfs"
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 	"go.uber.org/goleak"
@@ -129,7 +129,7 @@ func (g *guest) disk(file string) hypervisor.BlockAddress {
 }
 
 // layer builds a layer with one file and attaches it.
-func (g *guest) layer(name, content string) storage.Attached {
+func (g *guest) layer(name, content string) rootfs.Attached {
 	g.t.Helper()
 	dir := g.t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
@@ -152,13 +152,13 @@ func (g *guest) layer(name, content string) storage.Attached {
 	if err := os.WriteFile(file, b, 0o600); err != nil {
 		g.t.Fatal(err)
 	}
-	return storage.Attached{Params: l.Params, Address: g.disk(file)}
+	return rootfs.Attached{Params: l.Params, Address: g.disk(file)}
 }
 
 // storages is what the host sends, moved below the test's root.
-func (g *guest) storages(cid string, layers ...storage.Attached) []*agent.Storage {
+func (g *guest) storages(cid string, layers ...rootfs.Attached) []*agent.Storage {
 	g.t.Helper()
-	ss, err := storage.Storages(cid, layers, storage.Upper{MiB: 4})
+	ss, err := rootfs.Storages(cid, layers, rootfs.Upper{MiB: 4})
 	if err != nil {
 		g.t.Fatal(err)
 	}

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package mount is the guest's side of storage: it turns the agent protocol's Storage entries into
+// Package storage is the guest's side of storage: it turns the agent protocol's Storage entries into
 // mounts, and its Device entries into device numbers of the container's specification.
 //
 // A Manager counts the users of each mount point: a layer that several containers of a pod share
@@ -10,7 +10,7 @@
 // directories lie below the Manager's root, are reached without following symbolic links, and are then
 // used by descriptor (package beneath). Block devices that hold layers are opened through dm-verity,
 // never directly.
-package mount
+package storage
 
 import (
 	"context"
@@ -18,7 +18,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/coco-shim/coco/agent/beneath"
 	"github.com/coco-shim/coco/api/agent"
@@ -28,9 +27,6 @@ import (
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
 )
-
-// DeviceTimeout bounds the wait for a device to appear.
-const DeviceTimeout = 10 * time.Second
 
 // maxStorages bounds a request.
 const maxStorages = 1024

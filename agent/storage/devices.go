@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package mount
+package storage
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/coco-shim/coco/agent/disk"
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -49,23 +50,23 @@ func (m *Manager) Devices(ctx context.Context, cid string, devices []*agent.Devi
 type number struct{ major, minor int64 }
 
 func (m *Manager) device(ctx context.Context, cid string, d *agent.Device, spec *specs.Spec, renumber map[number]number) error {
-	if !slices.Contains(DeviceTypes(), d.GetType()) {
+	if drivers[d.GetType()].device == nil {
 		return fmt.Errorf("devices of this type are not supported; %s are: %w", strings.Join(DeviceTypes(), ", "), errdefs.ErrNotImplemented)
 	}
 	address := d.GetVmPath()
 	if address == "" {
 		address = d.GetId()
 	}
-	disk, scsiDir, err := m.findDisk(ctx, d.GetType(), address)
+	dev, dir, err := m.findDisk(ctx, d.GetType(), address)
 	if err != nil {
 		return err
 	}
-	if scsiDir != "" {
+	if dir != "" {
 		m.mu.Lock()
-		m.devices[cid] = append(m.devices[cid], scsiDir)
+		m.devices[cid] = append(m.devices[cid], dir)
 		m.mu.Unlock()
 	}
-	to, err := parseNumber(disk.number)
+	to, err := parseNumber(dev.Number)
 	if err != nil {
 		return err
 	}
@@ -110,7 +111,7 @@ func (m *Manager) removeDevices(cid string) error {
 	var errs []error
 	var left []string
 	for _, d := range dirs {
-		if err := forgetSCSI(d); err != nil {
+		if err := disk.Forget(d); err != nil {
 			errs, left = append(errs, err), append(left, d)
 		}
 	}
