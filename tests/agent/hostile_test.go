@@ -14,6 +14,7 @@ import (
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/encoding/protowire"
 )
 
 const guestRoot = contract.GuestRoot + "/"
@@ -31,6 +32,7 @@ func TestHostileHost(t *testing.T) {
 		t.Fatalf("CreateSandbox: %v", err)
 	}
 	v.busybox(t)
+	t.Run("what is unknown", v.testUnknown)
 	t.Run("links", v.testLinks)
 	t.Run("mounts", v.testMounts)
 	t.Run("other containers", v.testOthers)
@@ -82,6 +84,28 @@ func (v *vm) testLinks(t *testing.T) {
 	}
 	v.refused(t, "a bind through a link", withMount(&pb.Mount{Destination: "/g", Type: "bind", Source: shared + "in/bin", Options: []string{"rbind"}}))
 	v.refused(t, "a storage through a link", bind, &pb.Storage{Driver: "bind", Source: shared + "in", MountPoint: ov})
+}
+
+// testUnknown: a field and a greeting that the agent does not know are refused by name.
+func (v *vm) testUnknown(t *testing.T) {
+	sp := spec("true")
+	sp.Linux.ProtoReflect().SetUnknown(protowire.AppendVarint(protowire.AppendTag(nil, 2000, protowire.VarintType), 1))
+	_, err := v.agent.CreateContainer(within(t, 20*time.Second), &pb.CreateContainerRequest{ContainerId: "u", OCI: sp})
+	if !is(err, errdefs.IsInvalidArgument) || !strings.Contains(err.Error(), "CreateContainerRequest.OCI.Linux: field 2000") {
+		t.Errorf("an unknown field: %v", err)
+	}
+	c, err := v.dialer.Dial(within(t, 10*time.Second), contract.PortStreams)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := io.WriteString(c, "stream 900 tty\n"); err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := io.ReadAll(c); err != nil || !strings.Contains(string(answer), `unknown field "tty"`) {
+		t.Errorf("a greeting with more than a number: %q, %v", answer, err)
+	}
 }
 
 func (v *vm) testMounts(t *testing.T) {
