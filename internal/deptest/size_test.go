@@ -49,7 +49,6 @@ var large = map[string]exception{
 	"virtcontainers":                        {4800, untilHandles},
 	"virtcontainers.Pod":                    {32, untilHandles},
 	"virtcontainers.process":                {17, untilHandles},
-	"shim/task.Service":                     {16, untilHandles},
 	"hypervisor/clh.machine":                {20, untilVMM},
 	"hypervisor/qemu.machine":               {18, untilVMM},
 	"configs.Hypervisor":                    {30, oneKeyAField},

@@ -85,17 +85,18 @@ func (s *Service) claim(c *container, podID string) error {
 		return fmt.Errorf("create %s: the shim is stopping: %w", c.id, errdefs.ErrUnavailable)
 	case s.containers[c.id] != nil || s.held && c.id == s.podID:
 		return fmt.Errorf("container %s: %w", c.id, errdefs.ErrAlreadyExists)
-	case s.making:
+	case s.podState == podMaking:
 		return fmt.Errorf("create %s: pod %s is still being made: %w", c.id, s.podID, errdefs.ErrFailedPrecondition)
-	case s.pod == nil && podID != c.id:
+	case s.podState == podAbsent && podID != c.id:
 		return fmt.Errorf("create %s: its sandbox %s does not run here: %w", c.id, podID, errdefs.ErrFailedPrecondition)
-	case s.ended:
+	case s.podState == podEnded:
 		return fmt.Errorf("create %s: pod %s has ended: %w", c.id, s.podID, errdefs.ErrFailedPrecondition)
-	case s.pod != nil && podID != s.podID:
+	case s.podState == podRunning && podID != s.podID:
 		return fmt.Errorf("create %s of pod %s: this shim serves pod %s: %w", c.id, podID, s.podID, errdefs.ErrFailedPrecondition)
 	}
-	if s.pod == nil {
-		s.making, s.podID = true, podID
+	if s.podState == podAbsent {
+		s.podIs(podMake)
+		s.podID = podID
 	}
 	s.containers[c.id] = c
 	return nil
@@ -106,7 +107,7 @@ func (s *Service) unclaim(c *container) {
 	defer s.mu.Unlock()
 	delete(s.containers, c.id)
 	if c.id == s.podID {
-		s.making = false
+		s.podIs(podFailed)
 	}
 }
 
@@ -115,7 +116,7 @@ func (s *Service) settled(c *container) {
 	defer s.mu.Unlock()
 	c.creating = false
 	if c.id == s.podID {
-		s.making = false
+		s.podIs(podMade)
 	}
 }
 

@@ -211,7 +211,9 @@ func (s *Service) deleteContainer(ctx context.Context, c *container, pod Pod) er
 		}
 	}
 	s.mu.Lock()
-	s.ended = s.ended || last
+	if last {
+		s.podIs(podEnd)
+	}
 	delete(s.containers, c.id)
 	s.mu.Unlock()
 	s.cfg.Events.Send(&eventsapi.TaskDelete{

@@ -27,8 +27,8 @@ func (s *Service) MakeSandbox(ctx context.Context, r PodRequest, amend func(*spe
 	pod, err := s.cfg.MakePod(ctx, r)
 
 	s.mu.Lock()
-	s.making = false
 	if err != nil {
+		s.podIs(podFailed)
 		s.held = false
 		s.mu.Unlock()
 		if errors.Is(client.Err(), context.Canceled) { // it hung up
@@ -36,6 +36,7 @@ func (s *Service) MakeSandbox(ctx context.Context, r PodRequest, amend func(*spe
 		}
 		return nil, s.forEvent(r.ID, err)
 	}
+	s.podIs(podMade)
 	s.pod, s.amend = pod, amend
 	stopping := s.stopping
 	s.mu.Unlock()
@@ -56,10 +57,11 @@ func (s *Service) claimSandbox(id string) error {
 	switch {
 	case s.stopping:
 		return fmt.Errorf("sandbox %s: the shim is stopping: %w", id, errdefs.ErrUnavailable)
-	case s.pod != nil || s.making || s.held:
+	case s.podState != podAbsent || s.held:
 		return fmt.Errorf("sandbox %s: this shim serves pod %s: %w", id, s.podID, errdefs.ErrAlreadyExists)
 	}
-	s.making, s.held, s.podID = true, true, id
+	s.podIs(podMake)
+	s.held, s.podID = true, id
 	return nil
 }
 
@@ -67,7 +69,7 @@ func (s *Service) claimSandbox(id string) error {
 // it is told to have ended. It is idempotent, and a call after one that failed goes on with what is left.
 func (s *Service) EndSandbox(ctx context.Context) error {
 	s.mu.Lock()
-	s.ended = true
+	s.podIs(podEnd)
 	pod := s.pod
 	s.mu.Unlock()
 	if pod == nil {

@@ -127,10 +127,9 @@ type Service struct {
 	once   sync.Once
 
 	mu         sync.Mutex
-	pod        Pod                   // guarded by mu; nil until the first Create
+	pod        Pod                   // guarded by mu; nil until it is made
 	podID      string                // guarded by mu
-	making     bool                  // guarded by mu; a Create makes the pod
-	ended      bool                  // guarded by mu; the pod was shut down
+	podState   podState              // guarded by mu
 	stopping   bool                  // guarded by mu
 	held       bool                  // guarded by mu; a sandbox of the sandbox API, not yet released
 	amend      func(*specs.Spec)     // guarded by mu; completes the specs of that sandbox's containers
