@@ -22,6 +22,7 @@ import (
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
 	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/internal/lock"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -111,7 +112,7 @@ type service struct {
 	life    context.Context
 	end     context.CancelFunc
 
-	turn chan struct{} // holds a token while a request changes the guest
+	turn lock.Mutex // held while a request changes the guest
 	pids sync.Mutex    // held while the shared pid namespace is made
 
 	mu         sync.Mutex
@@ -131,7 +132,7 @@ func newService(cfg Config) *service {
 	life, end := context.WithCancel(context.Background())
 	return &service{
 		Config: cfg, copy: copyin.New(cfg.RunDir + "/" + contract.FilesName), streams: stdio.NewBroker(),
-		stopped: make(chan struct{}), life: life, end: end, turn: make(chan struct{}, 1),
+		stopped: make(chan struct{}), life: life, end: end, turn: lock.New(),
 		containers: map[string]*container{},
 	}
 }

@@ -21,18 +21,10 @@ var oneAtATime = map[string]bool{
 
 // takeTurn waits until no other request is changing the guest. done ends the turn; after an error it does nothing.
 func (s *service) takeTurn(ctx context.Context) (done func(), err error) {
-	done = func() { <-s.turn }
-	select {
-	case s.turn <- struct{}{}: // also for a caller whose time is over: the rest of a removal does not wait
-		return done, nil
-	default:
+	if err := s.turn.Lock(ctx); err != nil { // a free turn is taken though ctx has ended: the rest of a removal does not wait
+		return func() {}, fmt.Errorf("another request is changing the guest: %w", err)
 	}
-	select {
-	case s.turn <- struct{}{}:
-		return done, nil
-	case <-ctx.Done():
-		return func() {}, fmt.Errorf("another request is changing the guest: %w", ctx.Err())
-	}
+	return s.turn.Unlock, nil
 }
 
 // turnFor takes a turn if a method needs one.
