@@ -12,7 +12,8 @@ import (
 
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/hypervisor"
-	"github.com/coco-shim/coco/virtcontainers/volume"
+	"github.com/coco-shim/coco/plan/volume"
+	"github.com/coco-shim/coco/virtcontainers/hostvolume"
 )
 
 // plugVolume gives a disk of the host to the VM, for as long as it lives.
@@ -28,7 +29,7 @@ func (p *Pod) plugVolume(ctx context.Context, v *podVolume, b hypervisor.Block) 
 
 // directVolume is a file system on a disk that the CSI driver has left to the VM.
 func (p *Pod) directVolume(ctx context.Context, v *podVolume) (*agent.Storage, error) {
-	d, err := volume.ReadDirect(volume.DirectDir, v.source)
+	d, err := hostvolume.ReadDirect(hostvolume.DirectDir, v.source)
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +61,7 @@ func (p *Pod) rawVolume(ctx context.Context, v *podVolume) (*agent.Device, error
 	if err != nil {
 		return nil, err
 	}
-	f, err := volume.OpenDevice(d.Major, d.Minor, d.ReadOnly)
+	f, err := hostvolume.OpenDevice(d.Major, d.Minor, d.ReadOnly)
 	if err != nil {
 		return nil, err
 	}

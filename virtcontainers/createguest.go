@@ -16,7 +16,8 @@ import (
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/network"
 	"github.com/coco-shim/coco/plan/request"
-	"github.com/coco-shim/coco/virtcontainers/volume"
+	"github.com/coco-shim/coco/plan/volume"
+	"github.com/coco-shim/coco/virtcontainers/hostvolume"
 )
 
 // awaitAgent waits for the agent, at most the boot's time. It ends early when the layers of the pod's
@@ -108,11 +109,11 @@ func shmSize(s *specs.Spec) uint64 {
 		if path.Clean(m.Destination) != "/dev/shm" || !request.IsBind(m) {
 			continue
 		}
-		f, err := volume.Open(volume.Named, m.Source) // its size is all that is looked at
+		f, err := hostvolume.Open(volume.Named, m.Source) // its size is all that is looked at
 		if err != nil {
 			continue
 		}
-		if shape, err := volume.ShapeOf(f); err == nil && shape.Tmpfs && shape.Bytes > 0 {
+		if shape, err := hostvolume.ShapeOf(f); err == nil && shape.Tmpfs && shape.Bytes > 0 {
 			size = shape.Bytes
 		}
 		_ = f.Close() // nothing was written

@@ -18,8 +18,8 @@ import (
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/virtcontainers/hostfs"
+	"github.com/coco-shim/coco/virtcontainers/hostvolume"
 	"github.com/coco-shim/coco/virtcontainers/state"
-	"github.com/coco-shim/coco/virtcontainers/volume"
 )
 
 const (
@@ -34,12 +34,12 @@ const (
 // the host, where kubelet counts what it takes, holds that against sizeLimit, and removes it with the
 // pod if nobody else has.
 func (p *Pod) diskVolume(ctx context.Context, v *podVolume) (_ *agent.Storage, err error) {
-	dir, err := volume.Open(v.origin, v.source)
+	dir, err := hostvolume.Open(v.origin, v.source)
 	if err != nil {
 		return nil, err
 	}
 	defer dir.Close() //nolint:errcheck // nothing was written
-	s, err := volume.ShapeOf(dir)
+	s, err := hostvolume.ShapeOf(dir)
 	if err != nil {
 		return nil, err
 	}

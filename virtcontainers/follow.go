@@ -17,7 +17,7 @@ import (
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/virtcontainers/copytree"
 	"github.com/coco-shim/coco/virtcontainers/hostfs"
-	"github.com/coco-shim/coco/virtcontainers/volume"
+	"github.com/coco-shim/coco/virtcontainers/hostvolume"
 )
 
 // kubelet keeps configMaps, secrets, projected and downward API volumes up to date so that a reader
@@ -47,7 +47,7 @@ func (p *Pod) watch1(dir *os.File) error {
 	w := p.volumes.watcher
 	p.volumes.mu.Unlock()
 	if w == nil {
-		fresh, err := volume.NewWatcher()
+		fresh, err := hostvolume.NewWatcher()
 		if err != nil {
 			return err
 		}
@@ -62,7 +62,7 @@ func (p *Pod) watch1(dir *os.File) error {
 }
 
 // offer makes w the pod's watcher unless there is one, and returns the pod's.
-func (vs *volumes) offer(w *volume.Watcher) *volume.Watcher {
+func (vs *volumes) offer(w *hostvolume.Watcher) *hostvolume.Watcher {
 	vs.mu.Lock()
 	defer vs.mu.Unlock()
 	if vs.watcher == nil {
@@ -72,7 +72,7 @@ func (vs *volumes) offer(w *volume.Watcher) *volume.Watcher {
 }
 
 // watchVolumes brings volumes up to date when they change, until the pod ends.
-func (p *Pod) watchVolumes(ctx context.Context, w *volume.Watcher) {
+func (p *Pod) watchVolumes(ctx context.Context, w *hostvolume.Watcher) {
 	stop := context.AfterFunc(ctx, func() { _ = w.Close() })
 	defer stop()
 	for {
@@ -121,7 +121,7 @@ func (p *Pod) refresh(ctx context.Context, dir string) error {
 	}
 	// The directory is opened anew, and not kept open, which would keep kubelet from unmounting it: so it must be
 	// the one that it was.
-	source, err := volume.Open(v.origin, v.source)
+	source, err := hostvolume.Open(v.origin, v.source)
 	if errdefs.IsNotFound(err) {
 		return nil // the pod is being deleted
 	}

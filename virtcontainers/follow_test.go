@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/coco-shim/coco/virtcontainers/volume"
+	"github.com/coco-shim/coco/plan/volume"
 )
 
 func TestTwoVolumesOfOneNameHaveTwoPlaces(t *testing.T) {

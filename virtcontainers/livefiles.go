@@ -20,10 +20,11 @@ import (
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/plan/volume"
 	"github.com/coco-shim/coco/virtcontainers/cgroups"
 	"github.com/coco-shim/coco/virtcontainers/hostfs"
+	"github.com/coco-shim/coco/virtcontainers/hostvolume"
 	"github.com/coco-shim/coco/virtcontainers/state"
-	"github.com/coco-shim/coco/virtcontainers/volume"
 )
 
 // liveFiles is the process that shows files of the host to the guest.
@@ -115,7 +116,7 @@ func (p *Pod) shareVolume(v *podVolume) (*agent.Storage, error) {
 		return nil, fmt.Errorf("the VM was started without a device for live files: %w", errdefs.ErrFailedPrecondition)
 	}
 	source, ro := strings.CutSuffix(v.source, readOnly)
-	f, err := volume.Open(v.origin, source)
+	f, err := hostvolume.Open(v.origin, source)
 	if err != nil {
 		return nil, err
 	}

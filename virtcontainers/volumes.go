@@ -22,9 +22,10 @@ import (
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/lock"
 	"github.com/coco-shim/coco/plan/request"
+	"github.com/coco-shim/coco/plan/volume"
 	"github.com/coco-shim/coco/virtcontainers/copytree"
 	"github.com/coco-shim/coco/virtcontainers/hostfs"
-	"github.com/coco-shim/coco/virtcontainers/volume"
+	"github.com/coco-shim/coco/virtcontainers/hostvolume"
 )
 
 // volumes are what the containers of a pod have in common beyond their network: each host source is
@@ -34,7 +35,7 @@ type volumes struct {
 
 	mu      sync.Mutex
 	by      map[string]*podVolume // guarded by mu; by source on the host
-	watcher *volume.Watcher       // guarded by mu; made with the first volume that changes
+	watcher *hostvolume.Watcher   // guarded by mu; made with the first volume that changes
 }
 
 // podVolume is one of them.
@@ -132,16 +133,16 @@ type mountPlan struct {
 
 // planBinds looks at a specification's bind mounts; it changes nothing.
 func planBinds(o Options, req ContainerRequest) ([]volume.Bind, error) {
-	table, err := volume.Look(req.Spec)
+	table, err := hostvolume.Look(req.Spec)
 	if err != nil {
 		return nil, err
 	}
 	binds, err := volume.Plan(volume.Input{
 		ID: req.ID, Spec: req.Spec, Mounts: table,
-		Kubelets: volume.Roots(o.Config.Runtime.KubeletDirs), Engines: volume.EngineRoots(req.Bundle, o.Config.Runtime.EngineDirs),
+		Kubelets: hostvolume.Roots(o.Config.Runtime.KubeletDirs), Engines: hostvolume.EngineRoots(req.Bundle, o.Config.Runtime.EngineDirs),
 		HostPath: volume.HostPath(o.Config.Runtime.HostPath), TEE: o.Config.Hypervisor.Platform != "none",
 		Direct: func(v string) (bool, error) {
-			d, err := volume.ReadDirect(volume.DirectDir, v)
+			d, err := hostvolume.ReadDirect(hostvolume.DirectDir, v)
 			return d != nil, err
 		},
 	})
@@ -189,7 +190,7 @@ func (p *Pod) planMounts(req ContainerRequest) (out mountPlan, err error) {
 		out.volumes = append(out.volumes, m)
 		out.binds[b.Index] = request.Bound{Guest: m.place(id), ReadOnly: b.ReadOnly}
 	}
-	for _, d := range volume.Devices(s, request.Privileged(s), volume.IsHosts) {
+	for _, d := range volume.Devices(s, request.Privileged(s), hostvolume.IsHosts) {
 		v := p.volumes.get(volume.Raw, volume.Owned, d.String())
 		out.raw[d.Path] = v
 	}
@@ -199,7 +200,7 @@ func (p *Pod) planMounts(req ContainerRequest) (out mountPlan, err error) {
 // openLastWords opens the file of a termination message, once: what is copied to the guest, and what is written
 // when the container ends, is this file.
 func (m *mountPlan) openLastWords(b volume.Bind) error {
-	f, err := volume.Open(b.Origin, b.Source)
+	f, err := hostvolume.Open(b.Origin, b.Source)
 	if err == nil {
 		var st os.FileInfo
 		if st, err = f.Stat(); err == nil && !st.Mode().IsRegular() {
@@ -236,7 +237,7 @@ func (p *Pod) copyIn(ctx context.Context, c request.Copy, m mountPlan) error {
 	if b.Kind == volume.Termination {
 		return copytree.Copy(ctx, m.lastWords, p.target(c.Guest))
 	}
-	f, err := volume.Open(b.Origin, b.Source)
+	f, err := hostvolume.Open(b.Origin, b.Source)
 	if err != nil {
 		return err
 	}
@@ -313,7 +314,7 @@ func (p *Pod) makeVolume(ctx context.Context, v *podVolume, at string) error {
 
 // fromSource makes the volumes that are made of what the host's directory holds.
 func (p *Pod) fromSource(ctx context.Context, v *podVolume) error {
-	source, err := volume.Open(v.origin, v.source)
+	source, err := hostvolume.Open(v.origin, v.source)
 	if err != nil {
 		return err
 	}
@@ -332,7 +333,7 @@ func (p *Pod) fromSource(ctx context.Context, v *podVolume) error {
 // memoryVolume is a tmpfs as kubelet has made one on the host: its size limit, mode and group. One
 // that could hold more than the guest's memory is bounded by half of that, as Linux does by default.
 func memoryVolume(v *podVolume, source *os.File, memoryMiB uint64) (*agent.Storage, error) {
-	s, err := volume.ShapeOf(source)
+	s, err := hostvolume.ShapeOf(source)
 	if err != nil {
 		return nil, err
 	}
@@ -344,7 +345,7 @@ func memoryVolume(v *podVolume, source *os.File, memoryMiB uint64) (*agent.Stora
 }
 
 // ephemeral is guest memory of a volume's shape, for the life of the sandbox.
-func ephemeral(at, size string, s volume.Shape) *agent.Storage {
+func ephemeral(at, size string, s hostvolume.Shape) *agent.Storage {
 	opts := []string{size, fmt.Sprintf("mode=%o", s.Mode)}
 	if s.Group != 0 {
 		opts = append(opts, fmt.Sprintf("gid=%d", s.Group))

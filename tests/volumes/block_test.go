@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/image/ext4"
-	"github.com/coco-shim/coco/virtcontainers/volume"
+	"github.com/coco-shim/coco/virtcontainers/hostvolume"
 )
 
 // loop makes a loop device over a new file of the given size.
@@ -113,10 +113,10 @@ func TestVolumesThatKeepData(t *testing.T) {
 	must(t, os.MkdirAll(at, 0o755))
 	p.refused([]specs.Mount{bind(at, "/d")}, "a VM cannot write to a file system that the host has mounted", nil)
 
-	record := filepath.Join(volume.DirectDir, base64.URLEncoding.EncodeToString([]byte(at)))
+	record := filepath.Join(hostvolume.DirectDir, base64.URLEncoding.EncodeToString([]byte(at)))
 	must(t, os.MkdirAll(record, 0o700))
 	t.Cleanup(func() { must(t, os.RemoveAll(record)) })
-	data, err := json.Marshal(volume.DirectVolume{Type: "block", Device: dev, FSType: "ext4", Metadata: map[string]string{"fsGroup": "2000"}})
+	data, err := json.Marshal(hostvolume.DirectVolume{Type: "block", Device: dev, FSType: "ext4", Metadata: map[string]string{"fsGroup": "2000"}})
 	must(t, err)
 	must(t, os.WriteFile(filepath.Join(record, "mountInfo.json"), data, 0o600))
 	mounts := []specs.Mount{bind(at, "/d")}

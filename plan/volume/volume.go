@@ -8,8 +8,8 @@
 // Kubernetes does not describe volumes to a runtime. Only kubelet's paths are known: below one of its root
 // directories, which are configured, they are pods/UID/volumes/PLUGIN/NAME and the like, with the UID of this
 // very pod. The text of a path elsewhere proves nothing, because any user may have made directories of such names.
-// Plan is pure; Look makes the observations that it needs, Open opens the sources that it has chosen, and Watcher
-// reports changes.
+// Plan depends on nothing but its input. Package virtcontainers/hostvolume makes the observations that it needs and
+// opens the sources that it has chosen.
 package volume
 
 import (
@@ -84,13 +84,13 @@ type Bind struct {
 type Input struct {
 	ID     string // of the container
 	Spec   *specs.Spec
-	Mounts []*mountinfo.Info // the host's, from Look
+	Mounts []*mountinfo.Info // the host's, if NeedsMounts
 	// Kubelets and Engines are root directories of kubelets and of container engines on this host.
 	Kubelets, Engines []Root
 	// HostPath is the configuration's choice; TEE says that the guest trusts nothing of the host.
 	HostPath HostPath
 	TEE      bool
-	// Direct says whether a volume's path has a record of a CSI driver's (ReadDirect).
+	// Direct says whether a volume's path has a record of a CSI driver's .
 	Direct func(volume string) (bool, error)
 }
 
@@ -109,11 +109,14 @@ func annotation(s *specs.Spec, keys []string) string {
 	return ""
 }
 
+// maxLabels bounds the labels that are read.
+const maxLabels = 64 << 10
+
 // podUID is the UID of the pod that a container of Kubernetes belongs to. CRI-O has it among the labels of the
 // CRI only, which kubelet sets.
 func podUID(s *specs.Spec) string {
 	uid := annotation(s, uidAnnotations)
-	if labels := s.Annotations[contract.CRIOLabels]; uid == "" && len(labels) < maxRecord {
+	if labels := s.Annotations[contract.CRIOLabels]; uid == "" && len(labels) < maxLabels {
 		var m map[string]string
 		if json.Unmarshal([]byte(labels), &m) == nil {
 			uid = m[contract.PodUID]
@@ -190,6 +193,15 @@ var engineFiles = []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf", sh
 const shmPath = "/dev/shm"
 
 const hugetlbfs = "hugetlbfs"
+
+// NeedsMounts says whether the plan of a specification depends on the host's mount table.
+func NeedsMounts(s *specs.Spec) bool {
+	return slices.ContainsFunc(s.Mounts, func(m specs.Mount) bool {
+		_, rest := kubelets(m.Source)
+		volume := len(rest) >= 2 && rest[0] != containersDir || strings.Contains(m.Source, "/"+imageVolumes+"/")
+		return isBind(m) && volume
+	})
+}
 
 // Plan says what becomes of each bind mount of a specification. Mounts that are not bind mounts, and
 // those of /dev/shm that the pod's own takes the place of, are not in it.

@@ -1,48 +1,45 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package volume
+// Package hostvolume acts on the host for package plan/volume: it looks at mounts and root directories, reads the
+// records of CSI drivers, opens sources and block devices, and reports changes.
+package hostvolume
 
 import (
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/coco-shim/coco/plan/volume"
 	"github.com/coco-shim/coco/virtcontainers/hostfs"
 )
 
-// Look reads the host's mount table, if a mount of the specification needs it.
+// Look reads the host's mount table, if the plan of a specification depends on it.
 func Look(s *specs.Spec) ([]*mountinfo.Info, error) {
-	for _, m := range s.Mounts {
-		_, rest := kubelets(m.Source)
-		volume := len(rest) >= 2 && rest[0] != containersDir || strings.Contains(m.Source, "/"+imageVolumes+"/")
-		if !isBind(m) || !volume {
-			continue
-		}
-		mounts, err := mountinfo.GetMounts(nil)
-		if err != nil {
-			return nil, fmt.Errorf("read the mount table: %w", err)
-		}
-		return mounts, nil
+	if !volume.NeedsMounts(s) {
+		return nil, nil
 	}
-	return nil, nil
+	mounts, err := mountinfo.GetMounts(nil)
+	if err != nil {
+		return nil, fmt.Errorf("read the mount table: %w", err)
+	}
+	return mounts, nil
 }
 
 // Open opens a source, without reading from it: the descriptor is O_PATH.
-func Open(o Origin, source string) (*os.File, error) {
+func Open(o volume.Origin, source string) (*os.File, error) {
 	var f *os.File
 	var err error
 	switch o {
-	case Named:
+	case volume.Named:
 		f, err = hostfs.OpenSource(source, true)
-	case Resolved:
+	case volume.Resolved:
 		f, err = hostfs.OpenSource(source, false)
 	default:
 		f, err = hostfs.OpenOwned(source)

@@ -4,10 +4,7 @@
 package volume
 
 import (
-	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -193,22 +190,4 @@ func FuzzKubelets(f *testing.F) {
 			t.Errorf("Plan(%q) = %+v", p, binds[0])
 		}
 	})
-}
-
-func TestEngineRootsFollowTheBundle(t *testing.T) {
-	dir, err := filepath.EvalSymlinks(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	bundle, work := dir+"/state/io.containerd.runtime.v2.task/k8s.io/c", dir+"/root/io.containerd.runtime.v2.task/k8s.io/c"
-	if err := errors.Join(os.MkdirAll(bundle, 0o700), os.MkdirAll(work, 0o700), os.Symlink(work, bundle+"/work")); err != nil {
-		t.Fatal(err)
-	}
-	want := []Root{{dir + "/state", dir + "/state"}, {dir + "/root", dir + "/root"}, {"/usr", "/usr"}}
-	if d := cmp.Diff(want, EngineRoots(bundle, []string{"/usr", "/nowhere", "/"})); d != "" {
-		t.Errorf("EngineRoots() (-want +got):\n%s", d)
-	}
-	if got := EngineRoots(dir, nil); got != nil {
-		t.Errorf("of a bundle elsewhere EngineRoots() = %v", got)
-	}
 }

@@ -1,35 +1,24 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package volume
+package hostvolume
 
 import (
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/coco-shim/coco/plan/volume"
 )
-
-// Root is a directory of a kubelet or a container engine: as it was named, and without symbolic links.
-type Root struct{ Name, Real string }
-
-// below returns a path relative to the directory.
-func (r Root) below(p string) (string, bool) {
-	for _, base := range []string{r.Real, r.Name} {
-		if rel, ok := strings.CutPrefix(p, base+"/"); ok && base != "" && rel != "" {
-			return rel, true
-		}
-	}
-	return "", false
-}
 
 // Roots looks at the directories that the configuration names. One that does not exist is none: nobody but root
 // can make it, or Open refuses what is in it.
-func Roots(dirs []string) []Root {
-	var out []Root
+func Roots(dirs []string) []volume.Root {
+	var out []volume.Root
 	for _, d := range dirs {
 		if real, err := filepath.EvalSymlinks(d); err == nil && real != "/" {
-			out = append(out, Root{Name: filepath.Clean(d), Real: real})
+			out = append(out, volume.Root{Name: filepath.Clean(d), Real: real})
 		}
 	}
 	return out
@@ -38,7 +27,7 @@ func Roots(dirs []string) []Root {
 // EngineRoots are the directories of containerd that the bundle of a container of its is below, and the others that
 // the configuration names. containerd makes the bundle as STATE/PLUGIN/NAMESPACE/ID, with a link "work" to
 // ROOT/PLUGIN/NAMESPACE/ID.
-func EngineRoots(bundle string, dirs []string) []Root {
+func EngineRoots(bundle string, dirs []string) []volume.Root {
 	var own []string
 	places := []string{bundle}
 	if work, err := os.Readlink(filepath.Join(bundle, "work")); err == nil {
