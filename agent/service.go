@@ -113,7 +113,7 @@ type service struct {
 	end     context.CancelFunc
 
 	turn lock.Mutex // held while a request changes the guest
-	pids sync.Mutex    // held while the shared pid namespace is made
+	pids sync.Mutex // held while the shared pid namespace is made
 
 	mu         sync.Mutex
 	sandbox    sandbox               // guarded by mu
