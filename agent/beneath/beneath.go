@@ -4,7 +4,7 @@
 // Package beneath opens, makes and removes files below one directory of the guest, for paths that
 // the host wrote. Containers share volumes below that directory and can put a symbolic link anywhere in
 // them at any time. So a path is resolved once, by openat2(2), without following links, and every later
-// step (a bind, a mount, an unmount) uses the descriptor. Package mount decides which mounts are made.
+// step (a bind, a mount, an unmount) uses the descriptor. Package storage decides which mounts are made.
 package beneath
 
 import (

@@ -1,8 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package disk finds the guest's disks by the addresses that the host gives them, and waits for those that come later. What
-// is on a disk is left to others (package storage).
+// Package disk finds the guest's disks by the addresses that the host gives them, and waits for disks that are
+// hot-plugged later. Package storage decides what a disk is used for.
 package disk
 
 import (

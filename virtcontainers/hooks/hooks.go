@@ -3,7 +3,7 @@
 
 // Package hooks runs OCI hooks on the host, against the VMM's process, because the pod's network is made in that
 // process's namespaces. Hooks of the container's own namespaces do not exist here
-// (package spec refuses them).
+// (package plan/request refuses them).
 package hooks
 
 import (
