@@ -5,6 +5,7 @@ package virtcontainers
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -84,6 +85,30 @@ func TestAKilledProcessEndsOrItsVMDoes(t *testing.T) {
 				t.Errorf("Delete() = %v", err)
 			}
 		})
+	}
+}
+
+// A guest that breaks the protocol ends its VM. A signal that finds it out, or comes before the exit is noticed, was answered
+// as unavailable, and a removal by force stopped there.
+func TestASignalToAGuestThatBrokeTheProtocol(t *testing.T) {
+	w := newWorld(t)
+	w.lies = &lie{signal: func(ctx context.Context) error {
+		a := w.vm().agent
+		a.mu.Lock()
+		_, err := a.conn.Write([]byte{0, 0, 0, 0, 0, 0, 0x03, 0xe7, 2, 0}) // ttrpc: an answer to request 999
+		a.mu.Unlock()
+		return errors.Join(err, silent(ctx))
+	}}
+	p, _ := start(t, w, w.options("sleep"))
+	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+		t.Fatal(err)
+	}
+	err := p.Kill(t.Context(), "c1", "", sigkill, true)
+	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "broke the agent's protocol") {
+		t.Errorf("Kill() = %v, want that the process has ended with its VM", err)
+	}
+	if st := wait(t, p, ""); st.Code != killedCode {
+		t.Errorf("exit = %+v, want 137", st)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/plan/request"
+	"github.com/coco-shim/coco/virtcontainers/answers"
 )
 
 const (
@@ -249,8 +250,11 @@ func (p *Pod) Kill(ctx context.Context, containerID, execID string, sig uint32, 
 		return err
 	})
 	var dead *hypervisor.DeadError
-	if errors.As(err, &dead) { // as the signal wanted it: who removes a container goes on
+	switch {
+	case errors.As(err, &dead): // NotFound lets a removal go on
 		return fmt.Errorf("%s has ended with its VM: %v: %w", pr.name(), dead, errdefs.ErrNotFound)
+	case errors.Is(err, answers.ErrProtocol): // which ends the VM
+		return fmt.Errorf("%s ends with its VM: %v: %w", pr.name(), err, errdefs.ErrNotFound)
 	}
 	return err
 }
