@@ -15,6 +15,7 @@ import (
 
 	"github.com/coco-shim/coco/internal/wire"
 	"github.com/coco-shim/coco/shim/rpc"
+	"github.com/coco-shim/coco/shim/stats"
 	"github.com/coco-shim/coco/shim/task"
 )
 
@@ -155,7 +156,7 @@ func (s *Service) sandboxMetrics(_ context.Context, b *box, _ wire.Fields) (wire
 	if err != nil {
 		return nil, err
 	}
-	data, err := task.ProcessStats(pod.PID())
+	data, err := stats.Process(pod.PID())
 	if err != nil {
 		return nil, fmt.Errorf("measure sandbox %s: %w", b.id, err)
 	}

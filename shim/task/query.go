@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/coco-shim/coco/shim/stats"
 	"github.com/coco-shim/coco/virtcontainers"
 )
 
@@ -202,7 +203,7 @@ func (s *Service) Stats(ctx context.Context, r *api.StatsRequest) (*api.StatsRes
 		return nil, fmt.Errorf("measure: container %s has stopped: %w", r.ID, errdefs.ErrNotFound)
 	}
 	if c.sandbox {
-		data, err := ProcessStats(pod.PID())
+		data, err := stats.Process(pod.PID())
 		if err != nil {
 			return nil, about(r.ID, err, "measure sandbox %s", r.ID)
 		}
@@ -212,7 +213,7 @@ func (s *Service) Stats(ctx context.Context, r *api.StatsRequest) (*api.StatsRes
 	if err != nil {
 		return nil, about(r.ID, err, "measure container %s", r.ID)
 	}
-	return &api.StatsResponse{Stats: encodeStats(st)}, nil
+	return &api.StatsResponse{Stats: stats.Container(st)}, nil
 }
 
 // Connect says who serves, also for a container that is not there: containerd asks so to find out

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package task
+package stats
 
 import (
 	"fmt"
@@ -62,7 +62,7 @@ func TestStatsAreContainerdsMessage(t *testing.T) {
 		},
 		NetworkStats: []*agent.NetworkStats{{Name: "eth0", RxBytes: 27, TxDropped: 28}},
 	}
-	a := encodeStats(st)
+	a := Container(st)
 	if a.TypeUrl != "io.containerd.cgroups.v2.Metrics" {
 		t.Errorf("type = %s", a.TypeUrl)
 	}
@@ -80,5 +80,5 @@ func TestStatsAreContainerdsMessage(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("stats (-want +got):\n%s", diff)
 	}
-	encodeStats(nil) // of a sandbox: all zero, and no panic
+	Container(nil) // of a sandbox: all zero, and no panic
 }

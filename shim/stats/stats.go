@@ -1,7 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package task
+// Package stats writes what a container or the VMM uses as the message that containerd, Docker and CRI read.
+package stats
 
 import (
 	"maps"
@@ -17,9 +18,9 @@ import (
 	"github.com/coco-shim/coco/internal/words"
 )
 
-// statsType is the message that containerd, Docker and CRI expect for cgroup v2. It is always this
+// messageType is the message that containerd, Docker and CRI expect for cgroup v2. It is always this
 // one, as they go by the type and not by the host, and the guest has cgroup v2.
-const statsType = "io.containerd.cgroups.v2.Metrics"
+const messageType = "io.containerd.cgroups.v2.Metrics"
 
 // The fields of memory.stat that the message has, by number (cgroup2/stats/metrics.proto of
 // github.com/containerd/cgroups). The message is written by hand: its package would add a hundred
@@ -64,8 +65,8 @@ var memoryFields = []struct {
 // mostOfAKind bounds what a guest may tell of: sizes of huge pages, interfaces.
 const mostOfAKind = 256
 
-// encodeStats writes what the agent measured as containerd's message.
-func encodeStats(st *agent.StatsContainerResponse) *anypb.Any {
+// Container writes what the agent measured.
+func Container(st *agent.StatsContainerResponse) *anypb.Any {
 	cg := st.GetCgroupStats()
 	var m, pids, cpu wire.Message
 	pids.Number(1, cg.GetPidsStats().GetCurrent())
@@ -100,12 +101,12 @@ func encodeStats(st *agent.StatsContainerResponse) *anypb.Any {
 		}
 		m.Sub(9, networkStats(n))
 	}
-	return &anypb.Any{TypeUrl: statsType, Value: m}
+	return &anypb.Any{TypeUrl: messageType, Value: m}
 }
 
-// ProcessStats measures a process of the host in the same form: the VMM, which is what a sandbox costs
+// Process measures a process of the host in the same form: the VMM, which is what a sandbox costs
 // its node. All its memory counts as used and none as cache, since the guest's memory is not given back.
-func ProcessStats(pid int) (*anypb.Any, error) {
+func Process(pid int) (*anypb.Any, error) {
 	u, err := procinfo.Read(pid)
 	if err != nil {
 		return nil, err
@@ -125,7 +126,7 @@ func ProcessStats(pid int) (*anypb.Any, error) {
 	memory.Number(32, u.RSS)
 	memory.Number(33, math.MaxUint64) // no limit: the VM's size is it
 	m.Sub(4, memory)
-	return &anypb.Any{TypeUrl: statsType, Value: m}, nil
+	return &anypb.Any{TypeUrl: messageType, Value: m}, nil
 }
 
 func memoryStats(s *agent.MemoryStats) wire.Message {
