@@ -122,6 +122,6 @@ func (p *problems) snp(s hypervisor.VMSpec) {
 		p.add(true, "an SNP VM without SNP settings")
 		return
 	}
-	// The IGVM file holds policy and ID block; package precheck compares the policy.
+	// The IGVM file holds policy and ID block; launch.CheckFirmware compares the policy.
 	p.add(len(s.SNP.IDBlock) != 0 || len(s.SNP.IDAuth) != 0, "an SNP ID block: Cloud Hypervisor takes it from the IGVM file (coco measure igvm create --id-block)")
 }

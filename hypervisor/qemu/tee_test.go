@@ -13,17 +13,18 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/launch"
-	"github.com/coco-shim/coco/hypervisor/qemu/precheck"
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/coco-shim/coco/measurement/ovmf"
 	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
+	"github.com/coco-shim/coco/virtcontainers/bootfiles"
 )
 
 // driverFor is the driver as the shim makes it, on a host that claims to have KVM.
 func driverFor(t *testing.T, path string) *Driver {
-	d := New(Options{Path: path, Precheck: precheck.Firmware})
+	d := New(Options{Path: path, Precheck: bootfiles.Precheck(configs.TypeQEMU)})
 	d.kvmUsable = func() error { return nil }
 	return d
 }

@@ -20,15 +20,14 @@ import (
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/clh"
-	clhprecheck "github.com/coco-shim/coco/hypervisor/clh/precheck"
 	"github.com/coco-shim/coco/hypervisor/jail"
 	"github.com/coco-shim/coco/hypervisor/launch"
 	"github.com/coco-shim/coco/hypervisor/qemu"
-	"github.com/coco-shim/coco/hypervisor/qemu/precheck"
 	"github.com/coco-shim/coco/hypervisor/virtiofsd"
 	"github.com/coco-shim/coco/network/localhost"
 	plan "github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/virtcontainers"
+	"github.com/coco-shim/coco/virtcontainers/bootfiles"
 )
 
 // New makes the Host that a configuration describes. exe is the program that is run as the launcher,
@@ -92,15 +91,13 @@ func driver(c configs.Config, log *slog.Logger) (hypervisor.Driver, error) {
 	h := c.Hypervisor
 	switch h.Type {
 	case "qemu":
-		opts := qemu.Options{Path: h.Path, NoSandbox: !h.Seccomp, Log: log}
-		if h.Platform == "snp" || h.Platform == "tdx" {
-			opts.Precheck = precheck.Firmware
-		}
-		return qemu.New(opts), nil
+		return qemu.New(qemu.Options{
+			Path: h.Path, NoSandbox: !h.Seccomp, Precheck: bootfiles.Precheck(h.Type), Log: log,
+		}), nil
 	case "clh":
 		return clh.New(clh.Options{
 			Path: h.Path, NoSeccomp: !h.Seccomp, Landlock: h.Landlock, Staging: filepath.Join(c.Runtime.LayerCache, "plug"),
-			Precheck: clhprecheck.IGVM, Log: log,
+			Precheck: bootfiles.Precheck(h.Type), Log: log,
 		}), nil
 	}
 	return nil, fmt.Errorf("hypervisor.type %q: %w", h.Type, errdefs.ErrNotImplemented)

@@ -27,6 +27,7 @@ import (
 	"github.com/coco-shim/coco/network"
 	"github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/virtcontainers"
+	"github.com/coco-shim/coco/virtcontainers/bootfiles"
 )
 
 // For random configurations and pods the shim publishes what `coco measure --pod` foretells and `coco measure --config`
@@ -154,7 +155,7 @@ func (c agreeCase) create(t *testing.T) (vm launched, err error) {
 			Version: specs.Version, Annotations: annotations, Linux: &specs.Linux{Namespaces: namespaces},
 		},
 		Host: virtcontainers.Host{
-			Driver: noVMM{t, &vm}, Launcher: idleLauncher{}, Network: noNetwork{}, Layers: noLayers{},
+			Driver: noVMM{t, &vm, bootfiles.Precheck(cfg.Hypervisor.Type)}, Launcher: idleLauncher{}, Network: noNetwork{}, Layers: noLayers{},
 			Machine: launch.Machine{CPUs: 2, MemoryMiB: 1 << 30},
 		},
 	}
@@ -180,8 +181,9 @@ func (c agreeCase) create(t *testing.T) (vm launched, err error) {
 
 // noVMM is a driver whose VMs never start.
 type noVMM struct {
-	t  *testing.T
-	vm *launched
+	t        *testing.T
+	vm       *launched
+	precheck func(hypervisor.VMSpec) error
 }
 
 func (noVMM) Name() string { return "none" }
@@ -189,6 +191,9 @@ func (noVMM) Name() string { return "none" }
 func (d noVMM) Launch(
 	_ context.Context, spec hypervisor.VMSpec, proc hypervisor.Process, dir string,
 ) (hypervisor.VM, error) {
+	if err := d.precheck(spec); err != nil {
+		return nil, errors.Join(err, proc.Kill())
+	}
 	text, err := os.ReadFile(filepath.Join(dir, virtcontainers.LaunchFile))
 	if err == nil {
 		err = json.Unmarshal(text, &d.vm.published)

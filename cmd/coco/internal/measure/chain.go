@@ -13,8 +13,6 @@ import (
 
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
-	"github.com/coco-shim/coco/measurement/igvm"
-	"github.com/coco-shim/coco/measurement/ovmf"
 	"github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/virtcontainers/bootfiles"
 )
@@ -70,7 +68,7 @@ func (c chains) read(cmd *cobra.Command, m *machine, read readBoot) (err error) 
 		c[key] = chain
 	}
 	m.chain = chain
-	if err := firmwareProblem(m.h, chain.Firmware); err != nil {
+	if err := launch.CheckFirmware(m.h.Type, m.vm, chain.Firmware); err != nil {
 		return fmt.Errorf("the shim would refuse firmware %s: %w", m.files.Firmware, err)
 	}
 	return nil
@@ -87,20 +85,4 @@ func present(boot configs.BootFiles) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// firmwareProblem is what the shim finds wrong with the firmware of a confidential VM.
-func firmwareProblem(h configs.Hypervisor, firmware []byte) error {
-	if h.Type == configs.TypeCLH {
-		_, err := igvm.Parse(firmware)
-		return err
-	}
-	im, err := ovmf.Parse(firmware)
-	if err != nil {
-		return err
-	}
-	if h.Platform == "tdx" {
-		return im.TDXLaunchProblem()
-	}
-	return im.SNPLaunchProblem(true)
 }

@@ -27,6 +27,8 @@ type generator struct {
 	t   *testing.T
 	r   *rand.Rand
 	dir string
+	// unfit says that the firmware is one with which the driver refuses to launch. A rehearsal has no driver.
+	unfit bool
 }
 
 // one is true once in n times.
@@ -88,7 +90,7 @@ func (g *generator) next() agreeCase {
 	}
 	b.WriteString("[runtime]\n" + podMaySet)
 	c := agreeCase{dir: g.dir, config: g.file("tee.toml", []byte(b.String()))}
-	if g.one(2) {
+	if g.one(2) && !g.unfit {
 		c.plain = g.file("plain.toml", g.plain(program, c.config))
 	}
 	text, params := g.manifest(platform)
@@ -120,7 +122,10 @@ func (g *generator) guest(platform string) string {
 // firmware is for SNP and TDX, or an IGVM file.
 func (g *generator) firmware(vmm string) []byte {
 	if vmm == "clh" {
-		w := igvm.Writer{Policy: 0x30000}
+		w := igvm.Writer{Policy: 0x30000} // the configuration's
+		if g.unfit = g.one(8); g.unfit {
+			w.Policy = 0x20000
+		}
 		w.Data(0xfffff000, fmt.Append(nil, "firmware", g.r.Uint64()))
 		w.Context(0, igvm.KVMVMSAGPA, snp.BootContext(0x800f12, 1))
 		raw, err := w.Bytes()

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package precheck_test
+package bootfiles
 
 import (
 	"errors"
@@ -13,8 +13,8 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
-	"github.com/coco-shim/coco/hypervisor/qemu/precheck"
 	"github.com/coco-shim/coco/measurement/ovmf"
 	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
 )
@@ -33,7 +33,7 @@ func file(t *testing.T, b []byte) *os.File {
 	return f
 }
 
-func TestFirmware(t *testing.T) {
+func TestFirmwareThatCannotStartIsRefused(t *testing.T) {
 	const size = 128 << 10
 	image := func(change func(*ovmftest.Layout)) []byte {
 		l := ovmftest.Layout{Size: size, Seed: 1, EIP: 0x80b004, HashBase: 0x810c00, SEV: ovmftest.Sections(), TDX: ovmftest.TDXSections(size)}
@@ -66,22 +66,22 @@ func TestFirmware(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			spec := hypervisor.VMSpec{TEE: tt.tee, Boot: hypervisor.Boot{Firmware: file(t, tt.fw), Kernel: file(t, []byte("kernel"))}}
-			err := precheck.Firmware(spec)
+			err := Precheck(configs.TypeQEMU)(spec)
 			if pos, _ := spec.Boot.Firmware.Seek(0, io.SeekCurrent); pos != 0 {
 				t.Errorf("the descriptor's offset moved to %d", pos)
 			}
 			if tt.want == "" {
 				if err != nil {
-					t.Errorf("Firmware = %v, want nil", err)
+					t.Errorf("Precheck() = %v, want nil", err)
 				}
 				return
 			}
 			if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), "fw.fd") || !errors.Is(err, errdefs.ErrFailedPrecondition) {
-				t.Errorf("Firmware = %v, want an errdefs.ErrFailedPrecondition with %q", err, tt.want)
+				t.Errorf("Precheck() = %v, want an errdefs.ErrFailedPrecondition with %q", err, tt.want)
 			}
 		})
 	}
-	if err := precheck.Firmware(hypervisor.VMSpec{TEE: hypervisor.TEESNP}); err == nil {
+	if err := Precheck(configs.TypeQEMU)(hypervisor.VMSpec{TEE: hypervisor.TEESNP}); err == nil {
 		t.Error("SNP without firmware was accepted")
 	}
 }
