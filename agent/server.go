@@ -9,17 +9,18 @@ import (
 	"fmt"
 	"net"
 
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/ttrpc"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/coco-shim/coco/agent/forward"
 	"github.com/coco-shim/coco/agent/gate"
 	"github.com/coco-shim/coco/agent/transport"
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/words"
-	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
-	"github.com/containerd/ttrpc"
-	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 )
 
 // Server is the host's only way into the guest: the port for requests, the port for byte streams and, if configured, the

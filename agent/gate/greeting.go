@@ -12,9 +12,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/words"
-	"github.com/containerd/errdefs"
 )
 
 const (

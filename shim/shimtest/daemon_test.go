@@ -11,6 +11,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -108,6 +109,23 @@ func (b bed) becomes(id, want string) {
 	}
 }
 
+// noBundles waits until containerd has removed all bundles. That of a shim that died it removes after the task.
+func (b bed) noBundles() {
+	b.t.Helper()
+	deadline := time.Now().Add(5 * time.Second)
+	for {
+		left, err := os.ReadDir(filepath.Dir(b.bundle("x")))
+		if errors.Is(err, fs.ErrNotExist) || err == nil && len(left) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			b.t.Errorf("bundles left after 5 s: %v, %v", left, err)
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
 func (b bed) remove(id string) {
 	b.t.Helper()
 	b.ctr(nil, "task", "delete", "--force", id) // may be gone already
@@ -140,9 +158,7 @@ func TestUnderContainerd(t *testing.T) {
 			b.basics()
 			b.restart()
 			b.shimDies()
-			if left, err := os.ReadDir(filepath.Dir(b.bundle("x"))); err == nil && len(left) > 0 {
-				t.Errorf("bundles left: %v", left)
-			}
+			b.noBundles()
 		})
 	}
 }
