@@ -171,6 +171,16 @@ type Emptier interface {
 	Empty() error
 }
 
+// Placer is a process whose root does not have the files of the host. A driver whose VMM opens files by name calls Place
+// for each that comes after the start.
+type Placer interface {
+	// Places is the directory where they appear to the process; "": there is no need, it sees what the host has.
+	Places() string
+	// Place shows a file under a name, and returns the process's path of it, until Displace.
+	Place(file *os.File, name string, readOnly bool) (string, error)
+	Displace(name string) error
+}
+
 // Driver launches VMs with one kind of VMM.
 type Driver interface {
 	// Name is the driver's name in configuration and errors, for example "qemu".

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/coco-shim/coco/hypervisor"
@@ -41,7 +42,7 @@ func (c *creation) takeUser(context.Context) error {
 }
 
 func (c *creation) launch(ctx context.Context) error {
-	proc, err := c.opts.Host.Launcher.Launch(ctx, Privileges{NetNS: c.netns, User: c.user, Processes: c.threads()})
+	proc, err := c.opts.Host.Launcher.Launch(ctx, Privileges{NetNS: c.netns, User: c.user, Dir: c.vmmDir(), Processes: c.threads()})
 	if err != nil {
 		return err
 	}
@@ -64,6 +65,9 @@ func (c *creation) launch(ctx context.Context) error {
 	c.netns = fmt.Sprintf("/proc/%d/ns/net", proc.PID())
 	return c.journal.Update(func(p *state.Pod) { p.OwnNetNS = "" })
 }
+
+// vmmDir is the directory that the VMM may write to: not the pod's own, where the journal is.
+func (c *creation) vmmDir() string { return filepath.Join(c.stateDir, "vmm") }
 
 // end kills the process and waits until it is gone.
 func end(ctx context.Context, proc hypervisor.Process) error {
@@ -116,7 +120,7 @@ func (c *creation) joinCgroups(context.Context) error {
 		return err
 	}
 	if c.opts.Host.Devices != nil {
-		err := cgroups.LimitDevices(leaves, c.opts.Host.Devices)
+		err := cgroups.LimitDevices(leaves, *c.opts.Host.Devices)
 		if errors.Is(err, errors.ErrUnsupported) {
 			c.log.Warn("no cgroup keeps the VMM from devices", "pod", want, "error", err)
 		} else if err != nil {

@@ -384,7 +384,10 @@ func (c *creation) startVMM(ctx context.Context) error {
 	if err := c.addUpper(); err != nil {
 		return err
 	}
-	vm, err := c.opts.Host.Driver.Launch(ctx, c.vmspec, c.proc, c.stateDir)
+	if err := os.Mkdir(c.vmmDir(), 0o700); err != nil {
+		return err
+	}
+	vm, err := c.opts.Host.Driver.Launch(ctx, c.vmspec, c.proc, c.vmmDir())
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/coco-shim/coco/image/layer"
 	"github.com/coco-shim/coco/network"
 	"github.com/coco-shim/coco/plan/launch"
+	"github.com/coco-shim/coco/virtcontainers/cgroups"
 )
 
 // Host is what a pod needs of the machine. Package virtcontainers/host makes the real one; tests use
@@ -25,8 +26,8 @@ type Host struct {
 	Network  Network
 	Layers   Layers
 	Machine  launch.Machine
-	// Devices are the nodes in /dev that the VMM may open; nil: any.
-	Devices []string
+	// Devices are those that the VMM may open; nil: any.
+	Devices *cgroups.Devices
 	// Files starts what shows files of the host to a VM, runtime.host_path = "live"; nil: nothing does.
 	Files FileServer
 	// Localhost opens the way from the loopback address of a pod's network namespace into the VM; nil
@@ -60,6 +61,7 @@ type Launcher interface {
 type Privileges struct {
 	NetNS     string // path of its network namespace
 	User      uint32 // uid and gid; 0 with Files
+	Dir       string // directory for sockets of the VMM, which it may write to
 	Files     string // directory that the process will serve to the VM; "" for the VMM
 	Processes uint64 // most processes and threads
 }

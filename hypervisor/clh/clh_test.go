@@ -13,9 +13,11 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/clh/clhtest"
+	"github.com/coco-shim/coco/hypervisor/jail"
 	"github.com/coco-shim/coco/hypervisor/launch"
 )
 
@@ -112,11 +114,25 @@ func newHarness(t testing.TB, c clhtest.Config, opts Options) *harness {
 // launch launches a VM in a real process. It ends with the test.
 func (h *harness) launch(t testing.TB, spec hypervisor.VMSpec) (*machine, error) {
 	t.Helper()
-	proc, err := launch.Start(t.Context(), launch.Options{})
+	return h.launchIn(t, spec, launch.Options{}, dir(t))
+}
+
+// jailed are the options of a process as package virtcontainers/host launches it.
+func jailed(dir string, kept ...string) launch.Options {
+	return launch.Options{Jail: &jail.Options{
+		User: testUser, Capabilities: []int{unix.CAP_DAC_OVERRIDE}, Disks: true, Devices: []string{"/dev/kvm"}, Kept: append(kept, dir),
+	}}
+}
+
+const testUser = 1_900_077_775
+
+func (h *harness) launchIn(t testing.TB, spec hypervisor.VMSpec, opts launch.Options, dir string) (*machine, error) {
+	t.Helper()
+	proc, err := launch.Start(t.Context(), opts)
 	if err != nil {
 		t.Fatal(err)
 	}
-	vm, err := h.driver.Launch(t.Context(), spec, proc, dir(t))
+	vm, err := h.driver.Launch(t.Context(), spec, proc, dir)
 	if err != nil {
 		select {
 		case <-proc.Done():

@@ -108,7 +108,10 @@ func (d *Driver) launch(ctx context.Context, spec hypervisor.VMSpec, proc hyperv
 	}
 	par := Params{
 		Binary: d.opts.Path, NoSeccomp: d.opts.NoSeccomp, Dir: dir,
-		Landlock: d.opts.Landlock && d.landlockUsable(spec.ID), Staging: d.opts.Staging,
+		Landlock: d.opts.Landlock && d.landlockUsable(spec.ID), Staging: d.opts.Staging, Plugged: d.opts.Staging,
+	}
+	if p, ok := proc.(hypervisor.Placer); ok && p.Places() != "" {
+		par.placer, par.Plugged = p, p.Places()
 	}
 	ends, err := openEnds(dir)
 	if err != nil {

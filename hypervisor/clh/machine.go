@@ -116,6 +116,11 @@ func (m *machine) start(ctx context.Context, config clhapi.VmConfig) error {
 		return err
 	}
 	m.enter(hypervisor.PhaseKernel)
+	if e, ok := m.proc.(hypervisor.Emptier); ok { // it has opened all that it needs by name
+		if err := e.Empty(); err != nil {
+			return err
+		}
+	}
 	if err := m.locate(bctx); err != nil {
 		return err
 	}

@@ -56,23 +56,48 @@ func (m *machine) PlugBlock(ctx context.Context, b hypervisor.Block) (hypervisor
 }
 
 // withPath calls fn with a path under which the VMM can open a disk's file. The API takes no
-// descriptors of disks: the path is that of ours in /proc, which leads to the very file. Landlock
-// forbids the way through another process, so there it is a link that exists as long as fn runs.
+// descriptors of disks: the path is that of ours in /proc, which leads to the very file. A VMM in a jail
+// does not see it, and Landlock forbids the way through another process: there the file is shown to the
+// VMM, or linked, as long as fn runs.
 func (m *machine) withPath(b hypervisor.Block, fn func(path string) error) error {
-	raw, err := b.File.SyscallConn()
-	if err != nil {
+	link := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), b.File.Fd())
+	switch {
+	case m.par.placer != nil:
+		return m.withPlace(link, b, fn)
+	case m.par.Landlock:
+		return withLink(m.par.Staging, link, b, fn)
+	}
+	return fn(link)
+}
+
+// withPlace shows the file to a VMM in a jail. What has no name gets one in staging meanwhile, where the VMM does not
+// see it.
+func (m *machine) withPlace(link string, b hypervisor.Block, fn func(path string) error) (err error) {
+	file := b.File
+	var st unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
 		return err
 	}
-	var inner error
-	err = raw.Control(func(fd uintptr) { // the descriptor stays open meanwhile
-		path := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)
-		if m.par.Landlock {
-			inner = withLink(m.par.Staging, path, b, fn)
-			return
+	show := func() error {
+		path, err := m.par.placer.Place(file, b.ID, b.ReadOnly)
+		if err != nil {
+			return err
 		}
-		inner = fn(path)
+		return errors.Join(fn(path), m.par.placer.Displace(b.ID))
+	}
+	if st.Nlink > 0 {
+		return show()
+	}
+	if err := makeStaging(m.par.Staging); err != nil {
+		return err
+	}
+	return withLink(m.par.Staging, link, b, func(path string) (err error) {
+		if file, err = os.Open(path); err != nil {
+			return err
+		}
+		defer file.Close() //nolint:errcheck // nothing is written by it
+		return show()
 	})
-	return errors.Join(err, inner)
 }
 
 // plug makes one of the calls that attach a device.
@@ -259,6 +284,7 @@ func (m *machine) PlugDevice(ctx context.Context, id, path string) (string, erro
 	p.add(!ident.Device(id), "device %q: id must match %s", id, ident.DeviceForm)
 	p.add(!strings.HasPrefix(path, "/sys/bus/pci/devices/"), "device %q: %q is no PCI device in sysfs", id, path)
 	p.add(m.spec.TEE != hypervisor.TEENone, "device %q: devices of the host cannot read a %s VM's memory", id, m.spec.TEE)
+	p.add(m.par.placer != nil, "device %q: the VMM is confined and does not see it", id)
 	p.add(m.par.Landlock, "device %q: Landlock keeps the VMM from it (hypervisor.landlock)", id)
 	if len(p) > 0 {
 		return "", fmt.Errorf("plug into VM %s: %w: %w", m.spec.ID, p[0], errdefs.ErrInvalidArgument)

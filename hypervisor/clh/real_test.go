@@ -62,12 +62,13 @@ func launchReal(t *testing.T, action string) (*machine, error) {
 		Boot:   hypervisor.Boot{Kernel: f, Cmdline: "act=" + action},
 		Blocks: []hypervisor.Block{{ID: "layer-0", File: sectors(t), ReadOnly: true}},
 	}
-	proc, err := launch.Start(t.Context(), launch.Options{})
+	d := dir(t)
+	proc, err := launch.Start(t.Context(), jailed(d))
 	if err != nil {
 		t.Fatal(err)
 	}
 	// Whether Linux boots on this KVM does not matter here.
-	vm, err := New(Options{Path: vmm, KVM: func() error { return nil }}).Launch(t.Context(), spec, proc, dir(t))
+	vm, err := New(Options{Path: vmm, KVM: func() error { return nil }}).Launch(t.Context(), spec, proc, d)
 	if err != nil {
 		return nil, err
 	}

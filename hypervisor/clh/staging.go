@@ -49,7 +49,7 @@ const linkTime = "20060102T150405Z"
 func withLink(staging, link string, b hypervisor.Block, fn func(path string) error) (err error) {
 	path := filepath.Join(staging, time.Now().UTC().Format(linkTime)+"-"+rand.Text())
 	if err := unix.Linkat(unix.AT_FDCWD, link, unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW); err != nil {
-		return fmt.Errorf("the VMM cannot be given its file: for Landlock it must have a name on the file system of %s (hypervisor.landlock): %w: %w",
+		return fmt.Errorf("the VMM cannot be given its file: it must have a name on the file system of %s: %w: %w",
 			staging, &os.LinkError{Op: "link", Old: b.File.Name(), New: path, Err: err}, errdefs.ErrFailedPrecondition)
 	}
 	defer func() { err = errors.Join(err, os.Remove(path)) }()

@@ -33,9 +33,11 @@ type Params struct {
 	Binary    string
 	NoSeccomp bool   // without the VMM's system call filters
 	Dir       string // private directory of the VM
-	// Landlock confines the VMM to the files of the VM, Dir and Staging.
+	// Landlock confines the VMM to the files of the VM, Dir and Plugged.
 	Landlock bool
-	Staging  string
+	Plugged  string            // where the VMM finds disks that are plugged later
+	Staging  string            // where they get a name for that
+	placer   hypervisor.Placer // shows them to the VMM; nil: it sees the host's files
 }
 
 // Command is a command line with the files that it needs: Files[i] must be descriptor 5+i. Descriptor
@@ -79,7 +81,7 @@ func Build(spec hypervisor.VMSpec, par Params) (Command, clhapi.VmConfig) {
 	}
 	if par.Landlock {
 		c.LandlockEnable = true
-		c.LandlockRules = []clhapi.LandlockConfig{{Path: par.Staging, Access: clhapi.Rw}}
+		c.LandlockRules = []clhapi.LandlockConfig{{Path: par.Plugged, Access: clhapi.Rw}}
 	}
 	return cmd, c
 }

@@ -21,7 +21,7 @@ import (
 func TestBuildGolden(t *testing.T) {
 	par := Params{Binary: "/usr/bin/cloud-hypervisor", Dir: "/run/coco/pod"}
 	confined := par
-	confined.Landlock, confined.Staging, confined.NoSeccomp = true, "/var/lib/coco/layers/plug", true
+	confined.Landlock, confined.Plugged, confined.NoSeccomp = true, "/var/lib/coco/layers/plug", true
 	alone := snp(t)
 	alone.Boot.Kernel, alone.Boot.Initrd, alone.Boot.Cmdline, alone.Blocks = nil, nil, "", nil
 	for _, tt := range []struct {

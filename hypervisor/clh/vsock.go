@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/hypervisor/clh/unixhttp"
 )
 
 const (
@@ -53,7 +54,7 @@ func readOK(r io.Reader) error {
 
 // dialVsock connects to a port of the guest through the VMM's socket.
 func dialVsock(ctx context.Context, socket string, port uint32) (net.Conn, error) {
-	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: socket, Net: "unix"})
+	conn, err := unixhttp.Dial(socket)
 	if err != nil {
 		return nil, err
 	}

@@ -19,15 +19,26 @@ import (
 // Empty takes away everything from the root that the mount namespace ns has, but what is to be kept. What
 // the program has open or mapped stays its own.
 func Empty(ns *os.File, spec Spec) error {
-	done := make(chan error)
-	ownthread.Go(func() { done <- empty(ns, spec) })
-	if err := <-done; err != nil {
+	if err := inside(ns, func() error { return empty(spec) }); err != nil {
 		return fmt.Errorf("empty the VMM's root: %w", err)
 	}
 	return nil
 }
 
-func empty(ns *os.File, spec Spec) error {
+// inside calls fn on a thread that is in the mount namespace of a jail.
+func inside(ns *os.File, fn func() error) error {
+	done := make(chan error)
+	ownthread.Go(func() {
+		err := enter(ns)
+		if err == nil {
+			err = fn()
+		}
+		done <- err
+	})
+	return <-done
+}
+
+func enter(ns *os.File) error {
 	var ours, its unix.Stat_t
 	if err := unix.Stat("/", &ours); err != nil {
 		return os.NewSyscallError("stat", err)
@@ -45,6 +56,10 @@ func empty(ns *os.File, spec Spec) error {
 	if its.Dev == ours.Dev || fs.Type != unix.TMPFS_MAGIC { // nothing of the host is ever removed
 		return errors.New("its root is not the one that was made for it")
 	}
+	return nil
+}
+
+func empty(spec Spec) error {
 	mounts := append([]string{"/proc", "/dev"}, spec.Trees...)
 	for _, at := range slices.Backward(mounts) {
 		if slices.Contains(spec.Kept, at) {
@@ -54,16 +69,19 @@ func empty(ns *os.File, spec Spec) error {
 			return fmt.Errorf("unmount %s: %w", at, err)
 		}
 	}
-	if err := remount("/", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC); err != nil {
+	return unsealed(func() error { return clear("/", append(slices.Clone(spec.Kept), Disks)) })
+}
+
+// unsealed calls fn while the root can be written to.
+func unsealed(fn func() error) error {
+	if err := remount("/", sealed&^unix.MS_RDONLY); err != nil {
 		return fmt.Errorf("open the root: %w", err)
 	}
-	if err := clear("/", spec.Kept); err != nil {
-		return err
+	err := fn()
+	if serr := remount("/", sealed); serr != nil {
+		return errors.Join(err, fmt.Errorf("close the root: %w", serr))
 	}
-	if err := remount("/", sealed); err != nil {
-		return fmt.Errorf("close the root: %w", err)
-	}
-	return nil
+	return err
 }
 
 // clear removes what is in a directory but what is kept and what that is in. Nothing is mounted there but

@@ -83,6 +83,11 @@ func (s Spec) Furnish(files []int) error {
 			return fmt.Errorf("show %s: %w", at, err)
 		}
 	}
+	if s.Disks {
+		if err := unix.Mkdir(Disks, 0o755); err != nil {
+			return fmt.Errorf("make %s: %w", Disks, err)
+		}
+	}
 	for _, l := range s.Links {
 		if err := unix.Symlink(l.Target, l.Path); err != nil {
 			return fmt.Errorf("link %s: %w", l.Path, err)
@@ -172,6 +177,7 @@ func (s Spec) Drop(files []int) error {
 	}
 	if s.User != 0 {
 		steps = append(steps,
+			step{"keep capabilities", func() error { return unix.Prctl(unix.PR_SET_KEEPCAPS, uintptr(min(1, len(s.Keep))), 0, 0, 0) }},
 			limit("processes", unix.RLIMIT_NPROC, s.Processes), // which root's are not bound by
 			step{fmt.Sprintf("become group %d", s.User), func() error { return raw(unix.SYS_SETRESGID, user, user, user) }},
 			step{fmt.Sprintf("become user %d", s.User), func() error { return raw(unix.SYS_SETRESUID, user, user, user) }})
@@ -183,9 +189,13 @@ func (s Spec) Drop(files []int) error {
 			for _, c := range s.Keep {
 				data[c/32].Permitted |= 1 << (c % 32)
 				data[c/32].Effective |= 1 << (c % 32)
+				if s.User != 0 { // root's need not be inherited
+					data[c/32].Inheritable |= 1 << (c % 32)
+				}
 			}
 			return unix.Capset(&h, &data[0])
 		}},
+		step{"hand on the capabilities", s.raiseAmbient},
 		step{"exclude new privileges", func() error { return unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }},
 		step{"restrict it by Landlock", func() error { return s.restrict(LandlockVersion(), files) }},
 		// A change of user forgets it.
@@ -193,6 +203,19 @@ func (s Spec) Drop(files []int) error {
 			return unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
 		}},
 	)...)
+}
+
+// raiseAmbient makes a user's capabilities outlive exec, as root's do.
+func (s Spec) raiseAmbient() error {
+	if s.User == 0 {
+		return nil
+	}
+	for _, c := range s.Keep {
+		if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, uintptr(c), 0, 0); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // dropBounding leaves nothing in the bounding set but what is kept.

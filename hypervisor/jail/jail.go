@@ -9,7 +9,7 @@
 // program needs to start into that root, read-only: libraries, the VMM's own directory, its device nodes.
 // Drop then gives up everything else: the uid becomes one that no other process has, the capability sets
 // become empty, Landlock forbids what the kernel can forbid by it, and no later exec can bring any of that back. Once the VMM runs, its parent calls Empty,
-// which takes away what was only needed to start.
+// which takes away what was only needed to start. Place shows one file to a VMM that cannot be given a descriptor of it.
 //
 // Plan is what the parent prepares; the other functions are called by the process itself and use bare
 // system calls, as package launch does. The caller must stay on one thread from Drop to exec.
@@ -28,6 +28,7 @@ type Spec struct {
 	Keep      []int    `json:"keep,omitempty"`    // capabilities that a program run by root keeps
 	Trees     []string `json:"trees,omitempty"`   // where the mounts go
 	Kept      []string `json:"kept,omitempty"`    // those of Trees that stay, and may be written to
+	Disks     bool     `json:"disks,omitempty"`   // there is a directory Disks
 	Links     []Link   `json:"links,omitempty"`   // symbolic links
 	Devices   []Device `json:"devices,omitempty"` // nodes in /dev
 	// Loader is the path of the program that loads the VMM, ld.so, when there is one. The process gets a

@@ -79,15 +79,15 @@ func LandlockLacks(version int) error {
 	return fmt.Errorf("no rules for %s: Linux %s or later with landlock in its lsm= list has them", strings.Join(lacks, ", "), since)
 }
 
-// landlockAttr is what is forbidden by default. Rules of files forbid all mounts, too, and a program that keeps
-// capabilities keeps them for its own mounts.
+// landlockAttr is what is forbidden by default. Rules of files forbid all mounts, too, and a program of root's makes
+// some of its own.
 func (s Spec) landlockAttr(version int) unix.LandlockRulesetAttr {
 	var a unix.LandlockRulesetAttr
 	for _, p := range landlockParts {
 		if p.version > version {
 			break
 		}
-		if len(s.Keep) == 0 {
+		if s.User != 0 {
 			a.Handled_access_fs |= p.fs
 		}
 		a.Handled_access_net |= p.net
@@ -121,19 +121,26 @@ func (s Spec) landlockRules(files []int) ([]landlockRule, error) {
 		}
 		rules = append(rules, landlockRule{path: d.Path, access: access})
 	}
+	if s.Disks {
+		rules = append(rules, landlockRule{path: Disks, access: readFile | writeFile | unix.LANDLOCK_ACCESS_FS_IOCTL_DEV})
+	}
 	for _, fd := range files {
 		var st unix.Stat_t
 		if err := unix.Fstat(fd, &st); err != nil {
 			return nil, fmt.Errorf("stat descriptor %d: %w", fd, err)
 		}
-		if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		access := uint64(readFile)
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFREG:
+		case unix.S_IFBLK:
+			access |= unix.LANDLOCK_ACCESS_FS_IOCTL_DEV
+		default:
 			continue
 		}
 		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
 		if err != nil {
 			return nil, fmt.Errorf("flags of descriptor %d: %w", fd, err)
 		}
-		access := uint64(readFile)
 		if flags&unix.O_ACCMODE != unix.O_RDONLY {
 			access |= writeFile
 		}

@@ -19,25 +19,21 @@ import (
 
 // Options say what a program needs.
 type Options struct {
-	User      uint32 // uid and gid; not 0, unless Capabilities are named
+	User      uint32 // uid and gid; 0 only for a program that is named Capabilities
 	Processes uint64 // most processes and threads; 0: 4096
 	// Paths are files and directories that the program needs to start, besides those of the system and
 	// those of its own directory. Kept are such that it needs as long as it runs, and may write to.
 	Paths, Kept []string
-	// Capabilities are those that a program has which must run as root; none for a VMM.
+	// Capabilities are all that the program has.
 	Capabilities []int
+	// Disks says that the program opens its disks by name, so that the directory Disks is there.
+	Disks bool
 	// Devices are nodes in /dev that the program may open; those that do not exist are left out.
 	Devices []string
 }
 
-// AllDevices are the paths of all devices that the program may open, also of those that are not there; nil for nil
-// options, with which it may open any.
-func (o *Options) AllDevices() []string {
-	if o == nil {
-		return nil
-	}
-	return slices.Concat(common, o.Devices)
-}
+// AllDevices are the paths of all devices that the program may open, also of those that are not there.
+func (o Options) AllDevices() []string { return slices.Concat(common, o.Devices) }
 
 const defaultProcesses = 4096
 
@@ -61,10 +57,10 @@ type Plan struct {
 
 // Prepare opens what the program at the path binary needs. The caller closes the plan.
 func Prepare(binary string, o Options) (_ *Plan, err error) {
-	if (o.User == 0) != (len(o.Capabilities) > 0) {
-		return nil, errors.New("a VMM must have a user of its own, not 0, and no capabilities")
+	if o.User == 0 && len(o.Capabilities) == 0 {
+		return nil, errors.New("a VMM must have a user of its own, not 0")
 	}
-	p := &Plan{Spec: Spec{User: o.User, Processes: o.Processes, Keep: o.Capabilities, Kept: o.Kept}}
+	p := &Plan{Spec: Spec{User: o.User, Processes: o.Processes, Keep: o.Capabilities, Kept: o.Kept, Disks: o.Disks}}
 	if p.Spec.Processes == 0 {
 		p.Spec.Processes = defaultProcesses
 	}

@@ -5,12 +5,15 @@ package launch
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/hypervisor/jail"
 	"github.com/coco-shim/coco/internal/testvm"
@@ -98,6 +101,75 @@ while read -r cmd <&3; do eval "$cmd" >&4 2>&1; done`)
 	}
 	if err := p.Empty(); err != nil {
 		t.Errorf("a second Empty() = %v", err)
+	}
+}
+
+// A VMM that opens its disks by name may read and write what is root's, and sees no file but those that are shown to it.
+func TestAJailedProgramIsShownItsDisks(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name string) *os.File {
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE, 0o400)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		if _, err := f.WriteString(name + "\n"); err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	layer, scratch, gone := file("layer"), file("scratch"), file("gone")
+	if err := os.Remove(gone.Name()); err != nil {
+		t.Fatal(err)
+	}
+	p, say, hear := inJail(t, jail.Options{Capabilities: []int{unix.CAP_DAC_OVERRIDE}, Disks: true}, `
+while read -r cmd <&3; do eval "$cmd" >&4 2>&1; done`)
+	ask := func(cmd string) string {
+		t.Helper()
+		say(cmd + "; echo end")
+		var lines []string
+		for line := hear(); line != "end"; line = hear() {
+			lines = append(lines, line)
+		}
+		return strings.Join(lines, " ")
+	}
+	if got, want := ask("grep Cap /proc/self/status | cut -f2"), strings.TrimSpace(strings.Repeat("0000000000000002 ", 5)); got != want {
+		t.Errorf("its capabilities are %s, want %s", got, want)
+	}
+	if err := p.Empty(); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []struct {
+		name     string
+		file     *os.File
+		readOnly bool
+	}{{"a", layer, true}, {"b", scratch, false}} {
+		if at, err := p.Place(d.file, d.name, d.readOnly); err != nil || at != "/disks/"+d.name {
+			t.Fatalf("Place(%s) = %s, %v", d.name, at, err)
+		}
+	}
+	if _, err := p.Place(gone, "c", true); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("Place() of a file that was removed = %v", err)
+	}
+	if got := ask("echo /disks/*"); got != "/disks/*" { // which it may not list
+		t.Errorf("it lists %s", got)
+	}
+	if got := ask("[ ! -e /disks/c ] && read -r x </disks/a; echo $x; exec 5<>/disks/b; echo of the VMM >&5"); got != "layer" {
+		t.Errorf("it reads %q", got)
+	}
+	if got := ask("(: >>/disks/a) || (: >/disks/new) || (: >/new)"); strings.Count(got, "Read-only") != 3 {
+		t.Errorf("writing where it must not: %s", got)
+	}
+	for _, name := range []string{"a", "b"} {
+		if err := p.Displace(name); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := ask("(: </disks/a); (: </disks/b); echo still open >&5"); strings.Count(got, "o such file") != 2 {
+		t.Errorf("opening what was taken away: %s", got)
+	}
+	if b, err := os.ReadFile(scratch.Name()); err != nil || string(b) != "of the VMM\nstill open\n" {
+		t.Errorf("the disk holds %q, %v", b, err)
 	}
 }
 

@@ -24,6 +24,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -77,13 +78,15 @@ type Process struct {
 	talk     sync.Mutex // held while control is used
 
 	mu     sync.Mutex
-	mounts *os.File  // guarded by mu; the mount namespace of one with a jail, until Empty or the end
+	mounts *os.File  // guarded by mu; the mount namespace of one with a jail, until the end
 	room   jail.Spec // guarded by mu; what is in its root
+	empty  bool      // guarded by mu
 }
 
 var (
 	_ hypervisor.Process = (*Process)(nil)
 	_ hypervisor.Emptier = (*Process)(nil)
+	_ hypervisor.Placer  = (*Process)(nil)
 )
 
 // message is what Exec sends, with files beside it: first what goes into the jail, if there is one, then
@@ -211,13 +214,39 @@ func (p *Process) leave() {
 func (p *Process) Empty() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.mounts == nil {
+	if p.mounts == nil || p.empty {
 		return nil // without a jail, or dead
 	}
-	err := jail.Empty(p.mounts, p.room)
-	_ = p.mounts.Close() // only a reference
-	p.mounts = nil
-	return err
+	p.empty = true
+	return jail.Empty(p.mounts, p.room)
+}
+
+// Places is where files can be shown to the program by name.
+func (p *Process) Places() string {
+	if p.jail == nil || !p.jail.Disks {
+		return ""
+	}
+	return jail.Disks
+}
+
+// Place shows a file, which must have a name itself, under another name and returns the program's path of it.
+func (p *Process) Place(file *os.File, name string, readOnly bool) (string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.mounts == nil {
+		return "", fmt.Errorf("show %s: process %d has ended", file.Name(), p.PID())
+	}
+	return filepath.Join(jail.Disks, name), jail.Place(p.mounts, file, name, readOnly)
+}
+
+// Displace takes away what Place has shown.
+func (p *Process) Displace(name string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.mounts == nil {
+		return nil // gone with it
+	}
+	return jail.Displace(p.mounts, name)
 }
 
 // PID is the process id, the same before and after Exec.

@@ -59,7 +59,7 @@ var edges = Edges{
 	"virtcontainers/cgroups":      {"internal/..."},
 	"virtcontainers/users":        {"internal/..."},
 	"virtcontainers/hooks":        {"internal/..."},
-	"virtcontainers/host":         {"virtcontainers", "virtcontainers/bootfiles", "plan/launch", "hypervisor", "hypervisor/jail", "hypervisor/launch", "hypervisor/qemu", "hypervisor/clh", "hypervisor/virtiofsd", "network", "network/localhost", "configs", "internal/..."},
+	"virtcontainers/host":         {"virtcontainers", "virtcontainers/bootfiles", "virtcontainers/cgroups", "plan/launch", "hypervisor", "hypervisor/jail", "hypervisor/launch", "hypervisor/qemu", "hypervisor/clh", "hypervisor/virtiofsd", "network", "network/localhost", "configs", "internal/..."},
 	"shim":                        {"shim/bootstrap", "shim/bundle", "shim/events", "shim/task", "shim/sandbox", "internal/..."},
 	"shim/bundle":                 {"api/contract"},
 	"shim/bootstrap":              {"shim/bundle", "internal/..."},

@@ -92,7 +92,7 @@ func TestAProcessIsPutInAndTheGroupsGo(t *testing.T) {
 			t.Errorf("%s holds %q, %v, want the process", l, b, err)
 		}
 	}
-	if err := errors.Join(LimitProcesses(leaves, 7), LimitDevices(leaves, []string{"/dev/null", "/dev/missing"})); err != nil {
+	if err := errors.Join(LimitProcesses(leaves, 7), LimitDevices(leaves, Devices{Chars: []string{"/dev/null", "/dev/missing"}})); err != nil {
 		t.Errorf("limits: %v", err)
 	}
 	for _, l := range leaves {

@@ -14,6 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Devices are those that a VMM may open.
+type Devices struct {
+	Chars []string // paths of character devices; those that do not exist are left out
+	Disks bool     // any block device: for a VMM that opens its disks by name
+}
+
 // device is the number of a character device.
 type device struct{ major, minor uint32 }
 
@@ -29,15 +35,14 @@ func devicesAt(paths []string) []device {
 	return out
 }
 
-// LimitDevices lets the processes in the groups open and make no devices but the character devices at the paths, of
-// which those that do not exist are left out. What a process has open it keeps. The error is an errors.ErrUnsupported
-// where neither controller of cgroup v1 nor kernel of cgroup v2 can do it.
-func LimitDevices(groups, paths []string) error {
-	allowed := devicesAt(paths)
+// LimitDevices lets the processes in the groups open and make no other devices. What a process has open it keeps. The
+// error is an errors.ErrUnsupported where neither controller of cgroup v1 nor kernel of cgroup v2 can do it.
+func LimitDevices(groups []string, d Devices) error {
+	allowed := devicesAt(d.Chars)
 	limited, lack := false, error(nil)
 	for _, g := range groups {
 		if _, err := os.Stat(filepath.Join(g, "devices.deny")); err == nil {
-			if err := limitV1(g, allowed); err != nil {
+			if err := limitV1(g, allowed, d.Disks); err != nil {
 				return err
 			}
 			limited = true
@@ -47,7 +52,7 @@ func LimitDevices(groups, paths []string) error {
 		if err := unix.Statfs(g, &fs); err != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC {
 			continue // another controller's
 		}
-		if err := limitV2(g, allowed); err != nil {
+		if err := limitV2(g, allowed, d.Disks); err != nil {
 			lack = fmt.Errorf("cgroup %s: %w: %w", g, err, errors.ErrUnsupported)
 			continue
 		}
@@ -64,20 +69,27 @@ func CanLimitDevices() error {
 	if v1, _ := filepath.Glob(filepath.Join(Root, "*", "devices.deny")); len(v1) > 0 { // the pattern is well-formed
 		return nil
 	}
-	fd, err := loadProgram(deviceProgram(nil))
+	fd, err := loadProgram(deviceProgram(nil, false))
 	if err != nil {
 		return err
 	}
 	return unix.Close(fd)
 }
 
-func limitV1(group string, allowed []device) error {
+func limitV1(group string, allowed []device, disks bool) error {
 	if err := set(group, "devices.deny", "a"); err != nil {
 		return err
 	}
+	var rules []string
 	for _, d := range allowed {
+		rules = append(rules, fmt.Sprintf("c %d:%d rwm", d.major, d.minor))
+	}
+	if disks {
+		rules = append(rules, "b *:* rwm")
+	}
+	for _, r := range rules {
 		// A group above that does not allow it is this host's choice.
-		if err := set(group, "devices.allow", fmt.Sprintf("c %d:%d rwm", d.major, d.minor)); err != nil && !errors.Is(err, unix.EPERM) {
+		if err := set(group, "devices.allow", r); err != nil && !errors.Is(err, unix.EPERM) {
 			return err
 		}
 	}
@@ -85,13 +97,13 @@ func limitV1(group string, allowed []device) error {
 }
 
 // limitV2 attaches a program to the group. It goes with the group, and programs of the groups above hold besides.
-func limitV2(group string, allowed []device) error {
+func limitV2(group string, allowed []device, disks bool) error {
 	dir, err := unix.Open(group, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(dir) //nolint:errcheck // nothing was written
-	program, err := loadProgram(deviceProgram(allowed))
+	program, err := loadProgram(deviceProgram(allowed, disks))
 	if err != nil {
 		return err
 	}
@@ -123,9 +135,9 @@ const (
 	leave       = 0x95 // register 0 is the answer
 )
 
-// deviceProgram allows the character devices and nothing else. Register 1 points to a bpf_cgroup_dev_ctx: access and
+// deviceProgram allows the character devices, and block devices or none. Register 1 points to a bpf_cgroup_dev_ctx: access and
 // type in the halves of a word, major, minor.
-func deviceProgram(allowed []device) []instruction {
+func deviceProgram(allowed []device, disks bool) []instruction {
 	const answer, context, kind, major, minor = 0, 1, 2, 3, 4
 	n := int16(len(allowed)) //nolint:gosec // a handful
 	p := []instruction{
@@ -133,8 +145,11 @@ func deviceProgram(allowed []device) []instruction {
 		{code: loadWord, dst: major, src: context, offset: 4},
 		{code: loadWord, dst: minor, src: context, offset: 8},
 		{code: andValue, dst: kind, value: 0xffff},
-		{code: ifDifferent, dst: kind, value: unix.BPF_DEVCG_DEV_CHAR, offset: 2 * n}, // to the refusal
 	}
+	if disks {
+		p = append(p, instruction{code: ifEqual, dst: kind, value: unix.BPF_DEVCG_DEV_BLOCK, offset: 2*n + 3})
+	}
+	p = append(p, instruction{code: ifDifferent, dst: kind, value: unix.BPF_DEVCG_DEV_CHAR, offset: 2 * n}) // to the refusal
 	for i, d := range allowed {
 		left := 2 * (n - 1 - int16(i)) //nolint:gosec // likewise
 		p = append(p,

@@ -23,18 +23,18 @@ func TestAGroupKeepsAProcessFromDevices(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, v2 := range []bool{false, true} {
-		t.Run(fmt.Sprintf("v2=%v", v2), func(t *testing.T) {
+	for _, tt := range []struct{ v2, disks bool }{{false, false}, {false, true}, {true, false}, {true, true}} {
+		t.Run(fmt.Sprintf("%+v", tt), func(t *testing.T) {
 			var mount string
 			for _, h := range hs {
-				if h.V2 == v2 && (v2 || strings.Contains(h.Options, "devices")) {
+				if h.V2 == tt.v2 && (tt.v2 || strings.Contains(h.Options, "devices")) {
 					mount = h.Mount
 				}
 			}
 			if mount == "" {
 				t.Skip("this host has no such hierarchy")
 			}
-			dirs, leaves, err := Plan([]Hierarchy{{Mount: mount, V2: v2}}, "/coco-devices-"+filepath.Base(t.TempDir())+"/x", VMM)
+			dirs, leaves, err := Plan([]Hierarchy{{Mount: mount, V2: tt.v2}}, "/coco-devices-"+filepath.Base(t.TempDir())+"/x", VMM)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -64,9 +64,12 @@ mkfifo pipe && echo pipe made`, "sh", t.TempDir())
 			}
 			err = errors.Join(
 				Apply(dirs, leaves, cmd.Process.Pid, func(string) error { return nil }),
-				LimitDevices(leaves, []string{"/dev/null", "/dev/missing", "/dev/random"}),
+				LimitDevices(leaves, Devices{Chars: []string{"/dev/null", "/dev/missing", "/dev/random"}, Disks: tt.disks}),
 				in.Close(), cmd.Wait())
-			const want = "null read\nrandom read\nnull made\npipe made\n"
+			want := "null read\nrandom read\nnull made\npipe made\n"
+			if tt.disks {
+				want = "null read\nrandom read\nnull made\ndisk made\npipe made\n"
+			}
 			if err != nil || out.String() != want {
 				t.Errorf("it says %q, %v, want %q", out.String(), err, want)
 			}

@@ -13,13 +13,29 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/coco-shim/coco/configs"
+	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/clh"
 	"github.com/coco-shim/coco/hypervisor/clh/clhtest"
+	"github.com/coco-shim/coco/hypervisor/jail"
+	"github.com/coco-shim/coco/hypervisor/launch"
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/coco-shim/coco/virtcontainers"
 	"github.com/coco-shim/coco/virtcontainers/host"
 )
+
+// clhLauncher launches as the host's does, in a jail where the imitation can do what the VMM does not: read descriptions
+// of the API, and write down its requests.
+type clhLauncher struct{ vmm *clhtest.VMM }
+
+func (l clhLauncher) Launch(ctx context.Context, pr virtcontainers.Privileges) (hypervisor.Process, error) {
+	return launch.Start(ctx, launch.Options{NetNS: pr.NetNS, Jail: &jail.Options{
+		User: pr.User, Processes: pr.Processes, Disks: true, Capabilities: []int{unix.CAP_DAC_OVERRIDE},
+		Paths: l.vmm.Paths, Kept: append(l.vmm.Kept, pr.Dir),
+	}})
+}
 
 // A pod of two containers on the Cloud Hypervisor driver, with a real guest: behind the API, which is an
 // imitation, QEMU runs the VM on a root bus that takes devices as Cloud Hypervisor's does. The first
@@ -41,6 +57,7 @@ func TestPodOnCloudHypervisorsAPI(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			h.Launcher = clhLauncher{vmm}
 			h.Driver = clh.New(clh.Options{
 				Path: vmm.Path, Landlock: landlock, Staging: filepath.Join(cfg.Runtime.LayerCache, "plug"), Log: log,
 				KVM: func() error { return nil }, // the stand-in needs none

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -28,6 +29,7 @@ import (
 	plan "github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/virtcontainers"
 	"github.com/coco-shim/coco/virtcontainers/bootfiles"
+	"github.com/coco-shim/coco/virtcontainers/cgroups"
 )
 
 // New makes the Host that a configuration describes. exe is the program that is run as the launcher,
@@ -42,13 +44,13 @@ func New(c configs.Config, exe string, log *slog.Logger) (virtcontainers.Host, e
 		return virtcontainers.Host{}, err
 	}
 	room := needs(c.Hypervisor)
-	if err := jail.LandlockLacks(jail.LandlockVersion()); err != nil && room != nil && log != nil {
+	if err := jail.LandlockLacks(jail.LandlockVersion()); err != nil && log != nil {
 		log.Warn("the VMM is confined without all of Landlock", "lacks", err)
 	}
 	return virtcontainers.Host{
 		Driver:   d,
 		Launcher: launcher{exe, room},
-		Devices:  room.AllDevices(),
+		Devices:  &cgroups.Devices{Chars: room.AllDevices(), Disks: room.Disks},
 		Network:  virtcontainers.NewNetwork(c.Network),
 		Layers:   virtcontainers.NewLayers(c.Runtime),
 		Machine:  m,
@@ -104,20 +106,20 @@ func driver(c configs.Config, log *slog.Logger) (hypervisor.Driver, error) {
 }
 
 // needs are what the VMM needs of the host, besides its own files and the descriptors that it is given. Cloud
-// Hypervisor opens its disks by name, as root: it is not confined yet.
-func needs(h configs.Hypervisor) *jail.Options {
-	if h.Type == "clh" {
-		return nil
+// Hypervisor opens its disks by name, and they are root's.
+func needs(h configs.Hypervisor) jail.Options {
+	o := jail.Options{Paths: h.ExtraPaths}
+	if h.Type == configs.TypeCLH {
+		o.Disks, o.Capabilities = true, []int{unix.CAP_DAC_OVERRIDE}
 	}
-	o := &jail.Options{Paths: h.ExtraPaths}
 	if h.Accel != "tcg" {
 		o.Devices = append(o.Devices, "/dev/kvm")
 	}
 	if h.Platform == "snp" {
 		o.Devices = append(o.Devices, "/dev/sev")
 	}
-	if _, unix := h.QuoteService(); h.Platform == "tdx" && unix != "" {
-		o.Kept = append(o.Kept, unix) // it connects for each quote
+	if _, socket := h.QuoteService(); h.Platform == "tdx" && socket != "" {
+		o.Kept = append(o.Kept, socket) // it connects for each quote
 	}
 	return o
 }
@@ -125,20 +127,20 @@ func needs(h configs.Hypervisor) *jail.Options {
 // launcher forks a program of ours.
 type launcher struct {
 	exe  string
-	jail *jail.Options // but the user and the limits; nil: none
+	jail jail.Options // but the user and the limits
 }
 
 // Launch implements virtcontainers.Launcher.
 func (l launcher) Launch(ctx context.Context, pr virtcontainers.Privileges) (hypervisor.Process, error) {
-	o := launch.Options{Exe: l.exe, NetNS: pr.NetNS}
-	switch {
-	case pr.Files != "":
-		o.Jail = &jail.Options{Capabilities: virtiofsd.Capabilities, Kept: []string{pr.Files}}
-	case l.jail != nil:
-		j := *l.jail
-		j.User, j.Processes = pr.User, pr.Processes
-		o.Jail = &j
+	j := l.jail
+	j.User, j.Processes = pr.User, pr.Processes
+	if j.Disks { // and its sockets
+		j.Kept = append(slices.Clone(j.Kept), pr.Dir)
 	}
+	if pr.Files != "" {
+		j = jail.Options{Capabilities: virtiofsd.Capabilities, Kept: []string{pr.Files}}
+	}
+	o := launch.Options{Exe: l.exe, NetNS: pr.NetNS, Jail: &j}
 	p, err := launch.Start(ctx, o)
 	if err != nil {
 		return nil, err

@@ -92,13 +92,20 @@ func IDOf(t testing.TB, f *os.File) FileID {
 type VMM struct {
 	// Path is what the driver executes.
 	Path string
-	t    testing.TB
+	// Paths is what the process reads besides; Kept what it writes to. They are for a jail.
+	Paths, Kept []string
+	t           testing.TB
 }
 
 const (
-	configSuffix  = ".config"
-	journalSuffix = ".journal"
+	configSuffix = ".config"
+	journalName  = "requests"
 )
+
+// journalOf is where the process writes down its requests: outside of the directory that its program's bin is in.
+func journalOf(program string) string {
+	return filepath.Join(filepath.Dir(filepath.Dir(filepath.Dir(program))), "journal", journalName)
+}
 
 // New prepares a fake. When the test ends, requests that the descriptions refuse fail it.
 func New(t testing.TB, c Config) *VMM {
@@ -110,13 +117,20 @@ func New(t testing.TB, c Config) *VMM {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := &VMM{Path: filepath.Join(t.TempDir(), "cloud-hypervisor"), t: t}
+	v := &VMM{Path: filepath.Join(t.TempDir(), "vmm/bin/cloud-hypervisor"), t: t}
+	v.Kept = []string{filepath.Dir(journalOf(v.Path))}
+	if c.Spec != "" {
+		v.Paths = []string{c.Spec}
+	}
 	b, err := json.Marshal(c)
+	for _, dir := range []string{filepath.Dir(v.Path), v.Kept[0]} {
+		err = errors.Join(err, os.MkdirAll(dir, 0o700))
+	}
 	if err == nil {
 		err = os.WriteFile(v.Path+configSuffix, b, 0o600)
 	}
 	if err == nil {
-		err = os.Symlink(exe, v.Path)
+		err = hardlink(exe, v.Path)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -131,10 +145,22 @@ func New(t testing.TB, c Config) *VMM {
 	return v
 }
 
+// hardlink gives a program a second name, which it knows itself by, or copies it.
+func hardlink(program, name string) error {
+	if os.Link(program, name) == nil {
+		return nil
+	}
+	b, err := os.ReadFile(program)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(name, b, 0o700) //nolint:gosec // a program
+}
+
 // Requests returns all requests so far, in the order of their answers.
 func (v *VMM) Requests() []Request {
 	v.t.Helper()
-	f, err := os.Open(v.Path + journalSuffix)
+	f, err := os.Open(journalOf(v.Path))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -40,7 +40,7 @@ func run() error {
 	if err != nil {
 		return fmt.Errorf("--api-socket: %w", err)
 	}
-	journal, err := os.OpenFile(os.Args[0]+journalSuffix, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	journal, err := os.OpenFile(journalOf(os.Args[0]), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}

@@ -209,8 +209,8 @@ func (v *vmm) confine() error {
 			continue
 		}
 		real, err := filepath.EvalSymlinks(p)
-		if link, lerr := os.Readlink(p); lerr == nil && strings.HasSuffix(link, " (deleted)") && !strings.HasPrefix(link, "/memfd:") {
-			real, err = link, nil // a file without a name has a place
+		if link, lerr := os.Readlink(p); lerr == nil && strings.HasPrefix(p, "/proc/self/fd/") && !strings.HasPrefix(link, "/memfd:") {
+			real, err = link, nil // has a place, also without a name or outside of the root
 		}
 		if err != nil {
 			return fmt.Errorf("error creating/adding/restricting ruleset: %s: %w", p, err)

@@ -19,6 +19,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/coco-shim/coco/internal/fdpass"
 )
 
@@ -62,7 +64,7 @@ func Do(ctx context.Context, path string, req Request) (Response, error) {
 	if err := context.Cause(ctx); err != nil {
 		return Response{}, err
 	}
-	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+	conn, err := Dial(path)
 	if err != nil {
 		return Response{}, err
 	}
@@ -74,6 +76,21 @@ func Do(ctx context.Context, path string, req Request) (Response, error) {
 		err = cause
 	}
 	return r, err
+}
+
+// Dial connects to the socket at path. A symbolic link is not followed: the directory is the VMM's, which could make it
+// one to a socket that is not its own.
+func Dial(path string) (*net.UnixConn, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd) //nolint:errcheck // nothing was written
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: fmt.Sprintf("/proc/self/fd/%d", fd), Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", path, err)
+	}
+	return conn, nil
 }
 
 func exchange(conn *net.UnixConn, req Request) (Response, error) {

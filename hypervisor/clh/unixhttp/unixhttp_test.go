@@ -183,6 +183,26 @@ func TestFailuresOfTheConnection(t *testing.T) {
 	}
 }
 
+func TestALinkToAnotherSocketIsNotFollowed(t *testing.T) {
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "s"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	conn, err := Dial(l.Addr().String())
+	if err != nil {
+		t.Fatalf("Dial() = %v", err)
+	}
+	conn.Close()
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(l.Addr().String(), link); err != nil {
+		t.Fatal(err)
+	}
+	if conn, err := Dial(link); err == nil || !strings.Contains(err.Error(), "connect to "+link) {
+		t.Errorf("Dial() of a link = %v, %v", conn, err)
+	}
+}
+
 func FuzzReadResponse(f *testing.F) {
 	f.Add([]byte(noContent))
 	f.Add([]byte("HTTP/1.1 100 \r\n\r\n" + withBody))

@@ -194,7 +194,7 @@ func (d noVMM) Launch(
 	if err := d.precheck(spec); err != nil {
 		return nil, errors.Join(err, proc.Kill())
 	}
-	text, err := os.ReadFile(filepath.Join(dir, virtcontainers.LaunchFile))
+	text, err := os.ReadFile(filepath.Join(filepath.Dir(dir), virtcontainers.LaunchFile))
 	if err == nil {
 		err = json.Unmarshal(text, &d.vm.published)
 	}

@@ -1,0 +1,149 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package clh
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/hypervisor/clh/clhtest"
+	"github.com/coco-shim/coco/hypervisor/launch"
+	"github.com/coco-shim/coco/internal/testvm"
+)
+
+// The VMM boots and takes disks that only root may read, as a user of its own in an empty root.
+func TestTheVMMRunsInAJail(t *testing.T) {
+	testvm.Need(t, testvm.Root)
+	for _, landlock := range []bool{false, true} {
+		t.Run(fmt.Sprintf("landlock=%v", landlock), func(t *testing.T) {
+			staging := filepath.Join(t.TempDir(), "plug")
+			h := newHarness(t, clhtest.Config{}, Options{Landlock: landlock, Staging: staging})
+			spec, d := plain(t), dir(t)
+			for _, b := range spec.Blocks {
+				if err := b.File.Chmod(0o400); err != nil {
+					t.Fatal(err)
+				}
+			}
+			opts := jailed(d, h.vmm.Kept...)
+			opts.Jail.Paths = h.vmm.Paths
+			m, err := h.launchIn(t, spec, opts, d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := calls(h.vmm, "vm.boot")[0].Opened; len(got) != 4 || got[2] != clhtest.IDOf(t, spec.Blocks[0].File) {
+				t.Errorf("at boot it opened %v", got)
+			}
+			inJail(t, m.proc.(*launch.Process), append(h.vmm.Kept, d, "/disks"))
+			plugInJail(t, h, m, staging)
+			c, err := m.Dial(t.Context(), 1024)
+			if err != nil {
+				t.Fatalf("Dial() = %v", err)
+			}
+			_ = c.Close() // nothing was sent
+			if _, err := m.PlugDevice(t.Context(), "gpu", "/sys/bus/pci/devices/0000:3b:00.0"); !errdefs.IsInvalidArgument(err) {
+				t.Errorf("PlugDevice() = %v", err)
+			}
+		})
+	}
+}
+
+// plugInJail plugs a file with a name, one that never had one, and one that lost it.
+func plugInJail(t *testing.T, h *harness, m *machine, staging string) {
+	t.Helper()
+	named, gone := file(t, "named"), file(t, "gone")
+	if err := errors.Join(os.MkdirAll(staging, 0o700), os.Remove(gone.Name())); err != nil {
+		t.Fatal(err)
+	}
+	unnamed, err := os.OpenFile(filepath.Dir(staging), os.O_RDWR|unix.O_TMPFILE, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unnamed.Close()
+	if _, err := unnamed.WriteString("unnamed"); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		b    hypervisor.Block
+		want string
+	}{
+		{hypervisor.Block{ID: "a", File: named, ReadOnly: true}, ""},
+		{hypervisor.Block{ID: "b", File: unnamed}, ""},
+		{hypervisor.Block{ID: "c", File: gone, ReadOnly: true}, "must have a name on the file system of"},
+	} {
+		_, err := m.PlugBlock(t.Context(), tt.b)
+		if tt.want != "" {
+			if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("PlugBlock(%s) = %v, want %q", tt.b.ID, err, tt.want)
+			}
+			continue
+		}
+		r := calls(h.vmm, "vm.add-disk")
+		if err != nil || r[len(r)-1].Opened[0] != clhtest.IDOf(t, tt.b.File) || !bytes.Contains(r[len(r)-1].Body, []byte(`"/disks/`+tt.b.ID)) {
+			t.Errorf("PlugBlock(%s) = %v, the requests are %+v", tt.b.ID, err, r)
+		}
+	}
+	if left, err := os.ReadDir(staging); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+	if left, err := os.ReadDir(fmt.Sprintf("/proc/%d/root/disks", m.proc.PID())); err != nil || len(left) > 0 {
+		t.Errorf("the VMM is still shown %v, %v", left, err)
+	}
+}
+
+// inJail looks at the process by what /proc shows of it. kept is what its root holds.
+func inJail(t *testing.T, p *launch.Process, kept []string) {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	user := strings.Repeat(fmt.Sprintf("\t%d", testUser), 4)
+	const dacOverride = "0000000000000002"
+	for _, want := range []string{
+		"Uid:" + user, "Gid:" + user, "Groups:\t ", "NoNewPrivs:\t1", fmt.Sprintf("NSpid:\t%d\t1", p.PID()),
+		"CapInh:\t" + dacOverride, "CapPrm:\t" + dacOverride, "CapEff:\t" + dacOverride, "CapBnd:\t" + dacOverride, "CapAmb:\t" + dacOverride,
+	} {
+		if !bytes.Contains(status, []byte("\n"+want+"\n")) {
+			t.Errorf("its status has no line %q:\n%s", want, status)
+		}
+	}
+	for _, ns := range []string{"mnt", "pid", "ipc", "uts"} {
+		ours, err := os.Readlink("/proc/self/ns/" + ns)
+		its, ierr := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", p.PID(), ns))
+		if err != nil || ierr != nil || its == ours {
+			t.Errorf("its %s namespace is %s, ours %s: %v, %v", ns, its, ours, err, ierr)
+		}
+	}
+	if limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", p.PID())); err != nil || !bytes.Contains(limits, []byte("Max core file size        0 ")) {
+		t.Errorf("its limits are %s, %v", limits, err)
+	}
+	root := fmt.Sprintf("/proc/%d/root", p.PID())
+	var left []string
+	err = filepath.WalkDir(root+"/", func(path string, e os.DirEntry, err error) error {
+		at := strings.TrimPrefix(path, root)
+		for _, k := range kept {
+			if at == k {
+				return filepath.SkipDir
+			}
+			if strings.HasPrefix(k, strings.TrimSuffix(at, "/")+"/") {
+				return err
+			}
+		}
+		left = append(left, at)
+		return err
+	})
+	if diff := cmp.Diff([]string(nil), left); err != nil || diff != "" {
+		t.Errorf("its root holds (-want +got):\n%s%v", diff, err)
+	}
+}
