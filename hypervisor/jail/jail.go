@@ -5,13 +5,14 @@
 // nothing of the host.
 //
 // The life of such a process: it is born in mount, pid, ipc and uts namespaces of its own (Namespaces) and
-// calls Enter, which changes its root to an empty tmpfs. Before it executes the VMM, Furnish puts what a
+// calls Enter, which changes its root to an empty tmpfs. Before it executes the VMM, Furnish puts the files that a
 // program needs to start into that root, read-only: libraries, the VMM's own directory, its device nodes.
 // Drop then gives up everything else: the uid becomes one that no other process has, the capability sets
-// become empty, Landlock forbids what the kernel can forbid by it, and no later exec can bring any of that back. Once the VMM runs, its parent calls Empty,
-// which takes away what was only needed to start. Place shows one file to a VMM that cannot be given a descriptor of it.
+// become empty, Landlock forbids all that it can forbid, and no later exec can bring any of that back. Once the
+// VMM runs, its parent calls Empty, which removes the files that were needed only to start. Place mounts one
+// file for a VMM that cannot be given a descriptor of it.
 //
-// Plan is what the parent prepares; the other functions are called by the process itself and use bare
+// The parent prepares a Plan. The process itself calls the other functions, which use bare
 // system calls, as package launch does. The caller must stay on one thread from Drop to exec.
 package jail
 

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package stats writes what a container or the VMM uses as the message that containerd, Docker and CRI read.
+// Package stats writes the resource use of a container or the VMM as the message that containerd, Docker and CRI read.
 package stats
 
 import (
