@@ -12,8 +12,8 @@
 // VMM runs, its parent calls Empty, which removes the files that were needed only to start. Place mounts one
 // file for a VMM that cannot be given a descriptor of it.
 //
-// The parent prepares a Plan. The process itself calls the other functions, which use bare
-// system calls, as package launch does. The caller must stay on one thread from Drop to exec.
+// The parent prepares a Plan and calls Empty and Place. The process itself calls Enter, Furnish and Drop, which use
+// bare system calls, as package launch does. It must stay on one thread from Drop to exec.
 package jail
 
 import "golang.org/x/sys/unix"
