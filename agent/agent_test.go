@@ -16,13 +16,14 @@ import (
 	"testing"
 	"time"
 
-	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
+
+	pb "github.com/coco-shim/coco/api/agent"
 )
 
 var discard = slog.New(slog.NewTextHandler(io.Discard, nil))

@@ -11,13 +11,14 @@ import (
 	"path/filepath"
 	"strconv"
 
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
 	"github.com/coco-shim/coco/agent/beneath"
 	"github.com/coco-shim/coco/agent/guard"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/undo"
-	"github.com/containerd/errdefs"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 )
 
 // Names in a bundle. Only the agent and the OCI runtime write there.

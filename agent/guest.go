@@ -17,15 +17,16 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/emptypb"
+
 	"github.com/coco-shim/coco/agent/beneath"
 	"github.com/coco-shim/coco/agent/guard"
 	"github.com/coco-shim/coco/agent/storage"
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
 	"github.com/coco-shim/coco/api/contract"
-	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 // GetGuestDetails tells what this guest can do.

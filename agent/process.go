@@ -11,13 +11,14 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/emptypb"
+
 	"github.com/coco-shim/coco/agent/ocispec"
 	"github.com/coco-shim/coco/agent/runner"
 	"github.com/coco-shim/coco/agent/stdio"
 	pb "github.com/coco-shim/coco/api/agent"
-	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 const sigKill = unix.SIGKILL

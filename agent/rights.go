@@ -7,9 +7,10 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/coco-shim/coco/agent/devnode"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/coco-shim/coco/agent/devnode"
 )
 
 // rawIO is the capability for the guest's memory as a whole and its processor's ports (/dev/mem, /proc/kcore, ioperm): no

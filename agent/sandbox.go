@@ -8,11 +8,12 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/types/known/emptypb"
+
 	"github.com/coco-shim/coco/agent/guard"
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/internal/fsm"
-	"github.com/containerd/errdefs"
-	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 // sandboxState is the life of the one sandbox of a guest.

@@ -13,8 +13,6 @@ import (
 	"testing"
 	"time"
 
-	pb "github.com/coco-shim/coco/api/agent"
-	"github.com/coco-shim/coco/api/contract"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
@@ -22,6 +20,9 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/emptypb"
+
+	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 )
 
 // serve makes a server over fakes and serves its ports on sockets. It returns how to connect to a port.

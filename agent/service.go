@@ -15,6 +15,8 @@ import (
 	"log/slog"
 	"sync"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	"github.com/coco-shim/coco/agent/cgroup"
 	"github.com/coco-shim/coco/agent/copyin"
 	"github.com/coco-shim/coco/agent/runner"
@@ -23,7 +25,6 @@ import (
 	"github.com/coco-shim/coco/api/agent/types"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/lock"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // Runner runs containers; package runner implements it.

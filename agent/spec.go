@@ -10,11 +10,12 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	"github.com/coco-shim/coco/agent/guard"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/ident"
-	"github.com/containerd/errdefs"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // checkContainerID admits what containerd and the protocol admit; it cannot name another directory.

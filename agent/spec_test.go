@@ -9,12 +9,13 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/coco-shim/coco/api/contract"
-	"github.com/coco-shim/coco/internal/ident"
-	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/internal/ident"
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 func TestIDs(t *testing.T) {

@@ -6,8 +6,9 @@ package agent
 import (
 	"fmt"
 
-	"github.com/coco-shim/coco/internal/fsm"
 	"github.com/containerd/errdefs"
+
+	"github.com/coco-shim/coco/internal/fsm"
 )
 
 // state is the life of a container. Transitional states are claimed under the container's lock

@@ -11,9 +11,10 @@ import (
 	"strings"
 	"testing"
 
-	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
+
+	pb "github.com/coco-shim/coco/api/agent"
 )
 
 // besides are the requests that run beside those that change the guest, each for a reason.

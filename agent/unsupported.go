@@ -7,9 +7,10 @@ import (
 	"context"
 	"fmt"
 
-	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/types/known/emptypb"
+
+	pb "github.com/coco-shim/coco/api/agent"
 )
 
 // unsupported answers the calls that this agent does not offer. They are listed so that none is

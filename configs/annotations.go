@@ -11,8 +11,9 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/coco-shim/coco/api/contract"
 	"github.com/containerd/errdefs"
+
+	"github.com/coco-shim/coco/api/contract"
 )
 
 // WithAnnotations returns the configuration with the pod's overrides. An annotation under

@@ -13,8 +13,9 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/coco-shim/coco/api/contract"
 	"github.com/containerd/errdefs"
+
+	"github.com/coco-shim/coco/api/contract"
 )
 
 // Names of the guest image's files.

@@ -21,8 +21,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/coco-shim/coco/guest/archive"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/guest/archive"
 )
 
 const (

@@ -9,8 +9,9 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/coco-shim/coco/internal/undo"
 	"github.com/containerd/errdefs"
+
+	"github.com/coco-shim/coco/internal/undo"
 )
 
 // Netlink is the handful of changes that Apply makes in a namespace. Handle and networktest.Table

@@ -12,10 +12,11 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/coco-shim/coco/network"
-	"github.com/coco-shim/coco/network/networktest"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/coco-shim/coco/network"
+	"github.com/coco-shim/coco/network/networktest"
 )
 
 func twoVeths(t *testing.T) (*networktest.Table, network.Wiring) {

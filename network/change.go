@@ -6,11 +6,11 @@ package network
 import (
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coco-shim/coco/api/agent/types"
 	"github.com/coco-shim/coco/internal/rtnl"
-	"golang.org/x/sys/unix"
 )
 
 // A namespace changes while the VM runs: `docker network connect` brings a link, `disconnect` takes one,

@@ -14,13 +14,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coco-shim/coco/internal/testvm"
-	"github.com/coco-shim/coco/network"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/internal/testvm"
+	"github.com/coco-shim/coco/network"
 )
 
 const (

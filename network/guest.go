@@ -10,8 +10,9 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/coco-shim/coco/api/agent/types"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/api/agent/types"
 )
 
 // Guest is the configuration that the agent gets, in the messages of its protocol: one

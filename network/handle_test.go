@@ -15,12 +15,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coco-shim/coco/internal/testvm"
-	"github.com/coco-shim/coco/network"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/internal/testvm"
+	"github.com/coco-shim/coco/network"
 )
 
 func TestRealWiring(t *testing.T) {

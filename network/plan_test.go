@@ -9,11 +9,12 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/coco-shim/coco/api/agent/types"
-	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/testing/protocmp"
+
+	"github.com/coco-shim/coco/api/agent/types"
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 var (

@@ -14,9 +14,10 @@ import (
 	"strings"
 	"sync/atomic"
 
-	"github.com/coco-shim/coco/api/contract"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/api/contract"
 )
 
 const maxAliases = 4096

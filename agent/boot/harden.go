@@ -9,8 +9,9 @@ import (
 	"io/fs"
 	"os"
 
-	"github.com/coco-shim/coco/api/contract"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/api/contract"
 )
 
 // Closed says whether the guest is closed after its boot: no module is loaded, and the console says reasons by code only.

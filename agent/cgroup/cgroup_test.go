@@ -12,13 +12,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coco-shim/coco/api/agent"
-	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/testing/protocmp"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

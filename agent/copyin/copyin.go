@@ -20,10 +20,11 @@ import (
 	"sync"
 	"unicode/utf8"
 
-	"github.com/coco-shim/coco/agent/beneath"
-	"github.com/coco-shim/coco/api/agent"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/agent/beneath"
+	"github.com/coco-shim/coco/api/agent"
 )
 
 // Bounds of one request.

@@ -11,10 +11,11 @@ import (
 	"testing"
 	"unicode/utf8"
 
-	"github.com/coco-shim/coco/api/agent"
-	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 func owner(req *agent.CopyFileRequest) *agent.CopyFileRequest {

@@ -13,10 +13,11 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/coco-shim/coco/agent/beneath"
-	"github.com/coco-shim/coco/api/agent"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/agent/beneath"
+	"github.com/coco-shim/coco/api/agent"
 )
 
 // spot is where a file goes: a name in an open directory.

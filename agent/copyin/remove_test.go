@@ -8,9 +8,10 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/coco-shim/coco/api/agent"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/api/agent"
 )
 
 // A link changes its target in one step, and what is removed goes with everything below it, but

@@ -9,11 +9,12 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
 	"github.com/coco-shim/coco/agent/beneath"
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
-	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 )
 
 // used are the paths below the base that containers are made of, by container.

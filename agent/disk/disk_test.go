@@ -13,9 +13,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/containerd/errdefs"
 	"go.uber.org/goleak"
+
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -8,12 +8,13 @@ import (
 	"strings"
 	"testing"
 
-	pb "github.com/coco-shim/coco/api/agent"
-	"github.com/coco-shim/coco/api/contract"
-	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+
+	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 // strange is an encoded field of a number that no message has.

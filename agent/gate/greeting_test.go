@@ -10,8 +10,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/coco-shim/coco/api/contract"
 	"go.uber.org/goleak"
+
+	"github.com/coco-shim/coco/api/contract"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -9,10 +9,11 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/coco-shim/coco/agent/storage"
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
-	"github.com/containerd/errdefs"
 )
 
 // Common are the directories, beside the containers' bundles, that requests may name (section 6 of the

@@ -13,12 +13,13 @@ import (
 	"slices"
 	"time"
 
-	"github.com/coco-shim/coco/api/agent/types"
-	"github.com/coco-shim/coco/internal/netdump"
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/api/agent/types"
+	"github.com/coco-shim/coco/internal/netdump"
 )
 
 // UpdateInterface makes the interface with the request's hardware address what the request says: name,

@@ -22,14 +22,15 @@ import (
 	"sync"
 	"time"
 
-	pb "github.com/coco-shim/coco/api/agent"
-	"github.com/coco-shim/coco/api/agent/types"
-	"github.com/coco-shim/coco/api/contract"
-	"github.com/coco-shim/coco/internal/netdump"
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/agent/types"
+	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/internal/netdump"
 )
 
 // Options are the agent's choices; the zero value is right for a guest.

@@ -13,9 +13,6 @@ import (
 	"testing"
 	"time"
 
-	pb "github.com/coco-shim/coco/api/agent"
-	"github.com/coco-shim/coco/api/agent/types"
-	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
@@ -23,6 +20,10 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/testing/protocmp"
+
+	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/agent/types"
+	"github.com/coco-shim/coco/internal/testvm"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -11,9 +11,10 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/coco-shim/coco/api/agent/types"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/api/agent/types"
 )
 
 // Bounds of what a host may send in one message.

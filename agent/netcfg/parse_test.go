@@ -7,9 +7,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/coco-shim/coco/api/agent/types"
 	"github.com/coco-shim/coco/internal/worktest"
-	"github.com/containerd/errdefs"
 )
 
 func TestHostileInterfaces(t *testing.T) {

@@ -12,11 +12,12 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
 	"github.com/coco-shim/coco/internal/netdump"
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 )
 
 // entry is a route of the kernel's main table.

@@ -12,10 +12,11 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/coco-shim/coco/api/agent/types"
-	"github.com/coco-shim/coco/internal/netdump"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/api/agent/types"
+	"github.com/coco-shim/coco/internal/netdump"
 )
 
 // Policy routing. Containers may have rules and tables of their own (a VPN in a side car), so what goes is what an earlier

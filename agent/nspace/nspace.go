@@ -12,8 +12,9 @@ import (
 	"path/filepath"
 	"runtime"
 
-	"github.com/coco-shim/coco/agent/reap"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/agent/reap"
 )
 
 // PauseName is argv[0] under which the binary is to call Pause.

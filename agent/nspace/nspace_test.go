@@ -13,9 +13,10 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/coco-shim/coco/agent/reap"
 	"github.com/coco-shim/coco/internal/testvm"
-	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) {

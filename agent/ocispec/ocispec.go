@@ -16,9 +16,10 @@ import (
 	"os"
 	"slices"
 
-	"github.com/coco-shim/coco/api/agent"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/coco-shim/coco/api/agent"
 )
 
 // Spec converts a whole specification.

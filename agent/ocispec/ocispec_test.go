@@ -9,13 +9,14 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/coco-shim/coco/api/agent"
-	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 // filler gives every field of a message a value that occurs nowhere else.

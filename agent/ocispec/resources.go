@@ -8,9 +8,10 @@ import (
 	"maps"
 	"math"
 
-	"github.com/coco-shim/coco/api/agent"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/coco-shim/coco/api/agent"
 )
 
 // Resources converts limits; nil stays nil.

@@ -22,11 +22,12 @@ import (
 	"sync/atomic"
 	"syscall"
 
-	"github.com/coco-shim/coco/agent/cgroup"
-	"github.com/coco-shim/coco/agent/reap"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/agent/cgroup"
+	"github.com/coco-shim/coco/agent/reap"
 )
 
 // Process is a process that the runtime left to us.

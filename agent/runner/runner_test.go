@@ -18,14 +18,15 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coco-shim/coco/agent/reap"
-	"github.com/coco-shim/coco/agent/stdio"
-	"github.com/coco-shim/coco/api/contract"
-	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/agent/reap"
+	"github.com/coco-shim/coco/agent/stdio"
+	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/internal/worktest"
 )
 
 var reaper *reap.Reaper

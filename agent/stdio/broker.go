@@ -12,9 +12,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/coco-shim/coco/agent/gate"
 	"github.com/coco-shim/coco/api/contract"
-	"github.com/containerd/errdefs"
 )
 
 // Bounds of the broker.

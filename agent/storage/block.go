@@ -11,13 +11,14 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
 	"github.com/coco-shim/coco/agent/beneath"
 	"github.com/coco-shim/coco/agent/disk"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/image/erofs/super"
 	"github.com/coco-shim/coco/image/verity"
-	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 )
 
 // The drivers of disks differ in how they find one.

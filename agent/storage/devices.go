@@ -11,10 +11,11 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/coco-shim/coco/agent/disk"
-	"github.com/coco-shim/coco/api/agent"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/coco-shim/coco/agent/disk"
+	"github.com/coco-shim/coco/api/agent"
 )
 
 const maxDevices = 256

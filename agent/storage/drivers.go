@@ -12,11 +12,12 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
 	"github.com/coco-shim/coco/agent/beneath"
 	"github.com/coco-shim/coco/agent/disk"
 	"github.com/coco-shim/coco/api/agent"
-	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 )
 
 // driver makes storages of one kind available. All that is particular to it is in one file of this package, which registers

@@ -12,11 +12,12 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/coco-shim/coco/api/agent"
-	"github.com/coco-shim/coco/api/contract"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 )
 
 func TestStoragesThatAreRefused(t *testing.T) {

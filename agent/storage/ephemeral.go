@@ -13,8 +13,9 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/coco-shim/coco/api/contract"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/api/contract"
 )
 
 func init() { register(contract.DriverEphemeral, driver{mount: (*Manager).mountEphemeral}) }

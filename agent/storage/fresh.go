@@ -14,12 +14,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
 	"github.com/coco-shim/coco/agent/beneath"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/image/ext4"
 	"github.com/coco-shim/coco/image/verity/dm"
-	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 )
 
 // freshModules are what such a disk needs. Any of them may be built into the kernel.

@@ -9,10 +9,11 @@ import (
 	"io"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/coco-shim/coco/agent/beneath"
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
-	"golang.org/x/sys/unix"
 )
 
 // Permissions that an fs_group volume gets, as Kubernetes gives them.

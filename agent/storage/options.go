@@ -9,8 +9,9 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/coco-shim/coco/agent/beneath"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/agent/beneath"
 )
 
 // options are mount(8) options, split into flags and what the file system itself interprets.

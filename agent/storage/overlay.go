@@ -10,10 +10,11 @@ import (
 	"os"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/coco-shim/coco/agent/beneath"
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
-	"golang.org/x/sys/unix"
 )
 
 const maxLower = 500 // overlayfs's own limit

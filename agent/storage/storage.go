@@ -19,13 +19,14 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/coco-shim/coco/agent/beneath"
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/image/verity"
 	"github.com/coco-shim/coco/image/verity/dm"
 	"github.com/coco-shim/coco/internal/undo"
-	"github.com/containerd/errdefs"
-	"google.golang.org/protobuf/proto"
 )
 
 // maxStorages bounds a request.

@@ -16,6 +16,10 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
+	"go.uber.org/goleak"
+
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/hypervisor"
@@ -23,9 +27,6 @@ import (
 	"github.com/coco-shim/coco/image/verity"
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/coco-shim/coco/plan/rootfs"
-	"github.com/containerd/errdefs"
-	"github.com/moby/sys/mountinfo"
-	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -11,8 +11,9 @@ import (
 	"path"
 	"strings"
 
-	"github.com/coco-shim/coco/api/contract"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/api/contract"
 )
 
 const maxSubPath = 4095 // PATH_MAX without the final NUL

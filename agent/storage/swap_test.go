@@ -9,10 +9,11 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/coco-shim/coco/api/agent"
-	"github.com/coco-shim/coco/api/contract"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 )
 
 // outside is a directory beside the manager's root with a file that nothing may reach.

@@ -8,9 +8,10 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/coco-shim/coco/api/contract"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/api/contract"
 )
 
 func init() { register(contract.DriverVirtioFS, driver{shares: true, mount: (*Manager).mountVirtioFS}) }

@@ -20,10 +20,11 @@ import (
 	"net"
 	"sync"
 
+	"github.com/mdlayher/vsock"
+
 	"github.com/coco-shim/coco/agent/boot"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/portmux"
-	"github.com/mdlayher/vsock"
 )
 
 // Ports says what serves each port. A server returns when its listener is closed; it is called

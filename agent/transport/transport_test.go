@@ -13,10 +13,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coco-shim/coco/api/contract"
-	"github.com/coco-shim/coco/internal/portmux"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/internal/portmux"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/coco-shim/coco/agent"
 	"github.com/coco-shim/coco/agent/boot"
 	"github.com/coco-shim/coco/agent/cgroup"
@@ -23,7 +25,6 @@ import (
 	"github.com/coco-shim/coco/agent/storage"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/version"
-	"golang.org/x/sys/unix"
 )
 
 // Where things are in the guest.

@@ -26,10 +26,11 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/coco-shim/coco/image/erofs"
 	"github.com/coco-shim/coco/image/erofs/super"
 	"github.com/coco-shim/coco/image/verity"
-	"golang.org/x/sys/unix"
 )
 
 // FormatVersion changes whenever the same source gives other bytes than before.

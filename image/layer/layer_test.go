@@ -17,12 +17,13 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
 	"github.com/coco-shim/coco/image/erofs"
 	"github.com/coco-shim/coco/image/verity"
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/coco-shim/coco/internal/worktest"
-	"go.uber.org/goleak"
-	"golang.org/x/sys/unix"
 )
 
 // helperEnv makes the test binary open one layer and say what it got, as a process of its own.

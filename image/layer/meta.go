@@ -13,8 +13,9 @@ import (
 	"io"
 	"os"
 
-	"github.com/coco-shim/coco/image/verity"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/image/verity"
 )
 
 // maxMeta bounds what is read of a meta file.

@@ -15,8 +15,9 @@ import (
 	"sort"
 	"sync"
 
-	"github.com/coco-shim/coco/network"
 	"github.com/containerd/errdefs"
+
+	"github.com/coco-shim/coco/network"
 )
 
 // Table is the namespace. It implements network.Netlink.

@@ -10,8 +10,9 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/coco-shim/coco/image/layer"
 	"github.com/containerd/errdefs"
+
+	"github.com/coco-shim/coco/image/layer"
 )
 
 // overlay is the usual snapshot: read-only layers and a writable directory.

@@ -15,9 +15,10 @@ import (
 	"path"
 	"strings"
 
-	"github.com/coco-shim/coco/image/layer"
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
+
+	"github.com/coco-shim/coco/image/layer"
 )
 
 // Mount is a mount as a container engine describes it.

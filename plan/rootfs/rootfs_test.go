@@ -9,15 +9,16 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	"github.com/moby/sys/mountinfo"
+	"google.golang.org/protobuf/testing/protocmp"
+
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/image/layer"
 	"github.com/coco-shim/coco/image/verity"
 	"github.com/coco-shim/coco/internal/worktest"
-	"github.com/containerd/errdefs"
-	"github.com/google/go-cmp/cmp"
-	"github.com/moby/sys/mountinfo"
-	"google.golang.org/protobuf/testing/protocmp"
 )
 
 func dirs(paths ...string) []layer.Source {

@@ -19,10 +19,11 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/coco-shim/coco/api/contract"
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/coco-shim/coco/api/contract"
 )
 
 // Kind says how a bind mount reaches the guest.

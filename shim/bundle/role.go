@@ -9,8 +9,9 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/coco-shim/coco/api/contract"
 	"github.com/containerd/errdefs"
+
+	"github.com/coco-shim/coco/api/contract"
 )
 
 // Annotations by which Kubernetes runtimes say that a container belongs to a pod. The values of the

@@ -13,12 +13,13 @@ import (
 	"testing"
 	"time"
 
-	pb "github.com/coco-shim/coco/api/agent"
-	"github.com/coco-shim/coco/api/contract"
-	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"golang.org/x/sys/unix"
+
+	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/internal/testvm"
 )
 
 func TestVM(t *testing.T) {

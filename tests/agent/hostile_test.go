@@ -9,12 +9,13 @@ import (
 	"testing"
 	"time"
 
-	pb "github.com/coco-shim/coco/api/agent"
-	"github.com/coco-shim/coco/api/contract"
-	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protowire"
+
+	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/internal/testvm"
 )
 
 const guestRoot = contract.GuestRoot + "/"

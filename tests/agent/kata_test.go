@@ -12,12 +12,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/testvm"
-	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 )
 
 // session is a pod as a runtime of Kata's kind leads it: the same order, paths, ids, storages and

@@ -14,13 +14,14 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/image/layer"
 	"github.com/coco-shim/coco/internal/testvm"
 	plan "github.com/coco-shim/coco/plan/rootfs"
-	"golang.org/x/sys/unix"
 )
 
 // disks is what the guest of TestLayers has on its SCSI bus: target 0, one logical unit each.

@@ -21,12 +21,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
+
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/portmux"
 	"github.com/coco-shim/coco/internal/testvm"
-	"github.com/containerd/ttrpc"
-	"golang.org/x/sys/unix"
 )
 
 const bootDeadline = 60 * time.Second

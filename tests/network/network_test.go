@@ -19,15 +19,16 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/ttrpc"
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/testing/protocmp"
+
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/portmux"
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/coco-shim/coco/network"
-	"github.com/containerd/ttrpc"
-	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/testing/protocmp"
 )
 
 const deadline = 90 * time.Second

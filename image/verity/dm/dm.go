@@ -16,8 +16,9 @@ import (
 	"strings"
 	"unsafe"
 
-	"github.com/coco-shim/coco/image/verity"
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/image/verity"
 )
 
 // Constants of <linux/dm-ioctl.h>.
