@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/clh/clhtest"
 	"github.com/coco-shim/coco/hypervisor/launch"
@@ -46,7 +47,7 @@ func TestTheVMMRunsInAJail(t *testing.T) {
 			}
 			inJail(t, m.proc.(*launch.Process), append(h.vmm.Kept, d, "/disks"))
 			plugInJail(t, h, m, staging)
-			c, err := m.Dial(t.Context(), 1024)
+			c, err := m.Dial(t.Context(), contract.PortAgent)
 			if err != nil {
 				t.Fatalf("Dial() = %v", err)
 			}

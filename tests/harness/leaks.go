@@ -33,7 +33,7 @@ func TakeTraces() (Traces, error) {
 	t.glob("netns", "/run/coco/netns/*")
 	t.tree("file", "/run/coco")
 	t.glob("socket", "/run/containerd/s/*")
-	t.glob("layer temp", "/var/lib/coco/layers/*tmp*")
+	t.glob("layer temp", "/var/lib/coco/layers/tmp/*")
 	for _, root := range []string{"/sys/fs/cgroup/memory", "/sys/fs/cgroup/cpu", "/sys/fs/cgroup/pids", "/sys/fs/cgroup/unified"} {
 		t.tree("cgroup", root)
 	}
