@@ -153,14 +153,14 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 	if err != nil {
 		return Streams{}, err
 	}
-	if f := mounts.lastWords; f != nil {
+	if f := mounts.terminationMessage; f != nil {
 		u.Push("close "+f.Name(), func(context.Context) error { return closeOnce(f) })
 	}
 	out, err := request.Convert(request.Input{ID: c.id, Spec: req.Spec, SharedShm: p.sharedShm, Binds: mounts.binds, Disks: mounts.disks(), Rlimits: p.rlimits})
 	if err != nil {
 		return Streams{}, err
 	}
-	c.init.expectLastWords(mounts, out.OCI)
+	c.init.expectTerminationMessage(mounts, out.OCI)
 	if out.OCI.GetLinux().GetSeccomp() != nil && !p.agent.seccomp {
 		return Streams{}, fmt.Errorf("linux.seccomp: the guest's agent cannot apply filters: %w", errdefs.ErrNotImplemented)
 	}
@@ -196,7 +196,7 @@ func (p *Pod) createInGuest(ctx context.Context, c *container, req *agent.Create
 	defer done()
 	start := time.Now()
 	s, n, err := p.openStreams(ctx, p.life.ctx, c.init.want, c.id, "")
-	p.tookIn(c.id, "streams", start)
+	p.recordStep(c.id, "streams", start)
 	if err != nil {
 		return Streams{}, p.agent.fault(ctx, err)
 	}
@@ -204,7 +204,7 @@ func (p *Pod) createInGuest(ctx context.Context, c *container, req *agent.Create
 	u.Push("close streams of container "+c.id, func(context.Context) error { return c.init.closePipes() })
 	u.Push("remove container "+c.id+" in the guest", func(ctx context.Context) error { return p.removeInGuest(ctx, c) })
 	req.StdinPort, req.StdoutPort, req.StderrPort = n.stdin, n.stdout, n.stderr
-	defer p.tookIn(c.id, "create", time.Now())
+	defer p.recordStep(c.id, "create", time.Now())
 	if _, err := p.agent.CreateContainer(ctx, req); err != nil {
 		return Streams{}, p.agent.fault(ctx, err)
 	}
@@ -263,7 +263,7 @@ func (p *Pod) Start(ctx context.Context, containerID, execID string) (Streams, e
 		_, err := p.agent.StartContainer(ctx, &agent.StartContainerRequest{ContainerId: c.id})
 		return err
 	})
-	p.tookIn(c.id, "start", began)
+	p.recordStep(c.id, "start", began)
 	if err != nil {
 		pr.startFailed()
 		return Streams{}, err

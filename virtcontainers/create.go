@@ -84,7 +84,7 @@ func CreatePod(ctx context.Context, opts Options) (_ *Pod, err error) {
 		if err := s.do(ctx); err != nil {
 			return nil, fmt.Errorf("create pod %s, %s: %w", opts.ID, s.name, c.orDead(s.name, err))
 		}
-		p.took(s.name, start)
+		p.recordPodStep(s.name, start)
 	}
 	p.mu.Lock()
 	p.startTook = time.Since(p.began)

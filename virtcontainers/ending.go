@@ -48,7 +48,7 @@ func (p *Pod) mustEnd(pr *process) {
 		close(pr.killed)
 		p.life.spawn(func(ctx context.Context) {
 			limit := p.opts.Config.Runtime.StopTimeout
-			if pulse.Await(ctx, pr.told, limit) {
+			if pulse.Await(ctx, pr.reported, limit) {
 				p.condemn(fmt.Errorf("%s did not end within runtime.stop_timeout (%s) of SIGKILL", pr.name(), limit))
 			}
 		})

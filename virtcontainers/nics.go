@@ -57,7 +57,7 @@ type nics struct {
 	turn   lock.Mutex                     // guards what is below
 
 	joints []network.Joint
-	told   network.Guest   // what the guest knows
+	sent   network.Guest   // the configuration that the guest has
 	failed map[int]failure // why a link is not in the VM, by its number
 }
 
@@ -78,7 +78,7 @@ type failure struct {
 func newNICs(a Attachment, record func([]network.Redirect) error) nics {
 	return nics{
 		links: a.Links, opts: a.Options, record: record, turn: lock.New(),
-		joints: a.Joints, told: a.Guest, failed: map[int]failure{},
+		joints: a.Joints, sent: a.Guest, failed: map[int]failure{},
 	}
 }
 
@@ -250,8 +250,8 @@ func (p *Pod) joinNIC(ctx context.Context, s network.Snapshot, r network.Redirec
 			return err
 		}
 	}
-	old := slices.DeleteFunc(n.told.Interfaces, func(i *types.Interface) bool { return i.GetHwAddr() == j.NIC.MAC })
-	n.told.Interfaces = append(old, g.Interfaces...)
+	old := slices.DeleteFunc(n.sent.Interfaces, func(i *types.Interface) bool { return i.GetHwAddr() == j.NIC.MAC })
+	n.sent.Interfaces = append(old, g.Interfaces...)
 	if useSpare {
 		n.joints[spare] = j
 	} else {
@@ -323,11 +323,11 @@ func (p *Pod) unplugNIC(ctx context.Context, j network.Joint) error {
 // tellGuest brings addresses, routes and neighbours up to date.
 func (p *Pod) tellGuest(ctx context.Context, s network.Snapshot) error {
 	g := network.GuestOf(s, p.nics.joints)
-	news, routes := g.Since(p.nics.told)
+	news, routes := g.Since(p.nics.sent)
 	if err := p.configureGuest(ctx, news, routes); err != nil {
 		return fmt.Errorf("the guest's network is not up to date: %w", err)
 	}
-	p.nics.told = g
+	p.nics.sent = g
 	return nil
 }
 

@@ -90,11 +90,11 @@ func (p *Pod) Phases() []Phase {
 // maxPhases bounds what is kept of a pod that makes containers for ever.
 const maxPhases = 128
 
-// took notes the duration of a step of the pod's start.
-func (p *Pod) took(name string, start time.Time) { p.tookIn("", name, start) }
+// recordPodStep notes the duration of a step of the pod's start.
+func (p *Pod) recordPodStep(name string, start time.Time) { p.recordStep("", name, start) }
 
-// tookIn notes the duration of a step of a container's start.
-func (p *Pod) tookIn(container, name string, start time.Time) {
+// recordStep notes the duration of a step of a container's start.
+func (p *Pod) recordStep(container, name string, start time.Time) {
 	d := time.Since(start)
 	p.log.Debug("step done", "pod", p.opts.ID, "container", container, "step", name, "took", d)
 	p.mu.Lock()
@@ -180,21 +180,21 @@ func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, c
 			return errors.Join(fmt.Errorf("root file system: %w", err), o.close())
 		}
 		o.cancel()
-		p.tookIn(c.id, "layer", began)
+		p.recordStep(c.id, "layer", began)
 		found := time.Now()
 		if attached, err = p.attach(gctx, layers, u); err != nil {
 			return err
 		}
 		// After the layers: they tell a snapshot with something in it by its not being empty.
 		on, err = p.upper(gctx, req, u)
-		p.tookIn(c.id, "hotplug", found)
+		p.recordStep(c.id, "hotplug", found)
 		layersDone = time.Now()
 		return err
 	})
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	p.tookIn(c.id, "files", layersDone) // what they took longer than the layers
+	p.recordStep(c.id, "files", layersDone) // what they took longer than the layers
 	own, err := rootfs.Storages(c.id, attached, on)
 	return joined(shared, own), err
 }

@@ -32,19 +32,19 @@ const (
 
 // process is a container's first process (exec is empty) or an exec.
 type process struct {
-	container, exec string
-	want            wanted
-	request         *agent.ExecProcessRequest // of an exec; set before it is shared
-	lastWords       *os.File                  // host file for the termination message, or nil; set before it is shared
-	done            chan struct{}             // closed when exit is set
-	told            chan struct{}             // closed when the guest has told the exit, or exit is set
-	tell            sync.Once                 // closes told
-	killed          chan struct{}             // closed when it was sent SIGKILL
-	doomed          sync.Once                 // closes killed
+	container, exec    string
+	want               wanted
+	request            *agent.ExecProcessRequest // of an exec; set before it is shared
+	terminationMessage *os.File                  // host file for the termination message, or nil; set before it is shared
+	done               chan struct{}             // closed when exit is set
+	reported           chan struct{}             // closed when the guest has reported the exit, or exit is set
+	reportOnce         sync.Once                 // closes reported
+	killed             chan struct{}             // closed when it was sent SIGKILL
+	doomed             sync.Once                 // closes killed
 
 	mu       sync.Mutex
 	state    State      // guarded by mu
-	known    bool       // guarded by mu; the guest told the exit code, output drains
+	known    bool       // guarded by mu; the guest reported the exit code; output drains
 	exit     ExitStatus // guarded by mu; final after done
 	settled  bool       // guarded by mu; done is closed
 	pipes    *pipes     // guarded by mu
@@ -52,7 +52,10 @@ type process struct {
 }
 
 func newProcess(container, exec string, terminal bool, want wanted) *process {
-	return &process{container: container, exec: exec, terminal: terminal, want: want, done: make(chan struct{}), told: make(chan struct{}), killed: make(chan struct{})}
+	return &process{
+		container: container, exec: exec, terminal: terminal, want: want,
+		done: make(chan struct{}), reported: make(chan struct{}), killed: make(chan struct{}),
+	}
 }
 
 func processName(container, exec string) string {
@@ -105,7 +108,7 @@ func (pr *process) closePipes() error {
 }
 
 // settle publishes the exit, once. The first to know wins; the VM's death does not overrule a code
-// that the guest has told and that only waits for the output.
+// that the guest has reported and that only waits for the output.
 func (pr *process) settle(exit ExitStatus, fromVM bool) {
 	pr.mu.Lock()
 	defer pr.mu.Unlock()
@@ -117,11 +120,12 @@ func (pr *process) settle(exit ExitStatus, fromVM bool) {
 	}
 	exit.At = time.Now()
 	pr.exit, pr.settled = exit, true
-	pr.toldExit()
+	pr.exitReported()
 	close(pr.done)
 }
 
-func (pr *process) toldExit() { pr.tell.Do(func() { close(pr.told) }) }
+// exitReported closes reported. Later calls do nothing.
+func (pr *process) exitReported() { pr.reportOnce.Do(func() { close(pr.reported) }) }
 
 // startFailed ends a process that never ran.
 func (pr *process) startFailed() {
@@ -131,7 +135,7 @@ func (pr *process) startFailed() {
 		return
 	}
 	pr.exit, pr.settled = ExitStatus{Code: unknownCode, At: time.Now()}, true
-	pr.toldExit()
+	pr.exitReported()
 	close(pr.done)
 }
 
@@ -160,7 +164,7 @@ func (p *Pod) awaitExit(ctx context.Context, pr *process) {
 	switch {
 	case err == nil:
 		pr.drain(ctx)
-		p.bringLastWords(ctx, pr)
+		p.fetchTerminationMessage(ctx, pr)
 		pr.settle(exitTold(res.GetStatus()), false)
 	case ctx.Err() != nil:
 		pr.settle(ExitStatus{Code: killedCode, Reason: context.Cause(ctx).Error()}, true)
@@ -182,7 +186,7 @@ func exitTold(code int32) ExitStatus {
 
 // drain waits for the end of the process's output, at most drainGrace.
 func (pr *process) drain(ctx context.Context) {
-	pr.toldExit()
+	pr.exitReported()
 	pr.mu.Lock()
 	pr.known = true
 	s := pr.pipes

@@ -37,16 +37,16 @@ type ports struct{ stdin, stdout, stderr uint32 }
 // pipes are the host's ends of a process's streams.
 type pipes struct {
 	Streams
-	outs  []*output // those that have to be drained before the exit is told
-	in    *input
-	waste []*output // outputs that nobody wants, which would block the process
-	hush  *input    // an input that nobody has
+	outs      []*output // outputs to be drained before the exit is published
+	in        *input
+	discarded []*output // outputs without a client; they are drained, since a full pipe blocks the process
+	emptyIn   *input    // an input without a client; it is closed, so that the process reads EOF
 }
 
 // close ends all streams. Idempotent.
 func (s *pipes) close() error {
 	var errs []error
-	for _, in := range []*input{s.in, s.hush} {
+	for _, in := range []*input{s.in, s.emptyIn} {
 		if in != nil {
 			errs = append(errs, in.release())
 		}
@@ -57,15 +57,15 @@ func (s *pipes) close() error {
 	return errors.Join(errs...)
 }
 
-// begin serves what nobody wants, once the process is there: an output that is not read blocks its
-// writer, an input that does not end blocks its reader.
+// begin serves the streams without a client, once the process exists: outputs are drained, since an unread pipe blocks
+// its writer, and the input is closed, since an open one blocks its reader.
 func (p *Pod) begin(s *pipes) {
-	for _, o := range s.waste {
-		p.life.spawn(func(context.Context) { _, _ = io.Copy(io.Discard, o) }) // nobody wants its error either
+	for _, o := range s.discarded {
+		p.life.spawn(func(context.Context) { _, _ = io.Copy(io.Discard, o) }) // there is no client to report an error to
 	}
-	if s.hush != nil {
+	if s.emptyIn != nil {
 		p.life.spawn(func(context.Context) {
-			if err := s.hush.Close(); err != nil {
+			if err := s.emptyIn.Close(); err != nil {
 				p.log.Debug("end an input that nobody has", "error", err)
 			}
 		})
@@ -225,7 +225,7 @@ func (p *Pod) openStreams(ctx, life context.Context, w wanted, container, exec s
 	}
 	if nobody {
 		o := connOutput(conns[1])
-		return &pipes{outs: []*output{o}, waste: []*output{o}}, s, nil
+		return &pipes{outs: []*output{o}, discarded: []*output{o}}, s, nil
 	}
 	return newPipes(in, connOutput(conns[1]), connOutput(conns[2])), s, nil
 }
@@ -302,7 +302,7 @@ func (p *Pod) rpcStreams(life context.Context, w wanted, container, exec string)
 	if w.stdin {
 		s.in, s.Stdin = in, in
 	} else if !w.terminal { // the end of a terminal's input would hang it up
-		s.hush = in
+		s.emptyIn = in
 	}
 	for i, o := range s.outs {
 		switch {
@@ -311,7 +311,7 @@ func (p *Pod) rpcStreams(life context.Context, w wanted, container, exec string)
 		case i == 1 && w.stderr:
 			s.Stderr = o
 		default:
-			s.waste = append(s.waste, o)
+			s.discarded = append(s.discarded, o)
 		}
 	}
 	return s

@@ -127,8 +127,8 @@ type mountPlan struct {
 	raw     map[string]*podVolume // raw block devices, by path in the container
 	sources map[int]volume.Bind   // what is copied for this container, by index of the mount
 	// The container's termination message: the file on the host, and where the container has it.
-	lastWords   *os.File
-	lastWordsAt string
+	terminationMessage     *os.File
+	terminationMessagePath string
 }
 
 // planBinds looks at a specification's bind mounts; it changes nothing.
@@ -161,8 +161,8 @@ func (p *Pod) planMounts(req ContainerRequest) (out mountPlan, err error) {
 	}
 	out = mountPlan{binds: map[int]request.Bound{}, sources: map[int]volume.Bind{}, raw: map[string]*podVolume{}}
 	defer func() {
-		if err != nil && out.lastWords != nil {
-			err = errors.Join(err, out.lastWords.Close())
+		if err != nil && out.terminationMessage != nil {
+			err = errors.Join(err, out.terminationMessage.Close())
 		}
 	}()
 	for _, b := range binds {
@@ -175,7 +175,7 @@ func (p *Pod) planMounts(req ContainerRequest) (out mountPlan, err error) {
 			continue
 		case volume.Termination:
 			out.sources[b.Index] = b
-			if err := out.openLastWords(b); err != nil {
+			if err := out.openTerminationMessage(b); err != nil {
 				return out, err
 			}
 			continue
@@ -197,9 +197,9 @@ func (p *Pod) planMounts(req ContainerRequest) (out mountPlan, err error) {
 	return out, nil
 }
 
-// openLastWords opens the file of a termination message, once: what is copied to the guest, and what is written
-// when the container ends, is this file.
-func (m *mountPlan) openLastWords(b volume.Bind) error {
+// openTerminationMessage opens the host's file for a termination message, once. The same descriptor is the source of the
+// copy to the guest and the target when the container ends.
+func (m *mountPlan) openTerminationMessage(b volume.Bind) error {
 	f, err := hostvolume.Open(b.Origin, b.Source)
 	if err == nil {
 		var st os.FileInfo
@@ -207,11 +207,11 @@ func (m *mountPlan) openLastWords(b volume.Bind) error {
 			err = fmt.Errorf("%s is not a regular file: %w", b.Source, errdefs.ErrFailedPrecondition)
 		}
 	}
-	if err == nil && m.lastWords != nil {
+	if err == nil && m.terminationMessage != nil {
 		err = fmt.Errorf("there are two termination messages: %w", errdefs.ErrInvalidArgument)
 	}
 	if err == nil {
-		m.lastWords, m.lastWordsAt = f, b.Destination
+		m.terminationMessage, m.terminationMessagePath = f, b.Destination
 		return nil
 	}
 	if f != nil {
@@ -235,7 +235,7 @@ func (p *Pod) copyIn(ctx context.Context, c request.Copy, m mountPlan) error {
 		return fmt.Errorf("the source %s was not planned: %w", c.Source, errdefs.ErrInternal)
 	}
 	if b.Kind == volume.Termination {
-		return copytree.Copy(ctx, m.lastWords, p.target(c.Guest))
+		return copytree.Copy(ctx, m.terminationMessage, p.target(c.Guest))
 	}
 	f, err := hostvolume.Open(b.Origin, b.Source)
 	if err != nil {

@@ -24,32 +24,32 @@ func openPath(t *testing.T, name string) *os.File {
 	return f
 }
 
-func TestLastWordsGoToARegularFileOnly(t *testing.T) {
+func TestATerminationMessageGoesToARegularFileOnly(t *testing.T) {
 	dir := t.TempDir()
 	name := filepath.Join(dir, "message")
 	write(t, name, []byte("what was there before"), 0o600)
 	for _, bad := range []string{dir, "/dev/null"} {
-		if err := writeLastWords(openPath(t, bad), "words"); err == nil {
-			t.Errorf("writeLastWords(%s) succeeded", bad)
+		if err := writeTerminationMessage(openPath(t, bad), "words"); err == nil {
+			t.Errorf("writeTerminationMessage(%s) succeeded", bad)
 		}
 	}
 	f := openPath(t, name)
-	if err := writeLastWords(f, ""); err != nil {
+	if err := writeTerminationMessage(f, ""); err != nil {
 		t.Error(err)
 	}
 	if b, _ := os.ReadFile(name); string(b) != "what was there before" {
 		t.Errorf("no words became %q", b)
 	}
-	if err := writeLastWords(f, strings.Repeat("x", 5000)+"end"); err != nil {
+	if err := writeTerminationMessage(f, strings.Repeat("x", 5000)+"end"); err != nil {
 		t.Error(err)
 	}
-	if b, _ := os.ReadFile(name); len(b) != lastWordsMax || !strings.HasSuffix(string(b), "xend") {
+	if b, _ := os.ReadFile(name); len(b) != maxTerminationMessage || !strings.HasSuffix(string(b), "xend") {
 		t.Errorf("%d bytes, ending %q", len(b), b[max(len(b)-4, 0):])
 	}
 }
 
 // Between creation and exit, the directory is swapped for a link to one of the host's: its file stays as it was.
-func TestLastWordsStayWithTheFileThatWasOpened(t *testing.T) {
+func TestATerminationMessageStaysWithTheFileThatWasOpened(t *testing.T) {
 	dir := t.TempDir()
 	a, etc := filepath.Join(dir, "a"), filepath.Join(dir, "etc")
 	write(t, filepath.Join(a, "crontab"), nil, 0o666)
@@ -58,7 +58,7 @@ func TestLastWordsStayWithTheFileThatWasOpened(t *testing.T) {
 	if err := errors.Join(os.Rename(a, a+".old"), os.Symlink(etc, a)); err != nil {
 		t.Fatal(err)
 	}
-	if err := writeLastWords(f, "* * * * * root of the guest\n"); err != nil {
+	if err := writeTerminationMessage(f, "* * * * * root of the guest\n"); err != nil {
 		t.Error(err)
 	}
 	if b, err := os.ReadFile(filepath.Join(etc, "crontab")); err != nil || string(b) != "# the host's\n" {
