@@ -112,6 +112,31 @@ func TestASignalToAGuestThatBrokeTheProtocol(t *testing.T) {
 	}
 }
 
+// The signal ends the process, its exit ends the VM of the pod's only container, and the guest's answer to the signal is lost
+// with the VM. The signal was delivered all the same.
+func TestASignalThatEndsTheVMWithItsProcess(t *testing.T) {
+	w := newWorld(t)
+	w.lies = &lie{signal: func(ctx context.Context) error {
+		_, err := w.vm().agent.SignalProcess(ctx, &agent.SignalProcessRequest{ContainerId: "c1", ExecId: "c1", Signal: sigkill})
+		return errors.Join(err, silent(ctx))
+	}}
+	p, _ := start(t, w, w.options("sleep"))
+	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+		t.Fatal(err)
+	}
+	killed := make(chan error, 1)
+	go func() { killed <- p.Kill(t.Context(), "c1", "", sigkill, true) }()
+	if st := wait(t, p, ""); st.Code != killedCode || st.Reason != "" {
+		t.Errorf("exit = %+v, want the guest's 137", st)
+	}
+	if err := p.EndVM(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-killed; err != nil {
+		t.Errorf("Kill() = %v", err)
+	}
+}
+
 func TestOtherSignalsAreTheGuestsOwn(t *testing.T) {
 	w := newWorld(t)
 	w.lies = &lie{signal: func(context.Context) error { return nil }}

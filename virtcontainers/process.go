@@ -184,6 +184,13 @@ func exitTold(code int32) ExitStatus {
 	return ExitStatus{Code: uint32(code)}
 }
 
+// toldByGuest says whether the exit status is the guest's, and not that of a VM which died.
+func (pr *process) toldByGuest() bool {
+	pr.mu.Lock()
+	defer pr.mu.Unlock()
+	return pr.known
+}
+
 // drain waits for the end of the process's output, at most drainGrace.
 func (pr *process) drain(ctx context.Context) {
 	pr.exitReported()
@@ -255,6 +262,8 @@ func (p *Pod) Kill(ctx context.Context, containerID, execID string, sig uint32, 
 	})
 	var dead *hypervisor.DeadError
 	switch {
+	case errdefs.IsUnavailable(err) && pr.toldByGuest(): // the process ended, then its VM, and the answer was lost with that
+		return nil
 	case errors.As(err, &dead): // NotFound lets a removal go on
 		return fmt.Errorf("%s has ended with its VM: %v: %w", pr.name(), dead, errdefs.ErrNotFound)
 	case errors.Is(err, answers.ErrProtocol): // which ends the VM
