@@ -23,9 +23,9 @@ import (
 // cleanTime bounds a clean-up whose caller has no deadline.
 const cleanTime = 30 * time.Second
 
-// Cleanup frees what a pod holds whose shim is gone, from the journal in its bundle. It is
-// idempotent: without a journal there is nothing to do, and the journal goes last, so that a
-// clean-up that failed can be repeated. A process that only has the id of the pod's VMM is not touched.
+// Cleanup releases the host resources of a pod whose shim is gone, by the journal in its bundle. It is
+// idempotent: without a journal it does nothing, and it removes the journal last, so that a clean-up
+// that failed can be repeated. A process that only has the id of the pod's VMM is not touched.
 func Cleanup(ctx context.Context, bundle string) error {
 	return cleanupWith(ctx, bundle, hostNetwork{})
 }

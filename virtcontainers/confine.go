@@ -130,8 +130,8 @@ func (c *creation) joinCgroups(context.Context) error {
 	return c.joinOwn(hs, place.Path, note)
 }
 
-// joinOwn puts this process into a leaf beside the VMM's. It leaves it before the group is removed: engines kill
-// what is in the group of a pod that they take for gone.
+// joinOwn puts this process into a leaf beside the VMM's. The process leaves it before the group is removed: engines
+// kill the processes in the group of a pod that they consider gone.
 func (c *creation) joinOwn(hs []cgroups.Hierarchy, place string, note func(string) error) error {
 	if !c.opts.JoinCgroup {
 		return nil

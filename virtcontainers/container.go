@@ -32,21 +32,21 @@ type container struct {
 	id, bundle string
 	spec       *specs.Spec
 	init       *process
-	held       undo.Stack // what it holds: devices
+	held       undo.Stack // releases its devices
 
-	mu    sync.Mutex
-	execs map[string]*process // guarded by mu
-	took  time.Duration       // guarded by mu; all of CreateContainer and Start
-	oom   time.Time           // guarded by mu; when the last event of it was passed on
-	deaf  int                 // guarded by mu; removals that the guest did not answer
+	mu        sync.Mutex
+	execs     map[string]*process // guarded by mu
+	startTime time.Duration       // guarded by mu; the sum of CreateContainer and Start
+	oom       time.Time           // guarded by mu; when its last OOM event was published
+	deaf      int                 // guarded by mu; removals that the guest did not answer
 }
 
-// spent adds to what the container's start has taken.
+// spent adds to the duration of the container's start.
 func (c *container) spent(since time.Time) {
 	d := time.Since(since)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.took += d
+	c.startTime += d
 }
 
 func (c *container) addExec(pr *process) error {
@@ -342,11 +342,11 @@ func (p *Pod) Stats(ctx context.Context, containerID string) (*agent.StatsContai
 	return res, err
 }
 
-// mostPids bounds how many processes a guest may tell of: as many as a Linux has by default.
+// mostPids bounds the list of processes in a guest's answer. It is Linux' default limit of pids.
 const mostPids = 32 << 10
 
-// Pids lists a container's processes by their numbers in the guest. An agent that does not tell
-// them leaves the VMM's.
+// Pids lists a container's processes by their pids in the guest. It lists the VMM's pid if the agent does not report
+// them.
 func (p *Pod) Pids(ctx context.Context, containerID string) ([]uint32, error) {
 	stats, err := p.Stats(ctx, containerID)
 	if err != nil {
@@ -387,7 +387,7 @@ func (p *Pod) Delete(ctx context.Context, containerID, execID string) (ExitStatu
 	return pr.status(), pr.to(evDeleted)
 }
 
-// release gives back what a container holds: in the guest, its streams, its devices, its name.
+// release removes a container from the guest and releases its streams, its devices and its name.
 func (p *Pod) release(ctx context.Context, c *container) error {
 	var errs []error
 	for _, pr := range c.processes() {

@@ -58,7 +58,7 @@ func (c *creation) configureNetwork(ctx context.Context) error {
 	return c.configureGuest(ctx, c.attached.Guest, len(c.attached.Guest.Routes)+len(c.attached.Guest.Rules) > 0)
 }
 
-// canRoute refuses routing that the guest's agent would not be told of by its protocol.
+// canRoute refuses routing that the protocol of the guest's agent cannot express.
 func (p *Pod) canRoute(ctx context.Context, g network.Guest) error {
 	if !g.NeedsRules() || p.agent.rules {
 		return nil
@@ -73,8 +73,8 @@ func (p *Pod) canRoute(ctx context.Context, g network.Guest) error {
 	return nil
 }
 
-// configureGuest gives the guest's interfaces what the namespace's have, and with routes its table, which may
-// be empty.
+// configureGuest gives the guest's interfaces the addresses of the namespace's. With routes set it also replaces the
+// guest's routing table, possibly by an empty one.
 func (p *Pod) configureGuest(ctx context.Context, g network.Guest, routes bool) error {
 	for _, i := range g.Interfaces {
 		if err := p.updateInterface(ctx, i); err != nil {

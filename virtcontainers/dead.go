@@ -42,8 +42,8 @@ func (c *creation) orDead(step string, err error) error {
 	})
 }
 
-// showsDeath says whether an error is what the end of a process looks like. A process that is ending has no
-// namespaces any more before it is a zombie: its /proc/PID/ns/net does not exist then.
+// showsDeath reports whether an error is one that the end of a process causes. An exiting process loses its namespaces
+// before it is a zombie: its /proc/PID/ns/net does not exist then.
 func showsDeath(err error, pid int) bool {
 	var file *fs.PathError
 	return errors.Is(err, unix.ESRCH) ||

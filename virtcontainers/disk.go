@@ -23,10 +23,10 @@ import (
 )
 
 const (
-	// minDisk is less than which a disk's file system is not worth making.
+	// minDisk is the smallest size of an emptyDir's disk.
 	minDisk = 16 << 20
-	// maxDisk bounds a disk whose size is that of its host's file system: what the guest keeps in
-	// memory grows with it.
+	// maxDisk bounds a disk whose size is that of its host's file system: the guest's metadata of a disk in memory
+	// grows with the size.
 	maxDisk = 1 << 40
 )
 

@@ -13,10 +13,10 @@ import (
 	"github.com/coco-shim/coco/virtcontainers/pulse"
 )
 
-// A pod ends although its guest hangs or lies: what is asked of the guest is waited for as long as a configuration
-// key says, and then its VM is ended, which settles every exit.
+// A pod ends even if its guest hangs or lies. Each wait for the guest is bounded by a configuration key; then the VM is
+// ended, which settles every exit.
 
-// condemn has the VM ended; the first reason counts.
+// condemn makes the watcher end the VM. The first reason counts.
 func (p *Pod) condemn(why error) {
 	select {
 	case p.doom <- why:
@@ -33,7 +33,7 @@ func (p *Pod) endCondemned(ctx context.Context, why error) error {
 	return fmt.Errorf("vm %s was ended: %w", p.vm.ID(), why)
 }
 
-// endWithoutAgent ends a VM whose agent has hung up, or lost the connection by what it sent.
+// endWithoutAgent ends a VM whose agent closed the connection or lost it by violating the protocol.
 func (p *Pod) endWithoutAgent(ctx context.Context) error {
 	if lie := p.agent.conn.Err(); lie != nil {
 		return p.endCondemned(ctx, lie)
@@ -42,7 +42,7 @@ func (p *Pod) endWithoutAgent(ctx context.Context) error {
 	return nil
 }
 
-// mustEnd sees to it that a process that was sent SIGKILL ends. The guest's word for it is its exit.
+// mustEnd ends the VM if the guest does not report the exit of a process within stop_timeout of SIGKILL.
 func (p *Pod) mustEnd(pr *process) {
 	pr.doomed.Do(func() {
 		close(pr.killed)

@@ -22,8 +22,8 @@ import (
 
 // kubelet keeps configMaps, secrets, projected and downward API volumes up to date so that a reader
 // never sees half of a change: each state is a directory of its own (..2026_11_24_…), ..data is a
-// link to the current one, and what the user sees are links through ..data. A change is a new
-// directory and a rename over ..data. The guest's copy is led through the same steps.
+// link to the current one, and the names that users see are links through ..data. A change is a new
+// directory and a rename over ..data. The guest's copy goes through the same steps.
 const (
 	dataLink = contract.KubeletData
 	ownNames = ".." // names that begin so are kubelet's

@@ -66,7 +66,7 @@ func (p *Pod) dialService(ctx context.Context, port uint16) (_ net.Conn, err err
 	return conn, nil
 }
 
-// readLine reads up to the end of a line and no further: what follows belongs to somebody else.
+// readLine reads up to the end of a line and not a byte further: the following bytes belong to the forwarded stream.
 func readLine(r io.Reader) (string, error) {
 	const most = 512
 	var line bytes.Buffer

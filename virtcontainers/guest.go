@@ -127,7 +127,7 @@ func (l *link) close() error {
 	return nil
 }
 
-// askDetails finds out what the agent can do.
+// askDetails reads the agent's features by GetGuestDetails.
 func (l *link) askDetails(ctx context.Context) error {
 	ctx, cancel := l.within(ctx)
 	defer cancel()
@@ -183,7 +183,7 @@ func (l *link) fault(ctx context.Context, err error) error {
 	return fmt.Errorf("the agent's connection broke: %w: %w", err, errdefs.ErrUnavailable)
 }
 
-// named says what was done, unless an error begins with just that.
+// named prefixes an error with the operation, unless its text begins with it already.
 func named(what string, err error) error {
 	if a, ok := err.(*agentError); ok { //nolint:errorlint // of the agent's words alone, which are not ours
 		return fmt.Errorf("%s: %w", what, &agentError{strings.TrimPrefix(a.words, what+": "), a.class})
@@ -223,7 +223,7 @@ var classes = map[codes.Code]error{
 	codes.Canceled:           context.Canceled,
 }
 
-// agentError carries the agent's own words, cleaned by answers.Clean and told as such, and a class of ours.
+// agentError carries the agent's own text, cleaned by answers.Clean and marked as the guest's, and an errdefs class.
 type agentError struct {
 	words string
 	class error

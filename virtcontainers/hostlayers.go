@@ -24,11 +24,11 @@ type hostLayers struct {
 	mostMiB uint64
 }
 
-// NewLayers makes the Layers that keep what they build where a configuration says, and as much.
+// NewLayers makes Layers with the cache directory and the bound of the cache's size from a configuration.
 func NewLayers(c configs.Runtime) Layers { return hostLayers{c.LayerCache, c.LayerCacheSizeMiB} }
 
-// Tidy removes layers that no snapshot needs any more, and what is over the bound. It is for the end of a pod: nobody waits for it,
-// and what it cannot remove stays for the next.
+// Tidy removes layers that no snapshot needs any more, and layers above the bound of the cache's size. It runs at the
+// end of a pod. The end of the next pod removes the layers that this one could not.
 func (h hostLayers) Tidy(ctx context.Context) error {
 	cache, err := layer.New(h.dir)
 	if err != nil {

@@ -43,7 +43,7 @@ func (l *liveFiles) gone() <-chan struct{} {
 
 const (
 	liveTag  = "live"
-	liveDir  = "live" // in the pod's state directory: what is served, and empty on the host
+	liveDir  = "live" // in the pod's state directory: the directory that virtiofsd serves; empty on the host
 	readOnly = " read-only"
 )
 
@@ -101,8 +101,8 @@ func (c *creation) serveFiles(ctx context.Context) error {
 	return nil
 }
 
-// volumeSource is by what a bind's volume is known: live ones are one for readers and another one
-// for writers, so that who may not write cannot.
+// volumeSource returns the key of a bind's volume. A live directory has one volume for read-only mounts and another one
+// for writable mounts, so that a container with a read-only mount cannot write.
 func volumeSource(b volume.Bind) string {
 	if b.Kind == volume.Shared && b.ReadOnly {
 		return b.Source + readOnly
@@ -133,11 +133,11 @@ func (p *Pod) shareVolume(v *podVolume) (*agent.Storage, error) {
 	}, nil
 }
 
-// filesLost is how long a VM may outlive the server of its files: when it is the VM that has ended, its
-// own end says why.
+// filesLost is how long a VM may outlive its virtiofsd. virtiofsd also ends when the VM does; the VM's own exit then
+// gives the reason.
 const filesLost = time.Second
 
-// endWithoutFiles ends a VM that lost the server of its files: whoever uses one in the guest waits for
+// endWithoutFiles ends a VM whose virtiofsd has ended. Without it, guest processes that use a live file would block for
 // ever.
 func (p *Pod) endWithoutFiles(ctx context.Context) error {
 	if !p.endWithin(ctx, filesLost, "the server of the host's files ended; stopping the VM") {

@@ -29,7 +29,7 @@ const LaunchFile = "launch.json"
 // initdataBlock is the id of the block device with the initdata, always the first on its bus.
 const initdataBlock = "initdata"
 
-// launchInput is what the launch depends on, with one configuration or another.
+// launchInput returns the inputs of the launch plan under the given configuration.
 func (o Options) launchInput(cfg configs.Config, boot hypervisor.Boot) launch.Input {
 	return launch.Input{
 		ID: o.ID, Config: cfg, Machine: o.Host.Machine, Spec: o.Spec, Boot: boot,
@@ -163,5 +163,5 @@ func (c *creation) finishMeasuring(ctx context.Context) error {
 	return os.WriteFile(filepath.Join(c.stateDir, LaunchFile), append(text, '\n'), 0o600)
 }
 
-// Launch is what the pod's launch is expected to be reported as, nil where no hardware measures it.
+// Launch returns the expected launch measurement, or nil where no hardware measures the launch.
 func (p *Pod) Launch() *launch.Expected { return p.expected }

@@ -27,7 +27,7 @@ const MetricsSocket = "metrics.sock"
 // guestTimeout bounds how long a reader of metrics waits for the guest.
 const guestTimeout = 5 * time.Second
 
-// serveMetrics offers the pod's metrics. It is the last step: what is read then does not change any more.
+// serveMetrics serves the pod's metrics. It is the last step, since the fields that it reads are final by then.
 func (c *creation) serveMetrics(context.Context) error {
 	dir, err := os.Open(c.stateDir)
 	if err != nil {
@@ -58,7 +58,7 @@ func (c *creation) serveMetrics(context.Context) error {
 	return nil // the listener goes with the pod's life
 }
 
-// Metrics measures the pod. What cannot be measured now is left out.
+// Metrics measures the pod. Values that cannot be measured now are left out.
 func (p *Pod) Metrics(ctx context.Context) *metrics.Set {
 	m := metrics.New("pod", p.opts.ID)
 	p.mu.Lock()
@@ -96,7 +96,7 @@ func (p *Pod) Metrics(ctx context.Context) *metrics.Set {
 
 const upHelp = "Whether the guest answered; without an answer there are no metrics of guest and containers."
 
-// describe says who the pod is and how large.
+// describe adds the pod's names and size.
 func (p *Pod) describe(m *metrics.Set) {
 	h, a := p.opts.Config.Hypervisor, p.opts.Spec.Annotations
 	m.Gauge("coco_pod_info", "The pod; the value is always 1.", 1, "namespace", p.opts.Namespace,
@@ -108,7 +108,7 @@ func (p *Pod) describe(m *metrics.Set) {
 	m.Gauge("coco_vm_vcpus", "Virtual processors.", float64(p.shape.VCPUs))
 }
 
-// processUsage says what a process of the host uses.
+// processUsage adds the use of CPU and memory of a host process.
 func processUsage(m *metrics.Set, who string, u procinfo.Usage) {
 	what := map[string]string{"shim": "the shim", "vmm": "the VMM"}[who]
 	m.Gauge("coco_"+who+"_resident_memory_bytes", "Resident memory of "+what+".", float64(u.RSS))
@@ -147,7 +147,7 @@ func containerStart(m *metrics.Set, c *container, phases []Phase) {
 		}
 	}
 	c.mu.Lock()
-	took := c.took
+	took := c.startTime
 	c.mu.Unlock()
 	m.Gauge("coco_container_start_seconds", "Time that creating and starting the container took.", took.Seconds(), labels...)
 }

@@ -22,11 +22,11 @@ import (
 )
 
 // The pod's network namespace changes while its VM runs: `docker network connect` brings a link, `disconnect`
-// takes one, addresses and routes change. One goroutine hears of it (followLinks), and syncNICs makes the VM
-// like the namespace: what has left is unplugged, what has come is joined with a tap and plugged in, and the
-// guest is told what differs. An interface that was there from boot cannot be unplugged on QEMU; it stays,
-// without an address, to spare. A link that comes gets it when nothing can be plugged in: it has another MAC than
-// the link, which neighbours that knew the address find out late.
+// takes one, addresses and routes change. One goroutine watches for such changes (followLinks), and syncNICs applies
+// them to the VM: the interface of a removed link is unplugged, a new link is redirected to a tap that is plugged in,
+// and the guest gets the changed configuration. QEMU cannot unplug an interface that the VM booted with: it stays as a
+// spare, without an address. A new link gets a spare when nothing can be hot-plugged. The spare's MAC differs from the
+// link's, so neighbours with an older entry for the address notice late.
 //
 // The start of a pod of one's container does the same once more (connectLate): `ctr run --cni` sets its
 // network up right before, and does not wait for a device to be plugged in when there is one to spare.
@@ -45,16 +45,16 @@ type LinkWatch interface {
 	Close() error
 }
 
-// unplugTime is what the guest gets to let an interface go: its kernel waits five seconds, when it handles
-// hot-plug by itself, in case that a button was pressed by mistake.
+// unplugTime is how long the guest may take to release an interface. With native PCIe hot-plug its kernel waits for five
+// seconds first, since it takes the request for a press of the slot's attention button, which can be cancelled.
 const unplugTime = 20 * time.Second
 
 // nics are the VM's interfaces.
 type nics struct {
-	links  Links // nil: what comes later is not followed
+	links  Links // nil: links that come later are not followed
 	opts   network.Options
 	record func([]network.Redirect) error // writes the journal
-	turn   lock.Mutex                     // guards what is below
+	turn   lock.Mutex                     // guards the fields below
 
 	joints []network.Joint
 	sent   network.Guest   // the configuration that the guest has
@@ -69,7 +69,7 @@ const (
 	spareFirst preference = true
 )
 
-// failure keeps a link from being tried again and again, which would be heard each time.
+// failure keeps a link from being retried without end: each attempt changes the namespace, which wakes the watch again.
 type failure struct {
 	link string // as it was then
 	err  error
@@ -82,8 +82,8 @@ func newNICs(a Attachment, record func([]network.Redirect) error) nics {
 	}
 }
 
-// detach takes down what is joined by now, and then what the attachment made. It is for the end of the pod,
-// when nobody else uses it.
+// detach removes the redirects of all current interfaces, then the resources of the attachment (rest). It runs at the
+// end of the pod, when nothing else uses n.
 func (n *nics) detach(ctx context.Context, rest func(context.Context) error) error {
 	if n.links != nil {
 		if err := network.Remove(ctx, n.links, network.Wiring{Redirects: n.redirects()}); err != nil {
@@ -167,8 +167,8 @@ func (p *Pod) connectLate(ctx context.Context) error {
 	return nil
 }
 
-// syncNICs makes the VM's interfaces and the guest's network those of the namespace. What cannot be done is
-// in the errors, which name the interface; everything else is done.
+// syncNICs makes the VM's interfaces and the guest's network those of the namespace. It goes on after an error, and each
+// error names its interface.
 func (p *Pod) syncNICs(ctx context.Context, pref preference) []error {
 	n := &p.nics
 	if err := n.turn.Lock(ctx); err != nil {
@@ -281,8 +281,8 @@ func (p *Pod) plugNIC(ctx context.Context, r network.Redirect, u *undo.Stack) (n
 	return nic, path, nic.CloseFiles()
 }
 
-// dropNIC takes the interface of a link that has left out of the VM, or keeps it to spare. On an error it is
-// what it was, and the next change tries again.
+// dropNIC unplugs the interface of a link that has left, or keeps it as a spare. On an error nothing has changed, and
+// the next change of the namespace retries it.
 func (p *Pod) dropNIC(ctx context.Context, s network.Snapshot, j network.Joint) error {
 	n := &p.nics
 	err := p.unplugNIC(ctx, j)

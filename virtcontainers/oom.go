@@ -11,15 +11,15 @@ import (
 )
 
 const (
-	// oomEvery is how often one container's shortage of memory is told.
+	// oomEvery is the shortest interval between two OOM events of one container.
 	oomEvery = time.Second
-	// oomLate is how long after a container's exit the shortage that caused it may still be told: the two come on
-	// different ways.
+	// oomLate is how long after a container's exit an OOM event of it is still published. Exits and OOM events arrive
+	// by different calls, in any order.
 	oomLate = 5 * time.Second
 )
 
-// watchOOM passes on what the guest killed for lack of memory, one event per call. The guest is not asked again at
-// once when it told what cannot be.
+// watchOOM publishes the guest's OOM events, one per GetOOMEvent call. After an implausible event it waits for oomEvery
+// before the next call, which bounds the load that a hostile guest can cause.
 func (p *Pod) watchOOM(ctx context.Context) {
 	for ctx.Err() == nil {
 		ev, err := p.agent.GetOOMEvent(ctx, &agent.GetOOMEventRequest{})
@@ -44,7 +44,8 @@ func (p *Pod) watchOOM(ctx context.Context) {
 	}
 }
 
-// believesOOM says whether an event is of a container of this pod that runs, and not one of many.
+// believesOOM reports whether an OOM event is plausible: its container belongs to this pod, runs or has ended at most
+// oomLate ago, and had no event within oomEvery.
 func (p *Pod) believesOOM(id string, now time.Time) bool {
 	c, err := p.container(id)
 	if err != nil {

@@ -40,7 +40,7 @@ type Pod struct {
 	files   *liveFiles // nil when no files of the host are live
 	agent   *link
 	life    *life
-	undo    undo.Stack // what the pod holds on the host
+	undo    undo.Stack // releases the pod's resources on the host
 	journal *state.Journal
 	plugs   plugs
 	volumes volumes
@@ -79,15 +79,15 @@ const (
 // PID is the VMM's process, the same from before the hooks until the end.
 func (p *Pod) PID() int { return p.proc.PID() }
 
-// Phases tells how long each step of the pod's start took, and then each step of its containers'. The
-// steps of one start do not overlap: their sum is the whole.
+// Phases returns the duration of each step of the pod's start, then of each step of its containers' starts. The steps of
+// one start do not overlap: their sum is the whole duration.
 func (p *Pod) Phases() []Phase {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.Clone(p.phases)
 }
 
-// maxPhases bounds what is kept of a pod that makes containers for ever.
+// maxPhases bounds the list of phases in a pod that creates containers without end.
 const maxPhases = 128
 
 // recordPodStep notes the duration of a step of the pod's start.
@@ -114,7 +114,7 @@ func (p *Pod) Err() error {
 	return p.death
 }
 
-// logPhases tells where the time of the start went.
+// logPhases logs how long each step of the start took.
 func (p *Pod) logPhases() {
 	var attrs []any
 	for _, ph := range p.Phases() {
@@ -146,8 +146,8 @@ type sinkFunc func(context.Context, *agent.CopyFileRequest) error
 // CopyFile makes a function a copytree.Sink.
 func (f sinkFunc) CopyFile(ctx context.Context, req *agent.CopyFileRequest) error { return f(ctx, req) }
 
-// prepare brings what a container needs into the guest: its layers as devices, the files of its bind
-// mounts, its volumes. All at once, since some wait for the disk and others for the guest.
+// prepare brings a container's layers (as devices), the files of its bind mounts and its volumes into the guest. It does
+// so concurrently, since some steps wait for the disk and others for the guest.
 func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, copies []request.Copy, mounts mountPlan, u *undo.Stack) ([]*agent.Storage, error) {
 	began := time.Now()
 	layersDone := began
@@ -272,7 +272,7 @@ func (p *Pod) endWithin(ctx context.Context, patience time.Duration, why string)
 	case <-p.vm.Done():
 		return false
 	case <-t.C:
-	case <-ctx.Done(): // shutting down: who does that stops the VM
+	case <-ctx.Done(): // Shutdown is running and stops the VM
 		<-p.vm.Done()
 		return false
 	}

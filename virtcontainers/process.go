@@ -21,11 +21,11 @@ import (
 )
 
 const (
-	// drainGrace is how long the exit of a process is held back when its output does not end: a
-	// child of it may keep the pipe, or nobody reads.
+	// drainGrace is how long the exit of a process is held back while its output does not end: a child may hold the
+	// pipe open, or the client does not read.
 	drainGrace = 2 * time.Second
 
-	killedCode  = 128 + 9 // exit code of what died with the VM
+	killedCode  = 128 + 9 // exit code of a process that died with the VM
 	unknownCode = 255     // the process never ran, or the agent lost its status
 	sigkill     = 9
 )
@@ -249,7 +249,7 @@ func (p *Pod) Kill(ctx context.Context, containerID, execID string, sig uint32, 
 		}
 	}
 	if sig == sigkill {
-		p.mustEnd(pr) // whatever the guest answers
+		p.mustEnd(pr) // independent of the guest's answer
 	}
 	all = all && execID == ""
 	if all && sig != sigkill && !p.agent.all {

@@ -16,12 +16,12 @@ import (
 	"github.com/coco-shim/coco/virtcontainers/state"
 )
 
-// partTime is what the agent gets to end containers that still run. Nothing in the guest outlives
-// it, so there is nothing to save.
+// partTime is how long the agent may take to end the containers that still run. The guest's memory and disks are
+// dropped afterwards, so a longer wait would save nothing.
 const partTime = time.Second
 
-// Shutdown ends the VM and gives everything back, in the reverse order of its making. It is
-// idempotent; a call after one that failed goes on with what is left.
+// Shutdown ends the VM and releases the pod's resources in reverse order of their creation. It is idempotent: after an
+// error, the next call continues with the resources that are left.
 func (p *Pod) Shutdown(ctx context.Context) error {
 	settle, err := p.claimEnd(ctx)
 	if err != nil {
@@ -42,7 +42,7 @@ func (p *Pod) Shutdown(ctx context.Context) error {
 	return nil
 }
 
-// tidyTime bounds what the end of a pod spends on others' layers.
+// tidyTime bounds how long the end of a pod may trim the node's layer cache.
 const tidyTime = 2 * time.Second
 
 // tidyLayers lets the node's layers follow its snapshots, of which some may be gone since the last build.

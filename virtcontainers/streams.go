@@ -122,12 +122,12 @@ func newPipes(in *input, stdout, stderr *output) *pipes {
 	return p
 }
 
-// output is a stream from the guest that remembers having ended.
+// output is a stream from the guest; ended is closed at its end.
 type output struct {
 	r       io.ReadCloser
 	once    sync.Once
 	ended   chan struct{}
-	stalled chan struct{} // of an output that is read by calls: closed when nobody has read for drainGrace
+	stalled chan struct{} // of an output that is read by calls: closed when no call has read for drainGrace
 }
 
 func newOutput(r io.ReadCloser) *output { return &output{r: r, ended: make(chan struct{})} }

@@ -49,7 +49,7 @@ func (c *creation) addUpper() error {
 	return nil
 }
 
-// upper provides what a container's writable layer lies on.
+// upper provides the storage of a container's writable layer.
 func (p *Pod) upper(ctx context.Context, req ContainerRequest, u *undo.Stack) (rootfs.Upper, error) {
 	if !p.onDisk() {
 		return rootfs.Upper{MiB: p.opts.Config.Runtime.UpperMiB()}, nil
@@ -101,8 +101,8 @@ func (p *Pod) removeDisks(context.Context) error {
 	return errors.Join(errs...)
 }
 
-// snapshotUpper is the directory for what a container writes, in the snapshot that containerd made for
-// it; "" where there is none.
+// snapshotUpper returns the upper directory of the snapshot that containerd made for a container, or "" where there is
+// none.
 func snapshotUpper(req ContainerRequest) (string, error) {
 	if len(req.Rootfs) == 0 {
 		return "", nil
@@ -119,7 +119,7 @@ func storageMounts(in []Mount) (out []rootfs.Mount) {
 }
 
 // defaultRlimits are the limits of processes whose specification names none: the configuration's, then those that
-// containerd gives what it starts.
+// containerd sets for its children.
 func defaultRlimits(configured []string) ([]specs.POSIXRlimit, error) {
 	var stated []specs.POSIXRlimit
 	for _, s := range configured {

@@ -63,7 +63,7 @@ type ExitStatus struct {
 	Reason string
 }
 
-// Options is what a pod is made from.
+// Options are the inputs of a pod's creation.
 type Options struct {
 	ID, Namespace, Bundle string
 	Spec                  *specs.Spec

@@ -28,8 +28,8 @@ import (
 	"github.com/coco-shim/coco/virtcontainers/hostvolume"
 )
 
-// volumes are what the containers of a pod have in common beyond their network: each host source is
-// one volume in the guest, made for the first container that mounts it and gone with the VM.
+// volumes are the volumes that the containers of a pod share. Each host source is one volume in the guest: it is made for
+// the first container that mounts it and ends with the VM.
 type volumes struct {
 	memoryMiB uint64 // of the VM; set before there are containers
 
@@ -44,12 +44,12 @@ type podVolume struct {
 	origin        volume.Origin // of the source's name
 	source, guest string
 
-	mu      lock.Mutex       // guards what follows
+	mu      lock.Mutex       // guards the fields below
 	made    bool             // it is in the guest
-	storage *agent.Storage   // what the agent mounts; nil for copies
-	layers  []*agent.Storage // what it mounts before that
+	storage *agent.Storage   // the agent's mount of it; nil for copies
+	layers  []*agent.Storage // mounts that the agent makes before storage
 	device  *agent.Device    // likewise, as the agent finds it
-	mirror  *copytree.Mirror // of an updated copy: what the guest has
+	mirror  *copytree.Mirror // of an updated copy: the state that the guest has
 	id      hostfs.ID        // of an updated copy: the directory on the host
 }
 
@@ -120,13 +120,13 @@ func (vs *volumes) find(source string) *podVolume {
 	return vs.by[source]
 }
 
-// mountPlan is what a container's bind mounts come to.
+// mountPlan is the result of planning a container's bind mounts.
 type mountPlan struct {
 	binds   map[int]request.Bound // for the conversion, by index of the mount
 	volumes []mounted
 	raw     map[string]*podVolume // raw block devices, by path in the container
-	sources map[int]volume.Bind   // what is copied for this container, by index of the mount
-	// The container's termination message: the file on the host, and where the container has it.
+	sources map[int]volume.Bind   // sources to copy for this container, by index of the mount
+	// The container's termination message: the file on the host, and its path in the container.
 	terminationMessage     *os.File
 	terminationMessagePath string
 }
@@ -245,7 +245,7 @@ func (p *Pod) copyIn(ctx context.Context, c request.Copy, m mountPlan) error {
 	return copytree.Copy(ctx, f, p.target(c.Guest))
 }
 
-// place is what the container binds: the volume, or a mount of its own for a sub path.
+// place returns the source of the container's bind mount: the volume, or a mount of its own for a sub path.
 func (m mounted) place(id string) string {
 	if m.bind.Sub == "" {
 		return m.guest
@@ -253,7 +253,7 @@ func (m mounted) place(id string) string {
 	return contract.SubPathsDir + "/" + id + "-" + hash16(path.Clean(m.bind.Destination))
 }
 
-// provide brings a container's volumes into the guest and returns what the agent has to mount.
+// provide brings a container's volumes into the guest and returns the storages that the agent has to mount.
 func (p *Pod) provide(ctx context.Context, id string, list []mounted) ([]*agent.Storage, error) {
 	var out []*agent.Storage
 	listed := map[string]bool{}
@@ -312,7 +312,7 @@ func (p *Pod) makeVolume(ctx context.Context, v *podVolume, at string) error {
 	return nil
 }
 
-// fromSource makes the volumes that are made of what the host's directory holds.
+// fromSource makes a volume of a kind that is made from the content of the host's directory.
 func (p *Pod) fromSource(ctx context.Context, v *podVolume) error {
 	source, err := hostvolume.Open(v.origin, v.source)
 	if err != nil {

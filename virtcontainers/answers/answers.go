@@ -40,7 +40,7 @@ const (
 	maxMessage   = 4 << 20
 )
 
-// What is read of an answer, by the method that was called. What is longer is dropped, and the call fails.
+// Bounds on answers, by the method that was called. A longer answer is dropped, and the call fails.
 const (
 	maxAnswer = 32 << 10 // most answers are empty, or an error
 	maxMethod = 256      // bytes of a request in which its method is looked for
@@ -91,7 +91,7 @@ func New(conn net.Conn) *Conn {
 // Heard counts the answers.
 func (c *Conn) Heard() uint64 { return c.heard.Load() }
 
-// Err is ErrProtocol and what the guest did, or nil when the connection lives or has just ended.
+// Err wraps ErrProtocol and names the guest's violation. It is nil while the connection lives and after an orderly end.
 func (c *Conn) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -122,7 +122,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 	}
 }
 
-// fail notes what the guest did wrong, and hangs up.
+// fail records the guest's violation of the protocol and closes the connection.
 func (c *Conn) fail(err error) error {
 	if errors.Is(err, portmux.ErrProtocol) { // below us
 		err = fmt.Errorf("%w: %w", ErrProtocol, err)
@@ -189,7 +189,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// follow notes what is written and returns how many bytes of it it has seen.
+// follow parses the requests in p as they are written and returns how many bytes it has consumed.
 func (c *Conn) follow(p []byte) int {
 	w := &c.written
 	if w.left == 0 {
@@ -247,9 +247,9 @@ func method(b []byte) string {
 	return ""
 }
 
-// Clean is a client's interceptor: what the guest says of its errors is bounded and printable from here on. It returns
-// when ctx ends, also while the guest does not read requests: the client itself waits with its lock held. Such a call
-// ends with the connection.
+// Clean is a ttrpc client interceptor. It makes the texts of the guest's errors bounded and printable. It also returns
+// when ctx ends while the guest does not read requests: the ttrpc client would wait in a write with its lock held. The
+// abandoned call ends with the connection.
 func Clean(ctx context.Context, req *ttrpc.Request, resp *ttrpc.Response, _ *ttrpc.UnaryClientInfo, call ttrpc.Invoker) error {
 	var own ttrpc.Response // the call's alone, as it may go on
 	done := make(chan error, 1)

@@ -117,8 +117,8 @@ func expandSlice(slice string) string {
 	return out
 }
 
-// Apply makes the directories and moves the process into the leaves. What it makes it reports
-// through made before it makes it, so that the caller can write it down.
+// Apply makes the directories and moves the process into the leaves. It calls made before it makes a directory, so that
+// the caller can record it first.
 func Apply(dirs, leaves []string, pid int, made func(dir string) error) error {
 	for _, d := range dirs {
 		if _, err := os.Stat(d); err == nil {

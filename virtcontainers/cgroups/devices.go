@@ -35,8 +35,9 @@ func devicesAt(paths []string) []device {
 	return out
 }
 
-// LimitDevices lets the processes in the groups open and make no other devices. What a process has open it keeps. The
-// error is an errors.ErrUnsupported where neither controller of cgroup v1 nor kernel of cgroup v2 can do it.
+// LimitDevices lets the processes in the groups open and make no other devices. Open
+// descriptors stay usable. The error is an errors.ErrUnsupported where neither controller of cgroup v1 nor kernel of
+// cgroup v2 can do it.
 func LimitDevices(groups []string, d Devices) error {
 	allowed := devicesAt(d.Chars)
 	limited, lack := false, error(nil)

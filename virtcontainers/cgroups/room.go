@@ -84,7 +84,7 @@ func leastQuota(hs []Hierarchy, parts []string, above string) (quota, period uin
 
 const unlimited = ^uint64(0)
 
-// memory is what a group allows itself; no limit, and no such group or controller, is the largest number.
+// memory returns a group's own memory limit, or the largest number without a limit, group or controller.
 func memory(dir string) uint64 {
 	return min(number(dir, "memory.max"), number(dir, "memory.limit_in_bytes"))
 }

@@ -29,7 +29,7 @@ func Self(hs []Hierarchy) (Membership, error) {
 func memberships(hs []Hierarchy, text string) Membership {
 	var m Membership
 	for _, h := range hs {
-		group := h.Mount // where a process is put whose group cannot be told
+		group := h.Mount // the root, for a process whose group is not listed
 		for line := range strings.Lines(text) {
 			f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
 			if len(f) == 3 && h.has(f[1]) {

@@ -41,7 +41,7 @@ type Target struct {
 	Sink     Sink
 	Guest    string // path in the guest
 	LimitMiB uint64 // larger trees are refused before anything is sent
-	Removes  bool   // the guest's agent can take away what it has
+	Removes  bool   // the guest's agent can remove files
 	RawNames bool   // the guest's agent takes names that are not UTF-8
 }
 
@@ -65,7 +65,7 @@ func (e Entry) same(o Entry) bool {
 
 // Mirror is a copy in the guest that can be brought up to date.
 type Mirror struct {
-	sent map[string]Entry // what the guest has, by Rel
+	sent map[string]Entry // entries that the guest has, by Rel
 }
 
 // Copy copies a source once.
@@ -74,7 +74,7 @@ func Copy(ctx context.Context, source *os.File, to Target) error {
 	if err := m.Sync(ctx, source, to, Whole); err != nil {
 		return err
 	}
-	// What is put into a directory changes its time, so the directories' come last, the deepest first.
+	// Each new entry changes the time of its directory, so directories get their times last, the deepest first.
 	var dirs []Entry
 	for _, e := range m.sent {
 		if e.kind() == unix.S_IFDIR {
@@ -95,20 +95,20 @@ func Copy(ctx context.Context, source *os.File, to Target) error {
 	return nil
 }
 
-// View chooses what of a source is copied.
+// View selects the entries of a source that are copied.
 type View struct {
-	// Skip, which may be nil, says what is left out, by its path below the source. It is made anew whenever the
-	// source is read.
+	// Skip, which may be nil, returns a predicate on paths below the source: entries for which it is true are left
+	// out. It is called each time the source is read.
 	Skip func(source *os.File) func(rel string) bool
 	// OneFS refuses other file systems that are mounted below.
 	OneFS bool
 }
 
-// Whole is all of a source, with what is mounted below.
+// Whole is all of a source, including other file systems mounted below it.
 var Whole = View{}
 
-// Sync makes the guest's copy like the source: what the guest lacks is sent, files and directories before the
-// links in the topmost directory, a link named ..data as the last; then what is gone is removed.
+// Sync makes the guest's copy equal to the source. It sends missing and changed entries: files and directories first,
+// then the links in the topmost directory, a link named ..data as the last. Then it removes entries that are gone.
 func (m *Mirror) Sync(ctx context.Context, source *os.File, to Target, v View) (err error) {
 	if m.sent == nil {
 		m.sent = map[string]Entry{}
@@ -151,7 +151,7 @@ func (m *Mirror) once(ctx context.Context, source *os.File, to Target, v View) e
 	return nil
 }
 
-// remove takes an entry away, with what is below it.
+// remove removes an entry and all entries below it.
 func (m *Mirror) remove(ctx context.Context, to Target, rel string) error {
 	if to.Removes {
 		req, err := to.request(m.sent[rel])
@@ -170,8 +170,7 @@ func (m *Mirror) remove(ctx context.Context, to Target, rel string) error {
 	return nil
 }
 
-// inOrder lists what has to be sent: files and directories, then the links that users see, and ..data as the
-// last.
+// inOrder lists the entries to be sent: files and directories, then the links that users see, and ..data as the last.
 func (m *Mirror) inOrder(now []Entry) []Entry {
 	var files, links, data []Entry
 	for _, e := range now {
@@ -190,8 +189,8 @@ func (m *Mirror) inOrder(now []Entry) []Entry {
 	return slices.Concat(files, links, data)
 }
 
-// stale lists what the guest has and the host has not, links before directories, without what goes
-// with its directory.
+// stale lists the entries that the guest has and the host has not, links before directories. Entries below a stale
+// directory are left out, since they are removed with it.
 func (m *Mirror) stale(now []Entry) []string {
 	there := map[string]bool{}
 	for _, e := range now {

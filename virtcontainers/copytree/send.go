@@ -134,7 +134,7 @@ func open(source *os.File, e Entry, v View) (*os.File, error) {
 	return hostfs.Reopen(f, unix.O_RDONLY)
 }
 
-// is says whether a descriptor is open on what was looked at.
+// is checks that a descriptor is open on the file of an entry.
 func is(f *os.File, e Entry) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
@@ -146,7 +146,7 @@ func is(f *os.File, e Entry) error {
 	return nil
 }
 
-// changed tells what a look-up says when names were exchanged meanwhile.
+// changed maps the errors of a look-up that concurrent renames can cause to ErrChanged.
 func changed(err error) error {
 	for _, e := range []error{unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EXDEV, unix.EAGAIN} {
 		if errors.Is(err, e) {

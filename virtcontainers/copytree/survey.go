@@ -28,7 +28,7 @@ const (
 	maxTarget = 4095    // of a link
 )
 
-// surveyor lists what has to be copied.
+// surveyor lists the entries to copy.
 type surveyor struct {
 	ctx    context.Context // of the one survey call that it lives in
 	source *os.File
@@ -84,8 +84,8 @@ func (s *surveyor) add(e Entry) error {
 	return nil
 }
 
-// walk lists what is in a directory, entries before those below them. A directory is opened by its whole
-// path beneath the source each time: a descriptor for each level would be as many as somebody likes.
+// walk lists the entries of a directory, each before those below it. A directory is opened by its whole path beneath the
+// source each time: with a descriptor per level, a deep tree could use them all up.
 func (s *surveyor) walk(dir Entry) error {
 	if s.ctx.Err() != nil {
 		return context.Cause(s.ctx)

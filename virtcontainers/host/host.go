@@ -105,8 +105,8 @@ func driver(c configs.Config, log *slog.Logger) (hypervisor.Driver, error) {
 	return nil, fmt.Errorf("hypervisor.type %q: %w", h.Type, errdefs.ErrNotImplemented)
 }
 
-// needs are what the VMM needs of the host, besides its own files and the descriptors that it is given. Cloud
-// Hypervisor opens its disks by name, and they are root's.
+// needs lists the paths, devices and capabilities that the VMM needs besides its own files and inherited descriptors.
+// Cloud Hypervisor opens its disks by name, and they belong to root.
 func needs(h configs.Hypervisor) jail.Options {
 	o := jail.Options{Paths: h.ExtraPaths}
 	if h.Type == configs.TypeCLH {

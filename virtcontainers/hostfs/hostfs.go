@@ -20,10 +20,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// beneath keeps a look-up within the directory that it begins in, whatever others do meanwhile.
+// beneath keeps a look-up within the directory that it begins in, even under concurrent renames.
 const beneath = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
 
-// OpenSource opens what the source of a bind mount names. links says that symbolic links are followed, as the
+// OpenSource opens the source of a bind mount. links says that symbolic links are followed, as the
 // kernel does for mount(2); without it there must be none: engines that speak CRI resolve a source before
 // they name it, so that a link in it was put there since.
 func OpenSource(name string, links bool) (*os.File, error) {
@@ -39,7 +39,7 @@ func OpenSource(name string, links bool) (*os.File, error) {
 }
 
 // OpenOwned opens a file in a directory that only root can change: so must be all directories that lead to it.
-// No symbolic link is followed. What is opened itself may be anybody's.
+// No symbolic link is followed. The file itself may belong to any user.
 func OpenOwned(name string) (*os.File, error) {
 	if !path.IsAbs(name) || path.Clean(name) != name {
 		return nil, fmt.Errorf("%q is not a clean absolute path: %w", name, errdefs.ErrInvalidArgument)
@@ -127,8 +127,8 @@ func errnoOf(err error) error {
 	return err
 }
 
-// Proc is a name of what a descriptor is open on, for calls that take no descriptor: it leads there and
-// nowhere else as long as the descriptor is open.
+// Proc returns a path to the file of a descriptor, for calls that take no descriptor. The path leads to that file as
+// long as the descriptor is open.
 func Proc(f *os.File) string { return "/proc/self/fd/" + strconv.Itoa(int(f.Fd())) }
 
 // Reopen opens a regular file or a directory for reading or writing. It does not wait: a named pipe, a

@@ -37,11 +37,11 @@ func Await(ctx context.Context, done <-chan struct{}, most time.Duration) (missi
 	}
 }
 
-// Beat asks a guest for a sign of life.
+// Beat checks that a guest still answers.
 type Beat struct {
 	Interval time.Duration
 	Misses   int                        // intervals without an answer, after that of the question
-	Heard    func() uint64              // counts the guest's answers, to whatever question
+	Heard    func() uint64              // counts the guest's answers to all calls
 	Ping     func(context.Context)      // returns with the answer, or when ctx ends
 	Paused   func(context.Context) bool // whether the VM is stopped on purpose, so that it cannot answer
 }

@@ -33,7 +33,7 @@ const File = "coco-state.json"
 // Version of the format. A journal of another version is refused: guessing could kill the wrong thing.
 const Version = 1
 
-// maxSize bounds what is read: a journal is a few hundred bytes.
+// maxSize bounds the journal that is read; a usual one has a few hundred bytes.
 const maxSize = 256 << 10
 
 // ErrNone says that a bundle has no journal.
@@ -194,9 +194,9 @@ func New(bundle string, p Pod) (*Journal, error) {
 	return j, nil
 }
 
-// Update changes the journal and writes it: a new file is renamed over the old one, so a reader
-// sees either. The bundle lives on a tmpfs and does not outlive a crash of the machine, nor does
-// what the journal names; so nothing is synced.
+// Update changes the journal and writes it. A new file is renamed over the old one, so a reader sees one or the other.
+// The file is not synced: the bundle is on a tmpfs, and neither it nor the resources in the journal outlive a crash of
+// the machine.
 func (j *Journal) Update(change func(*Pod)) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
