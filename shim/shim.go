@@ -31,19 +31,19 @@ const Name = "io.containerd.coco.v2"
 // actionTimeout bounds start and delete. containerd gives a shim less; this is for calls by hand.
 const actionTimeout = time.Minute
 
-// Env is what a backend finds out about the serving process.
+// Env describes the serving process to a backend.
 type Env = bootstrap.Env
 
 // Backend is the kind of pod that is served.
 type Backend struct {
 	// MakePod returns the maker of the pod, given the process it will live in.
 	MakePod func(env Env) func(ctx context.Context, r task.PodRequest) (task.Pod, error)
-	// Cleanup frees what a pod left whose shim is gone.
+	// Cleanup releases the resources of a pod whose shim is gone.
 	Cleanup func(ctx context.Context, bundle string) error
 }
 
-// Main runs the program that the command line asks for and returns its exit code. What went wrong
-// is told on standard error, and nothing else is: containerd reads both streams of `start` as one.
+// Main runs the program that the command line asks for and returns its exit code. It prints errors to standard error and
+// nothing else: containerd reads both streams of `start` as one.
 func Main(b Backend) int {
 	if err := run(b, os.Args[1:]); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", Name, err)
@@ -114,7 +114,7 @@ func (p program) Register(server *ttrpc.Server) {
 	p.sandbox.Register(server)
 }
 
-// Stop ends the pod, whoever made it.
+// Stop ends the pod, of the task or of the sandbox service.
 func (p program) Stop(ctx context.Context) error {
 	err := p.Service.Stop(ctx)
 	p.sandbox.Wait()

@@ -99,7 +99,7 @@ func (c *answered) Write(p []byte) (int, error) {
 func (c *answered) Close() error {
 	err := c.Conn.Close()
 	c.once.Do(func() {
-		c.add(math.MinInt) // who has gone is owed nothing
+		c.add(math.MinInt) // a closed connection is owed no responses
 		c.clients.leave()
 	})
 	return err

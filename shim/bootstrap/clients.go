@@ -9,13 +9,12 @@ import (
 	"time"
 )
 
-// askTimeout is how long a shim waits to be asked for something. containerd does so as soon as `start` has told it the
-// address.
+// askTimeout is how long a shim waits for its first call. containerd makes it as soon as `start` has printed the address.
 const askTimeout = 20 * time.Second
 
-// clients tells when nobody seems to want the shim: each time that the last client went, and once after askTimeout. A
-// containerd that is killed between `start` and its first call never asks for anything: not at all if it had not stored the
-// address, and if it had it connects after its restart, and keeps the shim of a sandbox that it takes for made.
+// clients counts connections. It calls deserted each time the last client disconnects, and once if no call came within
+// askTimeout. A containerd that is killed between `start` and its first call never makes that call. If it had stored the
+// address, it connects after its restart and keeps the shim, since it takes the sandbox for created.
 type clients struct {
 	deserted func()
 	unasked  *time.Timer

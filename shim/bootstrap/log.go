@@ -27,8 +27,8 @@ type shimLog struct {
 	fd     int // of the FIFO, or -1 when there is none
 }
 
-// openLog opens the log FIFO. It is open for reading too, so that a containerd that restarts finds
-// what was logged meanwhile, and a write never blocks: what does not fit is dropped.
+// openLog opens the log FIFO for reading and writing. A containerd that restarts thus still finds the messages of the
+// meantime. Writes do not block: a message that does not fit is dropped.
 func openLog(verbose bool) (*shimLog, error) {
 	fd, err := unix.Open(logFile, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil && !errors.Is(err, unix.ENOENT) {
@@ -60,7 +60,7 @@ func (l *shimLog) take() error {
 	return nil
 }
 
-// Write writes one message, or drops it when nobody has read for long.
+// Write writes one message, or drops it when the FIFO is full.
 func (l *shimLog) Write(b []byte) (int, error) {
 	if l.fd >= 0 {
 		_, _ = unix.Write(l.fd, b) // a log that does not fit must not stop the shim

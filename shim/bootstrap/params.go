@@ -32,7 +32,7 @@ const (
 	envMaxVersion   = "MAX_SHIM_VERSION"
 )
 
-// Params is what start was told, whichever way.
+// Params are the parameters of start, in either protocol generation.
 type Params struct {
 	Invocation
 	TTRPCAddress string
@@ -100,7 +100,7 @@ func (p Params) answer(address string) ([]byte, error) {
 	case plainAddress:
 		return []byte(address), nil
 	case jsonAnswer:
-		// Version 2 and not 3: containerd 1.7 refuses more, and 2.0 to 2.2 do not say who they are.
+		// Version 2 and not 3: containerd 1.7 refuses more, and 2.0 to 2.2 do not send their version.
 		return json.Marshal(struct {
 			Version  int    `json:"version"`
 			Address  string `json:"address"`

@@ -14,12 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience is how long an ended child may wait for whoever started it. What is waited for by
-// nobody after that is an orphan that came to us because we are the subreaper.
-const patience = 5 * time.Second
+// reapDelay is how long a zombie is left to its own waiter. Later it is an orphan that this process inherited as the
+// subreaper.
+const reapDelay = 5 * time.Second
 
-// reaper collects orphans. Children that this program started are waited for where they were
-// started; the reaper looks without collecting and takes only what nobody takes.
+// reaper collects orphans. The code that starts a child also waits for it, so the reaper peeks at zombies (WNOWAIT) and
+// collects one only after reapDelay.
 type reaper struct {
 	log  *slog.Logger
 	quit chan struct{}
@@ -51,11 +51,11 @@ func (r *reaper) run() {
 			return
 		case <-children:
 			if seen == 0 {
-				look.Reset(patience)
+				look.Reset(reapDelay)
 			}
 		case <-look.C:
 			if seen = r.collect(seen); seen != 0 {
-				look.Reset(patience)
+				look.Reset(reapDelay)
 			}
 		}
 	}

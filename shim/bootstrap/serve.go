@@ -33,16 +33,16 @@ const (
 type Program interface {
 	// Register adds the services.
 	Register(server *ttrpc.Server)
-	// Done is closed when nothing is left to serve.
+	// Done is closed when the program has nothing left to serve.
 	Done() <-chan struct{}
 	// Deserted is called when no client is connected any more, and once a while after the start. A program that has
 	// something to serve goes on: its client may be restarting.
 	Deserted()
-	// Stop gives everything back and delivers what is still to be told. It is called once.
+	// Stop releases all resources and delivers the remaining events. It is called once.
 	Stop(ctx context.Context) error
 }
 
-// Env is what a program finds out about its process.
+// Env describes the serving process to its program.
 type Env struct {
 	Invocation
 	TTRPCAddress string
@@ -186,8 +186,8 @@ func notifySignals(log *slog.Logger) (<-chan os.Signal, func()) {
 	}
 }
 
-// closeMemory keeps what passes through this process, the containers' streams among it, out of core files and
-// from whoever is not root.
+// closeMemory keeps this process's memory, which holds data of the containers' streams, out of core files and
+// inaccessible to users other than root (PR_SET_DUMPABLE).
 func closeMemory() error {
 	if err := rlimit.ForbidCore(); err != nil {
 		return err

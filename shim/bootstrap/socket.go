@@ -41,8 +41,7 @@ func socketAddress(dir, daemon, namespace, pod string) (string, error) {
 	return scheme + path, nil
 }
 
-// listen makes the socket. A socket that nobody serves any more is replaced; one that is served is
-// errdefs.ErrAlreadyExists.
+// listen makes the socket. It replaces a stale socket, and returns errdefs.ErrAlreadyExists for one that a process serves.
 func listen(address string) (*net.UnixListener, error) {
 	path := strings.TrimPrefix(address, scheme)
 	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
@@ -73,7 +72,7 @@ func listen(address string) (*net.UnixListener, error) {
 	return l, nil
 }
 
-// isServed says whether somebody accepts connections at the address.
+// isServed reports whether a process accepts connections at the address.
 func isServed(address string) bool {
 	conn, err := net.DialTimeout("unix", strings.TrimPrefix(address, scheme), probeTimeout) //nolint:noctx // local, bounded
 	if err != nil {

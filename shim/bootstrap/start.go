@@ -23,8 +23,8 @@ import (
 	"github.com/coco-shim/coco/shim/bundle"
 )
 
-// The serving process's inherited descriptors, and the word by which it says that it serves.
-// Everything it writes there before is the reason why it does not.
+// The serving process's inherited descriptors, and the word that it writes to readyFD when it serves.
+// Any other text there is the reason why it does not.
 const (
 	socketFD  = 3
 	readyFD   = 4
@@ -34,7 +34,7 @@ const (
 // readyTimeout bounds the start of the serving process. It only sets itself up: VMs come later.
 const readyTimeout = 20 * time.Second
 
-// ReadStdin reads what the daemon wrote, within bounds.
+// ReadStdin reads the daemon's input up to a bound.
 func ReadStdin(r io.Reader) ([]byte, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxStdin+1))
 	if err != nil {

@@ -84,7 +84,7 @@ func (d Dir) Shim() (Process, bool) {
 	return p, err == nil && now == p
 }
 
-// WriteInit records the pid that containerd was told for the task.
+// WriteInit records the pid that containerd has for the task.
 func (d Dir) WriteInit(pid uint32) error {
 	return d.write(initFile, []byte(strconv.FormatUint(uint64(pid), 10)))
 }
@@ -129,7 +129,7 @@ func (d Dir) Options() ([]byte, error) {
 	return data, err
 }
 
-// HasSpec says whether the bundle holds an OCI spec. One of the sandbox API does not.
+// HasSpec reports whether the bundle holds an OCI spec. One of the sandbox API does not.
 func (d Dir) HasSpec() bool {
 	_, err := os.Stat(d.path("config.json"))
 	return err == nil
@@ -153,7 +153,7 @@ func (d Dir) readJSON(name string, v any) error {
 	return json.Unmarshal(data, v)
 }
 
-// write writes a file at once: readers see all of it or what was there before.
+// write replaces a file atomically: readers see the new content or the old one.
 func (d Dir) write(name string, data []byte) error {
 	tmp, err := os.CreateTemp(string(d), "."+name+".*")
 	if err != nil {

@@ -21,13 +21,13 @@ var podAnnotations = []struct{ kind, sandbox string }{
 	{contract.CRIOContainerType, contract.CRIOSandboxID},
 }
 
-// Role is what a container is to its pod.
+// Role is the part that a container has in its pod.
 type Role struct {
 	Sandbox bool   // stands for the pod itself
 	PodID   string // of a container in a pod: the sandbox; otherwise the container itself
 }
 
-// RoleOf finds out from the annotations of its OCI spec what the container id is.
+// RoleOf reads the role of container id from the annotations of its OCI spec.
 func RoleOf(id string, annotations map[string]string) (Role, error) {
 	for _, a := range podAnnotations {
 		switch kind := annotations[a.kind]; kind {

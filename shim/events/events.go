@@ -42,7 +42,7 @@ type forwarder interface {
 	Close() error
 }
 
-// Config says where events go.
+// Config names the destination of events.
 type Config struct {
 	Namespace    string // containerd namespace of every event
 	TTRPCAddress string // containerd's ttrpc socket; preferred
@@ -166,7 +166,7 @@ func (p *Publisher) Flush(ctx context.Context) error {
 	}
 }
 
-// Close delivers what is queued, for as long as ctx allows, and stops the publisher.
+// Close delivers the queued events, for as long as ctx allows, and stops the publisher.
 func (p *Publisher) Close(ctx context.Context) error {
 	p.mu.Lock()
 	p.closed = true
@@ -182,7 +182,7 @@ func (p *Publisher) run(ctx context.Context) {
 	var conn forwarder
 	defer func() {
 		if conn != nil {
-			_ = conn.Close() // the process or the publisher ends: nobody to tell
+			_ = conn.Close() // the process or the publisher ends
 		}
 	}()
 	for ctx.Err() == nil {
@@ -270,7 +270,7 @@ type permanent struct{ error }
 
 func (e permanent) Unwrap() error { return e.error }
 
-// topicOf names containerd's topic for an event and says whether it must never be dropped.
+// topicOf returns containerd's topic for an event and whether the event must never be dropped.
 func topicOf(event proto.Message) (topic string, keep bool) {
 	switch event.(type) {
 	case *eventsapi.TaskCreate:

@@ -29,23 +29,23 @@ func Unary[T any, P interface {
 	return func(ctx context.Context, unmarshal func(any) error) (any, error) {
 		req := P(new(T))
 		if err := unmarshal(req); err != nil {
-			return nil, told(err)
+			return nil, statusOf(err)
 		}
 		resp, err := call(ctx, req)
 		if err != nil {
-			return nil, told(err)
+			return nil, statusOf(err)
 		}
 		return resp, nil
 	}
 }
 
-// mostText bounds an error's text: a message holds 4 MiB, and what cannot be sent breaks the connection for all.
+// mostText bounds an error's text. A ttrpc message holds 4 MiB, and a longer one breaks the connection for all calls.
 const mostText = 64 << 10
 
-// told is an error as the client gets it: its words and the code of its class. The structure of what it wraps stays
-// here, since clients print each part of it on a line of its own. A name of a file may be no UTF-8, which a message
-// does not take: ttrpc would close the connection without a word.
-func told(err error) error {
+// statusOf converts an error for the client: its text and the code of its class. Details are left out, since clients
+// print each wrapped error on a line of its own. Bytes that are not UTF-8, as in the name of a file, are replaced: a
+// message cannot carry them, and ttrpc would close the connection without an error.
+func statusOf(err error) error {
 	st := status.Convert(errgrpc.ToGRPC(err))
 	return status.Error(st.Code(), words.UTF8(st.Message(), mostText))
 }
@@ -56,15 +56,15 @@ func Raw(call func(context.Context, wire.Fields) (wire.Message, error)) ttrpc.Me
 	return func(ctx context.Context, unmarshal func(any) error) (any, error) {
 		var req, resp emptypb.Empty
 		if err := unmarshal(&req); err != nil {
-			return nil, told(err)
+			return nil, statusOf(err)
 		}
 		f, err := wire.Parse(req.ProtoReflect().GetUnknown())
 		if err != nil {
-			return nil, told(fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument))
+			return nil, statusOf(fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument))
 		}
 		m, err := call(ctx, f)
 		if err != nil {
-			return nil, told(err)
+			return nil, statusOf(err)
 		}
 		resp.ProtoReflect().SetUnknown(protoreflect.RawFields(m))
 		return &resp, nil

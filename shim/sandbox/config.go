@@ -23,7 +23,7 @@ const configType = "runtime.v1.PodSandboxConfig"
 // nodeMode is NamespaceMode_NODE: the host's namespace.
 const nodeMode = 2
 
-// podConfig is what a sandbox needs of runtime.v1.PodSandboxConfig (k8s.io/cri-api,
+// podConfig has the fields that a sandbox needs of runtime.v1.PodSandboxConfig (k8s.io/cri-api,
 // pkg/apis/runtime/v1/api.proto). It is read field by field: the generated package weighs a megabyte.
 type podConfig struct {
 	name, uid, namespace string

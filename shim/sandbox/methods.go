@@ -80,7 +80,7 @@ func (s *Service) startSandbox(ctx context.Context, b *box, _ wire.Fields) (wire
 	return m, nil
 }
 
-// platform is what the guest runs. Guest and host have the same architecture.
+// platform returns the guest's operating system and architecture, which is the host's.
 func (s *Service) platform(context.Context, *box, wire.Fields) (wire.Message, error) {
 	var p, m wire.Message
 	p.Text(1, "linux")
@@ -116,7 +116,7 @@ func (s *Service) waitSandbox(ctx context.Context, b *box, _ wire.Fields) (wire.
 	return m, nil
 }
 
-// sandboxStatus says where the sandbox stands, and why it ended when nobody asked for that.
+// sandboxStatus returns the sandbox's state and, after an unexpected end, the reason.
 func (s *Service) sandboxStatus(_ context.Context, b *box, _ wire.Fields) (wire.Message, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -150,7 +150,7 @@ func (s *Service) shutdownSandbox(ctx context.Context, b *box, _ wire.Fields) (w
 	return nil, nil
 }
 
-// sandboxMetrics is what the pod costs the node: the VMM's use of CPU and memory.
+// sandboxMetrics returns the pod's use of the node: the VMM's CPU time and memory.
 func (s *Service) sandboxMetrics(_ context.Context, b *box, _ wire.Fields) (wire.Message, error) {
 	pod, err := s.ready(b)
 	if err != nil {
@@ -168,8 +168,8 @@ func (s *Service) sandboxMetrics(_ context.Context, b *box, _ wire.Fields) (wire
 	return m, nil
 }
 
-// updateSandbox accepts what CRI tells of changed resources: the VM's size is fixed at its start, and
-// the limits that count are those of the containers.
+// updateSandbox accepts CRI's changed resources without effect: the VM's size is fixed at its start, and the
+// containers' own limits apply.
 func (s *Service) updateSandbox(context.Context, *box, wire.Fields) (wire.Message, error) {
 	return nil, nil
 }

@@ -33,7 +33,7 @@ import (
 
 const killedCode = 128 + uint32(unix.SIGKILL)
 
-// Tasks is what the service needs of the task service, which has the pod.
+// Tasks has the methods of the task service, which owns the pod, that this service calls.
 type Tasks interface {
 	MakeSandbox(ctx context.Context, r task.PodRequest, amend func(*specs.Spec)) (task.Pod, error)
 	EndSandbox(ctx context.Context) error
@@ -66,7 +66,7 @@ type box struct {
 	createdAt time.Time
 	exitedAt  time.Time
 	status    uint32
-	reason    string // of an end that nobody asked for
+	reason    string // of an unexpected end
 }
 
 // New makes a service without a sandbox.
@@ -83,7 +83,7 @@ type request struct {
 	annotations       map[string]string
 }
 
-// create checks what is asked for and keeps it. Nothing runs yet.
+// create checks the request and keeps it. Nothing runs yet.
 func (s *Service) create(r request) error {
 	if err := bundle.CheckName("sandbox id", r.id); err != nil {
 		return err
@@ -202,7 +202,7 @@ func (s *Service) started(b *box, pod task.Pod) error {
 	return b.to(evStarted)
 }
 
-// watch waits for the VM's end and gives back what it held.
+// watch waits for the VM's end and releases its resources.
 func (s *Service) watch(b *box, pod task.Pod) {
 	<-pod.Done()
 	s.mu.Lock()

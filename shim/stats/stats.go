@@ -62,10 +62,10 @@ var memoryFields = []struct {
 	{31, "thp_collapse_alloc"},
 }
 
-// mostOfAKind bounds what a guest may tell of: sizes of huge pages, interfaces.
+// mostOfAKind bounds lists in a guest's answer: sizes of huge pages, interfaces.
 const mostOfAKind = 256
 
-// Container writes what the agent measured.
+// Container encodes the agent's measurements as containerd's cgroup v2 metrics.
 func Container(st *agent.StatsContainerResponse) *anypb.Any {
 	cg := st.GetCgroupStats()
 	var m, pids, cpu wire.Message
@@ -104,8 +104,8 @@ func Container(st *agent.StatsContainerResponse) *anypb.Any {
 	return &anypb.Any{TypeUrl: messageType, Value: m}
 }
 
-// Process measures a process of the host in the same form: the VMM, which is what a sandbox costs
-// its node. All its memory counts as used and none as cache, since the guest's memory is not given back.
+// Process measures a host process in the same form. It is for the VMM, whose use is the sandbox's use of its node. All its
+// memory counts as used and none as cache, since the host cannot reclaim the guest's memory.
 func Process(pid int) (*anypb.Any, error) {
 	u, err := procinfo.Read(pid)
 	if err != nil {

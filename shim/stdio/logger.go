@@ -78,7 +78,7 @@ func startLogger(ctx context.Context, t target, cfg Config) (_ *logger, err erro
 		l.stop()
 		return nil, err
 	}
-	_ = readyR.Close() // has said what it had to say
+	_ = readyR.Close() // the logger has signalled that it is ready
 	return l, nil
 }
 
@@ -105,7 +105,7 @@ func (l *logger) awaitReady(ctx context.Context, ready *os.File) error {
 	}
 }
 
-// wait lets the logger finish what it has read; its pipes are closed by now.
+// wait waits for the logger to process the rest of its input. Its pipes are closed by now.
 func (l *logger) wait() error {
 	timer := time.NewTimer(loggerEnd)
 	defer timer.Stop()
@@ -147,5 +147,5 @@ func (t *tail) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// String returns what was kept.
+// String returns the kept text.
 func (t *tail) String() string { return string(bytes.TrimSpace(t.buf.Bytes())) }

@@ -20,7 +20,7 @@ import (
 // sink is a place for output.
 type sink interface {
 	io.WriteCloser
-	// peerMatters says that the process has ended: from now on an absent reader is an error.
+	// peerMatters is called when the process has ended: from now on an absent reader is an error.
 	peerMatters()
 }
 
@@ -54,7 +54,7 @@ func openSink(t target) (sink, error) {
 	return plain{f}, nil
 }
 
-// plain is a file or device: whether anybody reads does not matter.
+// plain is a file or device, which needs no reader.
 type plain struct{ *os.File }
 
 func (plain) peerMatters() {}
@@ -96,8 +96,8 @@ func (e *end) current() (*os.File, error) {
 	return e.file, nil
 }
 
-// switchOver replaces the descriptor and wakes whoever waits on the old one. The old one stays
-// open until the new one is, so that nothing in the pipe is lost.
+// switchOver replaces the descriptor and wakes goroutines that wait on the old one. The old one stays open until the new
+// one is, since a FIFO without any open descriptor loses its content.
 func (e *end) switchOver() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -136,7 +136,7 @@ func (e *end) reopenIfWritten() error {
 	return old.Close()
 }
 
-// hungUp tells whether the FIFO's last writer has gone.
+// hungUp reports whether the FIFO's last writer has closed it.
 func hungUp(f *os.File) (gone bool, err error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
@@ -177,7 +177,7 @@ func (e *end) Close() error {
 	return e.file.Close()
 }
 
-// moved says that an operation failed only because the descriptor was replaced under it.
+// moved reports whether an operation failed only because its descriptor was replaced meanwhile.
 func (e *end) moved(f *os.File, err error) bool {
 	if !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, os.ErrClosed) {
 		return false
@@ -249,10 +249,10 @@ func (s *source) finish() error {
 	return s.switchOver()
 }
 
-// settle is called when the process starts. A client that wrote something and has gone by then
-// will not write more: its input ends. That matters because the client may have been told nothing
-// else to say so: ctr asks for the end of input only if stdin ends after the task was made, and
-// making one takes as long as a VM boots. A client that wrote nothing may come back (attach).
+// settle is called when the process starts. It ends the input if a client wrote something and has
+// closed the FIFO by then. No CloseIO call may come for it: ctr makes that call only if stdin ends after
+// the task was created, and creating one takes as long as a VM boots. A client that wrote nothing may
+// come back (attach).
 func (s *source) settle() error {
 	if s.end == nil || !s.wrote.Load() && !s.waiting() {
 		return nil
@@ -263,7 +263,7 @@ func (s *source) settle() error {
 	return s.reopenIfWritten()
 }
 
-// waiting tells whether the FIFO holds bytes that nobody has read yet.
+// waiting reports whether the FIFO holds unread bytes.
 func (s *source) waiting() bool {
 	f, err := s.current()
 	if err != nil {

@@ -27,10 +27,10 @@ import (
 
 const (
 	bufferSize = 64 << 10
-	// idleGrace is how long an ended process's output may stand still before its exit is told
-	// anyway: a grandchild holds the pipe. slowGrace is the same while a reader that is there does not
-	// read: what it leaves would be lost. Both are counted in ticks, of which a machine that was
-	// stopped for a while gets one, like its readers.
+	// idleGrace is how long an ended process's output may be idle before its exit is published without EOF: a
+	// grandchild may hold the pipe open. slowGrace is the same while a connected reader does not read, since the
+	// remaining output would be lost. Both are counted in ticks, not wall time: a suspended host does not use up the
+	// grace.
 	idleGrace = 2 * time.Second
 	slowGrace = 10 * time.Second
 	idleTick  = 200 * time.Millisecond
@@ -43,13 +43,13 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, bufferSize); return 
 // Config names the three places as containerd does: a path, or a file:// or binary:// URI;
 // empty for none.
 type Config struct {
-	Namespace, ID         string // told to binary loggers
+	Namespace, ID         string // passed to binary loggers
 	Stdin, Stdout, Stderr string
 	Terminal              bool // stderr is part of stdout
 	Log                   *slog.Logger
 }
 
-// Wants says which streams have somewhere to go.
+// Wants reports which streams have a place.
 func (c Config) Wants() (stdin, stdout, stderr bool) {
 	return c.Stdin != "", c.Stdout != "", c.Stderr != "" && !c.Terminal
 }
@@ -200,7 +200,7 @@ func (r *Relay) pumpOut(from io.ReadCloser, to sink) {
 			_, werr := to.Write((*buf)[:n])
 			r.writing.Add(-1)
 			if werr != nil {
-				// The process must go on although nobody listens: read on and drop.
+				// The process must not block on a lost reader: read on and drop.
 				lost = true
 				if !errors.Is(werr, os.ErrClosed) && !errors.Is(werr, syscall.EPIPE) {
 					r.log.Warn("output lost", "error", werr)

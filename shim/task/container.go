@@ -21,7 +21,7 @@ type container struct {
 	id       string
 	dir      bundle.Dir
 	sandbox  bool   // stands for the VM: no process in the guest
-	pid      uint32 // of the VMM: what containerd is told for every process of the pod
+	pid      uint32 // of the VMM; containerd gets it as the pid of every process of the pod
 	init     *process
 	creating bool // guarded by Service.mu
 
@@ -95,7 +95,7 @@ func (c *container) listExecs() []*process {
 	return list
 }
 
-// settle waits until every process that is watched has been told to have exited.
+// settle waits until the exit of every watched process has been published.
 func (c *container) settle(ctx context.Context) error {
 	for _, p := range append(c.listExecs(), c.init) {
 		if p == nil || !p.isWatched() {
@@ -120,7 +120,7 @@ func (c *container) closeRelays() error {
 	return errors.Join(errs...)
 }
 
-// beginStart claims the process for one Start. The exit is not told before the claim is settled.
+// beginStart claims the process for one Start. The exit is not published before the claim is settled.
 func (p *process) beginStart() (settle func(ok bool), err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -168,7 +168,7 @@ func (p *process) hasExitedLocked() bool {
 	}
 }
 
-// isAlive says whether the process runs or is about to.
+// isAlive reports whether the process runs or is being started.
 func (p *process) isAlive() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -227,14 +227,14 @@ func (p *process) currentRelay() *stdio.Relay {
 
 func (p *process) closeRelay() error { return p.currentRelay().Close() }
 
-// end records the exit and tells it, as one: who acts on the event finds the process ended, and what follows from
-// the end, a deletion, is told later. tell must not block. The first call counts.
-func (p *process) end(st virtcontainers.ExitStatus, tell func()) {
+// end sets the status and publishes TaskExit under p.mu, so a client that reacts already sees the process stopped, and
+// TaskDelete comes later. publish must not block. The first call counts.
+func (p *process) end(st virtcontainers.ExitStatus, publish func()) {
 	p.once.Do(func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.status = st
-		tell()
+		publish()
 		close(p.exited)
 	})
 }

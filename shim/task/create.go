@@ -187,7 +187,7 @@ func (s *Service) podFor(ctx context.Context, role bundle.Role, req virtcontaine
 	return pod, nil
 }
 
-// forEvent shortens the error of a CRI sandbox to what a Kubernetes event shows; the log has all of it.
+// forEvent shortens the error of a CRI sandbox to the length that a Kubernetes event shows. The log has the full text.
 func (s *Service) forEvent(id string, err error) error {
 	s.log.Error("pod failed", "pod", id, "error", err)
 	return brief.Error(err)

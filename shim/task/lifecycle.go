@@ -111,7 +111,7 @@ func (s *Service) startExec(ctx context.Context, c *container, p *process, pod P
 	relay.Start(stdio.Streams(streams))
 	relay.ProcessStarts()
 	s.cfg.Events.Send(&eventsapi.TaskExecStarted{ContainerID: c.id, ExecID: p.exec, Pid: c.pid})
-	s.watchProcess(c, p, pod) // tells the exit when the start is settled, not before
+	s.watchProcess(c, p, pod) // publishes the exit after the start is settled
 	return nil
 }
 
@@ -135,8 +135,8 @@ func (s *Service) Kill(ctx context.Context, r *api.KillRequest) (*emptypb.Empty,
 	return &emptypb.Empty{}, nil
 }
 
-// kill does to a sandbox what a signal does to the pause process: it leaves on the polite ones
-// and ignores, as the first process of its namespace, those it has no handler for.
+// kill applies a signal to a sandbox as the pause process would: it exits on SIGINT, SIGTERM and SIGKILL
+// and, as the first process of its namespace, ignores signals without a handler.
 func (c *container) kill(signal uint32) {
 	var code uint32
 	switch unix.Signal(signal) { //nolint:exhaustive // see above
@@ -277,8 +277,8 @@ func (s *Service) Shutdown(ctx context.Context, _ *api.ShutdownRequest) (*emptyp
 	return &emptypb.Empty{}, nil
 }
 
-// Deserted ends a shim that has nothing to serve and whose client is gone, or has not asked for anything: a containerd that
-// comes back keeps such a shim until somebody removes the sandbox that never was.
+// Deserted ends a shim that has nothing to serve and whose client is gone or never made a call. A containerd that restarts
+// would keep such a shim until the sandbox, which was never created, is removed.
 func (s *Service) Deserted() {
 	s.mu.Lock()
 	idle := len(s.containers) == 0 && !s.held && !s.stopping
@@ -290,7 +290,7 @@ func (s *Service) Deserted() {
 	}
 }
 
-// leave tells the last events and then that nothing is left to serve.
+// leave delivers the last events, then closes Done.
 func (s *Service) leave(ctx context.Context) {
 	flush, cancel := context.WithTimeout(ctx, flushTimeout)
 	defer cancel()

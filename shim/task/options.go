@@ -17,8 +17,8 @@ import (
 	"github.com/coco-shim/coco/api/shimoptions"
 )
 
-// Options are the runtime options that came with the first Create: where the configuration is, or
-// what it says. The zero value means the default search.
+// Options are the runtime options of the first Create: the path of the configuration or its text.
+// The zero value means the default search.
 type Options struct {
 	ConfigPath  string
 	ConfigBody  []byte

@@ -21,7 +21,7 @@ import (
 	"github.com/coco-shim/coco/virtcontainers"
 )
 
-// State says where a process stands. It has stopped when its exit was published, not before.
+// State returns the state of a process. It is stopped once its exit has been published, not before.
 func (s *Service) State(_ context.Context, r *api.StateRequest) (*api.StateResponse, error) {
 	c, p, pod, err := s.process(r.ID, r.ExecID)
 	if err != nil {
@@ -193,7 +193,7 @@ func (s *Service) Update(ctx context.Context, r *api.UpdateTaskRequest) (*emptyp
 	return &emptypb.Empty{}, nil
 }
 
-// Stats measures a container; of a sandbox, what the pod costs its node.
+// Stats measures a container, or for a sandbox the pod's use of the node.
 func (s *Service) Stats(ctx context.Context, r *api.StatsRequest) (*api.StatsResponse, error) {
 	c, pod, err := s.lookup(r.ID)
 	if err != nil {
@@ -216,8 +216,7 @@ func (s *Service) Stats(ctx context.Context, r *api.StatsRequest) (*api.StatsRes
 	return &api.StatsResponse{Stats: stats.Container(st)}, nil
 }
 
-// Connect says who serves, also for a container that is not there: containerd asks so to find out
-// whether anybody answers.
+// Connect returns the shim's pid, also for an unknown container: containerd calls it to find out whether a shim answers.
 func (s *Service) Connect(_ context.Context, r *api.ConnectRequest) (*api.ConnectResponse, error) {
 	resp := &api.ConnectResponse{ShimPid: uint32(os.Getpid())} //nolint:gosec // a pid
 	if c, _, err := s.lookup(r.ID); err == nil {

@@ -13,8 +13,8 @@ import (
 )
 
 // MakeSandbox makes the pod of a sandbox that the sandbox API asks for. Its containers come through
-// Create; amend completes their specifications by what the daemon leaves to the sandbox. On error
-// nothing is left.
+// Create; amend adds to their specifications the parts that the daemon leaves to the sandbox. On an
+// error nothing is left.
 func (s *Service) MakeSandbox(ctx context.Context, r PodRequest, amend func(*specs.Spec)) (Pod, error) {
 	if err := s.claimSandbox(r.ID); err != nil {
 		return nil, err
@@ -65,8 +65,8 @@ func (s *Service) claimSandbox(id string) error {
 	return nil
 }
 
-// EndSandbox ends the sandbox's VM and gives back what the pod holds on the host. What still ran in
-// it is told to have ended. It is idempotent, and a call after one that failed goes on with what is left.
+// EndSandbox ends the sandbox's VM and releases the pod's resources on the host. It publishes the exits of processes that
+// still ran. It is idempotent: after an error, the next call continues with the resources that are left.
 func (s *Service) EndSandbox(ctx context.Context) error {
 	s.mu.Lock()
 	s.podIs(podEnd)
@@ -80,7 +80,7 @@ func (s *Service) EndSandbox(ctx context.Context) error {
 	return pod.Shutdown(ctx)
 }
 
-// ReleaseSandbox ends the shim, after its sandbox: containers that nobody deleted are given up.
+// ReleaseSandbox ends the shim after its sandbox. It drops containers that were never deleted.
 func (s *Service) ReleaseSandbox(ctx context.Context) {
 	s.mu.Lock()
 	s.held, s.stopping = false, true
@@ -88,7 +88,7 @@ func (s *Service) ReleaseSandbox(ctx context.Context) {
 	s.leave(ctx)
 }
 
-// complete gives a container's specification what the sandbox provides.
+// complete adds the sandbox's parts to a container's specification.
 func (s *Service) complete(spec *specs.Spec) {
 	s.mu.Lock()
 	amend := s.amend

@@ -41,7 +41,7 @@ import (
 	"github.com/coco-shim/coco/virtcontainers"
 )
 
-// Pod is what the service needs of virtcontainers.Pod.
+// Pod has the methods of virtcontainers.Pod that the service calls.
 type Pod interface {
 	podLife
 	podContainers
@@ -96,7 +96,7 @@ type Events interface {
 	Close(ctx context.Context) error
 }
 
-// Config is what a service is made from.
+// Config has the dependencies of a service.
 type Config struct {
 	Namespace string
 	MakePod   func(ctx context.Context, r PodRequest) (Pod, error)
@@ -148,7 +148,7 @@ func New(cfg Config) *Service {
 // Done is closed when the last container is gone and containerd wants the shim gone too.
 func (s *Service) Done() <-chan struct{} { return s.done }
 
-// Stop ends the pod, if it is still there, tells all exits and delivers all events.
+// Stop ends the pod, if there is one, publishes all exits and delivers all events.
 func (s *Service) Stop(ctx context.Context) error {
 	s.mu.Lock()
 	s.stopping = true

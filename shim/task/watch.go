@@ -34,7 +34,7 @@ func (s *Service) watchProcess(c *container, p *process, pod Pod) {
 	})
 }
 
-// isAlone says whether a container is all of its pod.
+// isAlone reports whether a container is a pod of its own.
 func (s *Service) isAlone(c *container) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -70,7 +70,7 @@ func (s *Service) await(ctx context.Context, c *container, p *process, pod Pod) 
 		st.At = time.Now()
 	}
 	if err != nil {
-		// It was deleted without having been started, or nobody can tell any more.
+		// It was deleted before a start, or its exit code is lost.
 		s.log.Debug("wait for process", "container", c.id, "exec", p.exec, "error", err)
 		return virtcontainers.ExitStatus{Code: killedCode, At: time.Now()}
 	}
@@ -92,8 +92,8 @@ func awaitSandbox(ctx context.Context, c *container, pod Pod) virtcontainers.Exi
 	return st
 }
 
-// awaitExecs lets the exits of a container's execs be told first. They end with the init, which is
-// the parent of their PID namespace, so this takes no time; the limit is for a guest gone wrong.
+// awaitExecs waits until the exits of a container's execs are published. They end with the init of their PID namespace,
+// so the wait is short; the limit is for a faulty guest.
 func (s *Service) awaitExecs(ctx context.Context, c *container) {
 	limit := time.NewTimer(execsTimeout)
 	defer limit.Stop()
