@@ -53,7 +53,7 @@ func (e *apiError) Unwrap() error {
 	return nil
 }
 
-// refused tells whether a call was answered, and not with success.
+// refused reports whether the VMM answered a call with an error.
 func refused(err error) bool {
 	var r *apiError
 	return errors.As(err, &r)
@@ -108,7 +108,7 @@ func reasons(body []byte) string {
 	return strings.Join(chain, ": ")
 }
 
-// printable makes text of the VMM's fit for a log's line.
+// printable makes the VMM's text fit for one line of a log.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r < ' ' || r > '~' {
@@ -132,7 +132,7 @@ func parseBDF(s string) (pciAddress, error) {
 	return pciAddress{s, slot}, nil
 }
 
-// has tells whether a device is in the VMM's tree.
+// has reports whether a device is in the VMM's tree.
 func has(info clhapi.VmInfo, name string) bool {
 	_, device := info.DeviceTree[name]
 	_, parent := info.DeviceTree[virtioParent+name]

@@ -62,9 +62,9 @@ type Options struct {
 	// Precheck refuses a spec before launch for reasons that need more knowledge than the driver
 	// has, such as the contents of an IGVM file. May be nil.
 	Precheck func(hypervisor.VMSpec) error
-	// KVM tells whether KVM can be used. nil: the machine is asked.
+	// KVM returns an error if KVM cannot be used. nil: the host is probed.
 	KVM func() error
-	// Log receives what happens to VMs. nil: nothing is logged.
+	// Log receives messages about VMs. nil: nothing is logged.
 	Log *slog.Logger
 }
 
@@ -117,7 +117,7 @@ func (d *Driver) launch(ctx context.Context, spec hypervisor.VMSpec, proc hyperv
 	if err != nil {
 		return nil, fmt.Errorf("launch VM %s: %w", spec.ID, err)
 	}
-	var u undo.Stack // of what the VMM has its own duplicates of
+	var u undo.Stack // closes files of which the VMM has duplicates
 	defer func() {
 		if uerr := u.Run(ctx); uerr != nil {
 			d.opts.Log.Warn("after the launch", "vm", spec.ID, "error", uerr)
@@ -144,7 +144,7 @@ func (d *Driver) launch(ctx context.Context, spec hypervisor.VMSpec, proc hyperv
 	return m, nil
 }
 
-// check refuses what cannot be launched.
+// check refuses a spec that cannot be launched.
 func (d *Driver) check(spec hypervisor.VMSpec, dir string) error {
 	if err := Validate(spec); err != nil {
 		return err
@@ -163,7 +163,7 @@ func (d *Driver) check(spec hypervisor.VMSpec, dir string) error {
 	return nil
 }
 
-// landlockUsable tells whether the VMM could confine itself; it takes no less than version 3.
+// landlockUsable reports whether the VMM could confine itself. It needs at least version 3 of Landlock.
 func (d *Driver) landlockUsable(id string) bool {
 	const need = 3 // Cloud Hypervisor, vmm/src/landlock.rs
 	abi := d.landlockABI()
@@ -182,9 +182,8 @@ func landlockABI() int {
 	return int(n)
 }
 
-// confine makes everything fit for Landlock, which has rules for what is in a file system: it makes the
-// directory for plugged disks, and replaces disks in memory by copies without a name, which live as long
-// as the VMM.
+// confine prepares a launch under Landlock, whose rules are about paths in file systems: it makes the directory for
+// hot-plugged disks, and replaces disks in memory by copies without a name, which live as long as the VMM.
 func confine(blocks []hypervisor.Block, par Params, u *undo.Stack) ([]hypervisor.Block, error) {
 	if err := makeStaging(par.Staging); err != nil {
 		return nil, err
@@ -218,7 +217,7 @@ func confine(blocks []hypervisor.Block, par Params, u *undo.Stack) ([]hypervisor
 	return blocks, nil
 }
 
-// environment is all that the VMM needs; nothing of ours leaks into it.
+// environment is the VMM's whole environment. No variable of this process is passed on.
 func environment() []string {
 	return []string{"PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C"}
 }
@@ -253,7 +252,7 @@ func majorOf(version string) (int, error) {
 	return strconv.Atoi(number)
 }
 
-// endpoints are our ends of what connects us with a VMM, and its own until they are handed over.
+// endpoints are this process's ends of the connections with a VMM, and the VMM's ends until they are handed over.
 type endpoints struct {
 	dir         string
 	api         *os.File // listening socket
@@ -307,7 +306,7 @@ func closeFiles(files ...**os.File) {
 	}
 }
 
-// handedOver closes what is the VMM's now.
+// handedOver closes the VMM's ends, which it has inherited.
 func (e *endpoints) handedOver() { closeFiles(&e.api, &e.eventsPeer) }
 
 // close closes everything and removes the files.

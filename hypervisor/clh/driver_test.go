@@ -318,8 +318,8 @@ func TestASecondBootDoesNotCount(t *testing.T) {
 	}
 }
 
-// Warnings of each start are not what the VMM said last.
-func TestLastWordsAreNoWarnings(t *testing.T) {
+// The error of a VMM that crashed quotes its log without the warnings of each start.
+func TestADeadVMMsLogIsWithoutWarnings(t *testing.T) {
 	logs := "cloud-hypervisor: 9ms: <vmm> WARN:vmm/src/device_manager.rs:2772 -- read-only, so not sparse\n" +
 		"cloud-hypervisor: 1.0s: <vmm> ERROR:vmm/src/vm.rs:1 -- it broke\n"
 	m, _ := up(t, clhtest.Config{Logs: logs, CrashOn: "vm.counters"}, plain(t))

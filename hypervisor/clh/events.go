@@ -17,7 +17,7 @@ const (
 	maxEventLine = 4 << 10
 )
 
-// event is what the VMM reports: {"source": "vm", "event": "booted", "properties": {…}}.
+// event is an event of the VMM: {"source": "vm", "event": "booted", "properties": {…}}.
 type event struct {
 	Source     string            `json:"source"`
 	Name       string            `json:"event"`

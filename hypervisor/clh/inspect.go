@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// Info is what a Cloud Hypervisor binary says about itself.
+// Info describes a Cloud Hypervisor binary by its own output.
 type Info struct {
 	Major    int
 	Version  string   // as it prints it, for example "v53.0"

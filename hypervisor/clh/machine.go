@@ -24,7 +24,7 @@ const drainTimeout = time.Second
 // quitTimeout bounds the VMM's orderly end.
 const quitTimeout = 2 * time.Second
 
-// ending is what the VMM announced before its end.
+// ending is the reason in the VMM's last event before its end.
 type ending int
 
 const (
@@ -159,7 +159,7 @@ func (m *machine) ID() string { return m.spec.ID }
 // Done is closed once the VMM is gone and Err is final.
 func (m *machine) Done() <-chan struct{} { return m.done }
 
-// Err says why the VM ended.
+// Err returns the reason of the VM's end.
 func (m *machine) Err() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -307,12 +307,12 @@ func (m *machine) abandon(cause error) error {
 	return e
 }
 
-// autopsy says why the VM ended.
+// autopsy finds the reason of the VM's end.
 func (m *machine) autopsy() *hypervisor.DeadError {
 	m.mu.Lock()
 	phase, ending, panicked, why := m.phase, m.ending, m.panic, m.why
 	m.mu.Unlock()
-	e := &hypervisor.DeadError{VM: m.spec.ID, Phase: phase, Stderr: lastWords(m.proc.Stderr()), Console: m.Console()}
+	e := &hypervisor.DeadError{VM: m.spec.ID, Phase: phase, Stderr: withoutWarnings(m.proc.Stderr()), Console: m.Console()}
 	words, broken := m.console.Panicked(), vcpuError(m.proc.Stderr())
 	switch {
 	case why != "":
@@ -335,7 +335,7 @@ func (m *machine) autopsy() *hypervisor.DeadError {
 	return e
 }
 
-// Stop ends the VM. The guest gets no say: whoever wants it to end in order asks the agent first.
+// Stop ends the VM without the guest's cooperation. For an orderly end the caller asks the agent first.
 func (m *machine) Stop(ctx context.Context) error {
 	select {
 	case <-m.done:

@@ -70,8 +70,8 @@ func (m *machine) withPath(b hypervisor.Block, fn func(path string) error) error
 	return fn(link)
 }
 
-// withPlace shows the file to a VMM in a jail. What has no name gets one in staging meanwhile, where the VMM does not
-// see it.
+// withPlace makes the file visible to a VMM in a jail. A file without a name gets one in staging for the time of the call,
+// outside the jail.
 func (m *machine) withPlace(link string, b hypervisor.Block, fn func(path string) error) (err error) {
 	file := b.File
 	var st unix.Stat_t
@@ -126,8 +126,8 @@ func (m *machine) plug(ctx context.Context, name, call string, config any, files
 	return addr, nil
 }
 
-// claim takes a name and a place for a device. Devices that the guest released after our patience had
-// ended still have theirs, so before a claim is refused, the VMM is asked which devices are left.
+// claim reserves a name and a place for a device. A device that the guest released after an unplug had timed out still
+// holds its own, so before claim refuses, it asks the VMM which devices are left.
 func (m *machine) claim(ctx context.Context, name string) error {
 	err := m.tryClaim(name)
 	if err == nil || m.dropReleased(ctx) != nil {
@@ -174,8 +174,8 @@ func (m *machine) dropReleased(ctx context.Context) error {
 	return nil
 }
 
-// mayHave tells whether the VMM has a device, or does not say. It is asked after each refusal: a
-// status does not tell, since releases before 54 answer nearly everything with 500.
+// mayHave reports whether the VMM has a device or does not answer. It is called after each refusal: the refusal's status
+// is not enough, since releases before 54 answer nearly every error with 500.
 func (m *machine) mayHave(ctx context.Context, name string) bool {
 	actx, cancel := context.WithTimeout(context.WithoutCancel(ctx), quitTimeout)
 	defer cancel()
@@ -201,7 +201,7 @@ func (m *machine) ask(ctx context.Context, name string) error {
 	return err
 }
 
-// unplug takes a device away and waits until the guest has let go of it.
+// unplug hot-unplugs a device and waits until the guest has released it.
 func (m *machine) unplug(ctx context.Context, name string) error {
 	m.mu.Lock()
 	addr, ok := m.devices[name]
@@ -247,8 +247,7 @@ func (m *machine) awaitRemoval(ctx context.Context, name string, gone <-chan str
 	return fmt.Errorf("the guest has not let go of it: %w", context.Cause(ctx))
 }
 
-// UnplugBlock takes a disk away. The guest must have stopped using it, and has to answer; ctx bounds
-// that.
+// UnplugBlock hot-unplugs a disk that the guest has stopped using. The guest has to confirm that; ctx bounds the wait.
 func (m *machine) UnplugBlock(ctx context.Context, id string) error {
 	if err := m.unplug(ctx, diskName(id)); err != nil {
 		return fmt.Errorf("unplug block device %s from VM %s: %w", id, m.spec.ID, m.orDead(err))
@@ -270,7 +269,7 @@ func (m *machine) PlugNIC(ctx context.Context, n hypervisor.NIC) (string, error)
 	return addr.slot, nil
 }
 
-// UnplugNIC takes an interface away, which the guest has to confirm; ctx bounds that.
+// UnplugNIC hot-unplugs an interface. The guest has to confirm that; ctx bounds the wait.
 func (m *machine) UnplugNIC(ctx context.Context, id string) error {
 	if err := m.unplug(ctx, nicName(id)); err != nil {
 		return fmt.Errorf("unplug network interface %s from VM %s: %w", id, m.spec.ID, m.orDead(err))
@@ -296,7 +295,7 @@ func (m *machine) PlugDevice(ctx context.Context, id, path string) (string, erro
 	return addr.slot, nil
 }
 
-// UnplugDevice takes a device of the host back, which the guest has to confirm; ctx bounds that.
+// UnplugDevice hot-unplugs a device of the host. The guest has to confirm that; ctx bounds the wait.
 func (m *machine) UnplugDevice(ctx context.Context, id string) error {
 	if err := m.unplug(ctx, deviceName(id)); err != nil {
 		return fmt.Errorf("unplug device %s from VM %s: %w", id, m.spec.ID, m.orDead(err))
@@ -304,7 +303,7 @@ func (m *machine) UnplugDevice(ctx context.Context, id string) error {
 	return nil
 }
 
-// Counters are what the VMM has counted, by device.
+// Counters returns the VMM's counters, by device.
 func (m *machine) Counters(ctx context.Context) (map[string]map[string]uint64, error) {
 	var c clhapi.VmCounters
 	if err := m.api.get(ctx, "vm.counters", &c); err != nil {
@@ -347,8 +346,8 @@ func (m *machine) orDead(err error) error {
 	return m.Err()
 }
 
-// lost tells whether an error is that of a connection whose other side went away, or goes: the API's
-// thread still answers when the one that carries out its calls has ended.
+// lost reports whether an error is one of a VMM that has ended or is ending. While it ends, the API's thread still
+// answers, but the thread that executes the calls has ended.
 func lost(err error) bool {
 	var r *apiError
 	if errors.As(err, &r) {
@@ -362,7 +361,7 @@ func lost(err error) bool {
 	return false
 }
 
-// awaitDeath gives a VMM that seems to be dying a moment to be dead.
+// awaitDeath waits shortly for the end of a VMM that seems to be ending.
 func (m *machine) awaitDeath() {
 	timer := time.NewTimer(drainTimeout)
 	defer timer.Stop()

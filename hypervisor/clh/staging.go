@@ -20,7 +20,7 @@ import (
 // staleLink is the age at which a link was left by a shim that is gone.
 const staleLink = time.Hour
 
-// makeStaging makes the directory for links, and removes what dead shims left there.
+// makeStaging makes the directory for links, and removes links that dead shims left there.
 func makeStaging(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err

@@ -27,7 +27,7 @@ const (
 	maxDevices = 32 - 4
 )
 
-// problems collects what is wrong with a spec.
+// problems collects the errors in a spec.
 type problems []error
 
 func (p *problems) add(bad bool, format string, args ...any) {
@@ -36,8 +36,8 @@ func (p *problems) add(bad bool, format string, args ...any) {
 	}
 }
 
-// Validate tells everything that makes a spec unfit for this driver, with the reason: what Cloud
-// Hypervisor cannot do, and what it would do differently without a word.
+// Validate returns every reason why this driver cannot launch a spec: settings that Cloud Hypervisor does not have, and
+// settings that it would silently treat differently.
 func Validate(spec hypervisor.VMSpec) error {
 	var p problems
 	p.common(spec)

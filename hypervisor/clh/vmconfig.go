@@ -28,7 +28,7 @@ const (
 	virtioParent = "_virtio-pci-"
 )
 
-// Params is what a VM needs besides its description.
+// Params are the inputs of a VM's launch besides its description.
 type Params struct {
 	Binary    string
 	NoSeccomp bool   // without the VMM's system call filters
@@ -86,7 +86,7 @@ func Build(spec hypervisor.VMSpec, par Params) (Command, clhapi.VmConfig) {
 	return cmd, c
 }
 
-// payload is what the VM boots. On SNP firmware comes from the IGVM file; a kernel beside it is handed
+// payload describes the VM's boot files. On SNP firmware comes from the IGVM file; a kernel beside it is handed
 // to the firmware, and its hashes are measured.
 func payload(spec hypervisor.VMSpec, path func(*os.File) string) clhapi.PayloadConfig {
 	var p clhapi.PayloadConfig
@@ -106,8 +106,8 @@ func diskName(id string) string   { return "disk-" + id }
 func nicName(id string) string    { return "net-" + id }
 func deviceName(id string) string { return "dev-" + id }
 
-// diskConfig describes a disk. Its format is named, since the VMM would otherwise look into the image
-// and believe what the guest wrote there. A read-only disk is not sparse: nothing of it can be
+// diskConfig describes a disk. Its format is named, since the VMM would otherwise probe the image,
+// whose content the guest controls. A read-only disk is not sparse: nothing of it can be
 // discarded, and the VMM would warn of it.
 func diskConfig(b hypervisor.Block, path string) clhapi.DiskConfig {
 	return clhapi.DiskConfig{

@@ -29,8 +29,8 @@ const (
 // errRefused says that nobody listens on the guest's port.
 var errRefused = errors.New("nobody listens on it in the guest")
 
-// readOK reads the VMM's answer to CONNECT, "OK <port>\n", and not one byte more: what follows is the
-// guest's.
+// readOK reads the VMM's answer to CONNECT, "OK <port>\n", and not one byte more: the following
+// bytes come from the guest.
 func readOK(r io.Reader) error {
 	var line []byte
 	for one := make([]byte, 1); len(line) < maxOK; {

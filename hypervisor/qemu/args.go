@@ -19,7 +19,7 @@ const firstFD = 3 // the descriptor of Command.Files[0]
 // DefaultTCGCacheMiB bounds QEMU's cache of translated code. QEMU's own default is 1 GiB.
 const DefaultTCGCacheMiB = 128
 
-// Params is what a command line needs besides the VM's description.
+// Params are the inputs of a command line besides the VM's description.
 type Params struct {
 	Binary      string
 	TCGCacheMiB int
@@ -261,7 +261,7 @@ func blockNode(blk hypervisor.Block, set int) map[string]any {
 	}
 	node := map[string]any{"driver": "raw", "node-name": nodeName(blk.ID), "read-only": blk.ReadOnly, "file": file}
 	if !blk.ReadOnly {
-		node["discard"], file["discard"] = "unmap", "unmap" // what the guest frees, the host gets back
+		node["discard"], file["discard"] = "unmap", "unmap" // blocks that the guest discards are freed on the host
 	}
 	return node
 }

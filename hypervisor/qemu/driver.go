@@ -52,7 +52,7 @@ type Options struct {
 	// Precheck refuses a spec before launch for reasons that need more knowledge than the driver
 	// has, such as the contents of firmware. May be nil.
 	Precheck func(hypervisor.VMSpec) error
-	// Log receives what happens to VMs. nil: nothing is logged.
+	// Log receives messages about VMs. nil: nothing is logged.
 	Log *slog.Logger
 }
 
@@ -114,7 +114,7 @@ func (d *Driver) launch(ctx context.Context, spec hypervisor.VMSpec, proc hyperv
 	return d.attend(ctx, spec, proc, ends)
 }
 
-// attend connects to the running VMM and starts what watches it.
+// attend connects to the running VMM and starts the goroutines that watch it.
 func (d *Driver) attend(ctx context.Context, spec hypervisor.VMSpec, proc hypervisor.Process, ends *endpoints) (*machine, error) {
 	m := newMachine(spec, proc, d.opts.Log)
 	m.consoleConn = ends.ours[2]
@@ -145,7 +145,7 @@ func (d *Driver) attend(ctx context.Context, spec hypervisor.VMSpec, proc hyperv
 	return m, nil
 }
 
-// resolve validates the spec and decides what it leaves open.
+// resolve validates the spec and decides its open choices.
 func (d *Driver) resolve(ctx context.Context, spec hypervisor.VMSpec) (hypervisor.VMSpec, error) {
 	if err := Validate(spec); err != nil {
 		return spec, err
@@ -195,7 +195,7 @@ func (d *Driver) capable(ctx context.Context, tee hypervisor.TEE) error {
 		d.opts.Path, info.Version, object.name, tee, object.since)
 }
 
-// environment is all that QEMU needs; nothing of ours leaks into it.
+// environment is QEMU's whole environment. No variable of this process is passed on.
 func environment() []string {
 	return []string{"PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C"}
 }

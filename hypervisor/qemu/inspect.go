@@ -20,7 +20,7 @@ import (
 	"github.com/coco-shim/coco/internal/fdpass"
 )
 
-// Info is what a QEMU binary says about itself.
+// Info describes a QEMU binary by its own answers.
 type Info struct {
 	Version qmp.Version
 	Objects []string // types that -object takes, sorted

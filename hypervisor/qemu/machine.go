@@ -41,7 +41,7 @@ type machine struct {
 
 	mu       sync.Mutex
 	phase    hypervisor.Phase         // guarded by mu
-	shutdown string                   // guarded by mu; what the VMM announced before its end
+	shutdown string                   // guarded by mu; the reason in the VMM's SHUTDOWN event
 	why      string                   // guarded by mu; why we ended it
 	err      error                    // guarded by mu
 	removed  map[string]chan struct{} // guarded by mu; devices being unplugged
@@ -80,7 +80,7 @@ func (m *machine) ID() string { return m.spec.ID }
 // Done is closed once the VMM is gone and Err is final.
 func (m *machine) Done() <-chan struct{} { return m.done }
 
-// Err says why the VM ended.
+// Err returns the reason of the VM's end.
 func (m *machine) Err() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -238,7 +238,7 @@ func (m *machine) abandon(cause error) error {
 	return &hypervisor.DeadError{VM: m.spec.ID, Phase: hypervisor.PhaseVMM, Reason: reason, Stderr: m.proc.Stderr(), Console: m.Console()}
 }
 
-// autopsy says why the VM ended. The VMM's exit status tells little: it is 0 after a panic.
+// autopsy finds the reason of the VM's end. The VMM's exit status is not enough: it is 0 after a guest panic.
 func (m *machine) autopsy() *hypervisor.DeadError {
 	m.mu.Lock()
 	phase, shutdown, why := m.phase, m.shutdown, m.why
@@ -303,7 +303,7 @@ func (m *machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 	return nil, fmt.Errorf("%w: %w", err, where)
 }
 
-// Stop ends the VM. The guest gets no say: whoever wants it to end in order asks the agent first.
+// Stop ends the VM without the guest's cooperation. For an orderly end the caller asks the agent first.
 func (m *machine) Stop(ctx context.Context) error {
 	select {
 	case <-m.done:

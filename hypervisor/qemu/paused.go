@@ -8,8 +8,7 @@ import (
 	"fmt"
 )
 
-// forGood are the states (RunState of QEMU's QAPI) in which a VM's processors stand still and nobody will make them
-// run again.
+// forGood are the states (RunState of QEMU's QAPI) in which a VM's processors are stopped and will not run again.
 var forGood = map[string]bool{"internal-error": true, "guest-panicked": true, "shutdown": true, "watchdog": true}
 
 // Paused asks QEMU whether the VM stands still, and could go on: it was paused, or waits for room on a disk.

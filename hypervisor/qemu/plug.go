@@ -95,8 +95,8 @@ func (m *machine) delNode(ctx context.Context, id string) error {
 	return m.unlessDead(m.qmp.Call(ctx, "blockdev-del", map[string]any{"node-name": nodeName(id)}, nil))
 }
 
-// UnplugBlock takes a disk away. The guest must have stopped using it. On PCI the guest has to
-// answer; ctx bounds that.
+// UnplugBlock hot-unplugs a disk that the guest has stopped using. On PCI the guest has to confirm that; ctx bounds the
+// wait.
 func (m *machine) UnplugBlock(ctx context.Context, id string) error {
 	n, ok := m.blockSlots().find(id)
 	if !ok {
@@ -196,7 +196,7 @@ func (m *machine) delNetdev(ctx context.Context, id string) error {
 	return m.unlessDead(m.qmp.Call(ctx, "netdev_del", map[string]any{"id": nodeName(id)}, nil))
 }
 
-// UnplugNIC takes an interface away, which the guest has to confirm; ctx bounds that.
+// UnplugNIC hot-unplugs an interface. The guest has to confirm that; ctx bounds the wait.
 func (m *machine) UnplugNIC(ctx context.Context, id string) error {
 	n, ok := m.ports.find(id)
 	if !ok {

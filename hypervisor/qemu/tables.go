@@ -15,8 +15,8 @@ const TablesFD = firstFD
 
 // Tables makes the command line of a QEMU that runs nothing but shows, over the qtest protocol, the tables
 // that it makes for the VM: those of ACPI and SMBIOS. It is the command line of Build, with these differences. The
-// TEE's object is left out, which refuses to be made without KVM; what it forces on the machine is in the
-// arguments anyway. Boot files, host devices and host sockets are left out or replaced by null devices, and names
+// TEE's object is left out, since QEMU refuses to make it without KVM; the arguments contain its effects on the
+// machine anyway. Boot files, host devices and host sockets are left out or replaced by null devices, and names
 // are fixed: none of these are in the tables, so that the same tables have the same command line.
 func Tables(spec hypervisor.VMSpec, binary string) []string {
 	spec.ID = "tables"

@@ -25,10 +25,10 @@ const (
 	snpReserved1  = 1 << 17 // likewise: reserved, must be one
 	idBlockSize   = 96
 	idAuthSize    = 4096
-	firmwareAlign = 64 << 10 // size of a ROM that is mapped below 4 GiB, and of what is measured
+	firmwareAlign = 64 << 10 // granularity of the ROM below 4 GiB and of its measurement
 )
 
-// problems collects what is wrong with a spec.
+// problems collects the errors in a spec.
 type problems []error
 
 func (p *problems) add(bad bool, format string, args ...any) {
@@ -37,8 +37,8 @@ func (p *problems) add(bad bool, format string, args ...any) {
 	}
 }
 
-// Validate tells everything that makes a spec unfit for this driver. What it refuses would
-// otherwise fail late, or be a VM whose launch digest proves nothing.
+// Validate returns every reason why this driver cannot launch a spec. Without it, such a launch would fail late, or make
+// a VM whose launch digest proves nothing.
 func Validate(spec hypervisor.VMSpec) error {
 	var p problems
 	p.common(spec)
@@ -118,7 +118,7 @@ func (p *problems) nic(n hypervisor.NIC) {
 	p.add(n.MTU != 0 && (n.MTU < 68 || n.MTU > 65535), "network interface %q: MTU %d, want 68 to 65535", n.ID, n.MTU)
 }
 
-// confidential is what both TEEs ask for.
+// confidential checks the requirements that both TEEs have.
 func (p *problems) confidential(s hypervisor.VMSpec) {
 	p.add(s.Boot.Firmware == nil, "%s needs firmware: without it nothing is measured", s.TEE)
 	p.add(s.Boot.Initrd == nil, "%s needs an initramfs: its hash binds the agent", s.TEE)

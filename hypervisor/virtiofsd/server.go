@@ -24,7 +24,7 @@ import (
 const (
 	firstFD      = 3 // the descriptor of the first file of Process.Exec
 	socketName   = "s"
-	lastWords    = time.Second      // for a process that has failed to end
+	exitTimeout  = time.Second      // for a failed process to exit, which completes its standard error
 	readyTimeout = 10 * time.Second // from exec to the first answer; 10 ms when the host is idle
 )
 
@@ -46,7 +46,7 @@ func (d Daemon) Serve(ctx context.Context, proc hypervisor.Process, dir string) 
 	if err == nil {
 		return s, socket, nil
 	}
-	t := time.NewTimer(lastWords)
+	t := time.NewTimer(exitTimeout)
 	defer t.Stop()
 	select {
 	case <-proc.Done(): // then all that it said has arrived

@@ -53,10 +53,10 @@ type Response struct {
 	Body   []byte
 }
 
-// OK tells whether the server did what was asked.
+// OK reports whether the request succeeded.
 func (r Response) OK() bool { return r.Status >= statusOK && r.Status < 300 }
 
-// ErrProtocol is wrapped by the errors of answers that are not HTTP as it is understood here.
+// ErrProtocol is wrapped by the errors of answers that are not in this package's subset of HTTP.
 var ErrProtocol = errors.New("not an HTTP answer")
 
 // Do connects to the socket at path, sends a request and reads the answer. ctx bounds all of it.
@@ -95,7 +95,7 @@ func Dial(path string) (*net.UnixConn, error) {
 
 func exchange(conn *net.UnixConn, req Request) (Response, error) {
 	sent := fdpass.Send(conn, encode(req), req.Files...)
-	// A server that does not like what it reads may answer and close before it has read everything.
+	// A server that rejects a request may answer and close before it has read all of it.
 	r, err := ReadResponse(bufio.NewReaderSize(conn, maxLine))
 	switch {
 	case err == nil:

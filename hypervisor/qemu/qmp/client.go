@@ -155,7 +155,7 @@ func (c *Client) closedError() error {
 	return c.err
 }
 
-// read hands out what comes until the connection ends.
+// read dispatches replies and events until the connection ends.
 func (c *Client) read() {
 	r := bufio.NewReader(c.conn)
 	var err error

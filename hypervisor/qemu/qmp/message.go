@@ -12,8 +12,8 @@ import (
 	"unicode"
 )
 
-// MaxMessage bounds one message of the VMM. The largest answers to what is asked here have some 80 KiB; a decoded one takes
-// up to some twenty times its bytes of each shim's memory.
+// MaxMessage bounds one message of the VMM. The largest replies to this package's commands have some 80 KiB. A decoded
+// message takes up to some twenty times its size of each shim's memory.
 const MaxMessage = 256 << 10
 
 // maxWords bounds texts of the VMM that end in errors.
@@ -29,7 +29,7 @@ type Version struct {
 // String is "major.minor.micro".
 func (v Version) String() string { return fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Micro) }
 
-// AtLeast tells whether v is the given version or a later one.
+// AtLeast reports whether v is the given version or a later one.
 func (v Version) AtLeast(major, minor int) bool {
 	return v.Major > major || v.Major == major && v.Minor >= minor
 }

@@ -15,13 +15,13 @@ import (
 	"slices"
 )
 
-// Cache keeps tables in a directory. The key is the content of the QEMU binary, the arguments, what the firmware does
-// and the names of the files: all that they depend on. A command that executes another one (a wrapper script) says
-// nothing of the QEMU that runs, so its tables are read each time. The cache is a convenience: what is damaged or cannot be
-// written is read from QEMU again.
+// Cache keeps tables in a directory. The key covers all inputs of the tables: the content of the QEMU binary, the
+// arguments, the firmware's effects and the names of the files. The content of a wrapper script does not identify the
+// QEMU that it executes, so its tables are read each time. The cache is optional: tables that are damaged or could not
+// be written are read from QEMU again.
 type Cache struct{ Dir string } // "": nothing is kept
 
-// Read is Read, unless the tables are known.
+// Read returns cached tables, or calls Read and caches its result.
 func (c Cache) Read(ctx context.Context, argv []string, f Firmware, names ...string) (map[string][]byte, error) {
 	if c.Dir == "" {
 		return Read(ctx, argv, f, names...)

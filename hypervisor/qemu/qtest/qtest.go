@@ -30,7 +30,7 @@ import (
 // timeout bounds a whole conversation, which takes some 0.1 s.
 const timeout = 15 * time.Second
 
-// Limits of what a QEMU may say.
+// Bounds on a QEMU's answers.
 const (
 	maxFiles = 4096
 	maxFile  = 16 << 20
@@ -97,7 +97,7 @@ func read(ctx context.Context, argv []string, f Firmware, names []string) (_ map
 	return nil, false, err
 }
 
-// runs tells whether a process runs a file itself, not a program that the file led to.
+// runs reports whether a process executes the file itself, not a program that the file (a script) started.
 func runs(pid int, path string) bool {
 	exe, err := os.Stat(fmt.Sprintf("/proc/%d/exe", pid))
 	if err != nil {
@@ -120,7 +120,7 @@ func newClient(c io.ReadWriter) *client {
 	return &client{w: c, r: r}
 }
 
-// call sends a command and returns what follows "OK".
+// call sends a command and returns the text after "OK".
 func (c *client) call(format string, args ...any) string {
 	if c.err != nil {
 		return ""
@@ -152,18 +152,18 @@ func (c *client) config(slot, offset, value uint32) {
 	c.call("outl 0xcfc %#x", value)
 }
 
-// Firmware is what a firmware does to the machine before it reads the tables, as far as the tables show it.
+// Firmware has a firmware's changes to the machine before it reads the tables, as far as the tables depend on them.
 type Firmware struct {
-	// PCIExBar is where PCI's configuration space is mapped.
+	// PCIExBar is the address of PCI's configuration space.
 	PCIExBar uint32
 	// MMIO64 is where the window for 64-bit BARs of PCI devices begins; 0: there is none.
 	MMIO64 uint64
 }
 
-// OVMF is what a release of edk2's OvmfPkg, such as 202508, does in a VM with the given number of physical address
-// bits: the window takes the upper eighth of the address space, of which more than 46 bits are not used with 4-level
-// paging (PlatformAddressWidthFromCpuid and PlatformDynamicMmioWindow in OvmfPkg/Library/PlatformInitLib). With 5-level
-// paging a guest may have, and use, up to 52.
+// OVMF returns the changes that a release of edk2's OvmfPkg, such as 202508, makes in a VM with the given number of
+// physical address bits. The window takes the upper eighth of the address space, of which more than 46 bits are not used
+// with 4-level paging (PlatformAddressWidthFromCpuid and PlatformDynamicMmioWindow in OvmfPkg/Library/PlatformInitLib).
+// With 5-level paging a guest may have, and use, up to 52.
 func OVMF(release, physBits int) Firmware {
 	f := Firmware{PCIExBar: 0xe0000000, MMIO64: 1<<physBits - 1<<(physBits-3)}
 	if release < 202305 { // 82c1aa87f9

@@ -10,9 +10,9 @@ import "strings"
 
 const logPrefix = "\ncloud-hypervisor:"
 
-// lastWords are the lines of a log without its warnings, which come with each start and explain
-// nothing.
-func lastWords(log string) string {
+// withoutWarnings returns a log without its warnings. They come with each start and do not explain an
+// error.
+func withoutWarnings(log string) string {
 	var out strings.Builder
 	for line := range strings.Lines(log) {
 		if !strings.Contains(line, " WARN:") {
@@ -22,8 +22,8 @@ func lastWords(log string) string {
 	return out.String()
 }
 
-// vcpuError finds the message of a virtual processor that could not go on. The VMM then ends as if the
-// guest had switched itself off.
+// vcpuError finds the error message of a failed virtual processor. The VMM then ends as if the guest had powered
+// off.
 func vcpuError(log string) string {
 	const mark = "VCPU generated error: "
 	_, text, ok := strings.Cut(log, mark)
