@@ -34,7 +34,7 @@ type container struct {
 	group  cgroup.Group
 	undo   undo.Stack // what RemoveContainer releases, last first
 
-	lastWords   string   // where the container has its termination log, if the host said so
+	messagePath string   // the termination log's path in the container, if the host named one
 	termination *os.File // the termination log, or nil; set before the container is created
 
 	freezing sync.Mutex // held while the group is frozen or thawed
@@ -135,7 +135,7 @@ func (s *service) build(ctx context.Context, c *container, req *pb.CreateContain
 	if err := s.Storage.Devices(ctx, c.id, req.Devices, spec); err != nil {
 		return err
 	}
-	c.lastWords = spec.Annotations[contract.TerminationMessagePath]
+	c.messagePath = spec.Annotations[contract.TerminationMessagePath]
 	sysctls, err := adapt(spec, surroundings{
 		bundle: c.bundle, hostname: box.hostname, cgroup: cgroupPath(c.id), ns: box.ns,
 	})
@@ -161,13 +161,13 @@ func (s *service) build(ctx context.Context, c *container, req *pb.CreateContain
 	return nil
 }
 
-// run has the OCI runtime create the container, from sources that nobody can exchange meanwhile.
+// run has the OCI runtime create the container, from sources that cannot be exchanged meanwhile.
 func (s *service) run(ctx context.Context, c *container, rc runner.Container) (runner.Process, error) {
 	staged, err := s.stage(c, rc.Spec.Mounts)
 	if err != nil {
 		return nil, err
 	}
-	// It is tried at once; what fails, and that is nobody's fault, again with the container's end.
+	// The unmounts run at once. Those that fail are repeated at the container's end; the request does not fail.
 	c.undo.Push("unmount sources", staged.Run)
 	child, err := s.Runner.Create(ctx, rc)
 	if uerr := staged.Run(context.WithoutCancel(ctx)); uerr != nil {
@@ -279,8 +279,8 @@ func (s *service) StartContainer(ctx context.Context, req *pb.StartContainerRequ
 	return &emptypb.Empty{}, nil
 }
 
-// RemoveContainer kills what runs and releases everything that belongs to the container. After an
-// error it can be repeated and goes on where it stopped.
+// RemoveContainer kills the container's processes and releases its resources. After an error it can be
+// repeated and continues where it stopped.
 func (s *service) RemoveContainer(ctx context.Context, req *pb.RemoveContainerRequest) (*emptypb.Empty, error) {
 	c, err := s.container(req.ContainerId)
 	if err != nil {
@@ -307,7 +307,7 @@ func (s *service) tearDown(ctx context.Context, c *container) error {
 		return err
 	}
 	if p := c.processes(); len(p) > 0 {
-		_ = p[0].child.Signal(sigKill) // init, where there is no cgroup.kill; ESRCH is what we want
+		_ = p[0].child.Signal(sigKill) // init, where there is no cgroup.kill; ESRCH: it has ended
 	}
 	for _, p := range c.processes() {
 		select {

@@ -27,10 +27,10 @@ const (
 	configName  = "config.json"
 )
 
-// stage replaces the sources of bind mounts by mounts of them in the bundle, where no container and no
-// request can change what a name leads to: the OCI runtime opens its sources by name, in a mount namespace
-// in which the agent's descriptors count for nothing. What is returned takes the mounts away, which can be
-// done as soon as the runtime has made its own.
+// stage replaces the sources of bind mounts by mounts of them in the bundle. The OCI runtime opens sources
+// by name, in its own mount namespace, where the agent's descriptors cannot be used; in the bundle, no
+// container and no request can exchange the file behind a name. The returned stack unmounts them. It can
+// run as soon as the runtime has made its own mounts.
 func (s *service) stage(c *container, mounts []specs.Mount) (staged *undo.Stack, err error) {
 	staged = &undo.Stack{}
 	defer staged.RunOnError(&err)
@@ -63,7 +63,7 @@ func (s *service) stage(c *container, mounts []specs.Mount) (staged *undo.Stack,
 	return staged, nil
 }
 
-// bind shows what src stands for at a new name in a directory of the agent's own.
+// bind mounts the file of src at a new name in a directory of the agent's own.
 func bind(staged *undo.Stack, src *os.File, at string) error {
 	st, err := src.Stat()
 	if err != nil {
@@ -86,7 +86,7 @@ func bind(staged *undo.Stack, src *os.File, at string) error {
 	return nil
 }
 
-// bindOn shows what src stands for at a name that exists in a directory of the agent's own.
+// bindOn mounts the file of src on an existing name in a directory of the agent's own.
 func bindOn(src *os.File, at string) (*os.File, error) {
 	on, err := os.OpenFile(at, unix.O_PATH|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -118,9 +118,9 @@ func removeBundle(dir string) error {
 	return nil
 }
 
-// noteTermination keeps the file in which a Kubernetes container leaves its last words, if src is it.
+// noteTermination keeps src open if it is the file for the container's termination message.
 func (c *container) noteTermination(m specs.Mount, src *os.File) {
-	dest := c.lastWords
+	dest := c.messagePath
 	if dest == "" {
 		dest = "/dev/termination-log"
 	}
@@ -133,7 +133,7 @@ func (c *container) noteTermination(m specs.Mount, src *os.File) {
 
 func (c *container) keeps(f *os.File) bool { return c.termination == f }
 
-// dir is where everything lies that requests name.
+// dir is the directory of all files that requests name.
 func (s *service) dir() beneath.Dir { return beneath.Dir(s.RunDir) }
 
 // mountRoot shows the directory that a specification names as the root file system in the bundle.

@@ -29,7 +29,7 @@ import (
 	"github.com/coco-shim/coco/api/contract"
 )
 
-// GetGuestDetails tells what this guest can do.
+// GetGuestDetails returns the features of this guest.
 func (s *service) GetGuestDetails(_ context.Context, req *pb.GuestDetailsRequest) (*pb.GuestDetailsResponse, error) {
 	resp := &pb.GuestDetailsResponse{AgentDetails: &pb.AgentDetails{
 		Version:         s.Config.Version,

@@ -43,7 +43,7 @@ func (p *process) exit() {
 	close(p.done)
 }
 
-// exited is what remains of an exec for late waiters.
+// exited keeps the exit code of an exec for late waiters.
 type exited struct {
 	id   string
 	code int

@@ -17,7 +17,7 @@ import (
 // container has it, a privileged one included. The agent's memory is not the pod's.
 const rawIO = "CAP_SYS_RAWIO"
 
-// With these capabilities a process may use what kernel modules bring: links and packet filters, and devices.
+// With these capabilities a process may use the features of kernel modules: links and packet filters, and devices.
 const (
 	netAdmin = "CAP_NET_ADMIN"
 	sysAdmin = "CAP_SYS_ADMIN"
@@ -29,8 +29,8 @@ var legacyTables = []string{"ip_tables", "ip6_tables"}
 // tun is the device that kernel module tun serves (Documentation/admin-guide/devices.txt).
 var tun = [2]int64{10, 200}
 
-// prepare fits a specification and the guest to each other, as far as the container's rights go: those that no container
-// has are taken away, and what it may use is made available.
+// prepare adapts a specification and the guest to the container's rights. It removes rights that no container may have,
+// and makes devices and modules available that the container may use.
 func (s *service) prepare(spec *specs.Spec) error {
 	all := devnode.AllAllowed(spec)
 	if err := s.rights(spec.Process, all); err != nil {

@@ -72,7 +72,7 @@ func (s *service) sandboxTo(e sandboxEvent) error {
 	return nil
 }
 
-// CreateSandbox prepares what the pod's containers share.
+// CreateSandbox prepares the resources that the pod's containers share.
 func (s *service) CreateSandbox(ctx context.Context, req *pb.CreateSandboxRequest) (*emptypb.Empty, error) {
 	if req.SandboxId != "" {
 		if err := checkContainerID(req.SandboxId); err != nil {
@@ -128,7 +128,7 @@ func (s *service) makeSandbox(ctx context.Context, req *pb.CreateSandboxRequest)
 	return box, nil
 }
 
-// makeNamespaces makes what the containers share. Sysctls of the network are those of the guest.
+// makeNamespaces makes the namespaces that the containers share. Sysctls of the network are set in the guest's own.
 func (s *service) makeNamespaces(req *pb.CreateSandboxRequest) (map[string]string, error) {
 	network, shared, err := splitSysctls(req.Sysctls)
 	if err != nil {
@@ -204,8 +204,7 @@ func (s *service) pidsOf(id string) (string, error) {
 	return fmt.Sprintf("/proc/%d/ns/pid", c.init.child.Pid()), nil
 }
 
-// DestroySandbox kills every container and answers; the machine is then powered off by whoever
-// waits for Stopped.
+// DestroySandbox kills every container and answers. The caller of Stopped then powers the machine off.
 func (s *service) DestroySandbox(ctx context.Context, _ *pb.DestroySandboxRequest) (*emptypb.Empty, error) {
 	if err := s.sandboxTo(sandboxDestroy); err != nil {
 		return nil, err

@@ -24,7 +24,7 @@ import (
 )
 
 // Server is the host's only way into the guest: the port for requests, the port for byte streams and, if configured, the
-// port for port-forward. What arrives on any of them passes package gate before anything acts on it. A request goes
+// port for port-forward. All input on them passes package gate before the agent acts on it. A request goes
 // through pass; a connection to one of the other ports begins with a gate.Greeting.
 type Server struct {
 	service *service
@@ -52,7 +52,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	return transport.Serve(ctx, s.ports(ctx), s.service.Log)
 }
 
-// ports are what the guest serves.
+// ports returns the ports that the guest serves.
 func (s *Server) ports(ctx context.Context) transport.Ports {
 	p := transport.Ports{
 		contract.PortAgent: func(l net.Listener) error {

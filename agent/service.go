@@ -71,7 +71,7 @@ type OOM interface {
 	Next(ctx context.Context) (string, error)
 }
 
-// System is what concerns the machine as a whole.
+// System has the operations on the machine as a whole.
 type System interface {
 	SetClock(sec, usec int64) error
 	AddEntropy(data []byte) error
@@ -82,7 +82,7 @@ type System interface {
 	SharedPIDs() (string, error)
 }
 
-// Config is what a Server works with.
+// Config has the dependencies of a Server.
 type Config struct {
 	Runner     Runner
 	Storage    Storage
@@ -159,7 +159,7 @@ func (s *service) Check(context.Context, *pb.CheckRequest) (*pb.HealthCheckRespo
 	return &pb.HealthCheckResponse{Status: pb.HealthCheckResponse_SERVING}, nil
 }
 
-// protocolVersion is what every agent of this protocol answers; there is no negotiation.
+// protocolVersion is the answer of every agent of this protocol. There is no negotiation.
 const protocolVersion = "0.0.1"
 
 // Version answers the versions of protocol and agent.

@@ -18,7 +18,7 @@ import (
 	"github.com/coco-shim/coco/internal/ident"
 )
 
-// checkContainerID admits what containerd and the protocol admit; it cannot name another directory.
+// checkContainerID admits the ids that containerd and the protocol admit. None of them names another directory.
 func checkContainerID(id string) error {
 	if !ident.ID(id) || slices.Contains(guard.Common, id) {
 		return fmt.Errorf("container id %q: want up to %d letters, digits, '_', '.', '-', and not a reserved name: %w", id, ident.MaxID, errdefs.ErrInvalidArgument)
@@ -33,7 +33,7 @@ func checkExecID(id string) error {
 	return nil
 }
 
-// surroundings is what a container finds in its sandbox.
+// surroundings are the properties of a container that come from its sandbox.
 type surroundings struct {
 	bundle   string
 	hostname string            // of the sandbox

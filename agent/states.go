@@ -93,7 +93,7 @@ var transitions = fsm.Table[state, event]{
 	{State: creating, Event: evRemoveFailed}: stopped, // neither made nor cleaned up
 }
 
-// to makes a transition, or says what is in the way.
+// to makes a transition, or returns an error with the current state.
 func (c *container) to(e event) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -70,7 +70,7 @@ func parseNetDev(r io.Reader) []*pb.NetworkStats {
 // cpuModes are the columns of the first line of /proc/stat, in clock ticks of 1/100 s (proc_stat(5)).
 var cpuModes = []string{"user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal"}
 
-// cpuMetrics tells what the guest's processors did, in Prometheus' text format.
+// cpuMetrics returns the guest's CPU time by mode, in Prometheus' text format.
 func cpuMetrics(stat string) string {
 	const name = "coco_guest_cpu_seconds_total"
 	out := "# HELP " + name + " Time of the guest's processors by what they did.\n# TYPE " + name + " counter\n"

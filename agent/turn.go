@@ -9,10 +9,10 @@ import (
 	"path"
 )
 
-// oneAtATime are the requests that change what the guest is made of: files, mounts, network, containers. They
-// run one after the other, so that nothing that one of them has looked at is changed by another. What acts on
-// the processes of one container is ordered by the container's state instead, and a request that only looks,
-// or waits, has to go beside the others. RemoveContainer takes its turn when the processes have ended.
+// oneAtATime are the requests that change files, mounts, network or containers of the guest. They run one after
+// the other, so that none of them changes state that another one has checked. Requests on the processes of one
+// container are ordered by the container's state instead. Requests that only read or wait run concurrently.
+// RemoveContainer takes its turn when the processes have ended.
 var oneAtATime = map[string]bool{
 	"CreateSandbox": true, "CreateContainer": true, "UpdateContainer": true, "UpdateEphemeralMounts": true, "CopyFile": true,
 	"UpdateInterface": true, "UpdateRoutes": true, "AddARPNeighbors": true, "OnlineCPUMem": true,

@@ -175,7 +175,7 @@ func (d Dir) remove(op, p string, flags int, fine ...error) error {
 		err = unix.Unlinkat(int(dir.Fd()), name, flags)
 		_ = dir.Close()
 	}
-	// A link or a file on the way is not what was made: a container has put it there.
+	// A link or a file on the way was put there by a container later.
 	for _, ok := range append(fine, unix.ENOENT, unix.ELOOP, unix.ENOTDIR) {
 		if errors.Is(err, ok) {
 			return nil
@@ -194,7 +194,7 @@ func Reopen(f *os.File) (out *os.File, err error) {
 	if err != nil {
 		return nil, err
 	}
-	// The number stays the file's until this is over, whoever closes it meanwhile.
+	// Control keeps the descriptor's number valid until it returns, even if f is closed meanwhile.
 	cerr := c.Control(func(fd uintptr) {
 		var st unix.Stat_t
 		if err = unix.Fstat(int(fd), &st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
@@ -207,8 +207,7 @@ func Reopen(f *os.File) (out *os.File, err error) {
 	return out, errors.Join(cerr, err)
 }
 
-// Proc is a path to what a descriptor stands for, for calls that take only paths. Nobody can redirect
-// it.
+// Proc returns a path to the file of a descriptor, for calls that take only paths. It cannot be redirected.
 func Proc(f *os.File) string { return procPath(f.Fd()) }
 
 func procPath(fd uintptr) string { return "/proc/self/fd/" + strconv.Itoa(int(fd)) }

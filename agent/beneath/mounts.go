@@ -16,10 +16,10 @@ import (
 type FileSystem struct {
 	Type, Source string
 	Flags        uintptr  // MS_* of mount(2)
-	Data         []string // "name" or "name=value", what the file system itself interprets
+	Data         []string // "name" or "name=value", interpreted by the file system itself
 }
 
-// New makes a mount that is nowhere yet.
+// New makes a detached mount.
 func (fs FileSystem) New() (*os.File, error) {
 	fd, err := unix.Fsopen(fs.Type, unix.FSOPEN_CLOEXEC)
 	if err != nil {
@@ -107,8 +107,8 @@ func mountAttrs(flags uintptr) (attrs uint64) {
 	return attrs
 }
 
-// Clone makes a mount that is nowhere yet of what a descriptor stands for, with the mounts below it. The
-// flags are added to those that it has.
+// Clone makes a detached mount of a descriptor's file, with the mounts below it. The flags are added to those of
+// the original.
 func Clone(src *os.File, flags uintptr) (*os.File, error) {
 	const tree = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH | unix.AT_RECURSIVE
 	fd, err := unix.OpenTree(int(src.Fd()), "", tree)

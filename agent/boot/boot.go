@@ -43,7 +43,7 @@ func addEntropy(device string, data []byte) error {
 
 const rndReseedCRNG = 0x5207 // random(4), RNDRESEEDCRNG = _IO('R', 0x07)
 
-// PowerOff writes out what is dirty and stops the machine. It returns only on error.
+// PowerOff syncs the disks and powers the machine off. It returns only on error.
 func PowerOff() error {
 	unix.Sync()
 	return unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
@@ -82,8 +82,8 @@ func findParam(cmdline, key string) (value string, found bool) {
 	return value, found
 }
 
-// moduleParams are the parameters that a command line has for a module, `module.param=value`. The kernel gives them
-// to what is built in; for modules that is the task of whoever loads them.
+// moduleParams are the parameters that a command line has for a module, `module.param=value`. The kernel passes
+// them to built-in code only; for a module its loader has to pass them.
 func moduleParams(cmdline, module string) string {
 	var params []string
 	for _, w := range strings.Fields(cmdline) {

@@ -23,10 +23,10 @@ type Clock struct {
 	base time.Time // the wall clock's reading when the machine started, as it was before the host's first word
 }
 
-// NewClock reads the clock. Whatever moves it from now on counts against the window.
+// NewClock reads the clock. Every later change of it counts against the window.
 func NewClock() *Clock { return &Clock{time.Now().Add(-uptime()).Round(0)} }
 
-// uptime is the time since the machine started, which nobody sets.
+// uptime is the time since the machine started, which cannot be set.
 func uptime() time.Duration {
 	var ts unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) // cannot fail
@@ -41,7 +41,7 @@ func (c *Clock) Set(sec, usec int64) error {
 	return SetClock(sec, usec)
 }
 
-// check admits times that are near what the clock would read if nobody had ever set it. A clock that was
+// check admits times near the reading of a clock that was never changed since NewClock. A clock that was
 // never set, on a machine without one of its own, may be set forward.
 func (c *Clock) check(sec, usec int64, up time.Duration) error {
 	if err := inRange(sec, usec); err != nil {

@@ -47,7 +47,7 @@ func (l *Loader) finish() error {
 		return fmt.Errorf("close the loading of kernel modules: %w", err)
 	}
 	l.closed.done.Store(true)
-	for _, m := range l.mods { // what is left of the initramfs's memory
+	for _, m := range l.mods { // the files use memory in the initramfs
 		_ = os.Remove(m.Path)
 	}
 	return nil
@@ -83,8 +83,8 @@ var nodes = []node{
 
 // Open lets the kernel ask for modules of SectionDemand from now on, because a container has the rights to use them:
 // the kernel runs this program as its modprobe, in which Modprobe answers. Until then, and where loading is
-// closed, the kernel asks nobody. names are modules to load at once, where the image has them: what programs ask
-// for by running a modprobe of their own, which a container does not have.
+// closed, the kernel has no modprobe to run. names are modules to load at once, where the image has them: modules that
+// programs load by running a modprobe of their own, which a container does not have.
 func (l *Loader) Open(names ...string) error {
 	if l.closed != nil {
 		return nil
@@ -123,7 +123,7 @@ func (n node) make() error {
 	if err != nil {
 		return fmt.Errorf("make %s: %w", n.path, err)
 	}
-	return os.Chmod(n.path, os.FileMode(n.mode&0o777)) // whatever the umask is
+	return os.Chmod(n.path, os.FileMode(n.mode&0o777)) // independent of the umask
 }
 
 // Modprobe is this program as the kernel runs it: `PATH -q -- NAME`. It loads a module of SectionDemand of that name or

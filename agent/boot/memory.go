@@ -11,10 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TrimReserves gives the pod what the kernel keeps back for huge pages. When khugepaged starts it raises
-// vm.min_free_kbytes to what compaction of huge pages would like, 28 MiB of a guest of 600; the
-// kernel's own formula, which this restores, gives 3 (mm/page_alloc.c, init_per_zone_wmark_min).
-// Huge pages stay there for programs that ask for them.
+// TrimReserves gives the pod the memory that the kernel reserves for huge pages. When khugepaged starts it raises
+// vm.min_free_kbytes for the compaction of huge pages, to 28 MiB in a guest of 600. The kernel's own
+// formula, which this restores, gives 3 (mm/page_alloc.c, init_per_zone_wmark_min). Programs can still ask
+// for huge pages (madvise).
 func TrimReserves() error {
 	// Setting this makes khugepaged raise the reserve once more, so it comes first.
 	if err := writeFile("/sys/kernel/mm/transparent_hugepage/enabled", "madvise"); err != nil {

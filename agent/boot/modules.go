@@ -27,8 +27,8 @@ type Section int
 const (
 	SectionBoot   Section = iota // before the channel to the host opens
 	SectionRootfs                // right after, while the agent already serves
-	SectionLazy                  // when something asks for it
-	SectionReport                // in a TEE: what gives access to its reports
+	SectionLazy                  // when the agent needs it
+	SectionReport                // in a TEE: access to its reports
 	SectionDemand                // when a container that may do so uses it
 )
 
@@ -123,9 +123,8 @@ func LoaderFromFile(name string) (*Loader, error) {
 	return NewLoader(mods), nil
 }
 
-// LoadBoot loads the boot section, but for modules that skip names: what serves a device that the
-// machine has not is time lost. It goes on after a failure: a device that is missing shows itself
-// where it is needed.
+// LoadBoot loads the boot section, except modules for which skip is true: to load the driver of an absent
+// device costs time. It goes on after an error, since a missing device causes a clearer error at its use.
 func (l *Loader) LoadBoot(skip func(name string) bool) error {
 	var errs []error
 	for _, m := range l.mods {
@@ -136,8 +135,8 @@ func (l *Loader) LoadBoot(skip func(name string) bool) error {
 	return errors.Join(errs...)
 }
 
-// LoadRootfs loads the rootfs section and what the command line names, and lets Wait return. Modules that do not depend on
-// each other are loaded side by side: the kernel waits more than it works.
+// LoadRootfs loads the rootfs section and the modules that the command line names, and lets Wait return. Modules that do
+// not depend on each other are loaded concurrently, since the kernel mostly waits meanwhile.
 func (l *Loader) LoadRootfs() error {
 	var wg sync.WaitGroup
 	errs := make([]error, len(l.mods))
@@ -181,7 +180,7 @@ func (l *Loader) find(name string) (Module, bool) {
 	return Module{}, false
 }
 
-// Load loads a module of the image by name, after what it depends on.
+// Load loads a module of the image by name, after its dependencies.
 func (l *Loader) Load(name string, params ...string) error {
 	m, ok := l.find(name)
 	if !ok {
@@ -223,7 +222,7 @@ func (l *Loader) once(m Module, params string) error {
 			"%s=%s among the (measured) kernel parameters loads it before: %w", m.Name, contract.ParamModules, m.Name, errdefs.ErrFailedPrecondition)
 		return e.err
 	}
-	params = strings.TrimSpace(params + " " + moduleParams(l.cmdline, m.Name)) // the last one counts: what is measured
+	params = strings.TrimSpace(params + " " + moduleParams(l.cmdline, m.Name)) // the kernel uses the last value: the measured one
 	if err := l.insert(m.Path, params); err != nil {
 		e.err = fmt.Errorf("load kernel module %s (%s): %w", m.Name, m.Path, err)
 	}

@@ -20,7 +20,7 @@ type mountEntry struct {
 
 const safe = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 
-// early is what has to be there before anything can be looked at.
+// early are the mounts that all later steps need.
 var early = []mountEntry{
 	{"proc", "/proc", "proc", safe, ""},
 	{"sysfs", "/sys", "sysfs", safe, ""},

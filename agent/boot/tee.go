@@ -11,9 +11,9 @@ import (
 	"strings"
 )
 
-// Confidential says whether the guest runs in a TEE, as the kernel has found out from the processor: a
-// TD has a flag of that name, an SNP guest the platform device of its security processor. Both are built
-// into the kernel; what cannot be read counts as a TEE. root is that of the file system, "/".
+// Confidential reports whether the guest runs in a TEE, as the kernel has detected from the processor: a TD has a CPU
+// flag, an SNP guest the platform device of its security processor. Both are built into the kernel. An unreadable file
+// counts as a TEE. root is the root of the file system, "/".
 func Confidential(root string) bool {
 	if _, err := os.Lstat(filepath.Join(root, "sys/bus/platform/devices/sev-guest")); err == nil {
 		return true

@@ -24,7 +24,7 @@ const (
 	thrashFaults = 4               // pages that had to be read again since the last look
 )
 
-// pressure is what is known of a group at its limit.
+// pressure has the counters of a group at its memory limit.
 type pressure struct {
 	limit, file, faults uint64
 }
@@ -35,10 +35,10 @@ type thrash struct {
 	faults      uint64
 }
 
-// due says that it is time to look again.
+// due reports whether it is time to look again.
 func (t *thrash) due(now time.Time) bool { return now.Sub(t.last) >= thrashLook }
 
-// look says whether the group has been thrashing for so long that a process must go.
+// look reports whether the group has been thrashing for so long that a process must be killed.
 func (t *thrash) look(now time.Time, p pressure) bool {
 	reread := p.faults - t.faults
 	first := t.last.IsZero()

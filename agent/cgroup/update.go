@@ -40,7 +40,7 @@ func (g Group) Update(res *specs.LinuxResources) error {
 	return nil
 }
 
-// Current is what is in force and a new limit may be relative to.
+// Current has the limits in force that a new limit may be relative to.
 type Current struct {
 	MemoryMax uint64 // a swap limit is counted from it
 	Quota     string // first word of cpu.max; a new period keeps it

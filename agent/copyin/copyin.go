@@ -89,7 +89,7 @@ func (r *Receiver) copy(rel string, req *agent.CopyFileRequest) error {
 	return r.place(rel, req)
 }
 
-// remove takes away a file, a link or a tree. What is not there is fine.
+// remove removes a file, a link or a tree. A missing one is no error.
 func (r *Receiver) remove(rel string) error {
 	if err := r.drop(func(part string) bool { return part == rel || strings.HasPrefix(part, rel+"/") }); err != nil {
 		return err
@@ -146,7 +146,7 @@ type quoted struct{ error }
 func (q *quoted) Error() string { return strings.ToValidUTF8(q.error.Error(), "\ufffd") }
 func (q *quoted) Unwrap() error { return q.error }
 
-// Forget removes what was copied for a container: entries named <id>-<16 hex digits>-<name>.
+// Forget removes the copies for a container: entries named <id>-<16 hex digits>-<name>.
 func (r *Receiver) Forget(id string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -27,7 +27,7 @@ type spot struct {
 	rel  string // below the base
 }
 
-// lstat says what is there; nil: nothing.
+// lstat returns the status of the file, or nil if there is none.
 func (s spot) lstat() (*unix.Stat_t, error) {
 	var st unix.Stat_t
 	err := unix.Fstatat(s.dir, s.name, &st, unix.AT_SYMLINK_NOFOLLOW)
@@ -171,7 +171,7 @@ func placeDir(at spot, req *agent.CopyFileRequest) error {
 			return os.NewSyscallError("mkdir", err)
 		}
 	}
-	// What is there now is what is changed, whatever is at the name a moment later.
+	// The opened directory is changed, not another one that has the name a moment later.
 	fd, err := unix.Openat(at.dir, at.name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return os.NewSyscallError("open", err)

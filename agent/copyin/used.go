@@ -20,7 +20,7 @@ import (
 // used are the paths below the base that containers are made of, by container.
 type used map[string][]string
 
-// Use notes what a container is made of, by absolute paths; those that are not below the base do not matter.
+// Use records the absolute paths of a container's files; paths that are not below the base do not matter.
 // Until Unuse the host changes it only as kubelet updates volumes.
 func (r *Receiver) Use(id string, paths []string) {
 	r.mu.Lock()
@@ -32,7 +32,7 @@ func (r *Receiver) Use(id string, paths []string) {
 	}
 }
 
-// Unuse forgets what a container was made of.
+// Unuse removes a container's record.
 func (r *Receiver) Unuse(id string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -49,7 +49,7 @@ func (u used) below(rel string) bool {
 	return false
 }
 
-// allows refuses to change what is in use and the way to it. Below it kubelet's updates pass.
+// allows refuses changes of paths in use and of their parents. Below a path in use kubelet's updates pass.
 func (u used) allows(base, rel string, req *agent.CopyFileRequest) error {
 	if u.below(rel) {
 		return fmt.Errorf("a container is made of it: %w", errdefs.ErrFailedPrecondition)

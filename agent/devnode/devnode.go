@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// made are what a runtime makes in every container by itself, and directories in which mounts of the
-// container's own lie.
+// made are the device nodes that a runtime makes in every container by itself, and directories of the
+// container's own mounts.
 var (
 	made  = []string{"null", "zero", "full", "random", "urandom", "tty", "console", "ptmx"}
 	other = []string{"pts", "shm", "mqueue", "fd", "hugepages", "virtio-ports"}
@@ -35,7 +35,7 @@ func AllAllowed(s *specs.Spec) bool {
 }
 
 // Add puts the device nodes below root (/dev) into the specification, but for those that it has. Of a closed guest, serial
-// lines are not among them: the host reads what is written there.
+// lines are not among them, since the host reads their output.
 func Add(s *specs.Spec, root string, closed bool) error {
 	list, err := List(root)
 	if err != nil {

@@ -26,7 +26,7 @@ const (
 
 // Greeting is how connections to a stream port begin. The host writes one line: Word, a space and a number; or the
 // number alone, if Word is empty. The number is decimal, from 1 to Max, without sign or leading zero. The guest answers
-// with the line "ok" and the connection is the stream's, or with a line that says what it refuses.
+// with the line "ok" and the connection is the stream's, or with a line that has the reason of its refusal.
 type Greeting struct {
 	Word string
 	Max  uint32
@@ -62,7 +62,7 @@ func (g Greeting) Admit(c net.Conn, admit func(n uint32) error) error {
 	return err
 }
 
-// readLine reads up to a newline and not a byte further: what follows belongs to the stream.
+// readLine reads up to a newline and not a byte further: the following bytes belong to the stream.
 func readLine(r io.Reader) (string, error) {
 	var line [maxGreeting]byte
 	for i := range line {

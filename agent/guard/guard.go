@@ -46,7 +46,7 @@ func Annotations(in map[string]string) map[string]string {
 
 const maxHostname = 64 // of Linux, without the final NUL
 
-// Hostname admits what can be a host name: it is in prompts, logs and /etc/hosts. An empty one is none.
+// Hostname admits valid host names. They appear in prompts, logs and /etc/hosts. An empty one means none.
 func Hostname(name string) error {
 	ok := len(name) <= maxHostname && !strings.HasPrefix(name, "-") && !strings.HasPrefix(name, ".") && !strings.ContainsFunc(name, func(r rune) bool {
 		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '.' || r == '_')
@@ -81,8 +81,8 @@ var recursive = strings.Fields(`rro rrw rnosuid rsuid rnodev rdev rnoexec rexec 
 	rnoatime ratime rstrictatime rnostrictatime rnosymfollow rsymfollow`)
 
 // types are the file systems that a specification may mount, each with its own options; a "=" at the end
-// stands for a value. What reaches a disk, the host or the guest's own state (virtiofs, 9p, overlay, ext4,
-// devtmpfs, securityfs, debugfs, bpf and the like) comes as a storage or not at all.
+// stands for a value. File systems with access to a disk, the host or the guest's own state (virtiofs, 9p,
+// overlay, ext4, devtmpfs, securityfs, debugfs, bpf and the like) come as a storage or not at all.
 var types = map[string][]string{
 	"proc":    {"hidepid=", "gid=", "subset="},
 	"sysfs":   nil,

@@ -20,7 +20,7 @@ import (
 // protocol's description).
 var Common = []string{contract.SharedName, contract.SandboxName, contract.ImageName, contract.LayersName}
 
-// Place admits paths below what the pod's containers have in common, and below the container's own root
+// Place admits paths below the directories that the pod's containers share, and below the container's own root
 // file system. The rest of a bundle is the agent's, and other containers' bundles are theirs. bundle is
 // <base>/<id>; of the sandbox as such, which has none, it is <base>/.
 func Place(p, bundle string) error {

@@ -22,9 +22,9 @@ import (
 	"github.com/coco-shim/coco/internal/netdump"
 )
 
-// UpdateInterface makes the interface with the request's hardware address what the request says: name,
-// MTU, addresses, up. It waits for an interface that is not there yet. The result is what the kernel
-// has then.
+// UpdateInterface sets name, MTU and addresses of the interface with the request's hardware address, and sets it
+// up. It waits for an interface that does not exist yet. It returns the kernel's state of the interface
+// afterwards.
 func (n *Net) UpdateInterface(ctx context.Context, m *types.Interface) (*types.Interface, error) {
 	want, err := parseInterface(m)
 	if err != nil {
@@ -76,8 +76,8 @@ func (n *Net) configure(ctx context.Context, link netlink.Link, want iface) erro
 	return n.setAddresses(ctx, link, want)
 }
 
-// setAddresses adds what is missing and removes what was not asked for, save what the kernel made:
-// an IPv6 link-local address when the request has none, and addresses with a lifetime.
+// setAddresses adds missing addresses and removes those that are not in the request, except those of the
+// kernel: an IPv6 link-local address when the request has none, and addresses with a lifetime.
 func (n *Net) setAddresses(ctx context.Context, link netlink.Link, want iface) error {
 	have, err := netdump.Read(ctx, "addresses", func() ([]netlink.Addr, error) { return n.nl.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 	"github.com/coco-shim/coco/api/agent/types"
 )
 
-// Bounds of what a host may send in one message.
+// Bounds on one message of the host.
 const (
 	maxAddresses  = 256
 	maxRoutes     = 4096
@@ -44,7 +44,7 @@ type iface struct {
 	addrs []netip.Prefix
 }
 
-// linkLocal says whether an IPv6 link-local address is among the addresses.
+// linkLocal reports whether an IPv6 link-local address is among the addresses.
 func (i iface) linkLocal() bool {
 	for _, a := range i.addrs {
 		if a.Addr().Is6() && a.Addr().IsLinkLocalUnicast() {
@@ -91,8 +91,8 @@ func parseInterface(m *types.Interface) (iface, error) {
 	return out, nil
 }
 
-// checkName accepts what the kernel accepts as the name of an interface, save the loopback's and names
-// that mean something in paths.
+// checkName accepts the kernel's valid names of interfaces, except the loopback's and names with a meaning in
+// paths.
 func checkName(s string) error {
 	switch {
 	case s == "" || len(s) >= unix.IFNAMSIZ:

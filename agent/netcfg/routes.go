@@ -46,9 +46,9 @@ func (n *Net) listRoutes(ctx context.Context) (*pb.Routes, error) {
 	return out, nil
 }
 
-// UpdateRoutes makes the main table what the request says. A route that is there already stays; one that is
-// not asked for goes, save those that the kernel keeps for IPv6 (unless the request has another way to the
-// same destination) and those learnt from routers. All are checked before the first change.
+// UpdateRoutes makes the main table's routes those of the request. An existing route of the request stays. A route that
+// is not in the request is removed, except those that the kernel keeps for IPv6 (unless the request has another way to
+// the same destination) and those learnt from routers. All routes are checked before the first change.
 //
 // Kata's protocol has no metrics: of several routes to one destination without one the first is preferred. Routes of other
 // tables and types, and rules, are made in the same way, but only those of earlier requests go.
@@ -118,8 +118,8 @@ type ranked struct {
 	rank int
 }
 
-// diff decides what goes and what comes, in an order in which it can: routes without a gateway first,
-// because the gateways of the others are reached through them.
+// diff returns the routes to remove and to add, in a possible order: routes without a gateway first, because
+// the gateways of the others are reached through them.
 func diff(have []entry, want []route) (drop []entry, add []ranked) {
 	kept := make([]bool, len(want))
 	for _, e := range have {
@@ -152,8 +152,8 @@ func later(b bool) int {
 	return 0
 }
 
-// is says whether the kernel's route is the wanted one. What the kernel fills in by itself does not
-// count: scope and source of IPv6 routes.
+// is reports whether the kernel's route is the wanted one. Scope and source of IPv6 routes are not
+// compared, since the kernel sets them by itself.
 func (e entry) is(w route) bool {
 	if e.dst != w.dst || e.gateway != w.gateway || e.device != w.device || e.mtu != w.mtu || e.onLink != w.onLink ||
 		e.table != w.table || e.kind != w.kind || w.metric != 0 && e.metric != w.metric {
@@ -177,7 +177,7 @@ func (e entry) mayGo(want []route) bool {
 	return true
 }
 
-// defaultMetric6 is what the kernel gives an IPv6 route without a metric (IP6_RT_PRIO_USER).
+// defaultMetric6 is the kernel's metric of an IPv6 route without one (IP6_RT_PRIO_USER).
 const defaultMetric6 = 1024
 
 func (r ranked) netlink(index int) *netlink.Route {

@@ -19,8 +19,8 @@ import (
 	"github.com/coco-shim/coco/internal/netdump"
 )
 
-// Policy routing. Containers may have rules and tables of their own (a VPN in a side car), so what goes is what an earlier
-// request brought, and nothing else.
+// Policy routing. Containers may have rules and tables of their own (a VPN in a side car), so a request removes only rules
+// and routes that an earlier request added.
 
 const maxRules = 1024
 
@@ -38,7 +38,7 @@ type rule struct {
 	suppress   uint32
 }
 
-// policy is what requests have brought beyond the main table's unicast routes.
+// policy has the rules and routes that requests have added beyond the main table's unicast routes.
 type policy struct {
 	routes []route
 	rules  []rule
@@ -49,7 +49,7 @@ func (r rule) String() string {
 	return fmt.Sprintf("%d: from %s lookup %d", r.priority, r.src, r.table)
 }
 
-// extra says whether a route is none of the main table's unicast routes.
+// extra reports whether a route is not one of the main table's unicast routes.
 func (r route) extra() bool { return r.table != 0 || r.kind != unix.RTN_UNICAST }
 
 // parseKind reads table, type and metric of a route.
@@ -169,7 +169,7 @@ func (n *Net) dropRules(want []rule) error {
 	return nil
 }
 
-// addRules adds what is missing. It comes last: a rule may lead to a table that has to be filled first.
+// addRules adds missing rules. It comes last: a rule may lead to a table that has to be filled first.
 func (n *Net) addRules(want []rule) error {
 	for _, r := range want {
 		if slices.Contains(n.policy.rules, r) {
@@ -183,7 +183,7 @@ func (n *Net) addRules(want []rule) error {
 	return nil
 }
 
-// updateExtra makes the routes that are none of the main table's unicast routes what the request says.
+// updateExtra makes the routes beyond the main table's unicast routes those of the request.
 func (n *Net) updateExtra(ctx context.Context, want []route, index map[string]int) error {
 	have, err := n.extras(ctx)
 	if err != nil {

@@ -27,7 +27,8 @@ type Maker struct {
 }
 
 // Make makes an IPC and a UTS namespace with the given host name and sysctls, by their paths below
-// /proc/sys. It returns the namespaces' paths by type. What was made before an error is released.
+// /proc/sys. It returns the namespaces' paths by type. On an error it releases the namespaces that it
+// has made.
 func (m *Maker) Make(hostname string, sysctls map[string]string) (_ map[string]string, err error) {
 	if err := os.MkdirAll(m.Dir, 0o700); err != nil {
 		return nil, err

@@ -19,15 +19,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nobody is whom a pause process runs as.
+// nobody is the user and group id of a pause process.
 const nobody = 65534
 
-// readyFD is the descriptor on which Pause says that it has given everything up, or why it could not.
+// readyFD is the descriptor on which Pause reports that it has dropped its privileges, or its error.
 const readyFD = 3
 
 // pause starts the init process of a new pid namespace. It ends with the machine. Containers join its
-// namespace and may be allowed to trace what is in it, so it is joined only once Pause has nothing left
-// that would be worth it.
+// namespace and may be allowed to trace its processes, so they join only once Pause has dropped its
+// privileges.
 func (m *Maker) pause(file string) error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
@@ -62,7 +62,7 @@ func (m *Maker) pause(file string) error {
 
 const ready = "ready"
 
-// awaitReady reads what a pause process says of itself. One that ends without a word has failed too.
+// awaitReady reads a pause process's report. A process that ends without one has failed too.
 func awaitReady(r io.Reader) error {
 	b, err := io.ReadAll(io.LimitReader(r, 4096))
 	if err == nil && string(b) != ready {
@@ -71,8 +71,8 @@ func awaitReady(r io.Reader) error {
 	return err
 }
 
-// Pause is the life of a pid namespace's init: it gives up what it has, says so, and collects orphans until
-// it is killed.
+// Pause runs as the init of a pid namespace: it drops its privileges, reports that, and reaps orphans until it
+// is killed.
 func Pause() {
 	err := giveUp()
 	text := ready
@@ -105,7 +105,7 @@ func collectOrphans() {
 }
 
 // giveUp leaves this process an empty root, another user, no capability and no way to gain one. A container
-// with CAP_SYS_PTRACE that takes it over has what it had before.
+// with CAP_SYS_PTRACE that takes it over gains no rights by that.
 func giveUp() error {
 	if err := closeOthers(); err != nil {
 		return fmt.Errorf("close descriptors: %w", err)
@@ -143,8 +143,8 @@ func giveUp() error {
 	return nil
 }
 
-// closeOthers closes what this process was not meant to inherit. The poller of the Go runtime stays: it leads
-// nowhere, and the runtime would miss it.
+// closeOthers closes descriptors that this process should not have inherited. The Go runtime's own epoll descriptor
+// stays: it gives access to nothing, and the runtime needs it.
 func closeOthers() error {
 	const fds = "/proc/self/fd"
 	entries, err := os.ReadDir(fds)

@@ -80,7 +80,7 @@ type Runtime struct {
 	sealed *os.File         // guarded by mu; the binary as it is executed; nil until it is needed
 }
 
-// known is what a container's deletion needs.
+// known has the data that a container's deletion needs.
 type known struct {
 	cgroup          string
 	startHooks, end bool // poststart and poststop hooks
@@ -185,7 +185,7 @@ func (r *Runtime) Exec(ctx context.Context, e Exec) (Process, error) {
 	})
 }
 
-// Delete kills what is left of a container and removes it. It can be repeated after an error.
+// Delete kills the remaining processes of a container and removes it. It can be repeated after an error.
 func (r *Runtime) Delete(ctx context.Context, id string) error {
 	k, err := r.lookup(id)
 	if err != nil {

@@ -29,8 +29,9 @@ const (
 var greeting = gate.Greeting{Word: contract.StreamWord, Max: math.MaxUint32}
 
 // Broker holds byte streams that the host has opened until a request claims them by number. A
-// client writes "stream <n>\n" and reads "ok\n"; from then on the connection is stream n. Too many wait until others were
-// claimed; beyond a bound the client reads "no\n". What else is wrong is the answer's text (package gate).
+// client writes "stream <n>\n" and reads "ok\n"; from then on the connection is stream n. At most
+// maxPending streams are unclaimed; further ones wait, and beyond maxWaiting the client reads "no\n". Other errors are the
+// text of the answer (package gate).
 type Broker struct {
 	claimTime time.Duration
 	places    chan struct{} // capacity maxPending: one taken by each stream that is greeted or pending

@@ -22,13 +22,13 @@ import (
 // maxRead bounds the answer to one Read; hosts ask for up to 32 KiB.
 const maxRead = 64 << 10
 
-// bufSize is what one copy step moves: the capacity of a pipe.
+// bufSize is the size of one copy step: the capacity of a pipe.
 const bufSize = 64 << 10
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, bufSize); return &b }}
 
-// outputPipe is what a process may write ahead: with more in one go there are fewer switches between
-// it and us, which is what an emulated processor is slow at.
+// outputPipe is the capacity of an output's pipe. A large one means fewer context switches between the process and the
+// agent, which are slow on an emulated processor.
 const outputPipe = 1 << 20
 
 // forward copies an output pipe to its stream, uncopied where the stream's channel takes pages.
@@ -67,7 +67,7 @@ func transfer(w io.Writer, r io.Reader) (int64, error) {
 	}
 }
 
-// drain copies what is in the pipe or terminal now, without waiting for more.
+// drain copies the bytes that are in the pipe or terminal now, without waiting for more.
 func drain(w io.Writer, f *os.File) error {
 	rc, err := f.SyscallConn()
 	if err != nil {
@@ -90,9 +90,9 @@ func drain(w io.Writer, f *os.File) error {
 	}
 }
 
-// read reads from a pipe or terminal. What a process writes to its terminal right before its end may be on its way to the
-// master when a read of it finds nothing and then the other side closed, and says EIO (Linux, n_tty_read): one of some thousand
-// terminals lost its last bytes so. The next read waits for what is on its way, so an end is one that is said twice.
+// read reads from a pipe or terminal. It treats EIO from a pty as EOF only when repeated. The last bytes of a process may
+// still be on their way to the master when a read finds no data and the other side closed, and returns EIO (Linux,
+// n_tty_read): about one of a thousand terminals lost its last bytes that way. The next read waits for those bytes.
 func read(r io.Reader, p []byte) (int, error) {
 	n, err := r.Read(p)
 	if n == 0 && errors.Is(err, unix.EIO) {
@@ -101,8 +101,8 @@ func read(r io.Reader, p []byte) (int, error) {
 	return n, err
 }
 
-// isEOF tells whether err ends a stream in order: EIO is what a terminal's master reads once the
-// last process has closed the other side.
+// isEOF reports whether err is an orderly end of a stream. A terminal's master reads EIO once the last process has closed
+// the other side.
 func isEOF(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, unix.EIO) }
 
 // end is our end of a pipe or terminal. Reads and writes can be interrupted by a context.
@@ -171,7 +171,7 @@ func (e *end) write(ctx context.Context, p []byte) (int, error) {
 	})
 	switch {
 	case n > 0:
-		return n, nil // the caller sees what was taken and comes back with the rest
+		return n, nil // the caller sees the count and calls again with the rest
 	case errors.Is(err, os.ErrClosed), errors.Is(err, unix.EPIPE), errors.Is(err, unix.EIO):
 		return 0, fmt.Errorf("standard input is closed: %w", errdefs.ErrFailedPrecondition)
 	}

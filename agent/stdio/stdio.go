@@ -244,7 +244,7 @@ func (s *IO) Flushed() <-chan struct{} { return s.flushed }
 // Closed is closed by Close.
 func (s *IO) Closed() <-chan struct{} { return s.over }
 
-// Streamed tells whether the streams are byte streams, and not served by Read and Write.
+// Streamed reports whether the streams are byte streams, not served by Read and Write.
 func (s *IO) Streamed() bool { return s.streams }
 
 // Exited is called once when the process has ended: input is over, and an output that a surviving
@@ -275,8 +275,9 @@ func (s *IO) Exited() {
 	}
 }
 
-// watchPeer ends an output when the host has closed its side of the stream: what the process wrote
-// is still delivered, but nobody waits for a grandchild. It returns with the stream at the latest.
+// watchPeer ends an output when the host has closed its side of the stream. Output in the pipe is still
+// delivered, but a grandchild that holds the pipe open does not delay the end. It returns with the stream
+// at the latest.
 func watchPeer(c net.Conn, o *end) {
 	_, _ = io.Copy(io.Discard, c) // the host sends nothing on an output
 	_ = o.f.SetReadDeadline(time.Unix(1, 0))

@@ -13,7 +13,7 @@ import (
 	"github.com/coco-shim/coco/api/contract"
 )
 
-// A directory that the host changes later (watchable-bind) needs nothing of its own: a bind mount shows what is there.
+// A directory that the host changes later (watchable-bind) needs no watcher: a bind mount shows its current content.
 func init() {
 	d := driver{
 		sources: func(s *agent.Storage) []string { return []string{s.GetSource()} },

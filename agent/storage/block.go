@@ -57,7 +57,7 @@ func (m *Manager) findDisk(ctx context.Context, name, source string) (dev disk.D
 	return dev, a.Dir, nil
 }
 
-// mountDisk mounts what is on a disk: a layer, a volume, or nothing yet.
+// mountDisk mounts a disk: a layer, a volume, or an empty disk, which it encrypts and formats first.
 func (m *Manager) mountDisk(ctx context.Context, point string, mt *mounted, opts options) error {
 	s := mt.storage
 	p, isLayer, err := verity.ParseOptions(s.GetDriverOptions())

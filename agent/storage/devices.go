@@ -100,7 +100,7 @@ func parseNumber(s string) (number, error) {
 	return number{major, minor}, nil
 }
 
-// removeDevices lets go of the disks that a container had. What fails stays for the next try.
+// removeDevices releases the disks of a container. Those that fail stay recorded for the next call.
 func (m *Manager) removeDevices(cid string) error {
 	m.mu.Lock()
 	dirs := m.devices[cid]

@@ -23,8 +23,8 @@ import (
 // driver makes storages of one kind available. All that is particular to it is in one file of this package, which registers
 // it; docs/extending.md has the steps to add one.
 type driver struct {
-	// options says whether a driver option is known to the driver; nil: it has none. An unknown one is refused: silence
-	// could mean that something the host relies on (encryption) did not happen.
+	// options reports whether the driver knows a driver option; nil: it has none. An unknown one is refused: if it were
+	// ignored, a feature that the host relies on (encryption) could silently be missing.
 	options func(option string) bool
 	// sources lists the guest's paths that a storage is made of; nil: there are none. Whether the request may name them is
 	// checked before (package guard). It is pure.
@@ -38,7 +38,7 @@ type driver struct {
 	mount func(m *Manager, ctx context.Context, point string, mt *mounted, opts options) error
 }
 
-// drivers is the table of what this agent has, by the name that a storage has it under. Each driver's file adds its own.
+// drivers has this agent's drivers by the name in a storage. Each driver's file registers its own.
 var drivers = map[string]driver{}
 
 func register(name string, d driver) {
@@ -64,7 +64,7 @@ func Sources(s *agent.Storage) []string {
 	return nil
 }
 
-// Shares says whether a storage may be mounted where the host's files for all containers are.
+// Shares reports whether a storage may be mounted in the directory of the host's files for all containers.
 func Shares(s *agent.Storage) bool { return drivers[s.GetDriver()].shares }
 
 // absent are drivers of the protocol that this agent does not have, with the reason.
@@ -132,8 +132,8 @@ func (m *Manager) at(point string, mt *mounted, mount *os.File) error {
 	return attach(mt, mount, dir)
 }
 
-// attach puts a mount on a directory or file. What is unmounted later is this mount, whatever a container
-// has done to the names that lead to it.
+// attach puts a mount on a directory or file. Later exactly this mount is unmounted, even if a container has
+// changed the names that lead to it.
 func attach(mt *mounted, mount, on *os.File) error {
 	if err := beneath.Attach(mount, on); err != nil {
 		return errors.Join(err, mount.Close())

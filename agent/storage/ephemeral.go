@@ -107,7 +107,7 @@ func (m *Manager) addHugePages(page uint64, delta int64) error {
 	if err != nil || delta < 0 || got >= want {
 		return err
 	}
-	_ = os.WriteFile(file, []byte(strconv.FormatInt(have, 10)), 0) // give back what we got
+	_ = os.WriteFile(file, []byte(strconv.FormatInt(have, 10)), 0) // restore the old number
 	return fmt.Errorf("guest memory has room for %d of %d huge pages of %d KiB", got-have, delta, page>>10)
 }
 

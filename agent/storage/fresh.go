@@ -23,11 +23,11 @@ import (
 	"github.com/coco-shim/coco/image/verity/dm"
 )
 
-// freshModules are what such a disk needs. Any of them may be built into the kernel.
+// freshModules are the kernel modules that such a disk needs. Any of them may be built in.
 var freshModules = []string{"dm_crypt", "xts", "ext4"}
 
-// isFresh says whether a storage is an empty disk of the host's, to be filled by the guest with a key that
-// only the guest has and that is gone with it.
+// isFresh reports whether a storage is an empty disk of the host's, which the guest encrypts with a key of its own. The
+// key ends with the guest.
 func isFresh(options []string) (bool, error) {
 	key := slices.Contains(options, contract.OptionEphemeralKey)
 	create := slices.Contains(options, contract.OptionCreateFS)

@@ -56,7 +56,7 @@ func (m *Manager) applyFSGroup(point string, g *agent.FSGroup) error {
 
 const maxDepth = 1024
 
-// chgrpTree changes a directory after what is in it, so that a half-done change shows at the root.
+// chgrpTree changes a directory after its entries, so that an incomplete change shows at the root.
 func chgrpTree(parent int, name string, gid, depth int) error {
 	if depth > maxDepth {
 		return fmt.Errorf("directories are nested more than %d deep", maxDepth)
@@ -107,7 +107,7 @@ func chgrpEntry(fd int, name string, gid, depth int) error {
 	return chgrp(f, gid, groupWrite)
 }
 
-// chgrp changes what a descriptor stands for, whatever is at its name by now.
+// chgrp changes the file of a descriptor, not the one that its name leads to by now.
 func chgrp(f *os.File, gid int, add uint32) error {
 	var st unix.Stat_t
 	err := unix.Fstat(int(f.Fd()), &st)

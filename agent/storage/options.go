@@ -14,7 +14,7 @@ import (
 	"github.com/coco-shim/coco/agent/beneath"
 )
 
-// options are mount(8) options, split into flags and what the file system itself interprets.
+// options are mount(8) options, split into flags and those that the file system itself interprets.
 type options struct {
 	flags uintptr
 	data  []string

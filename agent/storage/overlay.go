@@ -89,8 +89,8 @@ func (m *Manager) mountOverlay(_ context.Context, point string, mt *mounted, opt
 	return m.at(point, mt, mount)
 }
 
-// opened are directories by descriptor. Overlayfs looks a name up anew, and follows links in it: what it
-// gets are names of descriptors, which are what was opened here.
+// opened are directories by descriptor. Overlayfs looks names up anew and follows links in them, so it gets the
+// /proc names of these descriptors, which lead to the directories that were opened here.
 type opened struct {
 	files []*os.File
 	err   error // the first one

@@ -36,7 +36,7 @@ const maxStorages = 1024
 type Manager struct {
 	// Load loads a kernel module of the guest image; nil: everything is there. Set it before use.
 	Load func(name string, params ...string) error
-	// HostFiles says whether directories that the host shares (virtio-fs) may be mounted; nil: no. Set
+	// HostFiles reports whether directories that the host shares (virtio-fs) may be mounted; nil: no. Set
 	// it before use.
 	HostFiles func() bool
 
@@ -65,7 +65,7 @@ type mounted struct {
 	verity  *verityLayer // valid once ready is closed
 }
 
-// verityLayer is what is mounted from a layer's device.
+// verityLayer is a mounted layer.
 type verityLayer struct {
 	rootHash string
 	device   verityDevice
@@ -202,8 +202,8 @@ func same(a, b *agent.Storage) bool {
 	return proto.Equal(a, b)
 }
 
-// release takes a user off a mount point and undoes the mount if that was the last one. On
-// failure the mount stays known, with what is left of it, so that a later call goes on.
+// release removes a user of a mount point and undoes the mount if that was the last one. On an error the
+// rest of the mount stays recorded, so that a later call continues.
 func (m *Manager) release(ctx context.Context, cid, point string) error {
 	m.mu.Lock()
 	mt := m.mounts[point]
@@ -216,7 +216,7 @@ func (m *Manager) release(ctx context.Context, cid, point string) error {
 		m.mu.Unlock()
 		return nil
 	}
-	clear(mt.users) // nobody can join any more; whoever wants to, waits
+	clear(mt.users) // new users wait until the release is done
 	mt.ready = make(chan struct{})
 	m.mu.Unlock()
 
@@ -233,8 +233,8 @@ func (m *Manager) release(ctx context.Context, cid, point string) error {
 	return err
 }
 
-// Remove gives up everything that a container uses, in reverse order. What cannot be undone is
-// reported and tried again by the next call.
+// Remove releases all mounts that a container uses, in reverse order. It returns the errors of those that
+// it could not undo; the next call retries them.
 func (m *Manager) Remove(ctx context.Context, cid string) error {
 	var errs []error
 	for _, point := range m.pointsOf(func(mt *mounted) bool { return mt.users[cid] }) {
@@ -245,7 +245,7 @@ func (m *Manager) Remove(ctx context.Context, cid string) error {
 	return errors.Join(append(errs, m.removeDevices(cid))...)
 }
 
-// Shutdown undoes all mounts, whoever uses them, and lets nobody add new ones.
+// Shutdown undoes all mounts, used ones too, and refuses new ones.
 func (m *Manager) Shutdown(ctx context.Context) error {
 	m.mu.Lock()
 	m.closed = true
@@ -322,7 +322,7 @@ func (l *verityLayer) check(point string) error {
 	return nil
 }
 
-// CorruptLayerError says that a layer's data is not what its root hash stands for.
+// CorruptLayerError is the error for a layer whose data does not match its root hash.
 type CorruptLayerError struct{ RootHash, MountPoint string }
 
 func (e *CorruptLayerError) Error() string {

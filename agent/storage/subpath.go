@@ -86,7 +86,7 @@ func makeInVolume(root int, sub string, mode uint32) error {
 func makeOne(dir int, name string, mode uint32) error {
 	err := unix.Mkdirat(dir, name, mode)
 	if errors.Is(err, unix.EEXIST) {
-		return nil // whatever it is: the path is opened again
+		return nil // of any type: the path is opened again
 	}
 	if err != nil {
 		return err

@@ -19,7 +19,7 @@ import (
 
 const (
 	virtioPorts = "/sys/class/virtio-ports"
-	maxWrite    = 32 << 10 // what the virtio_console driver takes in one write
+	maxWrite    = 32 << 10 // the virtio_console driver's limit of one write
 )
 
 // WaitPort returns the device of the named virtio-serial port. The kernel makes ports one by one
@@ -163,8 +163,7 @@ func (s *Serial) Write(p []byte) (int, error) {
 }
 
 // Splice sends exactly n bytes that the pipe holds, by handing its pages to the driver. The driver
-// drops what it could not queue and then says 0, which ends the channel: nothing may get lost
-// unnoticed.
+// drops bytes that it cannot queue and returns 0. That ends the channel, so that no loss goes unnoticed.
 func (s *Serial) Splice(pipe, n int) error {
 	for n > 0 {
 		var moved int64
