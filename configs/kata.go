@@ -30,7 +30,7 @@ func (c Config) ForPod(annotations map[string]string) (cfg Config, overrides map
 
 // WithKata translates Kata's annotations into ours where one means the same and runtime.enable_annotations names it; an
 // annotation of ours goes before. The notes say of each other one that it has no effect, and what has: a manifest that was
-// written for Kata runs, and whoever looks for its effect finds the reason.
+// written for Kata runs, and the notes explain a missing effect.
 func (c Config) WithKata(annotations map[string]string) (out map[string]string, notes []string) {
 	for _, name := range slices.Sorted(maps.Keys(annotations)) {
 		kata, ok := strings.CutPrefix(name, contract.KataConfigPrefix)

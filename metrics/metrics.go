@@ -16,7 +16,7 @@ import (
 	"github.com/coco-shim/coco/internal/words"
 )
 
-// Set is what one reader is told.
+// Set has the samples of one answer.
 type Set struct {
 	labels   string   // of every sample, as written
 	names    []string // of those labels
@@ -83,7 +83,7 @@ func (s *Set) String() string {
 
 var escape = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
 
-// What is kept of a text that is not our own: a guest's or a tenant's.
+// Bounds on texts from a guest or a tenant.
 const (
 	mostValue  = 256 // bytes of a label's value, or of a help
 	mostName   = 128 // bytes of a metric's name, or of a label's
@@ -101,8 +101,8 @@ func encodeLabels(pairs []string) string {
 	return b.String()
 }
 
-// Adopt takes over what somebody else says in the text format. What does not begin with one of the prefixes, and
-// what is not well formed, is left out: the guest is not trusted to speak for others.
+// Adopt adds the guest's metrics in the text format. It leaves out lines that are not well formed, and names without one
+// of the prefixes: a guest must not forge other metrics.
 func (s *Set) Adopt(text string, prefixes ...string) {
 	const most = 1000               // samples
 	about := map[string][2]string{} // kind and help by name

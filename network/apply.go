@@ -115,8 +115,8 @@ func redirect(ctx context.Context, nl Netlink, r Redirect, u *undo.Stack) error 
 	return nl.Redirect(ctx, r.Link, r.Tap)
 }
 
-// Remove takes down what Apply made for w when the process that made it is gone. What is not there is
-// fine, so it may be repeated; it goes on after errors and joins them.
+// Remove removes the redirects and taps that Apply made for w, also after the process that made them is gone. A missing
+// one is no error, so Remove may be repeated. It goes on after errors and joins them.
 func Remove(ctx context.Context, nl Netlink, w Wiring) error {
 	var errs []error
 	for _, r := range w.Redirects {

@@ -14,9 +14,9 @@ import (
 )
 
 // A namespace changes while the VM runs: `docker network connect` brings a link, `disconnect` takes one,
-// addresses and routes come and go. Handle.Watch hears that something has; who owns the VM then takes a
-// Snapshot, and Compare says what the VM has otherwise: a pure function of the snapshot and of the Joints,
-// the VM's interfaces. GuestOf is the configuration that the guest should have then, and Guest.Since the
+// addresses and routes come and go. Handle.Watch reports that something has changed. The owner of the VM
+// then takes a Snapshot, and Compare returns the differences: it is a pure function of the snapshot and of the
+// Joints, the VM's interfaces. GuestOf is the configuration that the guest should have then, and Guest.Since the
 // part of it that the guest does not have yet.
 
 // Joint is an interface of the VM and the link that it is joined with.
@@ -28,7 +28,7 @@ type Joint struct {
 	Path  string // the guest's PCI path of an interface that was plugged in, as the agent protocol has it
 }
 
-// Redirect is what joins the two.
+// Redirect returns the redirect between link and tap.
 func (j Joint) Redirect() Redirect {
 	return Redirect{Link: j.Link, Index: j.Index, Tap: j.NIC.Tap, MAC: j.MAC, MTU: j.NIC.MTU}
 }
@@ -37,7 +37,7 @@ func (j Joint) Redirect() Redirect {
 // knows its interface by them.
 func (j Joint) is(l Link) bool { return j.Index == l.Index && j.Link == l.Name && j.MAC == l.MAC }
 
-// Joints are what Apply made of a wiring.
+// Joints returns the joints that Apply made for a wiring.
 func Joints(w Wiring, nics []NIC) []Joint {
 	var out []Joint
 	for i, r := range w.Redirects {
@@ -46,7 +46,7 @@ func Joints(w Wiring, nics []NIC) []Joint {
 	return out
 }
 
-// Change is what a namespace has otherwise than the VM.
+// Change has the differences between a namespace and the VM.
 type Change struct {
 	Left    []Joint    // links that are not there any more
 	Came    []Redirect // links that the VM should have, each with a tap that does not exist yet
@@ -110,14 +110,14 @@ func GuestOf(s Snapshot, joints []Joint) Guest {
 	return g
 }
 
-// Idle is what the guest is told of an interface that has lost its link and cannot be unplugged: that it
-// has no address any more.
+// Idle returns the guest's configuration of an interface that has lost its link and cannot be unplugged: it has no
+// address any more.
 func (j Joint) Idle() *types.Interface {
 	return &types.Interface{Device: j.Link, Name: j.Link, HwAddr: j.NIC.MAC, DevicePath: j.Path}
 }
 
-// Since is the part of a configuration that differs from an older one. Interfaces and neighbours are told
-// one by one, routes and rules all together: newRoutes says that they differ, and they may be none.
+// Since returns the part of a configuration that differs from an older one. Interfaces and neighbours are updated one by
+// one, routes and rules all together: newRoutes reports that they differ, possibly to none.
 func (g Guest) Since(old Guest) (news Guest, newRoutes bool) {
 	for _, i := range g.Interfaces {
 		if !has(old.Interfaces, i) {
@@ -160,7 +160,7 @@ const (
 // Watch hears of changes in a namespace. Close it.
 type Watch struct{ w *rtnl.Watch }
 
-// Watch begins to listen. What changes from now on is heard; what has changed before is not.
+// Watch begins to watch the namespace. It reports later changes, not earlier ones.
 func (h *Handle) Watch() (*Watch, error) {
 	var w Watch
 	err := inNetns(h.ns, func() (err error) {

@@ -72,8 +72,8 @@ func (g Guest) String() string {
 	return strings.Join(parts, "; ")
 }
 
-// guestConfig takes over what hangs on the chosen links. What the protocol cannot carry is named in the
-// second result.
+// guestConfig returns the guest's configuration for the chosen links. The second result names the parts that the
+// protocol cannot carry.
 func guestConfig(s Snapshot, chosen []Link) (Guest, []Skipped) {
 	var g Guest
 	var skipped []Skipped

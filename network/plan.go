@@ -30,7 +30,7 @@ const (
 	ModelNone = "none"     // the VM has no interface
 )
 
-// Options are what the configuration says.
+// Options are the network's settings in the configuration.
 type Options struct {
 	Model  string // "" is ModelTC
 	Queues int    // queue pairs of each interface; 0 is 1

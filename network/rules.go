@@ -17,8 +17,8 @@ import (
 )
 
 // Policy routing: the rules of a namespace decide which table answers, and routes can be refusals. The guest gets all of
-// it, since a packet that leaves by another way than it was told to is worse than one that does not leave. What it cannot
-// get is refused by name.
+// it, since a packet on a wrong route is worse than one that is not sent. Rules and routes that the guest cannot have are
+// refused by name.
 
 // Rule is a rule of policy routing.
 type Rule struct {
@@ -62,7 +62,7 @@ const (
 	priorityMain  = 32766 // of the rule for the main table
 )
 
-// oddities are attributes that the guest is not told of.
+// oddities are attributes that the guest does not get.
 var oddities = map[uint16]string{
 	unix.FRA_GOTO: "goto", unix.FRA_TUN_ID: "tun_id", unix.FRA_SUPPRESS_IFGROUP: "suppress_ifgroup", unix.FRA_L3MDEV: "l3mdev", unix.FRA_UID_RANGE: "uidrange",
 	unix.FRA_IP_PROTO: "ipproto", unix.FRA_SPORT_RANGE: "sport", unix.FRA_DPORT_RANGE: "dport",
@@ -122,7 +122,7 @@ func firstRules() []Rule {
 	return append(out, Rule{Family: unix.AF_INET, Priority: priorityMain + 1, Table: unix.RT_TABLE_DEFAULT, Action: unix.FR_ACT_TO_TBL})
 }
 
-// guestRules are the rules that the guest has to be told of, and the refusals of those that it cannot have.
+// guestRules returns the rules that the guest has to get, and the refusals of those that it cannot have.
 func guestRules(s Snapshot) (out []*types.Rule, refused []error) {
 	first := firstRules()
 	families := map[int]bool{}
@@ -180,7 +180,7 @@ func refusal(kind uint8) bool {
 	return kind == unix.RTN_BLACKHOLE || kind == unix.RTN_UNREACHABLE || kind == unix.RTN_PROHIBIT || kind == unix.RTN_THROW
 }
 
-// Unroutable are the refusals of what a guest cannot be told of the namespace's routing; nil: there is none.
+// Unroutable returns the refusals of the namespace's rules and routes that a guest cannot have, or nil.
 func Unroutable(s Snapshot) error {
 	_, refused := guestRules(s)
 	for _, r := range s.Routes {

@@ -7,7 +7,7 @@ import (
 	"net/netip"
 )
 
-// Snapshot is what a network namespace holds at one moment.
+// Snapshot is the state of a network namespace at one moment.
 type Snapshot struct {
 	Links      []Link
 	Addrs      []Addr
@@ -32,7 +32,7 @@ type Link struct {
 	Ingress  Ingress
 }
 
-// Ingress says what hangs at a link's ingress hook.
+// Ingress is the state of a link's ingress hook.
 type Ingress int
 
 // The states of an ingress hook.
@@ -91,8 +91,8 @@ type Neighbour struct {
 	Flags     int // NTF_*
 }
 
-// Wiring is the outcome of Plan: what to change in the pod's namespace and what to tell the guest.
-// It is plain data and may be stored.
+// Wiring is the result of Plan: the changes in the pod's namespace and the guest's configuration. It is plain data and
+// may be stored.
 type Wiring struct {
 	Redirects []Redirect
 	Guest     Guest `json:"-"`

@@ -12,8 +12,8 @@ import (
 	"github.com/coco-shim/coco/internal/rtnl"
 )
 
-// What a redirect is to traffic control: an ingress qdisc, and below it one u32 filter whose action is
-// mirred. Numbers are those of linux/pkt_sched.h, pkt_cls.h and tc_act/tc_mirred.h.
+// A redirect in traffic control is an ingress qdisc with one u32 filter, whose action is mirred. Numbers are those
+// of linux/pkt_sched.h, pkt_cls.h and tc_act/tc_mirred.h.
 const (
 	ingressHandle = 0xffff0000 // ffff:, below which an ingress qdisc's filters hang
 	ingressParent = 0xfffffff1 // TC_H_INGRESS

@@ -29,7 +29,7 @@ const ClosedPort = 9
 
 // Contract holds a kind of VM against what package hypervisor promises of every VM. launch starts one
 // whose guest, once it is up, echoes on EchoPort; it is called for each part anew. greeting is what the
-// guest says first. What a VM cannot do is skipped, by its capabilities.
+// guest says first. Parts that need a capability which the VM has not are skipped.
 func Contract(t *testing.T, greeting string, launch func(t *testing.T) hypervisor.VM) {
 	t.Helper()
 	for name, part := range map[string]func(*testing.T, hypervisor.VM){

@@ -13,7 +13,7 @@ import (
 // driverCLH is Cloud Hypervisor's driver in the configuration.
 const driverCLH = "clh"
 
-// CLH is what a Cloud Hypervisor binary says about itself.
+// CLH describes a Cloud Hypervisor binary by its own output.
 type CLH struct {
 	Version     string
 	Major       int

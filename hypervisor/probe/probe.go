@@ -54,7 +54,7 @@ type Report struct {
 	Findings  []Finding  `json:"findings"`
 }
 
-// QEMU is what a QEMU binary says about itself.
+// QEMU describes a QEMU binary by its own answers.
 type QEMU struct {
 	Major, Minor, Micro int
 	Objects             []string // types that -object takes
@@ -279,7 +279,7 @@ func (p *prober) check(c Check) {
 	p.yes(c.Name, "%s", detail)
 }
 
-// environment says what kind of machine this is.
+// environment finds out whether this host is hardware, a VM or a confidential guest.
 func (p *prober) environment() {
 	switch {
 	case p.flag("tdx_guest") || p.exists("dev/tdx_guest"):

@@ -30,8 +30,8 @@ import (
 // Ubuntu 22.04; Arch Linux.
 var places = []string{"/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd"}
 
-// Capabilities are what the programs need as root: to act for the users of the guest on files of any owner, which are
-// all that they keep, and before that to make their own sandbox.
+// Capabilities are those that the programs need as root: some to make their own sandbox, and some, the only ones that
+// they keep, to access files of any owner for the users of the guest.
 var Capabilities = []int{
 	unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_FOWNER, unix.CAP_FSETID, unix.CAP_SETGID, unix.CAP_SETUID, unix.CAP_MKNOD, unix.CAP_SETFCAP,
 	unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT, unix.CAP_SETPCAP,

@@ -86,7 +86,7 @@ func kept(mode uint32, sec, ns int64) (mtime int64, nsec uint32) {
 	return sec, uint32(ns) //nolint:gosec // less than a second
 }
 
-// makeWhiteout normalises n: who unpacked a whiteout decides its owner and time, the image does not.
+// makeWhiteout normalises n: a whiteout's owner and time come from the program that unpacked it, not from the image.
 func makeWhiteout(n *node) {
 	*n = node{parent: n.parent, name: n.name, mode: sIFCHR}
 }

@@ -197,7 +197,7 @@ func (d *Document) Disk() []byte {
 	return out[:cap(out)]
 }
 
-// FromDisk is the inverse of Disk; what follows the document is not looked at.
+// FromDisk is the inverse of Disk. It ignores bytes after the document.
 func FromDisk(r io.Reader) (*Document, error) {
 	var head [len(magic) + 8]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {

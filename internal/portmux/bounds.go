@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// What a peer may do that is in the protocol and has no use: each frame costs us time, and a stream that is never
-// ended memory. Beyond these bounds it is an error of the protocol.
+// Bounds on frames and streams that the protocol allows but that have no use. Each frame costs time, and each stream that
+// is never ended costs memory. A peer that exceeds these bounds breaks the protocol.
 const (
 	idleBurst    = 4096 // useless frames at once
 	idleRate     = 1000 // and in a second

@@ -42,12 +42,12 @@ type Conn struct {
 
 	mu      sync.Mutex
 	in      queue  // guarded by mu
-	granted uint32 // guarded by mu; what the peer may still send
-	read    uint32 // guarded by mu; what was read and not granted again
-	window  uint32 // guarded by mu; what we may still send
+	granted uint32 // guarded by mu; bytes that the peer may still send
+	read    uint32 // guarded by mu; bytes read and not granted again
+	window  uint32 // guarded by mu; bytes that this side may still send
 	sawFIN  bool   // guarded by mu; the peer's direction has ended
 	finSent bool   // guarded by mu; our direction has ended
-	deaf    bool   // guarded by mu; what arrives is dropped
+	deaf    bool   // guarded by mu; received bytes are dropped
 	lingers bool   // guarded by mu; it was closed before the peer's direction had ended
 }
 
@@ -118,7 +118,7 @@ func (c *Conn) peek() ([]byte, error) {
 		case isClosed(over):
 			return nil, os.ErrDeadlineExceeded
 		}
-		lost := isClosed(c.link.done) // asked first: what came before the end is still read
+		lost := isClosed(c.link.done) // checked first: bytes from before the end are still read
 		c.mu.Lock()
 		b, end := c.in.head(), c.sawFIN
 		c.mu.Unlock()
@@ -153,7 +153,7 @@ func (c *Conn) consume(n int) {
 	c.read = 0
 }
 
-// receive takes the body of a frame; what nobody will read is dropped.
+// receive takes the body of a frame. It drops bytes of a stream without a reader.
 func (c *Conn) receive(r *bufio.Reader, length uint32) error {
 	c.mu.Lock()
 	if length > c.granted || c.sawFIN {
@@ -218,7 +218,7 @@ func (c *Conn) peerEnded(reset bool) bool {
 	return news
 }
 
-// DropReads is for a connection that is only written to: what the peer sends is dropped and its window not renewed.
+// DropReads is for a connection that is only written to: it drops received bytes and does not renew the peer's window.
 func (c *Conn) DropReads() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -323,8 +323,8 @@ func (c *Conn) sendFIN() {
 	}
 }
 
-// Close ends both directions. Data that was written reaches the peer; what the peer still
-// sends is dropped, and its writes fail. It may be called more than once, and does not block.
+// Close ends both directions. Written data still reaches the peer. Later data of the peer is
+// dropped, and its writes fail. It may be called more than once, and does not block.
 func (c *Conn) Close() error {
 	c.mu.Lock()
 	if isClosed(c.closed) {

@@ -37,7 +37,7 @@ func NewDialer(channel io.ReadWriteCloser) *Dialer {
 // Close ends the channel and everything on it.
 func (d *Dialer) Close() error { return d.close() }
 
-// Done is closed when the channel has ended, from whatever side.
+// Done is closed when either side has ended the channel.
 func (d *Dialer) Done() <-chan struct{} { return d.done }
 
 // Dial connects to a port of the guest. It waits until the guest answers, ctx ends or the channel
@@ -74,7 +74,7 @@ func (d *Dialer) dial(ctx context.Context, port uint32) (*Conn, error) {
 	return c, nil
 }
 
-// open makes a stream. What the guest is told waits until it reads.
+// open makes a stream. Its open frame is queued until the guest reads.
 func (d *Dialer) open(port uint32) *Conn {
 	c := d.adopt(d.last.Add(2)-1, port)
 	c.greetPeer(flagSYN)

@@ -23,7 +23,7 @@ const (
 	flagFIN = 4
 	flagRST = 8
 
-	// initialWindow is what may be sent on a stream before any window frame; section "Flow Control".
+	// initialWindow is how many bytes may be sent on a stream before any window frame; section "Flow Control".
 	initialWindow = 256 << 10
 )
 

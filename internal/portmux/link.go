@@ -15,7 +15,7 @@ import (
 	"github.com/coco-shim/coco/internal/lock"
 )
 
-// link is what both ends have: the channel, the streams on it, and the control stream.
+// link has the parts that both ends share: the channel, the streams on it, and the control stream.
 type link struct {
 	channel io.ReadWriteCloser
 	tasks   sync.WaitGroup // goroutines that end with the channel
@@ -24,8 +24,8 @@ type link struct {
 	kick    chan struct{}  // capacity 1: pending or control has changed
 
 	turn    lock.Mutex   // held by the writer to the channel
-	out     []byte       // held by turn: what one write is put together in
-	private *privatePipe // held by turn: what splices go through
+	out     []byte       // held by turn: the buffer of one write
+	private *privatePipe // held by turn: the pipe for splices
 
 	mu      sync.Mutex
 	closing bool             // guarded by mu: no more tasks

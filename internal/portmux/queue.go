@@ -14,8 +14,8 @@ type chunk struct {
 var chunks = sync.Pool{New: func() any { return new(chunk) }}
 
 // queue holds received bytes in chunks that are filled one after the other, so that many small
-// frames take no more memory than a large one. One goroutine fills it and one empties it; who
-// calls holds the owner's lock.
+// frames take no more memory than a large one. One goroutine fills it and one empties it; the
+// caller holds the owner's lock.
 type queue struct {
 	list    []*chunk
 	filling bool // room was handed out and not yet committed

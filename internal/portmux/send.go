@@ -161,8 +161,8 @@ func (c *Conn) sendPipe(pipe syscall.RawConn) (int, error) {
 }
 
 // take takes at most room bytes out of a pipe without waiting: a few are read, more are moved to
-// the private pipe, which takes pages and not bytes. Both settle how many there are. What a frame
-// announces must be there, or the whole channel would wait for a process that reads its own output back.
+// the private pipe, which takes pages and not bytes. Both settle how many there are. The bytes that
+// a frame announces must be there, or the whole channel would wait for a process that reads its own output back.
 func (l *link) take(fd, room int) (n int, small []byte, err error) {
 	waiting, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
 	if err == nil && l.private == nil {

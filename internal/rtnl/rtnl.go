@@ -106,7 +106,7 @@ func (c *Conn) exchange(kind, flags uint16, body [][]byte) ([]Message, error) {
 		return nil, err
 	}
 	var list []Message
-	// The descriptor stays valid while the callback runs, whoever closes the Conn.
+	// Control keeps the descriptor valid while the callback runs, even if the Conn is closed.
 	if e := raw.Control(func(fd uintptr) { list, err = talk(int(fd), c.seq, request(kind, flags, c.seq, body)) }); e != nil {
 		return nil, e
 	}

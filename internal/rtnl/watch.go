@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Watch hears of changes in one network namespace: the one of the thread that opened it. It tells that
-// something has changed, not what: who wants to know looks at the namespace. So a notification that the
-// kernel drops because too many wait does no harm, and none of them takes memory.
+// Watch reports changes in one network namespace: that of the thread that opened it. It does not report which: the
+// caller reads the namespace again. So it needs no memory for notifications, and may miss some that the kernel
+// drops from a full queue.
 type Watch struct{ f *os.File }
 
 // Subscribe opens a Watch of multicast groups (unix.RTNLGRP_LINK, …). Close it.
@@ -37,8 +37,8 @@ func Subscribe(groups ...uint) (*Watch, error) {
 // Close closes the socket and ends a Wait.
 func (w *Watch) Close() error { return w.f.Close() }
 
-// Wait waits for a change, and then until none has come for the time quiet, at most limit in all: who sets
-// an interface up does it in several steps. After Close it returns os.ErrClosed.
+// Wait waits for a change, and then until none has come for the time quiet, at most limit in all: an interface
+// is usually set up in several steps. After Close it returns os.ErrClosed.
 func (w *Watch) Wait(quiet, limit time.Duration) error {
 	if err := w.next(time.Time{}); err != nil {
 		return err

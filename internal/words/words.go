@@ -12,10 +12,10 @@ import (
 	"unicode/utf8"
 )
 
-// Most is how long the text of an error may be that a guest told.
+// Most is the largest length of an error's text from a guest.
 const Most = 4 << 10
 
-// Error is the text of an error that a guest told: one printable line of at most Most bytes. Agents whose errors are
+// Error returns the text of a guest's error as one printable line of at most Most bytes. Agents whose errors are
 // a list of causes, and a stack trace behind it, are shortened to the causes.
 func Error(text string) string {
 	const gap, lead = 40, Most * 5 / 8 // the beginning says what failed, the end why
@@ -55,8 +55,8 @@ func causes(text string) string {
 	return strings.Join(out, ": ")
 }
 
-// Line is text of at most most bytes in which everything prints and nothing moves a terminal's cursor: what does not
-// is a question mark.
+// Line returns at most most bytes of text on one line. Characters that do not print, or would move a terminal's cursor,
+// become question marks.
 func Line(text string, most int) string {
 	clean := true
 	for i := 0; i < len(text) && clean; i++ {

@@ -121,7 +121,7 @@ func (t *Table) Calls() int {
 	return t.calls
 }
 
-// Snapshot is what network.Plan takes.
+// Snapshot returns the table as the input of network.Plan.
 func (t *Table) Snapshot(context.Context) (network.Snapshot, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -15,7 +15,7 @@ import (
 // sees the beginning, though all of it is measured.
 const MaxCmdline = 2047
 
-// Head is what the size and the first bytes of a file tell.
+// Head has a file's size and first bytes.
 type Head struct {
 	Name  string // for errors; empty: there is no such file
 	Size  int64

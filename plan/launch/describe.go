@@ -14,21 +14,21 @@ import (
 	"github.com/coco-shim/coco/measurement/snp"
 )
 
-// Chain is what a launch digest depends on of the boot files.
+// Chain has the parts of the boot files that a launch digest depends on.
 type Chain struct {
 	Firmware []byte
 	Kernel   [sha256.Size]byte
 	Initrd   [sha256.Size]byte // of nothing, if there is none
 }
 
-// Measured is what the hardware measures when a VM is launched. Exactly one field is set.
+// Measured describes the data that the hardware measures at a VM's launch. Exactly one field is set.
 type Measured struct {
 	SNP  *snp.Description // QEMU's launch
 	IGVM *snp.IGVMLaunch  // Cloud Hypervisor's, from an IGVM file with a kernel beside it
 	TDX  []byte           // the firmware; TDX measures nothing else before the VM starts
 }
 
-// Describe says what the hardware measures of a VM.
+// Describe returns the data that the hardware measures of a VM.
 func Describe(v hypervisor.VMSpec, c Chain) (Measured, error) {
 	hashes := &kernelhashes.Hashes{Kernel: c.Kernel, Initrd: c.Initrd, Cmdline: kernelhashes.Cmdline(v.Boot.Cmdline)}
 	switch {

@@ -20,7 +20,7 @@ import (
 // Version of Expected's JSON form.
 const Version = 1
 
-// Expected is what the hardware will report of a VM. Digests are hexadecimal.
+// Expected has the values that the hardware will report of a VM. Digests are hexadecimal.
 type Expected struct {
 	Version  int    `json:"version"`
 	Platform string `json:"platform"` // "snp" or "tdx"
@@ -105,7 +105,7 @@ func (e *Expected) snp(d snp.Description, s hypervisor.SNP) (*hypervisor.SNP, er
 	return &s, nil
 }
 
-// keyDigest is what a report shows of the key at the start of b.
+// keyDigest returns the digest by which a report names the key at the start of b.
 func keyDigest(b []byte) string {
 	sum := sha512.Sum384(b[:idblock.KeySize])
 	return hex.EncodeToString(sum[:])

@@ -34,7 +34,7 @@ type Input struct {
 	ReadFile func(path string) ([]byte, error)
 }
 
-// Plan is what a pod's VM is launched from.
+// Plan has the inputs of a VM's launch.
 type Plan struct {
 	Shape Shape
 	// VM lacks what depends on the host: interfaces, disks, live files. None of it is in the launch digest.

@@ -38,15 +38,15 @@ const (
 	unlimitedMemory = 1 << 60 // engines write "no limit" as a number near 2^63
 )
 
-// memoryStep is what memory is rounded up to, in MiB: a VM is at most that much larger than it has to be,
-// whatever its size, so that one figure of overhead in a RuntimeClass holds for all pods.
+// memoryStep is the step to which memory is rounded up, in MiB. A VM of any size is at most that much larger than
+// necessary, so that one overhead in a RuntimeClass holds for all pods.
 const memoryStep = 128
 
 // pageTableShare is the part of its memory that the guest's kernel needs to describe it: 64 bytes per page
 // of 4 KiB.
 const pageTableShare = 64
 
-// limits are what a pod may use; zero is no limit.
+// limits are a pod's limits; zero is no limit.
 type limits struct {
 	cpus   int   // may use
 	wanted int   // asks for, without being limited to it

@@ -86,15 +86,15 @@ func (r *refusals) namespaces(l *specs.Linux) (out []*agent.LinuxNamespace, sand
 	return out, sandboxPidNS
 }
 
-// standardDevices are what a runtime makes in every container, here as everywhere: a specification
-// that lists them asks for nothing of the host.
+// standardDevices are the devices that every runtime makes in every container: a specification that lists
+// them needs no device of the host.
 var standardDevices = map[string][2]int64{
 	"/dev/null": {1, 3}, "/dev/zero": {1, 5}, "/dev/full": {1, 7}, "/dev/random": {1, 8},
 	"/dev/urandom": {1, 9}, "/dev/tty": {5, 0}, "/dev/console": {5, 1}, "/dev/ptmx": {5, 2},
 }
 
-// guestDevices are character devices of the kernel itself, with the same numbers everywhere: they mean in the guest what
-// they mean on the host, and are the guest's. Whatever their path in the container is.
+// guestDevices are character devices of the kernel itself, with the same numbers on guest and host. The container gets
+// the guest's, at any path.
 var guestDevices = map[[2]int64]bool{
 	{10, 200}: true, // /dev/net/tun
 	{10, 229}: true, // /dev/fuse
@@ -145,7 +145,7 @@ func guestDevice(d specs.LinuxDevice) *agent.LinuxDevice {
 	return g
 }
 
-// seccompDefaultErrno is what a runtime answers for SCMP_ACT_ERRNO without a number: EPERM.
+// seccompDefaultErrno is the error of SCMP_ACT_ERRNO without a number, as in other runtimes: EPERM.
 const seccompDefaultErrno = 1
 
 func (r *refusals) seccomp(s *specs.LinuxSeccomp) *agent.LinuxSeccomp {
@@ -185,8 +185,8 @@ func syscall(c specs.LinuxSyscall) *agent.LinuxSyscall {
 	return g
 }
 
-// resources keeps what the guest's cgroups can enforce. What names the host's devices, CPUs or
-// memory nodes is refused or, where it only places the container on the host, left out.
+// resources keeps the limits that the guest's cgroups can enforce. Settings that name the host's devices, CPUs
+// or memory nodes are refused or, where they only place the container on the host, left out.
 func (r *refusals) resources(in *specs.LinuxResources) *agent.LinuxResources {
 	if in == nil {
 		return nil
@@ -221,8 +221,8 @@ func (r *refusals) resources(in *specs.LinuxResources) *agent.LinuxResources {
 	return out
 }
 
-// unified carries over files of the unified hierarchy, which is the guest's whatever the host has, but
-// for those that name the host's CPUs, memory nodes and disks.
+// unified copies settings of the unified hierarchy, which the guest always has, except those that name the
+// host's CPUs, memory nodes and disks.
 func (r *refusals) unified(in map[string]string) map[string]string {
 	var out map[string]string
 	for _, k := range sortedKeys(in) {

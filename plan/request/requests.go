@@ -38,8 +38,8 @@ func Sandbox(in SandboxInput) *agent.CreateSandboxRequest {
 	return req
 }
 
-// ContainerInput is a container of which everything is known that the guest is told. Ports of its streams are those of
-// one connection, and are put in when it is made.
+// ContainerInput has all inputs of a container's request except the ports of its streams. Those belong to one connection
+// and are set when it is made.
 type ContainerInput struct {
 	ID       string
 	OCI      *agent.Spec // from Convert; the request holds it
@@ -68,8 +68,8 @@ type ExecInput struct {
 	Rlimits       []specs.POSIXRlimit // where the process names none
 }
 
-// Exec returns the request that starts a further process in a container. What of the process cannot travel to the guest is
-// refused as by Convert. Ports of streams are missing as in Container.
+// Exec returns the request that starts a further process in a container. Settings that cannot be sent to the
+// guest are refused as by Convert. Ports of streams are missing as in Container.
 func Exec(in ExecInput) (*agent.ExecProcessRequest, error) {
 	var r refusals
 	if in.Process == nil {

@@ -25,7 +25,7 @@ import (
 
 const shmPath = "/dev/shm"
 
-// Input is what a conversion needs to know.
+// Input has the inputs of a conversion.
 type Input struct {
 	ID   string      // container id
 	Spec *specs.Spec // not written to
@@ -45,7 +45,7 @@ type Input struct {
 // Bound is where a bind mount leads to in the guest.
 type Bound struct {
 	Guest    string
-	ReadOnly bool // whatever the specification says
+	ReadOnly bool // overrides the specification
 }
 
 // Output is a container as the guest gets it, before storages, devices and ports are added.
@@ -65,7 +65,7 @@ type Copy struct {
 	Destination string // in the container, for errors
 }
 
-// refusals collects what cannot be done; all of it is told at once.
+// refusals collects the unsupported settings, so that one error names them all.
 type refusals []string
 
 func (r *refusals) add(format string, args ...any) { *r = append(*r, fmt.Sprintf(format, args...)) }

@@ -43,7 +43,7 @@ type Request struct {
 	ReadOnly bool
 }
 
-// Plan is what a root file system consists of.
+// Plan has the parts of a root file system.
 type Plan struct {
 	// Lower are the layers, the topmost first, as in overlay's lowerdir.
 	Lower []layer.Source
@@ -153,7 +153,7 @@ func fromMounts(mounts []Mount) (Plan, error) {
 	return Plan{}, fmt.Errorf("root file system: no mounts: %w", errdefs.ErrInvalidArgument)
 }
 
-// made is what an earlier mount of the list provides to the later ones.
+// made is the result of an earlier mount of the list, for the later ones.
 type made struct {
 	plan Plan
 	// scratch is a writable file system for upper and work directories. We have our own in the guest.

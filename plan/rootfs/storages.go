@@ -15,8 +15,8 @@ import (
 	"github.com/coco-shim/coco/image/layer"
 )
 
-// Upper is what a container's writable layer lies on: a new disk that the guest encrypts with a key of
-// its own, or, without one, a tmpfs of MiB.
+// Upper is the storage of a container's writable layer: a new disk that the guest encrypts with a key of its
+// own, or, without one, a tmpfs of MiB.
 type Upper struct {
 	Disk *hypervisor.BlockAddress
 	MiB  uint64

@@ -49,10 +49,10 @@ func (k Kind) String() string {
 	return [...]string{"copy", "copy of the pod", "updated copy", "memory", "disk", "termination message", "direct volume", "raw block device", "live share", "device of the guest", "image volume"}[k]
 }
 
-// HostPath is what the configuration says of directories that are simply the host's.
+// HostPath is the configuration's choice for ordinary directories of the host.
 type HostPath string
 
-// What may become of them.
+// The choices for such directories.
 const (
 	ReadOnly HostPath = "read-only" // a copy that the container cannot write to
 	Writable HostPath = "writable"  // a copy that it can write to; the host never sees it
@@ -75,13 +75,13 @@ type Bind struct {
 	Index       int // in the specification's mounts
 	Kind        Kind
 	Origin      Origin
-	Source      string // of the volume, on the host: what the pod's containers have in common
-	Sub         string // what of the volume is mounted, a relative path; "": all
+	Source      string // of the volume, on the host; the same for all containers of the pod
+	Sub         string // the part of the volume that is mounted, a relative path; "": all
 	Destination string
-	ReadOnly    bool // whatever the specification says; of a live share: what is shared is
+	ReadOnly    bool // overrides the specification; of a live share: the share is read-only
 }
 
-// Input is what a plan needs to know.
+// Input has the inputs of a plan.
 type Input struct {
 	ID     string // of the container
 	Spec   *specs.Spec
@@ -131,7 +131,7 @@ func podUID(s *specs.Spec) string {
 
 func sandboxID(s *specs.Spec) string { return annotation(s, sandboxAnnotations) }
 
-// What kubelet has below pods/UID that it mounts into containers.
+// Directories below kubelet's pods/UID that it mounts into containers.
 const (
 	volumesDir    = "volumes"
 	subPathsDir   = "volume-subpaths"
@@ -204,8 +204,8 @@ func NeedsMounts(s *specs.Spec) bool {
 	})
 }
 
-// Plan says what becomes of each bind mount of a specification. Mounts that are not bind mounts, and
-// those of /dev/shm that the pod's own takes the place of, are not in it.
+// Plan returns a Bind for each bind mount of a specification. It leaves out other mounts, and mounts of /dev/shm that
+// the pod's own replaces.
 func Plan(in Input) ([]Bind, error) {
 	var out []Bind
 	for i, m := range in.Spec.Mounts {
