@@ -77,7 +77,7 @@ func (f *fixture) remove(t *testing.T, id string) error {
 	return err
 }
 
-// TestEveryStateAndEvent walks the table: what is not in it is refused and changes nothing.
+// TestEveryStateAndEvent walks the table: a pair that is not in it is refused and changes nothing.
 func TestEveryStateAndEvent(t *testing.T) {
 	events := []event{
 		evCreated, evStart, evStarted, evStartFailed, evPause, evPaused, evPauseFailed, evResume, evResumed,
@@ -101,7 +101,7 @@ func TestEveryStateAndEvent(t *testing.T) {
 	if len(reached) != int(removing)+1 {
 		t.Errorf("states that are reached: %v", reached)
 	}
-	// Whatever is under way, an exit is not forgotten: only a container that is not there yet cannot exit.
+	// An exit is taken in every state: only a container that does not exist yet cannot exit.
 	for s := created; s <= removing; s++ {
 		if s == stopped {
 			continue
@@ -299,7 +299,7 @@ func TestDevicesMayChangeTheSpecification(t *testing.T) {
 	}
 }
 
-// TestARequestIsNotChanged: what was checked is what is handled, and stays what it was.
+// TestARequestIsNotChanged: the handler gets the message that was checked, and does not change it.
 func TestARequestIsNotChanged(t *testing.T) {
 	f := newFixture(t)
 	f.sandbox(t)
@@ -362,7 +362,7 @@ func TestOOMEvents(t *testing.T) {
 	}
 }
 
-// TestCodes: what a handler returns becomes the protocol's code.
+// TestCodes: the class of a handler's error becomes the protocol's code.
 func TestCodes(t *testing.T) {
 	f := newFixture(t)
 	for _, tc := range []struct {

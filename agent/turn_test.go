@@ -45,7 +45,7 @@ func TestEveryRequestHasItsOrder(t *testing.T) {
 }
 
 // TestRequestsThatChangeTheGuestTakeTurns: while one runs, others that change something wait, are given up
-// with their callers, and go on afterwards. What looks and what waits goes on.
+// with their callers, and go on afterwards. Requests that read or wait run meanwhile.
 func TestRequestsThatChangeTheGuestTakeTurns(t *testing.T) {
 	f := newFixture(t)
 	entered, leave, left := make(chan struct{}), make(chan struct{}), make(chan error, 1)

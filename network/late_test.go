@@ -11,7 +11,7 @@ import (
 	"github.com/coco-shim/coco/network/networktest"
 )
 
-// lateLink makes the standby interface, lets a link come and joins the two; it returns what the guest is told.
+// lateLink makes the standby interface, lets a link come and joins the two; it returns the guest's configuration.
 func lateLink(t *testing.T, table *networktest.Table) (network.Guest, func() error, error) {
 	t.Helper()
 	ctx := t.Context()

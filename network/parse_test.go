@@ -14,7 +14,7 @@ import (
 	"github.com/coco-shim/coco/network"
 )
 
-// What a library sees of a namespace is what we see.
+// This package and a netlink library read the same routes of a namespace.
 func TestRoutesOfEveryKindAreReadAsALibraryReadsThem(t *testing.T) {
 	_, pod := pod(t)
 	hop := func(s string) *netlink.NexthopInfo { return &netlink.NexthopInfo{Gw: net.ParseIP(s)} }

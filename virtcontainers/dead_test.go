@@ -15,7 +15,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor"
 )
 
-// reaped is a process that is told to have ended when its parent has reaped it.
+// reaped is a process whose Done is closed when its parent has reaped it.
 type reaped struct {
 	fakeProcess
 	cmd  *exec.Cmd
@@ -25,7 +25,7 @@ type reaped struct {
 func (p *reaped) PID() int              { return p.cmd.Process.Pid }
 func (p *reaped) Done() <-chan struct{} { return p.done }
 
-// TestAStepThatMeetsADyingVMMNamesItsDeath: its namespaces are gone before anybody is told that it has ended.
+// TestAStepThatMeetsADyingVMMNamesItsDeath: its namespaces are gone before Done is closed.
 func TestAStepThatMeetsADyingVMMNamesItsDeath(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), "sleep", "1000")
 	if err := cmd.Start(); err != nil {

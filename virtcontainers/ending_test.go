@@ -211,7 +211,7 @@ func TestAnAgentThatHangsLosesItsVM(t *testing.T) {
 	}
 }
 
-// 203,000 events a second, of whatever container, went to containerd.
+// 203,000 events a second, of any container id, went to containerd.
 func TestOOMEventsAreOfThisPodsContainersAndFew(t *testing.T) {
 	w := newWorld(t)
 	p, _ := start(t, w, w.options("sleep"))

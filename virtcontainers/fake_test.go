@@ -42,9 +42,9 @@ type world struct {
 	fail   string         // the name of the operation that fails
 	vms    []*fakeVM      // guarded by mu
 
-	tidied    []string                // guarded by mu; what was held when the layers were tidied
+	tidied    []string                // guarded by mu; resources held when the layers were tidied
 	signals   []string                // guarded by mu; that the agent was asked to send
-	shared    []string                // guarded by mu; what the guest can see, and whether it is read-only
+	shared    []string                // guarded by mu; files that the guest can see, and whether read-only
 	layers    int                     // how many layers a root file system has
 	slow      map[string]chan string  // operations that wait until the channel is closed
 	noStreams bool                    // the agent takes no byte streams
@@ -232,7 +232,7 @@ func (f *fakeNetwork) Make(string) error {
 func (f *fakeNetwork) Delete(string) error {
 	w := (*world)(f)
 	if err := w.op("delete netns"); err != nil {
-		w.free("netns") // half done: what counts is that it is tried again
+		w.free("netns") // half done, to be retried
 		return err
 	}
 	w.free("netns")

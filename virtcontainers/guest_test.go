@@ -17,7 +17,7 @@ import (
 	"github.com/coco-shim/coco/internal/portmux"
 )
 
-// Whatever connection breaks first when a guest dies, the error names the death and not its effect.
+// When a guest dies, the error of any broken connection names the death and not its effect.
 func TestALostConnectionIsExplainedByTheVMsDeath(t *testing.T) {
 	for _, broken := range []error{ttrpc.ErrClosed, portmux.ErrLost, io.EOF, io.ErrUnexpectedEOF, unix.ECONNRESET, unix.EPIPE} {
 		t.Run(broken.Error(), func(t *testing.T) {

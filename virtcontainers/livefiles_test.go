@@ -154,7 +154,7 @@ func TestOnlyVMsThatNeedItHaveADeviceForLiveFiles(t *testing.T) {
 	}
 }
 
-// Without the server whoever uses a live file would wait for ever: the VM ends, and says why.
+// Without virtiofsd, guest processes that use a live file would block for ever: the VM ends with that reason.
 func TestAPodEndsWithTheServerOfItsFiles(t *testing.T) {
 	w := newWorld(t)
 	p, _ := start(t, w, live(w, specs.Mount{Type: "bind", Source: w.file("data", 0o644), Destination: "/d"}))

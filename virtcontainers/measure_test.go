@@ -279,7 +279,7 @@ func TestWhatCannotBeMeasuredIsNotLaunched(t *testing.T) {
 	}
 }
 
-// What is not measured does not change the digest: here the pods differ in names and devices only.
+// Unmeasured inputs do not change the digest: here the pods differ in names and devices only.
 func TestTheDigestDoesNotDependOnThePod(t *testing.T) {
 	digests := map[string]bool{}
 	for i := range 3 {

@@ -55,7 +55,7 @@ func TestMetrics(t *testing.T) {
 	if v, _ := sum(got, "coco_shim_threads", ""); v == 0 || v >= 999 {
 		t.Errorf("coco_shim_threads = %v: not the guest's word", v)
 	}
-	// What is measured step by step is all that there is.
+	// The steps' durations add up to the whole.
 	for _, c := range []struct{ phase, whole, container string }{
 		{"coco_pod_start_phase_seconds", "coco_pod_start_seconds", ""},
 		{"coco_container_start_phase_seconds", "coco_container_start_seconds", "c1"},

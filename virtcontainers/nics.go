@@ -54,7 +54,7 @@ type nics struct {
 	links  Links // nil: links that come later are not followed
 	opts   network.Options
 	record func([]network.Redirect) error // writes the journal
-	turn   lock.Mutex                     // guards the fields below
+	mu     lock.Mutex                     // guards the fields below
 
 	joints []network.Joint
 	sent   network.Guest   // the configuration that the guest has
@@ -77,7 +77,7 @@ type failure struct {
 
 func newNICs(a Attachment, record func([]network.Redirect) error) nics {
 	return nics{
-		links: a.Links, opts: a.Options, record: record, turn: lock.New(),
+		links: a.Links, opts: a.Options, record: record, mu: lock.New(),
 		joints: a.Joints, sent: a.Guest, failed: map[int]failure{},
 	}
 }
@@ -171,10 +171,10 @@ func (p *Pod) connectLate(ctx context.Context) error {
 // error names its interface.
 func (p *Pod) syncNICs(ctx context.Context, pref preference) []error {
 	n := &p.nics
-	if err := n.turn.Lock(ctx); err != nil {
+	if err := n.mu.Lock(ctx); err != nil {
 		return []error{err}
 	}
-	defer n.turn.Unlock()
+	defer n.mu.Unlock()
 	s, err := n.links.Snapshot(ctx)
 	if err != nil {
 		return []error{fmt.Errorf("look at the network namespace: %w", err)}

@@ -80,7 +80,7 @@ func TestInterfacesComeAndGo(t *testing.T) {
 	want(t, "the namespace", w.links.Leftovers(), before...)
 }
 
-// What was there from boot stays in the VM without an address. A link gets it when nothing can be plugged in.
+// An interface from boot stays in the VM without an address. A link gets it when nothing can be plugged in.
 func TestAnInterfaceOfTheBootStaysToSpare(t *testing.T) {
 	w := newWorld(t)
 	p, guest := linkedPod(t, w)
@@ -140,7 +140,7 @@ func TestAStartFailsWithoutTheNetworkThatCameBeforeIt(t *testing.T) {
 	}
 }
 
-// Whatever fails when an interface comes, the pod lives on as it was, and nothing half made stays.
+// After any failure to add an interface the pod runs on unchanged, and no resource of the attempt stays.
 func TestAnInterfaceThatFailsLeavesNothing(t *testing.T) {
 	good := newWorld(t)
 	p, _ := linkedPod(t, good)
@@ -234,7 +234,7 @@ func TestAPodListensAndSaysOnceWhatItCannotHave(t *testing.T) {
 	}
 }
 
-// What of the pod's network namespace the guest does not get is in the log.
+// The log names the parts of the pod's network namespace that the guest does not get.
 func TestWhatTheGuestDoesNotGetIsLogged(t *testing.T) {
 	w := newWorld(t)
 	w.links = newLinkTable()

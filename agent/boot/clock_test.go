@@ -72,8 +72,8 @@ func TestNewClockReadsTheClock(t *testing.T) {
 	}
 }
 
-// TestEntropyIsNotCredited: what the host sends is written to the device, which mixes it in, and is not said
-// to the kernel to be random. With a file in place of the device the writing is seen.
+// TestEntropyIsNotCredited: the host's bytes are written to the device, which mixes them in but does not credit
+// them as entropy. With a file in place of the device the write is visible.
 func TestEntropyIsNotCredited(t *testing.T) {
 	f := filepath.Join(t.TempDir(), "random")
 	if err := os.WriteFile(f, nil, 0o600); err != nil {

@@ -119,7 +119,7 @@ func TestPiecesMustFollowEachOther(t *testing.T) {
 	}
 }
 
-// TestEscapes: whatever the host sends, nothing outside the directory changes.
+// TestEscapes: no request of the host changes a file outside the directory.
 func TestEscapes(t *testing.T) {
 	top := t.TempDir()
 	base, outside := filepath.Join(top, "base"), filepath.Join(top, "outside")
@@ -159,7 +159,7 @@ func TestEscapes(t *testing.T) {
 	}
 }
 
-// TestLinkTargets: what a link may lead to, and that nothing is written through one that leads elsewhere
+// TestLinkTargets: the allowed targets of links, and that nothing is written through a link that leads elsewhere
 // within the directory: two containers' files are there.
 func TestLinkTargets(t *testing.T) {
 	base := t.TempDir()
@@ -303,7 +303,7 @@ func TestForget(t *testing.T) {
 	}
 }
 
-// What a file system of the host can hold arrives: long names, names that are not UTF-8, names like those of
+// All that a file system of the host can hold is copied: long names, names that are not UTF-8, names like those of
 // incomplete files, owners of 32 bits, times with fractions.
 func TestWhatHostsHave(t *testing.T) {
 	if os.Getuid() != 0 {

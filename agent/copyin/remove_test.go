@@ -39,7 +39,7 @@ func TestSwapAndRemove(t *testing.T) {
 	file("/v/..1/key")
 	file("/v/..2/key")
 	link("..1")
-	// Whoever looks while the link changes finds it.
+	// A reader finds the link at any moment of its change.
 	stop, done := make(chan struct{}), make(chan int)
 	go func() {
 		missed := 0

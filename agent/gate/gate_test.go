@@ -111,7 +111,7 @@ func FuzzMessage(f *testing.F) {
 	})
 }
 
-// FuzzGreeting: what is read is one line, and a number that is accepted is the one that was written.
+// FuzzGreeting: exactly one line is read, and a number that is accepted is the one that was written.
 func FuzzGreeting(f *testing.F) {
 	f.Add([]byte("stream 7\nrest"))
 	f.Add([]byte("stream 4294967296\n"))

@@ -79,7 +79,7 @@ func TestGreetings(t *testing.T) {
 	}
 }
 
-// TestARefusalIsTheAnswer: also what admit says is told to the host, in one line.
+// TestARefusalIsTheAnswer: the host also gets admit's error, in one line.
 func TestARefusalIsTheAnswer(t *testing.T) {
 	_, answer := greet(t, Greeting{Max: 9}, "9\n", errors.Join(errors.New("busy"), errors.New("tired")))
 	if !strings.HasPrefix(answer, "busy") || strings.Count(answer, "\n") != 1 {

@@ -174,7 +174,7 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
-// TestNothingIsShared: what is changed in a specification changes nothing in the message that it came from.
+// TestNothingIsShared: a change of a specification does not change the message that it came from.
 func TestNothingIsShared(t *testing.T) {
 	f := &filler{next: 100, values: map[string]string{}}
 	in := &agent.Spec{}

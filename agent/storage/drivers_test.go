@@ -176,7 +176,7 @@ func TestAnOverlayOfManyLayers(t *testing.T) {
 	}
 }
 
-// TestTheTableOfDrivers: what is listed for the host is what is registered, sorted; a disk can be given as a device too.
+// TestTheTableOfDrivers: the list for the host has the registered drivers, sorted; a disk can be given as a device too.
 func TestTheTableOfDrivers(t *testing.T) {
 	want := []string{"bind", "blk", "ephemeral", "local", "mmioblk", "overlayfs", "scsi", "virtio-fs", "watchable-bind"}
 	if got := Drivers(); !slices.Equal(got, want) {

@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// file makes an open file with a name that is told apart from others.
+// file makes an open file with a unique name.
 func file(t testing.TB, name string) *os.File {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)

@@ -65,7 +65,7 @@ func FuzzReadEvents(f *testing.F) {
 				t.Errorf("an event without a name: %v", e)
 			}
 		})
-		// Whatever came before, an event behind an empty line is understood.
+		// After any input, an event behind an empty line is parsed.
 		last := ""
 		readEvents(strings.NewReader(string(b)+"\n\n"+bootedEvent), func(e event) { last = e.Source + " " + e.Name })
 		if last != "vm booted" {

@@ -27,7 +27,7 @@ func calls(vmm *clhtest.VMM, call string) []clhtest.Request {
 	return slices.DeleteFunc(vmm.Requests(), func(r clhtest.Request) bool { return r.Call != call })
 }
 
-// A disk is the file that was opened, whatever lies at its path by now.
+// A disk is the file that was opened, not another one at its path by now.
 func TestPluggedDiskIsTheOpenedFile(t *testing.T) {
 	m, vmm := up(t, clhtest.Config{}, plain(t))
 	f := file(t, "disk")
@@ -79,7 +79,7 @@ func TestTheBusIsFullAtSomePoint(t *testing.T) {
 	}
 }
 
-// Whatever goes wrong, the id is free again, and the VMM has no device that we do not know.
+// After any failure the id is free again, and the VMM has no device that the driver does not know.
 func TestFailedPlugsLeaveNothing(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
@@ -149,8 +149,8 @@ func TestUnplugWaitsForTheGuest(t *testing.T) {
 	})
 }
 
-// A disk that the guest lets go of after our patience had ended is gone all the same: its id is free, and
-// to take it away again is no error, whatever status a release has for that.
+// A disk that the guest releases after the unplug has timed out is gone all the same: its id is free, and
+// unplugging it again is no error, with any release's status for that.
 func lateRelease(t *testing.T, release int) {
 	t.Helper()
 	m, vmm := up(t, clhtest.Config{Release: release, EjectOn: "vm.counters"}, plain(t))
@@ -208,7 +208,7 @@ func TestDisksAreLocked(t *testing.T) {
 	}
 }
 
-// What the real VMM refuses, the imitation does, too, each in the words and with the status of its release.
+// The imitation refuses the same requests as the real VMM, with the text and the status of each release.
 func TestImitationRefuses(t *testing.T) {
 	status := map[int]map[string]int{
 		51: {"absent": 500, "unknown": 500, "taken": 500, "malformed": 500},

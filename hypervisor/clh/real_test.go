@@ -113,7 +113,7 @@ func TestRealDeathsAreExplained(t *testing.T) {
 	}
 }
 
-// What the imitation answers is what this release answers.
+// The imitation's answers are those of this release.
 func TestRealSmallCalls(t *testing.T) {
 	m := realVM(t, "serve")
 	if _, err := m.Dial(t.Context(), contract.PortAgent); err != nil {

@@ -68,7 +68,7 @@ func TestBuildGolden(t *testing.T) {
 	}
 }
 
-// What differs from pod to pod must not reach what is measured: on SNP, payload and number of vCPUs.
+// Values that differ from pod to pod must not be in the measured part: on SNP, payload and number of vCPUs.
 func TestMeasuredPartDependsOnNothingElse(t *testing.T) {
 	a, b := snp(t), snp(t)
 	b.ID, b.MemoryMiB, b.NICs, b.BootTimeout = "another", 4096, nil, time.Hour

@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// liar is a host whose guest writes raw frames; what the host says is dropped.
+// liar is a host whose guest writes raw frames; the host's frames are dropped.
 func liar(t *testing.T) (*Dialer, net.Conn) {
 	t.Helper()
 	host, guest := sockets(t)

@@ -16,7 +16,7 @@ import (
 	"github.com/coco-shim/coco/internal/worktest"
 )
 
-// What is written here is read by generated code, and the other way round.
+// Generated code reads this package's messages, and the other way round.
 func TestGeneratedCodeAgrees(t *testing.T) {
 	at := time.Unix(1700000000, 42)
 	var value, m Message

@@ -92,7 +92,7 @@ func TestShapeOf(t *testing.T) {
 	}
 }
 
-// What a VM has beyond its pod's limit is bounded, whatever the limit: the overhead of a RuntimeClass is one
+// A VM's memory beyond its pod's limit is bounded for any limit: the overhead of a RuntimeClass is one
 // figure (deploy/runtimeclass.yaml).
 func TestAVMIsNotMuchLargerThanItsPodsLimit(t *testing.T) {
 	h := configs.Default().Hypervisor

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// A shim is told each time that its last client went, and not while one is there.
+// deserted is called each time that the last client disconnects, and not while one is connected.
 func TestDesertedWhenTheLastClientGoes(t *testing.T) {
 	deserted := make(chan struct{}, 10)
 	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))

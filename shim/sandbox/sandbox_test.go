@@ -375,7 +375,7 @@ func TestAmend(t *testing.T) {
 	}
 }
 
-// Whatever a sandbox's options hold, the decoder does not fail in another way than by an error.
+// With any bytes as a sandbox's options, the decoder returns a value or an error.
 func FuzzDecodeConfig(f *testing.F) {
 	data, err := proto.Marshal(&cri.PodSandboxConfig{Hostname: "h", Linux: &cri.LinuxPodSandboxConfig{Sysctls: map[string]string{"a": "b"}}})
 	if err != nil {

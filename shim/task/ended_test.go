@@ -66,7 +66,7 @@ func TestTheVMOfAPodOfOneEndsWithItAndItsExitIsKept(t *testing.T) {
 	}
 }
 
-// The guest holds what its container's reader has not taken yet, also when its exit had to be told before.
+// The guest holds what its container's reader has not taken yet, also when its exit had to be published before.
 func TestTheVMOfAPodOfOneWaitsForTheReaderOfItsOutput(t *testing.T) {
 	f := newFixture(t)
 	fifo := filepath.Join(t.TempDir(), "stdout")

@@ -183,7 +183,7 @@ func TestALateAnswerIsNoError(t *testing.T) {
 	}
 }
 
-// A guest that does not read had every call wait for ever, whatever its deadline: the client writes under its lock.
+// With a guest that does not read, every call waited for ever, past its deadline: the client writes under its lock.
 func TestAGuestThatReadsNothingHoldsNobodyUp(t *testing.T) {
 	host, guest := net.Pipe()
 	gone := make(chan struct{})

@@ -300,8 +300,8 @@ func TestADepthThatTheGuestCannotHaveIsRefused(t *testing.T) {
 	}
 }
 
-// The order of an update is kubelet's: what is new, the links that users see, ..data, removals; and
-// only what has changed is sent.
+// The order of an update is kubelet's: new entries, the links that users see, ..data, removals. Only
+// changed entries are sent.
 func TestUpdatesAreInOrder(t *testing.T) {
 	dir := t.TempDir()
 	m := &Mirror{}

@@ -63,7 +63,7 @@ func TestANamedDiskTakesThePlaceOfAnOldOne(t *testing.T) {
 		must(t, err)
 		check(t, f, 1)
 	}
-	// What a link of this name leads to is neither removed nor written.
+	// The target of a link with this name is neither removed nor written.
 	other := filepath.Join(t.TempDir(), "other")
 	must(t, os.WriteFile(other, []byte("other"), 0o600))
 	must(t, errors.Join(os.Remove(filepath.Join(dir, "disk")), os.Symlink(other, filepath.Join(dir, "disk"))))

@@ -25,7 +25,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// What Cloud Hypervisor's server sends: no reason in the status line, no length with 204.
+// Answers of Cloud Hypervisor's server: no reason in the status line, no length with 204.
 const (
 	noContent = "HTTP/1.1 204 \r\nServer: Cloud Hypervisor API\r\nConnection: keep-alive\r\n\r\n"
 	withBody  = "HTTP/1.1 200 \r\nServer: Cloud Hypervisor API\r\nConnection: keep-alive\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
@@ -216,7 +216,7 @@ func FuzzReadResponse(f *testing.F) {
 		if r.Status < 200 || r.Status > 599 || len(r.Body) > len(b) {
 			t.Fatalf("status %d, body of %d bytes from %d", r.Status, len(r.Body), len(b))
 		}
-		// What is taken here, the standard library takes too, with the same meaning.
+		// The standard library accepts each accepted answer too, with the same meaning.
 		for in := bufio.NewReader(bytes.NewReader(b)); ; {
 			std, err := http.ReadResponse(in, nil)
 			if err != nil {

@@ -20,7 +20,7 @@ import (
 	"github.com/coco-shim/coco/internal/worktest"
 )
 
-// script is a QEMU that says what it was told to say.
+// script is a QEMU that gives scripted answers.
 type script struct{ io.Reader }
 
 func (script) Write(p []byte) (int, error) { return len(p), nil }
