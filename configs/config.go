@@ -61,7 +61,7 @@ type Hypervisor struct {
 	// For platform "snp" and "tdx".
 	SNPGuestPolicy   uint64 // guest policy of an SNP launch (AMD 56860, table 10)
 	InsecureSNPDebug bool   // accept a policy that lets the host read and change the guest's memory
-	SNPIDBlock       string // "anonymous", "author" or "none": what pins the digest of an SNP launch
+	SNPIDBlock       string // "anonymous", "author" or "none": the ID block that pins the digest of an SNP launch
 	TDXQuoteSocket   string // quote generation service: "", "vsock:PORT" on the host, or a Unix socket's path
 
 	FirstUser  uint64   // user ids of VMMs: the first of them
@@ -107,7 +107,7 @@ type Runtime struct {
 	KubeletDirs       []string // root directories of kubelets, whose volumes are known by their paths
 	EngineDirs        []string // root directories of container engines beside the containerd that calls
 	Virtiofsd         string   // program for HostPath "live"; "" is looked for where distributions have it
-	Rlimits           []string // limits of processes that ask for none, "nofile=1024:4096"; what is not named is as containerd's
+	Rlimits           []string // limits of processes that ask for none, "nofile=1024:4096"; limits that are not named are containerd's
 	CreateTimeout     Duration // for creating a container in the guest
 	StopTimeout       Duration // for a graceful stop before the VM is killed, and for a process to end after SIGKILL
 	HealthInterval    Duration // between two questions whether the agent lives

@@ -78,7 +78,7 @@ const (
 // runtimes maps an OCI runtime to its program; the package has the runtime's name.
 var runtimes = map[string]string{"crun": contract.CrunFile, "runc": contract.RuncFile}
 
-// Progress is told what a build does.
+// Progress gets the steps of a build.
 type Progress interface {
 	// Step begins a step; total is 0 when its length is not known.
 	Step(title string, total int64) Task

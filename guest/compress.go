@@ -60,7 +60,7 @@ func (c Compression) compress(b []byte) ([]byte, error) {
 	return nil, fmt.Errorf("compression %q is unknown", c)
 }
 
-// decompress unpacks an initramfs, whatever of the known ways it is packed in.
+// decompress unpacks an initramfs of any known compression.
 func decompress(r io.Reader) (io.ReadCloser, error) {
 	var head [4]byte
 	n, err := io.ReadFull(r, head[:])

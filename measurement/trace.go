@@ -98,8 +98,8 @@ func (d Difference) String() string {
 	}
 }
 
-// place identifies a step independent of its content: what is measured where. Steps that share
-// register, source and address (the processors' pages, repeated events) are told apart by occurrence.
+// place identifies a step by register, source and address, independent of its content. Steps that share
+// register, source and address (the processors' pages, repeated events) differ by occurrence.
 type place struct {
 	register, source string
 	gpa              uint64

@@ -77,7 +77,7 @@ coco_guest_y{pod="p1"} 1
 	}
 }
 
-// What a guest or a tenant calls itself is read in terminals, and kept by Prometheus.
+// Names that a guest or a tenant chose are shown in terminals, and kept by Prometheus.
 func TestLabelsAreCleanAndBounded(t *testing.T) {
 	long := strings.Repeat("x", 1000)
 	s := New("pod", "p1\x1b[2J", "pod_name", "a\nb\xff\u202ec"+long)

@@ -31,7 +31,7 @@ import (
 	"github.com/coco-shim/coco/virtcontainers/turns"
 )
 
-// creation is a pod being made: what one step leaves for the next.
+// creation is a pod being created, with the results of each step for the next ones.
 type creation struct {
 	*Pod
 	u        *undo.Stack
@@ -71,7 +71,7 @@ func CreatePod(ctx context.Context, opts Options) (_ *Pod, err error) {
 	}
 	c := &creation{Pod: p, u: &undo.Stack{}}
 	defer func() {
-		if err != nil { // before the undo: what it releases must not be in use any more
+		if err != nil { // before the undo, which releases resources that this still uses
 			p.life.cancel(errShutdown)
 		}
 		c.u.RunOnError(&err)
@@ -144,7 +144,7 @@ func checkOptions(o *Options) error {
 	if o.First == nil {
 		return nil
 	}
-	// What the guest could not run is refused before a VM is booted for it.
+	// A container that the guest could not run is refused before a VM is booted for it.
 	if _, err := planBinds(*o, *o.First); err != nil {
 		return err
 	}

@@ -116,7 +116,7 @@ type Attachment struct {
 // Layers finds or builds the image layers of a root file system.
 type Layers interface {
 	// Open returns the layers, opened and complete, the topmost first. It may take long and ends
-	// with ctx. Whoever called it closes them.
+	// with ctx. The caller closes them.
 	Open(ctx context.Context, req LayerRequest) ([]*layer.Layer, error)
 }
 

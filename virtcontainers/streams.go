@@ -352,8 +352,8 @@ func (r *rpcReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// readError turns the agent's ways of saying "no more" into io.EOF. What a terminal's master reads once the last
-// process has closed the other side is EIO.
+// readError turns the agent's ways of saying "no more" into io.EOF. A terminal's master reads EIO once the last
+// process has closed the other side.
 func readError(err error, terminal bool) error {
 	c := classify(err)
 	if terminal && endsTerminal(strings.ToLower(c.Error())) {

@@ -9,8 +9,8 @@ import (
 )
 
 // kernelLimits are those of a kernel as a whole that distributions and kubelets set on the nodes of
-// containers. The kernel's own are small, or derived from a memory that is small in a guest. What they bound is
-// counted against the memory of the container that takes it.
+// containers. The kernel's own are small, or derived from a memory that is small in a guest. The bounded
+// resources are charged to the memory of the container that uses them.
 var kernelLimits = []struct{ file, value string }{
 	{"fs/nr_open", "2147483584"}, // the kernel's maximum: no RLIMIT_NOFILE of a host is above it
 	{"fs/file-max", "9223372036854775807"},

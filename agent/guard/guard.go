@@ -30,7 +30,7 @@ func Hooks(h *specs.Hooks) error {
 	return nil
 }
 
-// commands are prefixes of the annotations by which OCI runtimes are told things that the specification has no
+// commands are prefixes of the annotations by which OCI runtimes get settings for which the specification has no
 // field for: to write a hook's output to a file outside the container, to replace the seccomp filter, to run
 // another handler, to set properties of units.
 var commands = []string{"run.oci.", "module.wasm", "krun.", "org.systemd.", "org.criu."}

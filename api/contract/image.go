@@ -24,6 +24,6 @@ const (
 	SectionBoot   = "boot"   // before the channel to the host opens
 	SectionRootfs = "rootfs" // right after, while the agent already serves
 	SectionLazy   = "lazy"   // when a request needs it
-	SectionReport = "report" // in a TEE, at boot: what gives access to its reports
+	SectionReport = "report" // in a TEE, at boot: access to its reports
 	SectionDemand = "demand" // when a container with the rights for it uses it
 )

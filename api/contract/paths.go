@@ -44,7 +44,7 @@ const (
 )
 
 // CgroupBase is the parent of the containers' cgroups in the guest. The shim writes paths below it into
-// specifications, where a policy can match them; the agent uses them whatever a specification says.
+// specifications, where a policy can match them; the agent uses its own even if a specification has others.
 const CgroupBase = "/coco/"
 
 // Bundle returns the directory of a container in the guest, where the agent keeps its OCI bundle.

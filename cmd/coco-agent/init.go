@@ -57,7 +57,7 @@ func runInit() {
 	}
 }
 
-// say writes to the console, whatever there is of it.
+// say writes to the console, if there is one.
 func say(msg string) {
 	c, err := boot.Console()
 	if err != nil {
@@ -226,8 +226,8 @@ func (g *guest) run() error {
 	return <-ended
 }
 
-// finishBoot does what containers need and the channel does not. Whoever needs it waits for the
-// modules, which come last.
+// finishBoot does the steps that containers need and the channel does not. Requests that need them wait for
+// the modules, which come last.
 func (g *guest) finishBoot() {
 	for _, step := range []func() error{boot.MountLate, g.mods.LoadRootfs} {
 		if err := step(); err != nil {

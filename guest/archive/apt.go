@@ -12,9 +12,9 @@ import (
 )
 
 // Config is the text of an apt.conf with which apt keeps all its state below dir and reads nothing of the host's
-// settings: Dir::Etc::main and ::parts, named in the file that APT_CONFIG names, are read behind that file. What could
-// weaken the checks of signatures is spelled out although it is apt's default. Ages of Release files are not left to
-// apt: Release.Check judges them.
+// settings: Dir::Etc::main and ::parts, named in the file that APT_CONFIG names, are read behind that file. Settings
+// that could weaken the checks of signatures are spelled out although they are apt's defaults. Ages of Release
+// files are not left to apt: Release.Check judges them.
 func Config(dir, arch string) string {
 	return fmt.Sprintf(`Dir::Etc::main "/dev/null";
 Dir::Etc::parts "/dev/null";

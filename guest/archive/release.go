@@ -128,7 +128,7 @@ const DefaultMaxAge = 400 * 24 * time.Hour
 // skew is how far the clocks of builder and archive may be apart.
 const skew = 24 * time.Hour
 
-// Check says whether a Release file is the one that was asked for. All that is wrong is told at once.
+// Check returns all errors by which a Release file is not the requested one.
 func (r Release) Check(e Expected) error {
 	var errs []error
 	if r.Origin != Origin || r.Label != e.Label {

@@ -116,7 +116,7 @@ func probed(t *testing.T, o *jail.Options) map[string]string {
 	return refused
 }
 
-// What the jail leaves, Landlock takes: the same program may do all of it where it is not confined.
+// Landlock forbids operations that the jail allows: the same program may do all of them without Landlock.
 func TestLandlockHoldsInAJail(t *testing.T) {
 	testvm.Need(t, testvm.Root)
 	if err := jail.LandlockLacks(jail.LandlockVersion()); err != nil {

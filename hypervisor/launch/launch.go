@@ -79,7 +79,7 @@ type Process struct {
 
 	mu     sync.Mutex
 	mounts *os.File  // guarded by mu; the mount namespace of one with a jail, until the end
-	room   jail.Spec // guarded by mu; what is in its root
+	room   jail.Spec // guarded by mu; the content of its root
 	empty  bool      // guarded by mu
 }
 

@@ -192,7 +192,7 @@ func octal6(n int) string {
 	return string(b)
 }
 
-// FuzzFromTar feeds arbitrary tars: whatever comes must end in an error or in an image of the
+// FuzzFromTar feeds arbitrary tars: each must end in an error or in an image of the
 // announced size.
 func FuzzFromTar(f *testing.F) {
 	f.Add(pack(f, everything()[:16]))

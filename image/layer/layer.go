@@ -61,8 +61,8 @@ func (s Source) String() string { return string(s.Kind) + " " + s.Path }
 // Params is what one must know to open a layer: see package verity.
 type Params = verity.Params
 
-// Layer is an opened layer. Whoever opened it closes it once no guest uses it any more; a descriptor
-// that was handed to a VMM keeps the layer in use as well.
+// Layer is an opened layer. Its opener closes it once no guest uses it any more. A descriptor that was handed
+// to a VMM keeps the layer in use as well.
 type Layer struct {
 	File *os.File // read-only
 	verity.Params
@@ -191,7 +191,7 @@ func (c *Cache) Open(ctx context.Context, s Source) (*Layer, error) {
 		return c.writeMeta(key, id, l.File, l.Params, false)
 	}
 	// Each build is an occasion to remove what is not needed any more, and a full disk is a reason
-	// to. Best effort: what cannot be removed is no failure of this layer.
+	// to. Best effort: a failed removal is no failure of this layer.
 	_, _ = c.Prune(ctx)
 	return c.build(ctx, s, publish)
 }

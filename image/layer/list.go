@@ -74,8 +74,8 @@ func (c *Cache) List(ctx context.Context) ([]Entry, error) {
 }
 
 // Trim removes the layers that no snapshot needs, and then of the others those that were used longest ago, until the cache holds
-// at most most bytes. One that a VM uses stays, whatever the sum. removed hears of each that goes; with dry of each that
-// would. A layer whose snapshot is there is built again when it is wanted.
+// at most most bytes. Layers that a VM uses stay, even above the bound. Trim calls removed for each layer that it removes; with dry,
+// for each that it would. A layer whose snapshot is there is built again when it is wanted.
 func (c *Cache) Trim(ctx context.Context, most int64, dry bool, removed func(Entry)) error {
 	list, err := c.List(ctx)
 	if err != nil {

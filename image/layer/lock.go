@@ -22,8 +22,8 @@ func flock(f *os.File, how int) error {
 	}
 }
 
-// lockFile takes the exclusive lock on a lock file; closing the file releases it. The kernel cannot
-// be told to stop waiting, so when ctx ends first, a goroutine stays behind until the current
+// lockFile takes the exclusive lock on a lock file; closing the file releases it. The wait in
+// the kernel cannot be cancelled, so when ctx ends first, a goroutine stays behind until the current
 // holder lets go, which at the latest happens when that process ends.
 func lockFile(ctx context.Context, path string) (*os.File, error) {
 	for {

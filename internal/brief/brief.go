@@ -13,8 +13,8 @@ import (
 // Most is how long an error may be that ends up in an event.
 const Most = 720
 
-// Error returns an error of at most Most bytes and the same class. The beginning says what failed in
-// which phase and why, the end holds the last lines of the guest's console: what goes is between.
+// Error returns an error of at most Most bytes and the same class. The beginning has the failed operation,
+// its phase and the reason, the end has the last lines of the guest's console: text is cut between them.
 // Lines are joined, as an event is shown in one.
 func Error(err error) error {
 	if err == nil {

@@ -108,7 +108,7 @@ func buildFlags(t *testing.T) []string {
 type Edges map[string][]string
 
 // Check fails the test for every import of ours that the edges do not allow. internal/* and a
-// package's own subpackages' parents are not implied: what is allowed is written down.
+// package's own subpackages' parents are not implied: every allowed edge is listed.
 func (e Edges) Check(t *testing.T, pkgs []Package) {
 	t.Helper()
 	for _, p := range pkgs {

@@ -102,7 +102,7 @@ func (p podSpec) sandbox(stored podSpec) resources {
 	return r
 }
 
-// What kubelet makes of CPUs (pkg/kubelet/cm/helpers_linux.go).
+// Kubelet's conversion of CPUs (pkg/kubelet/cm/helpers_linux.go).
 const (
 	period       = 100_000 // µs; kubelet's --cpu-cfs-quota-period
 	minQuota     = 1000

@@ -12,8 +12,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// What Original finds is what a program would have inherited from the process that started this one, before and
-// after it was asked.
+// Original returns the limit that a program would have inherited from the process that started this one, at each call.
 func TestOriginalIsWhatTheProcessWasStartedWith(t *testing.T) {
 	if os.Getenv("COCO_TEST_RLIMIT") == "" { // anew, with a soft limit below the hard one
 		cmd := exec.CommandContext(t.Context(), "sh", "-c", "ulimit -Sn 300 && ulimit -Hn 600 && exec \"$0\" -test.v -test.run TestOriginal", os.Args[0])

@@ -25,7 +25,7 @@ type Cap struct {
 	check func() error // what is missing and how to get it, or nil
 }
 
-// What tests may need.
+// Capabilities that tests may need.
 var (
 	Root        = Cap{"root", needRoot}
 	Netns       = Cap{"network namespaces", needNetns}
@@ -53,7 +53,7 @@ var (
 var given = map[string]bool{KVM.name: true, Cgroupv1.name: true, Cgroupv2.name: true}
 
 // Need skips the test unless the machine has all that is named. Where everything is required, as in CI
-// ($COCO_REQUIRE is "all"), what the set-up should have provided is a failure.
+// ($COCO_REQUIRE is "all"), a missing one that the set-up should have provided is a failure.
 func Need(t testing.TB, caps ...Cap) {
 	t.Helper()
 	for _, c := range caps {

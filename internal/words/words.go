@@ -79,8 +79,8 @@ func Line(text string, most int) string {
 	return text
 }
 
-// UTF8 is text that a protobuf message takes: a byte that is not UTF-8 is written as \xNN, so that a name can still
-// be told from another. The end of what is longer than most bytes is cut.
+// UTF8 is text that a protobuf message takes: a byte that is not UTF-8 is written as \xNN, so that names
+// still differ. Text longer than most bytes loses its end.
 func UTF8(text string, most int) string {
 	cut := len(text) > most
 	text = text[:min(len(text), most)]

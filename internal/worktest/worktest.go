@@ -20,7 +20,7 @@ import (
 	"time"
 )
 
-// What an input may cost, and in addition each of its bytes. Fuzzing makes code some five times slower.
+// The cost that an input may have, and in addition each of its bytes. Fuzzing makes code some five times slower.
 const (
 	baseAlloc, byteAlloc = 16 << 20, 512
 	baseCPU, byteCPU     = 300 * time.Millisecond, 2 * time.Microsecond

@@ -31,7 +31,7 @@ type family struct {
 }
 
 // families are the AMD and Hygon models of QEMU up to 11.1. Checked against query-cpu-model-expansion
-// of QEMU 7.2 and 10.0.2; what 11.x adds are versions of known families and EPYC-Turin.
+// of QEMU 7.2 and 10.0.2; 11.x adds versions of known families and EPYC-Turin.
 var families = []family{
 	{name: "EPYC", signature: 0x800f12, versions: 5, aliases: []string{"EPYC-IBPB"}},
 	{name: "EPYC-Rome", signature: 0x830f10, versions: 5},

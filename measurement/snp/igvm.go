@@ -28,7 +28,7 @@ const (
 	// IGVMMeasure is the igvmmeasure tool: file order, contexts in place, only the first page of a
 	// parameter area, pages without data as NORMAL zero pages.
 	IGVMMeasure
-	// IGVMMeasureZero is igvmmeasure told that pages without data are ZERO pages.
+	// IGVMMeasureZero is igvmmeasure with pages without data as ZERO pages.
 	IGVMMeasureZero
 	// IGVMCrate is the igvm crate's own measurement: as igvmmeasure, but all pages of parameter areas.
 	IGVMCrate

@@ -13,7 +13,7 @@ import (
 	"github.com/coco-shim/coco/measurement/ovmf"
 )
 
-// input is a description after its firmware was read: what the launch needs from it, wherever it comes from.
+// input is a description after its firmware was read: the parts that the launch needs, from an image or metadata only.
 type input struct {
 	image    *ovmf.Image // nil with metadata only
 	sections *ovmf.SEVMetadata
@@ -160,7 +160,7 @@ func (c *chain) sections(d Description, in *input) error {
 }
 
 // hashes adds a kernel-hash section. The table begins in its first page and ends at latest in its
-// second; what follows are zeros, which are measured too, but need no memory.
+// second. The following zeros are measured too, but need no memory.
 func (c *chain) hashes(h *kernelhashes.Hashes, offset uint32, s ovmf.Section, source string) error {
 	head, err := h.Area(offset, min(s.Size, 2*pageSize))
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
 )
 
-// What is refused before a launch is exactly what has no digest.
+// A launch is refused exactly if it has no digest.
 func TestSNPLaunchProblemAgreesWithPrepare(t *testing.T) {
 	move := func(i int, gpa, size uint32) []ovmf.Section {
 		s := ovmftest.Sections()

@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// Profile names a pair of edk2 and QEMU releases. What they measure, and in which order, changes from
-// release to release and cannot be seen in the firmware image, so it is stated and never guessed.
+// Profile names a pair of edk2 and QEMU releases. Measured data and their order change from release
+// to release and cannot be seen in the firmware image, so the profile is stated and never guessed.
 type Profile struct {
 	EDK2      int // stable tag, such as 202508
 	QEMUMajor int

@@ -73,8 +73,8 @@ func kataSpec(root string, args ...string) *pb.Spec {
 	return sp
 }
 
-// TestVMServesAKataSession plays every call of the protocol in the order of a pod's life. What this agent does not offer
-// is UNIMPLEMENTED by name, which such runtimes take for an older agent.
+// TestVMServesAKataSession plays every call of the protocol in the order of a pod's life. A call that this agent does not
+// offer is UNIMPLEMENTED by name, which such runtimes take for an older agent.
 func TestVMServesAKataSession(t *testing.T) {
 	testvm.Need(t, testvm.QEMU, testvm.GuestImage, testvm.Busybox)
 	s := &session{boot(t, buildInitrd(t), "-device", "virtio-net-pci,mac="+kataMAC), t, map[string]int{}}

@@ -132,7 +132,7 @@ func TestLimitsOfSingleContainers(t *testing.T) {
 	}
 }
 
-// What kubectl describe shows for a pod whose VM does not come up: the phase, the reason and the end of the guest's
+// kubectl describe shows for a pod whose VM does not come up: the phase, the reason and the end of the guest's
 // console, and little enough of it for an event.
 func TestAVMThatFailsLeavesAUsefulEvent(t *testing.T) {
 	p := unstarted(t)

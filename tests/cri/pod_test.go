@@ -117,7 +117,7 @@ func (p *pod) run(name, script string, change ...func(*runtime.ContainerConfig))
 	return id
 }
 
-// forever is a container that waits to be told to end.
+// forever is a container that runs until SIGTERM.
 const forever = "trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done"
 
 // exec runs a shell command in a container and returns its output and exit code.

@@ -113,7 +113,7 @@ var cgroupTop = regexp.MustCompile(`^cgroup /sys/fs/cgroup/[^/]+/([^/]+)`)
 var othersGroups = map[string]bool{"system.slice": true, "user.slice": true, "init.scope": true, "process_api": true}
 
 // Leaks waits until nothing is left that was not in before, for at most patience, and returns what
-// still is there then. What a caller's ignore says yes to is not counted.
+// still is there then. Lines for which a caller's ignore is true are not counted.
 func Leaks(ctx context.Context, before Traces, patience time.Duration, ignore ...func(line string) bool) ([]string, error) {
 	deadline := time.Now().Add(patience)
 	for {

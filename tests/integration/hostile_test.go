@@ -128,7 +128,7 @@ func besiege(t *testing.T, d *harness.Daemon, mode string) (id string, shim, vmm
 	id = newID(t)
 	config := hostile(t, mode)
 	t.Cleanup(func() { remove(t, d, id) })
-	// The guest may end its VM before the start is told.
+	// The guest may end its VM before the start is answered.
 	r := ctr(t, d, "run", "-d", "--runtime", harness.Runtime, "--runtime-config-path", config, harness.Image, id, "sleep", "1000")
 	if r.Code != 0 && mode == "lies" {
 		t.Fatalf("run: %+v", r)

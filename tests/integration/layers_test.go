@@ -19,8 +19,8 @@ import (
 	"github.com/coco-shim/coco/tests/harness"
 )
 
-// What containerd unpacked gives the root hashes that the registry's tars give: nodes and whoever
-// writes a policy agree.
+// Snapshots that containerd unpacked have the root hashes of the registry's tars: nodes and authors of policies
+// agree.
 func TestSnapshotsHaveTheRootHashesOfTheirTars(t *testing.T) {
 	for _, version := range []string{"1.6", primary} {
 		t.Run(version, func(t *testing.T) {

@@ -98,7 +98,7 @@ func newID(t *testing.T) string {
 	return fmt.Sprintf("it-%d-%d", os.Getpid(), ids.Add(1))
 }
 
-// ctr runs a ctr command that must come to its end in time, whatever its exit code.
+// ctr runs a ctr command that must end in time, with any exit code.
 func ctr(t *testing.T, d *harness.Daemon, args ...string) harness.Result {
 	t.Helper()
 	return ctrInput(t, d, nil, args...)
@@ -147,7 +147,7 @@ func splitFlags(args []string) (flags, command []string) {
 	return nil, args
 }
 
-// remove kills and deletes a container whatever its state.
+// remove kills and deletes a container in any state.
 func remove(t *testing.T, d *harness.Daemon, id string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), perCommand)

@@ -20,7 +20,7 @@ import (
 	"github.com/coco-shim/coco/tests/harness"
 )
 
-// What the kubelet is told of a container is what the guest measures: the container that burns CPU, holds
+// The kubelet gets the guest's measurements of each container: the container that burns CPU, holds
 // memory and has processes, and not the other one.
 func TestStatsOfContainers(t *testing.T) {
 	b := node(t)

@@ -65,7 +65,7 @@ func subPaths(t *testing.T, p *pod, plain, memory string) {
 		"echo sub >/s/f; echo mem >/n/f; cat /a/deep/er/f /m/d/f; stat -c %a /a/deep /a/deep/er /m/d"); got != "sub\nmem\n777\n777\n777\n" {
 		t.Errorf("through the volumes the sub paths show %q", got)
 	}
-	// What a container has made at a sub path is what the next one gets, be it a file or a link.
+	// The next container gets the file or link that the last one has made at a sub path.
 	p.run(all, "echo text >/a/afile; ln -s deep /a/alink; ln -s /etc /a/out; mkdir /a/real; ln -s ../../.. /a/real/up")
 	if got := p.run([]specs.Mount{bind(sub(plain, "plain", "afile"), "/f"), bind(sub(plain, "plain", "alink"), "/l")}, "cat /f; ls /l"); got != "text\ner\n" {
 		t.Errorf("a file and a link as sub paths show %q", got)
@@ -77,8 +77,8 @@ func subPaths(t *testing.T, p *pod, plain, memory string) {
 	p.refused([]specs.Mount{bind(loose, "/o")}, "is not mounted", nil)
 }
 
-// What kubelet keeps up to date on the host is kept up to date in the guest: a change comes as a whole,
-// a key that is gone goes, and modes and owners are the host's.
+// Volumes that kubelet updates on the host are updated in the guest: a change is atomic, a removed key is
+// removed, and modes and owners are the host's.
 func TestUpdatesReachARunningContainer(t *testing.T) {
 	p := newPod(t, nil)
 	config, secret := p.make("configmap", "config", 0o755), p.make("secret", "secret", 0o755)
@@ -111,7 +111,7 @@ func TestUpdatesReachARunningContainer(t *testing.T) {
 	}
 }
 
-// The termination message comes back before the exit is told, the end of it, and nothing else does.
+// The end of the termination message is copied back before the exit is published, and no other file is.
 func TestTheTerminationMessageComesBack(t *testing.T) {
 	p := newPod(t, nil)
 	dir := filepath.Join(filepath.Dir(p.volume), "containers/c")

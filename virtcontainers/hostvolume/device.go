@@ -24,8 +24,8 @@ func IsHosts(d specs.LinuxDevice) bool {
 		int64(unix.Major(st.Rdev)) == d.Major && int64(unix.Minor(st.Rdev)) == d.Minor
 }
 
-// OpenDevice opens a block device of the host for one VM alone: as long as the descriptor lives, in
-// whatever process, nobody can mount the device, and one that is mounted or in use cannot be opened.
+// OpenDevice opens a block device of the host for one VM alone (O_EXCL). While any process holds the descriptor the device
+// cannot be mounted, and a device that is mounted or in use cannot be opened.
 func OpenDevice(major, minor int64, readOnly bool) (*os.File, error) {
 	uevent, err := os.ReadFile(fmt.Sprintf("/sys/dev/block/%d:%d/uevent", major, minor))
 	if err != nil {

@@ -20,7 +20,8 @@ type Turns struct {
 	most    int64
 }
 
-// New makes turns: what is a plural, "starts of processes"; so many are held at once, so many wait.
+// New makes turns of which so many can be held at once, and for which so many can wait. The name in errors is a plural,
+// "starts of processes".
 func New(what string, held, waiting int) *Turns {
 	return &Turns{what: what, held: make(chan struct{}, held), most: int64(waiting)}
 }

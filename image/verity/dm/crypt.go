@@ -15,7 +15,7 @@ const KeySize = 64
 const cryptSector = 4096
 
 // OpenCrypt makes a device whose content is encrypted with key on the block device backing
-// ("major:minor") of the given number of 512-byte sectors. What is discarded shows on backing.
+// ("major:minor") of the given number of 512-byte sectors. Discarded sectors are visible on backing.
 func OpenCrypt(name string, key [KeySize]byte, backing string, sectors uint64) (Device, error) {
 	const per = cryptSector / 512
 	table := append([]byte("aes-xts-plain64 "), make([]byte, hex.EncodedLen(KeySize))...)

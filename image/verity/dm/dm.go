@@ -54,7 +54,7 @@ type Device struct {
 }
 
 // Open makes a read-only device over the block device backing, given as a path or as "major:minor".
-// Blocks are verified when they are read; what does not verify reads as an I/O error.
+// Blocks are verified when they are read; a block that does not verify reads as an I/O error.
 func Open(name string, p verity.Params, backing string) (Device, error) {
 	if err := p.Validate(); err != nil {
 		return Device{}, err

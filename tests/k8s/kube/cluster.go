@@ -150,7 +150,7 @@ func (n *Node) loadRuntimeClasses(ctx context.Context) error {
 	if _, err := n.Kubectl(ctx, "", "apply", "-f", RuntimeClasses()); err != nil {
 		return err
 	}
-	// What the RuntimeClasses schedule by.
+	// The label by which the RuntimeClasses schedule.
 	_, err := n.Kubectl(ctx, "", "label", "--overwrite", "node", hostname, "coco.dev/runtime=true")
 	return err
 }

@@ -37,8 +37,8 @@ func firmwareOnly(ctx context.Context, boot hypervisor.Boot) (c launch.Chain, er
 // chains are boot chains that were read, without their command line.
 type chains map[configs.BootFiles]launch.Chain
 
-// read reads the boot chain of a VM into m.chain. It refuses what the shim refuses before launch, and warns of what
-// cannot be told.
+// read reads the boot chain of a VM into m.chain. It refuses what the shim refuses before launch, and warns of checks
+// that are not possible.
 func (c chains) read(cmd *cobra.Command, m *machine, read readBoot) (err error) {
 	if err := present(m.files); err != nil {
 		return err

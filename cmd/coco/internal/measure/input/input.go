@@ -196,7 +196,7 @@ func (b *bounded) Read(p []byte) (int, error) {
 func (b Boot) Headers() (*bzimage.Kernel, error) {
 	st, err := os.Stat(b.Kernel)
 	if b.Kernel == "" || err != nil || !st.Mode().IsRegular() {
-		return nil, nil // what is wrong with the file is told by its reader
+		return nil, nil // the file's reader reports its errors
 	}
 	f, err := os.Open(b.Kernel)
 	if err != nil {
@@ -222,7 +222,7 @@ func (b Boot) Notes(cmd *cobra.Command) {
 	}
 	st, err := os.Stat(b.Initrd)
 	if err != nil || !st.Mode().IsRegular() {
-		return // told by its reader
+		return // its reader reports the error
 	}
 	if st.Size() == 0 {
 		note("--initrd "+b.Initrd, errors.New("is empty"))
