@@ -31,6 +31,7 @@ var discard = slog.New(slog.NewTextHandler(io.Discard, nil))
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func within(t *testing.T) context.Context {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	t.Cleanup(cancel)
 	return ctx
@@ -48,21 +49,25 @@ func (f *fixture) sandbox(t *testing.T) {
 }
 
 func (f *fixture) create(t *testing.T, id string) error {
+	t.Helper()
 	_, err := f.CreateContainer(within(t), &pb.CreateContainerRequest{ContainerId: id, OCI: spec(), Storages: []*pb.Storage{{}}})
 	return err
 }
 
 func (f *fixture) start(t *testing.T, id string) error {
+	t.Helper()
 	_, err := f.StartContainer(within(t), &pb.StartContainerRequest{ContainerId: id})
 	return err
 }
 
 func (f *fixture) exec(t *testing.T, id, exec string) error {
+	t.Helper()
 	_, err := f.ExecProcess(within(t), &pb.ExecProcessRequest{ContainerId: id, ExecId: exec, Process: &pb.Process{Args: []string{"x"}}})
 	return err
 }
 
 func (f *fixture) kill(t *testing.T, id, exec string, sig uint32) error {
+	t.Helper()
 	_, err := f.SignalProcess(within(t), &pb.SignalProcessRequest{ContainerId: id, ExecId: exec, Signal: sig})
 	return err
 }
@@ -73,6 +78,7 @@ func (f *fixture) wait(t *testing.T, id, exec string) (int32, error) {
 }
 
 func (f *fixture) remove(t *testing.T, id string) error {
+	t.Helper()
 	_, err := f.RemoveContainer(within(t), &pb.RemoveContainerRequest{ContainerId: id})
 	return err
 }

@@ -66,6 +66,7 @@ func (s seeing) Create(ctx context.Context, c runner.Container) (runner.Process,
 }
 
 func newRacer(t *testing.T) *racer {
+	t.Helper()
 	f := newFixture(t)
 	f.sandbox(t)
 	r := &racer{fixture: f, t: t, outside: t.TempDir(), volume: f.RunDir + "/" + contract.FilesName + "/vol", served: map[string][2]int{}}

@@ -26,7 +26,7 @@ func TestExampleIsTheDefaultAndShowsEveryKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	got, err := Decode("config-qemu.toml", f)
 	if err != nil {
 		t.Fatal(err)

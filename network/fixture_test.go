@@ -72,7 +72,7 @@ func pod(t *testing.T) (host, pod string) {
 		if err != nil {
 			return err
 		}
-		defer ns.Close() //nolint:errcheck // read only
+		defer ns.Close()
 		hw, err := net.ParseMAC(hostMAC)
 		if err != nil {
 			return err
@@ -135,7 +135,7 @@ func settle(t *testing.T, path string) func(dst ...string) {
 			}
 		}
 		close(done)
-		for range updates { //nolint:revive // drains until the subscription has ended
+		for range updates { // drains until the subscription has ended
 		}
 	}
 }

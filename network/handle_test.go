@@ -89,7 +89,7 @@ func echo(t *testing.T, host string, nic network.NIC) {
 		t.Fatal(err)
 	}
 	tap := os.NewFile(uintptr(fd), "tap")
-	defer tap.Close() //nolint:errcheck // a duplicate
+	defer tap.Close() // a duplicate
 	if err := tap.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
@@ -98,13 +98,13 @@ func echo(t *testing.T, host string, nic network.NIC) {
 
 	var conn net.Conn
 	err = network.InNetns(host, func() (err error) {
-		conn, err = net.Dial("udp4", "10.9.0.2:7") //nolint:noctx // does not block
+		conn, err = net.Dial("udp4", "10.9.0.2:7") // does not block
 		return err
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close() //nolint:errcheck // done
+	defer conn.Close()
 	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
@@ -445,7 +445,7 @@ func moveUp(h *netlink.Handle, path, name, addr string) error {
 	if err != nil {
 		return err
 	}
-	defer ns.Close() //nolint:errcheck // read only
+	defer ns.Close()
 	if err := h.LinkSetNsFd(l, int(ns.Fd())); err != nil {
 		return err
 	}

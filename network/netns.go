@@ -66,7 +66,7 @@ func InNetns(path string, fn func() error) error {
 	if err != nil {
 		return err
 	}
-	defer ns.Close() //nolint:errcheck // read only
+	defer ns.Close()
 	return inNetns(ns, fn)
 }
 

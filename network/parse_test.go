@@ -54,7 +54,7 @@ func TestRoutesOfEveryKindAreReadAsALibraryReadsThem(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer h.Close() //nolint:errcheck // read only
+	defer h.Close()
 	s, err := h.Snapshot(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -18,7 +18,7 @@ import (
 
 // plugVolume gives a disk of the host to the VM, for as long as it lives.
 func (p *Pod) plugVolume(ctx context.Context, v *podVolume, b hypervisor.Block) (hypervisor.BlockAddress, error) {
-	defer b.File.Close() //nolint:errcheck // the VMM has its own descriptor
+	defer b.File.Close() // the VMM has its own descriptor
 	b.ID = "v-" + hash16(v.source)
 	addr, err := plugBlock(ctx, p.vm, b)
 	if err != nil {

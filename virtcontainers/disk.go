@@ -38,7 +38,7 @@ func (p *Pod) diskVolume(ctx context.Context, v *podVolume) (_ *agent.Storage, e
 	if err != nil {
 		return nil, err
 	}
-	defer dir.Close() //nolint:errcheck // nothing was written
+	defer dir.Close()
 	s, err := hostvolume.ShapeOf(dir)
 	if err != nil {
 		return nil, err
@@ -58,7 +58,7 @@ func (p *Pod) diskVolume(ctx context.Context, v *podVolume) (_ *agent.Storage, e
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // the VMM has its own descriptor
+	defer f.Close() // the VMM has its own descriptor
 	addr, err := plugBlock(ctx, p.vm, hypervisor.Block{ID: "v-" + hash16(v.source), File: f})
 	if err != nil {
 		return nil, fmt.Errorf("attach the disk of volume %s to vm %s: %w", v.source, p.vm.ID(), err)

@@ -448,7 +448,7 @@ func socketPair() (host, guest *net.UnixConn, err error) {
 	}
 	conn := func(fd int) (*net.UnixConn, error) {
 		f := os.NewFile(uintptr(fd), "pair")
-		defer f.Close() //nolint:errcheck // duplicated below
+		defer f.Close() // duplicated below
 		c, err := net.FileConn(f)
 		if err != nil {
 			return nil, err

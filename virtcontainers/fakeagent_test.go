@@ -41,7 +41,7 @@ type fakeAgent struct {
 	server *ttrpc.Server
 	wg     sync.WaitGroup
 	lis    *oneListener
-	ctx    context.Context //nolint:containedctx // of the guest
+	ctx    context.Context // of the guest
 	cancel context.CancelFunc
 
 	mu         sync.Mutex

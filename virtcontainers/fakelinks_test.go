@@ -95,7 +95,7 @@ func (g *guestNet) update(i *types.Interface, v *fakeVM) error {
 		have = have || m == mac
 	}
 	if !have {
-		return fmt.Errorf("Link not found: hardware address %s: %w", mac, errdefs.ErrNotFound) //nolint:staticcheck // the agent's words
+		return fmt.Errorf("Link not found: hardware address %s: %w", mac, errdefs.ErrNotFound) // the agent's words
 	}
 	words := []string{i.GetName(), mac}
 	for _, a := range i.GetIPAddresses() {

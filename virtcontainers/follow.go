@@ -128,7 +128,7 @@ func (p *Pod) refresh(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	defer source.Close() //nolint:errcheck // nothing was written
+	defer source.Close()
 	id, err := hostfs.IDOf(source)
 	if err != nil {
 		return err

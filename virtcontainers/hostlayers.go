@@ -96,7 +96,7 @@ func emptyUpper(p rootfs.Plan) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("upper directory: %w", err)
 	}
-	defer d.Close() //nolint:errcheck // only read
+	defer d.Close()
 	_, err = d.Readdirnames(1)
 	if errors.Is(err, io.EOF) {
 		return true, nil

@@ -10,7 +10,7 @@ import (
 
 // life owns a pod's goroutines: they get its context and are waited for in end.
 type life struct {
-	ctx    context.Context //nolint:containedctx // the lifetime that goroutines are handed
+	ctx    context.Context // the lifetime that goroutines are handed
 	cancel context.CancelCauseFunc
 
 	mu    sync.Mutex

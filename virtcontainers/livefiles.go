@@ -120,7 +120,7 @@ func (p *Pod) shareVolume(v *podVolume) (*agent.Storage, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // nothing was written
+	defer f.Close()
 	if err := hostfs.NotPseudo(f); err != nil {
 		return nil, err
 	}

@@ -265,9 +265,9 @@ func (p *Pod) Kill(ctx context.Context, containerID, execID string, sig uint32, 
 	case errdefs.IsUnavailable(err) && pr.toldByGuest(): // the process ended, then its VM, and the answer was lost with that
 		return nil
 	case errors.As(err, &dead): // NotFound lets a removal go on
-		return fmt.Errorf("%s has ended with its VM: %v: %w", pr.name(), dead, errdefs.ErrNotFound)
+		return fmt.Errorf("%s has ended with its VM: %v: %w", pr.name(), dead, errdefs.ErrNotFound) //nolint:errorlint // NotFound only
 	case errors.Is(err, answers.ErrProtocol): // which ends the VM
-		return fmt.Errorf("%s ends with its VM: %v: %w", pr.name(), err, errdefs.ErrNotFound)
+		return fmt.Errorf("%s ends with its VM: %v: %w", pr.name(), err, errdefs.ErrNotFound) //nolint:errorlint // NotFound only
 	}
 	return err
 }

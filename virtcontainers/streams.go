@@ -247,7 +247,7 @@ func (p *Pod) dialStream(ctx context.Context) (net.Conn, uint32, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	stop := context.AfterFunc(ctx, func() { conn.Close() }) //nolint:errcheck // ends the handshake
+	stop := context.AfterFunc(ctx, func() { conn.Close() }) // ends the handshake
 	err = announce(conn, n)
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
@@ -320,7 +320,7 @@ func (p *Pod) rpcStreams(life context.Context, w wanted, container, exec string)
 // rpcReader is an io.ReadCloser over ReadStdout or ReadStderr. It has a context because io.Reader
 // has none to pass.
 type rpcReader struct {
-	ctx             context.Context //nolint:containedctx // see above
+	ctx             context.Context // see above
 	cancel          context.CancelFunc
 	call            func(context.Context, *agent.ReadStreamRequest) (*agent.ReadStreamResponse, error)
 	container, exec string
@@ -383,7 +383,7 @@ func (r *rpcReader) Close() error {
 
 // rpcWriter is an io.WriteCloser over WriteStdin and CloseStdin.
 type rpcWriter struct {
-	ctx             context.Context //nolint:containedctx // io.Writer has none to pass
+	ctx             context.Context // io.Writer has none to pass
 	guest           streamGuest
 	container, exec string
 }

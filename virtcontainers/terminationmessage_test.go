@@ -76,7 +76,7 @@ func TestADiskThatIsThereIsMadeAnew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close() //nolint:errcheck // a test's
+	defer f.Close()
 	st, err := f.Stat()
 	if err != nil || st.Size() != 32<<20 || st.Mode().Perm() != 0o600 {
 		t.Errorf("the disk is %v, %v", st, err)

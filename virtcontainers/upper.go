@@ -63,7 +63,7 @@ func (p *Pod) upper(ctx context.Context, req ContainerRequest, u *undo.Stack) (r
 	if err != nil {
 		return rootfs.Upper{}, err
 	}
-	defer f.Close() //nolint:errcheck // the VMM has its own descriptor
+	defer f.Close() // the VMM has its own descriptor
 	b := upperBlock(req.ID, f)
 	addr, err := plugBlock(ctx, p.vm, b)
 	if err != nil {

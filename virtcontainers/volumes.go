@@ -241,7 +241,7 @@ func (p *Pod) copyIn(ctx context.Context, c request.Copy, m mountPlan) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close() //nolint:errcheck // nothing was written
+	defer f.Close()
 	return copytree.Copy(ctx, f, p.target(c.Guest))
 }
 
@@ -318,7 +318,7 @@ func (p *Pod) fromSource(ctx context.Context, v *podVolume) error {
 	if err != nil {
 		return err
 	}
-	defer source.Close() //nolint:errcheck // nothing was written
+	defer source.Close()
 	switch v.kind {
 	case volume.Updated:
 		return p.follow(ctx, v, source)

@@ -79,7 +79,7 @@ func TestReopenTakesOnlyFiles(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer f.Close() //nolint:gocritic // two
+		defer f.Close() // two
 		if p == at("p") {
 			if _, err := Reopen(f); !errdefs.IsFailedPrecondition(err) {
 				t.Errorf("Reopen of a pipe = %v", err)

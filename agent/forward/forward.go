@@ -58,7 +58,7 @@ func (s *Server) Serve(l net.Listener) error {
 			return err
 		}
 		s.wg.Go(func() {
-			defer c.Close() //nolint:errcheck // it is over
+			defer c.Close()
 			defer context.AfterFunc(s.life, func() { _ = c.Close() })()
 			s.forward(c)
 		})
@@ -76,7 +76,7 @@ func (s *Server) forward(c net.Conn) {
 	if service == nil {
 		return
 	}
-	defer service.Close() //nolint:errcheck // it is over
+	defer service.Close()
 	defer context.AfterFunc(s.life, func() { _ = service.Close() })()
 	if err != nil {
 		return

@@ -130,7 +130,7 @@ func TestStoragesStayInTheirPlace(t *testing.T) {
 func TestHooksAndNames(t *testing.T) {
 	h := []specs.Hook{{Path: "/bin/true"}}
 	for _, hooks := range []*specs.Hooks{
-		{Prestart: h}, {CreateRuntime: h}, {CreateContainer: h}, {StartContainer: h}, {Poststart: h}, {Poststop: h}, //nolint:staticcheck // all
+		{Prestart: h}, {CreateRuntime: h}, {CreateContainer: h}, {StartContainer: h}, {Poststart: h}, {Poststop: h}, // all
 	} {
 		if err := Hooks(hooks); !errdefs.IsNotImplemented(err) {
 			t.Errorf("Hooks(%+v) = %v", hooks, err)

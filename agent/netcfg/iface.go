@@ -161,7 +161,7 @@ func (n *Net) waitLink(ctx context.Context, mac net.HardwareAddr) (netlink.Link,
 	}
 	defer func() {
 		close(done)
-		for range updates { //nolint:revive // until the subscription's goroutine has ended
+		for range updates { // until the subscription's goroutine has ended
 		}
 	}()
 	timer := time.NewTimer(n.wait)
@@ -199,5 +199,5 @@ func (n *Net) linkByMAC(ctx context.Context, mac net.HardwareAddr) (netlink.Link
 			return l, nil
 		}
 	}
-	return nil, nil //nolint:nilnil // documented
+	return nil, nil // documented
 }

@@ -68,8 +68,12 @@ func checkSealed() error {
 		return err
 	}
 	defer self.Close()
-	if got, err := unix.FcntlInt(self.Fd(), unix.F_GET_SEALS, 0); err != nil || got != 0xf {
-		return fmt.Errorf("seals of the runtime: %#x, %v", got, err)
+	got, err := unix.FcntlInt(self.Fd(), unix.F_GET_SEALS, 0)
+	if err != nil {
+		return fmt.Errorf("seals of the runtime: %w", err)
+	}
+	if got != 0xf {
+		return fmt.Errorf("seals of the runtime: %#x", got)
 	}
 	return nil
 }
@@ -190,6 +194,7 @@ func container(t *testing.T, dir, id string, terminal bool, args ...string) (Con
 }
 
 func within(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	t.Cleanup(cancel)
 	return ctx

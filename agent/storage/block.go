@@ -88,7 +88,7 @@ func checkImage(path string, size int64) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	if _, err = super.Check(f, size); err != nil {
 		return invalid(err)
 	}

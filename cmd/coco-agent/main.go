@@ -39,7 +39,7 @@ func main() {
 		debug.FreeOSMemory() // what the boot has left
 	})
 	if os.Getpid() != 1 {
-		os.Stderr.WriteString("coco-agent is the first process of a guest and does nothing elsewhere\n")
+		_, _ = os.Stderr.WriteString("coco-agent is the first process of a guest and does nothing elsewhere\n")
 		os.Exit(2)
 	}
 	runInit()

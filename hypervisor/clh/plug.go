@@ -95,7 +95,7 @@ func (m *machine) withPlace(link string, b hypervisor.Block, fn func(path string
 		if file, err = os.Open(path); err != nil {
 			return err
 		}
-		defer file.Close() //nolint:errcheck // nothing is written by it
+		defer file.Close()
 		return show()
 	})
 }

@@ -91,7 +91,10 @@ func sectors(t *testing.T) *os.File {
 }
 
 func TestRealContract(t *testing.T) {
-	hypervisortest.Contract(t, "hello\n", func(t *testing.T) hypervisor.VM { return realVM(t, "serve") })
+	hypervisortest.Contract(t, "hello\n", func(t *testing.T) hypervisor.VM {
+		t.Helper()
+		return realVM(t, "serve")
+	})
 }
 
 func TestRealDeathsAreExplained(t *testing.T) {

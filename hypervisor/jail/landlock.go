@@ -160,7 +160,7 @@ func (s Spec) restrict(version int, files []int) error {
 	if errno != 0 {
 		return fmt.Errorf("make a ruleset: %w", errno)
 	}
-	defer unix.Close(int(ruleset)) //nolint:errcheck // nothing was written
+	defer unix.Close(int(ruleset))
 	if attr.Handled_access_fs != 0 {
 		rules, err := s.landlockRules(files)
 		if err != nil {
@@ -185,7 +185,7 @@ func (r landlockRule) add(ruleset uintptr) error {
 		if err != nil {
 			return fmt.Errorf("open %s: %w", name, err)
 		}
-		defer unix.Close(fd) //nolint:errcheck // nothing was written
+		defer unix.Close(fd)
 		r.fd = fd
 	}
 	var st unix.Stat_t

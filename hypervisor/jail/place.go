@@ -23,7 +23,7 @@ func Place(ns, file *os.File, name string, readOnly bool) error {
 	if err != nil {
 		return &fs.PathError{Op: "open_tree", Path: file.Name(), Err: err}
 	}
-	defer unix.Close(tree) //nolint:errcheck // nothing was written
+	defer unix.Close(tree)
 	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC, Propagation: unix.MS_PRIVATE}
 	if readOnly {
 		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY

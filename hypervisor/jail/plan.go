@@ -191,7 +191,7 @@ func (p *Plan) loader() error {
 	}
 	if err != nil {
 		if path, err = interpreter("/bin/sh"); err != nil || path == "" {
-			return nil //nolint:nilerr // nothing to replace
+			return nil // nothing to replace
 		}
 	}
 	if path, err = filepath.EvalSymlinks(path); err != nil {
@@ -219,7 +219,7 @@ func interpreter(program string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	h := make([]byte, headerSize)
 	if _, err := f.ReadAt(h, 0); err != nil || !bytes.HasPrefix(h, []byte("\x7fELF\x02\x01")) {
 		return "", fmt.Errorf("%s is no ELF program", program)

@@ -55,9 +55,9 @@ func probe(abstract, port string) {
 			return unix.Connect(fd, &unix.SockaddrUnix{Name: abstract})
 		}),
 	} {
-		errno, ok := err.(unix.Errno)
+		var errno unix.Errno
 		switch {
-		case ok:
+		case errors.As(err, &errno):
 			out[name] = unix.ErrnoName(errno)
 		case err != nil:
 			out[name] = err.Error()

@@ -113,7 +113,7 @@ func Start(ctx context.Context, opts Options) (*Process, error) {
 		return nil, fmt.Errorf("start launcher: %w", err)
 	}
 	p := &Process{
-		cmd:     exec.Command(exe, Arg), //nolint:noctx // outlives every request; ended by Kill
+		cmd:     exec.Command(exe, Arg), // outlives every request; ended by Kill
 		jail:    opts.Jail,
 		control: control,
 		stderr:  &tail{},
@@ -178,7 +178,7 @@ func (p *Process) fork(path string) error {
 		if err != nil {
 			return fmt.Errorf("open network namespace %s: %w", path, err)
 		}
-		defer unix.Close(ns) //nolint:errcheck // nothing was written
+		defer unix.Close(ns)
 		if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("enter network namespace %s: %w", path, err)
 		}

@@ -26,7 +26,7 @@ func SEVStatus() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer unix.Close(fd) //nolint:errcheck // nothing was written
+	defer unix.Close(fd)
 	status := make([]byte, snpStatusSize)
 	var pin runtime.Pinner
 	pin.Pin(&status[0])

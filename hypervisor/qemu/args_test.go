@@ -51,6 +51,7 @@ func firmware(t *testing.T, size int64) *os.File {
 }
 
 func snpSpec(t *testing.T) hypervisor.VMSpec {
+	t.Helper()
 	s := plainSpec()
 	s.TEE, s.Accel, s.CPU.Model = hypervisor.TEESNP, hypervisor.AccelKVM, "EPYC-v4"
 	s.Boot.Firmware = firmware(t, 4<<20)
@@ -59,6 +60,7 @@ func snpSpec(t *testing.T) hypervisor.VMSpec {
 }
 
 func tdxSpec(t *testing.T) hypervisor.VMSpec {
+	t.Helper()
 	s := plainSpec()
 	s.TEE, s.Accel = hypervisor.TEETDX, hypervisor.AccelKVM
 	s.Boot.Firmware = firmware(t, 4<<20)

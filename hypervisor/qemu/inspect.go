@@ -41,7 +41,7 @@ func ask(ctx context.Context, path string, questions func(context.Context, *qmp.
 	if err != nil {
 		return err
 	}
-	defer conn.Close() //nolint:errcheck // the client does
+	defer conn.Close() // the client does
 	var stderr strings.Builder
 	cmd := exec.CommandContext(ctx, path, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "none",
 		"-chardev", fmt.Sprintf("socket,id=control,fd=%d", firstFD), "-mon", "chardev=control,mode=control")

@@ -41,6 +41,7 @@ func binaryPath(t *testing.T, name string, need testvm.Cap) string {
 
 // everySpec is a spec for every branch of Build.
 func everySpec(t *testing.T) map[string]hypervisor.VMSpec {
+	t.Helper()
 	specs := map[string]hypervisor.VMSpec{
 		"plain": plainSpec(), "snp": snpSpec(t), "snp anonymous": snpSpec(t), "tdx vsock": tdxSpec(t), "tdx unix": tdxSpec(t), "tdx without quotes": tdxSpec(t),
 	}
@@ -110,7 +111,7 @@ func TestEveryQEMUHasWhatTheDriverEmits(t *testing.T) {
 // oracle answers what a QEMU binary has.
 type oracle struct {
 	t              *testing.T
-	ctx            context.Context //nolint:containedctx // of one test
+	ctx            context.Context // of one test
 	c              *qmp.Client
 	help           string
 	where          string

@@ -24,6 +24,7 @@ import (
 
 // driverFor is the driver as the shim makes it, on a host that claims to have KVM.
 func driverFor(t *testing.T, path string) *Driver {
+	t.Helper()
 	d := New(Options{Path: path, Precheck: bootfiles.Precheck(configs.TypeQEMU)})
 	d.kvmUsable = func() error { return nil }
 	return d

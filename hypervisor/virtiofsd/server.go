@@ -89,12 +89,12 @@ func (s *Server) start(ctx context.Context, d Daemon, proc hypervisor.Process) (
 	if err != nil {
 		return nil, err
 	}
-	defer dir.Close() //nolint:errcheck // read only
+	defer dir.Close()
 	listener, err := newSocket("listener")
 	if err != nil {
 		return nil, err
 	}
-	defer listener.Close() //nolint:errcheck // the process has its own, and with its end our connection ends
+	defer listener.Close() // the process has its own, and with its end our connection ends
 	socket, err = newSocket("virtiofsd")
 	if err != nil {
 		return nil, err
@@ -197,7 +197,7 @@ func (s *Server) share(source *os.File, name string, readOnly bool) error {
 		return os.NewSyscallError("open_tree", err)
 	}
 	tree := os.NewFile(uintptr(fd), source.Name())
-	defer tree.Close() //nolint:errcheck // only a reference
+	defer tree.Close() // only a reference
 	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOSUID, Propagation: unix.MS_PRIVATE}
 	if readOnly {
 		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY

@@ -231,7 +231,7 @@ func (f rawFile) Read(p []byte) (int, error) {
 	for {
 		n, err := unix.Read(int(f), p)
 		switch {
-		case err == unix.EINTR: //nolint:errorlint // a plain errno
+		case err == unix.EINTR:
 			continue
 		case err != nil:
 			return 0, err

@@ -29,7 +29,7 @@ func TestE2fsckFindsNothing(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer f.Close() //nolint:errcheck // a test's
+			defer f.Close()
 			if err := errors.Join(f.Truncate(int64(size)), Format(f, Options{Bytes: size, ID: [16]byte{1, 2, 3, 15: 9}, Seed: [16]byte{7}, Mode: 0o2777, Time: 1e9})); err != nil {
 				t.Fatal(err)
 			}

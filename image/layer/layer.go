@@ -203,7 +203,7 @@ func (c *Cache) build(ctx context.Context, s Source, publish func(*Layer) error)
 	if err != nil {
 		return nil, err
 	}
-	defer in.close()
+	defer in.close() //nolint:errcheck // only read
 	tmp, err := c.newTemp()
 	if err != nil {
 		return nil, fmt.Errorf("layer %s: %w", s, err)

@@ -43,7 +43,7 @@ func TestTheCacheIsListedAndKeptWithinItsBound(t *testing.T) {
 		}
 	}
 	used := open(t, c, Source{Kind: Dir, Path: paths[1]})
-	defer used.Close() //nolint:errcheck // closed below
+	defer used.Close() // closed below
 	if err := os.RemoveAll(paths[3]); err != nil {
 		t.Fatal(err)
 	}

@@ -62,7 +62,10 @@ func waitLock(ctx context.Context, f *os.File) error {
 		}
 		return err
 	case <-ctx.Done():
-		go func() { <-done; f.Close() }()
+		go func() {
+			<-done //nolint:errcheck // nobody wants the lock any more
+			f.Close()
+		}()
 		return ctx.Err()
 	}
 }

@@ -73,9 +73,13 @@ func tryVM(dev string) error {
 	if err != nil {
 		return fmt.Errorf("open /dev/kvm: %w: run as root or join the group kvm", err)
 	}
-	defer unix.Close(fd) //nolint:errcheck // nothing was written
-	if v, err := unix.IoctlRetInt(fd, getAPIVersion); err != nil || v != apiVersion {
-		return fmt.Errorf("/dev/kvm speaks API version %d (%v), not %d", v, err, apiVersion)
+	defer unix.Close(fd)
+	v, err := unix.IoctlRetInt(fd, getAPIVersion)
+	if err != nil {
+		return fmt.Errorf("ask /dev/kvm for its API version: %w", err)
+	}
+	if v != apiVersion {
+		return fmt.Errorf("/dev/kvm speaks API version %d, not %d", v, apiVersion)
 	}
 	vm, err := unix.IoctlRetInt(fd, createVM)
 	if err != nil {

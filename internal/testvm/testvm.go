@@ -91,7 +91,7 @@ func Unpacked(thing, program string) string {
 
 // RepoRoot is the root of this repository's work tree.
 func RepoRoot() string {
-	_, file, _, _ := runtime.Caller(0) //nolint:dogsled // only the file matters
+	_, file, _, _ := runtime.Caller(0) // only the file matters
 	if dir := filepath.Dir(filepath.Dir(filepath.Dir(file))); filepath.IsAbs(dir) {
 		return dir
 	}

@@ -76,7 +76,7 @@ func Parse(b []byte) (Fields, error) {
 		}
 		b = b[size:]
 		var f Field
-		switch kind { //nolint:exhaustive // see default
+		switch kind { // see default
 		case protowire.VarintType:
 			f.Number, size = protowire.ConsumeVarint(b)
 		case protowire.BytesType:

@@ -31,7 +31,10 @@ const hopeless = 8
 
 // Bound starts to count, for an input of so many bytes. The function that it returns fails the test if the work since
 // then, on this goroutine, was more than such an input may cost.
-func Bound(t testing.TB, size int) func() { return Times(t, size, 1) }
+func Bound(t testing.TB, size int) func() {
+	t.Helper()
+	return Times(t, size, 1)
+}
 
 // Times is Bound with limits that are a multiple: for targets that run a decoder often, or a second one to compare with.
 func Times(t testing.TB, size, factor int) func() {

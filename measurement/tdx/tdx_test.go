@@ -59,6 +59,7 @@ func profile(t testing.TB, s string) tdx.Profile {
 func content(s string) tdx.Content { return tdx.Content{Data: []byte(s)} }
 
 func description(t testing.TB, p string) tdx.Description {
+	t.Helper()
 	d := tdx.Description{
 		Profile: profile(t, p), Firmware: image(t, emptyCFV(t)), Memory: 2 << 30,
 		ACPI:   &tdx.ACPI{Loader: content("loader"), RSDP: content("rsdp"), Tables: content("tables")},

@@ -78,7 +78,7 @@ func listener(family int, addr unix.Sockaddr) (*net.TCPListener, error) {
 		return nil, fmt.Errorf("socket: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), "localhost") //nolint:gosec // a descriptor
-	defer f.Close()                           //nolint:errcheck // FileListener has a copy
+	defer f.Close()                           // FileListener has a copy
 	if family == unix.AF_INET6 {
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
 			return nil, fmt.Errorf("socket: %w", err)
@@ -139,7 +139,7 @@ func (g *Gate) Close() error {
 
 // pass leads one connection through. One that nobody takes at the other end is reset.
 func pass(ctx context.Context, c *net.TCPConn, dial Dial) {
-	defer c.Close() //nolint:errcheck // it is over
+	defer c.Close()
 	port, err := meant(c)
 	var far net.Conn
 	if err == nil {

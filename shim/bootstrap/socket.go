@@ -74,7 +74,7 @@ func listen(address string) (*net.UnixListener, error) {
 
 // isServed reports whether a process accepts connections at the address.
 func isServed(address string) bool {
-	conn, err := net.DialTimeout("unix", strings.TrimPrefix(address, scheme), probeTimeout) //nolint:noctx // local, bounded
+	conn, err := net.DialTimeout("unix", strings.TrimPrefix(address, scheme), probeTimeout) // local, bounded
 	if err != nil {
 		return false
 	}

@@ -138,7 +138,7 @@ func serveCommand(p Params, dir bundle.Dir, exe string) *exec.Cmd {
 	if p.Debug {
 		args = append(args, "-debug")
 	}
-	cmd := exec.Command(exe, args...) //nolint:gosec,noctx // ourselves; it outlives this call
+	cmd := exec.Command(exe, args...) //nolint:gosec // ourselves; it outlives this call
 	cmd.Dir = string(dir)
 	cmd.Env = []string{envTTRPCAddress + "=" + p.TTRPCAddress}
 	for _, e := range os.Environ() {

@@ -85,7 +85,7 @@ func Open(ctx context.Context, cfg Config) (_ *Relay, err error) {
 	r := &Relay{log: cfg.Log, drained: make(chan struct{})}
 	defer func() {
 		if err != nil {
-			r.closePlaces()
+			_ = r.closePlaces() // err says why nothing will use them
 		}
 	}()
 	wantIn, wantOut, wantErr := cfg.Wants()

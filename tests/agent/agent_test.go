@@ -79,6 +79,7 @@ func TestHostComesAndGoes(t *testing.T) {
 
 // dialSocket connects to QEMU's socket, as soon as there is one, and to the agent behind it.
 func (v *vm) dialSocket(t *testing.T, sock string, limit time.Duration) error {
+	t.Helper()
 	var c net.Conn
 	var err error
 	for end := time.Now().Add(bootDeadline); time.Now().Before(end); {

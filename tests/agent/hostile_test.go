@@ -45,6 +45,7 @@ func TestHostileHost(t *testing.T) {
 }
 
 func (v *vm) link(t *testing.T, name, target string) error {
+	t.Helper()
 	_, err := v.agent.CopyFile(within(t, 20*time.Second), &pb.CopyFileRequest{
 		Path: shared + name, FileMode: unix.S_IFLNK | 0o777, DirMode: 0o755, Data: []byte(target),
 	})

@@ -34,6 +34,7 @@ type disks struct {
 }
 
 func newDisks(t *testing.T) *disks {
+	t.Helper()
 	c, err := layer.New(filepath.Join(t.TempDir(), "layers"))
 	if err != nil {
 		t.Fatal(err)
@@ -86,6 +87,7 @@ func (d *disks) drive(content []byte, device string) int {
 
 // bottom is a root file system around busybox.
 func bottom(t *testing.T) string {
+	t.Helper()
 	dir := t.TempDir()
 	testvm.Need(t, testvm.Busybox)
 	path, err := exec.LookPath("busybox")
@@ -116,6 +118,7 @@ func bottom(t *testing.T) string {
 
 // top changes the bottom in every way that a layer can.
 func top(t *testing.T) string {
+	t.Helper()
 	dir := t.TempDir()
 	for _, sub := range []string{"etc", "hidden"} {
 		if err := os.Mkdir(filepath.Join(dir, sub), 0o755); err != nil {

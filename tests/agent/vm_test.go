@@ -152,6 +152,7 @@ func (v *vm) connect(t *testing.T, channel net.Conn) {
 }
 
 func (v *vm) session(t *testing.T, channel net.Conn, limit time.Duration) error {
+	t.Helper()
 	v.dialer = portmux.NewDialer(channel)
 	conn, err := v.dialer.Dial(within(t, limit), contract.PortAgent)
 	if err != nil {
@@ -193,6 +194,7 @@ func (v *vm) log() string {
 }
 
 func within(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	t.Cleanup(cancel)
 	return ctx

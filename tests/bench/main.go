@@ -9,6 +9,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -175,7 +176,7 @@ func (b *bench) id() string {
 func (b *bench) ctr(ctx context.Context, args ...string) (harness.Result, error) {
 	r := b.daemon.Ctr(ctx, args...)
 	if r.Err != nil || r.Code != 0 {
-		return r, fmt.Errorf("ctr %s: exit %d, %v: %s", strings.Join(args, " "), r.Code, r.Err, r.Stderr)
+		return r, fmt.Errorf("ctr %s: exit %d: %w", strings.Join(args, " "), r.Code, errors.Join(r.Err, errors.New(r.Stderr)))
 	}
 	return r, nil
 }

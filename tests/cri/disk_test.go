@@ -67,7 +67,7 @@ func countIn(p *pod, name, text string) (n int) {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	for at := int64(0); ; {
 		from, err := f.Seek(at, 3) // SEEK_DATA
 		if err != nil {

@@ -47,7 +47,10 @@ func podConfig(t *testing.T, change ...func(*runtime.PodSandboxConfig)) *runtime
 }
 
 // unstarted is a pod on the node that was not made.
-func unstarted(t *testing.T) *pod { return &pod{t: t, node: node(t), config: podConfig(t)} }
+func unstarted(t *testing.T) *pod {
+	t.Helper()
+	return &pod{t: t, node: node(t), config: podConfig(t)}
+}
 
 // runPod starts a pod, which ends with the test.
 func runPod(t *testing.T, change ...func(*runtime.PodSandboxConfig)) *pod {

@@ -42,7 +42,7 @@ func run(w io.Writer, out string, files []string) error {
 			return err
 		}
 		err = r.read(f)
-		f.Close() //nolint:errcheck // it was only read
+		f.Close()
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}

@@ -147,7 +147,7 @@ func (c *CRI) awaitCRI(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("CRI of containerd %s is not ready: %w, %v, %v; see %s", c.Version, ctx.Err(), err, s, c.Log())
+			return fmt.Errorf("CRI of containerd %s is not ready: %w, %v; see %s", c.Version, errors.Join(ctx.Err(), err), s, c.Log())
 		case <-time.After(50 * time.Millisecond):
 		}
 	}

@@ -16,7 +16,7 @@ func Get(url string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer r.Body.Close() //nolint:errcheck // read
+	defer r.Body.Close()
 	b, err := io.ReadAll(r.Body)
 	return string(b), err
 }

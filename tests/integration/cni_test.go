@@ -37,7 +37,7 @@ func cniCommand(ctx context.Context, t *testing.T, d *harness.Daemon, args ...st
 	cmd := exec.CommandContext(ctx, "unshare", append([]string{"-m", "sh", "-c", script, "sh", filepath.Join(dir, "conf")}, ctr.Args...)...)
 	cmd.Args[6] = filepath.Join(dir, "conf")
 	cmd.Env = ctr.Env
-	t.Cleanup(func() { _ = exec.Command("ip", "link", "del", cniBridge).Run() }) //nolint:usetesting // after the test
+	t.Cleanup(func() { _ = exec.Command("ip", "link", "del", cniBridge).Run() }) // after the test, without its context
 	return cmd
 }
 

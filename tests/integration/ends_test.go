@@ -57,7 +57,7 @@ func TestASignalForAllAndTheEndOfAVM(t *testing.T) {
 			if pidfd, err = unix.PidfdOpen(vmm, 0); err != nil {
 				t.Fatal(err)
 			}
-			defer unix.Close(pidfd) //nolint:errcheck // of a process that is gone
+			defer unix.Close(pidfd)
 		}
 		must(t, d, "task", "kill", "-s", "SIGKILL", "-a", id)
 		if runtime == harness.Runtime {
@@ -100,7 +100,7 @@ ip -n NS rule add from 10.233.5.3 table 100; ip -n NS route add default via 10.2
 		t.Fatalf("%v: %s", err, out)
 	}
 	t.Cleanup(func() {
-		if out, err := exec.Command("sh", "-c", "ip netns del "+ns+"; ip link del "+peer+" 2>/dev/null || true").CombinedOutput(); err != nil { //nolint:usetesting // after the test
+		if out, err := exec.Command("sh", "-c", "ip netns del "+ns+"; ip link del "+peer+" 2>/dev/null || true").CombinedOutput(); err != nil { // after the test, without its context
 			t.Errorf("%v: %s", err, out)
 		}
 	})

@@ -285,7 +285,7 @@ func TestASelectionOfTheConformanceSuite(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer log.Close() //nolint:errcheck // a log
+	defer log.Close()
 	specs, err := n.E2E(t.Context(), strings.Join(selection, "|"), `\[Serial\]|\[Disruptive\]`, 2, log)
 	if err != nil {
 		t.Fatal(err)

@@ -220,7 +220,7 @@ func memory(t *testing.T, n *kube.Node, pod string) (shim, vmm int) {
 		if m == nil {
 			t.Fatalf("process %d has no Rss", pid)
 		}
-		kb, _ := strconv.Atoi(m[1]) //nolint:errcheck // digits
+		kb, _ := strconv.Atoi(m[1]) // digits
 		return (kb + 1023) / 1024
 	}
 	return rss(s), rss(v)

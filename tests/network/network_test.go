@@ -42,7 +42,7 @@ func TestPodNetworkReachesTheGuest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer h.Close() //nolint:errcheck // test
+	defer h.Close()
 	s, err := h.Snapshot(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -103,13 +103,13 @@ func TestPodNetworkReachesTheGuest(t *testing.T) {
 func refused(ctx context.Context, netns, to string, size int) error {
 	var conn net.Conn
 	err := network.InNetns(netns, func() (err error) {
-		conn, err = net.Dial("udp", net.JoinHostPort(to, "9")) //nolint:noctx // does not block
+		conn, err = net.Dial("udp", net.JoinHostPort(to, "9")) // does not block
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	defer conn.Close() //nolint:errcheck // test
+	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })
 	defer stop()
 	if _, err := conn.Write(make([]byte, size)); err != nil {
@@ -161,7 +161,7 @@ func run(t *testing.T, netns, pod string, cmds ...string) {
 					words[i] = pod
 				}
 			}
-			if out, err := exec.Command(words[0], words[1:]...).CombinedOutput(); err != nil { //nolint:gosec,noctx // fixed words, ends at once
+			if out, err := exec.Command(words[0], words[1:]...).CombinedOutput(); err != nil { //nolint:gosec // fixed words, ends at once
 				return fmt.Errorf("%s: %w: %s", c, err, out)
 			}
 		}
@@ -199,7 +199,7 @@ func boot(ctx context.Context, t *testing.T, nics []network.NIC) pb.AgentService
 			"-device", fmt.Sprintf("virtio-net-pci,netdev=n%d,mac=%s,host_mtu=%d,romfile=", i, n.MAC, n.MTU))
 	}
 	var console bytes.Buffer
-	cmd := exec.Command("qemu-system-x86_64", args...) //nolint:gosec,noctx // killed below
+	cmd := exec.Command("qemu-system-x86_64", args...) //nolint:gosec // killed below
 	cmd.ExtraFiles, cmd.Stdout, cmd.Stderr = files, &console, &console
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	if err := errors.Join(cmd.Start(), theirs.Close()); err != nil {

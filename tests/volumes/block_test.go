@@ -36,7 +36,7 @@ func loop(t *testing.T, size int64) (dev, file string) {
 	}
 	dev = strings.TrimSpace(string(out))
 	t.Cleanup(func() {
-		if out, err := exec.Command("losetup", "-d", dev).CombinedOutput(); err != nil { //nolint:noctx // the test's has ended
+		if out, err := exec.Command("losetup", "-d", dev).CombinedOutput(); err != nil { // the test's has ended
 			t.Errorf("losetup -d: %v: %s", err, out)
 		}
 	})
@@ -77,7 +77,7 @@ func TestRawBlockVolumes(t *testing.T) {
 	}
 	f, err := os.Open(dev)
 	must(t, err)
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	block := make([]byte, 512)
 	_, err = f.ReadAt(block, 3*512)
 	must(t, err)

@@ -92,6 +92,7 @@ func TestNothingOfAContainerIsInAHostFile(t *testing.T) {
 // bigWrite is what a container writes to its root file system: more than guest memory of the default size
 // has room for. COCO_WRITE_MIB=1024 (make big-write) is what an installation of packages writes.
 func bigWrite(t *testing.T) int64 {
+	t.Helper()
 	if s := os.Getenv("COCO_WRITE_MIB"); s != "" {
 		n, err := strconv.ParseInt(s, 10, 32)
 		must(t, err)
@@ -114,7 +115,7 @@ func (p *pod) testBigWrite(canary string) {
 		t.Fatalf("the VMM has %d disks of writable layers open, want 1", len(disks))
 	}
 	name := disks[0].Name()
-	defer disks[0].Close() //nolint:errcheck // read only
+	defer disks[0].Close()
 	if code := done(); code != 0 || out.String() != fmt.Sprintf("1\n16\n%d\n4000\n", n<<20) {
 		t.Errorf("%d MiB written to the writable layer: exit %d, %q", n, code, out)
 	}
@@ -152,11 +153,12 @@ func (p *pod) scratchDisks() (out []*os.File) {
 
 // sparse looks for text in the parts of a large file that are there.
 func sparse(t *testing.T, name, text string) error {
+	t.Helper()
 	f, err := os.Open(name)
 	if err != nil {
 		return err
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	for at := int64(0); ; {
 		from, err := f.Seek(at, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) {

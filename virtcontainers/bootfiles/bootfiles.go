@@ -171,7 +171,7 @@ func hash(ctx context.Context, f *os.File) ([sha256.Size]byte, error) {
 
 // reader reads a file from its start, without its offset, until the context ends.
 type reader struct {
-	ctx context.Context //nolint:containedctx // lives as long as one call
+	ctx context.Context // lives as long as one call
 	f   *os.File
 	at  int64
 }

@@ -29,7 +29,7 @@ func file(t *testing.T, b []byte) *os.File {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { f.Close() }) //nolint:errcheck // read only
+	t.Cleanup(func() { f.Close() })
 	return f
 }
 

@@ -161,7 +161,7 @@ func join(leaf string, pid int) error {
 // cannot enter a group that has no CPU.
 func inheritCpuset(leaf string) error {
 	if _, err := os.Stat(filepath.Join(leaf, "cpuset.cpus")); err != nil {
-		return nil //nolint:nilerr // not a v1 cpuset
+		return nil // not a v1 cpuset
 	}
 	if _, err := os.Stat(filepath.Join(leaf, "cgroup.controllers")); err == nil {
 		return nil // v2 inherits by itself

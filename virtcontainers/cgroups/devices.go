@@ -103,12 +103,12 @@ func limitV2(group string, allowed []device, disks bool) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(dir) //nolint:errcheck // nothing was written
+	defer unix.Close(dir)
 	program, err := loadProgram(deviceProgram(allowed, disks))
 	if err != nil {
 		return err
 	}
-	defer unix.Close(program) //nolint:errcheck // the group holds it
+	defer unix.Close(program) // the group holds it
 	attr := struct{ target, program, kind, flags uint32 }{
 		uint32(dir), uint32(program), unix.BPF_CGROUP_DEVICE, unix.BPF_F_ALLOW_MULTI, //nolint:gosec // descriptors
 	}

@@ -85,7 +85,7 @@ func copyTo(t *testing.T, g *guest, source string, limit uint64) error {
 	t.Helper()
 	f, err := hostfs.OpenSource(source, true)
 	must(t, err)
-	defer f.Close() //nolint:errcheck // a test's
+	defer f.Close()
 	return Copy(t.Context(), f, Target{Sink: g, Guest: "/g/x", LimitMiB: limit, Removes: true, RawNames: true})
 }
 
@@ -142,7 +142,7 @@ func TestWhatIsRefusedIsRefusedBeforeAnythingIsSent(t *testing.T) {
 	}
 	l, err := net.Listen("unix", filepath.Join(dir, "sock"))
 	must(t, err)
-	defer l.Close() //nolint:errcheck // a test's
+	defer l.Close()
 	must(t, os.Mkdir(filepath.Join(dir, "pipes"), 0o755))
 	must(t, unix.Mkfifo(filepath.Join(dir, "pipes", "a\nb"), 0o600))
 	for _, tt := range []struct {
@@ -236,7 +236,7 @@ func TestATreeThatNeverRestsIsRefused(t *testing.T) {
 	}
 	f, err := hostfs.OpenSource(src, true)
 	must(t, err)
-	defer f.Close() //nolint:errcheck // a test's
+	defer f.Close()
 	err = (&Mirror{}).Sync(t.Context(), f, Target{Sink: &guest{}, Guest: "/g", LimitMiB: 1}, View{Skip: skip})
 	if !errors.Is(err, ErrChanged) || !errdefs.IsFailedPrecondition(err) || surveys != tries {
 		t.Errorf("Sync() = %v after %d looks, want ErrChanged after %d", err, surveys, tries)
@@ -272,7 +272,7 @@ func TestNamesOfAnyBytes(t *testing.T) {
 	}
 	f, err := hostfs.OpenSource(src, false)
 	must(t, err)
-	defer f.Close() //nolint:errcheck // a test's
+	defer f.Close()
 	err = Copy(t.Context(), f, Target{Sink: &guest{}, Guest: "/g/x", LimitMiB: 1})
 	if err == nil || !utf8.ValidString(err.Error()) || !strings.Contains(err.Error(), `is not UTF-8`) || !strings.Contains(err.Error(), `\x`) {
 		t.Errorf("with an agent that takes UTF-8 only: %v", err)
@@ -293,7 +293,7 @@ func TestADepthThatTheGuestCannotHaveIsRefused(t *testing.T) {
 	}
 	f, err := hostfs.OpenSource(src, false)
 	must(t, err)
-	defer f.Close() //nolint:errcheck // a test's
+	defer f.Close()
 	err = Copy(t.Context(), f, Target{Sink: &guest{}, Guest: "/" + strings.Repeat("g", 400), LimitMiB: 1})
 	if err == nil || !strings.Contains(err.Error(), "more than 4095") {
 		t.Errorf("Copy() = %.300v", err)
@@ -325,7 +325,7 @@ func TestUpdatesAreInOrder(t *testing.T) {
 		t.Helper()
 		f, err := hostfs.OpenSource(dir, true)
 		must(t, err)
-		defer f.Close() //nolint:errcheck // a test's
+		defer f.Close()
 		sent, removed = nil, nil
 		must(t, m.Sync(t.Context(), f, to, View{Skip: skip, OneFS: true}))
 		if d := cmp.Diff([]string{wantSent, wantRemoved}, []string{strings.Join(sent, " "), strings.Join(removed, " ")}); d != "" {
@@ -380,7 +380,7 @@ func TestMountsBelowASource(t *testing.T) {
 	}
 	f, err := hostfs.OpenSource(src, true)
 	must(t, err)
-	defer f.Close() //nolint:errcheck // a test's
+	defer f.Close()
 	if err := (&Mirror{}).Sync(t.Context(), f, Target{Sink: &guest{}, Guest: "/g", LimitMiB: 1}, View{OneFS: true}); err == nil {
 		t.Error("a volume with a mount below it was copied")
 	}

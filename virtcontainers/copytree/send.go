@@ -93,7 +93,7 @@ func (to Target) sendFile(ctx context.Context, source *os.File, e Entry, v View)
 	if err != nil {
 		return err
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	buf := make([]byte, min(e.Stat.Size, chunk))
 	for offset := int64(0); ; {
 		piece := buf[:min(e.Stat.Size-offset, chunk)]
@@ -127,7 +127,7 @@ func open(source *os.File, e Entry, v View) (*os.File, error) {
 	if err != nil {
 		return nil, changed(err)
 	}
-	defer f.Close() //nolint:errcheck // nothing was written
+	defer f.Close()
 	if err := is(f, e); err != nil {
 		return nil, err
 	}

@@ -160,7 +160,7 @@ func (s *surveyor) mounted(e Entry) error {
 	if err != nil {
 		return changed(err)
 	}
-	defer f.Close() //nolint:errcheck // nothing was written
+	defer f.Close()
 	return hostfs.NotPseudo(f)
 }
 

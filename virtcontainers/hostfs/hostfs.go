@@ -161,7 +161,7 @@ func NotPseudo(f *os.File) error {
 	if err := unix.Fstatfs(int(f.Fd()), &sfs); err != nil {
 		return &fs.PathError{Op: "statfs", Path: f.Name(), Err: err}
 	}
-	if name := pseudo[int64(sfs.Type)]; name != "" { //nolint:unconvert // differs by architecture
+	if name := pseudo[int64(sfs.Type)]; name != "" { // differs by architecture
 		return fmt.Errorf("the source %s is on %s, a view of the host's kernel that a VM cannot share: %w", f.Name(), name, errdefs.ErrInvalidArgument)
 	}
 	return nil

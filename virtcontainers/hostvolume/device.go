@@ -41,7 +41,7 @@ func OpenDevice(major, minor int64, readOnly bool) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("block device %d:%d of the host: %w", major, minor, err)
 	}
-	defer at.Close() //nolint:errcheck // nothing was written
+	defer at.Close()
 	return openExclusive(at, readOnly, func(st unix.Stat_t) bool {
 		return int64(unix.Major(st.Rdev)) == major && int64(unix.Minor(st.Rdev)) == minor
 	})

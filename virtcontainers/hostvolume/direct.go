@@ -47,12 +47,12 @@ func ReadDirect(dir, volume string) (*DirectVolume, error) {
 	if err != nil {
 		return nil, fmt.Errorf("direct volume: %w", err)
 	}
-	defer at.Close() //nolint:errcheck // nothing was written
+	defer at.Close()
 	f, err := hostfs.Reopen(at, os.O_RDONLY)
 	if err != nil {
 		return nil, fmt.Errorf("direct volume: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxRecord))
 	if err != nil {
 		return nil, fmt.Errorf("direct volume: %w", err)
@@ -100,7 +100,7 @@ func (v DirectVolume) Open() (f *os.File, device bool, err error) {
 	if err != nil {
 		return nil, false, fmt.Errorf("direct volume: %w", err)
 	}
-	defer at.Close() //nolint:errcheck // nothing was written
+	defer at.Close()
 	st, err := at.Stat()
 	if err != nil {
 		return nil, false, fmt.Errorf("direct volume: %w", err)

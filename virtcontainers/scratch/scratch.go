@@ -55,7 +55,7 @@ func Named(dir, name string, sizeMiB uint64) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a writable layer's disk: %w", err)
 	}
-	defer d.Close() //nolint:errcheck // nothing was written to it
+	defer d.Close() // nothing was written to it
 	if err := unix.Unlinkat(int(d.Fd()), name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
 		return nil, fmt.Errorf("remove a writable layer's old disk: %w", &fs.PathError{Op: "unlink", Path: filepath.Join(dir, name), Err: err})
 	}

@@ -23,7 +23,7 @@ func must(t *testing.T, err error) {
 // check looks at a new disk: empty, sparse, of its size, nobody else's, writable.
 func check(t *testing.T, f *os.File, links uint64) {
 	t.Helper()
-	defer f.Close() //nolint:errcheck // a test's
+	defer f.Close()
 	var st unix.Stat_t
 	must(t, unix.Fstat(int(f.Fd()), &st))
 	if st.Size != 32<<20 || st.Blocks != 0 || st.Mode&0o7777 != 0o600 || st.Nlink != links {

@@ -76,7 +76,7 @@ func (p Process) Kill(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open process %d: %w", p.PID, err)
 	}
-	defer unix.Close(fd) //nolint:errcheck // a descriptor of ours
+	defer unix.Close(fd) // a descriptor of ours
 	// From here on fd is one certain process; is it ours?
 	st, err := readStat(p.PID)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {

@@ -161,7 +161,7 @@ func Load(bundle string) (Pod, error) {
 	if err != nil {
 		return Pod{}, fmt.Errorf("open journal: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	p, err := Decode(f)
 	if err != nil {
 		return Pod{}, fmt.Errorf("%s: %w", f.Name(), err)
@@ -237,7 +237,7 @@ func RemoveDisk(name string) error {
 	if err != nil {
 		return fmt.Errorf("remove a volume's disk: %w", err)
 	}
-	defer dir.Close() //nolint:errcheck // nothing was written
+	defer dir.Close()
 	return RemoveDiskIn(dir)
 }
 

@@ -167,7 +167,7 @@ func (v *VMM) Requests() []Request {
 	if err != nil {
 		v.t.Fatal(err)
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	var out []Request
 	for dec := json.NewDecoder(bufio.NewReader(f)); dec.More(); {
 		var r Request

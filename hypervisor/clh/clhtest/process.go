@@ -101,6 +101,6 @@ func fileID(f *os.File) (FileID, error) {
 	if err != nil {
 		return FileID{}, err
 	}
-	s := st.Sys().(*syscall.Stat_t) //nolint:forcetypeassert // Linux
+	s := st.Sys().(*syscall.Stat_t) // Linux
 	return FileID{s.Dev, s.Ino}, nil
 }

@@ -61,7 +61,7 @@ type answer struct {
 
 // serve answers the requests of one connection.
 func (s *server) serve(conn *net.UnixConn) {
-	defer conn.Close() //nolint:errcheck // a fake
+	defer conn.Close()
 	in := &filesReader{conn: conn}
 	r := bufio.NewReader(in)
 	for {

@@ -83,7 +83,7 @@ func (v *vmm) startReal() error {
 	if err != nil {
 		return err
 	}
-	s.cmd = exec.Command(v.config.QEMU, args...) //nolint:noctx // lives as long as the process
+	s.cmd = exec.Command(v.config.QEMU, args...) // lives as long as the process
 	s.cmd.ExtraFiles, s.cmd.Stderr = s.files, os.Stderr
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := s.cmd.Start(); err != nil {
@@ -184,7 +184,7 @@ func blockNode(d clhapi.DiskConfig, path string) map[string]any {
 
 // bridge connects one connection of the host with the port that it asks for.
 func (s *standIn) bridge(host net.Conn) {
-	defer host.Close() //nolint:errcheck // a fake
+	defer host.Close()
 	r := bufio.NewReader(host)
 	var port uint32
 	if _, err := fmt.Fscanf(r, "CONNECT %d\n", &port); err != nil {
@@ -194,7 +194,7 @@ func (s *standIn) bridge(host net.Conn) {
 	if err != nil {
 		return
 	}
-	defer guest.Close() //nolint:errcheck // a fake
+	defer guest.Close()
 	if _, err := io.WriteString(host, "OK 1073741824\n"); err != nil {
 		return
 	}

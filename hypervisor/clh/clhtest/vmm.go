@@ -292,7 +292,7 @@ func (v *vmm) open(path string, write bool) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close() //nolint:errcheck // a fake
+	defer f.Close()
 	if _, err := f.Read(make([]byte, 1)); err != nil && err != io.EOF {
 		return err
 	}

@@ -68,7 +68,7 @@ func Do(ctx context.Context, path string, req Request) (Response, error) {
 	if err != nil {
 		return Response{}, err
 	}
-	defer conn.Close() //nolint:errcheck // the answer was read, or it is lost
+	defer conn.Close() // the answer was read, or it is lost
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	r, err := exchange(conn, req)
@@ -85,7 +85,7 @@ func Dial(path string) (*net.UnixConn, error) {
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	defer unix.Close(fd) //nolint:errcheck // nothing was written
+	defer unix.Close(fd)
 	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: fmt.Sprintf("/proc/self/fd/%d", fd), Net: "unix"})
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", path, err)

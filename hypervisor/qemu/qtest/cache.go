@@ -48,7 +48,7 @@ func (c Cache) path(argv []string, f Firmware, names []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer bin.Close() //nolint:errcheck // only read
+	defer bin.Close()
 	h := sha256.New()
 	if _, err := io.Copy(h, bin); err != nil {
 		return "", fmt.Errorf("read %s: %w", argv[0], err)
@@ -77,7 +77,7 @@ func load(path string) (map[string][]byte, bool) {
 	if err != nil {
 		return nil, false
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	var k kept
 	if err := json.NewDecoder(io.LimitReader(f, 4*maxFile)).Decode(&k); err != nil {
 		return nil, false

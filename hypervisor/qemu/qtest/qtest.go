@@ -69,7 +69,7 @@ func read(ctx context.Context, argv []string, f Firmware, names []string) (_ map
 	if err != nil {
 		return nil, false, err
 	}
-	defer conn.Close() //nolint:errcheck // nothing is left to be said
+	defer conn.Close()
 	var stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.ExtraFiles, cmd.Stderr = []*os.File{peer}, &stderr

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -57,14 +58,21 @@ func (m *machine) Read(p []byte) (int, error) { return m.out.Read(p) }
 
 func (m *machine) Write(p []byte) (int, error) {
 	f := strings.Fields(string(p))
-	n := func(i int) (v int) { fmt.Sscan(f[i], &v); return v }
+	n := func(i int) (v int) {
+		if _, err := fmt.Sscan(f[i], &v); err != nil {
+			panic(err)
+		}
+		return v
+	}
 	answer := "OK"
 	switch {
 	case f[0] == m.fail:
 		answer = "FAIL Unknown command"
 	case f[0] == "write":
-		var b []byte
-		fmt.Sscanf(strings.TrimPrefix(f[3], "0x"), "%x", &b)
+		b, err := hex.DecodeString(strings.TrimPrefix(f[3], "0x"))
+		if err != nil {
+			return 0, err
+		}
 		m.memory[n(1)] = b
 	case f[0] == "outl" && f[1] == "0xcf8":
 		m.address = f[2]

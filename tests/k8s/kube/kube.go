@@ -56,7 +56,7 @@ func startProcess(dir, name string, env []string, argv ...string) (*Process, err
 	if err != nil {
 		return nil, err
 	}
-	defer log.Close() //nolint:errcheck // the child has its own descriptor
+	defer log.Close() // the child has its own descriptor
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Stdout, cmd.Stderr, cmd.Dir, cmd.Env = log, log, dir, env
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -271,7 +271,7 @@ func (n *Node) request(ctx context.Context, method, path string) ([]byte, error)
 	if err != nil {
 		return nil, err
 	}
-	defer res.Body.Close() //nolint:errcheck // read only
+	defer res.Body.Close()
 	data, err := io.ReadAll(res.Body)
 	if err == nil && res.StatusCode != http.StatusOK {
 		err = fmt.Errorf("kubelet %s: %s: %s", path, res.Status, bytes.TrimSpace(data))
@@ -338,7 +338,7 @@ func (n *Node) removeSandboxes(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close() //nolint:errcheck // only a client
+	defer conn.Close()
 	cri := runtime.NewRuntimeServiceClient(conn)
 	list, err := cri.ListPodSandbox(ctx, &runtime.ListPodSandboxRequest{})
 	if err != nil {

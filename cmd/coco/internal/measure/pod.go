@@ -249,7 +249,7 @@ func podTable(out io.Writer, results []report.Result) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "WORKLOAD\tVCPUS\tMEMORY\tMEASUREMENT")
 	for _, r := range results {
-		p := r.(*podResult) //nolint:forcetypeassert // made by podMeasurer
+		p := r.(*podResult) // made by podMeasurer
 		name := p.Kind + "/" + p.Name
 		if p.Namespace != "" {
 			name = p.Namespace + "/" + name

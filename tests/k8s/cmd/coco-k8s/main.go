@@ -32,7 +32,7 @@ func main() {
 	if err := run(ctx, os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "coco-k8s:", err)
 		stop()
-		os.Exit(1) //nolint:gocritic // stop was called
+		os.Exit(1) // stop was called
 	}
 }
 
@@ -211,7 +211,7 @@ func (s *settings) group(ctx context.Context, n *kube.Node, runtime string, g ku
 	if err != nil {
 		return err
 	}
-	defer log.Close() //nolint:errcheck // a log
+	defer log.Close()
 	s.say("%s under %s; log: %s", g.Name, runtime, log.Name())
 	focus := g.Focus
 	if s.filter != "" {

@@ -147,7 +147,7 @@ func hashFile(path string) ([sha256.Size]byte, error) {
 	if err != nil {
 		return [sha256.Size]byte{}, err
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	h, err := kernelhashes.Read(f)
 	if err != nil {
 		return h, fmt.Errorf("%s: %w", path, err)
@@ -202,7 +202,7 @@ func (b Boot) Headers() (*bzimage.Kernel, error) {
 	if err != nil {
 		return nil, nil
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	k, err := bootfiles.ParseKernel(f)
 	return &k, err
 }

@@ -315,7 +315,7 @@ func digestFile(path string) (tdx.Content, error) {
 	if err != nil {
 		return tdx.Content{}, err
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	h := sha512.New384()
 	n, err := io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{f}, make([]byte, 256<<10))
 	if err != nil {
