@@ -48,16 +48,22 @@ unit: ## unit tests; those that need root, QEMU or an image skip with the reason
 	$(GO) test ./...
 
 .PHONY: lint
-lint: tools ## gofumpt, vet, staticcheck, and a search for functions that no program reaches
+lint: tools $(TOOLS)/golangci-lint ## gofumpt, vet, staticcheck, .golangci.yml, and a search for functions that no program reaches
 	@out=$$($(TOOLS)/gofumpt -l $$(git ls-files '*.go' | grep -v '\.pb\.go$$')); test -z "$$out" || { echo "not gofumpt'ed:"; echo "$$out"; exit 1; }
 	$(GO) vet ./...
 	$(TOOLS)/staticcheck ./...
+	$(TOOLS)/golangci-lint run ./...
 	TOOLS=$(TOOLS) tools/unreachable.sh
 
 .PHONY: tools
 tools: ## the pinned tools of tools/go.mod, built into dist/tools
 	@mkdir -p $(TOOLS)
 	cd tools && GOBIN=$(TOOLS) $(GO) install -trimpath tool
+
+# In a module of its own: it would raise the versions of what generates code.
+$(TOOLS)/golangci-lint: tools/lint/go.mod
+	@mkdir -p $(TOOLS)
+	cd tools/lint && GOBIN=$(TOOLS) $(GO) install -trimpath tool
 
 .PHONY: generate
 generate: tools ## regenerate the agent protocol from its .proto files, Cloud Hypervisor's types from OpenAPI
