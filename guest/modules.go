@@ -151,11 +151,11 @@ func stripSignature(ko []byte) []byte {
 	if !signed || len(body) < moduleSigInfo {
 		return ko
 	}
-	n := uint64(binary.BigEndian.Uint32(body[len(body)-4:]))
-	if n > uint64(len(body)-moduleSigInfo) {
+	n := int64(binary.BigEndian.Uint32(body[len(body)-4:]))
+	if n > int64(len(body)-moduleSigInfo) {
 		return ko
 	}
-	return body[:len(body)-moduleSigInfo-int(n)]
+	return body[:int64(len(body)-moduleSigInfo)-n]
 }
 
 type moduleInfo struct {

@@ -13,6 +13,7 @@
 package storage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -281,7 +282,7 @@ func (m *Manager) pointsOf(want func(*mounted) bool) []string {
 		}
 	}
 	slices.SortFunc(points, func(a, b string) int {
-		return int(int64(m.mounts[b].serial) - int64(m.mounts[a].serial))
+		return cmp.Compare(m.mounts[b].serial, m.mounts[a].serial)
 	})
 	return points
 }

@@ -107,14 +107,14 @@ func (im *Image) fromEnd(entry []byte, minimum int) ([]byte, error) {
 	if len(entry) < 4 {
 		return nil, fmt.Errorf("table entry has %d bytes of data, not 4", len(entry))
 	}
-	off := uint64(binary.LittleEndian.Uint32(entry))
-	if off > uint64(len(im.data)) {
+	off := int64(binary.LittleEndian.Uint32(entry))
+	if off > int64(len(im.data)) {
 		return nil, fmt.Errorf("offset %#x from the end lies before the image, which has %#x bytes", off, len(im.data))
 	}
-	if off < uint64(minimum) {
+	if off < int64(minimum) {
 		return nil, fmt.Errorf("offset %#x from the end leaves no room for a header of %d bytes", off, minimum)
 	}
-	return im.data[uint64(len(im.data))-off:], nil
+	return im.data[int64(len(im.data))-off:], nil
 }
 
 // maxSectionBytes bounds the work that a hostile image can cause: real ones cover some 200 KiB.

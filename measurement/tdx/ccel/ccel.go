@@ -115,15 +115,15 @@ func parseSpecID(b []byte) (sizes map[uint16]int, rest []byte, err error) {
 	if len(b) < pcrHeader {
 		return nil, nil, fmt.Errorf("has %d bytes, too few for a first event", len(b))
 	}
-	size := uint64(le.Uint32(b[28:]))
-	if le.Uint32(b[4:]) != uint32(EvNoAction) || size > uint64(len(b)-pcrHeader) || size < specIDSize {
+	size := int64(le.Uint32(b[28:]))
+	if le.Uint32(b[4:]) != uint32(EvNoAction) || size > int64(len(b)-pcrHeader) || size < specIDSize {
 		return nil, nil, errors.New("does not begin with a specification event")
 	}
 	ev := b[pcrHeader : pcrHeader+size]
 	if string(ev[:16]) != string(specID) {
 		return nil, nil, fmt.Errorf("begins with %q, not with %q", ev[:16], specID)
 	}
-	count := uint64(le.Uint32(ev[24:]))
+	count := int64(le.Uint32(ev[24:]))
 	if count == 0 || count > maxAlgs || specIDSize+4*count > size {
 		return nil, nil, fmt.Errorf("names %d algorithms in %d bytes", count, size)
 	}
@@ -192,8 +192,8 @@ func parseEvent(b []byte, sizes map[uint16]int) (e Event, rest []byte, err error
 	if len(b) < 4 {
 		return e, nil, errors.New("ends before its data")
 	}
-	size := uint64(le.Uint32(b))
-	if size > uint64(len(b)-4) {
+	size := int64(le.Uint32(b))
+	if size > int64(len(b)-4) {
 		return e, nil, fmt.Errorf("has %d bytes of data, more than the log's %d", size, len(b)-4)
 	}
 	e.Data = b[4 : 4+size : 4+size]
