@@ -81,7 +81,7 @@ func (s *service) OnlineCPUMem(_ context.Context, req *pb.OnlineCPUMemRequest) (
 			return nil, err
 		}
 	}
-	if n := runtime.NumCPU(); req.Wait && req.NbCpus > uint32(min(n, math.MaxInt32)) { // #nosec G115 -- bounded
+	if n := runtime.NumCPU(); req.Wait && req.NbCpus > uint32(min(n, math.MaxInt32)) { //nolint:gosec // bounded
 		return nil, fmt.Errorf("%d processors are asked for, %d are there: %w", req.NbCpus, n, errdefs.ErrFailedPrecondition)
 	}
 	return &emptypb.Empty{}, nil
@@ -168,7 +168,7 @@ func (s *service) GetVolumeStats(_ context.Context, req *pb.VolumeStatsRequest) 
 	if err := unix.Fstatfs(int(p.Fd()), &st); err != nil {
 		return nil, fmt.Errorf("statistics of volume %s: %w", p.Name(), err)
 	}
-	size := uint64(max(st.Bsize, 0)) // #nosec G115 -- not negative
+	size := uint64(max(st.Bsize, 0))
 	return &pb.VolumeStatsResponse{
 		Usage: []*pb.VolumeUsage{
 			{Unit: pb.VolumeUsage_BYTES, Total: st.Blocks * size, Available: st.Bavail * size, Used: (st.Blocks - st.Bfree) * size},
@@ -235,7 +235,7 @@ func (s *service) GetMetrics(context.Context, *pb.GetMetricsRequest) (*pb.Metric
 	s.mu.Lock()
 	n := len(s.containers)
 	s.mu.Unlock()
-	gauge("coco_agent_containers", "Containers that exist.", uint64(n)) // #nosec G115 -- a length
+	gauge("coco_agent_containers", "Containers that exist.", uint64(n))
 	if err := errors.Join(serr, merr, cerr); err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)
 	}

@@ -227,7 +227,7 @@ func (s *service) WaitProcess(ctx context.Context, req *pb.WaitProcessRequest) (
 	if err != nil {
 		if c != nil {
 			if code, ok := c.lateCode(req.ExecId); ok {
-				return &pb.WaitProcessResponse{Status: int32(code)}, nil // #nosec G115 -- 0 to 255
+				return &pb.WaitProcessResponse{Status: int32(code)}, nil //nolint:gosec // 0 to 255
 			}
 		}
 		return nil, err
@@ -242,7 +242,7 @@ func (s *service) WaitProcess(ctx context.Context, req *pb.WaitProcessRequest) (
 	if p.id != "" {
 		s.retireLater(c, p)
 	}
-	return &pb.WaitProcessResponse{Status: int32(p.child.ExitCode())}, nil // #nosec G115 -- 0 to 255
+	return &pb.WaitProcessResponse{Status: int32(p.child.ExitCode())}, nil //nolint:gosec // 0 to 255
 }
 
 // retireLater releases an exec whose exit was reported, once its output was handed over.
@@ -281,7 +281,7 @@ func (s *service) WriteStdin(ctx context.Context, req *pb.WriteStreamRequest) (*
 	if err != nil {
 		return nil, fmt.Errorf("write to process %q of container %s: %w", req.ExecId, req.ContainerId, err)
 	}
-	return &pb.WriteStreamResponse{Len: uint32(n)}, nil // #nosec G115 -- bounded by the message
+	return &pb.WriteStreamResponse{Len: uint32(n)}, nil //nolint:gosec // bounded by the message
 }
 
 // ReadStdout reads from a process's output; no data means its end.

@@ -72,7 +72,7 @@ func readTar(r io.Reader, keep func(string) bool) ([]tarFile, error) {
 		if name == "" || !keep(name) {
 			continue
 		}
-		f := tarFile{path: name, mode: uint32(h.Mode) & 0o777}
+		f := tarFile{path: name, mode: uint32(h.Mode) & 0o777} //nolint:gosec // nine bits
 		switch h.Typeflag {
 		case tar.TypeReg:
 			if h.Size > maxDebFile {

@@ -6,7 +6,7 @@ package guest
 import (
 	"bytes"
 	"crypto/ed25519"
-	"crypto/sha1" // #nosec G505 -- version 4 fingerprints are SHA-1
+	"crypto/sha1" // version 4 fingerprints are SHA-1
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
@@ -53,7 +53,7 @@ func (s *signer) hashedKey() []byte {
 }
 
 func (s *signer) signature(kind byte, hashed, extra []byte) []byte {
-	fingerprint := sha1.Sum(s.hashedKey()) // #nosec G401
+	fingerprint := sha1.Sum(s.hashedKey())
 	sub := binary.BigEndian.AppendUint32([]byte{5, 2}, signerTime+1)
 	sub = append(append(sub, 22, 33, 4), fingerprint[:]...)
 	sub = append(sub, extra...)

@@ -41,7 +41,7 @@ func (j Joint) is(l Link) bool { return j.Index == l.Index && j.Link == l.Name &
 func Joints(w Wiring, nics []NIC) []Joint {
 	var out []Joint
 	for i, r := range w.Redirects {
-		out = append(out, Joint{Link: r.Link, Index: r.Index, MAC: r.MAC, NIC: nics[i]})
+		out = append(out, Joint{Link: r.Link, Index: r.Index, MAC: r.MAC, NIC: nics[i]}) //nolint:gosec // one for each redirect
 	}
 	return out
 }

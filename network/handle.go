@@ -95,7 +95,7 @@ func openTap(name string, queues int) (files []*os.File, err error) {
 		if i == 0 {
 			excl = unix.IFF_TUN_EXCL
 		}
-		req.SetUint16(uint16(flags | excl))
+		req.SetUint16(uint16(flags | excl)) //nolint:gosec // as ifreq has it
 		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
 		if errors.Is(err, unix.EBUSY) && i == 0 {
 			return files, errdefs.ErrAlreadyExists

@@ -486,7 +486,7 @@ func (p *guestProc) run(ctx context.Context) {
 	case "sleep":
 		select {
 		case s := <-p.signal:
-			p.code = 128 + int32(s) //nolint:gosec // a signal
+			p.code = 128 + int32(s)
 		case <-ctx.Done():
 			p.code = 137
 		}

@@ -71,7 +71,7 @@ func (c *creation) serveFiles(ctx context.Context) error {
 	c.log.Warn("runtime.host_path is live: the VM is not shut off from the host, it reads and writes files that its containers mount",
 		"pod", c.opts.ID)
 	dir := filepath.Join(c.stateDir, liveDir)
-	if err := os.Mkdir(dir, 0o755); err != nil { //nolint:gosec // in a private directory; containers see the mode
+	if err := os.Mkdir(dir, 0o755); err != nil { // in a private directory; containers see the mode
 		return err
 	}
 	proc, err := c.opts.Host.Launcher.Launch(ctx, Privileges{NetNS: c.netns, Files: dir})

@@ -59,7 +59,7 @@ func memoryFile(name string, content []byte) (_ *os.File, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("file in memory: %w", err)
 	}
-	w := os.NewFile(uintptr(fd), name) //nolint:gosec // a descriptor
+	w := os.NewFile(uintptr(fd), name)
 	defer func() { err = errors.Join(err, w.Close()) }()
 	if _, err := w.Write(content); err != nil {
 		return nil, err

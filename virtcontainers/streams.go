@@ -338,7 +338,7 @@ func (r *rpcReader) Read(p []byte) (int, error) {
 		r.idle.Stop()
 		defer r.idle.Reset(drainGrace)
 		res, err := r.call(r.ctx, &agent.ReadStreamRequest{
-			ContainerId: r.container, ExecId: r.exec, Len: uint32(min(len(p), maxRead)), //nolint:gosec // bounded
+			ContainerId: r.container, ExecId: r.exec, Len: uint32(min(len(p), maxRead)),
 		})
 		if err != nil {
 			return 0, readError(err, r.terminal)

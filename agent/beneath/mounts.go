@@ -29,7 +29,7 @@ func (fs FileSystem) New() (*os.File, error) {
 	if err := fs.configure(fd); err != nil {
 		return nil, errors.Join(err, kernelSays(fd))
 	}
-	m, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, int(mountAttrs(fs.Flags)))
+	m, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, int(mountAttrs(fs.Flags))) //nolint:gosec // bits below 2^32
 	if err != nil {
 		return nil, errors.Join(os.NewSyscallError("fsmount", err), kernelSays(fd))
 	}

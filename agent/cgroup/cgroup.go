@@ -122,8 +122,8 @@ func (g Group) waitEvent(ctx context.Context, key string, want uint64) error {
 			return fmt.Errorf("wait for %s=%d of cgroup %s: %w", key, want, g.dir, err)
 		}
 		fds := []unix.PollFd{
-			{Fd: int32(f.Fd()), Events: unix.POLLPRI}, // #nosec G115 -- descriptors
-			{Fd: int32(wake.fd), Events: unix.POLLIN},
+			{Fd: int32(f.Fd()), Events: unix.POLLPRI}, //nolint:gosec // descriptors
+			{Fd: int32(wake.fd), Events: unix.POLLIN}, //nolint:gosec // likewise
 		}
 		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("poll %s: %w", f.Name(), err)

@@ -47,7 +47,7 @@ func NewOOMWatcher() (*OOMWatcher, error) {
 		return nil, fmt.Errorf("watch for memory shortage: %w", err)
 	}
 	w := &OOMWatcher{
-		f: os.NewFile(uintptr(fd), "inotify"), done: make(chan struct{}), // #nosec G115 -- a descriptor
+		f: os.NewFile(uintptr(fd), "inotify"), done: make(chan struct{}),
 		groups: map[int32]*watched{}, byName: map[string]*watched{}, signal: make(chan struct{}, 1),
 	}
 	go w.loop()
@@ -75,7 +75,7 @@ func (w *OOMWatcher) Add(name string, g Group) error {
 	if err = errors.Join(cerr, err); err != nil {
 		return fmt.Errorf("watch %s: %w", g.file("memory.events"), err)
 	}
-	e := &watched{name: name, group: g, wd: int32(wd), kills: g.keys("memory.events")["oom_kill"]} // #nosec G115
+	e := &watched{name: name, group: g, wd: int32(wd), kills: g.keys("memory.events")["oom_kill"]} //nolint:gosec // a watch
 	w.groups[e.wd], w.byName[name] = e, e
 	return nil
 }
@@ -194,7 +194,7 @@ func descriptors(b []byte) []int32 {
 	const header = int(unsafe.Sizeof(unix.InotifyEvent{}))
 	var out []int32
 	for len(b) >= header {
-		out = append(out, int32(binary.NativeEndian.Uint32(b))) // #nosec G115 -- same width
+		out = append(out, int32(binary.NativeEndian.Uint32(b))) //nolint:gosec // same width
 		skip := uint64(header) + uint64(binary.NativeEndian.Uint32(b[12:]))
 		if skip > uint64(len(b)) {
 			break

@@ -102,12 +102,12 @@ func badness(pid int, limit uint64) (int64, bool) {
 	if err != nil || pages == 0 {        // without memory it is a zombie
 		return 0, false
 	}
-	return pages*int64(os.Getpagesize()) + adj*int64(limit/thousand), true // #nosec G115 -- a limit of memory
+	return pages*int64(os.Getpagesize()) + adj*int64(limit/thousand), true //nolint:gosec // a limit of memory
 }
 
 // number reads one of a file's numbers.
 func number(file string, field int) (int64, error) {
-	b, err := os.ReadFile(file) // #nosec G304 -- in /proc
+	b, err := os.ReadFile(file)
 	if err != nil {
 		return 0, err
 	}

@@ -85,7 +85,7 @@ func planMemory(m *specs.LinuxMemory, memMax uint64) ([]Setting, error) {
 	if m.Swap != nil && *m.Swap != 0 {
 		swap := *m.Swap
 		if swap > 0 {
-			base := int64(min(memMax, 1<<62)) // #nosec G115 -- bounded
+			base := int64(min(memMax, 1<<62))
 			if m.Limit != nil && *m.Limit != 0 {
 				base = *m.Limit
 			}

@@ -204,7 +204,7 @@ func (n *Net) SetDNS(_ context.Context, lines []string) error {
 }
 
 func replaceFile(path, text string) (err error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // containers read it
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { // containers read it
 		return err
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), ".resolv-*")

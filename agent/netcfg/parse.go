@@ -213,7 +213,7 @@ func parseRoute(m *types.Route) (route, error) {
 	if m.GetScope() > math.MaxUint8 {
 		return route{}, invalid("route to %s: scope %d; expected 0 to 255", out.dst, m.GetScope())
 	}
-	out.scope = uint8(m.GetScope())
+	out.scope = uint8(m.GetScope())                   //nolint:gosec // checked above
 	out.onLink = m.GetFlags()&unix.RTNH_F_ONLINK != 0 // the others are states that the kernel reports
 	if m.GetMtu() > maxMTU {
 		return route{}, invalid("route to %s: mtu %d; expected at most %d", out.dst, m.GetMtu(), maxMTU)

@@ -246,7 +246,7 @@ func newEntry(r netlink.Route, family int, device string) entry {
 	e := entry{proto: int(r.Protocol), raw: r}
 	e.route = route{
 		dst: prefix(r.Dst, family), gateway: addr(r.Gw), source: addr(r.Src), device: device,
-		scope: uint8(r.Scope), onLink: r.Flags&unix.RTNH_F_ONLINK != 0, mtu: r.MTU, //nolint:gosec // one byte
+		scope: uint8(r.Scope), onLink: r.Flags&unix.RTNH_F_ONLINK != 0, mtu: r.MTU,
 		metric: uint32(r.Priority), kind: uint8(r.Type), //nolint:gosec // likewise, and 32 bits
 	}
 	if r.Table != unix.RT_TABLE_MAIN {

@@ -67,7 +67,7 @@ func (r *route) parseKind(m *types.Route) error {
 		if m.GetDevice() != "" || m.GetGateway() != "" {
 			return invalid("route to %s: type %d has neither device nor gateway", r.dst, k)
 		}
-		r.kind = uint8(k)
+		r.kind = uint8(k) //nolint:gosec // one of the cases
 	default:
 		return invalid("route to %s: type %d; expected unicast (1), blackhole (6), unreachable (7), prohibit (8) or throw (9)", r.dst, k)
 	}
@@ -105,7 +105,7 @@ func parseRule(m *types.Rule) (rule, error) {
 	case m.GetTos() > math.MaxUint8 || r.suppress > 129 || r.suppress != 0 && r.table > 255: // the library sends it with small tables only
 		return rule{}, invalid("routing rule %s: tos %d, prefixes suppressed up to %d", r, m.GetTos(), r.suppress)
 	}
-	r.tos = uint8(m.GetTos())
+	r.tos = uint8(m.GetTos()) //nolint:gosec // checked above
 	switch a := m.GetAction(); a {
 	case unix.FR_ACT_TO_TBL, unix.FR_ACT_NOP, unix.FR_ACT_BLACKHOLE, unix.FR_ACT_UNREACHABLE, unix.FR_ACT_PROHIBIT:
 		r.action = uint8(a)

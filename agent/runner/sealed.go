@@ -46,7 +46,7 @@ func seal(path string) (_ *os.File, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("memfd_create: %w", err)
 	}
-	f := os.NewFile(uintptr(fd), "oci-runtime") // #nosec G115 -- a descriptor
+	f := os.NewFile(uintptr(fd), "oci-runtime")
 	defer func() {
 		if err != nil {
 			_ = f.Close() // only memory

@@ -109,14 +109,13 @@ func pipe(weWrite bool) (ours, theirs *os.File, err error) {
 	if weWrite {
 		mine, other = p[1], p[0]
 	} else {
-		_, _ = unix.FcntlInt(uintptr(mine), unix.F_SETPIPE_SZ, outputPipe) // #nosec G115 -- a smaller one is slower
+		_, _ = unix.FcntlInt(uintptr(mine), unix.F_SETPIPE_SZ, outputPipe) // a smaller one is slower
 	}
 	if err := unix.SetNonblock(mine, true); err != nil {
 		unix.Close(p[0])
 		unix.Close(p[1])
 		return nil, nil, err
 	}
-	// #nosec G115 -- descriptors
 	return os.NewFile(uintptr(mine), "pipe"), os.NewFile(uintptr(other), "pipe"), nil
 }
 
@@ -149,7 +148,7 @@ func (s *IO) Attach(master *os.File) error {
 	}
 	_ = master.Close()
 	s.mu.Lock()
-	s.in, s.outs[0] = newEnd(os.NewFile(uintptr(in), "tty")), newEnd(os.NewFile(uintptr(out), "tty")) // #nosec G115
+	s.in, s.outs[0] = newEnd(os.NewFile(uintptr(in), "tty")), newEnd(os.NewFile(uintptr(out), "tty"))
 	s.mu.Unlock()
 	s.start()
 	return nil

@@ -114,7 +114,7 @@ func (m *Manager) mountLayer(ctx context.Context, point string, mt *mounted, p v
 	}
 	mt.undo.Push("close "+path, func(context.Context) error { return vd.Close() })
 	layer := &verityLayer{rootHash: p.Hex(), device: vd}
-	if err = checkImage(path, int64(p.DataBlocks*verity.BlockSize)); err == nil {
+	if err = checkImage(path, int64(p.DataBlocks*verity.BlockSize)); err == nil { //nolint:gosec // of an open device
 		err = m.mountAt(point, mt, beneath.FileSystem{Type: "erofs", Source: path, Flags: opts.flags | unix.MS_RDONLY})
 	}
 	// A mount that failed because of a bad block must say so, and one that worked in spite of one

@@ -83,10 +83,10 @@ func (m *Manager) reserveHugePages(mt *mounted, opts options) error {
 		return invalid(fmt.Errorf("size %d is not a number of pages of %d bytes", size, page))
 	}
 	pages := size / page
-	if err := m.addHugePages(page, int64(pages)); err != nil {
+	if err := m.addHugePages(page, int64(pages)); err != nil { //nolint:gosec // below 2^52
 		return err
 	}
-	mt.undo.Push("free huge pages", func(context.Context) error { return m.addHugePages(page, -int64(pages)) })
+	mt.undo.Push("free huge pages", func(context.Context) error { return m.addHugePages(page, -int64(pages)) }) //nolint:gosec // likewise
 	return nil
 }
 

@@ -57,7 +57,7 @@ func (m *Manager) mountFresh(ctx context.Context, point string, mt *mounted, opt
 	if err != nil {
 		return err
 	}
-	fs := ext4.Options{Bytes: dev.Size, Mode: mode, Group: uint32(group), Time: uint32(time.Now().Unix())} // #nosec G115 -- not negative
+	fs := ext4.Options{Bytes: dev.Size, Mode: mode, Group: uint32(group), Time: uint32(time.Now().Unix())} //nolint:gosec // not negative
 	var key [dm.KeySize]byte
 	defer clear(key[:])
 	for _, b := range [][]byte{key[:], fs.ID[:], fs.Seed[:]} {

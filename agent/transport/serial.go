@@ -72,7 +72,7 @@ func listenUevents() (*uevents, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("bind uevent socket: %w", err)
 	}
-	return &uevents{os.NewFile(uintptr(fd), "uevents")}, nil // #nosec G115 -- a descriptor
+	return &uevents{os.NewFile(uintptr(fd), "uevents")}, nil
 }
 
 func (u *uevents) Close() { _ = u.f.Close() }
@@ -170,7 +170,7 @@ func (s *Serial) Splice(pipe, n int) error {
 		var err error
 		cerr := s.rc.Write(func(fd uintptr) bool {
 			for {
-				moved, err = unix.Splice(pipe, nil, int(fd), nil, n, unix.SPLICE_F_MOVE) // #nosec G115
+				moved, err = unix.Splice(pipe, nil, int(fd), nil, n, unix.SPLICE_F_MOVE)
 				if !errors.Is(err, unix.EINTR) {
 					return !errors.Is(err, unix.EAGAIN)
 				}

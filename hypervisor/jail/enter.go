@@ -123,11 +123,11 @@ func place(fd int, at string) error {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(path.Dir(at), 0o755); err != nil { //nolint:gosec // for the VMM's user
+	if err := os.MkdirAll(path.Dir(at), 0o755); err != nil { // for the VMM's user
 		return err
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		if err := os.Mkdir(at, 0o755); err != nil && !errors.Is(err, fs.ErrExist) { //nolint:gosec // likewise
+		if err := os.Mkdir(at, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
 	} else {

@@ -145,7 +145,7 @@ func fromStat(parent *node, name string, st *unix.Stat_t) *node {
 	n.mtime, n.nsec = kept(st.Mode, st.Mtim.Sec, st.Mtim.Nsec)
 	switch st.Mode & sIFMT {
 	case sIFREG:
-		n.size = uint64(st.Size)
+		n.size = uint64(st.Size) //nolint:gosec // of a file
 	case sIFCHR, sIFBLK:
 		n.rdev = encodeDev(unix.Major(st.Rdev), unix.Minor(st.Rdev))
 	}
@@ -161,7 +161,7 @@ func readTarget(n *node, fd int) error {
 	if got > maxSymlink {
 		return unix.ENAMETOOLONG
 	}
-	n.target, n.size = string(buf[:got]), uint64(got)
+	n.target, n.size = string(buf[:got]), uint64(got) //nolint:gosec // a length
 	return nil
 }
 
@@ -215,7 +215,7 @@ func (d dirContent) open(n *node) (io.ReadCloser, error) {
 		return nil, err
 	}
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil || st.Mode&sIFMT != sIFREG || uint64(st.Size) != n.size {
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&sIFMT != sIFREG || uint64(st.Size) != n.size { //nolint:gosec // of a file
 		unix.Close(fd)
 		return nil, errors.New("file changed while the layer was being built")
 	}

@@ -63,7 +63,7 @@ func direntBlock(batch []entry, length int) []byte {
 	nameOff := len(batch) * direntSize
 	for _, e := range batch {
 		b = le.AppendUint64(b, e.node.nid())
-		b = le.AppendUint16(b, uint16(nameOff))
+		b = le.AppendUint16(b, uint16(nameOff)) //nolint:gosec // in a block
 		b = append(b, fileType(e.node.mode), 0)
 		nameOff += len(e.name)
 	}

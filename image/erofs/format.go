@@ -102,7 +102,7 @@ func superblock(inodes uint64, blocks uint32, rootNID uint16) []byte {
 func appendInode(b []byte, n *node, ino uint32) []byte {
 	b = le.AppendUint16(b, inodeExtended|uint16(n.layout)<<1)
 	b = le.AppendUint16(b, xattrCount(n.xattrs))
-	b = le.AppendUint16(b, uint16(n.mode))
+	b = le.AppendUint16(b, uint16(n.mode)) //nolint:gosec // 16 bits
 	b = le.AppendUint16(b, 0)
 	b = le.AppendUint64(b, n.size)
 	switch n.mode & sIFMT {
@@ -114,7 +114,7 @@ func appendInode(b []byte, n *node, ino uint32) []byte {
 	b = le.AppendUint32(b, ino)
 	b = le.AppendUint32(b, n.uid)
 	b = le.AppendUint32(b, n.gid)
-	b = le.AppendUint64(b, uint64(n.mtime))
+	b = le.AppendUint64(b, uint64(n.mtime)) //nolint:gosec // two's complement
 	b = le.AppendUint32(b, n.nsec)
 	b = le.AppendUint32(b, n.nlink)
 	return append(b, make([]byte, 16)...)

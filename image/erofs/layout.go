@@ -25,8 +25,8 @@ func (t *Tree) layOut() error {
 		if tail > 0 {
 			n.layout = layoutInline
 		}
-		n.offset = placeInode(off, uint64(fixed+tail))
-		off = n.offset + uint64(fixed+tail)
+		n.offset = placeInode(off, uint64(fixed+tail)) //nolint:gosec // a few blocks at most
+		off = n.offset + uint64(fixed+tail)            //nolint:gosec // likewise
 	}
 	t.metaEnd = off
 	t.blocks = blocksOf(off)
@@ -68,7 +68,7 @@ func inlineTail(n *node, fixed int) int {
 			tail = n.size
 		}
 	}
-	if uint64(fixed)+tail > BlockSize {
+	if uint64(fixed)+tail > BlockSize { //nolint:gosec // a length
 		return 0
 	}
 	return int(tail)
@@ -80,7 +80,7 @@ func (t *Tree) reserve(n *node) {
 	if count == 0 {
 		return
 	}
-	n.startBlock = uint32(t.blocks) // checked by layOut before anything is written
+	n.startBlock = uint32(t.blocks) //nolint:gosec // checked by layOut before anything is written
 	t.blocks += count
 }
 

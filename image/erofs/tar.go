@@ -332,7 +332,7 @@ func tarKind(h *tar.Header) (uint32, error) {
 
 // describe takes over the attributes of an entry.
 func (t *tarReader) describe(n *node, kind uint32, h *tar.Header) error {
-	n.mode = kind | uint32(h.Mode)&0o7777
+	n.mode = kind | uint32(h.Mode)&0o7777 //nolint:gosec // twelve bits
 	if kind == sIFLNK {
 		n.mode = kind | 0o777 // what Linux makes of it
 	}
@@ -367,7 +367,7 @@ func tarID(id int) (uint32, error) {
 
 // store remembers where a file's content is, or keeps it in the spool.
 func (t *tarReader) store(n *node, h *tar.Header) error {
-	n.size = uint64(h.Size)
+	n.size = uint64(h.Size) //nolint:gosec // archive/tar refuses negative ones
 	if t.in != nil && !isSparse(h) {
 		off, err := t.in.Seek(0, io.SeekCurrent)
 		n.data = off
@@ -477,7 +477,7 @@ func (c *tarContent) open(n *node) (io.ReadCloser, error) {
 	if n.size == 0 {
 		src = strings.NewReader("")
 	}
-	return io.NopCloser(io.NewSectionReader(src, n.data, int64(n.size))), nil
+	return io.NopCloser(io.NewSectionReader(src, n.data, int64(n.size))), nil //nolint:gosec // from an int64
 }
 
 func (c *tarContent) Close() error { return nil }

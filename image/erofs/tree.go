@@ -107,7 +107,7 @@ type Tree struct {
 }
 
 // Size is the size of the image in bytes, a multiple of BlockSize.
-func (t *Tree) Size() int64 { return int64(t.blocks) * BlockSize }
+func (t *Tree) Size() int64 { return int64(t.blocks) * BlockSize } //nolint:gosec // layOut bounds it
 
 // Inodes is the number of files, directories and other objects in the image.
 func (t *Tree) Inodes() int { return len(t.nodes) }

@@ -18,7 +18,7 @@ func (t *Tree) Write(ctx context.Context, w io.Writer) error {
 	if root > 0xffff {
 		return errors.New("the root directory's inode is out of reach") // it is the first inode
 	}
-	iw.bytes(superblock(uint64(len(t.nodes)), uint32(t.blocks), uint16(root)))
+	iw.bytes(superblock(uint64(len(t.nodes)), uint32(t.blocks), uint16(root))) //nolint:gosec // layOut bounds it
 	for i, n := range t.nodes {
 		iw.inode(n, uint32(i+1))
 	}
@@ -56,7 +56,7 @@ func (iw *imageWriter) bytes(b []byte) {
 		return
 	}
 	n, err := iw.w.Write(b)
-	iw.off += uint64(n)
+	iw.off += uint64(n) //nolint:gosec // a length
 	iw.err = err
 }
 
@@ -131,13 +131,13 @@ func (iw *imageWriter) file(n *node) {
 		return
 	}
 	defer r.Close()
-	lim := &io.LimitedReader{R: ctxReader{iw.ctx, r}, N: int64(n.size)}
+	lim := &io.LimitedReader{R: ctxReader{iw.ctx, r}, N: int64(n.size)} //nolint:gosec // from an int64
 	got, err := io.Copy(iw.w, lim)
-	iw.off += uint64(got)
+	iw.off += uint64(got) //nolint:gosec // a length
 	switch {
 	case err != nil:
 		iw.err = pathError("copy", n.path(), err)
-	case uint64(got) != n.size:
+	case uint64(got) != n.size: //nolint:gosec // likewise
 		iw.err = pathError("read", n.path(), fmt.Errorf("file shrank from %d to %d bytes while the layer was being built", n.size, got))
 	}
 }

@@ -126,7 +126,7 @@ func xattrCount(xs []xattr) uint16 {
 	if len(xs) == 0 {
 		return 0
 	}
-	return uint16((xattrArea(xs)-xattrHeaderSize)/4 + 1)
+	return uint16((xattrArea(xs)-xattrHeaderSize)/4 + 1) //nolint:gosec // maxXattrArea bounds it
 }
 
 func appendXattrs(b []byte, xs []xattr) []byte {
@@ -137,8 +137,8 @@ func appendXattrs(b []byte, xs []xattr) []byte {
 	for _, x := range xs {
 		index, suffix := splitXattr(x.name)
 		start := len(b)
-		b = append(b, byte(len(suffix)), index)
-		b = le.AppendUint16(b, uint16(len(x.value)))
+		b = append(b, byte(len(suffix)), index)      //nolint:gosec // at most maxName
+		b = le.AppendUint16(b, uint16(len(x.value))) //nolint:gosec // checked when it was added
 		b = append(append(b, suffix...), x.value...)
 		b = append(b, make([]byte, alignInt(len(b)-start, 4)-(len(b)-start))...)
 	}

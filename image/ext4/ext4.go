@@ -70,7 +70,7 @@ func plan(bytes uint64) (layout, error) {
 	if blocks > maxGroups*groupBlocks {
 		blocks = maxGroups * groupBlocks
 	}
-	l := layout{blocks: uint32(blocks), inodes: groupInodes} //nolint:gosec // bounded above
+	l := layout{blocks: uint32(blocks), inodes: groupInodes} // bounded above
 	if blocks < groupBlocks {
 		l.inodes = (l.blocks/4 + 15) &^ 15
 	}
@@ -221,7 +221,7 @@ func rootDirInode(o Options, dir uint32) []byte {
 		le.PutUint32(n[at:], o.Time)
 	}
 	le.PutUint16(n[24:], uint16(o.Group))      //nolint:gosec // the lower half
-	le.PutUint16(n[122:], uint16(o.Group>>16)) //nolint:gosec // the upper half
+	le.PutUint16(n[122:], uint16(o.Group>>16)) // the upper half
 	le.PutUint16(n[26:], 2)                    // links
 	le.PutUint32(n[28:], blockSize/512)
 	le.PutUint32(n[32:], 0x80000) // its blocks are in extents:
@@ -243,7 +243,7 @@ func rootDir() []byte {
 	}{{0, 12, "."}, {12, blockSize - 12, ".."}} {
 		le.PutUint32(b[e.at:], rootInode)
 		le.PutUint16(b[e.at+4:], uint16(e.length))  //nolint:gosec // at most a block
-		b[e.at+6], b[e.at+7] = byte(len(e.name)), 2 // a directory
+		b[e.at+6], b[e.at+7] = byte(len(e.name)), 2 //nolint:gosec // one or two; 2 is a directory
 		copy(b[e.at+8:], e.name)
 	}
 	return b

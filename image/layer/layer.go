@@ -280,7 +280,7 @@ func openImage(path string) (*input, error) {
 
 // writeTo writes image and hash tree to a file of exactly the right size.
 func (in *input) writeTo(ctx context.Context, f *os.File) (verity.Params, error) {
-	total := in.size + int64(verity.TreeSize(uint64(in.size)/verity.BlockSize))
+	total := in.size + int64(verity.TreeSize(uint64(in.size)/verity.BlockSize)) //nolint:gosec // of a file
 	// Reserving the room first makes a full disk known before any work is done.
 	if err := unix.Fallocate(int(f.Fd()), 0, 0, total); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
 		return verity.Params{}, os.NewSyscallError("reserve room", err)
@@ -305,7 +305,7 @@ func (c *Cache) explain(err error, size int64) error {
 	if serr := unix.Statfs(c.dir, &fs); serr != nil {
 		return err
 	}
-	free := fs.Bavail * uint64(fs.Bsize) >> 20
+	free := fs.Bavail * uint64(fs.Bsize) >> 20 //nolint:gosec // not negative
 	return fmt.Errorf("layer cache %s is full: the layer needs %d MiB and %d MiB are free; make room there or remove images that are not needed: %w",
 		c.dir, size>>20+1, free, err)
 }

@@ -131,8 +131,8 @@ func (t *temp) reopen() (*os.File, error) {
 // rename gives the file its final name, atomically and in place of what had it.
 func (t *temp) rename(path string) error {
 	if t.name == "" {
-		name := t.cache.path(dirTemp, "link-"+strconv.FormatUint(rand.Uint64(), 36))
-		if err := flock(t.file, unix.LOCK_SH); err != nil { // a sweep must not take it
+		name := t.cache.path(dirTemp, "link-"+strconv.FormatUint(rand.Uint64(), 36)) //nolint:gosec // no secret
+		if err := flock(t.file, unix.LOCK_SH); err != nil {                          // a sweep must not take it
 			return err
 		}
 		if err := unix.Linkat(unix.AT_FDCWD, procPath(t.file), unix.AT_FDCWD, name, unix.AT_SYMLINK_FOLLOW); err != nil {

@@ -45,7 +45,7 @@ func stateOf(f *os.File) (blobState, error) {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return blobState{}, os.NewSyscallError("fstat", err)
 	}
-	return blobState{int64(st.Ino), st.Ctim.Sec, st.Ctim.Nsec}, nil
+	return blobState{int64(st.Ino), st.Ctim.Sec, st.Ctim.Nsec}, nil //nolint:gosec // only compared
 }
 
 func decodeMeta(b []byte) (meta, verity.Params, error) {
@@ -142,7 +142,7 @@ func (c *Cache) check(ctx context.Context, key string, m meta, p verity.Params, 
 	if err != nil {
 		return err
 	}
-	if uint64(st.Size()) != m.Size {
+	if uint64(st.Size()) != m.Size { //nolint:gosec // of a file
 		return fmt.Errorf("file has %d bytes instead of %d", st.Size(), m.Size)
 	}
 	state, err := stateOf(f)

@@ -85,7 +85,7 @@ func (v *verifier) hashBlock(lvl int, b uint64, want []byte) ([]byte, error) {
 		off += v.p.HashOffset + v.levels[lvl].offset
 	}
 	block := make([]byte, BlockSize)
-	if _, err := v.r.ReadAt(block, int64(off)); err != nil {
+	if _, err := v.r.ReadAt(block, int64(off)); err != nil { //nolint:gosec // a wrong place is an error
 		return nil, fmt.Errorf("read layer %s at %d: %w", v.p.Hex(), off, err)
 	}
 	return block, v.compare(lvl, b, block, want)
@@ -96,7 +96,7 @@ func (v *verifier) dataBlocks(first, count uint64, hashes []byte) error {
 		v.data = make([]byte, chunkSize)
 	}
 	data := v.data[:count*BlockSize]
-	if _, err := v.r.ReadAt(data, int64(first*BlockSize)); err != nil {
+	if _, err := v.r.ReadAt(data, int64(first*BlockSize)); err != nil { //nolint:gosec // likewise
 		return fmt.Errorf("read layer %s at %d: %w", v.p.Hex(), first*BlockSize, err)
 	}
 	for i := range count {

@@ -141,7 +141,7 @@ func (w *Writer) room() ([]byte, error) {
 // fill says that n more bytes of the current chunk are there.
 func (w *Writer) fill(n int) error {
 	w.current = w.current[:len(w.current)+n]
-	w.left -= uint64(n)
+	w.left -= uint64(n) //nolint:gosec // a length
 	if n == 0 || len(w.current) < cap(w.current) && w.left > 0 {
 		return nil
 	}
@@ -177,7 +177,7 @@ func (w *Writer) run() {
 }
 
 func (w *Writer) store(h *hasher, c chunk, hashes []byte) error {
-	if _, err := w.file.WriteAt(c.data, int64(c.index)*chunkSize); err != nil {
+	if _, err := w.file.WriteAt(c.data, int64(c.index)*chunkSize); err != nil { //nolint:gosec // in the file
 		return err
 	}
 	top := w.upper[c.index*HashSize:]
@@ -186,7 +186,7 @@ func (w *Writer) store(h *hasher, c chunk, hashes []byte) error {
 		return nil
 	}
 	h.sum(top, hashes)
-	_, err := w.file.WriteAt(hashes, int64(w.params.HashOffset+w.levels[0].offset+c.index*BlockSize))
+	_, err := w.file.WriteAt(hashes, int64(w.params.HashOffset+w.levels[0].offset+c.index*BlockSize)) //nolint:gosec // in the file
 	return err
 }
 
@@ -208,7 +208,7 @@ func (w *Writer) Finish() (Params, error) {
 			clear(block[:])
 			copy(block[:], digests[b*BlockSize:])
 			off := w.params.HashOffset + w.levels[i].offset + b*BlockSize
-			if _, err := w.file.WriteAt(block[:], int64(off)); err != nil {
+			if _, err := w.file.WriteAt(block[:], int64(off)); err != nil { //nolint:gosec // in the file
 				return Params{}, err
 			}
 			next = h.append(next, block[:])

@@ -228,8 +228,8 @@ func stored(text []byte) []byte {
 			n, last = most, 0
 		}
 		out = append(out, last)
-		out = binary.LittleEndian.AppendUint16(out, uint16(n))  //nolint:gosec // at most 65535
-		out = binary.LittleEndian.AppendUint16(out, ^uint16(n)) //nolint:gosec // likewise
+		out = binary.LittleEndian.AppendUint16(out, uint16(n)) // at most 65535
+		out = binary.LittleEndian.AppendUint16(out, ^uint16(n))
 		out = append(out, rest[:n]...)
 		if last == 1 {
 			break

@@ -102,7 +102,7 @@ func valid(r *rand.Rand) string {
 
 func TestReadsWhatTheLibraryReads(t *testing.T) {
 	for seed := range uint64(3000) {
-		text := valid(rand.New(rand.NewPCG(seed, 1))) //nolint:gosec // a test's input
+		text := valid(rand.New(rand.NewPCG(seed, 1)))
 		d, err := initdata.FromText([]byte(text))
 		if err != nil {
 			t.Fatalf("seed %d: %q: %v", seed, text, err)
@@ -217,7 +217,7 @@ func emptyBlocks(n int) []byte {
 	var bits strings.Builder // in the order of the stream
 	put := func(v, n int) {
 		for i := range n {
-			bits.WriteByte(byte('0' + v>>i&1)) //nolint:gosec // 0 or 1
+			bits.WriteByte(byte('0' + v>>i&1))
 		}
 	}
 	for range n {

@@ -37,7 +37,7 @@ func Usable(root string) error {
 	if _, err := os.Stat(dev); errors.Is(err, fs.ErrNotExist) {
 		return errors.New("there is no /dev/kvm: load the module kvm_amd or kvm_intel, and enable virtualization in the firmware (in a cloud VM: choose a type with nested virtualization)")
 	}
-	info, err := os.ReadFile(filepath.Join(root, "proc/cpuinfo")) //nolint:gosec // fixed name
+	info, err := os.ReadFile(filepath.Join(root, "proc/cpuinfo"))
 	if err != nil {
 		return fmt.Errorf("KVM: %w", err)
 	}

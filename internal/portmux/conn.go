@@ -144,7 +144,7 @@ func (c *Conn) consume(n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.in.take(n)
-	c.read += uint32(n) // #nosec G115 -- at most a window
+	c.read += uint32(n) //nolint:gosec // at most a window
 	if c.read < streamWindow/2 || c.sawFIN {
 		return
 	}
@@ -260,7 +260,7 @@ func (c *Conn) reserve(n int) (int, error) {
 		}
 		c.mu.Lock()
 		n := min(n, int(c.window))
-		c.window -= uint32(n) // #nosec G115 -- at most a frame
+		c.window -= uint32(n) //nolint:gosec // at most a frame
 		c.mu.Unlock()
 		if n > 0 {
 			return n, nil
@@ -279,7 +279,7 @@ func (c *Conn) reserve(n int) (int, error) {
 func (c *Conn) giveBack(n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.window += uint32(n) // #nosec G115 -- at most a frame
+	c.window += uint32(n) //nolint:gosec // at most a frame
 }
 
 func (c *Conn) writeError(over <-chan struct{}) error {

@@ -69,7 +69,7 @@ func (c *Conn) begin(length int) error {
 		return net.ErrClosed
 	}
 	l := c.link
-	l.out = header{kind: typeData, stream: c.id, length: uint32(length)}.append(l.queued(l.out[:0])) // #nosec G115
+	l.out = header{kind: typeData, stream: c.id, length: uint32(length)}.append(l.queued(l.out[:0])) //nolint:gosec // descriptors
 	return nil
 }
 
@@ -123,7 +123,7 @@ func (c *Conn) SpliceFrom(f *os.File) (int64, error) {
 
 // readable tells whether a read would return at once.
 func readable(fd uintptr) bool {
-	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}} // #nosec G115 -- a descriptor
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}} //nolint:gosec // a descriptor
 	for {
 		n, err := unix.Poll(p, 0)
 		if !errors.Is(err, unix.EINTR) {
@@ -148,7 +148,7 @@ func (c *Conn) sendPipe(pipe syscall.RawConn) (int, error) {
 	}
 	defer c.link.turn.Unlock()
 	var small []byte
-	cerr := pipe.Control(func(fd uintptr) { sent, small, err = c.link.take(int(fd), room) }) // #nosec G115
+	cerr := pipe.Control(func(fd uintptr) { sent, small, err = c.link.take(int(fd), room) })
 	switch err = errors.Join(cerr, err); {
 	case errors.Is(err, unix.EAGAIN):
 		return 0, nil
@@ -232,7 +232,7 @@ func newPrivatePipe() (*privatePipe, error) {
 }
 
 // growPipe does its best: a smaller pipe makes smaller frames.
-func growPipe(fd, size int) { _, _ = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, size) } // #nosec G115
+func growPipe(fd, size int) { _, _ = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, size) }
 
 func (p *privatePipe) close() {
 	if p != nil {

@@ -46,7 +46,7 @@ func Open(timeout time.Duration) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("netlink socket: %w", err)
 	}
-	c := &Conn{f: os.NewFile(uintptr(fd), "netlink")} //nolint:gosec // a descriptor
+	c := &Conn{f: os.NewFile(uintptr(fd), "netlink")}
 	limit := unix.NsecToTimeval(timeout.Nanoseconds())
 	err = errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit),
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit),

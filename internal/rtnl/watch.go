@@ -23,7 +23,7 @@ func Subscribe(groups ...uint) (*Watch, error) {
 	if err != nil {
 		return nil, fmt.Errorf("netlink socket: %w", err)
 	}
-	w := &Watch{f: os.NewFile(uintptr(fd), "netlink watch")} //nolint:gosec // a descriptor
+	w := &Watch{f: os.NewFile(uintptr(fd), "netlink watch")}
 	addr := &unix.SockaddrNetlink{Family: unix.AF_NETLINK}
 	for _, g := range groups {
 		addr.Groups |= 1 << (g - 1)

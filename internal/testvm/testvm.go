@@ -168,7 +168,7 @@ func needUnpacked(thing, program string) func() error {
 
 func needDevice(path string) func() error {
 	return func() error {
-		f, err := os.OpenFile(path, os.O_RDWR, 0) //nolint:gosec // a constant
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
 		if err != nil {
 			return err
 		}

@@ -39,7 +39,7 @@ func Bound(t testing.TB, size int) func() {
 // Times is Bound with limits that are a multiple: for targets that run a decoder often, or a second one to compare with.
 func Times(t testing.TB, size, factor int) func() {
 	t.Helper()
-	m := meter{alloc: uint64(factor) * uint64(baseAlloc+byteAlloc*size)} //nolint:gosec // small numbers
+	m := meter{alloc: uint64(factor) * uint64(baseAlloc+byteAlloc*size)}
 	if os.Getenv("COCO_FUZZ_CPU") != "" {
 		m.cpu = time.Duration(factor) * (baseCPU + time.Duration(size)*byteCPU)
 	}

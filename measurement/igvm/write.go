@@ -85,7 +85,7 @@ func (w *Writer) Parameters(index uint32, gpa, size uint64, memoryMap, vpCount, 
 		at int
 	}{{MemoryMap, memoryMap}, {VPCount, vpCount}, {CommandLine, cmdline}} {
 		if p.at >= 0 {
-			w.directives = append(w.directives, Directive{Type: p.t, Index: index, Offset: uint32(p.at)})
+			w.directives = append(w.directives, Directive{Type: p.t, Index: index, Offset: uint32(p.at)}) //nolint:gosec // in the parameter area
 		}
 	}
 	w.add(Directive{Type: ParameterInsert, GPA: gpa, Index: index})
@@ -151,7 +151,7 @@ func (w *Writer) Bytes() ([]byte, error) {
 			if uint64(size)+uint64(len(data))+PageSize > maxFile {
 				return nil, fmt.Errorf("write igvm file: more than %d bytes", maxFile)
 			}
-			offset = uint32(size + len(data))
+			offset = uint32(size + len(data)) //nolint:gosec // at most maxFile
 			data = append(data, d.Data...)
 		}
 		head = appendHeader(head, d.Type, encode(d, offset))
@@ -159,8 +159,8 @@ func (w *Writer) Bytes() ([]byte, error) {
 	copy(head, magic)
 	le.PutUint32(head[4:], 1)
 	le.PutUint32(head[8:], fixedHeaderV1)
-	le.PutUint32(head[12:], uint32(len(head)-fixedHeaderV1))
-	le.PutUint32(head[16:], uint32(len(head)+len(data)))
+	le.PutUint32(head[12:], uint32(len(head)-fixedHeaderV1)) //nolint:gosec // below size
+	le.PutUint32(head[16:], uint32(len(head)+len(data)))     //nolint:gosec // at most maxFile
 	le.PutUint32(head[20:], crc32.ChecksumIEEE(head))
 	return append(head, data...), nil
 }
@@ -204,6 +204,6 @@ func encode(d Directive, offset uint32) []byte {
 // appendHeader appends a variable header, padded to 8 bytes.
 func appendHeader(dst []byte, t Type, b []byte) []byte {
 	le := binary.LittleEndian
-	dst = append(le.AppendUint32(le.AppendUint32(dst, uint32(t)), uint32(len(b))), b...)
+	dst = append(le.AppendUint32(le.AppendUint32(dst, uint32(t)), uint32(len(b))), b...) //nolint:gosec // a few hundred bytes
 	return append(dst, make([]byte, (8-len(b)%8)%8)...)
 }

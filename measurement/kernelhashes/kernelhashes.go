@@ -75,7 +75,7 @@ func (h Hashes) Table() [TableSize]byte {
 	var t [TableSize]byte
 	put := func(at int, guid [16]byte, size int) {
 		copy(t[at:], guid[:])
-		binary.LittleEndian.PutUint16(t[at+16:], uint16(size))
+		binary.LittleEndian.PutUint16(t[at+16:], uint16(size)) //nolint:gosec // of this table
 	}
 	put(0, guidTable, tableSize)
 	for i, e := range []struct {

@@ -87,7 +87,7 @@ type extent struct {
 func (c IGVMContents) pages(w *igvm.Writer) ([]extent, error) {
 	var out []extent
 	add := func(name string, gpa uint64, size int) {
-		out = append(out, extent{name, gpa, gpa + (uint64(size)+pageSize-1)&^(pageSize-1)})
+		out = append(out, extent{name, gpa, gpa + (uint64(size)+pageSize-1)&^(pageSize-1)}) //nolint:gosec // a length
 	}
 	if c.Firmware != nil {
 		im, err := ovmf.Parse(c.Firmware)

@@ -50,7 +50,7 @@ func ParseLoader(s string) (Loader, error) {
 		return CloudHypervisorKVM, nil
 	}
 	if i := slices.Index(loaderNames, s); i >= 0 {
-		return Loader(i), nil
+		return Loader(i), nil //nolint:gosec // a handful
 	}
 	return 0, fmt.Errorf("unknown loader %q; known are %s", s, strings.Join(loaderNames, ", "))
 }

@@ -60,7 +60,7 @@ func measureSVSM(l SVSMLaunch, t *measurement.Trace) (measurement.Digest, error)
 	if err != nil {
 		return nil, fmt.Errorf("SVSM: %w", err)
 	}
-	if err := m.Check(len(l.Firmware) + int(l.VarsSize) + len(l.SVSM)); err != nil { //nolint:gosec // bounded
+	if err := m.Check(len(l.Firmware) + int(l.VarsSize) + len(l.SVSM)); err != nil {
 		return nil, fmt.Errorf("SVSM's SEV metadata: %w", err)
 	}
 	start, err := im.SVSMStart()

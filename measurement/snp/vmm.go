@@ -39,7 +39,7 @@ func ParseVMM(s string) (VMM, error) {
 		return QEMU, nil
 	}
 	if i := slices.Index(vmmNames, s); i >= 0 {
-		return VMM(i), nil
+		return VMM(i), nil //nolint:gosec // a handful
 	}
 	return 0, fmt.Errorf("unknown vmm %q; known are %s", s, strings.Join(vmmNames, ", "))
 }

@@ -71,7 +71,7 @@ func patchKernel(kernel []byte, initrdSize, memory uint64) ([]byte, error) {
 		return nil, fmt.Errorf("kernel: an initrd of %d bytes does not fit below %#x", initrdSize, limit)
 	}
 	le.PutUint32(k[offRamdisk:], uint32(limit-initrdSize)&^(pageSize-1))
-	le.PutUint32(k[offRamdiskSize:], uint32(initrdSize))
+	le.PutUint32(k[offRamdiskSize:], uint32(initrdSize)) //nolint:gosec // below limit, which is below 2^32
 	return k, nil
 }
 

@@ -108,7 +108,7 @@ func readStore(cfv []byte) (map[storeKey][]byte, error) {
 			out[k] = h[varHeader+nameSize : end]
 			added[k] = state == varAdded
 		}
-		at += int((end + 3) &^ 3)
+		at += int((end + 3) &^ 3) //nolint:gosec // in b
 	}
 	return out, nil
 }
@@ -169,7 +169,7 @@ func (o BootOption) encode() ([]byte, error) {
 	path = append(append(path, 4, 6, 20, 0), file[:]...)
 	path = append(path, 0x7f, 0xff, 4, 0) // end
 	le := binary.LittleEndian
-	b := le.AppendUint16(le.AppendUint32(nil, o.Attributes), uint16(len(path)))
+	b := le.AppendUint16(le.AppendUint32(nil, o.Attributes), uint16(len(path))) //nolint:gosec // 44 bytes
 	for _, c := range append(utf16.Encode([]rune(o.Description)), 0) {
 		b = le.AppendUint16(b, c)
 	}

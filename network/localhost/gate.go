@@ -77,8 +77,8 @@ func listener(family int, addr unix.Sockaddr) (*net.TCPListener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("socket: %w", err)
 	}
-	f := os.NewFile(uintptr(fd), "localhost") //nolint:gosec // a descriptor
-	defer f.Close()                           // FileListener has a copy
+	f := os.NewFile(uintptr(fd), "localhost")
+	defer f.Close() // FileListener has a copy
 	if family == unix.AF_INET6 {
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
 			return nil, fmt.Errorf("socket: %w", err)

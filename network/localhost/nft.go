@@ -52,7 +52,7 @@ func redirect(port uint16) (_ *os.File, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("nftables: %w", err)
 	}
-	f := os.NewFile(uintptr(fd), "nftables") //nolint:gosec // a descriptor
+	f := os.NewFile(uintptr(fd), "nftables")
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, f.Close())

@@ -171,10 +171,10 @@ func cpus(quota int64, period, shares uint64) (limit, wanted int) {
 	}
 	const most = 1 << 20
 	if quota > 0 {
-		limit = int(min((uint64(quota)-1)/period+1, most)) //nolint:gosec // bounded
+		limit = int(min((uint64(quota)-1)/period+1, most))
 	}
 	if shares > 0 {
-		wanted = int(min((shares-1)/sharesPerCPU+1, most)) //nolint:gosec // bounded
+		wanted = int(min((shares-1)/sharesPerCPU+1, most))
 	}
 	return limit, wanted
 }

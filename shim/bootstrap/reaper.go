@@ -85,5 +85,5 @@ func endedChild() int {
 	}
 	// golang.org/x/sys hides the union. si_pid is its first field, and on all 64-bit architectures the
 	// union begins after four 32-bit words (siginfo_t, include/uapi/asm-generic/siginfo.h).
-	return int(*(*int32)(unsafe.Add(unsafe.Pointer(&info), 16))) //nolint:gosec // see above
+	return int(*(*int32)(unsafe.Add(unsafe.Pointer(&info), 16)))
 }

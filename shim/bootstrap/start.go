@@ -184,5 +184,5 @@ func preferForOOM(pid int) {
 	if err != nil || score >= 1000 {
 		return
 	}
-	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(score+1)), 0) //nolint:gosec // see above
+	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(score+1)), 0)
 }

@@ -62,7 +62,7 @@ func (b publishBinary) Forward(ctx context.Context, e *types.Envelope) error {
 	if err != nil {
 		return permanent{fmt.Errorf("encode %s: %w", e.Topic, err)}
 	}
-	//nolint:gosec // the path is containerd's own executable, given by containerd
+	// The path is containerd's own executable, given by containerd.
 	cmd := exec.CommandContext(ctx, b.path, "--address", b.address, "publish", "--topic", e.Topic, "--namespace", e.Namespace)
 	cmd.Stdin = bytes.NewReader(data)
 	if out, err := cmd.CombinedOutput(); err != nil {

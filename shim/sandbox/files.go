@@ -46,7 +46,7 @@ func writeFiles(bundle string, c podConfig) error {
 	}
 	var errs []error
 	for name, data := range map[string][]byte{"hostname": []byte(hostname + "\n"), "hosts": hosts, "resolv.conf": resolv} {
-		errs = append(errs, os.WriteFile(filepath.Join(bundle, name), data, 0o644)) //nolint:gosec // for everybody in the container
+		errs = append(errs, os.WriteFile(filepath.Join(bundle, name), data, 0o644)) // for everybody in the container
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("write the sandbox's files: %w", err)

@@ -92,7 +92,7 @@ func (s *Service) platform(context.Context, *box, wire.Fields) (wire.Message, er
 func (s *Service) stopSandbox(ctx context.Context, b *box, r wire.Fields) (wire.Message, error) {
 	if secs := r.Number(2); secs > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, time.Duration(min(secs, 3600))*time.Second) //nolint:gosec // bounded
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(min(secs, 3600))*time.Second)
 		defer cancel()
 	}
 	if err := s.stop(ctx, b); err != nil {

@@ -59,7 +59,7 @@ func startLogger(ctx context.Context, t target, cfg Config) (_ *logger, err erro
 		return nil, err
 	}
 	l := &logger{stdout: plain{outW}, stderr: plain{errW}, errors: &tail{}, exited: make(chan struct{})}
-	l.cmd = exec.Command(t.path, t.args...) //nolint:gosec // the URI names it; it outlives the request
+	l.cmd = exec.Command(t.path, t.args...) // the URI names it; it outlives the request
 	l.cmd.Env = append(os.Environ(), "CONTAINER_ID="+cfg.ID, "CONTAINER_NAMESPACE="+cfg.Namespace)
 	l.cmd.ExtraFiles = []*os.File{outR, errR, readyW}
 	l.cmd.Stderr = l.errors

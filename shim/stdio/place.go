@@ -143,7 +143,7 @@ func hungUp(f *os.File) (gone bool, err error) {
 		return false, err
 	}
 	cerr := raw.Control(func(fd uintptr) {
-		p := []unix.PollFd{{Fd: int32(fd)}}
+		p := []unix.PollFd{{Fd: int32(fd)}} //nolint:gosec // a descriptor
 		_, err = unix.Poll(p, 0)
 		gone = p[0].Revents&unix.POLLHUP != 0
 	})

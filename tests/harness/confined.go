@@ -39,7 +39,7 @@ func Confined(pid int) (user int, err error) {
 		if err != nil || n < h.FirstUser || n >= h.FirstUser+h.Users || strings.Join(ids, " ") != strings.TrimSpace(strings.Repeat(ids[0]+" ", 4)) {
 			wrong("%s is %q, want four times one of %d from %d on", key, st[key], h.Users, h.FirstUser)
 		}
-		user = int(n) //nolint:gosec // below 2^32
+		user = int(n)
 	}
 	want := map[string]string{"Groups": "", "NoNewPrivs": "1"}
 	for _, set := range []string{"Inh", "Prm", "Eff", "Bnd", "Amb"} {

@@ -68,7 +68,7 @@ func mortal(t *testing.T, when string) (config string) {
 		t.Fatal(err)
 	}
 	initrd, config := filepath.Join(t.TempDir(), "initrd.img"), filepath.Join(t.TempDir(), "config.toml")
-	if err := os.WriteFile(initrd, data, 0o644); err != nil { //nolint:gosec // the VMM's user reads it
+	if err := os.WriteFile(initrd, data, 0o644); err != nil { // the VMM's user reads it
 		t.Fatal(err)
 	}
 	write(t, config, fmt.Sprintf("[hypervisor]\ninitrd = %q\nkernel_params = %q\n", initrd, "sysrq_always_enabled test.die="+when))

@@ -132,13 +132,13 @@ func configs(t *testing.T, dir string) (snp, plain string) {
 		}
 		return path
 	}
-	if err := os.Mkdir(filepath.Join(dir, filepath.Dir(noVMM)), 0o755); err != nil { //nolint:gosec // VMMs have users of their own
+	if err := os.Mkdir(filepath.Join(dir, filepath.Dir(noVMM)), 0o755); err != nil { // VMMs have users of their own
 		t.Fatal(err)
 	}
 	fw := write("fw.fd", ovmftest.Build(ovmftest.Layout{Size: 4 << 20, Seed: 1, EIP: 0x80b004, HashBase: 0x810c00, SEV: ovmftest.Sections()}))
 	snp = write("snp.toml", fmt.Appendf(nil, "[hypervisor]\nplatform = \"snp\"\ncpu_model = \"EPYC-v4\"\nfirmware = %q\nmax_vcpus = 8\ndefault_memory_mib = 256\n", fw))
 	vmm := write("vmm", fmt.Appendf(nil, "#!/bin/sh\n[ -e %q ] && exit 1\nexec /usr/bin/qemu-system-x86_64 \"$@\"\n", filepath.Join(dir, noVMM)))
-	if err := os.Chmod(vmm, 0o755); err != nil { //nolint:gosec // a program
+	if err := os.Chmod(vmm, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	plain = write("plain.toml", fmt.Appendf(nil, "[hypervisor]\npath = %q\nextra_paths = [%q]\ndefault_memory_mib = 256\nboot_timeout = \"170s\"\n[runtime]\ncreate_timeout = \"170s\"\nstate_dir = %q\nlayer_cache = %q\nrehearse = %q\n",

@@ -161,7 +161,7 @@ func run(t *testing.T, netns, pod string, cmds ...string) {
 					words[i] = pod
 				}
 			}
-			if out, err := exec.Command(words[0], words[1:]...).CombinedOutput(); err != nil { //nolint:gosec // fixed words, ends at once
+			if out, err := exec.Command(words[0], words[1:]...).CombinedOutput(); err != nil {
 				return fmt.Errorf("%s: %w: %s", c, err, out)
 			}
 		}
@@ -199,7 +199,7 @@ func boot(ctx context.Context, t *testing.T, nics []network.NIC) pb.AgentService
 			"-device", fmt.Sprintf("virtio-net-pci,netdev=n%d,mac=%s,host_mtu=%d,romfile=", i, n.MAC, n.MTU))
 	}
 	var console bytes.Buffer
-	cmd := exec.Command("qemu-system-x86_64", args...) //nolint:gosec // killed below
+	cmd := exec.Command("qemu-system-x86_64", args...) // killed below
 	cmd.ExtraFiles, cmd.Stdout, cmd.Stderr = files, &console, &console
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	if err := errors.Join(cmd.Start(), theirs.Close()); err != nil {
@@ -243,7 +243,7 @@ func initrd(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	agent, err := os.ReadFile(bin) //nolint:gosec // just built
+	agent, err := os.ReadFile(bin)
 	if err != nil {
 		t.Fatal(err)
 	}

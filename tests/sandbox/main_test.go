@@ -96,7 +96,7 @@ func node(t *testing.T) bed {
 	shared.cri, shared.dir = c, dir
 	// A group weighs as much as one process beside it: on a busy machine all pods together would crawl.
 	if err := os.Mkdir("/sys/fs/cgroup/cpu/coco-test", 0o755); err == nil { // not where there is no cgroup v1
-		_ = os.WriteFile("/sys/fs/cgroup/cpu/coco-test/cpu.shares", []byte("16384"), 0) //nolint:gosec // the default works too
+		_ = os.WriteFile("/sys/fs/cgroup/cpu/coco-test/cpu.shares", []byte("16384"), 0) // the default works too
 	}
 	return bed{c, t}
 }

@@ -110,7 +110,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 			return n, nil
 		case c.left > 0:
 			n, err := c.in.Read(p[:min(len(p), int(c.left))])
-			c.left -= uint32(n) // #nosec G115 -- at most left
+			c.left -= uint32(n) //nolint:gosec // at most left
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
@@ -176,7 +176,7 @@ func (c *Conn) replace(header []byte, a asked, length uint32) error {
 	if err != nil {
 		return fmt.Errorf("encode an answer: %w", err)
 	}
-	binary.BigEndian.PutUint32(header, uint32(len(body))) // #nosec G115 -- a sentence
+	binary.BigEndian.PutUint32(header, uint32(len(body))) //nolint:gosec // a sentence
 	c.out = append(header, body...)
 	return nil
 }
@@ -204,7 +204,7 @@ func (c *Conn) follow(p []byte) int {
 		return n
 	}
 	n := min(len(p), int(w.left))
-	w.left -= uint32(n) // #nosec G115 -- at most left
+	w.left -= uint32(n) //nolint:gosec // at most left
 	if w.start == nil || w.header[8] != typeRequest {
 		return n
 	}

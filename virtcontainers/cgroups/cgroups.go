@@ -141,7 +141,7 @@ func Apply(dirs, leaves []string, pid int, made func(dir string) error) error {
 func join(leaf string, pid int) error {
 	var err error
 	for range 5 {
-		if err = os.MkdirAll(leaf, 0o755); err != nil { //nolint:gosec // the mode of every cgroup
+		if err = os.MkdirAll(leaf, 0o755); err != nil { // the mode of every cgroup
 			if errors.Is(err, fs.ErrNotExist) {
 				continue
 			}

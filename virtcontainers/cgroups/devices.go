@@ -152,7 +152,7 @@ func deviceProgram(allowed []device, disks bool) []instruction {
 	}
 	p = append(p, instruction{code: ifDifferent, dst: kind, value: unix.BPF_DEVCG_DEV_CHAR, offset: 2 * n}) // to the refusal
 	for i, d := range allowed {
-		left := 2 * (n - 1 - int16(i)) //nolint:gosec // likewise
+		left := 2 * (n - 1 - int16(i))
 		p = append(p,
 			instruction{code: ifDifferent, dst: major, value: int32(d.major), offset: 1},    //nolint:gosec // 12 bits
 			instruction{code: ifEqual, dst: minor, value: int32(d.minor), offset: left + 2}) //nolint:gosec // 20 bits

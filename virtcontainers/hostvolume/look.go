@@ -76,6 +76,6 @@ func ShapeOf(dir *os.File) (Shape, error) {
 	}
 	return Shape{
 		Mode: st.Mode & 0o7777, Group: st.Gid, Tmpfs: sfs.Type == unix.TMPFS_MAGIC,
-		Bytes: sfs.Blocks * uint64(max(sfs.Bsize, 0)), //nolint:gosec // not negative
+		Bytes: sfs.Blocks * uint64(max(sfs.Bsize, 0)),
 	}, nil
 }

@@ -154,7 +154,7 @@ func hardlink(program, name string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(name, b, 0o700) //nolint:gosec // a program
+	return os.WriteFile(name, b, 0o700)
 }
 
 // Requests returns all requests so far, in the order of their answers.

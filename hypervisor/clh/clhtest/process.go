@@ -36,7 +36,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	listener, err := net.FileListener(os.NewFile(uintptr(api), "api")) //nolint:gosec // a descriptor
+	listener, err := net.FileListener(os.NewFile(uintptr(api), "api"))
 	if err != nil {
 		return fmt.Errorf("--api-socket: %w", err)
 	}
@@ -52,7 +52,7 @@ func run() error {
 	if err := syscall.SetNonblock(events, true); err != nil {
 		return fmt.Errorf("--event-monitor: %w", err)
 	}
-	s := &server{config: c, vmm: newVMM(c, os.NewFile(uintptr(events), "events")), journal: journal, checks: checks} //nolint:gosec // a descriptor
+	s := &server{config: c, vmm: newVMM(c, os.NewFile(uintptr(events), "events")), journal: journal, checks: checks}
 	s.vmm.event("vmm", "starting", nil)
 	for {
 		conn, err := listener.Accept()

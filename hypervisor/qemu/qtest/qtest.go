@@ -207,7 +207,7 @@ func (c *client) place(at uint64) {
 		if v&0xf != prefetch64 {
 			continue
 		}
-		c.config(slot, bar4, uint32(at)) //nolint:gosec // the lower half
+		c.config(slot, bar4, uint32(at)) // the lower half
 		c.config(slot, bar4+4, uint32(at>>32))
 		c.config(slot, command, memory)
 		return
@@ -230,11 +230,11 @@ const (
 func (c *client) transfer(key, size int) []byte {
 	control := uint32(dmaRead)
 	if key >= 0 {
-		control |= dmaSelect | uint32(key)<<16 //nolint:gosec // 16 bits
+		control |= dmaSelect | uint32(key)<<16 // 16 bits
 	}
 	var d []byte
 	d = binary.BigEndian.AppendUint32(d, control)
-	d = binary.BigEndian.AppendUint32(d, uint32(size)) //nolint:gosec // at most maxFile
+	d = binary.BigEndian.AppendUint32(d, uint32(size)) // at most maxFile
 	d = binary.BigEndian.AppendUint64(d, dataAt)
 	c.call("write %#x %#x 0x%x", descriptorAt, len(d), d)
 	c.call("outl 0x514 0")

@@ -95,7 +95,7 @@ func TestImagesOfMkfs(t *testing.T) {
 	}
 	for options, want := range map[string]string{"": "", "-Enoinline_data": "", "-zlz4": "compressed", "-zlz4hc,9": "compressed", "--chunksize=4096": "chunked_file"} {
 		args := append(strings.Fields(options), "--quiet", img, src)
-		if out, err := exec.CommandContext(t.Context(), mkfs, args...).CombinedOutput(); err != nil { //nolint:gosec // a test's tool
+		if out, err := exec.CommandContext(t.Context(), mkfs, args...).CombinedOutput(); err != nil {
 			t.Logf("mkfs.erofs %s: %v: %s", options, err, out)
 			continue
 		}

@@ -259,7 +259,7 @@ func (n *Node) get(ctx context.Context, path string) ([]byte, error) {
 
 var anyCertificate = &http.Client{
 	Timeout:   2 * time.Minute,
-	Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}, //nolint:gosec // a kubelet on 127.0.0.1 with a certificate made at its start
+	Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}, // a kubelet on 127.0.0.1 with a certificate made at its start
 }
 
 func (n *Node) request(ctx context.Context, method, path string) ([]byte, error) {

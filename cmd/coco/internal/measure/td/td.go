@@ -321,7 +321,7 @@ func digestFile(path string) (tdx.Content, error) {
 	if err != nil {
 		return tdx.Content{}, fmt.Errorf("%s: %w", path, err)
 	}
-	return tdx.Content{Digest: h.Sum(nil), Size: uint64(n)}, nil
+	return tdx.Content{Digest: h.Sum(nil), Size: uint64(n)}, nil //nolint:gosec // of a file
 }
 
 // ParseSize reads a number of bytes with an optional binary suffix.
