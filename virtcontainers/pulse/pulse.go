@@ -44,9 +44,10 @@ type Beat struct {
 	Heard    func() uint64              // counts the guest's answers to all calls
 	Ping     func(context.Context)      // returns with the answer, or when ctx ends
 	Paused   func(context.Context) bool // whether the VM is stopped on purpose, so that it cannot answer
+	Gone     <-chan struct{}            // closed when the VM has ended
 }
 
-// Watch returns an error when the guest has not answered anything for too long, nil when ctx ends. A guest that
+// Watch returns an error when the guest has not answered anything for too long, nil when ctx or the VM ends. A guest that
 // answers other calls is not asked, and one that has not answered is not asked again: its late answer counts.
 func (b Beat) Watch(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -63,6 +64,8 @@ func (b Beat) Watch(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
+			return nil
+		case <-b.Gone:
 			return nil
 		case <-asked:
 			asked, missed = nil, 0

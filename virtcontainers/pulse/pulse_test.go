@@ -57,6 +57,20 @@ func (g *guest) beat() Beat {
 
 const never = 1000 * time.Hour
 
+// Of a VM that has ended nobody asks any more.
+func TestWatchEndsWithTheVM(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g guest
+		b, gone := g.beat(), make(chan struct{})
+		b.Gone = gone
+		time.AfterFunc(75*time.Second, func() { close(gone) })
+		start := time.Now()
+		if err := b.Watch(t.Context()); err != nil || time.Since(start) != 75*time.Second {
+			t.Errorf("Watch() = %v after %s, want nil with the end of the VM", err, time.Since(start))
+		}
+	})
+}
+
 func TestWatch(t *testing.T) {
 	for name, tc := range map[string]struct {
 		guest func(*guest)

@@ -97,6 +97,9 @@ type guest struct {
 	n         atomic.Int64
 }
 
+// zeros is what byte streams carry. It is shared: the guest has to live through ten minutes of its own lies.
+var zeros = make([]byte, 64<<10)
+
 // greet takes byte streams and says more on each than anybody reads.
 func (g *guest) greet(l net.Listener) {
 	for {
@@ -110,8 +113,10 @@ func (g *guest) greet(l net.Listener) {
 				return
 			}
 			_, _ = io.WriteString(c, "ok\n")
-			if g.mode == lies {
-				_, _ = c.Write(make([]byte, 64<<20))
+			for g.mode == lies {
+				if _, err := c.Write(zeros); err != nil {
+					return
+				}
 			}
 		}()
 	}
