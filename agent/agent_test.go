@@ -43,14 +43,20 @@ func spec() *pb.Spec {
 
 func (f *fixture) sandbox(t *testing.T) {
 	t.Helper()
-	if _, err := f.CreateSandbox(within(t), &pb.CreateSandboxRequest{SandboxId: "pod", Hostname: "pod", SandboxPidns: true}); err != nil {
+	if _, err := f.CreateSandbox(within(t), &pb.CreateSandboxRequest{
+		SandboxId: "pod", Hostname: "pod",
+		SandboxPidns: true,
+	}); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func (f *fixture) create(t *testing.T, id string) error {
 	t.Helper()
-	_, err := f.CreateContainer(within(t), &pb.CreateContainerRequest{ContainerId: id, OCI: spec(), Storages: []*pb.Storage{{}}})
+	_, err := f.CreateContainer(within(t), &pb.CreateContainerRequest{
+		ContainerId: id, OCI: spec(),
+		Storages: []*pb.Storage{{}},
+	})
 	return err
 }
 
@@ -62,7 +68,10 @@ func (f *fixture) start(t *testing.T, id string) error {
 
 func (f *fixture) exec(t *testing.T, id, exec string) error {
 	t.Helper()
-	_, err := f.ExecProcess(within(t), &pb.ExecProcessRequest{ContainerId: id, ExecId: exec, Process: &pb.Process{Args: []string{"x"}}})
+	_, err := f.ExecProcess(within(t), &pb.ExecProcessRequest{
+		ContainerId: id, ExecId: exec,
+		Process: &pb.Process{Args: []string{"x"}},
+	})
 	return err
 }
 
@@ -335,16 +344,26 @@ func TestSandboxEffects(t *testing.T) {
 	_, err := f.CreateSandbox(within(t), &pb.CreateSandboxRequest{
 		Dns: []string{"nameserver 1.1.1.1"}, KernelModules: []*pb.KernelModule{{Name: "m"}}, Storages: []*pb.Storage{{}, {}},
 	})
-	if err != nil || !slices.Equal(f.network.dns, []string{"nameserver 1.1.1.1"}) || !slices.Equal(f.modules.loaded, []string{"m"}) || f.storage.mounts[""] != 2 {
+	if err != nil || !slices.Equal(f.network.dns, []string{"nameserver 1.1.1.1"}) ||
+		!slices.Equal(f.modules.loaded, []string{"m"}) || f.storage.mounts[""] != 2 {
 		t.Errorf("%v; dns %v, modules %v, mounts %v", err, f.network.dns, f.modules.loaded, f.storage.mounts)
 	}
-	if _, err := f.CreateContainer(within(t), &pb.CreateContainerRequest{ContainerId: "c1", OCI: spec(), SandboxPidns: true}); err != nil || f.service.sandbox.ns["pid"] == "" {
+	if _, err := f.CreateContainer(within(t), &pb.CreateContainerRequest{
+		ContainerId: "c1", OCI: spec(),
+		SandboxPidns: true,
+	}); err != nil || f.service.sandbox.ns["pid"] == "" {
 		t.Errorf("shared process ids are made when they are asked for: %v, %v", err, f.service.sandbox.ns)
 	}
-	if _, err := f.CreateContainer(within(t), &pb.CreateContainerRequest{ContainerId: "c2", OCI: spec(), PidContainer: "c9"}); !errdefs.IsNotFound(err) {
+	if _, err := f.CreateContainer(within(t), &pb.CreateContainerRequest{
+		ContainerId: "c2", OCI: spec(),
+		PidContainer: "c9",
+	}); !errdefs.IsNotFound(err) {
 		t.Errorf("process ids of a container that is not = %v", err)
 	}
-	if _, err := f.CreateContainer(within(t), &pb.CreateContainerRequest{ContainerId: "c2", OCI: spec(), PidContainer: "c1"}); !errdefs.IsFailedPrecondition(err) {
+	if _, err := f.CreateContainer(within(t), &pb.CreateContainerRequest{
+		ContainerId: "c2", OCI: spec(),
+		PidContainer: "c1",
+	}); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("process ids of a container that does not run = %v", err)
 	}
 	if _, err := f.DestroySandbox(within(t), &pb.DestroySandboxRequest{}); err != nil {
@@ -383,7 +402,9 @@ func TestCodes(t *testing.T) {
 		{context.Canceled, errdefs.IsCanceled},
 		{errdefs.ErrNotImplemented, errdefs.IsNotImplemented},
 	} {
-		_, err := f.pass(within(t), nil, &ttrpc.UnaryServerInfo{}, func(context.Context, func(any) error) (any, error) { return nil, tc.err })
+		_, err := f.pass(within(t), nil, &ttrpc.UnaryServerInfo{}, func(context.Context, func(any) error) (any, error) {
+			return nil, tc.err
+		})
 		if !tc.want(errgrpc.ToNative(err)) {
 			t.Errorf("%v became %v", tc.err, err)
 		}

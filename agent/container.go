@@ -120,7 +120,9 @@ func (s *service) container(id string) (*container, error) {
 }
 
 // build does the work of CreateContainer; each step pushes its undo.
-func (s *service) build(ctx context.Context, c *container, req *pb.CreateContainerRequest, spec *specs.Spec, box sandbox) error {
+func (s *service) build(ctx context.Context, c *container, req *pb.CreateContainerRequest, spec *specs.Spec,
+	box sandbox,
+) error {
 	io, err := s.openIO(spec.Process.Terminal, req.StdinPort, req.StdoutPort, req.StderrPort)
 	if err != nil {
 		return err
@@ -211,7 +213,9 @@ func (s *service) adopt(c *container, p *process) {
 
 // mountRootfs makes the bundle and mounts the container's storages; the root file system ends up
 // at <bundle>/rootfs.
-func (s *service) mountRootfs(ctx context.Context, c *container, req *pb.CreateContainerRequest, spec *specs.Spec) error {
+func (s *service) mountRootfs(ctx context.Context, c *container, req *pb.CreateContainerRequest,
+	spec *specs.Spec,
+) error {
 	rootfs := filepath.Join(c.bundle, contract.RootfsName)
 	if err := makeBundle(c.bundle); err != nil {
 		return err

@@ -56,7 +56,8 @@ func (s *service) SetGuestDateTime(_ context.Context, req *pb.SetGuestDateTimeRe
 	started := s.sandbox.state != sandboxNone
 	s.mu.Unlock()
 	if s.Confidential && started {
-		return nil, fmt.Errorf("set clock: the host does not move the clock of a guest in a TEE once it has a sandbox: %w", errdefs.ErrPermissionDenied)
+		return nil, fmt.Errorf("set clock: the host does not move the clock of a guest in a TEE once it has a sandbox: %w",
+			errdefs.ErrPermissionDenied)
 	}
 	return &emptypb.Empty{}, s.System.SetClock(req.Sec, req.Usec)
 }
@@ -147,7 +148,9 @@ func (s *service) AddARPNeighbors(ctx context.Context, req *pb.AddARPNeighborsRe
 }
 
 // UpdateEphemeralMounts changes mounts that live in memory, or adds them to the sandbox.
-func (s *service) UpdateEphemeralMounts(ctx context.Context, req *pb.UpdateEphemeralMountsRequest) (*emptypb.Empty, error) {
+func (s *service) UpdateEphemeralMounts(ctx context.Context, req *pb.UpdateEphemeralMountsRequest) (*emptypb.Empty,
+	error,
+) {
 	if _, err := s.ready(&pb.CreateContainerRequest{}); err != nil {
 		return nil, err
 	}
@@ -171,7 +174,10 @@ func (s *service) GetVolumeStats(_ context.Context, req *pb.VolumeStatsRequest) 
 	size := uint64(max(st.Bsize, 0))
 	return &pb.VolumeStatsResponse{
 		Usage: []*pb.VolumeUsage{
-			{Unit: pb.VolumeUsage_BYTES, Total: st.Blocks * size, Available: st.Bavail * size, Used: (st.Blocks - st.Bfree) * size},
+			{
+				Unit: pb.VolumeUsage_BYTES, Total: st.Blocks * size, Available: st.Bavail * size,
+				Used: (st.Blocks - st.Bfree) * size,
+			},
 			{Unit: pb.VolumeUsage_INODES, Total: st.Files, Available: st.Ffree, Used: st.Files - st.Ffree},
 		},
 		VolumeCondition: &pb.VolumeCondition{},
@@ -182,7 +188,9 @@ func (s *service) GetVolumeStats(_ context.Context, req *pb.VolumeStatsRequest) 
 const maxTermination = 64 << 10
 
 // GetDiagnosticData returns a container's termination log.
-func (s *service) GetDiagnosticData(_ context.Context, req *pb.GetDiagnosticDataRequest) (*pb.GetDiagnosticDataResponse, error) {
+func (s *service) GetDiagnosticData(_ context.Context, req *pb.GetDiagnosticDataRequest) (*pb.GetDiagnosticDataResponse,
+	error,
+) {
 	if req.LogType != contract.TerminationLog {
 		return nil, no("diagnostic data " + strconv.Quote(req.LogType))
 	}

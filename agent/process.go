@@ -294,7 +294,9 @@ func (s *service) ReadStderr(ctx context.Context, req *pb.ReadStreamRequest) (*p
 	return s.read(ctx, req, stdio.Stderr)
 }
 
-func (s *service) read(ctx context.Context, req *pb.ReadStreamRequest, which stdio.Output) (*pb.ReadStreamResponse, error) {
+func (s *service) read(ctx context.Context, req *pb.ReadStreamRequest, which stdio.Output) (*pb.ReadStreamResponse,
+	error,
+) {
 	_, p, err := s.process(req.ContainerId, req.ExecId)
 	if err != nil {
 		return nil, err

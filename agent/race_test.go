@@ -69,7 +69,10 @@ func newRacer(t *testing.T) *racer {
 	t.Helper()
 	f := newFixture(t)
 	f.sandbox(t)
-	r := &racer{fixture: f, t: t, outside: t.TempDir(), volume: f.RunDir + "/" + contract.FilesName + "/vol", served: map[string][2]int{}}
+	r := &racer{
+		fixture: f, t: t, outside: t.TempDir(), volume: f.RunDir + "/" + contract.FilesName + "/vol",
+		served: map[string][2]int{},
+	}
 	m := storage.New(f.RunDir)
 	f.service.Storage = m
 	f.service.Runner = seeing{f.runner, func(m specs.Mount) {
@@ -118,7 +121,8 @@ func (r *racer) swap(stop <-chan struct{}) (swaps int) {
 			if strings.Contains(n, "/") && !isDir(filepath.Join(r.volume, "d")) {
 				continue
 			}
-			err := unix.Renameat2(unix.AT_FDCWD, filepath.Join(r.volume, n), unix.AT_FDCWD, filepath.Join(r.volume, "link"+strconv.Itoa(i)), unix.RENAME_EXCHANGE)
+			err := unix.Renameat2(unix.AT_FDCWD, filepath.Join(r.volume, n), unix.AT_FDCWD,
+				filepath.Join(r.volume, "link"+strconv.Itoa(i)), unix.RENAME_EXCHANGE)
 			if err == nil {
 				swaps++
 			}
@@ -199,10 +203,22 @@ func (r *racer) round() {
 	root := spec()
 	root.Root.Path = at("d")
 	r.container("root file system", root)
-	r.container("storage", spec(), &pb.Storage{Driver: "bind", Source: at("d/sub"), MountPoint: box + "b", FsGroup: &pb.FSGroup{GroupId: 77}})
-	r.container("fs_group", spec(), &pb.Storage{Driver: "bind", Source: r.volume, MountPoint: box + "v", FsGroup: &pb.FSGroup{GroupId: 78}})
-	r.container("sub path", spec(), &pb.Storage{Driver: "bind", Source: r.volume, DriverOptions: []string{contract.OptionSubPath + "d/sub"}, MountPoint: box + "s"})
-	r.container("mount point", spec(), &pb.Storage{Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs", Options: []string{"size=64k"}, MountPoint: at("d/sub/m")})
+	r.container("storage", spec(), &pb.Storage{
+		Driver: "bind", Source: at("d/sub"), MountPoint: box + "b",
+		FsGroup: &pb.FSGroup{GroupId: 77},
+	})
+	r.container("fs_group", spec(), &pb.Storage{
+		Driver: "bind", Source: r.volume, MountPoint: box + "v",
+		FsGroup: &pb.FSGroup{GroupId: 78},
+	})
+	r.container("sub path", spec(), &pb.Storage{
+		Driver: "bind", Source: r.volume,
+		DriverOptions: []string{contract.OptionSubPath + "d/sub"}, MountPoint: box + "s",
+	})
+	r.container("mount point", spec(), &pb.Storage{
+		Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs",
+		Options: []string{"size=64k"}, MountPoint: at("d/sub/m"),
+	})
 	r.container("overlay", spec(), &pb.Storage{
 		Driver: "overlayfs", Source: "overlay", Fstype: "overlay", MountPoint: box + "o",
 		Options:       []string{"lowerdir=" + at("d") + ":" + at("other"), "upperdir=" + at("u"), "workdir=" + at("w")},

@@ -13,8 +13,8 @@ import (
 	"github.com/coco-shim/coco/agent/devnode"
 )
 
-// rawIO is the capability for the guest's memory as a whole and its processor's ports (/dev/mem, /proc/kcore, ioperm): no
-// container has it, a privileged one included. The agent's memory is not the pod's.
+// rawIO is the capability for the guest's memory as a whole and its processor's ports (/dev/mem, /proc/kcore, ioperm):
+// no container has it, a privileged one included. The agent's memory is not the pod's.
 const rawIO = "CAP_SYS_RAWIO"
 
 // With these capabilities a process may use the features of kernel modules: links and packet filters, and devices.

@@ -50,7 +50,8 @@ func TestModulesComeWithTheRightsForThem(t *testing.T) {
 func TestNoProcessHasRawIO(t *testing.T) {
 	all := []string{"CAP_CHOWN", "CAP_SYS_RAWIO", "CAP_KILL"}
 	c := &specs.LinuxCapabilities{
-		Bounding: slices.Clone(all), Effective: slices.Clone(all), Inheritable: slices.Clone(all), Permitted: slices.Clone(all), Ambient: slices.Clone(all),
+		Bounding: slices.Clone(all), Effective: slices.Clone(all), Inheritable: slices.Clone(all),
+		Permitted: slices.Clone(all), Ambient: slices.Clone(all),
 	}
 	if err := newFixture(t).rights(&specs.Process{Capabilities: c}, true); err != nil {
 		t.Fatal(err)

@@ -23,9 +23,9 @@ import (
 	"github.com/coco-shim/coco/internal/words"
 )
 
-// Server is the host's only way into the guest: the port for requests, the port for byte streams and, if configured, the
-// port for port-forward. All input on them passes package gate before the agent acts on it. A request goes
-// through pass; a connection to one of the other ports begins with a gate.Greeting.
+// Server is the host's only way into the guest: the port for requests, the port for byte streams and, if configured,
+// the port for port-forward. All input on them passes package gate before the agent acts on it. A request goes through
+// pass; a connection to one of the other ports begins with a gate.Greeting.
 type Server struct {
 	service *service
 	rpc     *ttrpc.Server

@@ -87,10 +87,16 @@ func TestWhatIsUnknownIsRefusedByName(t *testing.T) {
 		t.Fatal(err)
 	}
 	depth := map[string]func(*pb.CreateContainerRequest){
-		"CreateContainerRequest: field 2000":                         func(r *pb.CreateContainerRequest) { strange(r, 2000) },
-		"CreateContainerRequest.OCI.Linux: field 1000":               func(r *pb.CreateContainerRequest) { strange(r.OCI.Linux, 1000) },
-		"CreateContainerRequest.OCI.Linux.Devices[1]: field 77":      func(r *pb.CreateContainerRequest) { strange(r.OCI.Linux.Devices[1], 77) },
-		"CreateContainerRequest.storages[0].fs_group: field 1000000": func(r *pb.CreateContainerRequest) { strange(r.Storages[0].FsGroup, 1000000) },
+		"CreateContainerRequest: field 2000": func(r *pb.CreateContainerRequest) { strange(r, 2000) },
+		"CreateContainerRequest.OCI.Linux: field 1000": func(r *pb.CreateContainerRequest) {
+			strange(r.OCI.Linux, 1000)
+		},
+		"CreateContainerRequest.OCI.Linux.Devices[1]: field 77": func(r *pb.CreateContainerRequest) {
+			strange(r.OCI.Linux.Devices[1], 77)
+		},
+		"CreateContainerRequest.storages[0].fs_group: field 1000000": func(r *pb.CreateContainerRequest) {
+			strange(r.Storages[0].FsGroup, 1000000)
+		},
 	}
 	for want, spoil := range depth {
 		r := &pb.CreateContainerRequest{ContainerId: "c1", OCI: spec(), Storages: []*pb.Storage{{FsGroup: &pb.FSGroup{}}}}
@@ -101,12 +107,14 @@ func TestWhatIsUnknownIsRefusedByName(t *testing.T) {
 			t.Errorf("CreateContainer = %v, want %q", err, want)
 		}
 	}
-	if _, err := a.StartContainer(within(t), &pb.StartContainerRequest{ContainerId: "c1"}); !errdefs.IsNotFound(errgrpc.ToNative(err)) {
+	if _, err := a.StartContainer(within(t),
+		&pb.StartContainerRequest{ContainerId: "c1"}); !errdefs.IsNotFound(errgrpc.ToNative(err)) {
 		t.Errorf("the container of a refused request: %v", err)
 	}
 	check := &pb.CheckRequest{}
 	strange(check, 5)
-	if _, err := pb.NewHealthClient(client).Check(within(t), check); err == nil || !strings.Contains(err.Error(), "CheckRequest: field 5") {
+	if _, err := pb.NewHealthClient(client).Check(within(t), check); err == nil ||
+		!strings.Contains(err.Error(), "CheckRequest: field 5") {
 		t.Errorf("Check = %v", err)
 	}
 	for _, tc := range []struct {

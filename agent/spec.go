@@ -21,14 +21,16 @@ import (
 // checkContainerID admits the ids that containerd and the protocol admit. None of them names another directory.
 func checkContainerID(id string) error {
 	if !ident.ID(id) || slices.Contains(guard.Common, id) {
-		return fmt.Errorf("container id %q: want up to %d letters, digits, '_', '.', '-', and not a reserved name: %w", id, ident.MaxID, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("container id %q: want up to %d letters, digits, '_', '.', '-', and not a reserved name: %w", id,
+			ident.MaxID, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }
 
 func checkExecID(id string) error {
 	if !ident.ID(id) {
-		return fmt.Errorf("exec id %q: want up to %d letters, digits, '_', '.', '-': %w", id, ident.MaxID, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("exec id %q: want up to %d letters, digits, '_', '.', '-': %w", id, ident.MaxID,
+			errdefs.ErrInvalidArgument)
 	}
 	return nil
 }

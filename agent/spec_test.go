@@ -21,7 +21,8 @@ import (
 func TestIDs(t *testing.T) {
 	for id, ok := range map[string]bool{
 		"a": true, "abc.DEF_0-9": true, strings.Repeat("a", ident.MaxID): true, strings.Repeat("a", ident.MaxID+1): false,
-		"": false, ".": false, "..": false, "a/b": false, "-a": false, "a\n": false, "a b": false, "shared": false, "sandbox": false,
+		"": false, ".": false, "..": false, "a/b": false, "-a": false, "a\n": false, "a b": false, "shared": false,
+		"sandbox": false,
 	} {
 		if err := checkContainerID(id); (err == nil) != ok || err != nil && !errdefs.IsInvalidArgument(err) {
 			t.Errorf("checkContainerID(%q) = %v", id, err)
@@ -34,11 +35,18 @@ func TestAdapt(t *testing.T) {
 		Process: &specs.Process{ApparmorProfile: "p", SelinuxLabel: "l"}, Root: &specs.Root{Path: "/x"}, Hostname: "pod",
 		Linux: &specs.Linux{
 			CgroupsPath: "../../../etc", MountLabel: "m",
-			Sysctl:     map[string]string{"net.ipv4.ip_forward": "1", "kernel.shmmax": "2"},
-			Namespaces: []specs.LinuxNamespace{{Type: "network", Path: "/proc/1/ns/net"}, {Type: "pid", Path: "/evil"}, {Type: "user"}},
+			Sysctl: map[string]string{"net.ipv4.ip_forward": "1", "kernel.shmmax": "2"},
+			Namespaces: []specs.LinuxNamespace{
+				{Type: "network", Path: "/proc/1/ns/net"},
+				{Type: "pid", Path: "/evil"},
+				{Type: "user"},
+			},
 		},
 	}
-	sysctls, err := adapt(s, surroundings{bundle: "/b", hostname: "pod", cgroup: "/coco/c", ns: map[string]string{"ipc": "/i", "uts": "/u"}})
+	sysctls, err := adapt(s, surroundings{
+		bundle: "/b", hostname: "pod", cgroup: "/coco/c",
+		ns: map[string]string{"ipc": "/i", "uts": "/u"},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +54,14 @@ func TestAdapt(t *testing.T) {
 		Process: &specs.Process{}, Root: &specs.Root{Path: "/b/rootfs"},
 		Linux: &specs.Linux{
 			CgroupsPath: "/coco/c", Sysctl: map[string]string{"kernel.shmmax": "2"},
-			Namespaces: []specs.LinuxNamespace{{Type: "mount"}, {Type: "cgroup"}, {Type: "pid"}, {Type: "ipc", Path: "/i"}, {Type: "uts", Path: "/u"}, {Type: "user"}},
+			Namespaces: []specs.LinuxNamespace{
+				{Type: "mount"},
+				{Type: "cgroup"},
+				{Type: "pid"},
+				{Type: "ipc", Path: "/i"},
+				{Type: "uts", Path: "/u"},
+				{Type: "user"},
+			},
 		},
 	}
 	if d := cmp.Diff(want, s); d != "" {
@@ -70,14 +85,19 @@ func TestAdaptRefuses(t *testing.T) {
 		spoil func(*specs.Spec)
 		class func(error) bool
 	}{
-		"a hook":              {func(s *specs.Spec) { s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/x"}}} }, errdefs.IsNotImplemented},
-		"a mount of /":        {bind("/"), errdefs.IsInvalidArgument},
-		"a relative mount":    {bind(contract.GuestRoot[1:] + "/x"), errdefs.IsInvalidArgument},
-		"a mount beside":      {bind(contract.GuestRoot + "-x/y"), errdefs.IsInvalidArgument},
-		"a mount by dots":     {bind(contract.GuestRoot + "/shared/../../../etc"), errdefs.IsInvalidArgument},
-		"everybody's files":   {bind(contract.FilesDir), errdefs.IsInvalidArgument},
-		"its own bundle":      {bind(contract.GuestRoot + "/c"), errdefs.IsInvalidArgument},
-		"an option that says": {func(s *specs.Spec) { s.Mounts = []specs.Mount{{Source: "/etc", Options: []string{"rbind"}}} }, errdefs.IsInvalidArgument},
+		"a hook": {
+			func(s *specs.Spec) { s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/x"}}} },
+			errdefs.IsNotImplemented,
+		},
+		"a mount of /":      {bind("/"), errdefs.IsInvalidArgument},
+		"a relative mount":  {bind(contract.GuestRoot[1:] + "/x"), errdefs.IsInvalidArgument},
+		"a mount beside":    {bind(contract.GuestRoot + "-x/y"), errdefs.IsInvalidArgument},
+		"a mount by dots":   {bind(contract.GuestRoot + "/shared/../../../etc"), errdefs.IsInvalidArgument},
+		"everybody's files": {bind(contract.FilesDir), errdefs.IsInvalidArgument},
+		"its own bundle":    {bind(contract.GuestRoot + "/c"), errdefs.IsInvalidArgument},
+		"an option that says": {func(s *specs.Spec) {
+			s.Mounts = []specs.Mount{{Source: "/etc", Options: []string{"rbind"}}}
+		}, errdefs.IsInvalidArgument},
 	} {
 		s := base()
 		tc.spoil(s)
@@ -93,8 +113,12 @@ func TestAdaptRefuses(t *testing.T) {
 }
 
 func TestSplitSysctls(t *testing.T) {
-	network, shared, err := splitSysctls(map[string]string{"net.core.somaxconn": "1", "kernel.shmmax": "2", "fs.mqueue.msg_max": "3"})
-	if err != nil || len(network) != 1 || len(shared) != 2 || shared["kernel/shmmax"] != "2" || shared["fs/mqueue/msg_max"] != "3" {
+	network, shared, err := splitSysctls(map[string]string{
+		"net.core.somaxconn": "1", "kernel.shmmax": "2",
+		"fs.mqueue.msg_max": "3",
+	})
+	if err != nil || len(network) != 1 || len(shared) != 2 || shared["kernel/shmmax"] != "2" ||
+		shared["fs/mqueue/msg_max"] != "3" {
 		t.Errorf("splitSysctls = %v, %v, %v", network, shared, err)
 	}
 	for _, k := range []string{"kernel.core_pattern", "vm.swappiness", "kernel/../vm/x", "/kernel/shmmax"} {
@@ -123,7 +147,8 @@ func TestParseNetDev(t *testing.T) {
   bad0:     x 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
 `
 	got := parseNetDev(strings.NewReader(text))
-	if len(got) != 1 || fmt.Sprint(got[0].Name, got[0].RxBytes, got[0].RxPackets, got[0].RxErrors, got[0].RxDropped) != "eth01234 5 6" && got[0].RxBytes != 123 ||
+	if len(got) != 1 || fmt.Sprint(got[0].Name, got[0].RxBytes, got[0].RxPackets, got[0].RxErrors,
+		got[0].RxDropped) != "eth01234 5 6" && got[0].RxBytes != 123 ||
 		got[0].TxBytes != 789 || got[0].TxPackets != 10 || got[0].TxErrors != 11 || got[0].TxDropped != 12 {
 		t.Errorf("parseNetDev = %v", got)
 	}

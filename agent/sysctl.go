@@ -57,7 +57,8 @@ func sysctlFile(key string) (string, error) {
 
 // ipcSysctls belong to the IPC namespace: ipc_namespaces(7).
 var ipcSysctls = []string{
-	"kernel/msgmax", "kernel/msgmnb", "kernel/msgmni", "kernel/sem", "kernel/shmall", "kernel/shmmax", "kernel/shmmni", "kernel/shm_rmid_forced",
+	"kernel/msgmax", "kernel/msgmnb", "kernel/msgmni", "kernel/sem", "kernel/shmall", "kernel/shmmax", "kernel/shmmni",
+	"kernel/shm_rmid_forced",
 }
 
 // splitSysctls separates a pod's sysctls into those of its network, by their keys, and those of the

@@ -14,14 +14,16 @@ import (
 // container are ordered by the container's state instead. Requests that only read or wait run concurrently.
 // RemoveContainer takes its turn when the processes have ended.
 var oneAtATime = map[string]bool{
-	"CreateSandbox": true, "CreateContainer": true, "UpdateContainer": true, "UpdateEphemeralMounts": true, "CopyFile": true,
+	"CreateSandbox": true, "CreateContainer": true, "UpdateContainer": true, "UpdateEphemeralMounts": true,
+	"CopyFile":        true,
 	"UpdateInterface": true, "UpdateRoutes": true, "AddARPNeighbors": true, "OnlineCPUMem": true,
 	"SetGuestDateTime": true, "ReseedRandomDev": true,
 }
 
 // takeTurn waits until no other request is changing the guest. done ends the turn; after an error it does nothing.
 func (s *service) takeTurn(ctx context.Context) (done func(), err error) {
-	if err := s.turn.Lock(ctx); err != nil { // a free turn is taken though ctx has ended: the rest of a removal does not wait
+	// a free turn is taken though ctx has ended: the rest of a removal does not wait
+	if err := s.turn.Lock(ctx); err != nil {
 		return func() {}, fmt.Errorf("another request is changing the guest: %w", err)
 	}
 	return s.turn.Unlock, nil

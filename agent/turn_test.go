@@ -50,7 +50,9 @@ func TestRequestsThatChangeTheGuestTakeTurns(t *testing.T) {
 	f := newFixture(t)
 	entered, leave, left := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 	call := func(ctx context.Context, name string, method func()) error {
-		_, err := f.pass(ctx, func(any) error { return nil }, &ttrpc.UnaryServerInfo{FullMethod: "/grpc.AgentService/" + name},
+		_, err := f.pass(ctx, func(any) error {
+			return nil
+		}, &ttrpc.UnaryServerInfo{FullMethod: "/grpc.AgentService/" + name},
 			func(_ context.Context, decode func(any) error) (any, error) {
 				if err := decode(&pb.CheckRequest{}); err != nil {
 					return nil, err

@@ -20,7 +20,9 @@ type unsupported struct{}
 
 func no(what string) error { return fmt.Errorf("%s: %w", what, errdefs.ErrNotImplemented) }
 
-func (unsupported) RemoveStaleVirtiofsShareMounts(context.Context, *pb.RemoveStaleVirtiofsShareMountsRequest) (*emptypb.Empty, error) {
+func (unsupported) RemoveStaleVirtiofsShareMounts(context.Context,
+	*pb.RemoveStaleVirtiofsShareMountsRequest,
+) (*emptypb.Empty, error) {
 	return nil, no("virtio-fs shares")
 }
 

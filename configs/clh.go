@@ -19,7 +19,8 @@ func (d *decoder) driverDefaults() {
 	h := &d.cfg.Hypervisor
 	// The one port is for an interface that comes later. Where ports are measured, or are for something else, they
 	// are there only when somebody asked for them; Cloud Hypervisor has none.
-	if _, ok := d.set["hypervisor.hotplug_ports"]; !ok && (h.Type != TypeQEMU || h.Platform != "none" || h.BlockBus != "virtio-scsi") {
+	if _, ok := d.set["hypervisor.hotplug_ports"]; !ok && (h.Type != TypeQEMU || h.Platform != "none" ||
+		h.BlockBus != "virtio-scsi") {
 		h.HotplugPorts = 0
 	}
 	if h.Type != TypeCLH {
@@ -49,14 +50,16 @@ func (d *decoder) driver(h Hypervisor) {
 		d.blame("hypervisor.landlock", fmt.Sprintf("means nothing for type %q", h.Type), "false")
 	}
 	if h.BlockBus == "virtio-blk" && h.HotplugPorts == 0 {
-		d.blame("hypervisor.hotplug_ports", "is 0, but block_bus \"virtio-blk\" plugs every layer, and every writable layer on a disk, into a port of its own", "1 to 32")
+		d.blame("hypervisor.hotplug_ports", "is 0, but block_bus \"virtio-blk\" plugs every layer, and every writable "+
+			"layer on a disk, into a port of its own", "1 to 32")
 	}
 }
 
 // clh checks what Cloud Hypervisor cannot do, or does in one way only.
 func (d *decoder) clh(h Hypervisor) {
 	if h.Platform == "tdx" {
-		d.blame("hypervisor.platform", "\"tdx\": Cloud Hypervisor's support needs a KVM interface that Linux never got", "\"none\" or \"snp\", or type = \"qemu\"")
+		d.blame("hypervisor.platform", "\"tdx\": Cloud Hypervisor's support needs a KVM interface that Linux never got",
+			"\"none\" or \"snp\", or type = \"qemu\"")
 	}
 	if h.Accel == "tcg" && h.Platform != "snp" { // else the platform says it
 		d.blame("hypervisor.accel", "\"tcg\": Cloud Hypervisor runs on KVM only", "\"\" or \"kvm\", or type = \"qemu\"")
@@ -65,7 +68,8 @@ func (d *decoder) clh(h Hypervisor) {
 		d.blame("hypervisor.machine", fmt.Sprintf("%q: Cloud Hypervisor has one machine, without a name", h.Machine), "\"\"")
 	}
 	if h.CPUModel != "" && h.CPUModel != "host" {
-		d.blame("hypervisor.cpu_model", fmt.Sprintf("%q: Cloud Hypervisor shows guests the host's processor", h.CPUModel), "\"\" or \"host\"")
+		d.blame("hypervisor.cpu_model", fmt.Sprintf("%q: Cloud Hypervisor shows guests the host's processor", h.CPUModel),
+			"\"\" or \"host\"")
 	}
 	if h.BlockBus != "virtio-blk" {
 		d.blame("hypervisor.block_bus", fmt.Sprintf("%q: Cloud Hypervisor has virtio-blk only", h.BlockBus), "\"virtio-blk\"")

@@ -22,7 +22,8 @@ func TestCloudHypervisorsExamplesLoad(t *testing.T) {
 			continue
 		}
 		h := c.Hypervisor
-		if h.Type != TypeCLH || h.Platform != platform || h.Machine != "" || h.BlockBus != "virtio-blk" || !h.Landlock || !h.Seccomp {
+		if h.Type != TypeCLH || h.Platform != platform || h.Machine != "" || h.BlockBus != "virtio-blk" ||
+			!h.Landlock || !h.Seccomp {
 			t.Errorf("%s = %+v", name, h)
 		}
 	}
@@ -33,7 +34,8 @@ func TestTypeBringsItsDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if h := c.Hypervisor; h.Path != clhPath || h.Machine != "" || h.BlockBus != "virtio-blk" || h.HotplugPorts != 0 || h.Landlock {
+	if h := c.Hypervisor; h.Path != clhPath || h.Machine != "" || h.BlockBus != "virtio-blk" ||
+		h.HotplugPorts != 0 || h.Landlock {
 		t.Errorf("defaults of clh: %+v", h)
 	}
 	c, err = Decode("t.toml", strings.NewReader("[hypervisor]\ntype = \"clh\"\npath = \"/opt/ch\"\n"))
@@ -44,14 +46,29 @@ func TestTypeBringsItsDefaults(t *testing.T) {
 
 func TestTypeRefusesWhatItCannotDo(t *testing.T) {
 	for _, tt := range []struct{ text, want string }{
-		{"type = \"clh\"\nplatform = \"tdx\"\nfirmware = \"/f\"", `hypervisor.platform: "tdx": Cloud Hypervisor's support needs a KVM interface that Linux never got`},
+		{
+			"type = \"clh\"\nplatform = \"tdx\"\nfirmware = \"/f\"",
+			`hypervisor.platform: "tdx": Cloud Hypervisor's support needs a KVM interface that Linux never got`,
+		},
 		{"type = \"clh\"\naccel = \"tcg\"", `hypervisor.accel: "tcg": Cloud Hypervisor runs on KVM only`},
-		{"type = \"clh\"\nplatform = \"snp\"\naccel = \"tcg\"\nfirmware = \"/f\"", `hypervisor.accel: "tcg" cannot run platform "snp"`},
+		{
+			"type = \"clh\"\nplatform = \"snp\"\naccel = \"tcg\"\nfirmware = \"/f\"",
+			`hypervisor.accel: "tcg" cannot run platform "snp"`,
+		},
 		{"type = \"clh\"\nmachine = \"q35\"", `hypervisor.machine: "q35": Cloud Hypervisor has one machine`},
-		{"type = \"clh\"\ncpu_model = \"EPYC-v4\"", `hypervisor.cpu_model: "EPYC-v4": Cloud Hypervisor shows guests the host's processor`},
-		{"type = \"clh\"\nblock_bus = \"virtio-scsi\"", `hypervisor.block_bus: "virtio-scsi": Cloud Hypervisor has virtio-blk only`},
+		{
+			"type = \"clh\"\ncpu_model = \"EPYC-v4\"",
+			`hypervisor.cpu_model: "EPYC-v4": Cloud Hypervisor shows guests the host's processor`,
+		},
+		{
+			"type = \"clh\"\nblock_bus = \"virtio-scsi\"",
+			`hypervisor.block_bus: "virtio-scsi": Cloud Hypervisor has virtio-blk only`,
+		},
 		{"type = \"clh\"\nhotplug_ports = 4", "hypervisor.hotplug_ports: Cloud Hypervisor plugs devices into its root bus"},
-		{"type = \"clh\"\nfirmware = \"/f\"", "hypervisor.firmware: on platform \"none\" Cloud Hypervisor would boot it instead"},
+		{
+			"type = \"clh\"\nfirmware = \"/f\"",
+			"hypervisor.firmware: on platform \"none\" Cloud Hypervisor would boot it instead",
+		},
 		{"type = \"clh\"\nplatform = \"snp\"", "expected the absolute path of an IGVM file"},
 		{"type = \"qemu\"\nmachine = \"\"", "hypervisor.machine: must not be empty"},
 		{"type = \"qemu\"\nlandlock = true", `hypervisor.landlock: means nothing for type "qemu"`},

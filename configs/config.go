@@ -107,7 +107,8 @@ type Runtime struct {
 	KubeletDirs       []string // root directories of kubelets, whose volumes are known by their paths
 	EngineDirs        []string // root directories of container engines beside the containerd that calls
 	Virtiofsd         string   // program for HostPath "live"; "" is looked for where distributions have it
-	Rlimits           []string // limits of processes that ask for none, "nofile=1024:4096"; limits that are not named are containerd's
+	// limits of processes that ask for none, "nofile=1024:4096"; limits that are not named are containerd's
+	Rlimits           []string
 	CreateTimeout     Duration // for creating a container in the guest
 	StopTimeout       Duration // for a graceful stop before the VM is killed, and for a process to end after SIGKILL
 	HealthInterval    Duration // between two questions whether the agent lives
@@ -145,15 +146,18 @@ func Default() Config {
 			Seccomp:           true,
 		},
 		Runtime: Runtime{
-			StateDir:          "/run/coco",
-			LayerCache:        "/var/lib/coco/layers",
-			WritableLayer:     WritableDisk,
-			ScratchDir:        "/var/lib/coco/scratch",
-			MaxCopyMiB:        32,
-			Rlimits:           []string{},
-			HostPath:          "read-only",
-			KubeletDirs:       []string{"/var/lib/kubelet", "/var/lib/k0s/kubelet", "/var/snap/microk8s/common/var/lib/kubelet"},
-			EngineDirs:        []string{"/run/containers/storage", "/var/lib/containers/storage", "/var/lib/docker", "/var/lib/nerdctl"},
+			StateDir:      "/run/coco",
+			LayerCache:    "/var/lib/coco/layers",
+			WritableLayer: WritableDisk,
+			ScratchDir:    "/var/lib/coco/scratch",
+			MaxCopyMiB:    32,
+			Rlimits:       []string{},
+			HostPath:      "read-only",
+			KubeletDirs:   []string{"/var/lib/kubelet", "/var/lib/k0s/kubelet", "/var/snap/microk8s/common/var/lib/kubelet"},
+			EngineDirs: []string{
+				"/run/containers/storage", "/var/lib/containers/storage", "/var/lib/docker",
+				"/var/lib/nerdctl",
+			},
 			CreateTimeout:     60 * time.Second,
 			StopTimeout:       30 * time.Second,
 			HealthInterval:    30 * time.Second,

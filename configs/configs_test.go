@@ -73,7 +73,8 @@ func TestDecode(t *testing.T) {
 		{name: "empty text is the default", want: func(*Config) {}},
 		{
 			name: "values of every type",
-			text: "[hypervisor]\npath = \"/opt/q\"\ndefault_vcpus = 2\nmax_memory_mib = 4096\nseccomp = false\nboot_timeout = \"1m30s\"\n[runtime]\nenable_annotations = []\n",
+			text: "[hypervisor]\npath = \"/opt/q\"\ndefault_vcpus = 2\nmax_memory_mib = 4096\nseccomp = false\nboot_timeout = " +
+				"\"1m30s\"\n[runtime]\nenable_annotations = []\n",
 			want: func(c *Config) {
 				c.Hypervisor.Path, c.Hypervisor.DefaultVCPUs, c.Hypervisor.MaxMemoryMiB = "/opt/q", 2, 4096
 				c.Hypervisor.Seccomp, c.Hypervisor.BootTimeout = false, 90*time.Second
@@ -128,26 +129,59 @@ func TestDecode(t *testing.T) {
 		},
 		{name: "syntax error", text: "[hypervisor]\npath = \n", err: []string{`t.toml:2: not TOML: `}},
 		{name: "key twice", text: "[network]\nmodel = \"none\"\nmodel = \"none\"\n", err: []string{`t.toml:3: not TOML: `}},
-		{name: "section is a value", text: "network = 1\n", err: []string{`t.toml:1: network: is not a section; expected a table [network]`}},
-		{name: "section is an array of tables", text: "[[network]]\nmodel=\"none\"\n", err: []string{`network: is not a section; expected a table [network]`}},
-		{name: "key outside of a section", text: "path = \"/x\"\n", err: []string{`t.toml:1: path: unknown key outside of a section; expected one of hypervisor`}},
+		{
+			name: "section is a value", text: "network = 1\n",
+			err: []string{`t.toml:1: network: is not a section; expected a table [network]`},
+		},
+		{
+			name: "section is an array of tables", text: "[[network]]\nmodel=\"none\"\n",
+			err: []string{`network: is not a section; expected a table [network]`},
+		},
+		{
+			name: "key outside of a section", text: "path = \"/x\"\n",
+			err: []string{`t.toml:1: path: unknown key outside of a section; expected one of hypervisor`},
+		},
 		{name: "case matters", text: "[Hypervisor]\n", err: []string{`Hypervisor: unknown section`}},
-		{name: "null byte in a path", text: "[hypervisor]\npath = \"/a\\u0000b\"\n", err: []string{`holds a control character`}},
-		{name: "comma in a machine type", text: "[hypervisor]\nmachine = \"q35,confidential-guest-support=x\"\n", err: []string{`holds ','`}},
-		{name: "empty path", text: "[hypervisor]\npath = \"\"\n", err: []string{`t.toml:2: hypervisor.path: must not be empty; expected the absolute path of the VMM binary`}},
-		{name: "TEE without firmware, with console and emulation", text: "[hypervisor]\nplatform = \"snp\"\naccel = \"tcg\"\ninsecure_debug_console = true\n", err: []string{
-			`t.toml: hypervisor.cpu_model: "" is not one model, but SNP measures which it is (by default); expected a named model`,
-			`t.toml: hypervisor.firmware: is empty, but platform "snp" boots through firmware (by default); expected`,
-			`t.toml:3: hypervisor.accel: "tcg" cannot run platform "snp"; expected "" or "kvm"`,
-			`t.toml:4: hypervisor.insecure_debug_console: `,
-		}},
-		{name: "default above the maximum", text: "[hypervisor]\nmax_vcpus = 2\ndefault_vcpus = 4\nmax_memory_mib = 256\n", err: []string{
-			`hypervisor.default_memory_mib: 512 is above hypervisor.max_memory_mib, which is 256`,
-			`t.toml:3: hypervisor.default_vcpus: 4 is above hypervisor.max_vcpus, which is 2`,
-		}},
-		{name: "virtio-blk without ports", text: "[hypervisor]\nblock_bus = \"virtio-blk\"\n", err: []string{`hypervisor.hotplug_ports: is 0, but`}},
-		{name: "administrator's key in the pods' list", text: "[runtime]\nenable_annotations = [\"hypervisor.path\"]\n", err: []string{`t.toml:2: runtime.enable_annotations: "hypervisor.path" may be set by the administrator only; expected`}},
-		{name: "unknown key in the pods' list", text: "[runtime]\nenable_annotations = [\"x\"]\n", err: []string{`"x" is not a key`}},
+		{
+			name: "null byte in a path", text: "[hypervisor]\npath = \"/a\\u0000b\"\n",
+			err: []string{`holds a control character`},
+		},
+		{
+			name: "comma in a machine type", text: "[hypervisor]\nmachine = \"q35,confidential-guest-support=x\"\n",
+			err: []string{`holds ','`},
+		},
+		{
+			name: "empty path", text: "[hypervisor]\npath = \"\"\n",
+			err: []string{`t.toml:2: hypervisor.path: must not be empty; expected the absolute path of the VMM binary`},
+		},
+		{
+			name: "TEE without firmware, with console and emulation",
+			text: "[hypervisor]\nplatform = \"snp\"\naccel = \"tcg\"\ninsecure_debug_console = true\n", err: []string{
+				`t.toml: hypervisor.cpu_model: "" is not one model, but SNP measures which it is (by default); expected a named model`,
+				`t.toml: hypervisor.firmware: is empty, but platform "snp" boots through firmware (by default); expected`,
+				`t.toml:3: hypervisor.accel: "tcg" cannot run platform "snp"; expected "" or "kvm"`,
+				`t.toml:4: hypervisor.insecure_debug_console: `,
+			},
+		},
+		{
+			name: "default above the maximum", text: "[hypervisor]\nmax_vcpus = 2\ndefault_vcpus = 4\nmax_memory_mib = 256\n",
+			err: []string{
+				`hypervisor.default_memory_mib: 512 is above hypervisor.max_memory_mib, which is 256`,
+				`t.toml:3: hypervisor.default_vcpus: 4 is above hypervisor.max_vcpus, which is 2`,
+			},
+		},
+		{
+			name: "virtio-blk without ports", text: "[hypervisor]\nblock_bus = \"virtio-blk\"\n",
+			err: []string{`hypervisor.hotplug_ports: is 0, but`},
+		},
+		{
+			name: "administrator's key in the pods' list", text: "[runtime]\nenable_annotations = [\"hypervisor.path\"]\n",
+			err: []string{`t.toml:2: runtime.enable_annotations: "hypervisor.path" may be set by the administrator only; expected`},
+		},
+		{
+			name: "unknown key in the pods' list", text: "[runtime]\nenable_annotations = [\"x\"]\n",
+			err: []string{`"x" is not a key`},
+		},
 		{name: "too long", text: strings.Repeat("#", maxFile+1), err: []string{`is longer than 1048576 bytes`}},
 	}
 	for _, tt := range tests {
@@ -232,7 +266,8 @@ func TestLoadMergesDropInsInOrder(t *testing.T) {
 		write(t, dir, map[string]string{"config.d/30-c.toml": "[hypervisor]\nmax_vcpus = 1\n", "config.d/40-d.toml": "[x]\n"})
 		_, err := Load(path)
 		checkLines(t, err, []string{
-			filepath.Join(dir, "config.d/20-b.toml") + ":2: hypervisor.default_vcpus: 4 is above hypervisor.max_vcpus, which is 1",
+			filepath.Join(dir, "config.d/20-b.toml") +
+				":2: hypervisor.default_vcpus: 4 is above hypervisor.max_vcpus, which is 1",
 			filepath.Join(dir, "config.d/40-d.toml") + ":1: x: unknown section",
 		})
 	})
@@ -268,10 +303,16 @@ func TestWithAnnotations(t *testing.T) {
 		want func(*Config)
 		err  []string
 	}{
-		{name: "others are ignored", in: map[string]string{"io.kubernetes.cri.container-type": "sandbox", "io.coco.other": "x"}, want: func(*Config) {}},
+		{name: "others are ignored", in: map[string]string{
+			"io.kubernetes.cri.container-type": "sandbox",
+			"io.coco.other":                    "x",
+		}, want: func(*Config) {}},
 		{
 			name: "allowed keys",
-			in:   map[string]string{"io.coco.config.hypervisor.default_vcpus": "4", "io.coco.config.hypervisor.default_memory_mib": "1024"},
+			in: map[string]string{
+				"io.coco.config.hypervisor.default_vcpus":      "4",
+				"io.coco.config.hypervisor.default_memory_mib": "1024",
+			},
 			want: func(c *Config) { c.Hypervisor.DefaultVCPUs, c.Hypervisor.DefaultMemoryMiB = 4, 1024 },
 		},
 		{
@@ -322,13 +363,17 @@ func TestBootResolvesTheGuestImage(t *testing.T) {
 	h := Default().Hypervisor
 	h.GuestDir, h.KernelParams = dir, "debug"
 	got, err := h.Boot()
-	want := BootFiles{Kernel: dir + "/vmlinux", Initrd: dir + "/initrd.img", Cmdline: "quiet panic=-1 debug " + contract.ParamPortForward}
+	want := BootFiles{Kernel: dir + "/vmlinux", Initrd: dir + "/initrd.img", Cmdline: "quiet panic=-1 debug " +
+		contract.ParamPortForward}
 	if err != nil || got != want {
 		t.Errorf("Boot = %+v, %v, want %+v", got, err, want)
 	}
 	h.Platform, h.Firmware, h.GuestDir = "snp", "/fw", filepath.Join(dir, "none")
 	got, err = h.Boot()
-	want = BootFiles{Kernel: dir + "/none/vmlinuz", Initrd: dir + "/none/initrd.img", Firmware: "/fw", Cmdline: contract.Cmdline + " debug"}
+	want = BootFiles{
+		Kernel: dir + "/none/vmlinuz", Initrd: dir + "/none/initrd.img", Firmware: "/fw",
+		Cmdline: contract.Cmdline + " debug",
+	}
 	if err != nil || got != want {
 		t.Errorf("Boot = %+v, %v, want %+v", got, err, want)
 	}
@@ -350,7 +395,8 @@ func TestCheckFilesSaysWhatToDo(t *testing.T) {
 	}
 	for _, want := range []string{
 		"VMM " + dir + "/qemu: is not executable; install QEMU",
-		"guest kernel " + dir + "/vmlinux: does not exist; build and install the guest image (make image install), or set hypervisor.kernel",
+		"guest kernel " + dir + "/vmlinux: does not exist; build and install the guest image (make image install), or set " +
+			"hypervisor.kernel",
 		"guest initramfs " + dir + "/initrd.img: is empty",
 	} {
 		if !strings.Contains(err.Error(), want) {

@@ -122,7 +122,10 @@ func (d *decoder) text(s source) {
 		return
 	}
 	if structure(s.text) > maxStructure {
-		d.add(Problem{File: s.name, What: fmt.Sprintf("has more than %d dots and brackets", maxStructure), Expect: "sections with keys"})
+		d.add(Problem{
+			File: s.name, What: fmt.Sprintf("has more than %d dots and brackets", maxStructure),
+			Expect: "sections with keys",
+		})
 		return
 	}
 	var sections map[string]toml.Primitive
@@ -292,16 +295,19 @@ func (d *decoder) validate() {
 	}
 	h := d.cfg.Hypervisor
 	if h.MaxVCPUs > 0 && h.DefaultVCPUs > h.MaxVCPUs {
-		d.blame("hypervisor.default_vcpus", fmt.Sprintf("%d is above hypervisor.max_vcpus, which is %d", h.DefaultVCPUs, h.MaxVCPUs), "")
+		d.blame("hypervisor.default_vcpus", fmt.Sprintf("%d is above hypervisor.max_vcpus, which is %d", h.DefaultVCPUs,
+			h.MaxVCPUs), "")
 	}
 	if h.MaxMemoryMiB > 0 && h.DefaultMemoryMiB > h.MaxMemoryMiB {
-		d.blame("hypervisor.default_memory_mib", fmt.Sprintf("%d is above hypervisor.max_memory_mib, which is %d", h.DefaultMemoryMiB, h.MaxMemoryMiB), "")
+		d.blame("hypervisor.default_memory_mib", fmt.Sprintf("%d is above hypervisor.max_memory_mib, which is %d",
+			h.DefaultMemoryMiB, h.MaxMemoryMiB), "")
 	}
 	d.driver(h)
 	d.platform(h)
 	d.hostPath()
 	if d.cfg.Runtime.Rehearse != "" && h.Platform != "none" {
-		d.blame("runtime.rehearse", fmt.Sprintf("is for platform \"none\": on %q the VM's own launch digest is published", h.Platform), "\"\"")
+		d.blame("runtime.rehearse", fmt.Sprintf("is for platform \"none\": on %q the VM's own launch digest is published",
+			h.Platform), "\"\"")
 	}
 }
 

@@ -87,7 +87,8 @@ func (h Hypervisor) Boot() (BootFiles, error) {
 		return BootFiles{}, err
 	}
 	b.Cmdline = strings.TrimSpace(cmdline + " " + h.KernelParams)
-	if (h.Platform == "none" || h.Platform == "") && !slices.Contains(strings.Fields(b.Cmdline), contract.ParamPortForward) {
+	if (h.Platform == "none" || h.Platform == "") &&
+		!slices.Contains(strings.Fields(b.Cmdline), contract.ParamPortForward) {
 		b.Cmdline += " " + contract.ParamPortForward
 	}
 	return b, nil
@@ -127,9 +128,11 @@ func (c Config) CheckFiles() error {
 			errs = append(errs, fmt.Errorf("%s %s: %w; %s, or set hypervisor.%s", what, path, err, advice, key))
 		}
 	}
-	vmm, firmware := "install QEMU (Debian: apt-get install qemu-system-x86)", "install an OVMF build for platform "+h.Platform
+	vmm, firmware := "install QEMU (Debian: apt-get install qemu-system-x86)",
+		"install an OVMF build for platform "+h.Platform
 	if h.Type == TypeCLH {
-		vmm, firmware = "install Cloud Hypervisor (a release binary; for platform snp a build of one's own)", "make one (coco measure igvm create)"
+		vmm, firmware = "install Cloud Hypervisor (a release binary; for platform snp a build of one's own)",
+			"make one (coco measure igvm create)"
 	}
 	note("path", "VMM", h.Path, vmm, true)
 	b, err := h.Boot()

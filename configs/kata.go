@@ -20,17 +20,19 @@ var kataKeys = map[string]string{
 	"runtime.create_container_timeout": "runtime.create_timeout",
 }
 
-// ForPod returns the configuration with what the pod's annotations override, coco's own and Kata's. The annotations come
-// back too, with Kata's translated; the notes are about those that have no effect.
-func (c Config) ForPod(annotations map[string]string) (cfg Config, overrides map[string]string, notes []string, err error) {
+// ForPod returns the configuration with what the pod's annotations override, coco's own and Kata's. The annotations
+// come back too, with Kata's translated; the notes are about those that have no effect.
+func (c Config) ForPod(annotations map[string]string) (cfg Config, overrides map[string]string,
+	notes []string, err error,
+) {
 	overrides, notes = c.WithKata(annotations)
 	cfg, err = c.WithAnnotations(overrides)
 	return cfg, overrides, notes, err
 }
 
 // WithKata translates Kata's annotations into ours where one means the same and runtime.enable_annotations names it; an
-// annotation of ours goes before. The notes say of each other one that it has no effect, and what has: a manifest that was
-// written for Kata runs, and the notes explain a missing effect.
+// annotation of ours goes before. The notes say of each other one that it has no effect, and what has: a manifest that
+// was written for Kata runs, and the notes explain a missing effect.
 func (c Config) WithKata(annotations map[string]string) (out map[string]string, notes []string) {
 	for _, name := range slices.Sorted(maps.Keys(annotations)) {
 		kata, ok := strings.CutPrefix(name, contract.KataConfigPrefix)
@@ -41,10 +43,12 @@ func (c Config) WithKata(annotations map[string]string) (out map[string]string, 
 		ours := contract.ConfigPrefix + key
 		switch _, both := annotations[ours]; {
 		case key == "":
-			notes = append(notes, fmt.Sprintf("annotation %s has no effect: coco has no such setting for pods; those that it has are %s…, for keys in "+
+			notes = append(notes, fmt.Sprintf("annotation %s has no effect: coco has no such setting for pods; those that it "+
+				"has are %s…, for keys in "+
 				"runtime.enable_annotations (docs/configuration.md)", name, contract.ConfigPrefix))
 		case !slices.Contains(c.Runtime.EnableAnnotations, key):
-			notes = append(notes, fmt.Sprintf("annotation %s has no effect: runtime.enable_annotations does not name %s, which it would set; coco's own "+
+			notes = append(notes, fmt.Sprintf("annotation %s has no effect: runtime.enable_annotations does not name %s, "+
+				"which it would set; coco's own "+
 				"annotation for it is %s", name, key, ours))
 		case both:
 			notes = append(notes, fmt.Sprintf("annotation %s has no effect beside %s", name, ours))

@@ -18,8 +18,9 @@ func TestKatasAnnotationsAreHonouredWhereOursWouldBe(t *testing.T) {
 	c := configs.Default()
 	c.Runtime.EnableAnnotations = append(c.Runtime.EnableAnnotations, "runtime.create_timeout")
 	in := map[string]string{
-		kata + "hypervisor.default_vcpus": "3", kata + "hypervisor.default_memory": "2048", kata + "runtime.create_container_timeout": "90",
-		kata + "hypervisor.cc_init_data": "read elsewhere", "other": "x",
+		kata + "hypervisor.default_vcpus": "3", kata + "hypervisor.default_memory": "2048",
+		kata + "runtime.create_container_timeout": "90",
+		kata + "hypervisor.cc_init_data":          "read elsewhere", "other": "x",
 	}
 	out, notes := c.WithKata(in)
 	if len(notes) > 0 {
@@ -29,7 +30,8 @@ func TestKatasAnnotationsAreHonouredWhereOursWouldBe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if h := got.Hypervisor; h.DefaultVCPUs != 3 || h.DefaultMemoryMiB != 2048 || got.Runtime.CreateTimeout != 90*time.Second {
+	if h := got.Hypervisor; h.DefaultVCPUs != 3 || h.DefaultMemoryMiB != 2048 ||
+		got.Runtime.CreateTimeout != 90*time.Second {
 		t.Errorf("vCPUs %d, memory %d, timeout %s", h.DefaultVCPUs, h.DefaultMemoryMiB, got.Runtime.CreateTimeout)
 	}
 	if len(in) != 5 {

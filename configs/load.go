@@ -96,7 +96,10 @@ func fileProblem(file string, err error) Problem {
 	if errors.As(err, &pe) {
 		err = pe.Err
 	}
-	return Problem{File: file, What: "the configuration file cannot be read: " + err.Error(), Expect: "a readable TOML file"}
+	return Problem{
+		File: file, What: "the configuration file cannot be read: " + err.Error(),
+		Expect: "a readable TOML file",
+	}
 }
 
 // ReadInitdata reads the file that hypervisor.initdata names.

@@ -12,7 +12,8 @@ import (
 
 // rlimitNames are the resources that runtime.rlimits may name, as ulimit's users and Docker call them.
 var rlimitNames = []string{
-	"as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime", "sigpending", "stack",
+	"as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
+	"rttime", "sigpending", "stack",
 }
 
 // Rlimit is a limit of processes.
@@ -25,7 +26,8 @@ type Rlimit struct {
 func ParseRlimit(s string) (Rlimit, error) {
 	name, value, ok := strings.Cut(s, "=")
 	if !ok || !slices.Contains(rlimitNames, name) {
-		return Rlimit{}, fmt.Errorf("%.40q is not NAME=LIMIT or NAME=SOFT:HARD with a name of %s", s, strings.Join(rlimitNames, ", "))
+		return Rlimit{}, fmt.Errorf("%.40q is not NAME=LIMIT or NAME=SOFT:HARD with a name of %s", s,
+			strings.Join(rlimitNames, ", "))
 	}
 	soft, hard, both := strings.Cut(value, ":")
 	if !both {

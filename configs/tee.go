@@ -75,14 +75,16 @@ func quoteSocket() rule {
 // platform checks what the platform makes of other keys.
 func (d *decoder) platform(h Hypervisor) {
 	if h.SNPGuestPolicy&snpPolicyDebug != 0 && !h.InsecureSNPDebug {
-		d.blame("hypervisor.snp_guest_policy", fmt.Sprintf("%#x lets the host read and change the guest's memory (bit 19)", h.SNPGuestPolicy),
+		d.blame("hypervisor.snp_guest_policy", fmt.Sprintf("%#x lets the host read and change the guest's memory (bit 19)",
+			h.SNPGuestPolicy),
 			"bit 19 clear, or for experiments hypervisor.insecure_snp_debug = true")
 	}
 	if h.InsecureSNPDebug && h.Platform != "snp" {
 		d.blame("hypervisor.insecure_snp_debug", fmt.Sprintf("means nothing on platform %q", h.Platform), "false")
 	}
 	if h.SNPIDBlock != "anonymous" && (h.Platform != "snp" || h.Type == TypeCLH) {
-		d.blame("hypervisor.snp_id_block", fmt.Sprintf("means nothing on platform %q of VMM %q: an IGVM file has its own", h.Platform, h.Type), "\"anonymous\"")
+		d.blame("hypervisor.snp_id_block", fmt.Sprintf("means nothing on platform %q of VMM %q: an IGVM file has its own",
+			h.Platform, h.Type), "\"anonymous\"")
 	}
 	if h.TDXQuoteSocket != "" && h.Platform != "tdx" {
 		d.blame("hypervisor.tdx_quote_socket", fmt.Sprintf("means nothing on platform %q", h.Platform), "\"\"")
@@ -92,7 +94,8 @@ func (d *decoder) platform(h Hypervisor) {
 		d.confidential(h)
 		// An IGVM file holds the processor's registers, so on Cloud Hypervisor no model is named.
 		if h.Type != TypeCLH && (h.CPUModel == "" || h.CPUModel == "host" || h.CPUModel == "max") {
-			d.blame("hypervisor.cpu_model", fmt.Sprintf("%q is not one model, but SNP measures which it is", h.CPUModel), "a named model, as in \"EPYC-v4\"")
+			d.blame("hypervisor.cpu_model", fmt.Sprintf("%q is not one model, but SNP measures which it is", h.CPUModel),
+				"a named model, as in \"EPYC-v4\"")
 		}
 	case "tdx":
 		d.confidential(h)
@@ -109,10 +112,12 @@ func (d *decoder) hostPath() {
 	switch {
 	case r.HostPath != HostPathLive:
 		if r.Virtiofsd != "" {
-			d.blame("runtime.virtiofsd", fmt.Sprintf("means nothing for host_path %q", r.HostPath), "\"\", or host_path = \"live\"")
+			d.blame("runtime.virtiofsd", fmt.Sprintf("means nothing for host_path %q", r.HostPath),
+				"\"\", or host_path = \"live\"")
 		}
 	case h.Platform != "none":
-		d.blame("runtime.host_path", fmt.Sprintf("\"live\" shares files of the host with the guest, which on platform %q trusts none", h.Platform), others)
+		d.blame("runtime.host_path", fmt.Sprintf("\"live\" shares files of the host with the guest, which on platform %q "+
+			"trusts none", h.Platform), others)
 	case h.Type == TypeCLH:
 		d.blame("runtime.host_path", "\"live\" is not supported with Cloud Hypervisor", others+", or type = \"qemu\"")
 	}
@@ -128,7 +133,8 @@ func (d *decoder) confidential(h Hypervisor) {
 		d.blame("hypervisor.firmware", fmt.Sprintf("is empty, but platform %q boots through firmware", h.Platform), expect)
 	}
 	if h.InsecureDebugConsole {
-		d.blame("hypervisor.insecure_debug_console", fmt.Sprintf("shows the guest's console to the host of platform %q", h.Platform), "false")
+		d.blame("hypervisor.insecure_debug_console", fmt.Sprintf("shows the guest's console to the host of platform %q",
+			h.Platform), "false")
 	}
 	if h.Accel == "tcg" {
 		d.blame("hypervisor.accel", fmt.Sprintf("\"tcg\" cannot run platform %q", h.Platform), "\"\" or \"kvm\"")

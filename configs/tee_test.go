@@ -47,18 +47,28 @@ func TestDecodeTEEKeys(t *testing.T) {
 	tests := []struct{ name, text, err string }{
 		{"SNP", snp, ""},
 		{"policy with single socket", snp + "snp_guest_policy = 0x130000\n", ""},
-		{"policy without bit 17", snp + "snp_guest_policy = 0x10000\n", "t.toml:5: hypervisor.snp_guest_policy: 0x10000 has bit 17 clear"},
+		{
+			"policy without bit 17", snp + "snp_guest_policy = 0x10000\n",
+			"t.toml:5: hypervisor.snp_guest_policy: 0x10000 has bit 17 clear",
+		},
 		{"policy with high bits", snp + "snp_guest_policy = 0x4030000\n", "0x4030000 has bits above 25"},
 		{"policy as text", snp + "snp_guest_policy = \"0x30000\"\n", "is a string"},
 		{"negative policy", snp + "snp_guest_policy = -1\n", "-1 is negative"},
-		{"debug", snp + "snp_guest_policy = 0xb0000\n", "t.toml:5: hypervisor.snp_guest_policy: 0xb0000 lets the host read and change the guest's memory (bit 19); expected bit 19 clear"},
+		{"debug", snp + "snp_guest_policy = 0xb0000\n", "t.toml:5: hypervisor.snp_guest_policy: 0xb0000 lets the host read " +
+			"and change the guest's memory (bit 19); expected bit 19 clear"},
 		{"debug, on purpose", snp + "snp_guest_policy = 0xb0000\ninsecure_snp_debug = true\n", ""},
 		{"debug without a platform", "[hypervisor]\nsnp_guest_policy = 0xb0000\n", "lets the host read"},
 		{"an ID block with an author key", snp + "snp_id_block = \"author\"\n", ""},
 		{"no ID block", snp + "snp_id_block = \"none\"\n", ""},
 		{"another ID block", snp + "snp_id_block = \"mine\"\n", "\"mine\" is not known"},
-		{"an ID block elsewhere", tdx + "snp_id_block = \"none\"\n", "hypervisor.snp_id_block: means nothing on platform \"tdx\""},
-		{"debug switch elsewhere", tdx + "insecure_snp_debug = true\n", "hypervisor.insecure_snp_debug: means nothing on platform \"tdx\""},
+		{
+			"an ID block elsewhere", tdx + "snp_id_block = \"none\"\n",
+			"hypervisor.snp_id_block: means nothing on platform \"tdx\"",
+		},
+		{
+			"debug switch elsewhere", tdx + "insecure_snp_debug = true\n",
+			"hypervisor.insecure_snp_debug: means nothing on platform \"tdx\"",
+		},
 		{"host's model on SNP", strings.Replace(snp, "EPYC-v4", "host", 1), "\"host\" is not one model"},
 		{"TDX", tdx, ""},
 		{"model on TDX", tdx + "cpu_model = \"EPYC-v4\"\n", "TDX runs only with the host's"},
@@ -70,11 +80,21 @@ func TestDecodeTEEKeys(t *testing.T) {
 		{"port with zeros", tdx + "tdx_quote_socket = \"vsock:04050\"\n", "has no port"},
 		{"relative socket", tdx + "tdx_quote_socket = \"qgs.socket\"\n", "is neither"},
 		{"long socket", tdx + "tdx_quote_socket = \"/" + strings.Repeat("x", 107) + "\"\n", "is longer than the 107 bytes"},
-		{"files of the host", snp + "[runtime]\nhost_path = \"live\"\n", "t.toml:6: runtime.host_path: \"live\" shares files of the host with the guest, which on platform \"snp\" trusts none"},
+		{"files of the host", snp + "[runtime]\nhost_path = \"live\"\n", "t.toml:6: runtime.host_path: \"live\" shares " +
+			"files of the host with the guest, which on platform \"snp\" trusts none"},
 		{"live files", "[runtime]\nhost_path = \"live\"\nvirtiofsd = \"/usr/libexec/virtiofsd\"\n", ""},
-		{"live files with Cloud Hypervisor", "[hypervisor]\ntype = \"clh\"\n[runtime]\nhost_path = \"live\"\n", "not supported with Cloud Hypervisor"},
-		{"a program for nothing", "[runtime]\nvirtiofsd = \"/usr/libexec/virtiofsd\"\n", "t.toml:2: runtime.virtiofsd: means nothing for host_path \"read-only\""},
-		{"socket elsewhere", snp + "tdx_quote_socket = \"vsock:4050\"\n", "hypervisor.tdx_quote_socket: means nothing on platform \"snp\""},
+		{
+			"live files with Cloud Hypervisor", "[hypervisor]\ntype = \"clh\"\n[runtime]\nhost_path = \"live\"\n",
+			"not supported with Cloud Hypervisor",
+		},
+		{
+			"a program for nothing", "[runtime]\nvirtiofsd = \"/usr/libexec/virtiofsd\"\n",
+			"t.toml:2: runtime.virtiofsd: means nothing for host_path \"read-only\"",
+		},
+		{
+			"socket elsewhere", snp + "tdx_quote_socket = \"vsock:4050\"\n",
+			"hypervisor.tdx_quote_socket: means nothing on platform \"snp\"",
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -103,7 +123,10 @@ func TestQuoteServiceIsAPortOrAPath(t *testing.T) {
 }
 
 func TestVCPUCountsAreWhatPodsCanGet(t *testing.T) {
-	for limit, want := range map[int][]int{0: nil, 1: {1}, 5: {1, 2, 3, 4, 5}, 8: {1, 2, 3, 4, 6, 8}, 10: {1, 2, 3, 4, 6, 8, 10}} {
+	for limit, want := range map[int][]int{
+		0: nil, 1: {1}, 5: {1, 2, 3, 4, 5}, 8: {1, 2, 3, 4, 6, 8},
+		10: {1, 2, 3, 4, 6, 8, 10},
+	} {
 		got := VCPUCounts(limit)
 		if d := cmp.Diff(want, got); d != "" {
 			t.Errorf("VCPUCounts(%d) (-want +got):\n%s", limit, d)

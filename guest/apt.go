@@ -68,12 +68,14 @@ type apt struct {
 
 func newApt(o Options) (*apt, error) {
 	a := &apt{
-		dir: filepath.Join(o.Cache, "apt-"+o.Suite), suite: o.Suite, mirror: debianMirror, security: debianSecurity, offline: o.Offline,
+		dir: filepath.Join(o.Cache, "apt-"+o.Suite), suite: o.Suite, mirror: debianMirror, security: debianSecurity,
+		offline: o.Offline,
 		keyring: cmp.Or(o.keyring, debianKeyring), want: archive.Expected{MaxAge: o.MaxReleaseAge}, progress: o.Progress,
 	}
 	switch {
 	case o.Mirror != "" && o.Version != "":
-		return nil, errors.New("image build: --mirror and --version exclude each other: a version is a state of snapshot.debian.org")
+		return nil,
+			errors.New("image build: --mirror and --version exclude each other: a version is a state of snapshot.debian.org")
 	case o.Mirror != "":
 		a.mirror, a.security = o.Mirror, o.SecurityMirror
 	case o.Version != "":
@@ -97,7 +99,8 @@ func (a *apt) prepare() error {
 		}
 	}
 	if _, err := os.Stat(a.keyring); err != nil {
-		return fmt.Errorf("image build: %w: install package debian-archive-keyring, which holds the keys that packages are checked with", err)
+		return fmt.Errorf("image build: %w: install package debian-archive-keyring, which holds the keys that packages are "+
+			"checked with", err)
 	}
 	var sources string
 	for _, s := range a.sources() {
@@ -158,7 +161,8 @@ func (a *apt) update(ctx context.Context, pinned bool) error {
 	want.Pinned = pinned || a.offline // what earlier builds left is as old as it is
 	if !a.offline {
 		if err := a.run(ctx, "fetch the package index of "+a.suite, "apt-get", "update"); err != nil {
-			return fmt.Errorf("fetch the package index of %s from %s: %w (is the network there? A proxy is taken from the environment, "+
+			return fmt.Errorf("fetch the package index of %s from %s: %w (is the network there? A proxy is taken from the "+
+				"environment, "+
 				"not from apt's settings; with a filled cache use --offline)", a.suite, a.mirror, err)
 		}
 	}
@@ -320,10 +324,14 @@ func (a *apt) fetch(ctx context.Context, pkgs ...Package) ([]string, error) {
 	}
 	if len(missing) > 0 {
 		if a.offline {
-			return nil, fmt.Errorf("packages %s are not in the cache %s and --offline forbids fetching them", strings.Join(missing, ", "), a.dir)
+			return nil, fmt.Errorf("packages %s are not in the cache %s and --offline forbids fetching them",
+				strings.Join(missing, ", "), a.dir)
 		}
-		if err := a.run(ctx, "fetch "+strings.Join(missing, " "), "apt-get", append([]string{"download"}, missing...)...); err != nil {
-			return nil, fmt.Errorf("fetch packages %s from %s: %w (a version that the archive has dropped needs a lock of today's versions, --renew-lock, or --mirror with an archive that still has it)", strings.Join(missing, ", "), a.mirror, err)
+		if err := a.run(ctx, "fetch "+strings.Join(missing, " "), "apt-get",
+			append([]string{"download"}, missing...)...); err != nil {
+			return nil, fmt.Errorf("fetch packages %s from %s: %w (a version that the archive has dropped needs a lock of "+
+				"today's versions, --renew-lock, or --mirror with an archive that still has it)",
+				strings.Join(missing, ", "), a.mirror, err)
 		}
 	}
 	files := make([]string, len(pkgs))

@@ -47,12 +47,14 @@ func serveDebian(t *testing.T) *debian {
 // suite puts a release of the archive below a path; fields are those of the Release file that differ from the usual.
 func (d *debian) suite(base, suite string, fields map[string]string) {
 	deb := []byte("no package, but these bytes")
-	index := fmt.Sprintf("Package: tool\nVersion: 1.2-3\nArchitecture: amd64\nFilename: pool/tool.deb\nSize: %d\nSHA256: %s\n", len(deb), sha256Hex(deb))
+	index := fmt.Sprintf("Package: tool\nVersion: 1.2-3\nArchitecture: amd64\nFilename: pool/tool.deb\nSize: "+
+		"%d\nSHA256: %s\n", len(deb), sha256Hex(deb))
 	d.files[base+"/pool/tool.deb"] = deb
 	d.files[base+"/dists/"+suite+"/"+packagesPath] = []byte(index)
 	usual := map[string]string{
-		"Origin": "Debian", "Label": "Debian", "Suite": "stable", "Codename": suite, "Architectures": "amd64", "Components": "main",
-		"Date": releaseDate(-time.Hour),
+		"Origin": "Debian", "Label": "Debian", "Suite": "stable", "Codename": suite, "Architectures": "amd64",
+		"Components": "main",
+		"Date":       releaseDate(-time.Hour),
 	}
 	for k, v := range fields {
 		usual[k] = v
@@ -102,17 +104,32 @@ func TestTheArchiveMustBeTheOneAskedFor(t *testing.T) {
 			name: "another release behind a redirect", fields: map[string]string{"Codename": "bookworm", "Suite": "oldstable"},
 			want: `signed as the release "bookworm" (suite "oldstable"), and "trixie" was asked for`,
 		},
-		{name: "a suite's name in the place of a codename", fields: map[string]string{"Codename": "sid", "Suite": "trixie"}, want: `"sid"`},
+		{
+			name: "a suite's name in the place of a codename", fields: map[string]string{"Codename": "sid", "Suite": "trixie"},
+			want: `"sid"`,
+		},
 		{name: "another archive", fields: map[string]string{"Label": "Debian-Security"}, want: `label "Debian-Security"`},
 		{name: "another distribution", fields: map[string]string{"Origin": "Ubuntu"}, want: `origin "Ubuntu"`},
 		{name: "no origin", fields: map[string]string{"Origin": ""}, want: `origin ""`},
 		{name: "expired", fields: map[string]string{"Valid-Until": releaseDate(-day)}, want: "it was valid until"},
 		{name: "expired but pinned", fields: map[string]string{"Valid-Until": releaseDate(-day)}, pinned: true},
-		{name: "expired but young enough", fields: map[string]string{"Valid-Until": releaseDate(-day), "Date": releaseDate(-8 * day)}, maxAge: 9 * day},
-		{name: "expired and too old", fields: map[string]string{"Valid-Until": releaseDate(-day), "Date": releaseDate(-8 * day)}, maxAge: 7 * day, want: "longer ago than 168h"},
-		{name: "for ever but from long ago", fields: map[string]string{"Date": releaseDate(-500 * day)}, want: "more than 400 days ago"},
+		{name: "expired but young enough", fields: map[string]string{
+			"Valid-Until": releaseDate(-day),
+			"Date":        releaseDate(-8 * day),
+		}, maxAge: 9 * day},
+		{name: "expired and too old", fields: map[string]string{
+			"Valid-Until": releaseDate(-day),
+			"Date":        releaseDate(-8 * day),
+		}, maxAge: 7 * day, want: "longer ago than 168h"},
+		{
+			name: "for ever but from long ago", fields: map[string]string{"Date": releaseDate(-500 * day)},
+			want: "more than 400 days ago",
+		},
 		{name: "of tomorrow", fields: map[string]string{"Date": releaseDate(2 * day)}, want: "yet to come"},
-		{name: "of tomorrow and pinned", fields: map[string]string{"Date": releaseDate(2 * day)}, pinned: true, want: "yet to come"},
+		{
+			name: "of tomorrow and pinned", fields: map[string]string{"Date": releaseDate(2 * day)}, pinned: true,
+			want: "yet to come",
+		},
 		{name: "without a date", fields: map[string]string{"Date": ""}, want: "Date"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -154,9 +171,10 @@ func TestTheHostsAptSettingsDoNotCount(t *testing.T) {
 	inRelease := "debian/dists/trixie/InRelease"
 	signed := d.files[inRelease]
 	for name, b := range map[string][]byte{
-		"nobody":                          nil,
-		"a key that is not Debian's":      newSigner(t).clearSign(strings.Split(string(signed), "\n\n")[1]),
-		"no longer, since it was changed": []byte(strings.Replace(string(signed), "Architectures: amd64", "Architectures: amd64 ", 1) + "x"),
+		"nobody":                     nil,
+		"a key that is not Debian's": newSigner(t).clearSign(strings.Split(string(signed), "\n\n")[1]),
+		"no longer, since it was changed": []byte(strings.Replace(string(signed), "Architectures: amd64",
+			"Architectures: amd64 ", 1) + "x"),
 	} {
 		delete(d.files, inRelease)
 		if b != nil {
@@ -168,8 +186,10 @@ func TestTheHostsAptSettingsDoNotCount(t *testing.T) {
 			t.Errorf("an archive that %s has signed is accepted", name)
 		}
 	}
-	if out, err := a.command(context.Background(), "apt-config", "dump").Output(); err != nil || strings.Contains(string(out), `"/nonexistent`) ||
-		strings.Contains(string(out), `AllowInsecureRepositories "true"`) || strings.Contains(string(out), "DPkg::Post-Invoke") {
+	if out, err := a.command(context.Background(), "apt-config", "dump").Output(); err != nil ||
+		strings.Contains(string(out), `"/nonexistent`) ||
+		strings.Contains(string(out), `AllowInsecureRepositories "true"`) ||
+		strings.Contains(string(out), "DPkg::Post-Invoke") {
 		t.Errorf("apt runs with settings of the host (%v):\n%s", err, out)
 	}
 }
@@ -186,15 +206,22 @@ func TestAMirrorCannotGoBackInTime(t *testing.T) {
 	if err := a.update(context.Background(), false); err != nil {
 		return // refused
 	}
-	b, err := os.ReadFile(filepath.Join(a.dir, "lists", strings.ReplaceAll(strings.TrimPrefix(d.url, "http://"), "/", "_")+"_debian_dists_trixie_InRelease"))
+	b, err := os.ReadFile(filepath.Join(a.dir, "lists", strings.ReplaceAll(strings.TrimPrefix(d.url, "http://"), "/", "_")+
+		"_debian_dists_trixie_InRelease"))
 	if err != nil || strings.Contains(string(b), "Version: 13.0") {
 		t.Errorf("an older index took the place of a newer one (%v)", err)
 	}
 }
 
 func TestAnAddressIsNoOption(t *testing.T) {
-	for _, mirror := range []string{"[trusted=yes] http://m/debian", "http://m/debian x main\ndeb [trusted=yes] http://e/", "m/debian", "cdrom://m", "http:///x", "", "ftp://m/x"} {
-		if _, err := newApt(Options{Suite: DefaultSuite, Mirror: mirror, SecurityMirror: mirror, Cache: t.TempDir(), keyring: "/dev/null"}); mirror != "" && (err == nil || !strings.Contains(err.Error(), "want an address")) {
+	for _, mirror := range []string{
+		"[trusted=yes] http://m/debian", "http://m/debian x main\ndeb [trusted=yes] http://e/",
+		"m/debian", "cdrom://m", "http:///x", "", "ftp://m/x",
+	} {
+		if _, err := newApt(Options{
+			Suite: DefaultSuite, Mirror: mirror, SecurityMirror: mirror, Cache: t.TempDir(),
+			keyring: "/dev/null",
+		}); mirror != "" && (err == nil || !strings.Contains(err.Error(), "want an address")) {
 			t.Errorf("mirror %q: %v", mirror, err)
 		}
 	}
@@ -212,7 +239,8 @@ func TestAVersionThatTheArchiveHasDropped(t *testing.T) {
 		t.Errorf("fetch of a version that is gone = %v", err)
 	}
 	changed := Package{Name: "tool", Version: "1.2-3", SHA256: strings.Repeat("ab", 32), Size: 5}
-	if _, err := a.fetch(context.Background(), changed); err == nil || !strings.Contains(err.Error(), "has not the SHA-256") {
+	if _, err := a.fetch(context.Background(), changed); err == nil ||
+		!strings.Contains(err.Error(), "has not the SHA-256") {
 		t.Errorf("fetch of a package with other content than the lock's = %v", err)
 	}
 }

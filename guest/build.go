@@ -206,7 +206,8 @@ func readAgent(name string) ([]byte, error) {
 		return nil, fmt.Errorf("image build: agent %s is no program for Linux: %w", name, err)
 	}
 	if len(libs) > 0 {
-		return nil, fmt.Errorf("image build: agent %s is not static: it needs %s; build it with CGO_ENABLED=0", name, strings.Join(libs, ", "))
+		return nil, fmt.Errorf("image build: agent %s is not static: it needs %s; build it with CGO_ENABLED=0", name,
+			strings.Join(libs, ", "))
 	}
 	return agent, nil
 }
@@ -229,7 +230,8 @@ func (b *builder) resolve(ctx context.Context, name string) (Package, error) {
 	if b.lock != nil {
 		p, ok := b.lock.find(name)
 		if !ok {
-			return Package{}, fmt.Errorf("package %s is not in %s, which was written for another image: remove it, or name another with --lock", name, b.opts.lockName())
+			return Package{}, fmt.Errorf("package %s is not in %s, which was written for another image: remove it, or name "+
+				"another with --lock", name, b.opts.lockName())
 		}
 		if file, err := b.apt.cached(p); err != nil || file != "" {
 			return p, err
@@ -335,7 +337,8 @@ func (b *builder) addSkeleton(agent []byte, program string) {
 		b.add(Entry{Path: l, Mode: modeSymlink | 0o777, Target: "usr/" + l, Origin: originImage})
 	}
 	if dir := path.Dir(program); dir != "usr/bin" {
-		b.add(Entry{Path: "usr/bin/" + path.Base(program), Mode: modeSymlink | 0o777, Target: "../" + path.Base(dir) + "/" + path.Base(program), Origin: originImage})
+		b.add(Entry{Path: "usr/bin/" + path.Base(program), Mode: modeSymlink | 0o777, Target: "../" + path.Base(dir) + "/" +
+			path.Base(program), Origin: originImage})
 	}
 	b.add(Entry{Path: "init", Mode: modeRegular | 0o755, Data: agent, Origin: originAgent})
 }
@@ -371,7 +374,10 @@ func (b *builder) write(bz []byte) (_ Manifest, err error) {
 	if err != nil {
 		return Manifest{}, fmt.Errorf("image build: kernel %s: %w", b.kernel.Release, err)
 	}
-	m := Manifest{Schema: manifestSchema, Suite: b.opts.Suite, Kernel: b.kernel, Cmdline: b.opts.Cmdline, Runtime: b.opts.Runtime, Compression: b.opts.Compression}
+	m := Manifest{
+		Schema: manifestSchema, Suite: b.opts.Suite, Kernel: b.kernel, Cmdline: b.opts.Cmdline,
+		Runtime: b.opts.Runtime, Compression: b.opts.Compression,
+	}
 	entries := make([]Entry, 0, len(b.entries))
 	for _, name := range sortedKeys(b.entries) {
 		entries = append(entries, b.entries[name])
@@ -384,7 +390,10 @@ func (b *builder) write(bz []byte) (_ Manifest, err error) {
 	for _, name := range sortedKeys(b.used) {
 		m.Packages = append(m.Packages, b.used[name])
 	}
-	m.Artifacts = []Artifact{newArtifact(VmlinuxName, vmlinux), newArtifact(VmlinuzName, bz), newArtifact(InitrdName, initrd)}
+	m.Artifacts = []Artifact{
+		newArtifact(VmlinuxName, vmlinux), newArtifact(VmlinuzName, bz),
+		newArtifact(InitrdName, initrd),
+	}
 	return m, b.store(m, map[string][]byte{VmlinuxName: vmlinux, VmlinuzName: bz, InitrdName: initrd})
 }
 

@@ -48,9 +48,19 @@ func TestLoadLock(t *testing.T) {
 	pkg := `{"name":"linux-image-6","version":"6-1","sha256":"` + strings.Repeat("ab", 32) + `","size":1}`
 	for _, tt := range []struct{ name, content, want string }{
 		{"a good one", `{"suite":"trixie","kernel":"linux-image-6","packages":[` + pkg + `]}`, ""},
-		{"of another suite", `{"suite":"sid","kernel":"linux-image-6","packages":[` + pkg + `]}`, "is for suite sid, not trixie"},
-		{"without its kernel", `{"suite":"trixie","kernel":"linux-image-7","packages":[` + pkg + `]}`, "linux-image-7 is not among"},
-		{"with an option as a version", `{"suite":"trixie","kernel":"k","packages":[{"name":"--option","version":"1","sha256":"` + strings.Repeat("ab", 32) + `","size":1}]}`, "malformed"},
+		{
+			"of another suite", `{"suite":"sid","kernel":"linux-image-6","packages":[` + pkg + `]}`,
+			"is for suite sid, not trixie",
+		},
+		{
+			"without its kernel", `{"suite":"trixie","kernel":"linux-image-7","packages":[` + pkg + `]}`,
+			"linux-image-7 is not among",
+		},
+		{
+			"with an option as a version",
+			`{"suite":"trixie","kernel":"k","packages":[{"name":"--option","version":"1","sha256":"` + strings.Repeat("ab", 32) +
+				`","size":1}]}`, "malformed",
+		},
 		{"with an unknown key", `{"suit":"trixie"}`, "unknown field"},
 		{"cut short", `{"suite":"trixie"`, "unexpected EOF"},
 	} {
@@ -93,10 +103,12 @@ func TestTheLockOfThisReleaseIsForTheDefaultImage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, ok := l.find(DefaultRuntime); !ok || !strings.HasPrefix(l.Kernel, "linux-image-") || !strings.Contains(l.Kernel, "cloud") {
+	if _, ok := l.find(DefaultRuntime); !ok || !strings.HasPrefix(l.Kernel, "linux-image-") ||
+		!strings.Contains(l.Kernel, "cloud") {
 		t.Errorf("the lock pins kernel %s and no %s (make image-lock renews it)", l.Kernel, DefaultRuntime)
 	}
-	if _, err := (Options{Locked: true, Suite: "sid"}).pins(); err == nil || !strings.Contains(err.Error(), "is for suite trixie, not sid") {
+	if _, err := (Options{Locked: true, Suite: "sid"}).pins(); err == nil ||
+		!strings.Contains(err.Error(), "is for suite trixie, not sid") {
 		t.Errorf("pins for another suite = %v", err)
 	}
 }
@@ -120,12 +132,16 @@ func TestALockIsRenewedOnlyWhenAskedFor(t *testing.T) {
 
 func TestParseShow(t *testing.T) {
 	sum := strings.Repeat("ab", 32)
-	in := "Package: linux-image-cloud-amd64\nVersion: 6.12-1\nDepends: linux-image-6.12-cloud-amd64 (= 6.12-1), a | b, c:any\nSize: 12\nSHA256: " + sum + "\n\nPackage: other\n"
+	in := "Package: linux-image-cloud-amd64\nVersion: 6.12-1\nDepends: linux-image-6.12-cloud-amd64 (= 6.12-1), a | b, " +
+		"c:any\nSize: 12\nSHA256: " + sum + "\n\nPackage: other\n"
 	got, err := parseShow([]byte(in))
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Package{Name: "linux-image-cloud-amd64", Version: "6.12-1", SHA256: sum, Size: 12, depends: []string{"linux-image-6.12-cloud-amd64", "a", "c"}}
+	want := Package{
+		Name: "linux-image-cloud-amd64", Version: "6.12-1", SHA256: sum, Size: 12,
+		depends: []string{"linux-image-6.12-cloud-amd64", "a", "c"},
+	}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(Package{})); diff != "" {
 		t.Errorf("parseShow (-want +got):\n%s", diff)
 	}
@@ -161,7 +177,11 @@ func TestReadTarKeepsFilesAndLinksOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []tarFile{{path: "etc/x", mode: 0o644, data: []byte("d")}, {path: "climb", mode: 0o755, data: []byte("d")}, {path: "lib/l", target: "m"}}
+	want := []tarFile{
+		{path: "etc/x", mode: 0o644, data: []byte("d")},
+		{path: "climb", mode: 0o755, data: []byte("d")},
+		{path: "lib/l", target: "m"},
+	}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(tarFile{})); diff != "" {
 		t.Errorf("readTar (-want +got):\n%s", diff)
 	}
@@ -219,7 +239,10 @@ func TestCachedPackagesBuildTheSameImageTwice(t *testing.T) {
 // checkModules looks for what containers and a TEE's reports need. Those of reports may be built into the kernel.
 func checkModules(t *testing.T, m Manifest) {
 	t.Helper()
-	for _, name := range []string{"tun", "veth", "bridge", "loop", "wireguard", "nf_tables", "nft_compat", "xt_MASQUERADE", "iptable_nat", "tsm", "configfs", "sev-guest", "tdx-guest"} {
+	for _, name := range []string{
+		"tun", "veth", "bridge", "loop", "wireguard", "nf_tables", "nft_compat", "xt_MASQUERADE",
+		"iptable_nat", "tsm", "configfs", "sev-guest", "tdx-guest",
+	} {
 		if !slices.ContainsFunc(m.Files, func(f File) bool { return strings.HasSuffix(f.Path, "/"+name+".ko.xz") }) {
 			t.Errorf("the image has no packed module %s", name)
 		}

@@ -41,7 +41,8 @@ func (c Compression) compress(b []byte) ([]byte, error) {
 		return b, nil
 	case CompressZstd:
 		// One thread: the block borders must not depend on the number of processors.
-		enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithWindowSize(1<<23))
+		enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedBestCompression),
+			zstd.WithWindowSize(1<<23))
 		if err != nil {
 			return nil, fmt.Errorf("zstd: %w", err)
 		}

@@ -56,7 +56,8 @@ func (e Entry) body() []byte {
 
 func (e Entry) check() error {
 	switch {
-	case e.Path == "" || e.Path != path.Clean(e.Path) || path.IsAbs(e.Path) || e.Path == ".." || strings.HasPrefix(e.Path, "../"):
+	case e.Path == "" || e.Path != path.Clean(e.Path) || path.IsAbs(e.Path) || e.Path == ".." ||
+		strings.HasPrefix(e.Path, "../"):
 		return fmt.Errorf("initramfs entry %q: not a clean relative path", e.Path)
 	case len(e.Path) >= maxCPIOName || strings.ContainsRune(e.Path, 0):
 		return fmt.Errorf("initramfs entry %.40q…: name is too long or holds a NUL", e.Path)

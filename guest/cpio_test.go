@@ -154,7 +154,8 @@ func TestReadCPIORefuses(t *testing.T) {
 }
 
 func TestCompressionIsReproducibleAndReversible(t *testing.T) {
-	cpio := writeCPIO(t, append(sampleEntries(), Entry{Path: "big", Mode: modeRegular, Data: bytes.Repeat([]byte("0123456789abcdef"), 1<<16)}))
+	cpio := writeCPIO(t, append(sampleEntries(),
+		Entry{Path: "big", Mode: modeRegular, Data: bytes.Repeat([]byte("0123456789abcdef"), 1<<16)}))
 	for _, c := range []Compression{CompressNone, CompressZstd, CompressGzip} {
 		t.Run(string(c), func(t *testing.T) {
 			a, err := c.compress(cpio)

@@ -25,7 +25,10 @@ func fakeELF(t testing.TB, modinfo, note string) []byte {
 	names := "\x00.modinfo\x00.shstrtab\x00"
 	off := uint64(ehdr + phdr)
 	body := note + modinfo + names
-	h := elf.Header64{Type: uint16(elf.ET_REL), Machine: uint16(elf.EM_X86_64), Version: 1, Phoff: ehdr, Phentsize: phdr, Phnum: 1, Ehsize: ehdr, Shentsize: 64, Shnum: 3, Shstrndx: 2, Shoff: off + uint64(len(body))}
+	h := elf.Header64{
+		Type: uint16(elf.ET_REL), Machine: uint16(elf.EM_X86_64), Version: 1, Phoff: ehdr, Phentsize: phdr,
+		Phnum: 1, Ehsize: ehdr, Shentsize: 64, Shnum: 3, Shstrndx: 2, Shoff: off + uint64(len(body)),
+	}
 	copy(h.Ident[:], "\x7fELF\x02\x01\x01")
 	modOff, namesOff := off+uint64(len(note)), off+uint64(len(note)+len(modinfo))
 	var b bytes.Buffer
@@ -120,7 +123,8 @@ func TestClosureOrdersDependenciesFirst(t *testing.T) {
 		}
 	}
 	list := string(moduleList(mods))
-	if want := "# demand\nllc /usr/lib/modules/6.12/kernel/llc.ko.xz\nbridge /usr/lib/modules/6.12/kernel/bridge.ko.xz llc,scsi_common\n"; !strings.HasSuffix(list, want) {
+	if want := "# demand\nllc /usr/lib/modules/6.12/kernel/llc.ko.xz\nbridge /usr/lib/modules/6.12/kernel/bridge.ko.xz " +
+		"llc,scsi_common\n"; !strings.HasSuffix(list, want) {
 		t.Errorf("modules list ends with %q, want %q", list[strings.Index(list, "# demand"):], want)
 	}
 	if got, want := string(aliasList(mods)), "rtnl-link-bridge bridge\n"; got != want {
@@ -144,7 +148,10 @@ func TestClosureRefuses(t *testing.T) {
 	}{
 		{"a module that is not there", without, "no module erofs"},
 		{"a dependency that is not there", allWanted(map[string]string{"erofs": "depends=gone"}), "no module gone"},
-		{"a circle", allWanted(map[string]string{"erofs": "depends=overlay", "overlay": "depends=erofs"}), "depends on itself"},
+		{
+			"a circle", allWanted(map[string]string{"erofs": "depends=overlay", "overlay": "depends=erofs"}),
+			"depends on itself",
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := fakeModules(t, tt.mods).closure()

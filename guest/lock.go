@@ -110,7 +110,8 @@ func loadLock(name, suite string) (*Lock, error) {
 		return nil, fmt.Errorf("read lock file %s: %w", name, err)
 	}
 	if l.Suite != suite {
-		return nil, fmt.Errorf("lock file %s is for suite %s, not %s: remove it, or name another with --lock", name, l.Suite, suite)
+		return nil, fmt.Errorf("lock file %s is for suite %s, not %s: remove it, or name another with --lock", name,
+			l.Suite, suite)
 	}
 	return &l, nil
 }

@@ -73,7 +73,10 @@ func TestInspectAcceptsAnUntouchedImage(t *testing.T) {
 	if err != nil || r.Err() != nil {
 		t.Fatalf("Inspect = %v, %v", err, r.Err())
 	}
-	if want := int64(len("agent") + len("ko") + len("crun") + len(moduleList([]module{{name: "m", path: "usr/lib/modules/6/m.ko", section: sectionRootfs}}))); r.Unpacked != want {
+	if want := int64(len("agent") + len("ko") + len("crun") + len(moduleList([]module{{
+		name: "m",
+		path: "usr/lib/modules/6/m.ko", section: sectionRootfs,
+	}}))); r.Unpacked != want {
 		t.Errorf("Unpacked = %d, want %d", r.Unpacked, want)
 	}
 }
@@ -84,12 +87,27 @@ func TestInspectNoticesChanges(t *testing.T) {
 		change func(t *testing.T, dir string)
 		want   string
 	}{
-		{"a flipped bit in vmlinux", func(t *testing.T, dir string) { flip(t, filepath.Join(dir, VmlinuxName)) }, "vmlinux: sha256"},
-		{"a flipped bit in the initramfs", func(t *testing.T, dir string) { flip(t, filepath.Join(dir, InitrdName)) }, "initrd.img"},
-		{"a longer vmlinuz", func(t *testing.T, dir string) { grow(t, filepath.Join(dir, VmlinuzName)) }, "the manifest says"},
+		{
+			"a flipped bit in vmlinux", func(t *testing.T, dir string) { flip(t, filepath.Join(dir, VmlinuxName)) },
+			"vmlinux: sha256",
+		},
+		{
+			"a flipped bit in the initramfs", func(t *testing.T, dir string) { flip(t, filepath.Join(dir, InitrdName)) },
+			"initrd.img",
+		},
+		{
+			"a longer vmlinuz", func(t *testing.T, dir string) { grow(t, filepath.Join(dir, VmlinuzName)) },
+			"the manifest says",
+		},
 		{"a missing vmlinuz", func(t *testing.T, dir string) { remove(t, filepath.Join(dir, VmlinuzName)) }, "no such file"},
-		{"another file in the initramfs", func(t *testing.T, dir string) { repack(t, dir, "init", []byte("other")) }, "/init of the initramfs"},
-		{"one file more in the initramfs", func(t *testing.T, dir string) { repack(t, dir, "extra", []byte("x")) }, "/extra of the initramfs is not in the manifest"},
+		{
+			"another file in the initramfs", func(t *testing.T, dir string) { repack(t, dir, "init", []byte("other")) },
+			"/init of the initramfs",
+		},
+		{
+			"one file more in the initramfs", func(t *testing.T, dir string) { repack(t, dir, "extra", []byte("x")) },
+			"/extra of the initramfs is not in the manifest",
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := storeImage(t, Options{})
@@ -216,7 +234,9 @@ func TestReadManifestRefuses(t *testing.T) {
 }
 
 func FuzzReadManifest(f *testing.F) {
-	f.Add([]byte(`{"schema":1,"suite":"trixie","kernel":{"release":"6"},"cmdline":"quiet","runtime":"crun","compression":"none","artifacts":[],"packages":[],"files":[]}`))
+	f.Add(
+		[]byte(
+			`{"schema":1,"suite":"trixie","kernel":{"release":"6"},"cmdline":"quiet","runtime":"crun","compression":"none","artifacts":[],"packages":[],"files":[]}`))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		defer worktest.Bound(t, len(in))()
 		_, _ = ReadManifest(bytes.NewReader(in))
@@ -224,7 +244,8 @@ func FuzzReadManifest(f *testing.F) {
 }
 
 func FuzzReadLock(f *testing.F) {
-	f.Add([]byte(`{"suite":"trixie","kernel":"k","packages":[{"name":"k","version":"1","sha256":"` + strings.Repeat("ab", 32) + `","size":1}]}`))
+	f.Add([]byte(`{"suite":"trixie","kernel":"k","packages":[{"name":"k","version":"1","sha256":"` + strings.Repeat("ab",
+		32) + `","size":1}]}`))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		defer worktest.Bound(t, len(in))()
 		_, _ = ReadLock(bytes.NewReader(in))

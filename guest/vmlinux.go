@@ -80,7 +80,8 @@ func inflatePayload(p []byte) ([]byte, error) {
 	switch {
 	case bytes.HasPrefix(p, []byte{0x28, 0xb5, 0x2f, 0xfd}):
 		var d *zstd.Decoder
-		if d, err = zstd.NewReader(bytes.NewReader(p[:len(p)-4]), zstd.WithDecoderMaxMemory(maxVmlinux), zstd.WithDecoderConcurrency(1)); err == nil {
+		if d, err = zstd.NewReader(bytes.NewReader(p[:len(p)-4]), zstd.WithDecoderMaxMemory(maxVmlinux),
+			zstd.WithDecoderConcurrency(1)); err == nil {
 			defer d.Close()
 			r = d
 		}

@@ -42,7 +42,10 @@ type wanted struct {
 // virtio_console among them), in load order; dependencies are added.
 var wantedModules = []wanted{
 	{sectionRootfs, []string{"virtio_scsi", "sd_mod", "dm_verity", "erofs", "overlay"}},
-	{sectionLazy, []string{"virtio_blk", "virtio_net", "vmw_vsock_virtio_transport", "dm_crypt", "xts", "ext4", "aesni_intel", "sha256_ssse3"}},
+	{sectionLazy, []string{
+		"virtio_blk", "virtio_net", "vmw_vsock_virtio_transport", "dm_crypt", "xts", "ext4",
+		"aesni_intel", "sha256_ssse3",
+	}},
 	{sectionReport, []string{"configfs", "sev_guest", "tdx_guest"}},
 }
 
@@ -52,15 +55,19 @@ var wantedModules = []wanted{
 var demandModules = wanted{sectionDemand, []string{
 	"tun", "veth", "bridge", "dummy", "macvlan", "ipvlan", "vxlan", "8021q", "ipip", "wireguard", "br_netfilter", "loop",
 
-	"nf_tables", "nft_chain_nat", "nft_compat", "nft_ct", "nft_nat", "nft_masq", "nft_redir", "nft_reject", "nft_reject_inet",
-	"nft_reject_ipv4", "nft_reject_ipv6", "nft_log", "nft_limit", "nft_numgen", "nft_hash", "nft_quota", "nft_connlimit", "nft_fib",
+	"nf_tables", "nft_chain_nat", "nft_compat", "nft_ct", "nft_nat", "nft_masq", "nft_redir", "nft_reject",
+	"nft_reject_inet",
+	"nft_reject_ipv4", "nft_reject_ipv6", "nft_log", "nft_limit", "nft_numgen", "nft_hash", "nft_quota",
+	"nft_connlimit", "nft_fib",
 	"nft_fib_inet", "nft_fib_ipv4", "nft_fib_ipv6", "nft_tproxy", "nft_socket", "nf_conntrack_netlink", "nfnetlink_log",
 
 	"ip_tables", "iptable_filter", "iptable_nat", "iptable_mangle", "iptable_raw", "ipt_REJECT", "ipt_rpfilter",
 	"ip6_tables", "ip6table_filter", "ip6table_nat", "ip6table_mangle", "ip6table_raw", "ip6t_REJECT", "ip6t_rpfilter",
 
-	"xt_addrtype", "xt_comment", "xt_conntrack", "xt_connmark", "xt_cgroup", "xt_CT", "xt_hashlimit", "xt_iprange", "xt_length",
-	"xt_limit", "xt_LOG", "xt_mac", "xt_mark", "xt_MASQUERADE", "xt_multiport", "xt_nat", "xt_NETMAP", "xt_NFLOG", "xt_owner",
+	"xt_addrtype", "xt_comment", "xt_conntrack", "xt_connmark", "xt_cgroup", "xt_CT", "xt_hashlimit",
+	"xt_iprange", "xt_length",
+	"xt_limit", "xt_LOG", "xt_mac", "xt_mark", "xt_MASQUERADE", "xt_multiport", "xt_nat", "xt_NETMAP",
+	"xt_NFLOG", "xt_owner",
 	"xt_physdev", "xt_pkttype", "xt_recent", "xt_REDIRECT", "xt_set", "xt_socket", "xt_state", "xt_statistic", "xt_string",
 	"xt_tcpmss", "xt_TCPMSS", "xt_tcpudp", "xt_TPROXY",
 

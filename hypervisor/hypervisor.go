@@ -91,8 +91,9 @@ type Boot struct {
 // SNPPin says which ID block a launch gets, by which the AMD firmware refuses any other launch digest and policy.
 type SNPPin string
 
-// ID blocks without anyone's private key; the zero value is PinAnonymous. PinAuthor is for firmware that wants an author
-// key too, and PinNone for firmware that takes no ID block: only a verifier notices a launch that goes differently then.
+// ID blocks without anyone's private key; the zero value is PinAnonymous. PinAuthor is for firmware that wants an
+// author key too, and PinNone for firmware that takes no ID block: only a verifier notices a launch that goes
+// differently then.
 const (
 	PinAnonymous SNPPin = "anonymous"
 	PinAuthor    SNPPin = "author"
@@ -171,8 +172,8 @@ type Emptier interface {
 	Empty() error
 }
 
-// Placer is a process whose root does not have the files of the host. A driver whose VMM opens files by name calls Place
-// for each that comes after the start.
+// Placer is a process whose root does not have the files of the host. A driver whose VMM opens files by name calls
+// Place for each that comes after the start.
 type Placer interface {
 	// Places is the directory where they appear to the process; "": there is no need, it sees what the host has.
 	Places() string

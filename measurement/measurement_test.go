@@ -23,9 +23,13 @@ import (
 // These packages are pure: an auditor finds nothing but the standard library, and nothing that reads files,
 // clocks, the environment or the network.
 func TestImportsArePure(t *testing.T) {
-	banned := []string{"os", "os/exec", "time", "net", "net/http", "path/filepath", "math/rand", "math/rand/v2", "crypto/rand", "unsafe", "reflect", "log", "log/slog", "syscall"}
+	banned := []string{
+		"os", "os/exec", "time", "net", "net/http", "path/filepath", "math/rand", "math/rand/v2",
+		"crypto/rand", "unsafe", "reflect", "log", "log/slog", "syscall",
+	}
 	err := fs.WalkDir(os.DirFS("."), ".", func(path string, e fs.DirEntry, err error) error {
-		if err != nil || e.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") || strings.Contains(path, "test/") {
+		if err != nil || e.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") ||
+			strings.Contains(path, "test/") {
 			return err
 		}
 		f, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ImportsOnly)
@@ -66,7 +70,10 @@ func TestDigestText(t *testing.T) {
 }
 
 func step(source string, gpa uint64, content byte) measurement.Step {
-	return measurement.Step{Register: "launch", Source: source, Kind: "NORMAL", GPA: gpa, Size: 4096, Content: []byte{content}}
+	return measurement.Step{
+		Register: "launch", Source: source, Kind: "NORMAL", GPA: gpa, Size: 4096,
+		Content: []byte{content},
+	}
 }
 
 func TestDiff(t *testing.T) {
@@ -80,11 +87,26 @@ func TestDiff(t *testing.T) {
 		want []measurement.Change
 	}{
 		{"nothing", other(func(s []measurement.Step) []measurement.Step { return s }), nil},
-		{"content", other(func(s []measurement.Step) []measurement.Step { s[1].Content = []byte{9}; return s }), []measurement.Change{measurement.Content}},
-		{"kind", other(func(s []measurement.Step) []measurement.Step { s[1].Kind = "ZERO"; return s }), []measurement.Change{measurement.Kind}},
-		{"missing", other(func(s []measurement.Step) []measurement.Step { return s[:3] }), []measurement.Change{measurement.OnlyInA}},
-		{"additional", other(func(s []measurement.Step) []measurement.Step { return append(s, step("d", 0, 1)) }), []measurement.Change{measurement.OnlyInB}},
-		{"order", other(func(s []measurement.Step) []measurement.Step { return []measurement.Step{s[0], s[2], s[3], s[1]} }), []measurement.Change{measurement.Moved}},
+		{
+			"content", other(func(s []measurement.Step) []measurement.Step { s[1].Content = []byte{9}; return s }),
+			[]measurement.Change{measurement.Content},
+		},
+		{
+			"kind", other(func(s []measurement.Step) []measurement.Step { s[1].Kind = "ZERO"; return s }),
+			[]measurement.Change{measurement.Kind},
+		},
+		{
+			"missing", other(func(s []measurement.Step) []measurement.Step { return s[:3] }),
+			[]measurement.Change{measurement.OnlyInA},
+		},
+		{
+			"additional", other(func(s []measurement.Step) []measurement.Step { return append(s, step("d", 0, 1)) }),
+			[]measurement.Change{measurement.OnlyInB},
+		},
+		{
+			"order", other(func(s []measurement.Step) []measurement.Step { return []measurement.Step{s[0], s[2], s[3], s[1]} }),
+			[]measurement.Change{measurement.Moved},
+		},
 		{"everything", &measurement.Trace{}, slices.Repeat([]measurement.Change{measurement.OnlyInA}, 4)},
 	} {
 		var got []measurement.Change
@@ -102,7 +124,8 @@ func TestDiff(t *testing.T) {
 
 func TestDiffIsEmptyExactlyForEqualTraces(t *testing.T) {
 	draw := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) measurement.Step {
-		return step(rapid.SampledFrom([]string{"a", "b"}).Draw(t, "source"), rapid.Uint64Range(0, 2).Draw(t, "gpa"), rapid.ByteRange(0, 1).Draw(t, "content"))
+		return step(rapid.SampledFrom([]string{"a", "b"}).Draw(t, "source"), rapid.Uint64Range(0, 2).Draw(t, "gpa"),
+			rapid.ByteRange(0, 1).Draw(t, "content"))
 	}), 0, 6)
 	rapid.Check(t, func(t *rapid.T) {
 		a, b := draw.Draw(t, "a"), draw.Draw(t, "b")

@@ -101,8 +101,8 @@ func encodeLabels(pairs []string) string {
 	return b.String()
 }
 
-// Adopt adds the guest's metrics in the text format. It leaves out lines that are not well formed, and names without one
-// of the prefixes: a guest must not forge other metrics.
+// Adopt adds the guest's metrics in the text format. It leaves out lines that are not well formed, and names without
+// one of the prefixes: a guest must not forge other metrics.
 func (s *Set) Adopt(text string, prefixes ...string) {
 	const most = 1000               // samples
 	about := map[string][2]string{} // kind and help by name
@@ -121,7 +121,8 @@ func (s *Set) Adopt(text string, prefixes ...string) {
 			continue
 		}
 		sm, err := parseSample(line)
-		if err != nil || len(seen) == most || !sm.isSmall() || math.IsNaN(sm.Value) || math.IsInf(sm.Value, 0) || !slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(sm.Name, p) }) {
+		if err != nil || len(seen) == most || !sm.isSmall() || math.IsNaN(sm.Value) || math.IsInf(sm.Value, 0) ||
+			!slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(sm.Name, p) }) {
 			continue
 		}
 		for _, own := range s.names {

@@ -83,9 +83,13 @@ func TestLabelsAreCleanAndBounded(t *testing.T) {
 	s := New("pod", "p1\x1b[2J", "pod_name", "a\nb\xff\u202ec"+long)
 	s.Gauge("coco_a", "A.", 1, "name", "\x00\t")
 	s.Adopt("# HELP coco_guest_x X\x1b[31m"+long+"\ncoco_guest_x{mode=\"\x1b]0;title\x07\"} 5\n"+
-		"coco_guest_"+long+" 1\ncoco_guest_y{"+long+"=\"1\"} 1\ncoco_guest_z{__name__=\"coco_shim_threads\"} 1\n", "coco_guest_")
+		"coco_guest_"+long+" 1\ncoco_guest_y{"+long+"=\"1\"} 1\ncoco_guest_z{__name__=\"coco_shim_threads\"} 1\n",
+		"coco_guest_")
 	text := s.String()
-	want := []string{`pod="p1?[2J"`, `pod_name="a b??cxxx`, `name="? "`, `# HELP coco_guest_x X?[31mxxx`, `mode="?]0;title?"`}
+	want := []string{
+		`pod="p1?[2J"`, `pod_name="a b??cxxx`, `name="? "`, `# HELP coco_guest_x X?[31mxxx`,
+		`mode="?]0;title?"`,
+	}
 	for _, w := range want {
 		if !strings.Contains(text, w) {
 			t.Errorf("%q is not in\n%.2000s", w, text)
@@ -120,7 +124,8 @@ func TestServe(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := resp.Body.Close(); err != nil || resp.StatusCode != want || !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain; version=0.0.4") {
+		if err := resp.Body.Close(); err != nil || resp.StatusCode != want ||
+			!strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain; version=0.0.4") {
 			t.Errorf("GET %s = %v, %v, want %d", path, resp.Status, err, want)
 		}
 	}

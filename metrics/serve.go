@@ -60,8 +60,9 @@ func answer(ctx context.Context, conn net.Conn, collect func(context.Context) st
 	} else {
 		body = collect(ctx)
 	}
-	_, _ = io.WriteString(conn, "HTTP/1.0 "+status+"\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: "+
-		strconv.Itoa(len(body))+"\r\nConnection: close\r\n\r\n"+body)
+	_, _ = io.WriteString(conn,
+		"HTTP/1.0 "+status+"\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: "+
+			strconv.Itoa(len(body))+"\r\nConnection: close\r\n\r\n"+body)
 }
 
 // Get reads the metrics that Serve offers at a unix socket.

@@ -58,13 +58,15 @@ func TestApplyWiresEveryLinkAndUndoesIt(t *testing.T) {
 	}
 	want := []string{
 		"ingress of coco0_eth0", "ingress of coco1_net1", "ingress of eth0", "ingress of net1",
-		"redirect coco0_eth0 to eth0", "redirect coco1_net1 to net1", "redirect eth0 to coco0_eth0", "redirect net1 to coco1_net1",
+		"redirect coco0_eth0 to eth0", "redirect coco1_net1 to net1", "redirect eth0 to coco0_eth0",
+		"redirect net1 to coco1_net1",
 		"tap coco0_eth0 mtu 1500 up true", "tap coco1_net1 mtu 9000 up true",
 	}
 	if d := cmp.Diff(want, table.Leftovers()); d != "" {
 		t.Errorf("after Apply (-want +got):\n%s", d)
 	}
-	if len(nics) != 2 || len(nics[0].Files) != 2 || nics[0].Name != "eth0" || nics[1].MAC != "02:00:00:00:00:02" || nics[1].MTU != 9000 {
+	if len(nics) != 2 || len(nics[0].Files) != 2 || nics[0].Name != "eth0" || nics[1].MAC != "02:00:00:00:00:02" ||
+		nics[1].MTU != 9000 {
 		t.Errorf("Apply = %+v", nics)
 	}
 	if err := nics[0].CloseFiles(); err != nil {
@@ -150,7 +152,8 @@ func TestApplyLeavesAnotherVMAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := network.Plan(s, network.Options{}); !errdefs.IsAlreadyExists(err) || !strings.Contains(err.Error(), "tap coco0_eth0 exists") {
+	if _, err := network.Plan(s, network.Options{}); !errdefs.IsAlreadyExists(err) ||
+		!strings.Contains(err.Error(), "tap coco0_eth0 exists") {
 		t.Errorf("Plan = %v, want errdefs.ErrAlreadyExists naming the tap", err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/coco-shim/coco/api/agent/types"
 	"github.com/coco-shim/coco/internal/rtnl"
+	"github.com/coco-shim/coco/network/netns"
 )
 
 // A namespace changes while the VM runs: `docker network connect` brings a link, `disconnect` takes one,
@@ -116,8 +117,8 @@ func (j Joint) Idle() *types.Interface {
 	return &types.Interface{Device: j.Link, Name: j.Link, HwAddr: j.NIC.MAC, DevicePath: j.Path}
 }
 
-// Since returns the part of a configuration that differs from an older one. Interfaces and neighbours are updated one by
-// one, routes and rules all together: newRoutes reports that they differ, possibly to none.
+// Since returns the part of a configuration that differs from an older one. Interfaces and neighbours are updated one
+// by one, routes and rules all together: newRoutes reports that they differ, possibly to none.
 func (g Guest) Since(old Guest) (news Guest, newRoutes bool) {
 	for _, i := range g.Interfaces {
 		if !has(old.Interfaces, i) {
@@ -163,7 +164,7 @@ type Watch struct{ w *rtnl.Watch }
 // Watch begins to watch the namespace. It reports later changes, not earlier ones.
 func (h *Handle) Watch() (*Watch, error) {
 	var w Watch
-	err := inNetns(h.ns, func() (err error) {
+	err := netns.Enter(h.ns, func() (err error) {
 		w.w, err = rtnl.Subscribe(unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 			unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE)
 		return err

@@ -12,7 +12,10 @@ import (
 )
 
 // joint0 is eth0 as it was joined at boot.
-var joint0 = Joint{Link: "eth0", Index: 2, MAC: eth0.MAC, NIC: NIC{Name: "eth0", Tap: "coco0_eth0", MAC: eth0.MAC, MTU: 1450}}
+var joint0 = Joint{Link: "eth0", Index: 2, MAC: eth0.MAC, NIC: NIC{
+	Name: "eth0", Tap: "coco0_eth0",
+	MAC: eth0.MAC, MTU: 1450,
+}}
 
 // spare is what a pod of one without a network has.
 var spare = Joint{NIC: NIC{Tap: standbyTap, MAC: "02:00:00:00:00:99", MTU: 1500}}
@@ -44,29 +47,39 @@ func TestCompare(t *testing.T) {
 		},
 		{
 			name: "two came, and a tap's name is taken", have: []Joint{joint0},
-			now: running(net1, with(net1, func(l *Link) { l.Index, l.Name, l.MAC = 4, "net2", "02:00:00:00:00:03" }), tap(10, "coco0_net1")),
+			now: running(net1, with(net1, func(l *Link) { l.Index, l.Name, l.MAC = 4, "net2", "02:00:00:00:00:03" }),
+				tap(10, "coco0_net1")),
 			came: []Redirect{
 				{Link: "net1", Index: 3, Tap: "coco1_net1", MAC: net1.MAC, MTU: 9000, Queues: 2},
 				{Link: "net2", Index: 4, Tap: "coco0_net2", MAC: "02:00:00:00:00:03", MTU: 9000, Queues: 2},
 			},
 		},
-		{name: "one that is not up is waited for", have: []Joint{joint0}, now: running(with(net1, func(l *Link) { l.Up = false }))},
+		{name: "one that is not up is waited for", have: []Joint{joint0}, now: running(with(net1, func(l *Link) {
+			l.Up = false
+		}))},
 		{
 			name: "one of a MAC that the VM has", have: []Joint{joint0},
-			now: running(with(net1, func(l *Link) { l.MAC = eth0.MAC })), refused: []string{"link net1 (macvlan) has the same MAC"},
+			now:     running(with(net1, func(l *Link) { l.MAC = eth0.MAC })),
+			refused: []string{"link net1 (macvlan) has the same MAC"},
 		},
 		{
 			name: "one whose hook is somebody else's", have: []Joint{joint0},
-			now: running(with(net1, func(l *Link) { l.Ingress = IngressForeign })), refused: []string{"link net1 (macvlan) has an ingress qdisc"},
+			now:     running(with(net1, func(l *Link) { l.Ingress = IngressForeign })),
+			refused: []string{"link net1 (macvlan) has an ingress qdisc"},
 		},
-		{name: "the link has left", have: []Joint{joint0}, now: Snapshot{Links: []Link{lo, tap(9, "coco0_eth0")}}, left: []string{"eth0"}},
+		{
+			name: "the link has left", have: []Joint{joint0}, now: Snapshot{Links: []Link{lo, tap(9, "coco0_eth0")}},
+			left: []string{"eth0"},
+		},
 		{
 			name: "the link went down", have: []Joint{joint0},
 			now: Snapshot{Links: []Link{lo, with(eth0, func(l *Link) { l.Up = false })}},
 		},
 		{
 			name: "the link got another name", have: []Joint{joint0},
-			now:  Snapshot{Links: []Link{lo, with(eth0, func(l *Link) { l.Name, l.Ingress = "lan", IngressOurs }), tap(9, "coco0_eth0")}},
+			now: Snapshot{Links: []Link{lo, with(eth0, func(l *Link) {
+				l.Name, l.Ingress = "lan", IngressOurs
+			}), tap(9, "coco0_eth0")}},
 			left: []string{"eth0"},
 			came: []Redirect{{Link: "lan", Index: 2, Tap: "coco0_lan", MAC: eth0.MAC, MTU: 1450, Queues: 2, Stale: true}},
 		},
@@ -133,13 +146,18 @@ func TestNewsOfTheGuest(t *testing.T) {
 		{"an address", func(s *Snapshot) {
 			s.Addrs = append(s.Addrs, Addr{Link: 2, Prefix: pfx("10.1.0.3/24"), Permanent: true})
 		}, "eth0 02:00:00:00:00:01 mtu 1450 10.1.0.2/24 fd00::2/64 fe80::ff:fe00:1/64 10.1.0.3/24", false},
-		{"an mtu", func(s *Snapshot) { s.Links[1].MTU = 1300 }, "eth0 02:00:00:00:00:01 mtu 1300 10.1.0.2/24 fd00::2/64 fe80::ff:fe00:1/64", false},
+		{"an mtu", func(s *Snapshot) {
+			s.Links[1].MTU = 1300
+		}, "eth0 02:00:00:00:00:01 mtu 1300 10.1.0.2/24 fd00::2/64 fe80::ff:fe00:1/64", false},
 		{"an mtu that the VM's interface has not", func(s *Snapshot) { s.Links[1].MTU = 9000 }, "", false},
 		{"a route", func(s *Snapshot) { s.Routes = append(s.Routes, mainRoute(2, "10.7.0.0/16", "10.1.0.1")) }, "", true},
 		{"another way", func(s *Snapshot) { s.Routes[0].Gateway = ip("10.1.0.254") }, "", true},
 		{"no routes", func(s *Snapshot) { s.Routes = nil }, "", true},
 		{"a neighbour", func(s *Snapshot) {
-			s.Neighbours = append(s.Neighbours, Neighbour{Link: 2, IP: ip("10.1.0.77"), MAC: "02:00:00:00:00:77", Permanent: true})
+			s.Neighbours = append(s.Neighbours, Neighbour{
+				Link: 2, IP: ip("10.1.0.77"), MAC: "02:00:00:00:00:77",
+				Permanent: true,
+			})
 		}, "10.1.0.77 lladdr 02:00:00:00:00:77", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

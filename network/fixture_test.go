@@ -17,11 +17,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
+	vnetns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/coco-shim/coco/network"
+	"github.com/coco-shim/coco/network/netns"
 )
 
 const (
@@ -33,11 +34,11 @@ const (
 func newNetns(t *testing.T, name string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)
-	if err := network.NewNetns(path); err != nil {
+	if err := netns.New(path); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := network.DeleteNetns(path); err != nil {
+		if err := netns.Delete(path); err != nil {
 			t.Error(err)
 		}
 	})
@@ -47,7 +48,7 @@ func newNetns(t *testing.T, name string) string {
 // do runs fn with the netlink of a namespace, on a thread in there.
 func do(t *testing.T, path string, fn func(h *netlink.Handle) error) {
 	t.Helper()
-	err := network.InNetns(path, func() error {
+	err := netns.In(path, func() error {
 		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
 			return err
@@ -102,7 +103,10 @@ func pod(t *testing.T) (host, pod string) {
 		}
 		return errors.Join(
 			h.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.ParseIP("10.9.0.1"), MTU: 1300}),
-			h.NeighAdd(&netlink.Neigh{LinkIndex: l.Attrs().Index, IP: net.ParseIP("10.9.0.7"), HardwareAddr: hw, State: netlink.NUD_PERMANENT}))
+			h.NeighAdd(&netlink.Neigh{
+				LinkIndex: l.Attrs().Index, IP: net.ParseIP("10.9.0.7"), HardwareAddr: hw,
+				State: netlink.NUD_PERMANENT,
+			}))
 	})
 	wait("fd09::2/128", "fe80::/64")
 	return host, pod
@@ -112,7 +116,7 @@ func pod(t *testing.T) (host, pod string) {
 // makes those of IPv6 a moment after the link has its carrier.
 func settle(t *testing.T, path string) func(dst ...string) {
 	t.Helper()
-	ns, err := netns.GetFromPath(path)
+	ns, err := vnetns.GetFromPath(path)
 	if err != nil {
 		t.Fatal(err)
 	}

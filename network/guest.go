@@ -27,7 +27,8 @@ type Guest struct {
 
 // kinds are words for types of routes that have no device.
 var kinds = map[uint32]string{
-	unix.RTN_BLACKHOLE: "blackhole ", unix.RTN_UNREACHABLE: "unreachable ", unix.RTN_PROHIBIT: "prohibit ", unix.RTN_THROW: "throw ",
+	unix.RTN_BLACKHOLE: "blackhole ", unix.RTN_UNREACHABLE: "unreachable ", unix.RTN_PROHIBIT: "prohibit ",
+	unix.RTN_THROW: "throw ",
 }
 
 // String is the configuration in one line, for logs.
@@ -64,7 +65,8 @@ func (g Guest) String() string {
 		parts = append(parts, s)
 	}
 	for _, r := range g.Rules {
-		parts = append(parts, fmt.Sprintf("rule %d from %s lookup %d", r.GetPriority(), cmp.Or(r.GetSource(), "all"), r.GetTable()))
+		parts = append(parts, fmt.Sprintf("rule %d from %s lookup %d", r.GetPriority(),
+			cmp.Or(r.GetSource(), "all"), r.GetTable()))
 	}
 	for _, n := range g.Neighbours {
 		parts = append(parts, n.GetToIPAddress().GetAddress()+" lladdr "+n.GetLladdr())
@@ -131,7 +133,10 @@ func unusableAddr(a Addr) string {
 }
 
 func ipAddress(p netip.Prefix) *types.IPAddress {
-	return &types.IPAddress{Family: family(p.Addr()), Address: p.Addr().WithZone("").String(), Mask: strconv.Itoa(p.Bits())}
+	return &types.IPAddress{
+		Family: family(p.Addr()), Address: p.Addr().WithZone("").String(),
+		Mask: strconv.Itoa(p.Bits()),
+	}
 }
 
 func family(ip netip.Addr) types.IPFamily {
@@ -155,8 +160,9 @@ func guestRoute(r Route, names map[int]string) (msg *types.Route, why string) {
 	}
 	dev, ok := names[r.Link]
 	msg = &types.Route{
-		Dest: dest(r.Dst), Gateway: text(r.Gateway), Device: dev, Source: text(r.Source), Scope: uint32(r.Scope), Family: family(r.Dst.Addr()),
-		Flags: flags(r), Mtu: uint32(max(r.MTU, 0)), Metric: uint32(max(r.Metric, 0)), //nolint:gosec // 32 bits in the kernel
+		Dest: dest(r.Dst), Gateway: text(r.Gateway), Device: dev, Source: text(r.Source), Scope: uint32(r.Scope),
+		Family: family(r.Dst.Addr()),
+		Flags:  flags(r), Mtu: uint32(max(r.MTU, 0)), Metric: uint32(max(r.Metric, 0)), //nolint:gosec // 32 bits in the kernel
 	}
 	if r.Table != unix.RT_TABLE_MAIN {
 		msg.Table = uint32(max(r.Table, 0)) //nolint:gosec // likewise

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/internal/rtnl"
+	"github.com/coco-shim/coco/network/netns"
 )
 
 // socketTimeout bounds each exchange with the kernel, which answers at once or not at all.
@@ -28,12 +29,12 @@ type Handle struct {
 
 // Open opens the netlink of the namespace at path, for example /proc/PID/ns/net. Close it.
 func Open(path string) (*Handle, error) {
-	ns, err := openNetns(path)
+	ns, err := netns.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	h := &Handle{ns: ns}
-	err = inNetns(ns, func() (err error) {
+	err = netns.Enter(ns, func() (err error) {
 		h.nl, err = rtnl.Open(socketTimeout)
 		return err
 	})
@@ -57,7 +58,7 @@ func (h *Handle) CreateTap(ctx context.Context, name string, queues int) (files 
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	err = inNetns(h.ns, func() error {
+	err = netns.Enter(h.ns, func() error {
 		files, err = openTap(name, queues)
 		return err
 	})
@@ -116,8 +117,10 @@ func (h *Handle) SetUp(ctx context.Context, tap string, mtu int) error {
 	// Without this the namespace's stack would send router and neighbour solicitations to the guest.
 	// A host without IPv6 has nothing to keep quiet.
 	err = h.nl.Change(unix.RTM_SETLINK, 0, linkHeader(link.Index, 0, 0),
-		rtnl.Nested(unix.IFLA_AF_SPEC, rtnl.Nested(unix.AF_INET6, rtnl.Attr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{addrGenNone}))))
-	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EINVAL) {
+		rtnl.Nested(unix.IFLA_AF_SPEC,
+			rtnl.Nested(unix.AF_INET6, rtnl.Attr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{addrGenNone}))))
+	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EAFNOSUPPORT) &&
+		!errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("set address generation of %s: %w", tap, err)
 	}
 	if err := h.nl.Change(unix.RTM_SETLINK, 0, linkHeader(link.Index, unix.IFF_NOARP, unix.IFF_NOARP)); err != nil {
@@ -177,7 +180,8 @@ func (h *Handle) Redirect(ctx context.Context, from, to string) error {
 	if err != nil {
 		return err
 	}
-	if err := h.nl.Change(unix.RTM_NEWTFILTER, unix.NLM_F_CREATE|unix.NLM_F_EXCL, redirectFilter(src.Index, dst.Index)...); err != nil {
+	if err := h.nl.Change(unix.RTM_NEWTFILTER, unix.NLM_F_CREATE|unix.NLM_F_EXCL,
+		redirectFilter(src.Index, dst.Index)...); err != nil {
 		return fmt.Errorf("redirect %s to %s (kernel options NET_CLS_U32, NET_ACT_MIRRED): %w", from, to, err)
 	}
 	return nil

@@ -22,6 +22,7 @@ import (
 
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/coco-shim/coco/network"
+	"github.com/coco-shim/coco/network/netns"
 )
 
 func TestRealWiring(t *testing.T) {
@@ -36,7 +37,9 @@ func TestRealWiring(t *testing.T) {
 	if d := cmp.Diff(want, w.Redirects); d != "" {
 		t.Fatalf("redirects (-want +got):\n%s", d)
 	}
-	if got := w.Guest.String(); got != "eth0 "+podMAC+" mtu 1400 10.9.0.2/24 fd09::2/64 fe80::ff:fe00:2/64; default via 10.9.0.1 dev eth0 mtu 1300; 10.9.0.0/24 dev eth0 src 10.9.0.2; fd09::/64 dev eth0 metric 256; fe80::/64 dev eth0 metric 256; 10.9.0.7 lladdr "+hostMAC {
+	if got := w.Guest.String(); got != "eth0 "+podMAC+" mtu 1400 10.9.0.2/24 fd09::2/64 fe80::ff:fe00:2/64; default via "+
+		"10.9.0.1 dev eth0 mtu 1300; 10.9.0.0/24 dev eth0 src 10.9.0.2; fd09::/64 dev eth0 metric 256; fe80::/64 dev eth0 "+
+		"metric 256; 10.9.0.7 lladdr "+hostMAC {
 		t.Errorf("guest = %s", got)
 	}
 	nics, u, err := network.Apply(t.Context(), h, w)
@@ -97,7 +100,7 @@ func echo(t *testing.T, host string, nic network.NIC) {
 	go func() { served <- serveEcho(tap, guestMAC) }()
 
 	var conn net.Conn
-	err = network.InNetns(host, func() (err error) {
+	err = netns.In(host, func() (err error) {
 		conn, err = net.Dial("udp4", "10.9.0.2:7") // does not block
 		return err
 	})
@@ -303,7 +306,8 @@ func TestRealCrashAndForeignIngress(t *testing.T) {
 			LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
 		}})
 	})
-	if _, err := network.Plan(snapshot(t, h), network.Options{}); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "link eth0") {
+	if _, err := network.Plan(snapshot(t, h), network.Options{}); !errdefs.IsFailedPrecondition(err) ||
+		!strings.Contains(err.Error(), "link eth0") {
 		t.Errorf("Plan with a foreign qdisc = %v, want errdefs.ErrFailedPrecondition naming eth0", err)
 	}
 }
@@ -345,22 +349,23 @@ func threadCount(t *testing.T) int {
 func TestNetnsLifetime(t *testing.T) {
 	testvm.Need(t, testvm.Root, testvm.Netns)
 	path := filepath.Join(t.TempDir(), "ns")
-	if err := network.NewNetns(path); err != nil {
+	if err := netns.New(path); err != nil {
 		t.Fatal(err)
 	}
-	if err := network.NewNetns(path); !errdefs.IsAlreadyExists(err) {
+	if err := netns.New(path); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("second NewNetns = %v, want errdefs.ErrAlreadyExists", err)
 	}
 	var links []net.Interface
-	if err := network.InNetns(path, func() (err error) { links, err = net.Interfaces(); return err }); err != nil || len(links) != 1 {
+	if err := netns.In(path, func() (err error) { links, err = net.Interfaces(); return err }); err != nil ||
+		len(links) != 1 {
 		t.Errorf("links in a new namespace = %v, %v, want lo alone", links, err)
 	}
 	for range 2 {
-		if err := network.DeleteNetns(path); err != nil {
+		if err := netns.Delete(path); err != nil {
 			t.Error(err)
 		}
 	}
-	if err := network.NewNetns(filepath.Join(path, "no", "where")); err == nil {
+	if err := netns.New(filepath.Join(path, "no", "where")); err == nil {
 		t.Error("NewNetns in a missing directory = nil")
 	}
 	file := filepath.Join(t.TempDir(), "file")
@@ -370,7 +375,7 @@ func TestNetnsLifetime(t *testing.T) {
 	if _, err := network.Open(file); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("Open of a plain file = %v, want errdefs.ErrInvalidArgument", err)
 	}
-	if err := network.InNetns("/proc/self/ns/mnt", func() error { return nil }); err == nil {
+	if err := netns.In("/proc/self/ns/mnt", func() error { return nil }); err == nil {
 		t.Error("InNetns of a mount namespace = nil")
 	}
 }
@@ -449,7 +454,7 @@ func moveUp(h *netlink.Handle, path, name, addr string) error {
 	if err := h.LinkSetNsFd(l, int(ns.Fd())); err != nil {
 		return err
 	}
-	return network.InNetns(path, func() error {
+	return netns.In(path, func() error {
 		there, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
 			return err

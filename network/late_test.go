@@ -44,7 +44,8 @@ func TestALinkThatCameAfterTheBootIsConnected(t *testing.T) {
 	if err != nil || len(g.Interfaces) != 1 {
 		t.Fatalf("guest = %v, %v", g, err)
 	}
-	if i := g.Interfaces[0]; i.Name != "eth0" || i.Mtu != 1400 || len(i.IPAddresses) == 0 || i.HwAddr == "02:00:00:00:00:01" {
+	if i := g.Interfaces[0]; i.Name != "eth0" || i.Mtu != 1400 || len(i.IPAddresses) == 0 ||
+		i.HwAddr == "02:00:00:00:00:01" {
 		t.Errorf("the guest is told %v; want the standby interface's MAC", i)
 	}
 	if err := undo(); err != nil {

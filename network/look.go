@@ -38,7 +38,8 @@ func (h *Handle) Snapshot(ctx context.Context) (Snapshot, error) {
 			}
 		}
 		rules, err := h.nl.List(ctx, "rules", unix.RTM_GETRULE, header(family, sizeofRule))
-		if err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EAFNOSUPPORT) { // a kernel without them has none
+		// a kernel without them has none
+		if err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EAFNOSUPPORT) {
 			return Snapshot{}, err
 		}
 		for _, m := range rules {

@@ -65,7 +65,8 @@ func TestRoutesOfEveryKindAreReadAsALibraryReadsThem(t *testing.T) {
 			continue
 		}
 		delete(want, r.Dst.String())
-		same := r.Link == w.Link && r.Gateway == w.Gateway && r.Metric == w.Metric && r.MTU == w.MTU && len(r.Multi) == len(w.Multi)
+		same := r.Link == w.Link && r.Gateway == w.Gateway && r.Metric == w.Metric && r.MTU == w.MTU &&
+			len(r.Multi) == len(w.Multi)
 		for i := range min(len(r.Multi), len(w.Multi)) {
 			same = same && r.Multi[i] == w.Multi[i]
 		}

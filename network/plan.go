@@ -52,12 +52,14 @@ func Plan(s Snapshot, o Options) (Wiring, error) {
 		return w, nil
 	case "", ModelTC:
 	default:
-		return w, fmt.Errorf("network model %q: %w; expected %q or %q", o.Model, errdefs.ErrInvalidArgument, ModelTC, ModelNone)
+		return w, fmt.Errorf("network model %q: %w; expected %q or %q", o.Model, errdefs.ErrInvalidArgument,
+			ModelTC, ModelNone)
 	}
 	for _, l := range s.Links {
 		// A tap lives as long as its VMM. Its VM has the interfaces of this namespace and would lose them.
 		if isOurTap(l) {
-			return w, fmt.Errorf("plan network: tap %s exists, so a VM runs in this network namespace already and would lose its interfaces; "+
+			return w, fmt.Errorf("plan network: tap %s exists, so a VM runs in this network namespace already and would lose "+
+				"its interfaces; "+
 				"containers of different VMs cannot share one (--net container:…): %w", l.Name, errdefs.ErrAlreadyExists)
 		}
 	}
@@ -66,7 +68,8 @@ func Plan(s Snapshot, o Options) (Wiring, error) {
 	for i, l := range chosen {
 		r := redirectOf(l, tapName(i, l.Name), o)
 		if s.hasLink(r.Tap) {
-			errs = append(errs, fmt.Errorf("link %s: a link %s exists, whose name its tap needs: %w", l.Name, r.Tap, errdefs.ErrAlreadyExists))
+			errs = append(errs, fmt.Errorf("link %s: a link %s exists, whose name its tap needs: %w", l.Name, r.Tap,
+				errdefs.ErrAlreadyExists))
 		}
 		w.Redirects = append(w.Redirects, r)
 	}
@@ -83,7 +86,8 @@ func Plan(s Snapshot, o Options) (Wiring, error) {
 
 func redirectOf(l Link, tap string, o Options) Redirect {
 	return Redirect{
-		Link: l.Name, Index: l.Index, Tap: tap, MAC: l.MAC, MTU: l.MTU, Queues: max(o.Queues, 1), Stale: l.Ingress == IngressOurs,
+		Link: l.Name, Index: l.Index, Tap: tap, MAC: l.MAC, MTU: l.MTU, Queues: max(o.Queues, 1),
+		Stale: l.Ingress == IngressOurs,
 	}
 }
 

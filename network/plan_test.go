@@ -88,8 +88,14 @@ func TestPlanOfACNINamespace(t *testing.T) {
 				{Gateway: "fe80::1", Device: "eth0", Family: types.IPFamily_v6},
 			},
 			Neighbours: []*types.ARPNeighbor{
-				{ToIPAddress: &types.IPAddress{Address: "10.1.0.1", Mask: "32"}, Device: "eth0", Lladdr: "02:00:00:00:00:fe", State: 128},
-				{ToIPAddress: &types.IPAddress{Family: types.IPFamily_v6, Address: "fd00::1", Mask: "128"}, Device: "eth0", Lladdr: "02:00:00:00:00:fe", State: 128, Flags: 128},
+				{
+					ToIPAddress: &types.IPAddress{Address: "10.1.0.1", Mask: "32"}, Device: "eth0",
+					Lladdr: "02:00:00:00:00:fe", State: 128,
+				},
+				{
+					ToIPAddress: &types.IPAddress{Family: types.IPFamily_v6, Address: "fd00::1", Mask: "128"}, Device: "eth0",
+					Lladdr: "02:00:00:00:00:fe", State: 128, Flags: 128,
+				},
 			},
 		},
 	}
@@ -119,7 +125,10 @@ func TestPlanOfLinks(t *testing.T) {
 			},
 		},
 		{name: "model none", links: []Link{lo, eth0}, o: Options{Model: ModelNone}},
-		{name: "unknown model", o: Options{Model: "macvtap"}, err: []string{`network model "macvtap"`, `expected "tcfilter" or "none"`}},
+		{name: "unknown model", o: Options{Model: "macvtap"}, err: []string{
+			`network model "macvtap"`,
+			`expected "tcfilter" or "none"`,
+		}},
 		{
 			name: "what the pod does not need is skipped with a reason",
 			links: []Link{
@@ -160,7 +169,8 @@ func TestPlanOfLinks(t *testing.T) {
 			err: []string{"link net1 (macvlan) has the same MAC 02:00:00:00:00:01 as eth0"},
 		},
 		{
-			name: "a vlan with addresses above a link of the guest's", links: []Link{eth0, {Index: 9, Name: "v", Kind: "vlan", Ethernet: true, Up: true, MAC: net1.MAC, Lower: 2}},
+			name:  "a vlan with addresses above a link of the guest's",
+			links: []Link{eth0, {Index: 9, Name: "v", Kind: "vlan", Ethernet: true, Up: true, MAC: net1.MAC, Lower: 2}},
 			addrs: given(9), err: []string{"link v (vlan) lies above eth0"},
 		},
 		{
@@ -225,8 +235,14 @@ func TestPlanOfAddressesAndRoutes(t *testing.T) {
 		},
 		Routes: []Route{
 			{Link: 2, Dst: pfx("169.254.1.1/32"), Scope: 253, Table: 254, Type: 1},
-			{Link: 2, Dst: pfx("0.0.0.0/0"), Gateway: ip("169.254.1.1"), OnLink: true, MTU: 1400, Source: ip("169.254.7.7"), Table: 254, Type: 1},
-			{Dst: pfx("10.5.0.0/16"), Table: 254, Type: 1, Multi: []NextHop{{Link: 9, Gateway: ip("1.1.1.1")}, {Link: 2, Gateway: ip("169.254.1.1"), OnLink: true}}},
+			{
+				Link: 2, Dst: pfx("0.0.0.0/0"), Gateway: ip("169.254.1.1"), OnLink: true, MTU: 1400, Source: ip("169.254.7.7"),
+				Table: 254, Type: 1,
+			},
+			{Dst: pfx("10.5.0.0/16"), Table: 254, Type: 1, Multi: []NextHop{
+				{Link: 9, Gateway: ip("1.1.1.1")},
+				{Link: 2, Gateway: ip("169.254.1.1"), OnLink: true},
+			}},
 			{Dst: pfx("10.6.0.0/16"), Table: 254, Type: 6},                      // blackhole
 			{Link: 2, Dst: pfx("10.7.0.0/16"), Table: 100, Type: 1, Metric: 50}, // policy routing
 			{Link: 2, Dst: pfx("::/0"), Gateway: ip("fe80::1"), Proto: 9, Table: 254, Type: 1},
@@ -292,11 +308,17 @@ func FuzzPlan(f *testing.F) {
 		gw, _ := netip.ParseAddr(gateway)
 		s := Snapshot{
 			Links: []Link{
-				{Index: 1, Name: name, MAC: mac, MTU: mtu, Up: bits&1 != 0, Ethernet: bits&2 != 0, Kind: "veth", Ingress: Ingress(bits >> 6)},
+				{
+					Index: 1, Name: name, MAC: mac, MTU: mtu, Up: bits&1 != 0, Ethernet: bits&2 != 0, Kind: "veth",
+					Ingress: Ingress(bits >> 6),
+				},
 				{Index: 2, Name: "b", MAC: "02:00:00:00:00:0b", Up: true, Ethernet: true, Lower: int(bits & 1)},
 			},
-			Addrs:      []Addr{{Link: 1, Prefix: p, Permanent: bits&4 != 0}},
-			Routes:     []Route{{Link: 1, Dst: p, Gateway: gw, Table: 254, Type: bits & 3, MTU: mtu}, {Dst: p, Multi: []NextHop{{Link: 2, Gateway: gw}}}},
+			Addrs: []Addr{{Link: 1, Prefix: p, Permanent: bits&4 != 0}},
+			Routes: []Route{
+				{Link: 1, Dst: p, Gateway: gw, Table: 254, Type: bits & 3, MTU: mtu},
+				{Dst: p, Multi: []NextHop{{Link: 2, Gateway: gw}}},
+			},
 			Neighbours: []Neighbour{{Link: 1, IP: gw, MAC: mac, Permanent: true}},
 		}
 		w, err := Plan(s, Options{Queues: mtu % 8})
@@ -315,7 +337,10 @@ func FuzzPlan(f *testing.F) {
 // "ours": a second VM took it for the rest of an earlier one and the first was cut off.
 func TestANamespaceOfARunningVMIsLeftAlone(t *testing.T) {
 	for _, tap := range []string{"coco0_eth0", "coco0_late", "coco3_net1"} {
-		links := []Link{lo, with(eth0, func(l *Link) { l.Ingress = IngressOurs }), {Index: 9, Name: tap, Kind: "tuntap", Ethernet: true, Up: true}}
+		links := []Link{
+			lo, with(eth0, func(l *Link) { l.Ingress = IngressOurs }),
+			{Index: 9, Name: tap, Kind: "tuntap", Ethernet: true, Up: true},
+		}
 		w, err := Plan(Snapshot{Links: links}, Options{})
 		if !errdefs.IsAlreadyExists(err) || !strings.Contains(err.Error(), tap) || len(w.Redirects) > 0 {
 			t.Errorf("tap %s: %v, %v; want a refusal that names it", tap, w, err)

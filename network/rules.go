@@ -16,9 +16,9 @@ import (
 	"github.com/coco-shim/coco/internal/rtnl"
 )
 
-// Policy routing: the rules of a namespace decide which table answers, and routes can be refusals. The guest gets all of
-// it, since a packet on a wrong route is worse than one that is not sent. Rules and routes that the guest cannot have are
-// refused by name.
+// Policy routing: the rules of a namespace decide which table answers, and routes can be refusals. The guest gets all
+// of it, since a packet on a wrong route is worse than one that is not sent. Rules and routes that the guest cannot
+// have are refused by name.
 
 // Rule is a rule of policy routing.
 type Rule struct {
@@ -64,7 +64,8 @@ const (
 
 // oddities are attributes that the guest does not get.
 var oddities = map[uint16]string{
-	unix.FRA_GOTO: "goto", unix.FRA_TUN_ID: "tun_id", unix.FRA_SUPPRESS_IFGROUP: "suppress_ifgroup", unix.FRA_L3MDEV: "l3mdev", unix.FRA_UID_RANGE: "uidrange",
+	unix.FRA_GOTO: "goto", unix.FRA_TUN_ID: "tun_id", unix.FRA_SUPPRESS_IFGROUP: "suppress_ifgroup",
+	unix.FRA_L3MDEV: "l3mdev", unix.FRA_UID_RANGE: "uidrange",
 	unix.FRA_IP_PROTO: "ipproto", unix.FRA_SPORT_RANGE: "sport", unix.FRA_DPORT_RANGE: "dport",
 }
 
@@ -119,7 +120,10 @@ func firstRules() []Rule {
 			out = append(out, Rule{Family: family, Priority: d.priority, Table: d.table, Action: unix.FR_ACT_TO_TBL})
 		}
 	}
-	return append(out, Rule{Family: unix.AF_INET, Priority: priorityMain + 1, Table: unix.RT_TABLE_DEFAULT, Action: unix.FR_ACT_TO_TBL})
+	return append(out, Rule{
+		Family: unix.AF_INET, Priority: priorityMain + 1, Table: unix.RT_TABLE_DEFAULT,
+		Action: unix.FR_ACT_TO_TBL,
+	})
 }
 
 // guestRules returns the rules that the guest has to get, and the refusals of those that it cannot have.
@@ -145,14 +149,16 @@ func guestRules(s Snapshot) (out []*types.Rule, refused []error) {
 			why = "looks up the table of local addresses"
 		}
 		if why != "" {
-			refused = append(refused, fmt.Errorf("rule %s %s, which a guest is not told of: %w", r, why, errdefs.ErrNotImplemented))
+			refused = append(refused, fmt.Errorf("rule %s %s, which a guest is not told of: %w", r, why,
+				errdefs.ErrNotImplemented))
 			continue
 		}
 		out = append(out, r.message())
 	}
 	for _, r := range first[:4] { // nobody needs the empty table of the last one
 		if families[r.Family] && !slices.Contains(s.Rules, r) {
-			refused = append(refused, fmt.Errorf("rule %s is missing, with which a guest begins: %w", r, errdefs.ErrNotImplemented))
+			refused = append(refused, fmt.Errorf("rule %s is missing, with which a guest begins: %w", r,
+				errdefs.ErrNotImplemented))
 		}
 	}
 	return out, refused
@@ -160,7 +166,8 @@ func guestRules(s Snapshot) (out []*types.Rule, refused []error) {
 
 func (r Rule) message() *types.Rule {
 	m := &types.Rule{
-		Family: types.IPFamily_v4, Priority: r.Priority, Iif: r.In, Oif: r.Out, Mark: r.Mark, Mask: r.Mask, Tos: uint32(r.TOS),
+		Family: types.IPFamily_v4, Priority: r.Priority, Iif: r.In, Oif: r.Out, Mark: r.Mark, Mask: r.Mask,
+		Tos:    uint32(r.TOS),
 		Invert: r.Invert, Action: uint32(r.Action), Table: r.Table, Suppress: r.Suppress,
 	}
 	if r.Family == unix.AF_INET6 {
@@ -177,15 +184,18 @@ func (r Rule) message() *types.Rule {
 
 // refusal says whether a type of route is a refusal to send: the kernel has no device for it.
 func refusal(kind uint8) bool {
-	return kind == unix.RTN_BLACKHOLE || kind == unix.RTN_UNREACHABLE || kind == unix.RTN_PROHIBIT || kind == unix.RTN_THROW
+	return kind == unix.RTN_BLACKHOLE || kind == unix.RTN_UNREACHABLE || kind == unix.RTN_PROHIBIT ||
+		kind == unix.RTN_THROW
 }
 
 // Unroutable returns the refusals of the namespace's rules and routes that a guest cannot have, or nil.
 func Unroutable(s Snapshot) error {
 	_, refused := guestRules(s)
 	for _, r := range s.Routes {
-		if r.Type != unix.RTN_UNICAST && !refusal(r.Type) && r.Table != unix.RT_TABLE_LOCAL && r.Proto != unix.RTPROT_KERNEL && !r.Dst.Addr().IsMulticast() {
-			refused = append(refused, fmt.Errorf("route %s is of type %d, which a guest is not told of: %w", r, r.Type, errdefs.ErrNotImplemented))
+		if r.Type != unix.RTN_UNICAST && !refusal(r.Type) && r.Table != unix.RT_TABLE_LOCAL &&
+			r.Proto != unix.RTPROT_KERNEL && !r.Dst.Addr().IsMulticast() {
+			refused = append(refused, fmt.Errorf("route %s is of type %d, which a guest is not told of: %w", r, r.Type,
+				errdefs.ErrNotImplemented))
 		}
 	}
 	return errors.Join(refused...)
@@ -193,5 +203,6 @@ func Unroutable(s Snapshot) error {
 
 // NeedsRules says whether the configuration is more than the protocol's own messages can carry.
 func (g Guest) NeedsRules() bool {
-	return len(g.Rules) > 0 || slices.ContainsFunc(g.Routes, func(r *types.Route) bool { return r.GetTable() != 0 || r.GetType() != 0 })
+	return len(g.Rules) > 0 ||
+		slices.ContainsFunc(g.Routes, func(r *types.Route) bool { return r.GetTable() != 0 || r.GetType() != 0 })
 }

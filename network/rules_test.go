@@ -42,7 +42,8 @@ func TestPolicyRoutingIsTheGuests(t *testing.T) {
 	rule.Family, rule.Priority, rule.Table, rule.Src = netlink.FAMILY_V4, 1536, 100, ipNet(t, "10.9.0.3/32")
 	mask := uint32(0xff)
 	marked := netlink.NewRule()
-	marked.Family, marked.Priority, marked.Table, marked.Dst, marked.Mark, marked.Mask = netlink.FAMILY_V6, 7, 200, ipNet(t, "fd33::/64"), 9, &mask
+	marked.Family, marked.Priority, marked.Table, marked.Dst, marked.Mark, marked.Mask = netlink.FAMILY_V6, 7, 200,
+		ipNet(t, "fd33::/64"), 9, &mask
 	marked.IifName, marked.Invert, marked.SuppressPrefixlen = "eth0", true, 0
 	do(t, podNS, func(h *netlink.Handle) error {
 		l, err := h.LinkByName("eth0")
@@ -60,14 +61,18 @@ func TestPolicyRoutingIsTheGuests(t *testing.T) {
 	}
 	want := []*types.Rule{
 		{Priority: 1536, Source: "10.9.0.3/32", Action: 1, Table: 100},
-		{Family: 1, Priority: 7, Dest: "fd33::/64", Mark: 9, Mask: 0xff, Iif: "eth0", Invert: true, Action: 1, Table: 200, Suppress: 1},
+		{
+			Family: 1, Priority: 7, Dest: "fd33::/64", Mark: 9, Mask: 0xff, Iif: "eth0", Invert: true, Action: 1,
+			Table: 200, Suppress: 1,
+		},
 	}
 	if d := cmp.Diff(want, w.Guest.Rules, protocmp.Transform()); d != "" {
 		t.Errorf("rules (-want +got):\n%s", d)
 	}
 	text := w.Guest.String()
 	for _, want := range []string{
-		"default via 10.9.0.1 dev eth0 table 100", "blackhole 10.60.0.0/16", "prohibit fd60::/64 table 300 metric 1024", "rule 1536 from 10.9.0.3/32 lookup 100",
+		"default via 10.9.0.1 dev eth0 table 100", "blackhole 10.60.0.0/16", "prohibit fd60::/64 table 300 metric 1024",
+		"rule 1536 from 10.9.0.3/32 lookup 100",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the guest's configuration %q lacks %q", text, want)
@@ -108,7 +113,8 @@ func TestRulesThatAGuestCannotHaveAreRefusedByName(t *testing.T) {
 	local := netlink.NewRule()
 	local.Family, local.Priority, local.Table = netlink.FAMILY_V4, 0, unix.RT_TABLE_LOCAL
 	do(t, podNS, func(h *netlink.Handle) error { return h.RuleDel(local) })
-	if _, err := network.Plan(snapshot(t, h), network.Options{}); err == nil || !strings.Contains(err.Error(), "is missing") {
+	if _, err := network.Plan(snapshot(t, h), network.Options{}); err == nil ||
+		!strings.Contains(err.Error(), "is missing") {
 		t.Errorf("without the first rule: %v", err)
 	}
 }

@@ -42,8 +42,8 @@ type Backend struct {
 	Cleanup func(ctx context.Context, bundle string) error
 }
 
-// Main runs the program that the command line asks for and returns its exit code. It prints errors to standard error and
-// nothing else: containerd reads both streams of `start` as one.
+// Main runs the program that the command line asks for and returns its exit code. It prints errors to standard error
+// and nothing else: containerd reads both streams of `start` as one.
 func Main(b Backend) int {
 	if err := run(b, os.Args[1:]); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", Name, err)

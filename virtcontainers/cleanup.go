@@ -94,6 +94,9 @@ func cleanupHooks(ctx context.Context, j state.Pod) error {
 		}
 		list = append(list, s)
 	}
-	st := specs.State{Version: specs.Version, ID: j.ID, Status: specs.StateStopped, Bundle: j.Bundle, Annotations: j.Annotations}
+	st := specs.State{
+		Version: specs.Version, ID: j.ID, Status: specs.StateStopped, Bundle: j.Bundle,
+		Annotations: j.Annotations,
+	}
 	return hooks.RunAll(ctx, "poststop", list, st)
 }

@@ -42,7 +42,10 @@ func (c *creation) takeUser(context.Context) error {
 }
 
 func (c *creation) launch(ctx context.Context) error {
-	proc, err := c.opts.Host.Launcher.Launch(ctx, Privileges{NetNS: c.netns, User: c.user, Dir: c.vmmDir(), Processes: c.threads()})
+	proc, err := c.opts.Host.Launcher.Launch(ctx, Privileges{
+		NetNS: c.netns, User: c.user, Dir: c.vmmDir(),
+		Processes: c.threads(),
+	})
 	if err != nil {
 		return err
 	}
@@ -94,7 +97,8 @@ func (c *creation) joinCgroups(context.Context) error {
 		return err
 	}
 	if place.Short != "" {
-		c.log.Warn("the pod's cgroup allows "+place.Short+": the VMM runs beside it; declare the overhead in the RuntimeClass",
+		c.log.Warn("the pod's cgroup allows "+place.Short+
+			": the VMM runs beside it; declare the overhead in the RuntimeClass",
 			"pod", want, "vmm", place.Path, "vmMiB", c.shape.MemoryMiB)
 	}
 	dirs, leaves, err := cgroups.Plan(hs, place.Path, cgroups.VMM)

@@ -21,7 +21,8 @@ import (
 	"github.com/coco-shim/coco/virtcontainers/hooks"
 )
 
-var errBadID = fmt.Errorf("must be 1 to 128 letters, digits and _.-, the first a letter or digit: %w", errdefs.ErrInvalidArgument)
+var errBadID = fmt.Errorf("must be 1 to 128 letters, digits and _.-, the first a letter or digit: %w",
+	errdefs.ErrInvalidArgument)
 
 // validID tells what containerd takes for an id; a stock kata-agent wants container ids of two
 // characters at least and says so itself.
@@ -138,7 +139,8 @@ func (p *Pod) CreateContainer(ctx context.Context, req ContainerRequest) (_ Stre
 	u.Push("forget container "+c.id, func(context.Context) error { p.forget(c.id); return nil })
 	defer u.RunOnError(&err)
 	ctx, cancel := context.WithTimeoutCause(ctx, p.opts.Config.Runtime.CreateTimeout,
-		fmt.Errorf("not done within runtime.create_timeout of %s: %w", p.opts.Config.Runtime.CreateTimeout, context.DeadlineExceeded))
+		fmt.Errorf("not done within runtime.create_timeout of %s: %w", p.opts.Config.Runtime.CreateTimeout,
+			context.DeadlineExceeded))
 	defer cancel()
 	streams, err := p.createContainer(ctx, c, req, &u)
 	if err != nil {
@@ -156,7 +158,10 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 	if f := mounts.terminationMessage; f != nil {
 		u.Push("close "+f.Name(), func(context.Context) error { return closeOnce(f) })
 	}
-	out, err := request.Convert(request.Input{ID: c.id, Spec: req.Spec, SharedShm: p.sharedShm, Binds: mounts.binds, Disks: mounts.disks(), Rlimits: p.rlimits})
+	out, err := request.Convert(request.Input{
+		ID: c.id, Spec: req.Spec, SharedShm: p.sharedShm, Binds: mounts.binds,
+		Disks: mounts.disks(), Rlimits: p.rlimits,
+	})
 	if err != nil {
 		return Streams{}, err
 	}
@@ -182,13 +187,16 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 		return Streams{}, err
 	}
 	return p.createInGuest(ctx, c, request.Container(request.ContainerInput{
-		ID: c.id, OCI: out.OCI, Terminal: req.Terminal, Storages: storages, Devices: devices, SharedPIDs: shared, PIDsOf: target,
+		ID: c.id, OCI: out.OCI, Terminal: req.Terminal, Storages: storages, Devices: devices, SharedPIDs: shared,
+		PIDsOf: target,
 	}), u)
 }
 
-// createInGuest opens the streams of a container's first process, has the agent create the container with them, and watches
-// for the process's end.
-func (p *Pod) createInGuest(ctx context.Context, c *container, req *agent.CreateContainerRequest, u *undo.Stack) (Streams, error) {
+// createInGuest opens the streams of a container's first process, has the agent create the container with them, and
+// watches for the process's end.
+func (p *Pod) createInGuest(ctx context.Context, c *container, req *agent.CreateContainerRequest,
+	u *undo.Stack,
+) (Streams, error) {
 	done, err := p.creates.Take(ctx)
 	if err != nil {
 		return Streams{}, err
@@ -272,7 +280,8 @@ func (p *Pod) Start(ctx context.Context, containerID, execID string) (Streams, e
 		return Streams{}, err
 	}
 	if h := c.spec.Hooks; h != nil && len(h.Poststart) > 0 {
-		if err := hooks.Run(ctx, "poststart", h.Poststart, p.ociState(c.spec, c.id, c.bundle, specs.StateRunning)); err != nil {
+		if err := hooks.Run(ctx, "poststart", h.Poststart,
+			p.ociState(c.spec, c.id, c.bundle, specs.StateRunning)); err != nil {
 			return Streams{}, errors.Join(err, p.Kill(ctx, c.id, "", sigkill, true))
 		}
 	}

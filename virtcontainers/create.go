@@ -151,7 +151,8 @@ func checkOptions(o *Options) error {
 	out, err := request.Convert(request.Input{ID: o.First.ID, Spec: o.First.Spec, SharedShm: needsSharedShm(*o)})
 	if err == nil && out.SandboxPidNS {
 		ns, _ := namespace(o.First.Spec, specs.PIDNamespace)
-		err = fmt.Errorf("linux.namespaces: the pid namespace %s is one of the host, which a VM cannot join: %w", ns.Path, errdefs.ErrInvalidArgument)
+		err = fmt.Errorf("linux.namespaces: the pid namespace %s is one of the host, which a VM cannot join: %w", ns.Path,
+			errdefs.ErrInvalidArgument)
 	}
 	return err
 }
@@ -231,7 +232,8 @@ func (c *creation) openBootFiles(context.Context) error {
 func readableByAll(f *os.File) error {
 	st, err := f.Stat()
 	if err == nil && st.Mode().Perm()&0o004 == 0 {
-		err = fmt.Errorf("%s cannot be read by the VMM, which runs as a user of its own: chmod o+r %[1]s: %w", f.Name(), errdefs.ErrFailedPrecondition)
+		err = fmt.Errorf("%s cannot be read by the VMM, which runs as a user of its own: chmod o+r %[1]s: %w", f.Name(),
+			errdefs.ErrFailedPrecondition)
 	}
 	return err
 }
@@ -289,7 +291,8 @@ func (c *creation) openJournal(context.Context) error {
 	c.u.Push("remove the journal", func(context.Context) error { return c.journal.Remove() })
 	if err := os.Mkdir(c.stateDir, 0o700); err != nil {
 		if errors.Is(err, fs.ErrExist) {
-			return fmt.Errorf("%s exists, so a pod %s in namespace %s runs, or was not cleaned up: %w", c.stateDir, c.opts.ID, c.opts.Namespace, errdefs.ErrAlreadyExists)
+			return fmt.Errorf("%s exists, so a pod %s in namespace %s runs, or was not cleaned up: %w", c.stateDir, c.opts.ID,
+				c.opts.Namespace, errdefs.ErrAlreadyExists)
 		}
 		return err
 	}

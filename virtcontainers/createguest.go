@@ -67,7 +67,8 @@ func (p *Pod) canRoute(ctx context.Context, g network.Guest) error {
 		return err
 	}
 	if !p.agent.rules {
-		return fmt.Errorf("the network namespace has routing rules, further tables or refused destinations, which the guest's agent does not know: "+
+		return fmt.Errorf("the network namespace has routing rules, further tables or refused destinations, which the "+
+			"guest's agent does not know: "+
 			"take them away, or use coco's agent: %w", errdefs.ErrNotImplemented)
 	}
 	return nil
@@ -86,7 +87,8 @@ func (p *Pod) configureGuest(ctx context.Context, g network.Guest, routes bool) 
 			return err
 		}
 		if err := p.call(ctx, "routes", func(ctx context.Context) error {
-			_, err := p.agent.UpdateRoutes(ctx, &agent.UpdateRoutesRequest{Routes: &agent.Routes{Routes: g.Routes, Rules: g.Rules}})
+			_, err := p.agent.UpdateRoutes(ctx,
+				&agent.UpdateRoutesRequest{Routes: &agent.Routes{Routes: g.Routes, Rules: g.Rules}})
 			return err
 		}); err != nil {
 			return err
@@ -96,7 +98,8 @@ func (p *Pod) configureGuest(ctx context.Context, g network.Guest, routes bool) 
 		return nil
 	}
 	return p.call(ctx, "neighbours", func(ctx context.Context) error {
-		_, err := p.agent.AddARPNeighbors(ctx, &agent.AddARPNeighborsRequest{Neighbors: &agent.ARPNeighbors{ARPNeighbors: g.Neighbours}})
+		_, err := p.agent.AddARPNeighbors(ctx,
+			&agent.AddARPNeighborsRequest{Neighbors: &agent.ARPNeighbors{ARPNeighbors: g.Neighbours}})
 		return err
 	})
 }
@@ -144,7 +147,10 @@ func (c *creation) createSandbox(ctx context.Context) error {
 func (c *creation) setClock(ctx context.Context) error {
 	err := c.call(ctx, "set the clock", func(ctx context.Context) error {
 		now := time.Now()
-		_, err := c.agent.SetGuestDateTime(ctx, &agent.SetGuestDateTimeRequest{Sec: now.Unix(), Usec: int64(now.Nanosecond() / 1000)})
+		_, err := c.agent.SetGuestDateTime(ctx, &agent.SetGuestDateTimeRequest{
+			Sec:  now.Unix(),
+			Usec: int64(now.Nanosecond() / 1000),
+		})
 		return err
 	})
 	if errdefs.IsPermissionDenied(err) || errdefs.IsNotImplemented(err) {

@@ -38,7 +38,8 @@ func (c *creation) orDead(step string, err error) error {
 		}
 	}
 	return fmt.Errorf("%w: %w", err, &hypervisor.DeadError{
-		VM: c.opts.ID, Phase: hypervisor.PhaseVMM, Reason: "its process ended: " + c.proc.ExitStatus(), Stderr: c.proc.Stderr(),
+		VM: c.opts.ID, Phase: hypervisor.PhaseVMM, Reason: "its process ended: " + c.proc.ExitStatus(),
+		Stderr: c.proc.Stderr(),
 	})
 }
 

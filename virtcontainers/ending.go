@@ -76,7 +76,8 @@ func (p *Pod) watchPulse(ctx context.Context) {
 		return
 	}
 	err := pulse.Beat{
-		Interval: cfg.HealthInterval, Misses: cfg.HealthMisses, Heard: p.agent.conn.Heard, Paused: p.isPaused, Gone: p.vm.Done(),
+		Interval: cfg.HealthInterval, Misses: cfg.HealthMisses, Heard: p.agent.conn.Heard, Paused: p.isPaused,
+		Gone: p.vm.Done(),
 		Ping: func(ctx context.Context) {
 			if _, err := p.agent.health.Check(ctx, &agent.CheckRequest{}); err != nil {
 				p.log.Debug("health check", "vm", p.vm.ID(), "error", err) // an error is a sign of life too

@@ -75,7 +75,8 @@ func TestAKilledProcessEndsOrItsVMDoes(t *testing.T) {
 			}
 			<-p.Done()
 			st := wait(t, p, "")
-			if st.Code != killedCode || !strings.Contains(st.Reason, "container c1 did not end within runtime.stop_timeout (100ms) of SIGKILL") {
+			if st.Code != killedCode ||
+				!strings.Contains(st.Reason, "container c1 did not end within runtime.stop_timeout (100ms) of SIGKILL") {
 				t.Errorf("exit = %+v, want 137 with the reason", st)
 			}
 			if err := p.Err(); err == nil || err.Error() != st.Reason {
@@ -88,8 +89,8 @@ func TestAKilledProcessEndsOrItsVMDoes(t *testing.T) {
 	}
 }
 
-// A guest that breaks the protocol ends its VM. A signal that finds it out, or comes before the exit is noticed, was answered
-// as unavailable, and a removal by force stopped there.
+// A guest that breaks the protocol ends its VM. A signal that finds it out, or comes before the exit is noticed, was
+// answered as unavailable, and a removal by force stopped there.
 func TestASignalToAGuestThatBrokeTheProtocol(t *testing.T) {
 	w := newWorld(t)
 	w.lies = &lie{signal: func(ctx context.Context) error {
@@ -112,12 +113,15 @@ func TestASignalToAGuestThatBrokeTheProtocol(t *testing.T) {
 	}
 }
 
-// The signal ends the process, its exit ends the VM of the pod's only container, and the guest's answer to the signal is lost
-// with the VM. The signal was delivered all the same.
+// The signal ends the process, its exit ends the VM of the pod's only container, and the guest's answer to the signal
+// is lost with the VM. The signal was delivered all the same.
 func TestASignalThatEndsTheVMWithItsProcess(t *testing.T) {
 	w := newWorld(t)
 	w.lies = &lie{signal: func(ctx context.Context) error {
-		_, err := w.vm().agent.SignalProcess(ctx, &agent.SignalProcessRequest{ContainerId: "c1", ExecId: "c1", Signal: sigkill})
+		_, err := w.vm().agent.SignalProcess(ctx, &agent.SignalProcessRequest{
+			ContainerId: "c1", ExecId: "c1",
+			Signal: sigkill,
+		})
 		return errors.Join(err, silent(ctx))
 	}}
 	p, _ := start(t, w, w.options("sleep"))
@@ -206,7 +210,8 @@ func TestAnAgentThatHangsLosesItsVM(t *testing.T) {
 	w.vm().agent.hang.Store(true)
 	w.paused.Store(false)
 	<-p.Done()
-	if st := wait(t, p, ""); st.Code != killedCode || !strings.Contains(st.Reason, "its agent has not answered for 3 times 10ms") {
+	if st := wait(t, p, ""); st.Code != killedCode ||
+		!strings.Contains(st.Reason, "its agent has not answered for 3 times 10ms") {
 		t.Errorf("exit = %+v", st)
 	}
 }

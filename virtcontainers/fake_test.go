@@ -155,7 +155,8 @@ func (w *world) options(args ...string) Options {
 	return Options{
 		ID: "c1", Namespace: "default", Bundle: bundle, Spec: s, Config: cfg, First: first,
 		Host: Host{
-			Driver: (*fakeDriver)(w), Launcher: (*fakeLauncher)(w), Network: (*fakeNetwork)(w), Layers: (*fakeLayers)(w), Files: (*fakeFiles)(w),
+			Driver: (*fakeDriver)(w), Launcher: (*fakeLauncher)(w), Network: (*fakeNetwork)(w), Layers: (*fakeLayers)(w),
+			Files:   (*fakeFiles)(w),
 			Machine: launch.Machine{CPUs: 2, MemoryMiB: 8192},
 		},
 	}
@@ -174,7 +175,10 @@ func newSpec(args ...string) *specs.Spec {
 		args = []string{"sleep"}
 	}
 	var ns []specs.LinuxNamespace
-	for _, k := range []specs.LinuxNamespaceType{specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.MountNamespace, specs.NetworkNamespace} {
+	for _, k := range []specs.LinuxNamespaceType{
+		specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace,
+		specs.MountNamespace, specs.NetworkNamespace,
+	} {
 		ns = append(ns, specs.LinuxNamespace{Type: k})
 	}
 	return &specs.Spec{
@@ -239,7 +243,9 @@ func (f *fakeNetwork) Delete(string) error {
 	return nil
 }
 
-func (f *fakeNetwork) Attach(ctx context.Context, _ string, standby bool, record func([]network.Redirect) error) (Attachment, error) {
+func (f *fakeNetwork) Attach(ctx context.Context, _ string, standby bool,
+	record func([]network.Redirect) error,
+) (Attachment, error) {
 	w := (*world)(f)
 	if w.links != nil {
 		return w.links.attach(ctx, standby, record)
@@ -309,7 +315,9 @@ type fakeDriver world
 
 func (f *fakeDriver) Name() string { return "fake" }
 
-func (f *fakeDriver) Launch(_ context.Context, spec hypervisor.VMSpec, proc hypervisor.Process, _ string) (hypervisor.VM, error) {
+func (f *fakeDriver) Launch(_ context.Context, spec hypervisor.VMSpec, proc hypervisor.Process,
+	_ string,
+) (hypervisor.VM, error) {
 	w := (*world)(f)
 	if err := w.op("driver launch"); err != nil {
 		return nil, errors.Join(err, proc.Kill())
@@ -318,7 +326,10 @@ func (f *fakeDriver) Launch(_ context.Context, spec hypervisor.VMSpec, proc hype
 		w.onLaunch(spec)
 	}
 	w.hold("vm")
-	vm := &fakeVM{w: w, id: spec.ID, proc: proc, spec: spec, done: make(chan struct{}), blocks: map[string]string{}, nics: map[string]string{}}
+	vm := &fakeVM{
+		w: w, id: spec.ID, proc: proc, spec: spec, done: make(chan struct{}), blocks: map[string]string{},
+		nics: map[string]string{},
+	}
 	for i, b := range spec.Blocks {
 		vm.blocks[b.ID] = fmt.Sprintf("%d:0", i)
 	}

@@ -91,7 +91,9 @@ func newFakeAgent(vm *fakeVM) *fakeAgent {
 	return a
 }
 
-func (a *fakeAgent) hanging(ctx context.Context, u ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, m ttrpc.Method) (any, error) {
+func (a *fakeAgent) hanging(ctx context.Context, u ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo,
+	m ttrpc.Method,
+) (any, error) {
 	if a.hang.Load() {
 		<-a.ctx.Done()
 	}
@@ -430,7 +432,9 @@ func (a *fakeAgent) GetMetrics(context.Context, *agent.GetMetricsRequest) (*agen
 	return &agent.Metrics{Metrics: "coco_guest_memory_total_bytes 512\ncoco_shim_threads 999\n"}, a.fail("metrics")
 }
 
-func (a *fakeAgent) StatsContainer(context.Context, *agent.StatsContainerRequest) (*agent.StatsContainerResponse, error) {
+func (a *fakeAgent) StatsContainer(context.Context, *agent.StatsContainerRequest) (*agent.StatsContainerResponse,
+	error,
+) {
 	return &agent.StatsContainerResponse{}, a.fail("stats")
 }
 

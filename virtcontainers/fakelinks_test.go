@@ -32,12 +32,16 @@ func newLinkTable() *linkTable {
 	return l
 }
 
-func (l *linkTable) attach(ctx context.Context, standby bool, record func([]network.Redirect) error) (Attachment, error) {
+func (l *linkTable) attach(ctx context.Context, standby bool, record func([]network.Redirect) error) (Attachment,
+	error,
+) {
 	s, err := l.Snapshot(ctx)
 	if err != nil {
 		return Attachment{}, err
 	}
-	a := Attachment{Links: l, Watch: func() (LinkWatch, error) { return &fakeWatch{l.changed, make(chan struct{}), sync.Once{}}, nil }}
+	a := Attachment{Links: l, Watch: func() (LinkWatch, error) {
+		return &fakeWatch{l.changed, make(chan struct{}), sync.Once{}}, nil
+	}}
 	if len(s.Links) == 1 && standby {
 		nic, u, err := network.Standby(ctx, l)
 		if err != nil {
@@ -125,7 +129,8 @@ func (v *fakeVM) PlugNIC(_ context.Context, n hypervisor.NIC) (string, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if len(v.nics) >= v.w.ports {
-		return "", fmt.Errorf("plug network interface %s: all %d places are taken: %w", n.ID, v.w.ports, errdefs.ErrFailedPrecondition)
+		return "", fmt.Errorf("plug network interface %s: all %d places are taken: %w", n.ID, v.w.ports,
+			errdefs.ErrFailedPrecondition)
 	}
 	if _, err := n.Tap[0].Stat(); err != nil {
 		return "", errors.Join(errors.New("the tap is closed"), err)

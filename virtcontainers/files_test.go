@@ -13,7 +13,8 @@ import (
 
 func write(t *testing.T, path string, data []byte, mode fs.FileMode) {
 	t.Helper()
-	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, data, mode), os.Chmod(path, mode)); err != nil {
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, data, mode),
+		os.Chmod(path, mode)); err != nil {
 		t.Fatal(err)
 	}
 }

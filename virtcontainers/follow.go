@@ -134,7 +134,8 @@ func (p *Pod) refresh(ctx context.Context, dir string) error {
 		return err
 	}
 	if id != v.id {
-		return fmt.Errorf("%s is another directory than when the container was made: %w", v.source, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("%s is another directory than when the container was made: %w", v.source,
+			errdefs.ErrFailedPrecondition)
 	}
 	err = v.mirror.Sync(ctx, source, p.target(v.guest), followed)
 	if errors.Is(err, fs.ErrNotExist) && gone(source) {

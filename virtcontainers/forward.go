@@ -23,7 +23,8 @@ import (
 // the pod works all the same, so it is no error when the host cannot do it.
 func (c *creation) openLocalhost(context.Context) error {
 	open := c.opts.Host.Localhost
-	if open == nil || c.opts.First != nil || !slices.Contains(strings.Fields(c.vmspec.Boot.Cmdline), contract.ParamPortForward) {
+	if open == nil || c.opts.First != nil || !slices.Contains(strings.Fields(c.vmspec.Boot.Cmdline),
+		contract.ParamPortForward) {
 		return nil
 	}
 	gate, err := open(c.netns)

@@ -104,7 +104,8 @@ func connect(ctx context.Context, vm hypervisor.VM, timeout time.Duration) (*lin
 		return nil, fmt.Errorf("connect to the agent: %w", err)
 	}
 	conn, gone := answers.New(raw), make(chan struct{})
-	client := ttrpc.NewClient(conn, ttrpc.WithOnClose(func() { close(gone) }), ttrpc.WithUnaryClientInterceptor(answers.Clean))
+	client := ttrpc.NewClient(conn, ttrpc.WithOnClose(func() { close(gone) }),
+		ttrpc.WithUnaryClientInterceptor(answers.Clean))
 	l := &link{
 		guest: agent.NewAgentServiceClient(client), health: agent.NewHealthClient(client),
 		vm: vm, conn: conn, client: client, gone: gone, timeout: timeout,
@@ -150,7 +151,8 @@ func (l *link) within(ctx context.Context) (context.Context, context.CancelFunc)
 	if _, ok := ctx.Deadline(); ok {
 		return context.WithCancel(ctx)
 	}
-	return context.WithTimeoutCause(ctx, l.timeout, fmt.Errorf("no answer from the agent within %s: %w", l.timeout, context.DeadlineExceeded))
+	return context.WithTimeoutCause(ctx, l.timeout, fmt.Errorf("no answer from the agent within %s: %w", l.timeout,
+		context.DeadlineExceeded))
 }
 
 // fault gives an agent's error its class. When the connection broke, the reason is the VM's: it is
@@ -173,7 +175,10 @@ func (l *link) fault(ctx context.Context, err error) error {
 	select {
 	case <-l.vm.Done():
 		if why, ok := l.doomed.Load().(string); ok {
-			return fmt.Errorf("%w: %w", &hypervisor.DeadError{VM: l.vm.ID(), Phase: hypervisor.PhaseRun, Reason: "it was ended: " + why}, errdefs.ErrUnavailable)
+			return fmt.Errorf("%w: %w", &hypervisor.DeadError{
+				VM: l.vm.ID(), Phase: hypervisor.PhaseRun,
+				Reason: "it was ended: " + why,
+			}, errdefs.ErrUnavailable)
 		}
 		if dead := l.vm.Err(); dead != nil {
 			return fmt.Errorf("%w: %w", dead, errdefs.ErrUnavailable)
@@ -194,10 +199,13 @@ func named(what string, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-// lost says whether an error is that of a connection whose other end is gone: of the agent's, or of a stream's, which on
-// Cloud Hypervisor is a socket.
+// lost says whether an error is that of a connection whose other end is gone: of the agent's, or of a stream's, which
+// on Cloud Hypervisor is a socket.
 func lost(err error) bool {
-	for _, e := range []error{ttrpc.ErrClosed, answers.ErrProtocol, portmux.ErrLost, io.EOF, io.ErrUnexpectedEOF, unix.ECONNRESET, unix.EPIPE} {
+	for _, e := range []error{
+		ttrpc.ErrClosed, answers.ErrProtocol, portmux.ErrLost, io.EOF, io.ErrUnexpectedEOF,
+		unix.ECONNRESET, unix.EPIPE,
+	} {
 		if errors.Is(err, e) {
 			return true
 		}

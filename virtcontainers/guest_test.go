@@ -19,7 +19,10 @@ import (
 
 // When a guest dies, the error of any broken connection names the death and not its effect.
 func TestALostConnectionIsExplainedByTheVMsDeath(t *testing.T) {
-	for _, broken := range []error{ttrpc.ErrClosed, portmux.ErrLost, io.EOF, io.ErrUnexpectedEOF, unix.ECONNRESET, unix.EPIPE} {
+	for _, broken := range []error{
+		ttrpc.ErrClosed, portmux.ErrLost, io.EOF, io.ErrUnexpectedEOF,
+		unix.ECONNRESET, unix.EPIPE,
+	} {
 		t.Run(broken.Error(), func(t *testing.T) {
 			w := newWorld(t)
 			p, err := CreatePod(t.Context(), w.options())

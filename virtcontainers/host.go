@@ -46,7 +46,8 @@ type Localhost interface {
 
 func (h Host) check() error {
 	if h.Driver == nil || h.Launcher == nil || h.Network == nil || h.Layers == nil {
-		return errors.Join(errors.New("options.host is incomplete: make it with package virtcontainers/host"), errdefs.ErrInvalidArgument)
+		return errors.Join(errors.New("options.host is incomplete: make it with package virtcontainers/host"),
+			errdefs.ErrInvalidArgument)
 	}
 	return nil
 }

@@ -33,7 +33,8 @@ func TestAnUpperDirectoryWithContentIsALayer(t *testing.T) {
 	if d := cmp.Diff(want, got); err != nil || d != "" {
 		t.Errorf("sources() with a file in the upper directory: %v (-want +got):\n%s", err, d)
 	}
-	if _, err := emptyUpper(rootfs.Plan{Upper: "/does/not/exist"}); err == nil || !strings.Contains(err.Error(), "/does/not/exist") {
+	if _, err := emptyUpper(rootfs.Plan{Upper: "/does/not/exist"}); err == nil ||
+		!strings.Contains(err.Error(), "/does/not/exist") {
 		t.Errorf("emptyUpper() of a missing directory = %v", err)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/network"
+	"github.com/coco-shim/coco/network/netns"
 )
 
 // hostNetwork is the Network of this host: package network on real namespaces.
@@ -23,14 +24,16 @@ func NewNetwork(c configs.Network) Network {
 }
 
 // Make implements Network.
-func (hostNetwork) Make(path string) error { return network.NewNetns(path) }
+func (hostNetwork) Make(path string) error { return netns.New(path) }
 
 // Delete implements Network.
-func (hostNetwork) Delete(path string) error { return network.DeleteNetns(path) }
+func (hostNetwork) Delete(path string) error { return netns.Delete(path) }
 
 // Attach implements Network.
-func (n hostNetwork) Attach(ctx context.Context, netns string, standby bool, record func([]network.Redirect) error) (_ Attachment, err error) {
-	h, err := network.Open(netns)
+func (n hostNetwork) Attach(ctx context.Context, path string, standby bool,
+	record func([]network.Redirect) error,
+) (_ Attachment, err error) {
+	h, err := network.Open(path)
 	if err != nil {
 		return Attachment{}, err
 	}
@@ -41,7 +44,7 @@ func (n hostNetwork) Attach(ctx context.Context, netns string, standby bool, rec
 	}()
 	s, err := h.Snapshot(ctx)
 	if err != nil {
-		return Attachment{}, fmt.Errorf("look at network namespace %s: %w", netns, err)
+		return Attachment{}, fmt.Errorf("look at network namespace %s: %w", path, err)
 	}
 	w, err := network.Plan(s, n.opts)
 	if err != nil {
@@ -59,7 +62,8 @@ func (n hostNetwork) Attach(ctx context.Context, netns string, standby bool, rec
 	if err != nil {
 		return Attachment{}, err
 	}
-	return n.attached(h, u, Attachment{NICs: nics, Guest: w.Guest, Skipped: w.Skipped, Joints: network.Joints(w, nics)}), nil
+	a := Attachment{NICs: nics, Guest: w.Guest, Skipped: w.Skipped, Joints: network.Joints(w, nics)}
+	return n.attached(h, u, a), nil
 }
 
 // attached completes an attachment with the namespace and the way back.
@@ -91,8 +95,8 @@ func (n hostNetwork) standby(ctx context.Context, h *network.Handle) (Attachment
 }
 
 // Clean implements Network.
-func (hostNetwork) Clean(ctx context.Context, netns string, made []network.Redirect) error {
-	h, err := network.Open(netns)
+func (hostNetwork) Clean(ctx context.Context, path string, made []network.Redirect) error {
+	h, err := network.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

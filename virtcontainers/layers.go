@@ -23,7 +23,8 @@ func layerRequest(req ContainerRequest) (LayerRequest, error) {
 	out := LayerRequest{Mounts: req.Rootfs}
 	if req.Spec == nil || req.Spec.Root == nil {
 		if len(req.Rootfs) == 0 {
-			return out, fmt.Errorf("the specification has no root and no mounts of a root file system were given: %w", errdefs.ErrInvalidArgument)
+			return out, fmt.Errorf("the specification has no root and no mounts of a root file system were given: %w",
+				errdefs.ErrInvalidArgument)
 		}
 		return out, nil
 	}
@@ -156,8 +157,8 @@ func (ps *plugs) adopt(vm hypervisor.VM, bs []hypervisor.Block) error {
 	return nil
 }
 
-// take makes sure that a layer is plugged and holds it. Of several containers that want one layer the first plugs it. When
-// that one is cancelled meanwhile, the next one plugs.
+// take makes sure that a layer is plugged and holds it. Of several containers that want one layer the first plugs it.
+// When that one is cancelled meanwhile, the next one plugs.
 func (ps *plugs) take(ctx context.Context, vm hypervisor.VM, l *layer.Layer) (hypervisor.BlockAddress, error) {
 	id := blockID(l)
 	for {

@@ -64,7 +64,8 @@ func TestRefusedEventsNameStateAndObject(t *testing.T) {
 	if !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("to(pause) = %v, want failed precondition", err)
 	}
-	if got, want := err.Error(), "process e1 of container c1 is being created, cannot pause: failed precondition"; got != want {
+	if got, want := err.Error(),
+		"process e1 of container c1 is being created, cannot pause: failed precondition"; got != want {
 		t.Errorf("to(pause) = %q, want %q", got, want)
 	}
 }

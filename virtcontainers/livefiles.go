@@ -68,7 +68,8 @@ func (c *creation) serveFiles(ctx context.Context) error {
 	if c.opts.Host.Files == nil {
 		return fmt.Errorf("runtime.host_path is \"live\", for which this host has no server: %w", errdefs.ErrNotImplemented)
 	}
-	c.log.Warn("runtime.host_path is live: the VM is not shut off from the host, it reads and writes files that its containers mount",
+	c.log.Warn("runtime.host_path is live: the VM is not shut off from the host, it reads and writes files that its "+
+		"containers mount",
 		"pod", c.opts.ID)
 	dir := filepath.Join(c.stateDir, liveDir)
 	if err := os.Mkdir(dir, 0o755); err != nil { // in a private directory; containers see the mode
@@ -147,5 +148,6 @@ func (p *Pod) endWithoutFiles(ctx context.Context) error {
 	if words != "" {
 		words = "; it says: " + words
 	}
-	return fmt.Errorf("vm %s was ended because virtiofsd, which serves the live files of the host, ended: %s%s", p.vm.ID(), p.files.proc.ExitStatus(), words)
+	return fmt.Errorf("vm %s was ended because virtiofsd, which serves the live files of the host, ended: %s%s", p.vm.ID(),
+		p.files.proc.ExitStatus(), words)
 }

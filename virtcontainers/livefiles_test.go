@@ -78,7 +78,8 @@ func TestLiveFilesAreSharedAsTheyAreMounted(t *testing.T) {
 	w := newWorld(t)
 	data := w.file("data", 0o644)
 	p, _ := start(t, w, live(w,
-		specs.Mount{Type: "bind", Source: data, Destination: "/rw"}, specs.Mount{Type: "bind", Source: data, Destination: "/ro", Options: []string{"ro"}},
+		specs.Mount{Type: "bind", Source: data, Destination: "/rw"},
+		specs.Mount{Type: "bind", Source: data, Destination: "/ro", Options: []string{"ro"}},
 		specs.Mount{Type: "bind", Source: data, Destination: "/again", Options: []string{"rw"}}))
 	if diff := cmp.Diff([]string{"data false", "data true"}, w.shared); diff != "" {
 		t.Errorf("shared (-want +got):\n%s", diff)
@@ -100,7 +101,8 @@ func TestLiveFilesAreSharedAsTheyAreMounted(t *testing.T) {
 	for _, m := range req.GetOCI().GetMounts() {
 		sources[m.GetDestination()] = m.GetSource()
 	}
-	if sources["/rw"] != sources["/again"] || sources["/rw"] == sources["/ro"] || filepath.Dir(sources["/ro"]) != fs[0].GetMountPoint() {
+	if sources["/rw"] != sources["/again"] || sources["/rw"] == sources["/ro"] ||
+		filepath.Dir(sources["/ro"]) != fs[0].GetMountPoint() {
 		t.Errorf("mounts lead to %v", sources)
 	}
 	if err := p.Shutdown(t.Context()); err != nil {
@@ -146,7 +148,8 @@ func TestOnlyVMsThatNeedItHaveADeviceForLiveFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.CreateContainer(t.Context(), *o.First); err == nil || !strings.Contains(err.Error(), "view of the host's kernel") {
+	if _, err := p.CreateContainer(t.Context(), *o.First); err == nil ||
+		!strings.Contains(err.Error(), "view of the host's kernel") {
 		t.Errorf("a share of /proc: %v", err)
 	}
 	if err := p.Shutdown(t.Context()); err != nil {
@@ -164,7 +167,8 @@ func TestAPodEndsWithTheServerOfItsFiles(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	st, err := p.Wait(ctx, "c1", "")
-	if err != nil || st.Code != killedCode || !strings.Contains(st.Reason, "virtiofsd") || !strings.Contains(st.Reason, "killed") {
+	if err != nil || st.Code != killedCode || !strings.Contains(st.Reason, "virtiofsd") ||
+		!strings.Contains(st.Reason, "killed") {
 		t.Errorf("Wait() = %+v, %v", st, err)
 	}
 	if err := p.Err(); err == nil || !strings.Contains(err.Error(), "virtiofsd") {

@@ -123,7 +123,8 @@ func (c *creation) beginMeasuring(context.Context) error {
 // rehearse describes the VM that the pod would have by another configuration.
 func (c *creation) rehearse(cfg configs.Config) (v hypervisor.VMSpec, err error) {
 	if p := cfg.Hypervisor.Platform; p != "snp" && p != "tdx" {
-		return v, fmt.Errorf("its hypervisor.platform is %q, which has no launch digest: name a configuration for snp or tdx: %w", p, errdefs.ErrInvalidArgument)
+		return v, fmt.Errorf("its hypervisor.platform is %q, which has no launch digest: name a configuration for snp or "+
+			"tdx: %w", p, errdefs.ErrInvalidArgument)
 	}
 	boot, err := c.openBoot(cfg)
 	if err != nil {
@@ -153,9 +154,12 @@ func (c *creation) finishMeasuring(ctx context.Context) error {
 	}
 	l := m.expected
 	c.expected = &l
-	c.log.Info("launch digest", slog.String("pod", c.opts.ID), slog.String("platform", l.Platform), slog.Bool("rehearsal", l.Rehearsal),
-		slog.String("algorithm", l.Algorithm), slog.String("digest", l.Digest), slog.Int("vcpus", l.VCPUs), slog.Uint64("memory_mib", l.MemoryMiB),
-		slog.String("firmware", l.Firmware), slog.String("kernel", l.Kernel), slog.String("initrd", l.Initrd), slog.String("host_data", l.HostData))
+	c.log.Info("launch digest", slog.String("pod", c.opts.ID), slog.String("platform", l.Platform),
+		slog.Bool("rehearsal", l.Rehearsal),
+		slog.String("algorithm", l.Algorithm), slog.String("digest", l.Digest), slog.Int("vcpus", l.VCPUs),
+		slog.Uint64("memory_mib", l.MemoryMiB),
+		slog.String("firmware", l.Firmware), slog.String("kernel", l.Kernel), slog.String("initrd", l.Initrd),
+		slog.String("host_data", l.HostData))
 	text, err := json.MarshalIndent(l, "", "  ")
 	if err != nil {
 		return err

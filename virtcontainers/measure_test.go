@@ -33,7 +33,10 @@ import (
 func (w *world) snpConfig(cfg configs.Config) configs.Config {
 	w.t.Helper()
 	path := filepath.Join(w.dir, "fw.fd")
-	fw := ovmftest.Build(ovmftest.Layout{Size: 64 << 10, Seed: 1, EIP: 0x80b004, HashBase: 0x810c00, SEV: ovmftest.Sections(), TDX: ovmftest.TDXSections(64 << 10)})
+	fw := ovmftest.Build(ovmftest.Layout{
+		Size: 64 << 10, Seed: 1, EIP: 0x80b004, HashBase: 0x810c00,
+		SEV: ovmftest.Sections(), TDX: ovmftest.TDXSections(64 << 10),
+	})
 	if err := os.WriteFile(path, fw, 0o644); err != nil {
 		w.t.Fatal(err)
 	}
@@ -61,7 +64,10 @@ func (w *world) snpDigest(cfg configs.Config, vcpus int) string {
 		w.t.Fatal(err)
 	}
 	k := kernelhashes.New(sha256.Sum256(read(cfg.Hypervisor.Kernel)), &initrd, boot.Cmdline)
-	d, err := snp.Measure(snp.Description{VMM: snp.QEMU, Firmware: read(cfg.Hypervisor.Firmware), Kernel: &k, VCPUs: vcpus, Signature: 0x800f12, Features: 1}, nil)
+	d, err := snp.Measure(snp.Description{
+		VMM: snp.QEMU, Firmware: read(cfg.Hypervisor.Firmware), Kernel: &k, VCPUs: vcpus,
+		Signature: 0x800f12, Features: 1,
+	}, nil)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -104,7 +110,8 @@ func TestAnSNPPodIsLaunchedWithTheDigestThatIsPublished(t *testing.T) {
 	o.Initdata = initdataAnnotation(t, initdataText)
 	p, _ := start(t, w, o)
 	l := published(t, o)
-	if want := w.snpDigest(o.Config, 2); l.Digest != want || l.Rehearsal || l.Platform != "snp" || l.VCPUs != 2 || l.MemoryMiB != 640 {
+	if want := w.snpDigest(o.Config, 2); l.Digest != want || l.Rehearsal || l.Platform != "snp" || l.VCPUs != 2 ||
+		l.MemoryMiB != 640 {
 		t.Errorf("published %+v, want digest %s", l, want)
 	}
 	if *p.Launch() != l {
@@ -132,7 +139,8 @@ func TestTheIDBlockIsConfigurable(t *testing.T) {
 			o.Config.Hypervisor.SNPIDBlock = string(pin)
 			start(t, w, o)
 			l, spec := published(t, o), w.vm().spec
-			if l.Digest != w.snpDigest(o.Config, 1) || (len(spec.SNP.IDBlock) > 0) != want.block || (l.IDKeyDigest != "") != want.block || (l.AuthorKeyDigest != "") != want.author {
+			if l.Digest != w.snpDigest(o.Config, 1) || (len(spec.SNP.IDBlock) > 0) != want.block ||
+				(l.IDKeyDigest != "") != want.block || (l.AuthorKeyDigest != "") != want.author {
 				t.Errorf("published %+v, ID block of %d bytes", l, len(spec.SNP.IDBlock))
 			}
 			if !want.block {
@@ -170,7 +178,8 @@ func TestTheInitdataIsTheFirstDevice(t *testing.T) {
 	if err != nil || string(d.Text) != initdataText {
 		t.Errorf("the device has %q, %v", disk, err)
 	}
-	if _, err := os.Stat(filepath.Join(o.Config.Runtime.StateDir, stateDirName(o.Namespace, o.ID), LaunchFile)); err == nil {
+	if _, err := os.Stat(filepath.Join(o.Config.Runtime.StateDir, stateDirName(o.Namespace, o.ID),
+		LaunchFile)); err == nil {
 		t.Error("a launch digest is published for a VM that nothing measures")
 	}
 }
@@ -183,10 +192,12 @@ func TestARehearsalPublishesTheOtherPlatformsDigest(t *testing.T) {
 	o.Rehearse, o.Initdata = &r, initdataAnnotation(t, initdataText)
 	start(t, w, o)
 	l := published(t, o)
-	if want := w.snpDigest(r, 3); l.Digest != want || !l.Rehearsal || l.VCPUs != 3 || l.HostData == strings.Repeat("0", 64) {
+	if want := w.snpDigest(r, 3); l.Digest != want || !l.Rehearsal || l.VCPUs != 3 ||
+		l.HostData == strings.Repeat("0", 64) {
 		t.Errorf("published %+v, want a rehearsal with digest %s", l, want)
 	}
-	if spec := w.vm().spec; spec.TEE != hypervisor.TEENone || spec.SNP != nil || spec.CPU.Count != 1 || spec.Boot.Firmware != nil {
+	if spec := w.vm().spec; spec.TEE != hypervisor.TEENone || spec.SNP != nil || spec.CPU.Count != 1 ||
+		spec.Boot.Firmware != nil {
 		t.Errorf("the VM itself became %+v", spec)
 	}
 }
@@ -198,7 +209,8 @@ func TestATDXPodPublishesMRTD(t *testing.T) {
 	o.Config.Hypervisor.Platform, o.Config.Hypervisor.CPUModel = "tdx", ""
 	o.Initdata = initdataAnnotation(t, strings.Replace(initdataText, "sha256", "sha384", 1))
 	start(t, w, o)
-	if l := published(t, o); len(l.Digest) != 96 || l.Platform != "tdx" || len(l.HostData) != 96 || strings.HasSuffix(l.HostData, "00000000") || l.IDKeyDigest != "" {
+	if l := published(t, o); len(l.Digest) != 96 || l.Platform != "tdx" || len(l.HostData) != 96 ||
+		strings.HasSuffix(l.HostData, "00000000") || l.IDKeyDigest != "" {
 		t.Errorf("published %+v", l)
 	}
 }
@@ -249,8 +261,14 @@ func TestWhatCannotBeMeasuredIsNotLaunched(t *testing.T) {
 			o.Config.Hypervisor.Platform, o.Config.Hypervisor.CPUModel = "tdx", ""
 			o.Initdata = initdataAnnotation(t, initdataText)
 		}, "platform tdx takes sha384"},
-		{"bad initdata on the plain platform", func(_ *world, o *Options) { o.Initdata = "x" }, "annotation " + contract.KataInitdata + ": initdata is not base64"},
-		{"a missing initdata file", func(_ *world, o *Options) { o.Config.Hypervisor.Initdata = "/nonexistent" }, "hypervisor.initdata"},
+		{
+			"bad initdata on the plain platform", func(_ *world, o *Options) { o.Initdata = "x" },
+			"annotation " + contract.KataInitdata + ": initdata is not base64",
+		},
+		{
+			"a missing initdata file", func(_ *world, o *Options) { o.Config.Hypervisor.Initdata = "/nonexistent" },
+			"hypervisor.initdata",
+		},
 		{"a rehearsal of the plain platform", func(_ *world, o *Options) {
 			o.Config.Runtime.Rehearse = "/etc/coco/other.toml"
 			o.Rehearse = &configs.Config{Hypervisor: configs.Hypervisor{Platform: "none"}}

@@ -74,7 +74,8 @@ func (p *Pod) Metrics(ctx context.Context) *metrics.Set {
 	vmmUsage(m, p.PID(), p.shape)
 	for _, ph := range phases {
 		if ph.Container == "" {
-			m.Gauge("coco_pod_start_phase_seconds", "Time that a step of the pod's start took; the steps follow each other.", ph.Duration.Seconds(), "phase", ph.Name)
+			m.Gauge("coco_pod_start_phase_seconds", "Time that a step of the pod's start took; the steps follow each other.",
+				ph.Duration.Seconds(), "phase", ph.Name)
 		}
 	}
 	if total > 0 {
@@ -103,7 +104,8 @@ func (p *Pod) describe(m *metrics.Set) {
 		"pod_name", a[contract.CRISandboxName], "pod_namespace", a[contract.CRISandboxNamespace],
 		"pod_uid", a[contract.CRISandboxUID],
 		"hypervisor", h.Type, "platform", h.Platform)
-	m.Gauge("coco_pod_created_timestamp_seconds", "When the pod was asked for, in seconds since 1970.", float64(p.began.UnixMilli())/1000)
+	m.Gauge("coco_pod_created_timestamp_seconds", "When the pod was asked for, in seconds since 1970.",
+		float64(p.began.UnixMilli())/1000)
 	m.Gauge("coco_vm_memory_bytes", "Memory of the virtual machine.", float64(p.shape.MemoryMiB<<20))
 	m.Gauge("coco_vm_vcpus", "Virtual processors.", float64(p.shape.VCPUs))
 }
@@ -112,7 +114,9 @@ func (p *Pod) describe(m *metrics.Set) {
 func processUsage(m *metrics.Set, who string, u procinfo.Usage) {
 	what := map[string]string{"shim": "the shim", "vmm": "the VMM"}[who]
 	m.Gauge("coco_"+who+"_resident_memory_bytes", "Resident memory of "+what+".", float64(u.RSS))
-	m.Gauge("coco_"+who+"_anonymous_memory_bytes", "Resident memory of "+what+" that is not of files.", float64(u.Anon+u.Shmem)) // memory of a guest with live files is Shmem
+	// memory of a guest with live files is Shmem
+	m.Gauge("coco_"+who+"_anonymous_memory_bytes", "Resident memory of "+what+" that is not of files.",
+		float64(u.Anon+u.Shmem))
 	m.Counter("coco_"+who+"_cpu_seconds_total", "CPU time of "+what+".", u.CPUUser.Seconds(), "mode", "user")
 	m.Counter("coco_"+who+"_cpu_seconds_total", "", u.CPUSystem.Seconds(), "mode", "system")
 	m.Gauge("coco_"+who+"_threads", "Threads of "+what+".", float64(u.Threads))
@@ -128,7 +132,8 @@ func vmmUsage(m *metrics.Set, pid int, shape launch.Shape) {
 	if err != nil {
 		return
 	}
-	const help = "Resident memory of the VMM by what it is for: the guest's memory, code that an emulator generated, files (page cache, shared by pods), the VMM's own."
+	const help = "Resident memory of the VMM by what it is for: the guest's memory, code that an emulator generated, " +
+		"files (page cache, shared by pods), the VMM's own."
 	for _, v := range []struct {
 		kind  string
 		bytes uint64
@@ -142,14 +147,16 @@ func containerStart(m *metrics.Set, c *container, phases []Phase) {
 	labels := c.labels()
 	for _, ph := range phases {
 		if ph.Container == c.id {
-			m.Gauge("coco_container_start_phase_seconds", "Time that a step of the container's start took; the steps follow each other.",
+			m.Gauge("coco_container_start_phase_seconds",
+				"Time that a step of the container's start took; the steps follow each other.",
 				ph.Duration.Seconds(), append(labels, "phase", ph.Name)...)
 		}
 	}
 	c.mu.Lock()
 	took := c.startTime
 	c.mu.Unlock()
-	m.Gauge("coco_container_start_seconds", "Time that creating and starting the container took.", took.Seconds(), labels...)
+	m.Gauge("coco_container_start_seconds", "Time that creating and starting the container took.",
+		took.Seconds(), labels...)
 }
 
 func (c *container) labels() []string {
@@ -191,7 +198,9 @@ func containerUsage(m *metrics.Set, c *container, st *agent.CgroupStats) {
 	m.Counter("coco_container_cpu_seconds_total", "CPU time of the container.",
 		float64(st.GetCpuStats().GetCpuUsage().GetTotalUsage())/1e9, labels...)
 	m.Gauge("coco_container_memory_usage_bytes", "Memory of the container.", float64(usage), labels...)
-	m.Gauge("coco_container_memory_working_set_bytes", "The same without file pages that can be dropped, as the kubelet counts.",
+	m.Gauge("coco_container_memory_working_set_bytes",
+		"The same without file pages that can be dropped, as the kubelet counts.",
 		float64(usage-min(inactive, usage)), labels...)
-	m.Gauge("coco_container_processes", "Processes and threads of the container.", float64(st.GetPidsStats().GetCurrent()), labels...)
+	m.Gauge("coco_container_processes", "Processes and threads of the container.", float64(st.GetPidsStats().GetCurrent()),
+		labels...)
 }

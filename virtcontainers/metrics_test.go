@@ -47,7 +47,10 @@ func TestMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := read(t, p)
-	for name, want := range map[string]float64{"coco_pod_info": 1, "coco_guest_up": 1, "coco_guest_memory_total_bytes": 512, "coco_vm_vcpus": 1} {
+	for name, want := range map[string]float64{
+		"coco_pod_info": 1, "coco_guest_up": 1,
+		"coco_guest_memory_total_bytes": 512, "coco_vm_vcpus": 1,
+	} {
 		if v, n := sum(got, name, ""); n != 1 || v != want {
 			t.Errorf("%s = %v (%d samples), want %v", name, v, n, want)
 		}

@@ -45,8 +45,8 @@ type LinkWatch interface {
 	Close() error
 }
 
-// unplugTime is how long the guest may take to release an interface. With native PCIe hot-plug its kernel waits for five
-// seconds first, since it takes the request for a press of the slot's attention button, which can be cancelled.
+// unplugTime is how long the guest may take to release an interface. With native PCIe hot-plug its kernel waits for
+// five seconds first, since it takes the request for a press of the slot's attention button, which can be cancelled.
 const unplugTime = 20 * time.Second
 
 // nics are the VM's interfaces.
@@ -126,7 +126,8 @@ func (p *Pod) followLinks(w LinkWatch) {
 			known = p.follow1(ctx, known)
 			if err := w.Wait(); err != nil {
 				if ctx.Err() == nil {
-					p.log.Error("changes of the pod's network do not reach the guest any more", "pod", p.opts.ID, "error", errors.Join(err, w.Close()))
+					p.log.Error("changes of the pod's network do not reach the guest any more", "pod", p.opts.ID, "error",
+						errors.Join(err, w.Close()))
 				}
 				return
 			}
@@ -167,8 +168,8 @@ func (p *Pod) connectLate(ctx context.Context) error {
 	return nil
 }
 
-// syncNICs makes the VM's interfaces and the guest's network those of the namespace. It goes on after an error, and each
-// error names its interface.
+// syncNICs makes the VM's interfaces and the guest's network those of the namespace. It goes on after an error, and
+// each error names its interface.
 func (p *Pod) syncNICs(ctx context.Context, pref preference) []error {
 	n := &p.nics
 	if err := n.mu.Lock(ctx); err != nil {
@@ -222,7 +223,9 @@ func (n *nics) spare() int {
 }
 
 // joinNIC joins a link with an interface to spare, or with one that it plugs in, and configures that.
-func (p *Pod) joinNIC(ctx context.Context, s network.Snapshot, r network.Redirect, j network.Joint, useSpare bool) (err error) {
+func (p *Pod) joinNIC(ctx context.Context, s network.Snapshot, r network.Redirect, j network.Joint,
+	useSpare bool,
+) (err error) {
 	n := &p.nics
 	var u undo.Stack
 	defer u.RunOnError(&err)
@@ -261,10 +264,13 @@ func (p *Pod) joinNIC(ctx context.Context, s network.Snapshot, r network.Redirec
 }
 
 // plugNIC makes a tap, joins it with the link and plugs it into the VM.
-func (p *Pod) plugNIC(ctx context.Context, r network.Redirect, u *undo.Stack) (nic network.NIC, path string, err error) {
+func (p *Pod) plugNIC(ctx context.Context, r network.Redirect, u *undo.Stack) (nic network.NIC,
+	path string, err error,
+) {
 	vm, ok := p.vm.(hypervisor.NICPlugger)
 	if !ok {
-		return nic, "", fmt.Errorf("the VMM takes no interface while it runs; connect the network before the container is created: %w", errdefs.ErrNotImplemented)
+		return nic, "", fmt.Errorf("the VMM takes no interface while it runs; connect the network before the container is "+
+			"created: %w", errdefs.ErrNotImplemented)
 	}
 	made, undone, err := network.Apply(ctx, p.nics.links, network.Wiring{Redirects: []network.Redirect{r}})
 	if err != nil {

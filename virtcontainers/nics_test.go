@@ -159,7 +159,8 @@ func TestAnInterfaceThatFailsLeavesNothing(t *testing.T) {
 			w.links.AddVeth("eth1", mac1, 1500, addr(addr1))
 			inject(w)
 			errs := p.syncNICs(t.Context(), plugFirst)
-			if len(errs) != 1 || !errors.Is(errs[0], errInjected) && !strings.Contains(errs[0].Error(), "injected") || !strings.Contains(errs[0].Error(), "eth1") {
+			if len(errs) != 1 || !errors.Is(errs[0], errInjected) && !strings.Contains(errs[0].Error(), "injected") ||
+				!strings.Contains(errs[0].Error(), "eth1") {
 				t.Errorf("errors = %v, want one that names eth1", errs)
 			}
 			want(t, "guest", guest(), "eth0 "+mac0+" "+addr0)
@@ -270,7 +271,8 @@ func TestAnInterfaceThatDoesNotGoIsAskedForAgain(t *testing.T) {
 	w.mu.Lock()
 	w.fail = "unplug nic"
 	w.mu.Unlock()
-	if errs := p.syncNICs(t.Context(), plugFirst); len(errs) != 1 || !strings.Contains(errs[0].Error(), "interface eth1 has left") {
+	if errs := p.syncNICs(t.Context(), plugFirst); len(errs) != 1 ||
+		!strings.Contains(errs[0].Error(), "interface eth1 has left") {
 		t.Errorf("errors = %v", errs)
 	}
 	w.mu.Lock()

@@ -47,9 +47,12 @@ func (p *Pod) joinPIDs(c *container, joins bool) (shared bool, target string, er
 	case 1:
 		return false, running[0], nil
 	case 0:
-		return false, "", fmt.Errorf("it joins the process ids of another container, but none runs: %w", errdefs.ErrFailedPrecondition)
+		return false, "", fmt.Errorf("it joins the process ids of another container, but none runs: %w",
+			errdefs.ErrFailedPrecondition)
 	}
 	slices.Sort(running)
-	return false, "", fmt.Errorf("it joins the process ids of one of the containers %s, and the runtime does not tell of which; "+
-		"share process ids in the whole pod (shareProcessNamespace), or leave the target out: %w", strings.Join(running, ", "), errdefs.ErrFailedPrecondition)
+	return false, "",
+		fmt.Errorf("it joins the process ids of one of the containers %s, and the runtime does not tell of which; "+
+			"share process ids in the whole pod (shareProcessNamespace), or leave the target out: %w",
+			strings.Join(running, ", "), errdefs.ErrFailedPrecondition)
 }

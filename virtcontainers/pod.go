@@ -79,8 +79,8 @@ const (
 // PID is the VMM's process, the same from before the hooks until the end.
 func (p *Pod) PID() int { return p.proc.PID() }
 
-// Phases returns the duration of each step of the pod's start, then of each step of its containers' starts. The steps of
-// one start do not overlap: their sum is the whole duration.
+// Phases returns the duration of each step of the pod's start, then of each step of its containers' starts. The steps
+// of one start do not overlap: their sum is the whole duration.
 func (p *Pod) Phases() []Phase {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -146,9 +146,11 @@ type sinkFunc func(context.Context, *agent.CopyFileRequest) error
 // CopyFile makes a function a copytree.Sink.
 func (f sinkFunc) CopyFile(ctx context.Context, req *agent.CopyFileRequest) error { return f(ctx, req) }
 
-// prepare brings a container's layers (as devices), the files of its bind mounts and its volumes into the guest. It does
-// so concurrently, since some steps wait for the disk and others for the guest.
-func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, copies []request.Copy, mounts mountPlan, u *undo.Stack) ([]*agent.Storage, error) {
+// prepare brings a container's layers (as devices), the files of its bind mounts and its volumes into the guest. It
+// does so concurrently, since some steps wait for the disk and others for the guest.
+func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, copies []request.Copy, mounts mountPlan,
+	u *undo.Stack,
+) ([]*agent.Storage, error) {
 	began := time.Now()
 	layersDone := began
 	g, gctx := errgroup.WithContext(ctx)
@@ -215,7 +217,10 @@ func (p *Pod) takeFirst(req ContainerRequest) (*opening, error) {
 
 // ociState is the state that hooks read.
 func (p *Pod) ociState(s *specs.Spec, id, bundle string, status specs.ContainerState) specs.State {
-	return specs.State{Version: s.Version, ID: id, Status: status, Pid: p.proc.PID(), Bundle: bundle, Annotations: s.Annotations}
+	return specs.State{
+		Version: s.Version, ID: id, Status: status, Pid: p.proc.PID(), Bundle: bundle,
+		Annotations: s.Annotations,
+	}
 }
 
 // runStartHooks runs the hooks that make the container's surroundings.

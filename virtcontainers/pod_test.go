@@ -7,8 +7,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -96,7 +94,10 @@ func TestAContainerRunsFromCreateToDelete(t *testing.T) {
 		t.Errorf("exit = %+v, want 0", st)
 	}
 	checkState(t, p, "", Stopped)
-	if err := p.Exec(t.Context(), ExecRequest{ContainerID: "c1", ExecID: "late", Process: &specs.Process{Args: []string{"true"}, Cwd: "/"}}); !errdefs.IsFailedPrecondition(err) {
+	if err := p.Exec(t.Context(), ExecRequest{
+		ContainerID: "c1", ExecID: "late",
+		Process: &specs.Process{Args: []string{"true"}, Cwd: "/"},
+	}); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("Exec() in a stopped container = %v, want failed precondition", err)
 	}
 	if err := p.Kill(t.Context(), "c1", "", 15, false); !errdefs.IsNotFound(err) {
@@ -129,7 +130,10 @@ func TestASignalForAllIsSentAsOne(t *testing.T) {
 	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Exec(t.Context(), ExecRequest{ContainerID: "c1", ExecID: "e1", Process: &specs.Process{Args: []string{"sleep"}, Cwd: "/"}}); err != nil {
+	if err := p.Exec(t.Context(), ExecRequest{
+		ContainerID: "c1", ExecID: "e1",
+		Process: &specs.Process{Args: []string{"sleep"}, Cwd: "/"},
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := p.Start(t.Context(), "c1", "e1"); err != nil {
@@ -275,7 +279,10 @@ func TestExecs(t *testing.T) {
 			if _, err := p.Start(t.Context(), "c1", ""); err != nil {
 				t.Fatal(err)
 			}
-			req := ExecRequest{ContainerID: "c1", ExecID: "e1", Process: &specs.Process{Args: tt.args, Cwd: "/"}, Stdout: true, Stderr: true}
+			req := ExecRequest{
+				ContainerID: "c1", ExecID: "e1", Process: &specs.Process{Args: tt.args, Cwd: "/"},
+				Stdout: true, Stderr: true,
+			}
 			if err := p.Exec(t.Context(), req); err != nil {
 				t.Fatalf("Exec() = %v", err)
 			}
@@ -364,13 +371,19 @@ func TestTheVMsDeathEndsEveryProcessWithItsReason(t *testing.T) {
 	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Exec(t.Context(), ExecRequest{ContainerID: "c1", ExecID: "e1", Process: &specs.Process{Args: []string{"sleep"}, Cwd: "/"}}); err != nil {
+	if err := p.Exec(t.Context(), ExecRequest{
+		ContainerID: "c1", ExecID: "e1",
+		Process: &specs.Process{Args: []string{"sleep"}, Cwd: "/"},
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := p.Start(t.Context(), "c1", "e1"); err != nil {
 		t.Fatal(err)
 	}
-	w.vm().die(&hypervisor.DeadError{VM: "c1", Phase: hypervisor.PhaseRun, Reason: "VMM ended: signal: killed", Console: []string{"Kernel panic"}})
+	w.vm().die(&hypervisor.DeadError{
+		VM: "c1", Phase: hypervisor.PhaseRun, Reason: "VMM ended: signal: killed",
+		Console: []string{"Kernel panic"},
+	})
 	for _, exec := range []string{"", "e1"} {
 		st := wait(t, p, exec)
 		if st.Code != 137 || !strings.Contains(st.Reason, "signal: killed") || !strings.Contains(st.Reason, "Kernel panic") {
@@ -401,88 +414,5 @@ func TestAnAgentThatLeavesEndsTheVM(t *testing.T) {
 	}
 	if st := wait(t, p, ""); st.Code != 137 {
 		t.Errorf("exit = %+v, want 137", st)
-	}
-}
-
-func TestPauseAndResume(t *testing.T) {
-	w := newWorld(t)
-	p, _ := start(t, w, w.options("sleep"))
-	ctx := t.Context()
-	if err := p.Pause(ctx, "c1"); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("Pause() of a created container = %v, want failed precondition", err)
-	}
-	if _, err := p.Start(ctx, "c1", ""); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.Pause(ctx, "c1"); err != nil {
-		t.Errorf("Pause() = %v", err)
-	}
-	checkState(t, p, "", Paused)
-	if err := p.Resume(ctx, "c1"); err != nil {
-		t.Errorf("Resume() = %v", err)
-	}
-	checkState(t, p, "", Running)
-	if _, err := p.Delete(ctx, "c1", ""); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("Delete() of a running container = %v, want failed precondition", err)
-	}
-	if err := p.Kill(ctx, "c1", "", 9, true); err != nil {
-		t.Errorf("Kill() = %v", err)
-	}
-	if st := wait(t, p, ""); st.Code != 137 {
-		t.Errorf("exit = %+v, want 137", st)
-	}
-}
-
-func TestOOMEventsArePassedOn(t *testing.T) {
-	w := newWorld(t)
-	o := w.options("sleep")
-	got := make(chan string, 1)
-	o.OnOOM = func(id string) { got <- id }
-	p, _ := start(t, w, o)
-	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
-		t.Fatal(err)
-	}
-	w.vm().agent.oom <- "c1"
-	if id := <-got; id != "c1" {
-		t.Errorf("OnOOM(%q), want c1", id)
-	}
-}
-
-func TestHooksRunInOrderWithTheState(t *testing.T) {
-	w := newWorld(t)
-	log := filepath.Join(t.TempDir(), "log")
-	hook := func(name string) []specs.Hook {
-		return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", `read s; echo "` + name + ` $s" >> ` + log}}}
-	}
-	o := w.options("sleep")
-	//lint:ignore SA1019 engines still use it
-	o.Spec.Hooks = &specs.Hooks{Prestart: hook("prestart"), CreateRuntime: hook("createRuntime"), Poststart: hook("poststart"), Poststop: hook("poststop")}
-	p, err := CreatePod(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := p.CreateContainer(t.Context(), *o.First); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.Shutdown(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	b, err := os.ReadFile(log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got []string
-	for line := range strings.Lines(string(b)) {
-		name, state, _ := strings.Cut(line, " ")
-		got = append(got, name)
-		if !strings.Contains(state, `"id":"c1"`) || !strings.Contains(state, `"pid":`) {
-			t.Errorf("%s read %s, want id and pid", name, state)
-		}
-	}
-	if diff := cmp.Diff([]string{"prestart", "createRuntime", "poststart", "poststop"}, got); diff != "" {
-		t.Errorf("hooks (-want +got):\n%s", diff)
 	}
 }

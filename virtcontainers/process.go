@@ -231,8 +231,8 @@ func (p *Pod) State(containerID, execID string) (State, ExitStatus, error) {
 	return pr.state.public(), pr.exit, nil
 }
 
-// Kill sends a signal. all asks for every process of the container, which Kata's protocol knows for SIGKILL only: an agent
-// that does not know ours sends others to the first process. An exec is one process, as under other runtimes.
+// Kill sends a signal. all asks for every process of the container, which Kata's protocol knows for SIGKILL only: an
+// agent that does not know ours sends others to the first process. An exec is one process, as under other runtimes.
 func (p *Pod) Kill(ctx context.Context, containerID, execID string, sig uint32, all bool) error {
 	pr, err := p.process(containerID, execID)
 	if err != nil {
@@ -262,7 +262,8 @@ func (p *Pod) Kill(ctx context.Context, containerID, execID string, sig uint32, 
 	})
 	var dead *hypervisor.DeadError
 	switch {
-	case errdefs.IsUnavailable(err) && pr.toldByGuest(): // the process ended, then its VM, and the answer was lost with that
+	// the process ended, then its VM, and the answer was lost with that
+	case errdefs.IsUnavailable(err) && pr.toldByGuest():
 		return nil
 	case errors.As(err, &dead): // NotFound lets a removal go on
 		return fmt.Errorf("%s has ended with its VM: %v: %w", pr.name(), dead, errdefs.ErrNotFound) //nolint:errorlint // NotFound only
@@ -292,7 +293,10 @@ func (p *Pod) Resize(ctx context.Context, containerID, execID string, w, h uint3
 		return nil
 	}
 	return p.call(ctx, "resize the terminal of "+pr.name(), func(ctx context.Context) error {
-		_, err := p.agent.TtyWinResize(ctx, &agent.TtyWinResizeRequest{ContainerId: containerID, ExecId: execID, Row: h, Column: w})
+		_, err := p.agent.TtyWinResize(ctx, &agent.TtyWinResizeRequest{
+			ContainerId: containerID, ExecId: execID,
+			Row: h, Column: w,
+		})
 		return err
 	})
 }

@@ -392,7 +392,10 @@ func (w *rpcWriter) Write(p []byte) (int, error) {
 	done := 0
 	for done < len(p) {
 		chunk := p[done:min(done+maxRead, len(p))]
-		res, err := w.guest.WriteStdin(w.ctx, &agent.WriteStreamRequest{ContainerId: w.container, ExecId: w.exec, Data: chunk})
+		res, err := w.guest.WriteStdin(w.ctx, &agent.WriteStreamRequest{
+			ContainerId: w.container,
+			ExecId:      w.exec, Data: chunk,
+		})
 		if err != nil {
 			return done, classify(err)
 		}

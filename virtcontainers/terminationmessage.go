@@ -43,7 +43,10 @@ func (p *Pod) fetchTerminationMessage(ctx context.Context, pr *process) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, terminationMessageTimeout)
 	defer cancel()
-	res, err := p.agent.GetDiagnosticData(ctx, &agent.GetDiagnosticDataRequest{LogType: contract.TerminationLog, ContainerId: pr.container})
+	res, err := p.agent.GetDiagnosticData(ctx, &agent.GetDiagnosticDataRequest{
+		LogType:     contract.TerminationLog,
+		ContainerId: pr.container,
+	})
 	if err == nil {
 		err = writeTerminationMessage(pr.terminationMessage, res.GetData())
 	}
@@ -52,8 +55,8 @@ func (p *Pod) fetchTerminationMessage(ctx context.Context, pr *process) {
 	}
 }
 
-// writeTerminationMessage writes the end of a message to a file that was opened when the container was created. The file
-// is not looked up by name again, since a container may have replaced it.
+// writeTerminationMessage writes the end of a message to a file that was opened when the container was created. The
+// file is not looked up by name again, since a container may have replaced it.
 func writeTerminationMessage(at *os.File, words string) error {
 	if words == "" {
 		return nil

@@ -92,7 +92,10 @@ func TestCreatePodRefuses(t *testing.T) {
 		{"host networking", func(_ *world, o *Options) {
 			o.Spec.Linux.Namespaces = o.Spec.Linux.Namespaces[:4]
 		}, []string{"host's network"}},
-		{"a missing kernel", func(_ *world, o *Options) { o.Config.Hypervisor.Kernel = "/nowhere/vmlinux" }, []string{"/nowhere/vmlinux", "does not exist"}},
+		{
+			"a missing kernel", func(_ *world, o *Options) { o.Config.Hypervisor.Kernel = "/nowhere/vmlinux" },
+			[]string{"/nowhere/vmlinux", "does not exist"},
+		},
 		{"too much memory", func(_ *world, o *Options) {
 			limit := int64(1 << 40)
 			o.Spec.Linux.Resources = &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}
@@ -106,7 +109,10 @@ func TestCreatePodRefuses(t *testing.T) {
 			o.Config.Hypervisor.BootTimeout = 50 * time.Millisecond
 		}, []string{"phase kernel", "boot_timeout"}},
 		{"a hook that fails", func(_ *world, o *Options) {
-			o.Spec.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "echo no network >&2; exit 3"}}}}
+			o.Spec.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{
+				Path: "/bin/sh",
+				Args: []string{"sh", "-c", "echo no network >&2; exit 3"},
+			}}}
 		}, []string{"createRuntime hook 0 (/bin/sh)", "exit status 3", "no network"}},
 		{"a root file system that does not exist", func(w *world, _ *Options) {
 			w.fail = "open layers"

@@ -27,9 +27,12 @@ func (w *world) snapshot(id string) (req ContainerRequest, disk string) {
 			w.t.Fatal(err)
 		}
 	}
-	req = ContainerRequest{ID: id, Bundle: w.t.TempDir(), Spec: newSpec(), Rootfs: []Mount{{Type: "overlay", Source: "overlay", Options: []string{
-		"workdir=" + dir + "/work", "upperdir=" + dir + "/fs", "lowerdir=" + dir + "/lower",
-	}}}}
+	req = ContainerRequest{
+		ID: id, Bundle: w.t.TempDir(), Spec: newSpec(),
+		Rootfs: []Mount{{Type: "overlay", Source: "overlay", Options: []string{
+			"workdir=" + dir + "/work", "upperdir=" + dir + "/fs", "lowerdir=" + dir + "/lower",
+		}}},
+	}
 	return req, filepath.Join(dir, "fs", state.DiskName)
 }
 
@@ -63,7 +66,8 @@ func TestTheWritableLayerOfAKubernetesContainerIsInItsSnapshot(t *testing.T) {
 		t.Errorf("the disk is %v, %v, want a file of 16 GiB for its owner only", st, err)
 	}
 	upper := w.createdStorages()[2]
-	if upper.GetFstype() != "ext4" || !slices.Equal(upper.GetDriverOptions(), []string{contract.OptionEphemeralKey, contract.OptionCreateFS}) {
+	if upper.GetFstype() != "ext4" ||
+		!slices.Equal(upper.GetDriverOptions(), []string{contract.OptionEphemeralKey, contract.OptionCreateFS}) {
 		t.Errorf("the agent is to mount %v, want an ext4 that it makes and encrypts", upper)
 	}
 	j, err := state.Load(o.Bundle)

@@ -28,8 +28,8 @@ import (
 	"github.com/coco-shim/coco/virtcontainers/hostvolume"
 )
 
-// volumes are the volumes that the containers of a pod share. Each host source is one volume in the guest: it is made for
-// the first container that mounts it and ends with the VM.
+// volumes are the volumes that the containers of a pod share. Each host source is one volume in the guest: it is made
+// for the first container that mounts it and ends with the VM.
 type volumes struct {
 	memoryMiB uint64 // of the VM; set before there are containers
 
@@ -139,7 +139,8 @@ func planBinds(o Options, req ContainerRequest) ([]volume.Bind, error) {
 	}
 	binds, err := volume.Plan(volume.Input{
 		ID: req.ID, Spec: req.Spec, Mounts: table,
-		Kubelets: hostvolume.Roots(o.Config.Runtime.KubeletDirs), Engines: hostvolume.EngineRoots(req.Bundle, o.Config.Runtime.EngineDirs),
+		Kubelets: hostvolume.Roots(o.Config.Runtime.KubeletDirs), Engines: hostvolume.EngineRoots(req.Bundle,
+			o.Config.Runtime.EngineDirs),
 		HostPath: volume.HostPath(o.Config.Runtime.HostPath), TEE: o.Config.Hypervisor.Platform != "none",
 		Direct: func(v string) (bool, error) {
 			d, err := hostvolume.ReadDirect(hostvolume.DirectDir, v)
@@ -181,11 +182,13 @@ func (p *Pod) planMounts(req ContainerRequest) (out mountPlan, err error) {
 			continue
 		}
 		if b.Kind == volume.Direct && p.isFirst(id) {
-			return out, fmt.Errorf("mount %s: a direct volume needs a pod whose containers are removed before it ends, as CRI's are: %w", b.Destination, errdefs.ErrInvalidArgument)
+			return out, fmt.Errorf("mount %s: a direct volume needs a pod whose containers are removed before it ends, as "+
+				"CRI's are: %w", b.Destination, errdefs.ErrInvalidArgument)
 		}
 		m := mounted{p.volumes.get(b.Kind, b.Origin, volumeSource(b)), b}
 		if m.kind != b.Kind {
-			return out, fmt.Errorf("mount %s: the volume %s is there as %s, and cannot be %s as well: %w", b.Destination, b.Source, m.kind, b.Kind, errdefs.ErrFailedPrecondition)
+			return out, fmt.Errorf("mount %s: the volume %s is there as %s, and cannot be %s as well: %w", b.Destination,
+				b.Source, m.kind, b.Kind, errdefs.ErrFailedPrecondition)
 		}
 		out.volumes = append(out.volumes, m)
 		out.binds[b.Index] = request.Bound{Guest: m.place(id), ReadOnly: b.ReadOnly}
@@ -197,8 +200,8 @@ func (p *Pod) planMounts(req ContainerRequest) (out mountPlan, err error) {
 	return out, nil
 }
 
-// openTerminationMessage opens the host's file for a termination message, once. The same descriptor is the source of the
-// copy to the guest and the target when the container ends.
+// openTerminationMessage opens the host's file for a termination message, once. The same descriptor is the source of
+// the copy to the guest and the target when the container ends.
 func (m *mountPlan) openTerminationMessage(b volume.Bind) error {
 	f, err := hostvolume.Open(b.Origin, b.Source)
 	if err == nil {

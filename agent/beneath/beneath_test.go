@@ -28,7 +28,8 @@ func TestPaths(t *testing.T) {
 	for p, ok := range map[string]bool{
 		at("a"): true, at("a/b"): true, at("a/b/"): true, at("f"): true, at("p"): true,
 		at("l"): false, at("l/x"): false, at("in"): false, at("in/b"): false, at("none"): false, at("f/x"): false,
-		at("a/../f"): false, at("./a"): false, at("a//b"): false, string(d): false, string(d) + "/": false, "a": false, "": false, "/": false, at("a\x00"): false,
+		at("a/../f"): false, at("./a"): false, at("a//b"): false, string(d): false, string(d) + "/": false, "a": false,
+		"": false, "/": false, at("a\x00"): false,
 		string(d) + "x/a": false,
 	} {
 		f, err := d.Open(p)
@@ -52,7 +53,8 @@ func TestPaths(t *testing.T) {
 			t.Errorf("Make(%s) = %v", p, err)
 		}
 	}
-	if err := errors.Join(d.RemoveDir(at("l/x")), d.RemoveDir(at("l")), d.RemoveFile(at("in/b")), d.RemoveDir(at("a")), d.RemoveDir(at("none")), d.RemoveFile(at("a"))); err != nil {
+	if err := errors.Join(d.RemoveDir(at("l/x")), d.RemoveDir(at("l")), d.RemoveFile(at("in/b")), d.RemoveDir(at("a")),
+		d.RemoveDir(at("none")), d.RemoveFile(at("a"))); err != nil {
 		t.Errorf("what is something else is left alone: %v", err)
 	}
 	if left, err := os.ReadDir(at("")); err != nil || len(left) != 6 {
@@ -71,7 +73,8 @@ func TestPaths(t *testing.T) {
 func TestReopenTakesOnlyFiles(t *testing.T) {
 	d := Dir(t.TempDir())
 	at := func(p string) string { return string(d) + "/" + p }
-	if err := errors.Join(unix.Mkfifo(at("p"), 0o600), os.WriteFile(at("f"), []byte("mine"), 0o600), os.WriteFile(at("g"), []byte("other"), 0o600)); err != nil {
+	if err := errors.Join(unix.Mkfifo(at("p"), 0o600), os.WriteFile(at("f"), []byte("mine"), 0o600),
+		os.WriteFile(at("g"), []byte("other"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	for _, p := range []string{at("p"), string(d) + "/f"} {

@@ -84,7 +84,8 @@ func TestLoader(t *testing.T) {
 	l, order := recorder("quiet mid-dle.scan=none mid_dle.on leaf.b=3 leafy.c=4 leaf "+contract.ParamModules+"=named,",
 		mod("boot1", SectionBoot), mod("absent", SectionBoot),
 		mod("root1", SectionRootfs), mod("bad", SectionRootfs), mod("root2", SectionRootfs, "root1"),
-		mod("leaf", SectionLazy, "mid_dle", "builtin"), mod("mid-dle", SectionLazy, "root1"), mod("named", SectionDemand), mod("other", SectionDemand))
+		mod("leaf", SectionLazy, "mid_dle", "builtin"), mod("mid-dle", SectionLazy, "root1"), mod("named", SectionDemand),
+		mod("other", SectionDemand))
 	if err := l.LoadBoot(func(name string) bool { return name == "absent" }); err != nil {
 		t.Error(err)
 	}
@@ -100,7 +101,8 @@ func TestLoader(t *testing.T) {
 	if err := l.Load("nonesuch"); !errdefs.IsNotFound(err) {
 		t.Errorf("Load of what is not there = %v", err)
 	}
-	want := []string{"boot1", "root1", "mid-dle scan=none on", "leaf a=1 b=2 b=3", "root2", "named"} // each after what it depends on
+	// each after what it depends on
+	want := []string{"boot1", "root1", "mid-dle scan=none on", "leaf a=1 b=2 b=3", "root2", "named"}
 	if d := cmp.Diff(want, *order); d != "" {
 		t.Errorf("order (-want +got):\n%s", d)
 	}
@@ -108,7 +110,8 @@ func TestLoader(t *testing.T) {
 
 func TestLoadingIsClosedAfterBoot(t *testing.T) {
 	l, order := recorder(contract.ParamModules+"=tun",
-		mod("root1", SectionRootfs), mod("lazy1", SectionLazy), mod("vsock", SectionLazy), mod("report1", SectionReport), mod("tun", SectionDemand), mod("veth", SectionDemand))
+		mod("root1", SectionRootfs), mod("lazy1", SectionLazy), mod("vsock", SectionLazy), mod("report1", SectionReport),
+		mod("tun", SectionDemand), mod("veth", SectionDemand))
 	l.CloseAfterBoot()
 	locked := false
 	l.closed.lock = func() error { locked = true; return nil }
@@ -121,7 +124,8 @@ func TestLoadingIsClosedAfterBoot(t *testing.T) {
 	if err := errors.Join(l.Load("tun"), l.Load("lazy1"), l.Open()); err != nil {
 		t.Errorf("what is loaded already: %v", err)
 	}
-	if err := l.Load("veth"); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), contract.ParamModules+"=veth") {
+	if err := l.Load("veth"); !errdefs.IsFailedPrecondition(err) ||
+		!strings.Contains(err.Error(), contract.ParamModules+"=veth") {
 		t.Errorf("Load after the end = %v", err)
 	}
 	if l, _ = recorder(""); l.closed.is() {
@@ -135,12 +139,16 @@ func TestLoadingIsClosedAfterBoot(t *testing.T) {
 }
 
 func TestModprobeLoadsOnlyWhatIsForContainers(t *testing.T) {
-	const aliases = "block-major-7-* loop\nchar-major-10-200 tun\ndevname:net/tun tun\nipt_MASQUERADE xt_MASQUERADE\nlinux lazy1\n"
+	const aliases = "block-major-7-* loop\nchar-major-10-200 tun\ndevname:net/tun tun\nipt_MASQUERADE " +
+		"xt_MASQUERADE\nlinux lazy1\n"
 	for name, want := range map[string][]string{
-		"tun": {"tun"}, "char-major-10-200": {"tun"}, "devname:net/tun": {"tun"}, "block-major-7-3": {"loop"}, "block-major-8-3": nil,
-		"ipt_MASQUERADE": {"x_tables", "xt_MASQUERADE"}, "lazy1": nil, "linux": nil, "": nil, "net-pf-3": nil, "[": nil, "../tun": nil,
+		"tun": {"tun"}, "char-major-10-200": {"tun"}, "devname:net/tun": {"tun"}, "block-major-7-3": {"loop"},
+		"block-major-8-3": nil,
+		"ipt_MASQUERADE":  {"x_tables", "xt_MASQUERADE"}, "lazy1": nil, "linux": nil, "": nil, "net-pf-3": nil,
+		"[": nil, "../tun": nil,
 	} {
-		l, order := recorder("", mod("lazy1", SectionLazy), mod("tun", SectionDemand), mod("loop", SectionDemand), mod("x_tables", SectionDemand), mod("xt_MASQUERADE", SectionDemand, "x_tables"))
+		l, order := recorder("", mod("lazy1", SectionLazy), mod("tun", SectionDemand), mod("loop", SectionDemand),
+			mod("x_tables", SectionDemand), mod("xt_MASQUERADE", SectionDemand, "x_tables"))
 		names, err := resolve(strings.NewReader(aliases), name)
 		if err == nil {
 			err = l.loadDemanded(names)
@@ -152,7 +160,11 @@ func TestModprobeLoadsOnlyWhatIsForContainers(t *testing.T) {
 }
 
 func TestUserNamespacesAreClosed(t *testing.T) {
-	for _, files := range [][]string{{"kernel/unprivileged_userns_clone", "user/max_user_namespaces"}, {"user/max_user_namespaces"}, nil} {
+	for _, files := range [][]string{
+		{"kernel/unprivileged_userns_clone", "user/max_user_namespaces"},
+		{"user/max_user_namespaces"},
+		nil,
+	} {
 		root := t.TempDir()
 		for _, f := range files {
 			if err := os.MkdirAll(filepath.Dir(filepath.Join(root, f)), 0o755); err != nil {

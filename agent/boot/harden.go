@@ -14,7 +14,8 @@ import (
 	"github.com/coco-shim/coco/api/contract"
 )
 
-// Closed says whether the guest is closed after its boot: no module is loaded, and the console says reasons by code only.
+// Closed says whether the guest is closed after its boot: no module is loaded, and the console says reasons by code
+// only.
 func Closed() bool {
 	_, asked := KernelParam(contract.ParamClosed)
 	return asked || Confidential("/")

@@ -46,8 +46,8 @@ type Module struct {
 
 const maxModules = 1024
 
-// ParseModules reads a modules file: `name path dependency,…` per line, under a section's name (`# boot`). Lines before the
-// first section belong to boot; other comments are skipped.
+// ParseModules reads a modules file: `name path dependency,…` per line, under a section's name (`# boot`). Lines before
+// the first section belong to boot; other comments are skipped.
 func ParseModules(r io.Reader) ([]Module, error) {
 	var list []Module
 	section := SectionBoot
@@ -101,9 +101,13 @@ type load struct {
 	err  error // valid once done is closed
 }
 
-// NewLoader makes a loader for the modules of an image. They get the parameters that the kernel's command line has for them.
+// NewLoader makes a loader for the modules of an image. They get the parameters that the kernel's command line has for
+// them.
 func NewLoader(mods []Module) *Loader {
-	return &Loader{insert: insertModule, cmdline: cmdline(), mods: mods, ready: make(chan struct{}), loads: map[string]*load{}}
+	return &Loader{
+		insert: insertModule, cmdline: cmdline(), mods: mods, ready: make(chan struct{}),
+		loads: map[string]*load{},
+	}
 }
 
 // LoaderFromFile reads the modules file. An image without one has everything built in.
@@ -135,8 +139,8 @@ func (l *Loader) LoadBoot(skip func(name string) bool) error {
 	return errors.Join(errs...)
 }
 
-// LoadRootfs loads the rootfs section and the modules that the command line names, and lets Wait return. Modules that do
-// not depend on each other are loaded concurrently, since the kernel mostly waits meanwhile.
+// LoadRootfs loads the rootfs section and the modules that the command line names, and lets Wait return. Modules that
+// do not depend on each other are loaded concurrently, since the kernel mostly waits meanwhile.
 func (l *Loader) LoadRootfs() error {
 	var wg sync.WaitGroup
 	errs := make([]error, len(l.mods))
@@ -219,10 +223,12 @@ func (l *Loader) once(m Module, params string) error {
 	defer close(e.done)
 	if l.closed.is() {
 		e.err = fmt.Errorf("kernel module %s: loading is closed after the boot of a confidential guest; "+
-			"%s=%s among the (measured) kernel parameters loads it before: %w", m.Name, contract.ParamModules, m.Name, errdefs.ErrFailedPrecondition)
+			"%s=%s among the (measured) kernel parameters loads it before: %w", m.Name, contract.ParamModules, m.Name,
+			errdefs.ErrFailedPrecondition)
 		return e.err
 	}
-	params = strings.TrimSpace(params + " " + moduleParams(l.cmdline, m.Name)) // the kernel uses the last value: the measured one
+	// the kernel uses the last value: the measured one
+	params = strings.TrimSpace(params + " " + moduleParams(l.cmdline, m.Name))
 	if err := l.insert(m.Path, params); err != nil {
 		e.err = fmt.Errorf("load kernel module %s (%s): %w", m.Name, m.Path, err)
 	}

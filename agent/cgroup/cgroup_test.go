@@ -50,7 +50,8 @@ func TestAtStaysBelowTheRoot(t *testing.T) {
 
 func TestStats(t *testing.T) {
 	g := tree(t, map[string]string{
-		"cpu.stat":            "usage_usec 100\nuser_usec 60\nsystem_usec 40\nnr_periods 5\nnr_throttled 2\nthrottled_usec 7\n",
+		"cpu.stat": "usage_usec 100\nuser_usec 60\nsystem_usec 40\nnr_periods 5\nnr_throttled " +
+			"2\nthrottled_usec 7\n",
 		"memory.current":      "4096\n",
 		"memory.peak":         "8192\n",
 		"memory.max":          "max\n",
@@ -85,8 +86,14 @@ func TestStats(t *testing.T) {
 		},
 		PidsStats: &agent.PidsStats{Current: 4},
 		BlkioStats: &agent.BlkioStats{
-			IoServiceBytesRecursive: []*agent.BlkioStatsEntry{entry(8, 0, "Read", 10), entry(8, 0, "Write", 20), entry(8, 0, "Discard", 0), entry(253, 1, "Read", 5)},
-			IoServicedRecursive:     []*agent.BlkioStatsEntry{entry(8, 0, "Read", 1), entry(8, 0, "Write", 2), entry(8, 0, "Discard", 0)},
+			IoServiceBytesRecursive: []*agent.BlkioStatsEntry{
+				entry(8, 0, "Read", 10), entry(8, 0, "Write", 20),
+				entry(8, 0, "Discard", 0), entry(253, 1, "Read", 5),
+			},
+			IoServicedRecursive: []*agent.BlkioStatsEntry{
+				entry(8, 0, "Read", 1), entry(8, 0, "Write", 2),
+				entry(8, 0, "Discard", 0),
+			},
 		},
 		HugetlbStats: map[string]*agent.HugetlbStats{"2MB": {Usage: 2097152, Failcnt: 9}},
 	}
@@ -122,30 +129,48 @@ func TestPlan(t *testing.T) {
 			in:   &specs.LinuxResources{Memory: &specs.LinuxMemory{Swap: i(150)}}, now: Current{MemoryMax: 120},
 			want: []Setting{{"memory.swap.max", "30"}},
 		},
-		{name: "swap below memory", in: &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: i(100), Swap: i(50)}}, err: errdefs.IsInvalidArgument},
 		{
-			name: "no limit", in: &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: i(-1), Swap: i(-1)}, Pids: &specs.LinuxPids{Limit: i(-1)}},
+			name: "swap below memory", in: &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: i(100), Swap: i(50)}},
+			err: errdefs.IsInvalidArgument,
+		},
+		{
+			name: "no limit", in: &specs.LinuxResources{
+				Memory: &specs.LinuxMemory{Limit: i(-1), Swap: i(-1)},
+				Pids:   &specs.LinuxPids{Limit: i(-1)},
+			},
 			want: []Setting{{"memory.swap.max", "max"}, {"memory.max", "max"}, {"pids.max", "max"}},
 		},
 		{
 			name: "processor",
-			in:   &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: u(1024), Quota: i(50000), Period: u(100000), Cpus: "0-1", Mems: "0"}},
+			in: &specs.LinuxResources{CPU: &specs.LinuxCPU{
+				Shares: u(1024), Quota: i(50000), Period: u(100000),
+				Cpus: "0-1", Mems: "0",
+			}},
 			want: []Setting{{"cpu.weight", "39"}, {"cpu.max", "50000 100000"}, {"cpuset.cpus", "0-1"}, {"cpuset.mems", "0"}},
 		},
 		{
-			name: "a period keeps the quota", in: &specs.LinuxResources{CPU: &specs.LinuxCPU{Period: u(5000)}}, now: Current{Quota: "700"},
+			name: "a period keeps the quota", in: &specs.LinuxResources{CPU: &specs.LinuxCPU{Period: u(5000)}},
+			now:  Current{Quota: "700"},
 			want: []Setting{{"cpu.max", "700 5000"}},
 		},
 		{
 			name: "block devices",
-			in:   &specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{Weight: w(500), ThrottleReadBpsDevice: []specs.LinuxThrottleDevice{dev}}},
+			in: &specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{
+				Weight:                w(500),
+				ThrottleReadBpsDevice: []specs.LinuxThrottleDevice{dev},
+			}},
 			want: []Setting{{"io.weight", "4950"}, {"io.max", "8:0 rbps=100"}},
 		},
 		{
-			name: "huge pages", in: &specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 5}}},
+			name: "huge pages",
+			in:   &specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 5}}},
 			want: []Setting{{"hugetlb.2MB.max", "5"}},
 		},
-		{name: "huge pages elsewhere", in: &specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "../x"}}}, err: errdefs.IsInvalidArgument},
+		{
+			name: "huge pages elsewhere",
+			in:   &specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "../x"}}},
+			err:  errdefs.IsInvalidArgument,
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got, err := Plan(tc.in, tc.now)
@@ -177,7 +202,8 @@ func TestUpdate(t *testing.T) {
 		t.Errorf("pids.max is %q", s)
 	}
 	shares := uint64(10)
-	if err := g.Update(&specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: &shares}}); !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), "cpu.weight") {
+	if err := g.Update(&specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: &shares}}); !errdefs.IsNotImplemented(err) ||
+		!strings.Contains(err.Error(), "cpu.weight") {
 		t.Errorf("a limit that the kernel does not offer = %v", err)
 	}
 }

@@ -13,7 +13,10 @@ import (
 
 func TestPidsOfAGroupAndThoseBelow(t *testing.T) {
 	root := t.TempDir()
-	for path, text := range map[string]string{"c/cgroup.procs": "12\n34\n", "c/inner/cgroup.procs": "56\n", "other/cgroup.procs": "78\n"} {
+	for path, text := range map[string]string{
+		"c/cgroup.procs": "12\n34\n", "c/inner/cgroup.procs": "56\n",
+		"other/cgroup.procs": "78\n",
+	} {
 		file := filepath.Join(root, path)
 		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 			t.Fatal(err)

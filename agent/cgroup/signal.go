@@ -16,8 +16,8 @@ import (
 // all the same.
 const freezeTime = 2 * time.Second
 
-// Signal sends a signal to every process of the group and of the groups below it. They stand still meanwhile, so that none
-// of them gets it twice and none that it makes on hearing of it gets it at all. A group that is gone has none.
+// Signal sends a signal to every process of the group and of the groups below it. They stand still meanwhile, so that
+// none of them gets it twice and none that it makes on hearing of it gets it at all. A group that is gone has none.
 func (g Group) Signal(ctx context.Context, sig unix.Signal) (err error) {
 	events, err := readSmall(g.file("cgroup.events"))
 	if gone(err) {

@@ -60,8 +60,9 @@ func (g Group) pressure() pressure {
 }
 
 // killLargest ends the process that the kernel's OOM killer would choose, and no other: the one with the most
-// memory, where oom_score_adj counts as thousandths of the limit (proc(5)). before is called when it is chosen. Lowering
-// memory.max for a moment instead has the kernel kill, but also the next process when the first one is slow to end.
+// memory, where oom_score_adj counts as thousandths of the limit (proc(5)). before is called when it is chosen.
+// Lowering memory.max for a moment instead has the kernel kill, but also the next process when the first one is slow to
+// end.
 func (g Group) killLargest(limit uint64, before func()) error {
 	pids, err := g.Pids()
 	if err != nil {

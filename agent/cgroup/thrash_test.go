@@ -84,7 +84,8 @@ func TestTheLargestIsKilled(t *testing.T) {
 		}
 		return cmd
 	}
-	large, small, favourite := start(os.Args[0], "-test.run", t.Name()), start("cat", "/dev/zero"), start("cat", "/dev/zero")
+	large, small, favourite := start(os.Args[0], "-test.run", t.Name()), start("cat", "/dev/zero"),
+		start("cat", "/dev/zero")
 	if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", favourite.Process.Pid), []byte("1000"), 0); err != nil {
 		t.Fatal(err)
 	}

@@ -54,7 +54,10 @@ func TestKinds(t *testing.T) {
 	base := t.TempDir()
 	r := New(base)
 	do := func(name string, mode uint32, data string, size int64) error {
-		return r.Copy(owner(&agent.CopyFileRequest{Path: base + "/" + name, FileMode: mode, Data: []byte(data), FileSize: size, DirMode: 0o755}))
+		return r.Copy(owner(&agent.CopyFileRequest{
+			Path: base + "/" + name, FileMode: mode, Data: []byte(data),
+			FileSize: size, DirMode: 0o755,
+		}))
 	}
 	for _, err := range []error{
 		do("empty", unix.S_IFREG|0o600, "", 0),
@@ -92,7 +95,10 @@ func TestPiecesMustFollowEachOther(t *testing.T) {
 	base := t.TempDir()
 	r := New(base)
 	piece := func(off int64, data string) error {
-		return r.Copy(owner(&agent.CopyFileRequest{Path: base + "/f", FileMode: unix.S_IFREG | 0o600, FileSize: 9, Offset: off, Data: []byte(data)}))
+		return r.Copy(owner(&agent.CopyFileRequest{
+			Path: base + "/f", FileMode: unix.S_IFREG | 0o600, FileSize: 9,
+			Offset: off, Data: []byte(data),
+		}))
 	}
 	if err := piece(3, "def"); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("a piece without the first = %v", err)
@@ -130,9 +136,17 @@ func TestEscapes(t *testing.T) {
 	}
 	r := New(base)
 	send := func(path string, mode uint32, data string) error {
-		return r.Copy(owner(&agent.CopyFileRequest{Path: path, FileMode: mode, Data: []byte(data), FileSize: int64(len(data)), DirMode: 0o755}))
+		return r.Copy(owner(&agent.CopyFileRequest{
+			Path: path, FileMode: mode, Data: []byte(data), FileSize: int64(len(data)),
+			DirMode: 0o755,
+		}))
 	}
-	for _, l := range [][2]string{{"abs", outside}, {"rel", "../outside"}, {"file", outside + "/victim"}, {"d.coco", ".."}} {
+	for _, l := range [][2]string{
+		{"abs", outside},
+		{"rel", "../outside"},
+		{"file", outside + "/victim"},
+		{"d.coco", ".."},
+	} {
 		if err := send(base+"/"+l[0], unix.S_IFLNK|0o777, l[1]); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("a link to %s: %v, want a refusal", l[1], err)
 		}
@@ -142,7 +156,8 @@ func TestEscapes(t *testing.T) {
 	}
 	for _, p := range []string{
 		base, base + "/", base + "/../outside/x", base + "/./x", base + "//x", outside + "/x", "/x", "x", "", base + "x",
-		base + "/abs/x", base + "/rel/x", base + "/abs/deep/x", base + "/d.coco/outside/x", base + "/f\x00x", base + "/" + partsDir, base + "/" + partsDir + "/x",
+		base + "/abs/x", base + "/rel/x", base + "/abs/deep/x", base + "/d.coco/outside/x", base + "/f\x00x",
+		base + "/" + partsDir, base + "/" + partsDir + "/x",
 	} {
 		for _, mode := range []uint32{unix.S_IFREG | 0o644, unix.S_IFDIR | 0o755, unix.S_IFLNK | 0o777} {
 			if err := send(p, mode, "evil"); err == nil {
@@ -165,7 +180,10 @@ func TestLinkTargets(t *testing.T) {
 	base := t.TempDir()
 	r := New(base)
 	link := func(name, target string, inner bool) error {
-		return r.Copy(owner(&agent.CopyFileRequest{Path: base + "/" + name, FileMode: unix.S_IFLNK | 0o777, Data: []byte(target), DirMode: 0o755, Inner: inner}))
+		return r.Copy(owner(&agent.CopyFileRequest{
+			Path: base + "/" + name, FileMode: unix.S_IFLNK | 0o777,
+			Data: []byte(target), DirMode: 0o755, Inner: inner,
+		}))
 	}
 	for _, tc := range []struct {
 		name, target string
@@ -194,13 +212,19 @@ func TestLinkTargets(t *testing.T) {
 			t.Errorf("%s -> %q, inner %v: %v, want ok %v", tc.name, tc.target, tc.inner, err, tc.ok)
 		}
 	}
-	for _, err := range []error{os.Mkdir(base+"/mine", 0o755), os.Mkdir(base+"/other", 0o755), link("mine/l", "../other", true)} {
+	for _, err := range []error{
+		os.Mkdir(base+"/mine", 0o755), os.Mkdir(base+"/other", 0o755),
+		link("mine/l", "../other", true),
+	} {
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
 	for _, mode := range []uint32{unix.S_IFREG | 0o644, unix.S_IFDIR | 0o755, unix.S_IFLNK | 0o777} {
-		err := r.Copy(owner(&agent.CopyFileRequest{Path: base + "/mine/l/x", FileMode: mode, Data: []byte("y"), FileSize: 1, DirMode: 0o755}))
+		err := r.Copy(owner(&agent.CopyFileRequest{
+			Path: base + "/mine/l/x", FileMode: mode, Data: []byte("y"), FileSize: 1,
+			DirMode: 0o755,
+		}))
 		if !errdefs.IsInvalidArgument(err) {
 			t.Errorf("through a link (%#o): %v", mode, err)
 		}
@@ -219,13 +243,17 @@ func TestWhatIsInUse(t *testing.T) {
 	base := t.TempDir()
 	r := New(base)
 	send := func(name string, mode uint32, data string) error {
-		return r.Copy(owner(&agent.CopyFileRequest{Path: base + "/" + name, FileMode: mode, Data: []byte(data), FileSize: int64(len(data)), DirMode: 0o755}))
+		return r.Copy(owner(&agent.CopyFileRequest{
+			Path: base + "/" + name, FileMode: mode, Data: []byte(data),
+			FileSize: int64(len(data)), DirMode: 0o755,
+		}))
 	}
 	remove := func(name string) error { return r.Copy(&agent.CopyFileRequest{Path: base + "/" + name, Remove: true}) }
 	const file, dir, link = unix.S_IFREG | 0o644, unix.S_IFDIR | 0o755, unix.S_IFLNK | 0o777
 	for _, err := range []error{
 		send("d/src/f", file, "x"), send("hosts", file, "x"), send("d/free", file, "x"),
-		send("v/..1/key", file, "x"), send("v/..data", link, "..1"), send("v/key", link, "..data/key"), send("v/plain", file, "x"),
+		send("v/..1/key", file, "x"), send("v/..data", link, "..1"), send("v/key", link, "..data/key"),
+		send("v/plain", file, "x"),
 	} {
 		if err != nil {
 			t.Fatal(err)
@@ -233,12 +261,18 @@ func TestWhatIsInUse(t *testing.T) {
 	}
 	r.Use("c", []string{base + "/d/src", base + "/hosts", base + "/v/", "/elsewhere/x"})
 	for what, err := range map[string]error{
-		"the file itself": send("hosts", file, "y"), "a link in its place": send("hosts", link, "x"), "its removal": remove("hosts"),
-		"the directory": send("d/src", dir, ""), "its removal, too": remove("d/src"), "the way to it": remove("d"), "a link on the way": send("d", link, "x"),
-		"a file in it": send("d/src/f", file, "y"), "a new file in it": send("d/src/g", file, "y"), "removal of a file in it": remove("d/src/f"),
-		"the current state": send("v/..1/key", file, "y"), "a new key in it": send("v/..1/new", file, "y"), "its end": remove("v/..1"),
-		"a plain file of the volume": send("v/plain", file, "y"), "its removal, as well": remove("v/plain"), "a link elsewhere": send("v/k", link, "x"),
-		"the link becoming a file": send("v/..data", file, "y"), "the link leading down": send("v/..data", link, "..1/x"), "the link's removal": remove("v/..data"),
+		"the file itself": send("hosts", file, "y"), "a link in its place": send("hosts", link, "x"),
+		"its removal":   remove("hosts"),
+		"the directory": send("d/src", dir, ""), "its removal, too": remove("d/src"), "the way to it": remove("d"),
+		"a link on the way": send("d", link, "x"),
+		"a file in it":      send("d/src/f", file, "y"), "a new file in it": send("d/src/g", file, "y"),
+		"removal of a file in it": remove("d/src/f"),
+		"the current state":       send("v/..1/key", file, "y"), "a new key in it": send("v/..1/new", file, "y"),
+		"its end":                    remove("v/..1"),
+		"a plain file of the volume": send("v/plain", file, "y"), "its removal, as well": remove("v/plain"),
+		"a link elsewhere":         send("v/k", link, "x"),
+		"the link becoming a file": send("v/..data", file, "y"), "the link leading down": send("v/..data", link, "..1/x"),
+		"the link's removal":         remove("v/..data"),
 		"something through the link": send("v/..data/key", file, "y"),
 	} {
 		if !errdefs.IsFailedPrecondition(err) {
@@ -277,17 +311,26 @@ func TestForget(t *testing.T) {
 	if err := r.Forget("c"); err != nil {
 		t.Errorf("before anything was copied: %v", err)
 	}
-	kept := []string{"c-0123456789abcdef", "c-0123456789abcdeg-x", "cc-0123456789abcdef-x", "other", "c-b-0123456789abcdef-x"}
+	kept := []string{
+		"c-0123456789abcdef", "c-0123456789abcdeg-x", "cc-0123456789abcdef-x", "other",
+		"c-b-0123456789abcdef-x",
+	}
 	for _, n := range append([]string{"c-0123456789abcdef-hosts", "c-fedcba9876543210-d"}, kept...) {
 		if err := r.Copy(owner(&agent.CopyFileRequest{Path: base + "/" + n, FileMode: unix.S_IFDIR | 0o700})); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := r.Copy(owner(&agent.CopyFileRequest{Path: base + "/c-fedcba9876543210-d/f", FileMode: unix.S_IFREG | 0o600})); err != nil {
+	if err := r.Copy(owner(&agent.CopyFileRequest{
+		Path:     base + "/c-fedcba9876543210-d/f",
+		FileMode: unix.S_IFREG | 0o600,
+	})); err != nil {
 		t.Fatal(err)
 	}
 	for _, n := range []string{"c-fedcba9876543210-d/g", "other/f"} { // the first piece of two
-		if err := r.Copy(owner(&agent.CopyFileRequest{Path: base + "/" + n, FileMode: unix.S_IFREG | 0o600, FileSize: 2, Data: []byte("x")})); err != nil {
+		if err := r.Copy(owner(&agent.CopyFileRequest{
+			Path: base + "/" + n, FileMode: unix.S_IFREG | 0o600, FileSize: 2,
+			Data: []byte("x"),
+		})); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -335,7 +378,8 @@ func TestWhatHostsHave(t *testing.T) {
 		}
 	}
 	err := r.Copy(&agent.CopyFileRequest{RawPath: []byte(base + "/d/caf\xe9"), FileMode: unix.S_IFREG | 0o600})
-	if err == nil || !utf8.ValidString(err.Error()) || !strings.Contains(err.Error(), `caf\xe9`) || !errdefs.IsFailedPrecondition(err) {
+	if err == nil || !utf8.ValidString(err.Error()) || !strings.Contains(err.Error(), `caf\xe9`) ||
+		!errdefs.IsFailedPrecondition(err) {
 		t.Errorf("a file over a directory: %v", err)
 	}
 }
@@ -350,7 +394,10 @@ func FuzzCopy(f *testing.F) {
 		base := filepath.Join(top, "base")
 		r := New(base)
 		_ = r.Copy(owner(&agent.CopyFileRequest{Path: base + "/l", FileMode: unix.S_IFLNK | 0o777, Data: []byte("../")}))
-		_ = r.Copy(owner(&agent.CopyFileRequest{Path: base + rel, FileMode: mode, Data: data, FileSize: size, Offset: off, DirMode: 0o755}))
+		_ = r.Copy(owner(&agent.CopyFileRequest{
+			Path: base + rel, FileMode: mode, Data: data, FileSize: size, Offset: off,
+			DirMode: 0o755,
+		}))
 		if entries, err := os.ReadDir(top); err != nil || len(entries) != 1 {
 			t.Errorf("%q: beside the base: %v, %v", rel, entries, err)
 		}

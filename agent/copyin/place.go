@@ -225,7 +225,8 @@ func checkTarget(rel string, req *agent.CopyFileRequest) error {
 		return nil
 	}
 	if path.IsAbs(target) || slices.Contains(strings.Split(target, "/"), "..") {
-		return fmt.Errorf("link to %q: an absolute target, or one with \"..\", is only accepted within a directory that is copied: %w", target, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("link to %q: an absolute target, or one with \"..\", is only accepted within a directory that is "+
+			"copied: %w", target, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }

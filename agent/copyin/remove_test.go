@@ -26,13 +26,19 @@ func TestSwapAndRemove(t *testing.T) {
 	}
 	link := func(target string) {
 		t.Helper()
-		if err := r.Copy(owner(&agent.CopyFileRequest{Path: base + "/v/..data", FileMode: unix.S_IFLNK | 0o777, Data: []byte(target), FileSize: int64(len(target)), DirMode: 0o755})); err != nil {
+		if err := r.Copy(owner(&agent.CopyFileRequest{
+			Path: base + "/v/..data", FileMode: unix.S_IFLNK | 0o777,
+			Data: []byte(target), FileSize: int64(len(target)), DirMode: 0o755,
+		})); err != nil {
 			t.Fatal(err)
 		}
 	}
 	file := func(name string) {
 		t.Helper()
-		if err := r.Copy(owner(&agent.CopyFileRequest{Path: base + name, FileMode: unix.S_IFREG | 0o600, Data: []byte("x"), FileSize: 1, DirMode: 0o755})); err != nil {
+		if err := r.Copy(owner(&agent.CopyFileRequest{
+			Path: base + name, FileMode: unix.S_IFREG | 0o600, Data: []byte("x"),
+			FileSize: 1, DirMode: 0o755,
+		})); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -67,7 +73,8 @@ func TestSwapAndRemove(t *testing.T) {
 	if err := os.WriteFile(outside, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, err := range []error{os.Remove(base + "/v/..data"), os.Symlink("../../../outside", base+"/v/..data")} { // by a container
+	// by a container
+	for _, err := range []error{os.Remove(base + "/v/..data"), os.Symlink("../../../outside", base+"/v/..data")} {
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -58,7 +58,8 @@ func (u used) allows(base, rel string, req *agent.CopyFileRequest) error {
 		for _, p := range paths {
 			inner, ok := strings.CutPrefix(rel, p+"/")
 			if ok && !isUpdate(beneath.Dir(base), p, inner, req) {
-				return fmt.Errorf("a container is made of %s, in which only kubelet's kind of update is possible: %w", p, errdefs.ErrFailedPrecondition)
+				return fmt.Errorf("a container is made of %s, in which only kubelet's kind of update is possible: %w", p,
+					errdefs.ErrFailedPrecondition)
 			}
 		}
 	}
@@ -80,7 +81,8 @@ func isUpdate(base beneath.Dir, volume, inner string, req *agent.CopyFileRequest
 	link := req.FileMode&unix.S_IFMT == unix.S_IFLNK && !req.Remove
 	switch {
 	case top == dataLink:
-		return rest == "" && link && strings.HasPrefix(target, stateMark) && target != stateMark && !strings.Contains(target, "/")
+		return rest == "" && link && strings.HasPrefix(target, stateMark) && target != stateMark &&
+			!strings.Contains(target, "/")
 	case strings.HasPrefix(top, stateMark):
 		return current(base, volume) != top
 	case rest != "":

@@ -30,12 +30,13 @@ var (
 func AllAllowed(s *specs.Spec) bool {
 	res := s.Linux.Resources
 	return res != nil && slices.ContainsFunc(res.Devices, func(d specs.LinuxDeviceCgroup) bool {
-		return d.Allow && (d.Type == "" || d.Type == "a") && d.Major == nil && d.Minor == nil && strings.Contains(d.Access, "m")
+		return d.Allow && (d.Type == "" || d.Type == "a") && d.Major == nil && d.Minor == nil &&
+			strings.Contains(d.Access, "m")
 	})
 }
 
-// Add puts the device nodes below root (/dev) into the specification, but for those that it has. Of a closed guest, serial
-// lines are not among them, since the host reads their output.
+// Add puts the device nodes below root (/dev) into the specification, but for those that it has. Of a closed guest,
+// serial lines are not among them, since the host reads their output.
 func Add(s *specs.Spec, root string, closed bool) error {
 	list, err := List(root)
 	if err != nil {
@@ -75,7 +76,8 @@ func List(root string) ([]specs.LinuxDevice, error) {
 			}
 			return nil
 		}
-		if slices.Contains(made, name) || slices.Contains(memory, name) || strings.HasPrefix(name, "vport") || e.Type()&fs.ModeDevice == 0 {
+		if slices.Contains(made, name) || slices.Contains(memory, name) || strings.HasPrefix(name, "vport") ||
+			e.Type()&fs.ModeDevice == 0 {
 			return nil
 		}
 		var st unix.Stat_t

@@ -102,8 +102,8 @@ func (f Finder) Wait(ctx context.Context, a Address) (d Disk, err error) {
 	return d, err
 }
 
-// describe reads what sysfs says about a disk. The kernel registers one step by step, and it can be seen before it can be
-// used; until then the error is os.ErrNotExist.
+// describe reads what sysfs says about a disk. The kernel registers one step by step, and it can be seen before it can
+// be used; until then the error is os.ErrNotExist.
 func (f Finder) describe(name string) (Disk, error) {
 	dir := filepath.Join(f.Sys, "class/block", name)
 	number, err := os.ReadFile(filepath.Join(dir, "dev"))
@@ -167,7 +167,8 @@ func isSlot(s string) bool {
 func isName(s string) bool {
 	const letters = "abcdefghijklmnopqrstuvwxyz"
 	name, ok := strings.CutPrefix(s, "/dev/")
-	return ok && len(name) >= 2 && len(name) <= 31 && consistsOf(name[:1], letters) && consistsOf(name, letters+"0123456789")
+	return ok && len(name) >= 2 && len(name) <= 31 && consistsOf(name[:1], letters) &&
+		consistsOf(name, letters+"0123456789")
 }
 
 func consistsOf(s, set string) bool { return strings.Trim(s, set) == "" }

@@ -56,7 +56,10 @@ func TestPCIPaths(t *testing.T) {
 			t.Errorf("PCI path %s = %q, %v, want %q", path, got, err, want)
 		}
 	}
-	for _, bad := range []string{"", "2", "02/", "../02", "02/*", "/dev/../sda", "/dev/", strings.Repeat("02/", 9) + "02"} {
+	for _, bad := range []string{
+		"", "2", "02/", "../02", "02/*", "/dev/../sda", "/dev/",
+		strings.Repeat("02/", 9) + "02",
+	} {
 		if _, err := f.virtio(bad); err == nil {
 			t.Errorf("PCI path %q is accepted", bad)
 		}

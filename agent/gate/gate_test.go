@@ -80,7 +80,8 @@ func TestUnknownFieldsAreRefusedByName(t *testing.T) {
 			t.Fatal(err)
 		}
 		err = Message(back)
-		if tc.want == "" && err != nil || tc.want != "" && (!errdefs.IsInvalidArgument(err) || !strings.HasPrefix(err.Error(), tc.want)) {
+		if tc.want == "" && err != nil || tc.want != "" &&
+			(!errdefs.IsInvalidArgument(err) || !strings.HasPrefix(err.Error(), tc.want)) {
 			t.Errorf("%s: Message = %v, want %q", tc.name, err, tc.want)
 		}
 	}

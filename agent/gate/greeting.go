@@ -33,8 +33,8 @@ type Greeting struct {
 }
 
 // Admit reads the first line of c, hands its number to admit and answers. The answer comes when admit has returned, so
-// that a host that has read "ok" can rely on what admit did. After an error the connection is of no more use; closing it
-// is left to the caller.
+// that a host that has read "ok" can rely on what admit did. After an error the connection is of no more use; closing
+// it is left to the caller.
 func (g Greeting) Admit(c net.Conn, admit func(n uint32) error) error {
 	if err := c.SetDeadline(time.Now().Add(greetingTime)); err != nil {
 		return err

@@ -73,7 +73,8 @@ func TestGreetings(t *testing.T) {
 		{port, "80\x1b[2J\n", 0, `"80\x1b[2J" is not a number`},
 	} {
 		n, answer := greet(t, tc.g, tc.line, nil)
-		if n != tc.n || !strings.Contains(answer, tc.want) || strings.Count(answer, "\n") != 1 || !strings.HasSuffix(answer, "\n") {
+		if n != tc.n || !strings.Contains(answer, tc.want) || strings.Count(answer, "\n") != 1 ||
+			!strings.HasSuffix(answer, "\n") {
 			t.Errorf("%q: number %d, answer %q; want %d, %q", tc.line, n, answer, tc.n, tc.want)
 		}
 	}

@@ -24,7 +24,8 @@ func Hooks(h *specs.Hooks) error {
 		return nil
 	}
 	//lint:ignore SA1019 it is refused here
-	if len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) > 0 {
+	if len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(
+		h.Poststop) > 0 {
 		return fmt.Errorf("hooks are not run in the guest: %w", errdefs.ErrNotImplemented)
 	}
 	return nil
@@ -48,11 +49,13 @@ const maxHostname = 64 // of Linux, without the final NUL
 
 // Hostname admits valid host names. They appear in prompts, logs and /etc/hosts. An empty one means none.
 func Hostname(name string) error {
-	ok := len(name) <= maxHostname && !strings.HasPrefix(name, "-") && !strings.HasPrefix(name, ".") && !strings.ContainsFunc(name, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '.' || r == '_')
-	})
+	ok := len(name) <= maxHostname && !strings.HasPrefix(name, "-") && !strings.HasPrefix(name, ".") &&
+		!strings.ContainsFunc(name, func(r rune) bool {
+			return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '.' || r == '_')
+		})
 	if !ok {
-		return fmt.Errorf("host name %.80q: want up to %d letters, digits, '-', '_' and '.', the first no '-' or '.': %w", name, maxHostname, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("host name %.80q: want up to %d letters, digits, '-', '_' and '.', the first no '-' or '.': %w",
+			name, maxHostname, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }
@@ -77,16 +80,20 @@ var flags = strings.Fields(`ro rw nosuid suid nodev dev noexec exec sync async d
 	private rprivate shared rshared slave rslave unbindable runbindable`)
 
 // recursive are the options of bind mounts that reach the mounts below as well.
-var recursive = strings.Fields(`rro rrw rnosuid rsuid rnodev rdev rnoexec rexec rnodiratime rdiratime rrelatime rnorelatime
+var recursive = strings.Fields(
+	`rro rrw rnosuid rsuid rnodev rdev rnoexec rexec rnodiratime rdiratime rrelatime rnorelatime
 	rnoatime ratime rstrictatime rnostrictatime rnosymfollow rsymfollow`)
 
 // types are the file systems that a specification may mount, each with its own options; a "=" at the end
 // stands for a value. File systems with access to a disk, the host or the guest's own state (virtiofs, 9p,
 // overlay, ext4, devtmpfs, securityfs, debugfs, bpf and the like) come as a storage or not at all.
 var types = map[string][]string{
-	"proc":    {"hidepid=", "gid=", "subset="},
-	"sysfs":   nil,
-	"tmpfs":   {"size=", "mode=", "uid=", "gid=", "nr_inodes=", "nr_blocks=", "mpol=", "huge=", "inode32", "inode64", "noswap", "tmpcopyup"},
+	"proc":  {"hidepid=", "gid=", "subset="},
+	"sysfs": nil,
+	"tmpfs": {
+		"size=", "mode=", "uid=", "gid=", "nr_inodes=", "nr_blocks=", "mpol=", "huge=", "inode32", "inode64",
+		"noswap", "tmpcopyup",
+	},
 	"devpts":  {"newinstance", "ptmxmode=", "mode=", "uid=", "gid=", "max="},
 	"mqueue":  nil,
 	"cgroup":  nil,
@@ -115,7 +122,8 @@ func one(m specs.Mount, bundle string) error {
 	}
 	own, ok := types[kind]
 	if !ok {
-		return fmt.Errorf("a specification cannot mount a file system of type %.40q; bind, cgroup, cgroup2, devpts, mqueue, proc, sysfs and tmpfs it can", m.Type)
+		return fmt.Errorf("a specification cannot mount a file system of type %.40q; bind, cgroup, cgroup2, devpts, "+
+			"mqueue, proc, sysfs and tmpfs it can", m.Type)
 	}
 	for _, list := range m.Options {
 		for o := range strings.SplitSeq(list, ",") {

@@ -62,7 +62,8 @@ func TestMountsOfASpecification(t *testing.T) {
 			t.Errorf("type %q, source %q, options %q: %v, want ok %v", tc.kind, tc.source, tc.options, err, tc.ok)
 		}
 	}
-	for _, kind := range strings.Fields("overlay virtiofs 9p ext4 xfs btrfs erofs devtmpfs securityfs debugfs tracefs bpf configfs rootfs ramfs fuse nfs binfmt_misc efivarfs pstore hugetlbfs nsfs PROC tmpfs\x00") {
+	for _, kind := range strings.Fields("overlay virtiofs 9p ext4 xfs btrfs erofs devtmpfs securityfs debugfs tracefs " +
+		"bpf configfs rootfs ramfs fuse nfs binfmt_misc efivarfs pstore hugetlbfs nsfs PROC tmpfs\x00") {
 		err := Mounts([]specs.Mount{{Destination: "/d", Type: kind, Source: "x"}}, base+"c")
 		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "/d") {
 			t.Errorf("type %s: %v, want a refusal that names the mount", kind, err)
@@ -80,12 +81,17 @@ func TestPlaces(t *testing.T) {
 		base + "shared/containers/x": true, base + "shared/containers/x/y": true, base + "sandbox/shm": true,
 		base + "virtual-volumes/abc": true, base + "image/layers": true,
 		base + "c/rootfs": true, base + "c/rootfs/a": true,
-		base + "c": false, base + "c/": false, base + "c/config.json": false, base + "c/sources/0": false, base + "c/rootfsx": false,
-		base + "other": false, base + "other/rootfs": false, base + "other/rootfs/etc": false, base + "other/config.json": false,
-		base + "shared": false, base + "shared/containers": false, base + "shared/containers/": false, base + "sandbox": false,
-		base + "sandbox/../other/rootfs": false, base + "shared/../c/config.json": false, base + "c/rootfs/../config.json": false,
-		base: false, "/": false, "": false, "x": false, "run/kata-containers/sandbox/x": false, "/run/kata-containers-x/sandbox/y": false,
-		base + "cc/rootfs": false,
+		base + "c": false, base + "c/": false, base + "c/config.json": false, base + "c/sources/0": false,
+		base + "c/rootfsx": false,
+		base + "other":     false, base + "other/rootfs": false, base + "other/rootfs/etc": false,
+		base + "other/config.json": false,
+		base + "shared":            false, base + "shared/containers": false, base + "shared/containers/": false,
+		base + "sandbox":                 false,
+		base + "sandbox/../other/rootfs": false, base + "shared/../c/config.json": false,
+		base + "c/rootfs/../config.json": false,
+		base:                             false, "/": false, "": false, "x": false, "run/kata-containers/sandbox/x": false,
+		"/run/kata-containers-x/sandbox/y": false,
+		base + "cc/rootfs":                 false,
 	} {
 		if err := Place(p, base+"c"); (err == nil) != ok || err != nil && !errdefs.IsInvalidArgument(err) {
 			t.Errorf("Place(%q) = %v, want ok %v", p, err, ok)
@@ -100,24 +106,38 @@ func TestPlaces(t *testing.T) {
 func TestStoragesStayInTheirPlace(t *testing.T) {
 	at := base + "sandbox/x"
 	for name, s := range map[string]*agent.Storage{
-		"mount point in another bundle":    {Driver: "ephemeral", MountPoint: base + "victim/rootfs/etc"},
-		"mount point over the own bundle":  {Driver: "ephemeral", MountPoint: base + "c"},
-		"bind of another bundle":           {Driver: "bind", Source: base + "victim/config.json", MountPoint: at},
-		"bind of another root":             {Driver: "bind", Source: base + "victim/rootfs", MountPoint: at},
-		"lower directory":                  {Driver: "overlayfs", Options: []string{"ro,lowerdir=" + base + "sandbox/l:" + base + "victim/rootfs"}, MountPoint: at},
-		"upper directory":                  {Driver: "overlayfs", Options: []string{"lowerdir=" + base + "sandbox/l", "upperdir=" + base + "victim/rootfs"}, MountPoint: at},
-		"work directory":                   {Driver: "overlayfs", Options: []string{"workdir=" + base + "victim/rootfs"}, MountPoint: at},
-		"a directory to be made elsewhere": {Driver: "overlayfs", DriverOptions: []string{contract.OptionCreateDirectory + base + "victim/x"}, MountPoint: at},
-		"everybody's files":                {Driver: "ephemeral", MountPoint: base + "shared/containers"},
+		"mount point in another bundle":   {Driver: "ephemeral", MountPoint: base + "victim/rootfs/etc"},
+		"mount point over the own bundle": {Driver: "ephemeral", MountPoint: base + "c"},
+		"bind of another bundle":          {Driver: "bind", Source: base + "victim/config.json", MountPoint: at},
+		"bind of another root":            {Driver: "bind", Source: base + "victim/rootfs", MountPoint: at},
+		"lower directory": {
+			Driver:  "overlayfs",
+			Options: []string{"ro,lowerdir=" + base + "sandbox/l:" + base + "victim/rootfs"}, MountPoint: at,
+		},
+		"upper directory": {Driver: "overlayfs", Options: []string{
+			"lowerdir=" + base + "sandbox/l",
+			"upperdir=" + base + "victim/rootfs",
+		}, MountPoint: at},
+		"work directory": {
+			Driver: "overlayfs", Options: []string{"workdir=" + base + "victim/rootfs"},
+			MountPoint: at,
+		},
+		"a directory to be made elsewhere": {
+			Driver:        "overlayfs",
+			DriverOptions: []string{contract.OptionCreateDirectory + base + "victim/x"}, MountPoint: at,
+		},
+		"everybody's files": {Driver: "ephemeral", MountPoint: base + "shared/containers"},
 	} {
-		if err := Storages([]*agent.Storage{{Driver: "local", MountPoint: at}, s}, base+"c"); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "storage 1") {
+		if err := Storages([]*agent.Storage{{Driver: "local", MountPoint: at}, s},
+			base+"c"); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "storage 1") {
 			t.Errorf("%s: %v, want a refusal that names storage 1", name, err)
 		}
 	}
 	good := []*agent.Storage{
 		{Driver: "scsi", Source: "0:1", MountPoint: base + "virtual-volumes/abc"},
 		{Driver: "overlayfs", MountPoint: base + "c/rootfs", Options: []string{
-			"lowerdir=" + base + "virtual-volumes/abc", "upperdir=" + base + "sandbox/upper/c/fs", "workdir=" + base + "sandbox/upper/c/work",
+			"lowerdir=" + base + "virtual-volumes/abc", "upperdir=" + base + "sandbox/upper/c/fs",
+			"workdir=" + base + "sandbox/upper/c/work",
 		}, DriverOptions: []string{contract.OptionCreateDirectory + base + "sandbox/upper/c/fs"}},
 		{Driver: "bind", Source: base + "shared/containers/v", MountPoint: base + "sandbox/subpaths/c-1"},
 		{Driver: "virtio-fs", Source: "kataShared", MountPoint: base + "shared/containers/"},
@@ -141,15 +161,18 @@ func TestHooksAndNames(t *testing.T) {
 	}
 	for name, ok := range map[string]bool{
 		"": true, "pod": true, "a-b.c_D0": true, strings.Repeat("a", 64): true, strings.Repeat("a", 65): false,
-		"pod\nhost": false, "a b": false, "-a": false, ".": false, "ä": false, "a/b": false, "a\x00": false, "a\x1b[2J": false,
+		"pod\nhost": false, "a b": false, "-a": false, ".": false, "ä": false, "a/b": false, "a\x00": false,
+		"a\x1b[2J": false,
 	} {
 		if err := Hostname(name); (err == nil) != ok {
 			t.Errorf("Hostname(%q) = %v", name, err)
 		}
 	}
 	got := Annotations(map[string]string{
-		"run.oci.hooks.stdout": "/etc/x", "run.oci.seccomp_bpf_data": "AAAA", "run.oci.pidfd_receiver": "/run/x", "run.oci.handler": "krun",
-		"module.wasm.image/variant": "compat", "org.systemd.property.X": "y", contract.CRIContainerType: "container", "devices": "seen",
+		"run.oci.hooks.stdout": "/etc/x", "run.oci.seccomp_bpf_data": "AAAA", "run.oci.pidfd_receiver": "/run/x",
+		"run.oci.handler":           "krun",
+		"module.wasm.image/variant": "compat", "org.systemd.property.X": "y", contract.CRIContainerType: "container",
+		"devices": "seen",
 	})
 	if d := cmp.Diff(map[string]string{contract.CRIContainerType: "container", "devices": "seen"}, got); d != "" {
 		t.Errorf("annotations (-want +got):\n%s", d)

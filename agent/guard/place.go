@@ -29,7 +29,8 @@ func Place(p, bundle string) error {
 	first, rest, deep := strings.Cut(strings.TrimSuffix(rel, "/"), "/")
 	switch {
 	case !inside || path.Clean(p) != strings.TrimSuffix(p, "/"):
-		return fmt.Errorf("%.200q is not a plain path below %s: copy it or send a storage for it: %w", p, base, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("%.200q is not a plain path below %s: copy it or send a storage for it: %w", p, base,
+			errdefs.ErrInvalidArgument)
 	case slices.Contains(Common, first):
 		if !deep || rel == contract.FilesName || rel == contract.FilesName+"/" {
 			return fmt.Errorf("%.200q is everybody's: %w", p, errdefs.ErrInvalidArgument)

@@ -79,7 +79,9 @@ func (n *Net) configure(ctx context.Context, link netlink.Link, want iface) erro
 // setAddresses adds missing addresses and removes those that are not in the request, except those of the
 // kernel: an IPv6 link-local address when the request has none, and addresses with a lifetime.
 func (n *Net) setAddresses(ctx context.Context, link netlink.Link, want iface) error {
-	have, err := netdump.Read(ctx, "addresses", func() ([]netlink.Addr, error) { return n.nl.AddrList(link, netlink.FAMILY_ALL) })
+	have, err := netdump.Read(ctx, "addresses", func() ([]netlink.Addr, error) {
+		return n.nl.AddrList(link, netlink.FAMILY_ALL)
+	})
 	if err != nil {
 		return err
 	}

@@ -124,7 +124,9 @@ func (n *Net) ListInterfaces(ctx context.Context) (*pb.Interfaces, error) {
 // describe is a link as a message.
 func (n *Net) describe(ctx context.Context, l netlink.Link) (*types.Interface, error) {
 	a := l.Attrs()
-	addrs, err := netdump.Read(ctx, "addresses of "+a.Name, func() ([]netlink.Addr, error) { return n.nl.AddrList(l, netlink.FAMILY_ALL) })
+	addrs, err := netdump.Read(ctx, "addresses of "+a.Name, func() ([]netlink.Addr, error) {
+		return n.nl.AddrList(l, netlink.FAMILY_ALL)
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -191,7 +191,8 @@ func newAtSame(t *testing.T, n *Net) *Net {
 func TestALinkThatDoesNotComeIsNamed(t *testing.T) {
 	n := newNet(t, Options{LinkWait: 10 * time.Millisecond})
 	_, err := n.UpdateInterface(t.Context(), eth0())
-	if err == nil || !strings.Contains(err.Error(), "Link not found") || !strings.Contains(err.Error(), macA) || !errdefs.IsNotFound(err) {
+	if err == nil || !strings.Contains(err.Error(), "Link not found") || !strings.Contains(err.Error(), macA) ||
+		!errdefs.IsNotFound(err) {
 		t.Errorf("UpdateInterface = %v, want errdefs.ErrNotFound with \"Link not found\" and the address", err)
 	}
 	n.wait = time.Minute
@@ -243,8 +244,16 @@ func TestUpdateRoutes(t *testing.T) {
 	}{
 		{
 			name: "bridge plugin, gateway before the route to it",
-			in:   []*types.Route{{Gateway: "10.1.0.1", Device: "eth0", Mtu: 1300}, connected, {Gateway: "fd00::1", Device: "eth0", Family: v6}, {Dest: "fd00::/64", Device: "eth0", Family: v6}},
-			want: []string{"0.0.0.0/0 via 10.1.0.1 dev eth0 mtu", "10.1.0.0/24 dev eth0 src 10.1.0.2", "::/0 via fd00::1 dev eth0"},
+			in: []*types.Route{
+				{Gateway: "10.1.0.1", Device: "eth0", Mtu: 1300},
+				connected,
+				{Gateway: "fd00::1", Device: "eth0", Family: v6},
+				{Dest: "fd00::/64", Device: "eth0", Family: v6},
+			},
+			want: []string{
+				"0.0.0.0/0 via 10.1.0.1 dev eth0 mtu", "10.1.0.0/24 dev eth0 src 10.1.0.2",
+				"::/0 via fd00::1 dev eth0",
+			},
 		},
 		{
 			name: "ptp plugin: no connected network, all through the gateway",
@@ -253,7 +262,10 @@ func TestUpdateRoutes(t *testing.T) {
 				{Dest: "10.1.0.0/24", Gateway: "10.1.0.1", Device: "eth0", Source: "10.1.0.2"},
 				{Dest: "10.1.0.1/32", Device: "eth0", Source: "10.1.0.2", Scope: 253},
 			},
-			want: []string{"0.0.0.0/0 via 10.1.0.1 dev eth0", "10.1.0.0/24 via 10.1.0.1 dev eth0 src 10.1.0.2", "10.1.0.1/32 dev eth0 src 10.1.0.2"},
+			want: []string{
+				"0.0.0.0/0 via 10.1.0.1 dev eth0", "10.1.0.0/24 via 10.1.0.1 dev eth0 src 10.1.0.2",
+				"10.1.0.1/32 dev eth0 src 10.1.0.2",
+			},
 		},
 		{
 			name: "calico: a gateway that is on the link by word only",
@@ -269,7 +281,10 @@ func TestUpdateRoutes(t *testing.T) {
 				{Dest: "fd07::/64", Gateway: "fd00::1", Device: "eth0", Family: v6},
 				{Dest: "fd07::/64", Gateway: "fd00::9", Device: "eth0", Family: v6},
 			},
-			want: []string{"0.0.0.0/0 via 10.1.0.1 dev eth0", "0.0.0.0/0 via 10.1.0.9 dev eth0", "10.1.0.0/24 dev eth0 src 10.1.0.2", "fd07::/64 via fd00::1 dev eth0", "fd07::/64 via fd00::9 dev eth0"},
+			want: []string{
+				"0.0.0.0/0 via 10.1.0.1 dev eth0", "0.0.0.0/0 via 10.1.0.9 dev eth0",
+				"10.1.0.0/24 dev eth0 src 10.1.0.2", "fd07::/64 via fd00::1 dev eth0", "fd07::/64 via fd00::9 dev eth0",
+			},
 		},
 		{
 			name: "an IPv4 route through an IPv6 gateway",

@@ -134,7 +134,8 @@ func parseAddress(m *types.IPAddress) (netip.Prefix, error) {
 }
 
 func usable(ip netip.Addr) bool {
-	return !ip.IsUnspecified() && !ip.IsMulticast() && !ip.IsLoopback() && ip != netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	return !ip.IsUnspecified() && !ip.IsMulticast() && !ip.IsLoopback() &&
+		ip != netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
 // parseIP wants the address to be of the stated family, without a zone.
@@ -280,7 +281,8 @@ func parseNeighbour(m *types.ARPNeighbor) (neighbour, error) {
 		out.state = unix.NUD_PERMANENT
 	case unix.NUD_PERMANENT, unix.NUD_REACHABLE, unix.NUD_STALE, unix.NUD_NOARP:
 	default:
-		return neighbour{}, invalid("neighbour %s: state %d; expected permanent (128), reachable (2), stale (4) or noarp (64)", ip, out.state)
+		return neighbour{},
+			invalid("neighbour %s: state %d; expected permanent (128), reachable (2), stale (4) or noarp (64)", ip, out.state)
 	}
 	if out.flags < 0 || out.flags > math.MaxUint8 {
 		return neighbour{}, invalid("neighbour %s: flags %d; expected 0 to 255", ip, out.flags)

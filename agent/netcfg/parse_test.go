@@ -123,12 +123,18 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, name, mac, ip, mask string, n uint64, k int32) {
 		defer worktest.Bound(t, len(name)+len(mac)+len(ip)+len(mask))()
 		a := &types.IPAddress{Family: types.IPFamily(k), Address: ip, Mask: mask}
-		if i, err := parseInterface(&types.Interface{Name: name, HwAddr: mac, Mtu: n, RawFlags: uint32(n), IPAddresses: []*types.IPAddress{a}}); err == nil {
+		if i, err := parseInterface(&types.Interface{
+			Name: name, HwAddr: mac, Mtu: n, RawFlags: uint32(n),
+			IPAddresses: []*types.IPAddress{a},
+		}); err == nil {
 			if i.name == loopback || len(i.name) > 15 || len(i.mac) != 6 || i.mtu > maxMTU || !i.addrs[0].IsValid() {
 				t.Errorf("parseInterface = %+v", i)
 			}
 		}
-		if r, err := parseRoute(&types.Route{Dest: ip + "/" + mask, Gateway: ip, Source: ip, Device: name, Scope: uint32(n), Mtu: uint32(n), Flags: uint32(k), Family: types.IPFamily(k)}); err == nil {
+		if r, err := parseRoute(&types.Route{
+			Dest: ip + "/" + mask, Gateway: ip, Source: ip, Device: name, Scope: uint32(n),
+			Mtu: uint32(n), Flags: uint32(k), Family: types.IPFamily(k),
+		}); err == nil {
 			if !r.dst.IsValid() || r.dst != r.dst.Masked() || r.mtu > maxMTU {
 				t.Errorf("parseRoute = %+v", r)
 			}
@@ -139,7 +145,10 @@ func FuzzParse(f *testing.F) {
 			diff([]entry{{route: r, proto: int(k)}}, []route{r, r})
 			ranked{r, 1}.netlink(1)
 		}
-		if b, err := parseNeighbour(&types.ARPNeighbor{ToIPAddress: a, Device: name, Lladdr: mac, State: k, Flags: k}); err == nil && !usable(b.ip) {
+		if b, err := parseNeighbour(&types.ARPNeighbor{
+			ToIPAddress: a, Device: name, Lladdr: mac, State: k,
+			Flags: k,
+		}); err == nil && !usable(b.ip) {
 			t.Errorf("parseNeighbour = %+v", b)
 		}
 		if s, err := parseDNS([]string{name, ip}); err == nil && strings.Count(s, "\n") != 2 {

@@ -50,8 +50,8 @@ func (n *Net) listRoutes(ctx context.Context) (*pb.Routes, error) {
 // is not in the request is removed, except those that the kernel keeps for IPv6 (unless the request has another way to
 // the same destination) and those learnt from routers. All routes are checked before the first change.
 //
-// Kata's protocol has no metrics: of several routes to one destination without one the first is preferred. Routes of other
-// tables and types, and rules, are made in the same way, but only those of earlier requests go.
+// Kata's protocol has no metrics: of several routes to one destination without one the first is preferred. Routes of
+// other tables and types, and rules, are made in the same way, but only those of earlier requests go.
 func (n *Net) UpdateRoutes(ctx context.Context, req *pb.Routes) (*pb.Routes, error) {
 	if c := len(req.GetRoutes()); c > maxRoutes {
 		return nil, invalid("%d routes; expected at most %d", c, maxRoutes)

@@ -19,8 +19,8 @@ import (
 	"github.com/coco-shim/coco/internal/netdump"
 )
 
-// Policy routing. Containers may have rules and tables of their own (a VPN in a side car), so a request removes only rules
-// and routes that an earlier request added.
+// Policy routing. Containers may have rules and tables of their own (a VPN in a side car), so a request removes only
+// rules and routes that an earlier request added.
 
 const maxRules = 1024
 
@@ -69,7 +69,8 @@ func (r *route) parseKind(m *types.Route) error {
 		}
 		r.kind = uint8(k) //nolint:gosec // one of the cases
 	default:
-		return invalid("route to %s: type %d; expected unicast (1), blackhole (6), unreachable (7), prohibit (8) or throw (9)", r.dst, k)
+		return invalid("route to %s: type %d; expected unicast (1), blackhole (6), unreachable (7), prohibit (8) or "+
+			"throw (9)", r.dst, k)
 	}
 	return nil
 }
@@ -91,7 +92,8 @@ func parseRules(list []*types.Rule) ([]rule, error) {
 
 func parseRule(m *types.Rule) (rule, error) {
 	r := rule{
-		family: unix.AF_INET, priority: m.GetPriority(), iif: m.GetIif(), oif: m.GetOif(), mark: m.GetMark(), mask: m.GetMask(),
+		family: unix.AF_INET, priority: m.GetPriority(), iif: m.GetIif(), oif: m.GetOif(), mark: m.GetMark(),
+		mask:   m.GetMask(),
 		invert: m.GetInvert(), table: m.GetTable(), suppress: m.GetSuppress(),
 	}
 	if m.GetFamily() == types.IPFamily_v6 {
@@ -102,7 +104,8 @@ func parseRule(m *types.Rule) (rule, error) {
 		return rule{}, invalid("routing rule with priority %d; 0 is that of the guest's own addresses", r.priority)
 	case r.table == unix.RT_TABLE_LOCAL || r.table > math.MaxInt32:
 		return rule{}, invalid("routing rule %s: it looks up table %d", r, r.table)
-	case m.GetTos() > math.MaxUint8 || r.suppress > 129 || r.suppress != 0 && r.table > 255: // the library sends it with small tables only
+	// the library sends it with small tables only
+	case m.GetTos() > math.MaxUint8 || r.suppress > 129 || r.suppress != 0 && r.table > 255:
 		return rule{}, invalid("routing rule %s: tos %d, prefixes suppressed up to %d", r, m.GetTos(), r.suppress)
 	}
 	r.tos = uint8(m.GetTos()) //nolint:gosec // checked above
@@ -128,7 +131,8 @@ func parseRule(m *types.Rule) (rule, error) {
 			continue
 		}
 		prefix, err := netip.ParsePrefix(p.text)
-		if err != nil || prefix.Addr().Is4() != (r.family == unix.AF_INET) || prefix.Addr().Is4In6() || prefix.Addr().Zone() != "" {
+		if err != nil || prefix.Addr().Is4() != (r.family == unix.AF_INET) || prefix.Addr().Is4In6() ||
+			prefix.Addr().Zone() != "" {
 			return rule{}, invalid("routing rule %s: prefix %q", r, p.text)
 		}
 		*p.to = prefix.Masked()

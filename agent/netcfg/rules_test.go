@@ -29,7 +29,8 @@ func policyOf(t *testing.T, n *Net) []string {
 		}
 		for _, r := range rules {
 			if r.Priority != 0 && r.Priority < 32766 {
-				out = append(out, fmt.Sprintf("%d: from %v to %v iif %q mark %#x invert %v lookup %d", r.Priority, r.Src, r.Dst, r.IifName, r.Mark, r.Invert, r.Table))
+				out = append(out, fmt.Sprintf("%d: from %v to %v iif %q mark %#x invert %v lookup %d", r.Priority, r.Src, r.Dst,
+					r.IifName, r.Mark, r.Invert, r.Table))
 			}
 		}
 	}
@@ -62,7 +63,10 @@ func TestPolicyRouting(t *testing.T) {
 	if err := n.nl.RuleAdd(own); err != nil {
 		t.Fatal(err)
 	}
-	if err := n.nl.RouteAdd(&netlink.Route{Dst: ipNet(pfx("10.77.0.0/16")), Type: unix.RTN_BLACKHOLE, Table: 77}); err != nil {
+	if err := n.nl.RouteAdd(&netlink.Route{
+		Dst: ipNet(pfx("10.77.0.0/16")), Type: unix.RTN_BLACKHOLE,
+		Table: 77,
+	}); err != nil {
 		t.Fatal(err)
 	}
 	routes := []*types.Route{

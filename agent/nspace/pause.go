@@ -123,7 +123,8 @@ func giveUp() error {
 		}
 	}
 	// The kernel takes the capabilities with the last id of root.
-	if err := errors.Join(syscall.Setgroups(nil), syscall.Setresgid(nobody, nobody, nobody), syscall.Setresuid(nobody, nobody, nobody)); err != nil {
+	if err := errors.Join(syscall.Setgroups(nil), syscall.Setresgid(nobody, nobody, nobody),
+		syscall.Setresuid(nobody, nobody, nobody)); err != nil {
 		return fmt.Errorf("change user: %w", err)
 	}
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}

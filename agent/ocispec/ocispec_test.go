@@ -137,7 +137,8 @@ func TestNothingIsLost(t *testing.T) {
 		}
 	}
 	if bools := seen["true"]; bools != 6 {
-		t.Errorf("%d booleans arrived, want 6: terminal, noNewPrivileges, readonly, disableOOMKiller, and two device rules", bools)
+		t.Errorf("%d booleans arrived, want 6: terminal, noNewPrivileges, readonly, disableOOMKiller, and two device rules",
+			bools)
 	}
 }
 
@@ -224,7 +225,13 @@ func TestZeroMeansAbsent(t *testing.T) {
 		Process: &agent.Process{Args: []string{"x"}}, Root: &agent.Root{},
 		Linux: &agent.Linux{Resources: &agent.LinuxResources{
 			Memory: &agent.LinuxMemory{}, CPU: &agent.LinuxCPU{}, Pids: &agent.LinuxPids{}, BlockIO: &agent.LinuxBlockIO{},
-			Devices: []*agent.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}, {Allow: true, Type: "c", Access: "m"}, {Allow: true, Type: "c", Major: -1, Minor: -1, Access: "m"}, {Allow: true, Type: "a", Major: 8, Access: "m"}, {Allow: true, Major: 8, Access: "m"}},
+			Devices: []*agent.LinuxDeviceCgroup{
+				{Allow: false, Access: "rwm"},
+				{Allow: true, Type: "c", Access: "m"},
+				{Allow: true, Type: "c", Major: -1, Minor: -1, Access: "m"},
+				{Allow: true, Type: "a", Major: 8, Access: "m"},
+				{Allow: true, Major: 8, Access: "m"},
+			},
 		}},
 	})
 	if err != nil {
@@ -234,7 +241,13 @@ func TestZeroMeansAbsent(t *testing.T) {
 		Process: &specs.Process{Args: []string{"x"}, Cwd: "/"}, Root: &specs.Root{},
 		Linux: &specs.Linux{Resources: &specs.LinuxResources{
 			Memory: &specs.LinuxMemory{}, CPU: &specs.LinuxCPU{}, BlockIO: &specs.LinuxBlockIO{},
-			Devices: []specs.LinuxDeviceCgroup{{Access: "rwm"}, {Allow: true, Type: "c", Access: "m"}, {Allow: true, Type: "c", Access: "m"}, {Allow: true, Type: "a", Access: "m"}, {Allow: true, Major: new(int64(8)), Minor: new(int64(0)), Access: "m"}},
+			Devices: []specs.LinuxDeviceCgroup{
+				{Access: "rwm"},
+				{Allow: true, Type: "c", Access: "m"},
+				{Allow: true, Type: "c", Access: "m"},
+				{Allow: true, Type: "a", Access: "m"},
+				{Allow: true, Major: new(int64(8)), Minor: new(int64(0)), Access: "m"},
+			},
 		}},
 	}
 	if d := cmp.Diff(want, got); d != "" {

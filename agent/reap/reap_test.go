@@ -45,7 +45,8 @@ func spawn(t *testing.T, script string) *Child {
 		t.Fatal(err)
 	}
 	defer null.Close()
-	c, err := reaper.Spawn("/bin/sh", []string{"sh", "-c", script}, &syscall.ProcAttr{Files: []uintptr{null.Fd(), null.Fd(), null.Fd()}})
+	c, err := reaper.Spawn("/bin/sh", []string{"sh", "-c", script},
+		&syscall.ProcAttr{Files: []uintptr{null.Fd(), null.Fd(), null.Fd()}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,7 +180,8 @@ func TestSignal(t *testing.T) {
 	if got := wait(t, c); got != 143 {
 		t.Errorf("ended with %d, want 143", got)
 	}
-	if err := c.Signal(unix.SIGTERM); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "ESRCH: No such process") {
+	if err := c.Signal(unix.SIGTERM); !errdefs.IsNotFound(err) ||
+		!strings.Contains(err.Error(), "ESRCH: No such process") {
 		t.Errorf("signal to what has ended = %v, want ErrNotFound with the phrase that hosts look for", err)
 	}
 }

@@ -216,7 +216,8 @@ func checkSeccomp(binary string) error {
 		return fmt.Errorf("OCI runtime: %w", err)
 	}
 	if !bytes.Contains(b, []byte("libseccomp.so")) && !bytes.Contains(b, []byte("seccomp_rule_add")) {
-		return fmt.Errorf("OCI runtime %s is built without seccomp, which the container asks for: %w", binary, errdefs.ErrNotImplemented)
+		return fmt.Errorf("OCI runtime %s is built without seccomp, which the container asks for: %w", binary,
+			errdefs.ErrNotImplemented)
 	}
 	return nil
 }

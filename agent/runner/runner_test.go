@@ -174,7 +174,10 @@ func newRuntime(t *testing.T) (*Runtime, string) {
 	if err := os.Symlink(self, bin); err != nil {
 		t.Fatal(err)
 	}
-	return New(Config{Binary: bin, StateDir: dir + "/state", WorkDir: dir + "/work", CgroupRoot: dir + "/cgroup", Reaper: reaper}), dir
+	return New(Config{
+		Binary: bin, StateDir: dir + "/state", WorkDir: dir + "/work", CgroupRoot: dir + "/cgroup",
+		Reaper: reaper,
+	}), dir
 }
 
 func container(t *testing.T, dir, id string, terminal bool, args ...string) (Container, *stdio.IO) {
@@ -189,7 +192,8 @@ func container(t *testing.T, dir, id string, terminal bool, args ...string) (Con
 		t.Fatal(err)
 	}
 	return Container{ID: id, Bundle: bundle, Streams: io, Spec: &specs.Spec{
-		Process: &specs.Process{Args: args, Terminal: terminal}, Root: &specs.Root{}, Linux: &specs.Linux{CgroupsPath: contract.CgroupBase + id},
+		Process: &specs.Process{Args: args, Terminal: terminal}, Root: &specs.Root{},
+		Linux: &specs.Linux{CgroupsPath: contract.CgroupBase + id},
 	}}, io
 }
 
@@ -299,7 +303,8 @@ func TestFailuresAreNamedAndLeaveNothing(t *testing.T) {
 	for _, tty := range []bool{false, true} {
 		c, _ := container(t, dir, "c1", tty, "nonesuch")
 		_, err := r.Create(within(t, 20*time.Second), c)
-		if err == nil || !strings.Contains(err.Error(), `exec: "nonesuch": executable file not found in $PATH`) || strings.Contains(err.Error(), "just so") {
+		if err == nil || !strings.Contains(err.Error(), `exec: "nonesuch": executable file not found in $PATH`) ||
+			strings.Contains(err.Error(), "just so") {
 			t.Errorf("terminal %v: Create = %v, want the runtime's last error", tty, err)
 		}
 		c, _ = container(t, dir, "c1", tty, "hang")

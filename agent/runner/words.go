@@ -56,8 +56,8 @@ func fault(code int, msg string) error {
 	return fmt.Errorf("OCI runtime ended with %d: %s", code, msg)
 }
 
-// systemWords begins the system's reason at the end of a message in lower case, as everything else that is written in Go
-// and as clients search for it: "no such file or directory".
+// systemWords begins the system's reason at the end of a message in lower case, as everything else that is written in
+// Go and as clients search for it: "no such file or directory".
 func systemWords(msg string) string {
 	i := strings.LastIndex(msg, ": ")
 	if i < 0 {

@@ -13,8 +13,10 @@ func TestWhatClientsSearchFor(t *testing.T) {
 		"the path `/tmp` is not a regular file: Operation not permitted":                        `exec: "/tmp": is a directory, or no file at all: permission denied`,
 		"exec container process `/x`: Exec format error":                                        `exec: "/x": exec format error`,
 		"executable file `a` not found in $PATH` not found in $PATH: No such file or directory": `exec: "a": executable file not found in $PATH`,
-		"chdir to `/no`: No such file or directory":                                             "OCI runtime ended with 1: chdir to `/no`: no such file or directory",
-		"mount `proc` to `proc`: Operation not permitted":                                       "OCI runtime ended with 1: mount `proc` to `proc`: operation not permitted",
+		"chdir to `/no`: No such file or directory": "OCI runtime ended with " +
+			"1: chdir to `/no`: no such file or directory",
+		"mount `proc` to `proc`: Operation not permitted": "OCI runtime ended with 1: mount `proc` to `proc`: operation " +
+			"not permitted",
 		"no reason was logged": "OCI runtime ended with 1: no reason was logged",
 		"ends with: ":          "OCI runtime ended with 1: ends with: ",
 		"a: OCI":               "OCI runtime ended with 1: a: OCI",

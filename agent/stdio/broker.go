@@ -30,8 +30,8 @@ var greeting = gate.Greeting{Word: contract.StreamWord, Max: math.MaxUint32}
 
 // Broker holds byte streams that the host has opened until a request claims them by number. A
 // client writes "stream <n>\n" and reads "ok\n"; from then on the connection is stream n. At most
-// maxPending streams are unclaimed; further ones wait, and beyond maxWaiting the client reads "no\n". Other errors are the
-// text of the answer (package gate).
+// maxPending streams are unclaimed; further ones wait, and beyond maxWaiting the client reads "no\n". Other errors are
+// the text of the answer (package gate).
 type Broker struct {
 	claimTime time.Duration
 	places    chan struct{} // capacity maxPending: one taken by each stream that is greeted or pending
@@ -161,7 +161,8 @@ func (b *Broker) Claim(numbers ...uint32) ([]net.Conn, error) {
 		}
 		u, ok := b.pending[n]
 		if !ok {
-			errs = append(errs, fmt.Errorf("stream %d is not connected: connect it before the request names it: %w", n, errdefs.ErrInvalidArgument))
+			errs = append(errs, fmt.Errorf("stream %d is not connected: connect it before the request names it: %w", n,
+				errdefs.ErrInvalidArgument))
 			continue
 		}
 		u.timer.Stop()

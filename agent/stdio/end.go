@@ -90,8 +90,8 @@ func drain(w io.Writer, f *os.File) error {
 	}
 }
 
-// read reads from a pipe or terminal. It treats EIO from a pty as EOF only when repeated. The last bytes of a process may
-// still be on their way to the master when a read finds no data and the other side closed, and returns EIO (Linux,
+// read reads from a pipe or terminal. It treats EIO from a pty as EOF only when repeated. The last bytes of a process
+// may still be on their way to the master when a read finds no data and the other side closed, and returns EIO (Linux,
 // n_tty_read): about one of a thousand terminals lost its last bytes that way. The next read waits for those bytes.
 func read(r io.Reader, p []byte) (int, error) {
 	n, err := r.Read(p)
@@ -101,8 +101,8 @@ func read(r io.Reader, p []byte) (int, error) {
 	return n, err
 }
 
-// isEOF reports whether err is an orderly end of a stream. A terminal's master reads EIO once the last process has closed
-// the other side.
+// isEOF reports whether err is an orderly end of a stream. A terminal's master reads EIO once the last process has
+// closed the other side.
 func isEOF(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, unix.EIO) }
 
 // end is our end of a pipe or terminal. Reads and writes can be interrupted by a context.

@@ -79,7 +79,10 @@ func TestBroker(t *testing.T) {
 	if _, ok := open(t, dial, "stream 7\n"); ok {
 		t.Error("a second stream 7 was accepted")
 	}
-	for _, bad := range []string{"stream 0\n", "stream -1\n", "stream 01\n", "stream 4294967296\n", "stream x\n", "hello\n", "stream 1 \n", "stream 11111111111111111111111111111111111\n"} {
+	for _, bad := range []string{
+		"stream 0\n", "stream -1\n", "stream 01\n", "stream 4294967296\n", "stream x\n",
+		"hello\n", "stream 1 \n", "stream 11111111111111111111111111111111111\n",
+	} {
 		if _, ok := open(t, dial, bad); ok {
 			t.Errorf("%q was accepted", bad)
 		}

@@ -24,7 +24,8 @@ import (
 // The drivers of disks differ in how they find one.
 func init() {
 	for name, device := range map[string]func(disk.Finder, string) (disk.Address, error){
-		contract.DriverBlk: disk.Finder.Virtio, contract.DriverMMIOBlk: disk.Finder.Named, contract.DriverSCSI: disk.Finder.SCSI,
+		contract.DriverBlk: disk.Finder.Virtio, contract.DriverMMIOBlk: disk.Finder.Named,
+		contract.DriverSCSI: disk.Finder.SCSI,
 	} {
 		register(name, driver{options: isDiskOption, device: device, mount: (*Manager).mountDisk})
 	}
@@ -97,7 +98,8 @@ func checkImage(path string, size int64) error {
 
 // mountLayer opens a layer's device with the root hash and mounts its EROFS image.
 func (m *Manager) mountLayer(ctx context.Context, point string, mt *mounted, p verity.Params, opts options) error {
-	if opts.flags&^(unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_NOATIME) != 0 || len(opts.data) > 0 {
+	if opts.flags&^(unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_NOATIME) != 0 ||
+		len(opts.data) > 0 {
 		return invalid(fmt.Errorf("options %.200q do not fit a layer", mt.storage.GetOptions()))
 	}
 	dev, err := m.blockDevice(ctx, mt)

@@ -66,9 +66,15 @@ func TestDevicesGetTheGuestsNumbers(t *testing.T) {
 	}
 	major, minor := new(int64(259)), new(int64(4))
 	spec := &specs.Spec{Linux: &specs.Linux{
-		Devices: []specs.LinuxDevice{{Path: "/dev/x", Type: "b", Major: 259, Minor: 4}, {Path: "/dev/null", Type: "c", Major: 1, Minor: 3}},
+		Devices: []specs.LinuxDevice{
+			{Path: "/dev/x", Type: "b", Major: 259, Minor: 4},
+			{Path: "/dev/null", Type: "c", Major: 1, Minor: 3},
+		},
 		Resources: &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{
-			{Type: "b", Major: major, Minor: minor}, {Type: "c", Major: major, Minor: minor}, {Major: major, Minor: minor}, {Allow: false},
+			{Type: "b", Major: major, Minor: minor},
+			{Type: "c", Major: major, Minor: minor},
+			{Major: major, Minor: minor},
+			{Allow: false},
 		}},
 	}}
 	dev := &agent.Device{Type: "scsi", VmPath: a.Source, ContainerPath: "/dev/x"}
@@ -118,7 +124,10 @@ func TestShutdownClosesTheDoor(t *testing.T) {
 }
 
 func TestParseSize(t *testing.T) {
-	for in, want := range map[string]uint64{"0": 0, "12": 12, "2k": 2048, "2Ki": 2048, "2KiB": 2048, "3M": 3 << 20, "1g": 1 << 30} {
+	for in, want := range map[string]uint64{
+		"0": 0, "12": 12, "2k": 2048, "2Ki": 2048, "2KiB": 2048, "3M": 3 << 20,
+		"1g": 1 << 30,
+	} {
 		if got, err := parseSize(in); got != want || err != nil {
 			t.Errorf("parseSize(%q) = %d, %v, want %d", in, got, err, want)
 		}
@@ -157,7 +166,8 @@ func FuzzPaths(f *testing.F) {
 	m := New(contract.GuestRoot)
 	f.Fuzz(func(t *testing.T, s string) {
 		defer worktest.Bound(t, len(s))()
-		if c, err := m.clean(s); err == nil && (!strings.HasPrefix(c, contract.GuestRoot+"/") || strings.Contains(c, "/../")) {
+		if c, err := m.clean(s); err == nil && (!strings.HasPrefix(c, contract.GuestRoot+"/") ||
+			strings.Contains(c, "/../")) {
 			t.Fatalf("path %q became %q", s, c)
 		}
 	})

@@ -29,7 +29,8 @@ func (m *Manager) Devices(ctx context.Context, cid string, devices []*agent.Devi
 	renumber := map[number]number{}
 	for _, d := range devices {
 		if err := m.device(ctx, cid, d, spec, renumber); err != nil {
-			return fmt.Errorf("device %.80q (type %.40q, address %.80q): %w", d.GetContainerPath(), d.GetType(), d.GetVmPath(), err)
+			return fmt.Errorf("device %.80q (type %.40q, address %.80q): %w", d.GetContainerPath(), d.GetType(),
+				d.GetVmPath(), err)
 		}
 	}
 	if spec.Linux.Resources == nil {
@@ -50,9 +51,12 @@ func (m *Manager) Devices(ctx context.Context, cid string, devices []*agent.Devi
 
 type number struct{ major, minor int64 }
 
-func (m *Manager) device(ctx context.Context, cid string, d *agent.Device, spec *specs.Spec, renumber map[number]number) error {
+func (m *Manager) device(ctx context.Context, cid string, d *agent.Device, spec *specs.Spec,
+	renumber map[number]number,
+) error {
 	if drivers[d.GetType()].device == nil {
-		return fmt.Errorf("devices of this type are not supported; %s are: %w", strings.Join(DeviceTypes(), ", "), errdefs.ErrNotImplemented)
+		return fmt.Errorf("devices of this type are not supported; %s are: %w", strings.Join(DeviceTypes(), ", "),
+			errdefs.ErrNotImplemented)
 	}
 	address := d.GetVmPath()
 	if address == "" {

@@ -20,8 +20,8 @@ import (
 	"github.com/coco-shim/coco/api/agent"
 )
 
-// driver makes storages of one kind available. All that is particular to it is in one file of this package, which registers
-// it; docs/extending.md has the steps to add one.
+// driver makes storages of one kind available. All that is particular to it is in one file of this package, which
+// registers it; docs/extending.md has the steps to add one.
 type driver struct {
 	// options reports whether the driver knows a driver option; nil: it has none. An unknown one is refused: if it were
 	// ignored, a feature that the host relies on (encryption) could silently be missing.

@@ -40,13 +40,27 @@ func TestStoragesThatAreRefused(t *testing.T) {
 		{"the root itself", change(func(s *agent.Storage) { s.MountPoint = g.root }), "not a plain path below"},
 		{"a way out", change(func(s *agent.Storage) { s.MountPoint = at("x/../../y") }), "not a plain path below"},
 		{"a symbolic link on the way", change(func(s *agent.Storage) { s.MountPoint = at("out/tmp/x") }), "mkdir"},
-		{"erofs without a root hash", change(func(s *agent.Storage) { s.DriverOptions = nil }), "without " + contract.VerityRootHash},
+		{
+			"erofs without a root hash", change(func(s *agent.Storage) { s.DriverOptions = nil }),
+			"without " + contract.VerityRootHash,
+		},
 		{"half of the verity options", change(func(s *agent.Storage) { s.DriverOptions = s.DriverOptions[:2] }), "missing"},
-		{"verity on something else", change(func(s *agent.Storage) { s.Driver, s.Fstype = "ephemeral", "tmpfs" }), "unknown driver option \"" + contract.VerityPrefix},
+		{
+			"verity on something else", change(func(s *agent.Storage) { s.Driver, s.Fstype = "ephemeral", "tmpfs" }),
+			"unknown driver option \"" + contract.VerityPrefix,
+		},
 		{"a layer that is no disk", change(func(s *agent.Storage) { s.Driver = "bind" }), "mounted from a disk only"},
-		{"an option of another driver", &agent.Storage{Driver: "watchable-bind", Source: at("a"), DriverOptions: []string{contract.OptionSubPath + "x"}, MountPoint: at("b")}, "unknown driver option \"" + contract.OptionSubPath},
+		{
+			"an option of another driver", &agent.Storage{
+				Driver: "watchable-bind", Source: at("a"),
+				DriverOptions: []string{contract.OptionSubPath + "x"}, MountPoint: at("b"),
+			},
+			"unknown driver option \"" + contract.OptionSubPath,
+		},
 		{"a layer on ext4", change(func(s *agent.Storage) { s.Fstype = "ext4" }), "belong to an erofs"},
-		{"an unknown driver option", change(func(s *agent.Storage) { s.DriverOptions = append(s.DriverOptions, contract.OptionEphemeralKey) }), "encryption_key"},
+		{"an unknown driver option", change(func(s *agent.Storage) {
+			s.DriverOptions = append(s.DriverOptions, contract.OptionEphemeralKey)
+		}), "encryption_key"},
 		{"a device that is too small", change(func(s *agent.Storage) {
 			p := l.Params
 			p.DataBlocks, p.HashOffset = 1<<20, 1<<32
@@ -55,18 +69,51 @@ func TestStoragesThatAreRefused(t *testing.T) {
 		{"an address that is none", change(func(s *agent.Storage) { s.Source = "0:00" }), "not a SCSI address"},
 		{"nothing at the address", change(func(s *agent.Storage) { s.Source = "9:9" }), "nothing at this address"},
 		{"tmpfs that is not", &agent.Storage{Driver: "ephemeral", Fstype: "proc", MountPoint: at("a")}, "is not memory"},
-		{"an unknown tmpfs option", &agent.Storage{Driver: "ephemeral", Fstype: "tmpfs", Options: []string{"usrquota"}, MountPoint: at("a")}, "usrquota"},
-		{"overlay of nothing", &agent.Storage{Driver: "overlayfs", Fstype: "overlay", MountPoint: at("a")}, "without lowerdir"},
-		{"overlay of the guest's root", &agent.Storage{Driver: "overlayfs", Options: []string{"lowerdir=/"}, MountPoint: at("a")}, "lowerdir"},
-		{"overlay with half an upper", &agent.Storage{Driver: "overlayfs", Options: []string{"lowerdir=" + at("a"), "upperdir=" + at("u")}, MountPoint: at("a")}, "only one of"},
+		{"an unknown tmpfs option", &agent.Storage{
+			Driver: "ephemeral", Fstype: "tmpfs", Options: []string{"usrquota"},
+			MountPoint: at("a"),
+		}, "usrquota"},
+		{
+			"overlay of nothing", &agent.Storage{Driver: "overlayfs", Fstype: "overlay", MountPoint: at("a")},
+			"without lowerdir",
+		},
+		{"overlay of the guest's root", &agent.Storage{
+			Driver: "overlayfs", Options: []string{"lowerdir=/"},
+			MountPoint: at("a"),
+		}, "lowerdir"},
+		{"overlay with half an upper", &agent.Storage{Driver: "overlayfs", Options: []string{
+			"lowerdir=" + at("a"),
+			"upperdir=" + at("u"),
+		}, MountPoint: at("a")}, "only one of"},
 		{"bind of the guest's root", &agent.Storage{Driver: "bind", Source: "/", MountPoint: at("a")}, "source"},
-		{"bind through a symbolic link", &agent.Storage{Driver: "bind", Source: at("out/etc"), MountPoint: at("a")}, "source"},
-		{"a volume of an unknown kind", &agent.Storage{Driver: "scsi", Source: "0:0", Fstype: "vfat", MountPoint: at("a")}, "not supported on block devices"},
-		{"a journal elsewhere", &agent.Storage{Driver: "scsi", Source: "0:0", Fstype: "ext4", Options: []string{"noatime,journal_path=/dev/mapper/x"}, MountPoint: at("a")}, "journal_path"},
-		{"a log elsewhere", &agent.Storage{Driver: "scsi", Source: "0:0", Fstype: "xfs", Options: []string{"logdev=/dev/sdb"}, MountPoint: at("a")}, "logdev"},
-		{"another device", &agent.Storage{Driver: "blk", Source: "/dev/vda", Fstype: "btrfs", Options: []string{"device=/dev/sdb"}, MountPoint: at("a")}, "device="},
-		{"another source", &agent.Storage{Driver: "ephemeral", Fstype: "tmpfs", Options: []string{"source=/dev/sdb"}, MountPoint: at("a")}, "source"},
-		{"what the host shares, in a TEE", &agent.Storage{Driver: contract.DriverVirtioFS, Source: "live", Fstype: "virtiofs", MountPoint: at("tee/a")}, "in a TEE"},
+		{
+			"bind through a symbolic link", &agent.Storage{Driver: "bind", Source: at("out/etc"), MountPoint: at("a")},
+			"source",
+		},
+		{
+			"a volume of an unknown kind", &agent.Storage{Driver: "scsi", Source: "0:0", Fstype: "vfat", MountPoint: at("a")},
+			"not supported on block devices",
+		},
+		{"a journal elsewhere", &agent.Storage{
+			Driver: "scsi", Source: "0:0", Fstype: "ext4",
+			Options: []string{"noatime,journal_path=/dev/mapper/x"}, MountPoint: at("a"),
+		}, "journal_path"},
+		{"a log elsewhere", &agent.Storage{
+			Driver: "scsi", Source: "0:0", Fstype: "xfs", Options: []string{"logdev=/dev/sdb"},
+			MountPoint: at("a"),
+		}, "logdev"},
+		{"another device", &agent.Storage{
+			Driver: "blk", Source: "/dev/vda", Fstype: "btrfs",
+			Options: []string{"device=/dev/sdb"}, MountPoint: at("a"),
+		}, "device="},
+		{"another source", &agent.Storage{
+			Driver: "ephemeral", Fstype: "tmpfs", Options: []string{"source=/dev/sdb"},
+			MountPoint: at("a"),
+		}, "source"},
+		{"what the host shares, in a TEE", &agent.Storage{
+			Driver: contract.DriverVirtioFS, Source: "live", Fstype: "virtiofs",
+			MountPoint: at("tee/a"),
+		}, "in a TEE"},
 		{"a strange tag", &agent.Storage{Driver: contract.DriverVirtioFS, Source: "../x", MountPoint: at("a")}, "tag"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -86,7 +133,10 @@ func TestMemoryLocalAndBind(t *testing.T) {
 	g := newGuest(t)
 	at := func(p string) string { return g.root + "/" + p }
 	err := g.Add(t.Context(), "c", []*agent.Storage{
-		{Driver: "ephemeral", Fstype: "tmpfs", Options: []string{"nosuid,size=1m", "mode=0750", "fsgid=77"}, MountPoint: at("e")},
+		{
+			Driver: "ephemeral", Fstype: "tmpfs", Options: []string{"nosuid,size=1m", "mode=0750", "fsgid=77"},
+			MountPoint: at("e"),
+		},
 		{Driver: "local", Options: []string{"mode=0711", "fsgid=78"}, MountPoint: at("l")},
 		{Driver: "bind", Source: at("e"), Options: []string{"rbind", "ro"}, MountPoint: at("b")},
 		{Driver: "ephemeral", Fstype: "tmpfs", MountPoint: at("g"), FsGroup: &agent.FSGroup{GroupId: 79}},
@@ -117,7 +167,8 @@ func TestMemoryLocalAndBind(t *testing.T) {
 func TestFSGroupReachesEverything(t *testing.T) {
 	g := newGuest(t)
 	dir := filepath.Join(g.root, "v")
-	if err := errors.Join(os.MkdirAll(dir+"/d/e", 0o700), os.WriteFile(dir+"/d/f", nil, 0o600), os.Symlink("/etc/passwd", dir+"/l")); err != nil {
+	if err := errors.Join(os.MkdirAll(dir+"/d/e", 0o700), os.WriteFile(dir+"/d/f", nil, 0o600),
+		os.Symlink("/etc/passwd", dir+"/l")); err != nil {
 		t.Fatal(err)
 	}
 	if err := g.applyFSGroup(dir, &agent.FSGroup{GroupId: 4321}); err != nil {
@@ -159,8 +210,14 @@ func TestAnOverlayOfManyLayers(t *testing.T) {
 		{Driver: "ephemeral", Fstype: "tmpfs", MountPoint: upper},
 		{
 			Driver: "overlayfs", Fstype: "overlay", MountPoint: g.root + "/c/rootfs",
-			Options:       []string{"lowerdir=" + strings.Join(lower, ":"), "upperdir=" + upper + "/fs", "workdir=" + upper + "/work"},
-			DriverOptions: []string{contract.OptionCreateDirectory + upper + "/fs", contract.OptionCreateDirectory + upper + "/work"},
+			Options: []string{
+				"lowerdir=" + strings.Join(lower, ":"), "upperdir=" + upper + "/fs",
+				"workdir=" + upper + "/work",
+			},
+			DriverOptions: []string{
+				contract.OptionCreateDirectory + upper + "/fs",
+				contract.OptionCreateDirectory + upper + "/work",
+			},
 		},
 	})
 	if err != nil {
@@ -211,13 +268,16 @@ func TestDriversOfTheProtocolThatAreAbsent(t *testing.T) {
 		if !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), driver) || slices.Contains(Drivers(), driver) {
 			t.Errorf("%s: %v, want a refusal by name", driver, err)
 		}
-		err = g.Devices(t.Context(), "c", []*agent.Device{{Type: driver, VmPath: "x", ContainerPath: "/dev/x"}}, &specs.Spec{Linux: &specs.Linux{}})
-		if !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), driver) || slices.Contains(DeviceTypes(), driver) {
+		err = g.Devices(t.Context(), "c", []*agent.Device{{Type: driver, VmPath: "x", ContainerPath: "/dev/x"}},
+			&specs.Spec{Linux: &specs.Linux{}})
+		if !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), driver) ||
+			slices.Contains(DeviceTypes(), driver) {
 			t.Errorf("device of type %s: %v, want a refusal by name", driver, err)
 		}
 	}
 	for _, source := range []string{"02/00", "../vda", ""} {
-		err := g.Add(t.Context(), "c", []*agent.Storage{{Driver: "mmioblk", Source: source, Fstype: "ext4", MountPoint: at("a")}})
+		err := g.Add(t.Context(), "c",
+			[]*agent.Storage{{Driver: "mmioblk", Source: source, Fstype: "ext4", MountPoint: at("a")}})
 		if !errdefs.IsInvalidArgument(err) {
 			t.Errorf("mmioblk at %q: %v", source, err)
 		}
@@ -225,7 +285,10 @@ func TestDriversOfTheProtocolThatAreAbsent(t *testing.T) {
 	if err := os.MkdirAll(at("shared/config"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	w := &agent.Storage{Driver: contract.DriverWatchableBind, Source: at("shared/config"), Fstype: "bind", Options: []string{"ro"}, MountPoint: at("shared/watchable/config")}
+	w := &agent.Storage{
+		Driver: contract.DriverWatchableBind, Source: at("shared/config"), Fstype: "bind",
+		Options: []string{"ro"}, MountPoint: at("shared/watchable/config"),
+	}
 	if err := g.Add(t.Context(), "c", []*agent.Storage{w}); err != nil {
 		t.Fatal(err)
 	}

@@ -32,7 +32,8 @@ func isFresh(options []string) (bool, error) {
 	key := slices.Contains(options, contract.OptionEphemeralKey)
 	create := slices.Contains(options, contract.OptionCreateFS)
 	if key != create {
-		return false, invalid(fmt.Errorf("%s and %s come together or not at all", contract.OptionEphemeralKey, contract.OptionCreateFS))
+		return false, invalid(fmt.Errorf("%s and %s come together or not at all", contract.OptionEphemeralKey,
+			contract.OptionCreateFS))
 	}
 	return key, nil
 }
@@ -48,7 +49,8 @@ func (m *Manager) mountFresh(ctx context.Context, point string, mt *mounted, opt
 		return invalid(err)
 	}
 	if mt.storage.GetFstype() != "ext4" || len(opts.data) > 0 {
-		return invalid(fmt.Errorf("file system %.40q with options %.100q cannot be made; ext4 with mode and gid can", mt.storage.GetFstype(), opts.joined()))
+		return invalid(fmt.Errorf("file system %.40q with options %.100q cannot be made; ext4 with mode and gid can",
+			mt.storage.GetFstype(), opts.joined()))
 	}
 	if err := m.loadFresh(); err != nil {
 		return err

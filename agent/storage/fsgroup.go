@@ -45,7 +45,8 @@ func (m *Manager) applyFSGroup(point string, g *agent.FSGroup) error {
 		return nil // cannot be changed, and is the same for everybody
 	}
 	want := rw | groupDir
-	if g.GetGroupChangePolicy() == types.FSGroupChangePolicy_OnRootMismatch && st.Gid == g.GetGroupId() && st.Mode&want == want {
+	if g.GetGroupChangePolicy() == types.FSGroupChangePolicy_OnRootMismatch && st.Gid == g.GetGroupId() &&
+		st.Mode&want == want {
 		return nil
 	}
 	if err := chgrpTree(int(dir.Fd()), ".", int(g.GetGroupId()), 0); err != nil {

@@ -109,7 +109,8 @@ func (m *Manager) Add(ctx context.Context, cid string, storages []*agent.Storage
 		}
 		fresh, err := m.acquire(ctx, cid, s)
 		if err != nil {
-			return fmt.Errorf("storage %d (driver %.40q, source %.80q) at %.200q: %w", i, s.GetDriver(), s.GetSource(), s.GetMountPoint(), err)
+			return fmt.Errorf("storage %d (driver %.40q, source %.80q) at %.200q: %w", i, s.GetDriver(), s.GetSource(),
+				s.GetMountPoint(), err)
 		}
 		if fresh {
 			u.Push("release "+s.GetMountPoint(), func(ctx context.Context) error {
@@ -327,5 +328,6 @@ func (l *verityLayer) check(point string) error {
 type CorruptLayerError struct{ RootHash, MountPoint string }
 
 func (e *CorruptLayerError) Error() string {
-	return fmt.Sprintf("layer %s at %s is corrupted: a block that was read does not match the root hash; remove the layer from the node's cache so that it is built again", e.RootHash, e.MountPoint)
+	return fmt.Sprintf("layer %s at %s is corrupted: a block that was read does not match the root hash; remove the "+
+		"layer from the node's cache so that it is built again", e.RootHash, e.MountPoint)
 }

@@ -313,7 +313,8 @@ func TestACorruptLayerIsNamed(t *testing.T) {
 	l.RootHash[5] ^= 1
 	err := g.Add(t.Context(), "c1", g.storages("c1", l))
 	var corrupt *CorruptLayerError
-	if !errors.As(err, &corrupt) || corrupt.RootHash != l.Hex() || !strings.Contains(err.Error(), "/"+contract.LayersName+"/"+l.Hex()) {
+	if !errors.As(err, &corrupt) || corrupt.RootHash != l.Hex() ||
+		!strings.Contains(err.Error(), "/"+contract.LayersName+"/"+l.Hex()) {
 		t.Errorf("Add = %v, want a CorruptLayerError", err)
 	}
 	if m := g.mounted(); len(m) != 0 {

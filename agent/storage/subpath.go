@@ -26,7 +26,8 @@ func takeSubPath(options []string) (string, error) {
 		if !ok {
 			continue
 		}
-		if sub != "" || v == "" || len(v) > maxSubPath || path.IsAbs(v) || path.Clean(v) != v || v == "." || v == ".." || strings.HasPrefix(v, "../") || strings.ContainsRune(v, 0) {
+		if sub != "" || v == "" || len(v) > maxSubPath || path.IsAbs(v) || path.Clean(v) != v || v == "." || v == ".." ||
+			strings.HasPrefix(v, "../") || strings.ContainsRune(v, 0) {
 			return "", invalid(fmt.Errorf("sub path %.200q is not one plain relative path", v))
 		}
 		sub = v

@@ -17,9 +17,15 @@ import (
 func TestSubPathsStayInTheirVolume(t *testing.T) {
 	g := newGuest(t)
 	at := func(name string) string { return filepath.Join(g.root, name) }
-	volume := &agent.Storage{Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs", Options: []string{"mode=2770", "size=1m"}, MountPoint: at("volume"), Shared: true}
+	volume := &agent.Storage{
+		Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs",
+		Options: []string{"mode=2770", "size=1m"}, MountPoint: at("volume"), Shared: true,
+	}
 	sub := func(name, path string) *agent.Storage {
-		return &agent.Storage{Driver: "bind", Source: at("volume"), DriverOptions: []string{contract.OptionSubPath + path}, MountPoint: at("sub/" + name)}
+		return &agent.Storage{
+			Driver: "bind", Source: at("volume"), DriverOptions: []string{contract.OptionSubPath + path},
+			MountPoint: at("sub/" + name),
+		}
 	}
 	if err := g.Add(t.Context(), "c", []*agent.Storage{volume, sub("dirs", "a/b/c")}); err != nil {
 		t.Fatal(err)
@@ -48,7 +54,10 @@ func TestSubPathsStayInTheirVolume(t *testing.T) {
 	if b, err := os.ReadFile(at("sub/file")); string(b) != "text" {
 		t.Errorf("a file as a sub path: %q, %v", b, err)
 	}
-	for _, bad := range []string{"absolute", "absolute/passwd", "a/up", "a/up/new", "loop", "../x", "/x", "a/../..", ".", "", "a//b", "a/file/x"} {
+	for _, bad := range []string{
+		"absolute", "absolute/passwd", "a/up", "a/up/new", "loop", "../x", "/x", "a/../..", ".",
+		"", "a//b", "a/file/x",
+	} {
 		if err := g.Add(t.Context(), "e", []*agent.Storage{sub("bad", bad)}); err == nil {
 			t.Errorf("sub path %q is accepted", bad)
 		}
@@ -72,13 +81,34 @@ func TestSubPathsStayInTheirVolume(t *testing.T) {
 func TestFreshDisksAreAllOrNothing(t *testing.T) {
 	g := newGuest(t)
 	for name, s := range map[string]*agent.Storage{
-		"only a key":         {Driver: "scsi", Source: "0:0", Fstype: "ext4", DriverOptions: []string{contract.OptionEphemeralKey}},
-		"only a file system": {Driver: "scsi", Source: "0:0", Fstype: "ext4", DriverOptions: []string{contract.OptionCreateFS}},
-		"another key":        {Driver: "scsi", Source: "0:0", Fstype: "ext4", DriverOptions: []string{"encryption_key=abc", contract.OptionCreateFS}},
-		"xfs":                {Driver: "scsi", Source: "0:0", Fstype: "xfs", DriverOptions: []string{contract.OptionEphemeralKey, contract.OptionCreateFS}},
-		"an option":          {Driver: "scsi", Source: "0:0", Fstype: "ext4", Options: []string{"journal=x"}, DriverOptions: []string{contract.OptionEphemeralKey, contract.OptionCreateFS}},
-		"a mode":             {Driver: "scsi", Source: "0:0", Fstype: "ext4", Options: []string{"mode=99999"}, DriverOptions: []string{contract.OptionEphemeralKey, contract.OptionCreateFS}},
-		"a tmpfs":            {Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs", DriverOptions: []string{contract.OptionEphemeralKey, contract.OptionCreateFS}},
+		"only a key": {
+			Driver: "scsi", Source: "0:0", Fstype: "ext4",
+			DriverOptions: []string{contract.OptionEphemeralKey},
+		},
+		"only a file system": {
+			Driver: "scsi", Source: "0:0", Fstype: "ext4",
+			DriverOptions: []string{contract.OptionCreateFS},
+		},
+		"another key": {Driver: "scsi", Source: "0:0", Fstype: "ext4", DriverOptions: []string{
+			"encryption_key=abc",
+			contract.OptionCreateFS,
+		}},
+		"xfs": {Driver: "scsi", Source: "0:0", Fstype: "xfs", DriverOptions: []string{
+			contract.OptionEphemeralKey,
+			contract.OptionCreateFS,
+		}},
+		"an option": {
+			Driver: "scsi", Source: "0:0", Fstype: "ext4", Options: []string{"journal=x"},
+			DriverOptions: []string{contract.OptionEphemeralKey, contract.OptionCreateFS},
+		},
+		"a mode": {
+			Driver: "scsi", Source: "0:0", Fstype: "ext4", Options: []string{"mode=99999"},
+			DriverOptions: []string{contract.OptionEphemeralKey, contract.OptionCreateFS},
+		},
+		"a tmpfs": {
+			Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs",
+			DriverOptions: []string{contract.OptionEphemeralKey, contract.OptionCreateFS},
+		},
 	} {
 		s.MountPoint = filepath.Join(g.root, "v")
 		if err := g.Add(t.Context(), "c", []*agent.Storage{s}); err == nil {

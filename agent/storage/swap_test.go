@@ -39,7 +39,8 @@ func TestOverlayDirectoriesAreNotFollowed(t *testing.T) {
 	at := func(p string) string { return filepath.Join(g.root, p) }
 	for _, err := range []error{
 		os.MkdirAll(at("v/l"), 0o755), os.MkdirAll(at("v/u"), 0o755), os.MkdirAll(at("v/w"), 0o755),
-		os.Symlink(out, at("abs")), os.Symlink(filepath.Join("..", filepath.Base(filepath.Dir(out)), filepath.Base(out)), at("rel")),
+		os.Symlink(out, at("abs")), os.Symlink(filepath.Join("..", filepath.Base(filepath.Dir(out)), filepath.Base(out)),
+			at("rel")),
 		os.Symlink(out+"/u", at("u")), os.Symlink("v", at("inside")),
 	} {
 		if err != nil {
@@ -56,7 +57,10 @@ func TestOverlayDirectoriesAreNotFollowed(t *testing.T) {
 		"work, on the way":    {"lowerdir=" + at("v/l"), "upperdir=" + at("v/u"), "workdir=" + at("abs/w")},
 		"a link that is fine": {"lowerdir=" + at("inside/l")}, // it can be another one a moment later
 	} {
-		s := &agent.Storage{Driver: "overlayfs", Source: "overlay", Fstype: "overlay", MountPoint: at("merged"), Options: opts}
+		s := &agent.Storage{
+			Driver: "overlayfs", Source: "overlay", Fstype: "overlay",
+			MountPoint: at("merged"), Options: opts,
+		}
 		if err := g.Add(t.Context(), "c", []*agent.Storage{s}); !errors.Is(err, unix.ELOOP) {
 			t.Errorf("%s is a link: Add = %v, want ELOOP", name, err)
 		}
@@ -102,7 +106,10 @@ func TestUnmountsWhatItMounted(t *testing.T) {
 	if err := os.WriteFile(at("vol/d/x"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	file := &agent.Storage{Driver: "bind", Source: at("vol/d"), DriverOptions: []string{contract.OptionSubPath + "x"}, MountPoint: at("vol/f")}
+	file := &agent.Storage{
+		Driver: "bind", Source: at("vol/d"), DriverOptions: []string{contract.OptionSubPath + "x"},
+		MountPoint: at("vol/f"),
+	}
 	if err := g.Add(t.Context(), "c", []*agent.Storage{file}); err != nil {
 		t.Fatal(err)
 	}

@@ -24,7 +24,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestFindPort(t *testing.T) {
 	class := t.TempDir()
-	for dev, name := range map[string]string{"vport1p0": "console", "vport1p1": contract.SerialPort + "\n", "vport1p2": ""} {
+	for dev, name := range map[string]string{
+		"vport1p0": "console", "vport1p1": contract.SerialPort + "\n",
+		"vport1p2": "",
+	} {
 		if err := os.MkdirAll(filepath.Join(class, dev), 0o755); err != nil {
 			t.Fatal(err)
 		}

@@ -83,8 +83,9 @@ func typeName(f protoreflect.FieldDescriptor) string {
 	return one(f)
 }
 
-// TestDescriptorsMatchTheTable holds every RPC and field against the table of Kata's agent protocol, release 4.1. The table is
-// written by hand, from the protocol and not from our descriptors: a line of it changes when Kata's protocol does.
+// TestDescriptorsMatchTheTable holds every RPC and field against the table of Kata's agent protocol, release 4.1. The
+// table is written by hand, from the protocol and not from our descriptors: a line of it changes when Kata's protocol
+// does.
 func TestDescriptorsMatchTheTable(t *testing.T) {
 	b, err := os.ReadFile(filepath.Join("testdata", "protocol.txt"))
 	if err != nil {

@@ -134,8 +134,8 @@ func uptime() time.Duration {
 	return time.Duration(ts.Nano()).Round(time.Millisecond)
 }
 
-// newLog logs to the console. In a closed guest, from which the host must learn nothing, only where the (measured) kernel
-// parameters say so.
+// newLog logs to the console. In a closed guest, from which the host must learn nothing, only where the (measured)
+// kernel parameters say so.
 func newLog(closed bool) *slog.Logger {
 	level := slog.LevelWarn
 	v, asked := boot.KernelParam(contract.ParamLog)

@@ -27,7 +27,8 @@ const (
 )
 
 var phases = map[phase]string{
-	phaseUnknown: "no phase is known", phaseRoot: "the root cannot be entered", phaseMounts: "a file system cannot be mounted",
+	phaseUnknown: "no phase is known", phaseRoot: "the root cannot be entered",
+	phaseMounts:  "a file system cannot be mounted",
 	phaseConsole: "the console cannot be silenced", phaseHarden: "a setting of the kernel cannot be made",
 	phaseModules: "the list of kernel modules cannot be read", phaseServices: "a service cannot be set up",
 	phaseServing: "serving ended", phasePowerOff: "the machine cannot be switched off",

@@ -17,7 +17,8 @@ func TestACodedReasonHasNothingOfTheError(t *testing.T) {
 		t.Fatalf("the phase of %v is lost", err)
 	}
 	for p := phaseUnknown; p <= phasePowerOff; p++ {
-		if got := coded(p); phases[p] == "" || strings.Contains(got, "secret") || !strings.HasPrefix(got, fmt.Sprintf("code %d (", p)) {
+		if got := coded(p); phases[p] == "" || strings.Contains(got, "secret") ||
+			!strings.HasPrefix(got, fmt.Sprintf("code %d (", p)) {
 			t.Errorf("coded(%d) = %q", p, got)
 		}
 	}

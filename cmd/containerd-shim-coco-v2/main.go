@@ -69,7 +69,8 @@ func makePod(env shim.Env) func(context.Context, task.PodRequest) (task.Pod, err
 }
 
 // config reads the configuration that the options name or hold, and applies the overrides, which it
-// returns too: annotations of the options and of the specification, Kata's among them. The notes are about those without effect.
+// returns too: annotations of the options and of the specification, Kata's among them. The notes are about those
+// without effect.
 func config(r task.PodRequest) (cfg configs.Config, overrides map[string]string, notes []string, err error) {
 	if len(r.Options.ConfigBody) > 0 && r.Options.ConfigPath == "" {
 		cfg, err = configs.Decode("ConfigBody", bytes.NewReader(r.Options.ConfigBody))

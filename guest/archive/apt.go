@@ -49,11 +49,17 @@ Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
 }
 
 // passed are the variables that apt gets from the caller's environment: where the proxies are, no more.
-var passed = []string{"http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "TMPDIR"}
+var passed = []string{
+	"http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY",
+	"NO_PROXY", "TMPDIR",
+}
 
 // Env is apt's environment for the configuration in file config.
 func Env(config string) []string {
-	env := []string{"APT_CONFIG=" + config, "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive"}
+	env := []string{
+		"APT_CONFIG=" + config, "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C",
+		"DEBIAN_FRONTEND=noninteractive",
+	}
 	for _, name := range passed {
 		if v, ok := os.LookupEnv(name); ok {
 			env = append(env, name+"="+v)
@@ -67,8 +73,10 @@ func Env(config string) []string {
 func CheckURL(s string) error {
 	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.:/_+-"
 	scheme, rest, _ := strings.Cut(s, "://")
-	if !slices.Contains([]string{"http", "https", "file"}, scheme) || strings.Trim(rest, plain) != "" || strings.HasPrefix(rest, "/") != (scheme == "file") || len(rest) < 2 {
-		return fmt.Errorf("archive %q: want an address such as https://deb.debian.org/debian (http, https or file), of letters, digits and .:/_+-", s)
+	if !slices.Contains([]string{"http", "https", "file"}, scheme) || strings.Trim(rest, plain) != "" ||
+		strings.HasPrefix(rest, "/") != (scheme == "file") || len(rest) < 2 {
+		return fmt.Errorf("archive %q: want an address such as https://deb.debian.org/debian (http, https or file), of "+
+			"letters, digits and .:/_+-", s)
 	}
 	return nil
 }

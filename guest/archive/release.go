@@ -132,10 +132,12 @@ const skew = 24 * time.Hour
 func (r Release) Check(e Expected) error {
 	var errs []error
 	if r.Origin != Origin || r.Label != e.Label {
-		errs = append(errs, fmt.Errorf("it is signed as origin %q, label %q, where %q, %q is expected", r.Origin, r.Label, Origin, e.Label))
+		errs = append(errs, fmt.Errorf("it is signed as origin %q, label %q, where %q, %q is expected", r.Origin, r.Label,
+			Origin, e.Label))
 	}
 	if r.Codename != e.Codename {
-		errs = append(errs, fmt.Errorf("it is signed as the release %q (suite %q), and %q was asked for", r.Codename, r.Suite, e.Codename))
+		errs = append(errs, fmt.Errorf("it is signed as the release %q (suite %q), and %q was asked for", r.Codename,
+			r.Suite, e.Codename))
 	}
 	return errors.Join(append(errs, r.checkDate(e))...)
 }
@@ -156,10 +158,12 @@ func (r Release) checkDate(e Expected) error {
 		}
 	case !r.ValidUntil.IsZero():
 		if e.Now.After(r.ValidUntil) {
-			return fmt.Errorf("it was valid until %s: the mirror holds an old state, in which security updates are missing (another --mirror, or --max-release-age if this is known)", day(r.ValidUntil))
+			return fmt.Errorf("it was valid until %s: the mirror holds an old state, in which security updates are missing "+
+				"(another --mirror, or --max-release-age if this is known)", day(r.ValidUntil))
 		}
 	case age > DefaultMaxAge:
-		return fmt.Errorf("it is dated %s, more than %d days ago: the mirror holds an old state (another --mirror, or --max-release-age if this is known)", day(r.Date), DefaultMaxAge/(24*time.Hour))
+		return fmt.Errorf("it is dated %s, more than %d days ago: the mirror holds an old state (another --mirror, or "+
+			"--max-release-age if this is known)", day(r.Date), DefaultMaxAge/(24*time.Hour))
 	}
 	return nil
 }

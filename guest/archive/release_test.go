@@ -63,7 +63,10 @@ func TestASnapshotMayBeOldButNotNewerThanItself(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := Expected{Codename: "trixie-security", Label: LabelSecurity, Now: r.Date.AddDate(3, 0, 0), Snapshot: r.Date.Add(time.Hour)}
+	e := Expected{
+		Codename: "trixie-security", Label: LabelSecurity, Now: r.Date.AddDate(3, 0, 0),
+		Snapshot: r.Date.Add(time.Hour),
+	}
 	if err := r.Check(e); err != nil {
 		t.Errorf("an old state that was asked for = %v", err)
 	}
@@ -79,7 +82,10 @@ func TestCheckURL(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	for _, bad := range []string{"", "deb.debian.org", "http:///x", "file://srv/x", "https://m/a b", "https://m/\n", "https://m/[x]", "cdrom://m/x", "https://u@m/x", "https://m/x#y"} {
+	for _, bad := range []string{
+		"", "deb.debian.org", "http:///x", "file://srv/x", "https://m/a b", "https://m/\n",
+		"https://m/[x]", "cdrom://m/x", "https://u@m/x", "https://m/x#y",
+	} {
 		if CheckURL(bad) == nil {
 			t.Errorf("CheckURL(%q) accepts it", bad)
 		}

@@ -57,10 +57,20 @@ func file(t testing.TB, name string) *os.File {
 func plain(t testing.TB) hypervisor.VMSpec {
 	t.Helper()
 	return hypervisor.VMSpec{
-		ID: "pod-1", CPU: hypervisor.CPU{Count: 2}, MemoryMiB: 512, BlockBus: hypervisor.BlockBlk, BootTimeout: 20 * time.Second,
-		Boot:   hypervisor.Boot{Kernel: file(t, "vmlinux"), Initrd: file(t, "initrd.img"), Cmdline: "console=ttyS0 quiet"},
-		Blocks: []hypervisor.Block{{ID: "layer-0", File: file(t, "layer-0"), ReadOnly: true}, {ID: "scratch-a-long-name", File: file(t, "scratch")}},
-		NICs:   []hypervisor.NIC{{ID: "eth0", MAC: "02:00:00:00:00:01", Tap: []*os.File{file(t, "tap0"), file(t, "tap1")}, MTU: 1450}},
+		ID: "pod-1", CPU: hypervisor.CPU{Count: 2}, MemoryMiB: 512, BlockBus: hypervisor.BlockBlk,
+		BootTimeout: 20 * time.Second,
+		Boot: hypervisor.Boot{
+			Kernel: file(t, "vmlinux"), Initrd: file(t, "initrd.img"),
+			Cmdline: "console=ttyS0 quiet",
+		},
+		Blocks: []hypervisor.Block{
+			{ID: "layer-0", File: file(t, "layer-0"), ReadOnly: true},
+			{ID: "scratch-a-long-name", File: file(t, "scratch")},
+		},
+		NICs: []hypervisor.NIC{{
+			ID: "eth0", MAC: "02:00:00:00:00:01", Tap: []*os.File{file(t, "tap0"), file(t, "tap1")},
+			MTU: 1450,
+		}},
 	}
 }
 
@@ -120,7 +130,8 @@ func (h *harness) launch(t testing.TB, spec hypervisor.VMSpec) (*machine, error)
 // jailed are the options of a process as package virtcontainers/host launches it.
 func jailed(dir string, kept ...string) launch.Options {
 	return launch.Options{Jail: &jail.Options{
-		User: testUser, Capabilities: []int{unix.CAP_DAC_OVERRIDE}, Disks: true, Devices: []string{"/dev/kvm"}, Kept: append(kept, dir),
+		User: testUser, Capabilities: []int{unix.CAP_DAC_OVERRIDE}, Disks: true, Devices: []string{"/dev/kvm"},
+		Kept: append(kept, dir),
 	}}
 }
 

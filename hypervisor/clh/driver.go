@@ -92,7 +92,9 @@ func (d *Driver) Name() string { return "clh" }
 
 // Launch turns proc into a VM. dir must be private to it and have a short path; the VMM's sockets lie
 // there until the VM has ended.
-func (d *Driver) Launch(ctx context.Context, spec hypervisor.VMSpec, proc hypervisor.Process, dir string) (hypervisor.VM, error) {
+func (d *Driver) Launch(ctx context.Context, spec hypervisor.VMSpec, proc hypervisor.Process,
+	dir string,
+) (hypervisor.VM, error) {
 	vm, err := d.launch(ctx, spec, proc, dir)
 	if err != nil {
 		_ = proc.Kill() // it may be dead already
@@ -102,7 +104,9 @@ func (d *Driver) Launch(ctx context.Context, spec hypervisor.VMSpec, proc hyperv
 	return vm, nil
 }
 
-func (d *Driver) launch(ctx context.Context, spec hypervisor.VMSpec, proc hypervisor.Process, dir string) (*machine, error) {
+func (d *Driver) launch(ctx context.Context, spec hypervisor.VMSpec, proc hypervisor.Process,
+	dir string,
+) (*machine, error) {
 	if err := d.check(spec, dir); err != nil {
 		return nil, err
 	}
@@ -155,7 +159,8 @@ func (d *Driver) check(spec hypervisor.VMSpec, dir string) error {
 		}
 	}
 	if n := len(filepath.Join(dir, vsockSocket)); n > maxUnixPath {
-		return fmt.Errorf("VM %s cannot be launched: the path of a socket in %s has %d bytes, at most %d are possible: set a shorter runtime.state_dir", spec.ID, dir, n, maxUnixPath)
+		return fmt.Errorf("VM %s cannot be launched: the path of a socket in %s has %d bytes, at most %d are possible: set "+
+			"a shorter runtime.state_dir", spec.ID, dir, n, maxUnixPath)
 	}
 	if err := d.opts.KVM(); err != nil {
 		return fmt.Errorf("VM %s cannot be launched: Cloud Hypervisor needs KVM: %w", spec.ID, err)
@@ -168,7 +173,8 @@ func (d *Driver) landlockUsable(id string) bool {
 	const need = 3 // Cloud Hypervisor, vmm/src/landlock.rs
 	abi := d.landlockABI()
 	if abi < need {
-		d.opts.Log.Warn("VMM is not confined by Landlock", "vm", id, "have", abi, "need", need, "fix", "Linux 6.2 or later with landlock in its lsm= list")
+		d.opts.Log.Warn("VMM is not confined by Landlock", "vm", id, "have", abi, "need", need, "fix",
+			"Linux 6.2 or later with landlock in its lsm= list")
 	}
 	return abi >= need
 }
@@ -202,7 +208,8 @@ func confine(blocks []hypervisor.Block, par Params, u *undo.Stack) ([]hypervisor
 			return nil, err
 		}
 		if !b.ReadOnly || st.Size() > maxLanded {
-			return nil, fmt.Errorf("block device %s: a disk in memory must be read-only and have at most %d bytes for Landlock (hypervisor.landlock)", b.ID, maxLanded)
+			return nil, fmt.Errorf("block device %s: a disk in memory must be read-only and have at most %d bytes for "+
+				"Landlock (hypervisor.landlock)", b.ID, maxLanded)
 		}
 		f, err := os.OpenFile(par.Dir, os.O_RDWR|unix.O_TMPFILE, 0o400)
 		if err != nil {

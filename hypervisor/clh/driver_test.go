@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -50,7 +49,10 @@ func TestLaunchHandsOverWhatTheSpecNames(t *testing.T) {
 				t.Fatalf("calls (-want +got):\n%s", d)
 			}
 			var files []clhtest.FileID
-			for _, f := range []*os.File{spec.Boot.Firmware, spec.Boot.Kernel, spec.Boot.Initrd, spec.Blocks[0].File, spec.Blocks[1].File} {
+			for _, f := range []*os.File{
+				spec.Boot.Firmware, spec.Boot.Kernel, spec.Boot.Initrd, spec.Blocks[0].File,
+				spec.Blocks[1].File,
+			} {
 				if f != nil {
 					files = append(files, clhtest.IDOf(t, f))
 				}
@@ -81,8 +83,13 @@ func TestLaunchRefusesBeforeItStartsAnything(t *testing.T) {
 		dir    string
 		want   string
 	}{
-		{name: "what Validate refuses", change: func(_ *Driver, s *hypervisor.VMSpec) { s.BlockBus = hypervisor.BlockSCSI }, want: "virtio-blk only"},
-		{name: "what the caller refuses", opts: Options{Precheck: func(hypervisor.VMSpec) error { return errors.New("not that IGVM file") }}, want: "not that IGVM file"},
+		{
+			name: "what Validate refuses", change: func(_ *Driver, s *hypervisor.VMSpec) { s.BlockBus = hypervisor.BlockSCSI },
+			want: "virtio-blk only",
+		},
+		{name: "what the caller refuses", opts: Options{Precheck: func(hypervisor.VMSpec) error {
+			return errors.New("not that IGVM file")
+		}}, want: "not that IGVM file"},
 		{name: "without KVM", change: func(d *Driver, _ *hypervisor.VMSpec) {
 			d.opts.KVM = func() error { return errors.New("no /dev/kvm") }
 		}, want: "needs KVM: no /dev/kvm"},
@@ -132,8 +139,18 @@ func TestLaunchTellsWhatTheVMMLacks(t *testing.T) {
 		{"old", clhtest.Config{Version: "50.0.0"}, false, "Cloud Hypervisor 50: 51 or later is needed"},
 		{"too old for SNP", clhtest.Config{Version: "v51.1"}, true, "Cloud Hypervisor 51: 52 or later is needed"},
 		{"another thing", clhtest.Config{Version: "dev"}, false, `version is "dev"`},
-		{"for another hypervisor", clhtest.Config{Features: []string{"mshv"}}, false, "was built without kvm: build it with --no-default-features --features kvm"},
-		{"without SNP", clhtest.Config{Features: []string{"kvm", "mshv", "io_uring"}}, true, "was built without igvm, sev_snp, fw_cfg"},
+		{
+			"for another hypervisor",
+			clhtest.Config{Features: []string{"mshv"}},
+			false,
+			"was built without kvm: build it with --no-default-features --features kvm",
+		},
+		{
+			"without SNP",
+			clhtest.Config{Features: []string{"kvm", "mshv", "io_uring"}},
+			true,
+			"was built without igvm, sev_snp, fw_cfg",
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			h := newHarness(t, tt.config, Options{})
@@ -162,8 +179,16 @@ func TestLaunchFails(t *testing.T) {
 			{"exit", clhtest.Config{ExitOn: call}, "VMM says: cloud-hypervisor (fake): thread 'vmm' panicked"},
 			{"half an answer", clhtest.Config{HalfOn: call}, "in the middle of the answer"},
 			{"garbage", clhtest.Config{GarbageOn: call}, "not an HTTP answer"},
-			{"error", clhtest.Config{ErrorOn: call, ErrorStatus: 500, ErrorBody: refusal}, call + ": Error from API: The VM could not do it: disk is locked (status 500)"},
-			{"text", clhtest.Config{ErrorOn: call, ErrorStatus: 400, ErrorBody: "Bad Request"}, call + ": Bad Request (status 400)"},
+			{
+				"error",
+				clhtest.Config{ErrorOn: call, ErrorStatus: 500, ErrorBody: refusal},
+				call + ": Error from API: The VM could not do it: disk is locked (status 500)",
+			},
+			{
+				"text",
+				clhtest.Config{ErrorOn: call, ErrorStatus: 400, ErrorBody: "Bad Request"},
+				call + ": Bad Request (status 400)",
+			},
 			{"error without body", clhtest.Config{ErrorOn: call, ErrorStatus: 404}, call + ": no reason was given (status 404)"},
 		} {
 			t.Run(call+"/"+tt.name, func(t *testing.T) {
@@ -207,7 +232,8 @@ func TestLaunchDoesNotWaitForever(t *testing.T) {
 func TestServersThatTakeNoDescriptorsAreRefused(t *testing.T) {
 	h := newHarness(t, clhtest.Config{NoFiles: true}, Options{})
 	_, err := h.launch(t, plain(t))
-	if err == nil || !strings.Contains(err.Error(), "network interface eth0: vm.add-net: Error from API: descriptors are not supported") {
+	if err == nil ||
+		!strings.Contains(err.Error(), "network interface eth0: vm.add-net: Error from API: descriptors are not supported") {
 		t.Errorf("Launch() = %v", err)
 	}
 }
@@ -220,126 +246,14 @@ func TestDevicesElsewhereAreRefused(t *testing.T) {
 	}
 }
 
-// The console survives the VMM and says what the guest printed.
-func TestDeathsAreExplained(t *testing.T) {
-	panicked := "[    0.1] booting\n[    0.2] Kernel panic - not syncing: VFS: no root\n"
-	for _, tt := range []struct {
-		name   string
-		config clhtest.Config
-		phase  hypervisor.Phase
-		want   string
-	}{
-		{"off", clhtest.Config{GuestEnds: "off", GuestSays: "bye\n"}, hypervisor.PhaseKernel, "the guest switched itself off"},
-		{"reset", clhtest.Config{GuestEnds: "reset", GuestSays: "hm\n"}, hypervisor.PhaseKernel, "the guest crashed or restarted itself"},
-		{"reset in silence", clhtest.Config{GuestEnds: "reset"}, hypervisor.PhaseKernel, "512 MiB of memory may be too little"},
-		{"panic with words", clhtest.Config{GuestEnds: "reset", GuestSays: panicked}, hypervisor.PhaseKernel, "the guest's kernel panicked: VFS: no root"},
-		{"processor", clhtest.Config{GuestEnds: "vcpu", GuestSays: "hm\n"}, hypervisor.PhaseKernel, "could not go on with a virtual processor: VcpuRun(Failed to run vcpu Caused by: Unhandled exit)"},
-		{"panic by event", clhtest.Config{GuestEnds: "panic"}, hypervisor.PhaseKernel, "the guest's kernel panicked"},
-		{"agent does not answer", clhtest.Config{GuestNever: true, GuestSays: "waiting\n"}, hypervisor.PhaseKernel, "the agent did not answer within 700ms"},
-		{"nobody listens", clhtest.Config{GuestPorts: []int{}}, hypervisor.PhaseAgent, "the agent did not answer within 700ms"},
-		{"events cut short", clhtest.Config{GuestEnds: "off", BadEvents: true}, hypervisor.PhaseKernel, "e"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			s := plain(t)
-			s.BootTimeout = 700 * time.Millisecond
-			if tt.config.GuestEnds != "" {
-				s.BootTimeout, tt.config.GuestDelay = 20*time.Second, "200ms"
-			}
-			m, _ := up(t, tt.config, s)
-			_, err := m.Dial(t.Context(), contract.PortAgent)
-			<-m.Done()
-			var dead *hypervisor.DeadError
-			if !errors.As(err, &dead) || !strings.Contains(dead.Reason, tt.want) || dead.Phase != tt.phase {
-				t.Errorf("Dial() = %v, want phase %s, %q", err, tt.phase, tt.want)
-			}
-			if says := strings.Join(m.Console(), "\n"); says != strings.TrimSpace(tt.config.GuestSays) {
-				t.Errorf("Console() = %q, want %q", says, tt.config.GuestSays)
-			}
-		})
-	}
-}
-
-func TestACrashWhileItRuns(t *testing.T) {
-	m, _ := up(t, clhtest.Config{CrashOn: "vm.counters"}, plain(t))
-	c, err := m.Dial(t.Context(), contract.PortAgent)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	var dead *hypervisor.DeadError
-	if _, err := m.Counters(t.Context()); !errors.As(err, &dead) || dead.Reason != "VMM ended: signal: killed" || dead.Phase != hypervisor.PhaseRun {
-		t.Errorf("Counters() = %v, want the VM's end", err)
-	}
-	<-m.Done()
-	if _, err := io.ReadAll(c); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Logf("the connection ended: %v", err)
-	}
-	if err := m.Stop(t.Context()); err != nil {
-		t.Errorf("Stop() of a dead VM = %v", err)
-	}
-}
-
-// The API's thread still answers when the VMM is ending: its end is the reason, not that answer.
-func TestACallThatMeetsTheEnd(t *testing.T) {
-	for _, call := range []string{"vm.boot", "vm.info", "vm.counters", "vm.add-disk", "vm.remove-device"} {
-		t.Run(call, func(t *testing.T) {
-			t.Parallel()
-			h := newHarness(t, clhtest.Config{ClosingOn: call}, Options{})
-			m, err := h.launch(t, plain(t))
-			switch call {
-			case "vm.counters":
-				_, err = m.Counters(t.Context())
-			case "vm.add-disk":
-				_, err = m.PlugBlock(t.Context(), hypervisor.Block{ID: "late", File: file(t, "disk")})
-			case "vm.remove-device":
-				err = m.UnplugBlock(t.Context(), "layer-0")
-			}
-			var dead *hypervisor.DeadError
-			if !errors.As(err, &dead) || !strings.Contains(dead.Reason, "virtual processor: VcpuRun") {
-				t.Errorf("%s = %v, want the VM's end with its reason", call, err)
-			}
-		})
-	}
-}
-
-// A VMM that boots the VM again by itself may be done before it is killed.
-func TestASecondBootDoesNotCount(t *testing.T) {
-	m, _ := up(t, clhtest.Config{GuestDelay: "1h"}, plain(t)) // its first boot gets nowhere
-	m.event(event{Source: "vm", Name: "rebooting"})
-	m.event(event{Source: "virtio-device", Name: "activated", Properties: map[string]string{"id": vsockDevice}})
-	if c, err := m.Dial(t.Context(), contract.PortAgent); err == nil {
-		t.Errorf("the agent of the second boot was reached: %v", c.RemoteAddr())
-	}
-	<-m.Done()
-	var dead *hypervisor.DeadError
-	if !errors.As(m.Err(), &dead) || dead.Phase != hypervisor.PhaseKernel {
-		t.Errorf("Err() = %v, want a death in phase %s", m.Err(), hypervisor.PhaseKernel)
-	}
-}
-
-// The error of a VMM that crashed quotes its log without the warnings of each start.
-func TestADeadVMMsLogIsWithoutWarnings(t *testing.T) {
-	logs := "cloud-hypervisor: 9ms: <vmm> WARN:vmm/src/device_manager.rs:2772 -- read-only, so not sparse\n" +
-		"cloud-hypervisor: 1.0s: <vmm> ERROR:vmm/src/vm.rs:1 -- it broke\n"
-	m, _ := up(t, clhtest.Config{Logs: logs, CrashOn: "vm.counters"}, plain(t))
-	if _, err := m.Counters(t.Context()); err == nil {
-		t.Fatal("Counters() of a VMM that crashed = nil")
-	}
-	<-m.Done()
-	var dead *hypervisor.DeadError
-	if !errors.As(m.Err(), &dead) || strings.Contains(dead.Stderr, "WARN") || !strings.Contains(dead.Stderr, "it broke") {
-		t.Errorf("last words = %q, want the error alone", dead.Stderr)
-	}
-}
-
 func TestDialGivesUpWithItsContext(t *testing.T) {
 	m, _ := up(t, clhtest.Config{GuestNever: true, GuestSays: "still booting\n"}, plain(t))
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	_, err := m.Dial(ctx, contract.PortAgent)
 	var dead *hypervisor.DeadError
-	if !errors.Is(err, context.DeadlineExceeded) || !errors.As(err, &dead) || dead.Phase != hypervisor.PhaseKernel || len(dead.Console) != 1 {
+	if !errors.Is(err, context.DeadlineExceeded) || !errors.As(err, &dead) || dead.Phase != hypervisor.PhaseKernel ||
+		len(dead.Console) != 1 {
 		t.Errorf("Dial() = %v, want the phase and the console", err)
 	}
 }
@@ -371,7 +285,8 @@ func TestStopKillsAVMMThatStays(t *testing.T) {
 
 func TestSmallCalls(t *testing.T) {
 	m, vmm := up(t, clhtest.Config{}, plain(t))
-	if c, err := m.Counters(t.Context()); err != nil || c["disk-layer-0"]["read_bytes"] != 4096 || c["disk-layer-0"]["write_latency_min"] != math.MaxUint64 {
+	if c, err := m.Counters(t.Context()); err != nil || c["disk-layer-0"]["read_bytes"] != 4096 ||
+		c["disk-layer-0"]["write_latency_min"] != math.MaxUint64 {
 		t.Errorf("Counters() = %v, %v", c, err)
 	}
 	if err := m.Resize(t.Context(), 4, 1024); !errdefs.IsNotImplemented(err) {

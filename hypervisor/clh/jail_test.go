@@ -90,7 +90,8 @@ func plugInJail(t *testing.T, h *harness, m *machine, staging string) {
 			continue
 		}
 		r := calls(h.vmm, "vm.add-disk")
-		if err != nil || r[len(r)-1].Opened[0] != clhtest.IDOf(t, tt.b.File) || !bytes.Contains(r[len(r)-1].Body, []byte(`"/disks/`+tt.b.ID)) {
+		if err != nil || r[len(r)-1].Opened[0] != clhtest.IDOf(t, tt.b.File) ||
+			!bytes.Contains(r[len(r)-1].Body, []byte(`"/disks/`+tt.b.ID)) {
 			t.Errorf("PlugBlock(%s) = %v, the requests are %+v", tt.b.ID, err, r)
 		}
 	}
@@ -113,7 +114,8 @@ func inJail(t *testing.T, p *launch.Process, kept []string) {
 	const dacOverride = "0000000000000002"
 	for _, want := range []string{
 		"Uid:" + user, "Gid:" + user, "Groups:\t ", "NoNewPrivs:\t1", fmt.Sprintf("NSpid:\t%d\t1", p.PID()),
-		"CapInh:\t" + dacOverride, "CapPrm:\t" + dacOverride, "CapEff:\t" + dacOverride, "CapBnd:\t" + dacOverride, "CapAmb:\t" + dacOverride,
+		"CapInh:\t" + dacOverride, "CapPrm:\t" + dacOverride, "CapEff:\t" + dacOverride, "CapBnd:\t" + dacOverride,
+		"CapAmb:\t" + dacOverride,
 	} {
 		if !bytes.Contains(status, []byte("\n"+want+"\n")) {
 			t.Errorf("its status has no line %q:\n%s", want, status)
@@ -126,7 +128,8 @@ func inJail(t *testing.T, p *launch.Process, kept []string) {
 			t.Errorf("its %s namespace is %s, ours %s: %v, %v", ns, its, ours, err, ierr)
 		}
 	}
-	if limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", p.PID())); err != nil || !bytes.Contains(limits, []byte("Max core file size        0 ")) {
+	if limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", p.PID())); err != nil ||
+		!bytes.Contains(limits, []byte("Max core file size        0 ")) {
 		t.Errorf("its limits are %s, %v", limits, err)
 	}
 	root := fmt.Sprintf("/proc/%d/root", p.PID())

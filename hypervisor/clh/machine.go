@@ -69,7 +69,9 @@ var (
 	_ hypervisor.Resizer       = (*machine)(nil)
 )
 
-func newMachine(spec hypervisor.VMSpec, par Params, proc hypervisor.Process, ends *endpoints, log *slog.Logger) *machine {
+func newMachine(spec hypervisor.VMSpec, par Params, proc hypervisor.Process, ends *endpoints,
+	log *slog.Logger,
+) *machine {
 	m := &machine{
 		spec: spec, par: par, proc: proc, log: log, ends: ends,
 		api: client{filepath.Join(par.Dir, apiSocket)}, vsock: filepath.Join(par.Dir, vsockSocket),
@@ -101,7 +103,8 @@ func (m *machine) start(ctx context.Context, config clhapi.VmConfig) error {
 	if err := fit(m.spec, vmm); err != nil {
 		return err
 	}
-	bctx, cancel := context.WithTimeoutCause(ctx, m.spec.BootTimeout, fmt.Errorf("no answer within %v", m.spec.BootTimeout))
+	bctx, cancel := context.WithTimeoutCause(ctx, m.spec.BootTimeout,
+		fmt.Errorf("no answer within %v", m.spec.BootTimeout))
 	defer cancel()
 	if err := m.api.put(bctx, "vm.create", config, nil); err != nil {
 		return err
@@ -124,7 +127,8 @@ func (m *machine) start(ctx context.Context, config clhapi.VmConfig) error {
 	if err := m.locate(bctx); err != nil {
 		return err
 	}
-	m.log.Info("VM runs", "vm", m.spec.ID, "pid", m.proc.PID(), "cloud-hypervisor", vmm.Version, "landlock", m.par.Landlock)
+	m.log.Info("VM runs", "vm", m.spec.ID, "pid", m.proc.PID(), "cloud-hypervisor", vmm.Version, "landlock",
+		m.par.Landlock)
 	return nil
 }
 
@@ -324,7 +328,8 @@ func (m *machine) autopsy() *hypervisor.DeadError {
 	case panicked:
 		e.Reason = "the guest's kernel panicked"
 	case ending == restarted && phase == hypervisor.PhaseKernel && m.console.Silent():
-		e.Reason = fmt.Sprintf("the guest crashed before its kernel printed anything: %d MiB of memory may be too little for this kernel and initramfs", m.spec.MemoryMiB)
+		e.Reason = fmt.Sprintf("the guest crashed before its kernel printed anything: %d MiB of memory may be too little "+
+			"for this kernel and initramfs", m.spec.MemoryMiB)
 	case ending == restarted:
 		e.Reason = "the guest crashed or restarted itself"
 	case ending == switchedOff:

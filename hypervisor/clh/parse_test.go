@@ -18,12 +18,15 @@ import (
 
 // As Cloud Hypervisor writes them (event_monitor/src/lib.rs).
 const (
-	bootedEvent    = "{\n  \"timestamp\": {\n    \"secs\": 0,\n    \"nanos\": 5001\n  },\n  \"source\": \"vm\",\n  \"event\": \"booted\",\n  \"properties\": null\n}\n\n"
-	activatedEvent = "{\n  \"timestamp\": {\n    \"secs\": 1,\n    \"nanos\": 2\n  },\n  \"source\": \"virtio-device\",\n  \"event\": \"activated\",\n  \"properties\": {\n    \"id\": \"vsock0\"\n  }\n}\n\n"
+	bootedEvent = "{\n  \"timestamp\": {\n    \"secs\": 0,\n    \"nanos\": 5001\n  },\n  \"source\": \"vm\",\n  " +
+		"\"event\": \"booted\",\n  \"properties\": null\n}\n\n"
+	activatedEvent = "{\n  \"timestamp\": {\n    \"secs\": 1,\n    \"nanos\": 2\n  },\n  \"source\": " +
+		"\"virtio-device\",\n  \"event\": \"activated\",\n  \"properties\": {\n    \"id\": \"vsock0\"\n  }\n}\n\n"
 )
 
 func TestReadEvents(t *testing.T) {
-	booted, activated := event{Source: "vm", Name: "booted"}, event{"virtio-device", "activated", map[string]string{"id": "vsock0"}}
+	booted, activated := event{Source: "vm", Name: "booted"},
+		event{"virtio-device", "activated", map[string]string{"id": "vsock0"}}
 	long := "{\"source\": \"" + strings.Repeat("a", 2*maxEvent) + "\", \"event\": \"x\"}\n\n"
 	lines := "{\"source\": \"a\",\n" + strings.Repeat("\n \"x\": 1,"[1:]+"\n", maxEvent/4) + "\"event\": \"x\"}\n\n"
 	for _, tt := range []struct {
@@ -42,7 +45,11 @@ func TestReadEvents(t *testing.T) {
 		{"many lines", lines + bootedEvent, []event{booted}, 1},
 		{"not an object", "[1]\n\n" + bootedEvent, []event{booted}, 1},
 		{"without a name", "{\"source\": \"vm\"}\n\n" + bootedEvent, []event{booted}, 1},
-		{"properties of another kind", "{\"source\": \"vm\", \"event\": \"x\", \"properties\": {\"a\": 1}}\n\n" + bootedEvent, []event{booted}, 1},
+		{
+			"properties of another kind", "{\"source\": \"vm\", \"event\": \"x\", \"properties\": {\"a\": 1}}\n\n" + bootedEvent,
+			[]event{booted},
+			1,
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var got []event
@@ -77,7 +84,8 @@ func FuzzReadEvents(f *testing.F) {
 func TestReadOK(t *testing.T) {
 	for in, ok := range map[string]bool{
 		"OK 1073741824\n": true, "OK 0\n": true, "OK 4294967295\n": true,
-		"OK 4294967296\n": false, "OK -1\n": false, "OK 01\n": false, "OK +1\n": false, "OK \n": false, "OK 1": false, "OK 1\r\n": false, "ok 1\n": false, "\n": false, "OK  1\n": false,
+		"OK 4294967296\n": false, "OK -1\n": false, "OK 01\n": false, "OK +1\n": false, "OK \n": false, "OK 1": false,
+		"OK 1\r\n": false, "ok 1\n": false, "\n": false, "OK  1\n": false,
 		"OK 11111111111111111111111111\n": false, "YES 1\n": false,
 	} {
 		rest := strings.NewReader(in + "guest")
@@ -107,7 +115,8 @@ func FuzzReadOK(f *testing.F) {
 			return
 		}
 		line := in[:len(in)-r.Len()]
-		if !strings.HasPrefix(line, "OK ") || strings.Count(line, "\n") != 1 || !strings.HasSuffix(line, "\n") || len(line) > maxOK {
+		if !strings.HasPrefix(line, "OK ") || strings.Count(line, "\n") != 1 || !strings.HasSuffix(line, "\n") ||
+			len(line) > maxOK {
 			t.Errorf("readOK takes %q", line)
 		}
 	})
@@ -116,7 +125,8 @@ func FuzzReadOK(f *testing.F) {
 func TestParseBDF(t *testing.T) {
 	for in, want := range map[string]string{
 		"0000:00:01.0": "01", "0000:00:1f.0": "1f", "0000:00:0a.0": "0a",
-		"0000:00:00.0": "", "0000:00:20.0": "", "0000:00:0A.0": "", "0000:00:1.0": "", "0000:00:01.1": "", "0001:00:01.0": "", "0000:01:01.0": "", "": "", "01": "", "0000:00:+1.0": "",
+		"0000:00:00.0": "", "0000:00:20.0": "", "0000:00:0A.0": "", "0000:00:1.0": "", "0000:00:01.1": "", "0001:00:01.0": "",
+		"0000:01:01.0": "", "": "", "01": "", "0000:00:+1.0": "",
 	} {
 		if got, err := parseBDF(in); got.slot != want || (err == nil) != (want != "") {
 			t.Errorf("parseBDF(%q) = %v, %v, want %q", in, got, err, want)
@@ -137,7 +147,8 @@ func TestAddressOf(t *testing.T) {
 }
 
 func TestDescribe(t *testing.T) {
-	help := "Usage: cloud-hypervisor [OPTIONS]\n      --igvm <igvm>\n          Path to IGVM file to load.\n      --host-data <host-data>\n      --hostile\n"
+	help := "Usage: cloud-hypervisor [OPTIONS]\n      --igvm <igvm>\n          Path to IGVM file to load.\n      " +
+		"--host-data <host-data>\n      --hostile\n"
 	got, err := describe("cloud-hypervisor v52.1-3-gabc\n", help)
 	if d := cmp.Diff(Info{52, "v52.1-3-gabc", []string{"igvm", "sev_snp"}}, got); err != nil || d != "" {
 		t.Errorf("describe() = %v (-want +got):\n%s", err, d)
@@ -164,7 +175,8 @@ func TestReasons(t *testing.T) {
 		"[]":                                  "[]",
 		`{"a":1}`:                             `{"a":1}`,
 		"\x1b[31m" + strings.Repeat("x", 500): ".[31m" + strings.Repeat("x", maxErrorText-5),
-		many:                                  strings.TrimSuffix(strings.Repeat(strings.Repeat("a", maxReason)+": ", maxReasons), ": "),
+		many: strings.TrimSuffix(strings.Repeat(strings.Repeat("a", maxReason)+": ",
+			maxReasons), ": "),
 	} {
 		if got := reasons([]byte(in)); got != want {
 			t.Errorf("reasons(%.60q) = %.80q, want %.80q", in, got, want)

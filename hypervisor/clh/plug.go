@@ -70,8 +70,8 @@ func (m *machine) withPath(b hypervisor.Block, fn func(path string) error) error
 	return fn(link)
 }
 
-// withPlace makes the file visible to a VMM in a jail. A file without a name gets one in staging for the time of the call,
-// outside the jail.
+// withPlace makes the file visible to a VMM in a jail. A file without a name gets one in staging for the time of the
+// call, outside the jail.
 func (m *machine) withPlace(link string, b hypervisor.Block, fn func(path string) error) (err error) {
 	file := b.File
 	var st unix.Stat_t
@@ -101,7 +101,9 @@ func (m *machine) withPlace(link string, b hypervisor.Block, fn func(path string
 }
 
 // plug makes one of the calls that attach a device.
-func (m *machine) plug(ctx context.Context, name, call string, config any, files ...*os.File) (addr pciAddress, err error) {
+func (m *machine) plug(ctx context.Context, name, call string, config any, files ...*os.File) (addr pciAddress,
+	err error,
+) {
 	var u undo.Stack
 	defer u.RunOnError(&err)
 	if err := m.claim(ctx, name); err != nil {
@@ -174,8 +176,8 @@ func (m *machine) dropReleased(ctx context.Context) error {
 	return nil
 }
 
-// mayHave reports whether the VMM has a device or does not answer. It is called after each refusal: the refusal's status
-// is not enough, since releases before 54 answer nearly every error with 500.
+// mayHave reports whether the VMM has a device or does not answer. It is called after each refusal: the refusal's
+// status is not enough, since releases before 54 answer nearly every error with 500.
 func (m *machine) mayHave(ctx context.Context, name string) bool {
 	actx, cancel := context.WithTimeout(context.WithoutCancel(ctx), quitTimeout)
 	defer cancel()
@@ -322,7 +324,8 @@ func (m *machine) PressPowerButton(ctx context.Context) error {
 
 // Resize refuses.
 func (m *machine) Resize(context.Context, int, uint64) error {
-	return fmt.Errorf("resize VM %s: its size was decided at launch and stays; restart the pod with other limits: %w", m.spec.ID, errdefs.ErrNotImplemented)
+	return fmt.Errorf("resize VM %s: its size was decided at launch and stays; restart the pod with other limits: %w",
+		m.spec.ID, errdefs.ErrNotImplemented)
 }
 
 func (m *machine) dead() bool {

@@ -58,7 +58,10 @@ func TestPluggedInterfaceComesWithItsTaps(t *testing.T) {
 	if want := []clhtest.FileID{clhtest.IDOf(t, taps[0]), clhtest.IDOf(t, taps[1])}; !slices.Equal(r[1].Files, want) {
 		t.Errorf("the VMM got %v, want %v", r[1].Files, want)
 	}
-	if _, err := m.PlugNIC(t.Context(), hypervisor.NIC{ID: "eth2", MAC: "02:00:00:00:00:03", Tap: append(taps, file(t, "c"))}); !errdefs.IsInvalidArgument(err) {
+	if _, err := m.PlugNIC(t.Context(), hypervisor.NIC{
+		ID: "eth2", MAC: "02:00:00:00:00:03",
+		Tap: append(taps, file(t, "c")),
+	}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("PlugNIC() with more queues than vCPUs = %v", err)
 	}
 }
@@ -69,7 +72,10 @@ func TestTheBusIsFullAtSomePoint(t *testing.T) {
 	m, _ := up(t, clhtest.Config{}, s)
 	f := file(t, "disk")
 	for i := range maxDevices {
-		if _, err := m.PlugBlock(t.Context(), hypervisor.Block{ID: fmt.Sprintf("d%d", i), File: f, ReadOnly: true}); err != nil {
+		if _, err := m.PlugBlock(t.Context(), hypervisor.Block{
+			ID: fmt.Sprintf("d%d", i), File: f,
+			ReadOnly: true,
+		}); err != nil {
 			t.Fatalf("disk %d: %v", i, err)
 		}
 	}
@@ -87,8 +93,18 @@ func TestFailedPlugsLeaveNothing(t *testing.T) {
 		removes bool // the driver cannot know whether the device is there
 		want    string
 	}{
-		{"refused", clhtest.Config{ErrorOn: "vm.add-disk", ErrorStatus: 500, ErrorBody: `["Error from API","locked"]`}, false, "vm.add-disk: Error from API: locked"},
-		{"there already", clhtest.Config{ErrorOn: "vm.add-disk", ErrorStatus: 409}, false, "no reason was given (status 409)"},
+		{
+			"refused",
+			clhtest.Config{ErrorOn: "vm.add-disk", ErrorStatus: 500, ErrorBody: `["Error from API","locked"]`},
+			false,
+			"vm.add-disk: Error from API: locked",
+		},
+		{
+			"there already",
+			clhtest.Config{ErrorOn: "vm.add-disk", ErrorStatus: 409},
+			false,
+			"no reason was given (status 409)",
+		},
 		{"half an answer", clhtest.Config{HalfOn: "vm.add-disk", AfterDone: true}, true, "in the middle of the answer"},
 		{"no answer", clhtest.Config{HangOn: "vm.add-disk", AfterDone: true}, true, "deadline exceeded"},
 		{"garbage", clhtest.Config{GarbageOn: "vm.add-disk"}, true, "not an HTTP answer"},
@@ -160,7 +176,10 @@ func lateRelease(t *testing.T, release int) {
 	if _, err := m.Counters(t.Context()); err != nil { // now the guest lets go of both
 		t.Fatal(err)
 	}
-	if _, err := m.PlugBlock(t.Context(), hypervisor.Block{ID: "layer-0", File: file(t, "other"), ReadOnly: true}); err != nil {
+	if _, err := m.PlugBlock(t.Context(), hypervisor.Block{
+		ID: "layer-0", File: file(t, "other"),
+		ReadOnly: true,
+	}); err != nil {
 		t.Errorf("PlugBlock() of an id that was released late = %v", err)
 	}
 	if err := m.UnplugBlock(t.Context(), "scratch-a-long-name"); err != nil && !errdefs.IsNotFound(err) {
@@ -195,7 +214,8 @@ func TestDisksAreLocked(t *testing.T) {
 	if _, err := m.PlugBlock(t.Context(), hypervisor.Block{ID: "a", File: f}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := m.PlugBlock(t.Context(), hypervisor.Block{ID: "b", File: f}); err == nil || !strings.Contains(err.Error(), "locked") {
+	if _, err := m.PlugBlock(t.Context(), hypervisor.Block{ID: "b", File: f}); err == nil ||
+		!strings.Contains(err.Error(), "locked") {
 		t.Errorf("PlugBlock() of a disk that is written elsewhere = %v", err)
 	}
 	if err := m.UnplugBlock(t.Context(), "a"); err != nil {
@@ -229,7 +249,10 @@ func TestImitationRefuses(t *testing.T) {
 		}{
 			{"a leading underscore pair", "vm.add-disk", "malformed", named("__disk", "")},
 			{"an id that is taken", "vm.add-disk", "taken", named("disk-layer-0", "")},
-			{"a small MTU", "vm.add-net", "malformed", clhapi.NetConfig{Id: "n", Mac: "02:00:00:00:00:07", NumQueues: 2, Mtu: 1279}},
+			{"a small MTU", "vm.add-net", "malformed", clhapi.NetConfig{
+				Id: "n", Mac: "02:00:00:00:00:07",
+				NumQueues: 2, Mtu: 1279,
+			}},
 			{"a device that is not there", "vm.remove-device", "unknown", clhapi.VmRemoveDevice{Id: "nobody"}},
 		} {
 			err := m.api.put(t.Context(), tt.call, tt.in, nil)
@@ -271,7 +294,8 @@ func TestLandlock(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer made.Close()
-	if err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", made.Fd()), unix.AT_FDCWD, filepath.Join(layers, "made"), unix.AT_SYMLINK_FOLLOW); err != nil {
+	if err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", made.Fd()), unix.AT_FDCWD,
+		filepath.Join(layers, "made"), unix.AT_SYMLINK_FOLLOW); err != nil {
 		t.Fatal(err)
 	}
 	elsewhere, err := os.Open("/proc/version")
@@ -291,7 +315,8 @@ func TestLandlock(t *testing.T) {
 		{"removed", hypervisor.Block{ID: "d", File: gone, ReadOnly: true}, "must have a name on the file system of"},
 	} {
 		_, err := m.PlugBlock(t.Context(), tt.b)
-		if tt.want == "" && err != nil || tt.want != "" && (!errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), tt.want)) {
+		if tt.want == "" && err != nil || tt.want != "" &&
+			(!errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), tt.want)) {
 			t.Errorf("%s: PlugBlock() = %v, want %q", tt.name, err, tt.want)
 		}
 		if r := calls(h.vmm, "vm.add-disk"); tt.want == "" && r[len(r)-1].Opened[0] != clhtest.IDOf(t, tt.b.File) {
@@ -345,7 +370,8 @@ func confinedMemory(t *testing.T, staging string) {
 		t.Errorf("the VMM opened %v, want a copy of what is in memory", opened)
 	}
 	s.Blocks[2].ReadOnly = false
-	if _, err := newHarness(t, clhtest.Config{}, Options{Landlock: true, Staging: staging}).launch(t, s); err == nil || !strings.Contains(err.Error(), "must be read-only") {
+	if _, err := newHarness(t, clhtest.Config{}, Options{Landlock: true, Staging: staging}).launch(t, s); err == nil ||
+		!strings.Contains(err.Error(), "must be read-only") {
 		t.Errorf("Launch() with a disk in memory that is written = %v", err)
 	}
 }

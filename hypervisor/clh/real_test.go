@@ -30,7 +30,8 @@ func realGuest(t *testing.T) (vmm, kernel string) {
 		t.Skip("COCO_CLH does not name a Cloud Hypervisor")
 	}
 	kernel = filepath.Join(t.TempDir(), "guest")
-	cmd := exec.CommandContext(t.Context(), "gcc", "-O1", "-nostdlib", "-static", "-ffreestanding", "-fno-pic", "-no-pie", "-mno-sse", "-Wl,-z,noexecstack",
+	cmd := exec.CommandContext(t.Context(), "gcc", "-O1", "-nostdlib", "-static", "-ffreestanding", "-fno-pic", "-no-pie",
+		"-mno-sse", "-Wl,-z,noexecstack",
 		"-fno-stack-protector", "-Wl,--build-id=none", "-T", "link.ld", "-o", kernel, "start.S", "guest.c")
 	cmd.Dir = "testdata/pvh"
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -58,9 +59,10 @@ func launchReal(t *testing.T, action string) (*machine, error) {
 	}
 	t.Cleanup(func() { f.Close() })
 	spec := hypervisor.VMSpec{
-		ID: "real", CPU: hypervisor.CPU{Count: 1}, MemoryMiB: 128, BlockBus: hypervisor.BlockBlk, BootTimeout: 30 * time.Second,
-		Boot:   hypervisor.Boot{Kernel: f, Cmdline: "act=" + action},
-		Blocks: []hypervisor.Block{{ID: "layer-0", File: sectors(t), ReadOnly: true}},
+		ID: "real", CPU: hypervisor.CPU{Count: 1}, MemoryMiB: 128, BlockBus: hypervisor.BlockBlk,
+		BootTimeout: 30 * time.Second,
+		Boot:        hypervisor.Boot{Kernel: f, Cmdline: "act=" + action},
+		Blocks:      []hypervisor.Block{{ID: "layer-0", File: sectors(t), ReadOnly: true}},
 	}
 	d := dir(t)
 	proc, err := launch.Start(t.Context(), jailed(d))
@@ -100,7 +102,8 @@ func TestRealContract(t *testing.T) {
 func TestRealDeathsAreExplained(t *testing.T) {
 	for action, want := range map[string]string{
 		"off": "switched itself off", "reset": "crashed or restarted itself", "panic": "the guest's kernel panicked",
-		"triple": "crashed or restarted itself|could not go on with a virtual processor", // the latter where KVM is nested thinly
+		// the latter where KVM is nested thinly
+		"triple": "crashed or restarted itself|could not go on with a virtual processor",
 	} {
 		t.Run(action, func(t *testing.T) {
 			m, err := launchReal(t, action)
@@ -109,7 +112,8 @@ func TestRealDeathsAreExplained(t *testing.T) {
 				err = m.Err()
 			}
 			var dead *hypervisor.DeadError
-			if !errors.As(err, &dead) || !regexp.MustCompile(want).MatchString(dead.Reason) || strings.Contains(dead.Stderr, "WARN") {
+			if !errors.As(err, &dead) || !regexp.MustCompile(want).MatchString(dead.Reason) ||
+				strings.Contains(dead.Stderr, "WARN") {
 				t.Errorf("the end = %v, want %q", err, want)
 			}
 		})
@@ -132,7 +136,8 @@ func TestRealSmallCalls(t *testing.T) {
 	if _, err := m.PlugBlock(t.Context(), hypervisor.Block{ID: "written", File: f}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := m.PlugBlock(t.Context(), hypervisor.Block{ID: "again", File: f}); err == nil || !strings.Contains(err.Error(), "lock") {
+	if _, err := m.PlugBlock(t.Context(), hypervisor.Block{ID: "again", File: f}); err == nil ||
+		!strings.Contains(err.Error(), "lock") {
 		t.Errorf("PlugBlock() of a disk that is written elsewhere = %v, want that it is locked", err)
 	}
 	if err := m.UnplugBlock(t.Context(), "written"); err != nil {

@@ -50,7 +50,8 @@ func Validate(spec hypervisor.VMSpec) error {
 	case hypervisor.TEESNP:
 		p.snp(spec)
 	case hypervisor.TEETDX:
-		p.add(true, "TDX: Cloud Hypervisor's support needs a KVM interface that Linux never got, and its releases are built without it; use QEMU")
+		p.add(true, "TDX: Cloud Hypervisor's support needs a KVM interface that Linux never got, and its releases are "+
+			"built without it; use QEMU")
 	default:
 		p.add(true, "unknown TEE %q", spec.TEE)
 	}
@@ -71,12 +72,16 @@ func (p *problems) common(s hypervisor.VMSpec) {
 		p.add(true, "accelerator %q: want kvm or nothing", s.Accel)
 	}
 	p.add(s.CPU.Count < 1 || s.CPU.Count > maxCPUs, "%d vCPUs: want 1 to %d", s.CPU.Count, maxCPUs)
-	p.add(s.CPU.Model != "" && s.CPU.Model != "host", "CPU model %q: Cloud Hypervisor shows guests the host's processor", s.CPU.Model)
-	p.add(s.MemoryMiB < minMemoryMiB || s.MemoryMiB > maxMemoryMiB, "%d MiB of memory: want %d to %d", s.MemoryMiB, minMemoryMiB, maxMemoryMiB)
-	p.add(len(s.Boot.Cmdline) > maxCmdline, "kernel command line of %d bytes: the kernel takes %d", len(s.Boot.Cmdline), maxCmdline)
+	p.add(s.CPU.Model != "" && s.CPU.Model != "host", "CPU model %q: Cloud Hypervisor shows guests the host's processor",
+		s.CPU.Model)
+	p.add(s.MemoryMiB < minMemoryMiB || s.MemoryMiB > maxMemoryMiB, "%d MiB of memory: want %d to %d", s.MemoryMiB,
+		minMemoryMiB, maxMemoryMiB)
+	p.add(len(s.Boot.Cmdline) > maxCmdline, "kernel command line of %d bytes: the kernel takes %d",
+		len(s.Boot.Cmdline), maxCmdline)
 	p.add(strings.ContainsAny(s.Boot.Cmdline, "\x00\n"), "kernel command line contains a newline or NUL")
 	p.add(s.BootTimeout <= 0, "no boot timeout")
-	p.add(s.HotplugPorts != 0, "%d hot-plug ports: Cloud Hypervisor plugs devices into its root bus and has no ports", s.HotplugPorts)
+	p.add(s.HotplugPorts != 0, "%d hot-plug ports: Cloud Hypervisor plugs devices into its root bus and has no ports",
+		s.HotplugPorts)
 	p.add(s.BlockBus != hypervisor.BlockBlk, "block bus %q: Cloud Hypervisor has %s only", s.BlockBus, hypervisor.BlockBlk)
 }
 
@@ -94,7 +99,8 @@ func (p *problems) devices(s hypervisor.VMSpec) {
 		p.add(ids[nicName(n.ID)], "network interface %q: id used twice", n.ID)
 		ids[nicName(n.ID)] = true
 	}
-	p.add(s.HostFiles != nil, "files of the host: Cloud Hypervisor connects to their server by a path, which this driver does not hand out; use QEMU")
+	p.add(s.HostFiles != nil, "files of the host: Cloud Hypervisor connects to their server by a path, which this "+
+		"driver does not hand out; use QEMU")
 }
 
 func (p *problems) block(b hypervisor.Block) {
@@ -107,21 +113,26 @@ func (p *problems) nic(n hypervisor.NIC, vcpus int) {
 	mac, err := net.ParseMAC(n.MAC)
 	p.add(err != nil || len(mac) != 6, "network interface %q: MAC address %q is not one", n.ID, n.MAC)
 	p.add(len(n.Tap) == 0, "network interface %q: no tap", n.ID)
-	p.add(len(n.Tap) > vcpus, "network interface %q: %d pairs of queues for %d vCPUs, which is more than one each", n.ID, len(n.Tap), vcpus)
-	p.add(n.MTU != 0 && (n.MTU < minMTU || n.MTU > 65535), "network interface %q: MTU %d, want %d to 65535", n.ID, n.MTU, minMTU)
+	p.add(len(n.Tap) > vcpus, "network interface %q: %d pairs of queues for %d vCPUs, which is more than one each", n.ID,
+		len(n.Tap), vcpus)
+	p.add(n.MTU != 0 && (n.MTU < minMTU || n.MTU > 65535), "network interface %q: MTU %d, want %d to 65535",
+		n.ID, n.MTU, minMTU)
 }
 
 func (p *problems) snp(s hypervisor.VMSpec) {
 	p.add(s.TDX != nil, "settings of TDX for an SNP VM")
 	p.add(s.Boot.Firmware == nil, "snp needs an IGVM file as firmware: without it nothing is measured")
-	p.add(s.Boot.Kernel == nil && (s.Boot.Initrd != nil || s.Boot.Cmdline != ""), "an initramfs or a command line without a kernel")
+	p.add(s.Boot.Kernel == nil && (s.Boot.Initrd != nil || s.Boot.Cmdline != ""),
+		"an initramfs or a command line without a kernel")
 	// Without a command line the VMM would hand the kernel to the firmware and measure nothing of it.
-	p.add(s.Boot.Kernel != nil && s.Boot.Cmdline == "", "a kernel without a command line: Cloud Hypervisor would not measure it")
+	p.add(s.Boot.Kernel != nil && s.Boot.Cmdline == "",
+		"a kernel without a command line: Cloud Hypervisor would not measure it")
 	p.add(s.Boot.Kernel != nil && s.Boot.Initrd == nil, "snp needs an initramfs: its hash binds the agent")
 	if s.SNP == nil {
 		p.add(true, "an SNP VM without SNP settings")
 		return
 	}
 	// The IGVM file holds policy and ID block; launch.CheckFirmware compares the policy.
-	p.add(len(s.SNP.IDBlock) != 0 || len(s.SNP.IDAuth) != 0, "an SNP ID block: Cloud Hypervisor takes it from the IGVM file (coco measure igvm create --id-block)")
+	p.add(len(s.SNP.IDBlock) != 0 || len(s.SNP.IDAuth) != 0,
+		"an SNP ID block: Cloud Hypervisor takes it from the IGVM file (coco measure igvm create --id-block)")
 }

@@ -95,7 +95,10 @@ func payload(spec hypervisor.VMSpec, path func(*os.File) string) clhapi.PayloadC
 		if spec.Boot.Kernel == nil {
 			return p
 		}
-		p.FwCfgConfig = &clhapi.FwCfgConfig{E820: true, Kernel: true, Cmdline: true, Initramfs: spec.Boot.Initrd != nil, AcpiTables: true}
+		p.FwCfgConfig = &clhapi.FwCfgConfig{
+			E820: true, Kernel: true, Cmdline: true, Initramfs: spec.Boot.Initrd != nil,
+			AcpiTables: true,
+		}
 	}
 	p.Kernel, p.Initramfs, p.Cmdline = path(spec.Boot.Kernel), path(spec.Boot.Initrd), spec.Boot.Cmdline
 	return p

@@ -47,7 +47,10 @@ func TestBuildGolden(t *testing.T) {
 			for _, f := range cmd.Files {
 				names = append(names, filepath.Base(f.Name()))
 			}
-			got, err := json.MarshalIndent(map[string]any{"argv": cmd.Argv, "files from 5": names, "vm.create": config, "vm.add-net": nets}, "", "  ")
+			got, err := json.MarshalIndent(map[string]any{
+				"argv": cmd.Argv, "files from 5": names, "vm.create": config,
+				"vm.add-net": nets,
+			}, "", "  ")
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -112,7 +112,10 @@ func (m *machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 		case phase == hypervisor.PhaseRun:
 			return nil, fmt.Errorf("VM %s: dial guest port %d: %w", m.spec.ID, port, err)
 		case dctx.Err() != nil:
-			where := &hypervisor.DeadError{VM: m.spec.ID, Phase: phase, Reason: "the agent has not answered yet", Console: m.Console()}
+			where := &hypervisor.DeadError{
+				VM: m.spec.ID, Phase: phase, Reason: "the agent has not answered yet",
+				Console: m.Console(),
+			}
 			return nil, fmt.Errorf("dial guest port %d: %w: %w", port, context.Cause(dctx), where)
 		}
 		select {

@@ -26,7 +26,8 @@ func TestConsoleKeepsTheLinesThatTellSomething(t *testing.T) {
 	for i := range 200 {
 		c.write(fmt.Appendf(nil, " frame %d\n", i))
 	}
-	if got := c.Lines(); got[7] != "[ 1.0] Kernel panic - not syncing: VFS: no root" || len(got) != hypervisor.ConsoleLines {
+	if got := c.Lines(); got[7] != "[ 1.0] Kernel panic - not syncing: VFS: no root" ||
+		len(got) != hypervisor.ConsoleLines {
 		t.Errorf("Lines() = %q, want the panic in the middle", got)
 	}
 	if c.Panicked() != "VFS: no root" {

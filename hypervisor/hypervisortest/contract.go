@@ -133,7 +133,8 @@ func stopping(t *testing.T, vm hypervisor.VM, greeting string) {
 		}
 	}
 	if p, ok := vm.(hypervisor.BlockPlugger); ok {
-		if _, err := p.PlugBlock(t.Context(), hypervisor.Block{ID: "late", File: image(t), ReadOnly: true}); !errors.As(err, &dead) {
+		if _, err := p.PlugBlock(t.Context(), hypervisor.Block{ID: "late", File: image(t), ReadOnly: true}); !errors.As(err,
+			&dead) {
 			t.Errorf("PlugBlock() after the end = %v, want a DeadError", err)
 		}
 	}
@@ -175,7 +176,8 @@ func blocks(t *testing.T, vm hypervisor.VM) {
 			}
 		}
 	}
-	if _, err := p.PlugBlock(t.Context(), hypervisor.Block{ID: "a", File: f, ReadOnly: true}); !errdefs.IsFailedPrecondition(err) {
+	if _, err := p.PlugBlock(t.Context(),
+		hypervisor.Block{ID: "a", File: f, ReadOnly: true}); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("PlugBlock() of an id that is there = %v, want a failed precondition", err)
 	}
 	if _, err := p.PlugBlock(t.Context(), hypervisor.Block{ID: "nothing"}); !errdefs.IsInvalidArgument(err) {

@@ -121,7 +121,9 @@ func (d *Driver) Leaks() []string {
 func (d *Driver) Name() string { return "fake" }
 
 // Launch makes a VM of the process, as a real driver does: on error the process is dead.
-func (d *Driver) Launch(ctx context.Context, spec hypervisor.VMSpec, proc hypervisor.Process, _ string) (hypervisor.VM, error) {
+func (d *Driver) Launch(ctx context.Context, spec hypervisor.VMSpec, proc hypervisor.Process,
+	_ string,
+) (hypervisor.VM, error) {
 	err := d.fault(Launch)
 	if err == nil {
 		err = proc.Exec(ctx, []string{"fake-vmm", spec.ID}, nil, nil)
@@ -131,7 +133,10 @@ func (d *Driver) Launch(ctx context.Context, spec hypervisor.VMSpec, proc hyperv
 		<-proc.Done()
 		return nil, fmt.Errorf("launch VM %s: %w", spec.ID, err)
 	}
-	vm := &VM{driver: d, Spec: spec, proc: proc, done: make(chan struct{}), blocks: make(map[string]hypervisor.BlockAddress), nics: make(map[string]string)}
+	vm := &VM{
+		driver: d, Spec: spec, proc: proc, done: make(chan struct{}),
+		blocks: make(map[string]hypervisor.BlockAddress), nics: make(map[string]string),
+	}
 	for _, b := range spec.Blocks {
 		vm.blocks[b.ID] = vm.nextAddressLocked()
 	}
@@ -182,7 +187,10 @@ func (v *VM) watch() {
 	if reason == "" {
 		reason = "VMM ended: " + v.proc.ExitStatus()
 	}
-	v.err = &hypervisor.DeadError{VM: v.Spec.ID, Phase: phase, Reason: reason, Stderr: v.proc.Stderr(), Console: append([]string(nil), v.console...)}
+	v.err = &hypervisor.DeadError{
+		VM: v.Spec.ID, Phase: phase, Reason: reason, Stderr: v.proc.Stderr(),
+		Console: append([]string(nil), v.console...),
+	}
 	v.mu.Unlock()
 	for _, c := range conns {
 		_ = c.Close() // in memory
@@ -301,7 +309,8 @@ func (v *VM) PlugBlock(ctx context.Context, b hypervisor.Block) (hypervisor.Bloc
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if _, ok := v.blocks[b.ID]; ok {
-		return hypervisor.BlockAddress{}, fmt.Errorf("plug block device %s: plugged in already: %w", b.ID, errdefs.ErrFailedPrecondition)
+		return hypervisor.BlockAddress{}, fmt.Errorf("plug block device %s: plugged in already: %w", b.ID,
+			errdefs.ErrFailedPrecondition)
 	}
 	v.blocks[b.ID] = v.nextAddressLocked()
 	return v.blocks[b.ID], nil

@@ -54,7 +54,8 @@ func TestTheGuestAnswersUntilTheVMDies(t *testing.T) {
 		t.Error("Read() after death = nil")
 	}
 	var dead *hypervisor.DeadError
-	if !errors.As(vm.Err(), &dead) || dead.Reason != "struck by lightning" || dead.Phase != hypervisor.PhaseRun || len(dead.Console) != 1 {
+	if !errors.As(vm.Err(), &dead) || dead.Reason != "struck by lightning" || dead.Phase != hypervisor.PhaseRun ||
+		len(dead.Console) != 1 {
 		t.Errorf("Err() = %v", vm.Err())
 	}
 	if _, err := vm.Dial(t.Context(), contract.PortAgent); !errors.As(err, &dead) {

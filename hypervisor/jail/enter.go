@@ -177,7 +177,9 @@ func (s Spec) Drop(files []int) error {
 	}
 	if s.User != 0 {
 		steps = append(steps,
-			step{"keep capabilities", func() error { return unix.Prctl(unix.PR_SET_KEEPCAPS, uintptr(min(1, len(s.Keep))), 0, 0, 0) }},
+			step{"keep capabilities", func() error {
+				return unix.Prctl(unix.PR_SET_KEEPCAPS, uintptr(min(1, len(s.Keep))), 0, 0, 0)
+			}},
 			limit("processes", unix.RLIMIT_NPROC, s.Processes), // which root's are not bound by
 			step{fmt.Sprintf("become group %d", s.User), func() error { return raw(unix.SYS_SETRESGID, user, user, user) }},
 			step{fmt.Sprintf("become user %d", s.User), func() error { return raw(unix.SYS_SETRESUID, user, user, user) }})

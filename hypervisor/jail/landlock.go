@@ -76,7 +76,8 @@ func LandlockLacks(version int) error {
 	if len(lacks) == 0 {
 		return nil
 	}
-	return fmt.Errorf("no rules for %s: Linux %s or later with landlock in its lsm= list has them", strings.Join(lacks, ", "), since)
+	return fmt.Errorf("no rules for %s: Linux %s or later with landlock in its lsm= list has them",
+		strings.Join(lacks, ", "), since)
 }
 
 // landlockAttr is what is forbidden by default. Rules of files forbid all mounts, too, and a program of root's makes
@@ -156,7 +157,8 @@ func (s Spec) restrict(version int, files []int) error {
 	if attr == (unix.LandlockRulesetAttr{}) {
 		return nil
 	}
-	ruleset, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr), 0)
+	ruleset, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)),
+		unsafe.Sizeof(attr), 0)
 	if errno != 0 {
 		return fmt.Errorf("make a ruleset: %w", errno)
 	}

@@ -98,21 +98,35 @@ var loopback = [4]byte{127, 0, 0, 1}
 var attempts = []attempt{
 	{"read a file", func(t *trial) error { return open(t.Elsewhere+"/file", unix.O_RDONLY) }, 1, unix.EACCES, true},
 	{"write to a file", func(t *trial) error { return open(t.Elsewhere+"/file", unix.O_WRONLY) }, 1, unix.EACCES, true},
-	{"list a directory", func(t *trial) error { return open(t.Elsewhere, unix.O_RDONLY|unix.O_DIRECTORY) }, 1, unix.EACCES, true},
+	{
+		"list a directory", func(t *trial) error { return open(t.Elsewhere, unix.O_RDONLY|unix.O_DIRECTORY) }, 1,
+		unix.EACCES, true,
+	},
 	{"execute a program", func(*trial) error { return start("/bin/true") }, 1, unix.EACCES, true},
 	{"truncate a file", func(t *trial) error { return unix.Truncate(t.Elsewhere+"/file", 0) }, 3, unix.EACCES, true},
 	{"read a file of a tree", func(t *trial) error { return open(t.tree+"/file", unix.O_RDONLY) }, 0, 0, true},
 	{"list a tree", func(t *trial) error { return open(t.tree, unix.O_RDONLY|unix.O_DIRECTORY) }, 0, 0, true},
-	{"write to a file of a tree", func(t *trial) error { return open(t.tree+"/file", unix.O_WRONLY) }, 1, unix.EACCES, true},
-	{"write to a file that is kept", func(t *trial) error { return open(t.kept+"/file", unix.O_RDWR|unix.O_TRUNC) }, 0, 0, true},
-	{"make a file in what is kept", func(t *trial) error { return open(t.kept+"/new", unix.O_RDWR|unix.O_CREAT) }, 0, 0, true},
+	{
+		"write to a file of a tree", func(t *trial) error { return open(t.tree+"/file", unix.O_WRONLY) }, 1,
+		unix.EACCES, true,
+	},
+	{
+		"write to a file that is kept", func(t *trial) error { return open(t.kept+"/file", unix.O_RDWR|unix.O_TRUNC) }, 0, 0,
+		true,
+	},
+	{
+		"make a file in what is kept", func(t *trial) error { return open(t.kept+"/new", unix.O_RDWR|unix.O_CREAT) }, 0, 0,
+		true,
+	},
 	{"open its own file again", func(t *trial) error { return open(own(t), unix.O_RDONLY) }, 0, 0, true},
 	{"write to its own file", func(t *trial) error { return open(own(t), unix.O_WRONLY) }, 1, unix.EACCES, true},
 	{"listen on TCP", func(*trial) error {
 		return socket(unix.AF_INET, func(fd int) error { return unix.Bind(fd, &unix.SockaddrInet4{Addr: loopback}) })
 	}, 4, unix.EACCES, false},
 	{"connect by TCP", func(t *trial) error {
-		return socket(unix.AF_INET, func(fd int) error { return unix.Connect(fd, &unix.SockaddrInet4{Addr: loopback, Port: t.TCP}) })
+		return socket(unix.AF_INET, func(fd int) error {
+			return unix.Connect(fd, &unix.SockaddrInet4{Addr: loopback, Port: t.TCP})
+		})
 	}, 4, unix.EACCES, false},
 	{"ioctl on a device", func(*trial) error { return ioctl("/dev/urandom", rndGetEntCnt) }, 5, unix.EACCES, true},
 	{"ioctl on its own device", func(t *trial) error { return ioctl(t.device, unix.TIOCGPTN) }, 0, 0, true},
@@ -182,7 +196,8 @@ func newTrial(t *testing.T) trial {
 			User: 1, Trees: []string{filepath.Join(dir, "tree"), kept}, Kept: []string{kept},
 			Devices: []Device{{Path: "/dev/urandom"}, {Path: "/dev/ptmx"}},
 		},
-		Elsewhere: filepath.Join(dir, "elsewhere"), TCP: tcp.Addr().(*net.TCPAddr).Port, Abstract: abstract, Parent: os.Getpid(), File: 3,
+		Elsewhere: filepath.Join(dir, "elsewhere"), TCP: tcp.Addr().(*net.TCPAddr).Port, Abstract: abstract,
+		Parent: os.Getpid(), File: 3,
 	}
 }
 
@@ -247,9 +262,11 @@ func TestLandlockRefusesWhatAVMMDoesNotNeed(t *testing.T) {
 
 func TestWhatAnOldLandlockLacksIsSaid(t *testing.T) {
 	for version, want := range map[int]string{
-		0: "no rules for files, links between directories, truncation of files, TCP, ioctl on devices, abstract sockets and signals: " +
+		0: "no rules for files, links between directories, truncation of files, TCP, ioctl on devices, abstract sockets " +
+			"and signals: " +
 			"Linux 6.12 or later with landlock in its lsm= list has them",
-		4: "no rules for ioctl on devices, abstract sockets and signals: Linux 6.12 or later with landlock in its lsm= list has them",
+		4: "no rules for ioctl on devices, abstract sockets and signals: Linux 6.12 or later with landlock in its lsm= " +
+			"list has them",
 		6: "<nil>",
 		9: "<nil>",
 	} {

@@ -51,7 +51,8 @@ func Place(ns, file *os.File, name string, readOnly bool) error {
 func Displace(ns *os.File, name string) error {
 	at := filepath.Join(Disks, name)
 	err := inside(ns, func() error {
-		return errors.Join(unix.Unmount(at, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW), unsealed(func() error { return os.Remove(at) }))
+		return errors.Join(unix.Unmount(at, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW),
+			unsealed(func() error { return os.Remove(at) }))
 	})
 	if err != nil {
 		return fmt.Errorf("take %s from the VMM: %w", at, err)

@@ -252,7 +252,8 @@ func Private(program string) error {
 	case err != nil:
 		return fmt.Errorf("%s is a script: what it executes in the end decides", program)
 	case loader == "":
-		return fmt.Errorf("%s is linked statically, or a loader itself: install a VMM that is loaded by the system's ld.so", program)
+		return fmt.Errorf("%s is linked statically, or a loader itself: install a VMM that is loaded by the system's ld.so",
+			program)
 	}
 	return nil
 }

@@ -96,7 +96,8 @@ while read -r cmd <&3; do eval "$cmd" >&4 2>&1; done`)
 	if got := strings.TrimSpace(hear()); got != "/* /." && got != "/* /. /.." && got != "/* /.*" {
 		t.Errorf("its root holds %s", got)
 	}
-	if err := os.Mkdir(fmt.Sprintf("/proc/%d/root/made", p.PID()), 0o700); !strings.Contains(fmt.Sprint(err), "read-only") {
+	if err := os.Mkdir(fmt.Sprintf("/proc/%d/root/made", p.PID()), 0o700); !strings.Contains(fmt.Sprint(err),
+		"read-only") {
 		t.Errorf("the root can be written to: %v", err)
 	}
 	if err := p.Empty(); err != nil {
@@ -104,7 +105,8 @@ while read -r cmd <&3; do eval "$cmd" >&4 2>&1; done`)
 	}
 }
 
-// A VMM that opens its disks by name may read and write what is root's, and sees no file but those that are shown to it.
+// A VMM that opens its disks by name may read and write what is root's, and sees no file but those that are shown to
+// it.
 func TestAJailedProgramIsShownItsDisks(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name string) *os.File {
@@ -133,7 +135,8 @@ while read -r cmd <&3; do eval "$cmd" >&4 2>&1; done`)
 		}
 		return strings.Join(lines, " ")
 	}
-	if got, want := ask("grep Cap /proc/self/status | cut -f2"), strings.TrimSpace(strings.Repeat("0000000000000002 ", 5)); got != want {
+	if got, want := ask("grep Cap /proc/self/status | cut -f2"),
+		strings.TrimSpace(strings.Repeat("0000000000000002 ", 5)); got != want {
 		t.Errorf("its capabilities are %s, want %s", got, want)
 	}
 	if err := p.Empty(); err != nil {
@@ -154,7 +157,8 @@ while read -r cmd <&3; do eval "$cmd" >&4 2>&1; done`)
 	if got := ask("echo /disks/*"); got != "/disks/*" { // which it may not list
 		t.Errorf("it lists %s", got)
 	}
-	if got := ask("[ ! -e /disks/c ] && read -r x </disks/a; echo $x; exec 5<>/disks/b; echo of the VMM >&5"); got != "layer" {
+	if got := ask("[ ! -e /disks/c ] && read -r x </disks/a; echo $x; exec 5<>/disks/b; echo of the " +
+		"VMM >&5"); got != "layer" {
 		t.Errorf("it reads %q", got)
 	}
 	if got := ask("(: >>/disks/a) || (: >/disks/new) || (: >/new)"); strings.Count(got, "Read-only") != 3 {
@@ -177,12 +181,16 @@ while read -r cmd <&3; do eval "$cmd" >&4 2>&1; done`)
 func TestAJailShowsWhatAProgramNeedsToStart(t *testing.T) {
 	testvm.Need(t, testvm.Root)
 	dir := t.TempDir()
-	for name, mode := range map[string]os.FileMode{"p/bin/vmm": 0o755, "p/lib/part": 0o644, "more/file": 0o644, "beside/file": 0o644} {
+	for name, mode := range map[string]os.FileMode{
+		"p/bin/vmm": 0o755, "p/lib/part": 0o644, "more/file": 0o644,
+		"beside/file": 0o644,
+	} {
 		at := filepath.Join(dir, name)
 		if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		script := fmt.Sprintf("#!/bin/sh\ncd %s; cat p/lib/part more/file; for f in p more beside; do [ -e $f ] && echo $f >&3; done; exit 9\n", dir)
+		script := fmt.Sprintf("#!/bin/sh\ncd %s; cat p/lib/part more/file; for f in p more beside; do [ -e $f ] && echo $f "+
+			">&3; done; exit 9\n", dir)
 		if err := os.WriteFile(at, []byte(script), mode); err != nil {
 			t.Fatal(err)
 		}
@@ -221,10 +229,19 @@ func TestWhatAJailCannotHoldIsRefusedByName(t *testing.T) {
 		opts               jail.Options
 	}{
 		{"no user", "/bin/sh", "a user of its own", jail.Options{}},
-		{"no such program", "/nonexistent/vmm", "/nonexistent/vmm: lstat /nonexistent: no such file", jail.Options{User: testUser}},
-		{"no such path", "/bin/sh", "/nonexistent: no such file", jail.Options{User: testUser, Paths: []string{"/nonexistent"}}},
+		{
+			"no such program", "/nonexistent/vmm", "/nonexistent/vmm: lstat /nonexistent: no such file",
+			jail.Options{User: testUser},
+		},
+		{
+			"no such path", "/bin/sh", "/nonexistent: no such file",
+			jail.Options{User: testUser, Paths: []string{"/nonexistent"}},
+		},
 		{"all of the host", "/bin/sh", `"/" cannot be shown`, jail.Options{User: testUser, Paths: []string{"/"}}},
-		{"no device", "/bin/sh", "/dev/shm is not a character device", jail.Options{User: testUser, Devices: []string{"/dev/shm"}}},
+		{
+			"no device", "/bin/sh", "/dev/shm is not a character device",
+			jail.Options{User: testUser, Devices: []string{"/dev/shm"}},
+		},
 		{"a program of root's", secret, "become " + secret + ": permission denied", jail.Options{User: testUser}},
 	} {
 		p := start(t, Options{Jail: &tt.opts})

@@ -73,7 +73,8 @@ func TestExecKeepsThePidAndHandsOverFilesInOrder(t *testing.T) {
 	}
 	defer in.Close()
 	script := `echo pid $$ word "$WORD" >&3; head -c 12 <&4 >&3; echo >&3; echo fds $(ls /proc/self/fd) >&3; echo complaint >&2; exit 7`
-	if err := p.Exec(t.Context(), []string{"/bin/sh", "-c", script}, []string{"WORD=x y", "PATH=/usr/bin:/bin"}, []*os.File{out, in}); err != nil {
+	if err := p.Exec(t.Context(), []string{"/bin/sh", "-c", script}, []string{"WORD=x y", "PATH=/usr/bin:/bin"},
+		[]*os.File{out, in}); err != nil {
 		t.Fatal(err)
 	}
 	<-p.Done()
@@ -97,7 +98,8 @@ func TestExecKeepsThePidAndHandsOverFilesInOrder(t *testing.T) {
 func TestExecOfAMissingProgramSaysSo(t *testing.T) {
 	p := start(t, Options{})
 	err := p.Exec(t.Context(), []string{"/nonexistent/qemu"}, nil, nil)
-	want := fmt.Sprintf("exec /nonexistent/qemu in launcher %d: become /nonexistent/qemu: no such file or directory", p.PID())
+	want := fmt.Sprintf("exec /nonexistent/qemu in launcher %d: become /nonexistent/qemu: no such file or directory",
+		p.PID())
 	if err == nil || err.Error() != want {
 		t.Errorf("Exec() = %v, want %s", err, want)
 	}
@@ -118,7 +120,8 @@ func TestManyFilesArriveAndTooManyAreRefused(t *testing.T) {
 		files[i] = f
 	}
 	p := start(t, Options{})
-	if err := p.Exec(t.Context(), []string{"/bin/sh", "-c", "[ -e /proc/self/fd/252 ] && exit 3"}, nil, files); err != nil {
+	if err := p.Exec(t.Context(), []string{"/bin/sh", "-c", "[ -e /proc/self/fd/252 ] && exit 3"}, nil,
+		files); err != nil {
 		t.Fatal(err)
 	}
 	<-p.Done()
@@ -136,10 +139,12 @@ func TestExecAfterDeathOrTwiceFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-p.Done()
-	if err := p.Exec(t.Context(), []string{"/bin/true"}, nil, nil); err == nil || !strings.Contains(err.Error(), "signal: killed") {
+	if err := p.Exec(t.Context(), []string{"/bin/true"}, nil, nil); err == nil ||
+		!strings.Contains(err.Error(), "signal: killed") {
 		t.Errorf("Exec() after Kill = %v, want the exit status", err)
 	}
-	if err := p.Exec(t.Context(), []string{"/bin/true"}, nil, nil); err == nil || !strings.Contains(err.Error(), "called before") {
+	if err := p.Exec(t.Context(), []string{"/bin/true"}, nil, nil); err == nil ||
+		!strings.Contains(err.Error(), "called before") {
 		t.Errorf("second Exec() = %v, want a refusal", err)
 	}
 }

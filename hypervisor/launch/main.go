@@ -66,7 +66,8 @@ func receive() (*message, []int, error) {
 			continue
 		}
 		if err != nil {
-			return nil, nil, fmt.Errorf("receive command line on descriptor %d (this command is not for people): %w", controlFD, err)
+			return nil, nil, fmt.Errorf("receive command line on descriptor %d (this command is not for people): %w",
+				controlFD, err)
 		}
 		break
 	}

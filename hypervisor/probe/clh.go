@@ -42,7 +42,8 @@ func (p *prober) clh(ctx context.Context, o Options) *CLH {
 		p.add("clh", No, fmt.Sprintf("%s: %v", o.CLHPath, err), fix)
 		return nil
 	case c.Major < c.Min:
-		p.add("clh", No, fmt.Sprintf("%s, version %s", o.CLHPath, c.Version), fmt.Sprintf("install Cloud Hypervisor %d or later", c.Min))
+		p.add("clh", No, fmt.Sprintf("%s, version %s", o.CLHPath, c.Version),
+			fmt.Sprintf("install Cloud Hypervisor %d or later", c.Min))
 		return nil
 	}
 	p.yes("clh", "%s, version %s", o.CLHPath, c.Version)
@@ -76,13 +77,16 @@ func (p *prober) clhPlatforms(c *CLH, snp []string) (_, tdx []string) {
 	case c == nil:
 		p.add("snp.clh", No, "no usable Cloud Hypervisor", build)
 	case c.Major < c.MinSNP:
-		p.add("snp.clh", No, fmt.Sprintf("Cloud Hypervisor %s has no SNP on KVM", c.Version), fmt.Sprintf("use version %d or later; %s", c.MinSNP, build))
+		p.add("snp.clh", No, fmt.Sprintf("Cloud Hypervisor %s has no SNP on KVM", c.Version),
+			fmt.Sprintf("use version %d or later; %s", c.MinSNP, build))
 	case len(missing) > 0:
-		p.add("snp.clh", No, fmt.Sprintf("Cloud Hypervisor %s was built without %s, as releases are", c.Version, strings.Join(missing, ", ")), build)
+		p.add("snp.clh", No, fmt.Sprintf("Cloud Hypervisor %s was built without %s, as releases are", c.Version,
+			strings.Join(missing, ", ")), build)
 	default:
 		p.yes("snp.clh", "Cloud Hypervisor was built with SNP, IGVM and fw_cfg")
 	}
-	p.add("tdx.clh", No, "Cloud Hypervisor has TDX for a KVM interface that Linux never got", "use QEMU: hypervisor.type = \"qemu\"")
+	p.add("tdx.clh", No, "Cloud Hypervisor has TDX for a KVM interface that Linux never got",
+		"use QEMU: hypervisor.type = \"qemu\"")
 	return snp, []string{"tdx.clh"}
 }
 

@@ -25,14 +25,28 @@ func TestPlatformsOfCloudHypervisor(t *testing.T) {
 		clh  *CLH
 		want []Platform
 	}{
-		{"an SNP host, a build with SNP", milan, &own, []Platform{{"none", true, "KVM", nil}, {"snp", true, "KVM", nil}, {"tdx", false, "", tdx}}},
-		{"an SNP host, a release", milan, &release, []Platform{{"none", true, "KVM", nil}, {"snp", false, "", []string{"snp.clh"}}, {"tdx", false, "", tdx}}},
-		{"an SNP host, the version before", milan, &old, []Platform{{"none", true, "KVM", nil}, {"snp", false, "", []string{"snp.clh"}}, {"tdx", false, "", tdx}}},
+		{"an SNP host, a build with SNP", milan, &own, []Platform{
+			{"none", true, "KVM", nil},
+			{"snp", true, "KVM", nil},
+			{"tdx", false, "", tdx},
+		}},
+		{
+			"an SNP host, a release", milan, &release,
+			[]Platform{{"none", true, "KVM", nil}, {"snp", false, "", []string{"snp.clh"}}, {"tdx", false, "", tdx}},
+		},
+		{
+			"an SNP host, the version before", milan, &old,
+			[]Platform{{"none", true, "KVM", nil}, {"snp", false, "", []string{"snp.clh"}}, {"tdx", false, "", tdx}},
+		},
 		{"an SNP host, an ancient version", milan, &ancient, []Platform{
-			{"none", false, "KVM", []string{"clh"}}, {"snp", false, "", []string{"snp.clh", "clh"}}, {"tdx", false, "", []string{"tdx.clh", "clh"}},
+			{"none", false, "KVM", []string{"clh"}},
+			{"snp", false, "", []string{"snp.clh", "clh"}},
+			{"tdx", false, "", []string{"tdx.clh", "clh"}},
 		}},
 		{"a TDX host", emerald, &own, []Platform{
-			{"none", true, "KVM", nil}, {"snp", false, "", []string{"snp.cpu", "snp.kvm", "snp.firmware"}}, {"tdx", false, "", tdx},
+			{"none", true, "KVM", nil},
+			{"snp", false, "", []string{"snp.cpu", "snp.kvm", "snp.firmware"}},
+			{"tdx", false, "", tdx},
 		}},
 		{"nothing at all", bare, nil, []Platform{
 			{"none", false, "", []string{"clh", "kvm", "tun"}},

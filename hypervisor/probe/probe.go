@@ -180,7 +180,8 @@ func (p *prober) qemu(ctx context.Context, path string) *QEMU {
 	}
 	q, err := p.host.QEMU(ctx, path)
 	if err != nil {
-		p.add("qemu", No, fmt.Sprintf("%s: %v", path, err), "install qemu-system-x86 (7.2 or later), or set hypervisor.path in the configuration")
+		p.add("qemu", No, fmt.Sprintf("%s: %v", path, err),
+			"install qemu-system-x86 (7.2 or later), or set hypervisor.path in the configuration")
 		return nil
 	}
 	version := fmt.Sprintf("%s, version %d.%d.%d", path, q.Major, q.Minor, q.Micro)
@@ -221,7 +222,8 @@ func (p *prober) devices() {
 	groups, _ := os.ReadDir(p.path("sys/kernel/iommu_groups")) // absent: none
 	switch {
 	case len(groups) == 0:
-		p.add("vfio", Note, "no IOMMU groups: no devices can be given to pods", "enable the IOMMU in the firmware and, on Intel, boot with intel_iommu=on")
+		p.add("vfio", Note, "no IOMMU groups: no devices can be given to pods",
+			"enable the IOMMU in the firmware and, on Intel, boot with intel_iommu=on")
 	case !p.exists("dev/vfio/vfio"):
 		p.add("vfio", Note, fmt.Sprintf("%d IOMMU groups, but no /dev/vfio/vfio", len(groups)), "modprobe vfio-pci")
 	default:
@@ -249,7 +251,8 @@ func (p *prober) hugepages() {
 func (p *prober) containerd(ctx context.Context) {
 	v, err := p.host.Version(ctx, "containerd")
 	if err != nil {
-		p.add("containerd", No, err.Error(), "install containerd 1.6.20 or later; ctr, nerdctl, Docker and Kubernetes all use it")
+		p.add("containerd", No, err.Error(),
+			"install containerd 1.6.20 or later; ctr, nerdctl, Docker and Kubernetes all use it")
 	} else {
 		p.yes("containerd", "%s", v)
 	}

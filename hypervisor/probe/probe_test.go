@@ -94,9 +94,15 @@ func TestPlatforms(t *testing.T) {
 		want []Platform
 	}{
 		{"an SNP host", milan, []Platform{{"none", true, "KVM", nil}, {"snp", true, "KVM", nil}, {"tdx", false, "", tdx}}},
-		{"a TDX host", emerald, []Platform{{"none", true, "KVM", nil}, {"snp", false, "", []string{"snp.cpu", "snp.kvm", "snp.firmware"}}, {"tdx", true, "KVM", nil}}},
+		{"a TDX host", emerald, []Platform{
+			{"none", true, "KVM", nil},
+			{"snp", false, "", []string{"snp.cpu", "snp.kvm", "snp.firmware"}},
+			{"tdx", true, "KVM", nil},
+		}},
 		{"a VM of a cloud without hardware virtualization", cloudVM, []Platform{
-			{"none", true, "TCG", nil}, {"snp", false, "", all([]string{"kvm"}, snp)}, {"tdx", false, "", all([]string{"kvm"}, tdx)},
+			{"none", true, "TCG", nil},
+			{"snp", false, "", all([]string{"kvm"}, snp)},
+			{"tdx", false, "", all([]string{"kvm"}, tdx)},
 		}},
 		{"nothing at all", bare, []Platform{
 			{"none", false, "TCG", []string{"qemu", "tun"}},
@@ -155,7 +161,8 @@ func TestDetails(t *testing.T) {
 func TestOldSNPFirmwareIsNoted(t *testing.T) {
 	for status, want := range map[string]bool{
 		"SNP firmware 1.52 build 4, 0 guests, reported TCB 0x1": true, "SNP firmware 0.99 build 4, x": true,
-		"SNP firmware 1.55 build 21, 0 guests": false, "SNP firmware 1.58 build 1, 0 guests": false, "SNP firmware 2.0 build 1, 0 guests": false,
+		"SNP firmware 1.55 build 21, 0 guests": false, "SNP firmware 1.58 build 1, 0 guests": false,
+		"SNP firmware 2.0 build 1, 0 guests": false,
 	} {
 		h := milan.host(t)
 		h.SEVStatus = func() (string, error) { return status, nil }

@@ -35,8 +35,10 @@ func SEVStatus() (string, error) {
 	cmd := make([]byte, 16)
 	binary.LittleEndian.PutUint32(cmd, snpPlatformStatus)
 	binary.LittleEndian.PutUint64(cmd[4:], uint64(uintptr(unsafe.Pointer(&status[0]))))
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), sevIssueCmd, uintptr(unsafe.Pointer(&cmd[0]))); errno != 0 {
-		return "", fmt.Errorf("ask for the platform's status: %w (firmware error %#x)", errno, binary.LittleEndian.Uint32(cmd[12:]))
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), sevIssueCmd,
+		uintptr(unsafe.Pointer(&cmd[0]))); errno != 0 {
+		return "", fmt.Errorf("ask for the platform's status: %w (firmware error %#x)", errno,
+			binary.LittleEndian.Uint32(cmd[12:]))
 	}
 	return decodeSNPStatus(status)
 }

@@ -109,7 +109,8 @@ func (b *builder) base() {
 // platform sets machine, memory, processor and TEE. Devices of the machine that a pod does not
 // use are off: they cost boot time, and on TDX they would be in measured tables.
 func (b *builder) platform() {
-	machine := b.spec.Machine + ",memory-backend=ram0,smm=off,hpet=off,sata=off,smbus=off,i8042=off,vmport=off,dump-guest-core=off,mem-merge=off"
+	machine := b.spec.Machine +
+		",memory-backend=ram0,smm=off,hpet=off,sata=off,smbus=off,i8042=off,vmport=off,dump-guest-core=off,mem-merge=off"
 	memory, model := "memory-backend-ram", b.spec.CPU.Model
 	switch b.spec.TEE {
 	case hypervisor.TEESNP:
@@ -220,7 +221,8 @@ func (b *builder) skeleton() {
 		b.arg("-device", b.virtio("virtio-scsi-pci", scsiDevice, slotSCSI)+",num_queues=1")
 	}
 	for n := range b.spec.HotplugPorts {
-		b.arg("-device", fmt.Sprintf("pcie-root-port,id=%s,bus=pcie.0,addr=%#x,chassis=%d,slot=%d", portID(n), slotPorts+n, n+1, n+1))
+		b.arg("-device", fmt.Sprintf("pcie-root-port,id=%s,bus=pcie.0,addr=%#x,chassis=%d,slot=%d", portID(n),
+			slotPorts+n, n+1, n+1))
 	}
 }
 

@@ -55,7 +55,10 @@ func snpSpec(t *testing.T) hypervisor.VMSpec {
 	s := plainSpec()
 	s.TEE, s.Accel, s.CPU.Model = hypervisor.TEESNP, hypervisor.AccelKVM, "EPYC-v4"
 	s.Boot.Firmware = firmware(t, 4<<20)
-	s.SNP = &hypervisor.SNP{Policy: 0x30000, HostData: [32]byte{1, 2, 3}, IDBlock: make([]byte, 96), IDAuth: make([]byte, 4096)}
+	s.SNP = &hypervisor.SNP{
+		Policy: 0x30000, HostData: [32]byte{1, 2, 3}, IDBlock: make([]byte, 96),
+		IDAuth: make([]byte, 4096),
+	}
 	return s
 }
 
@@ -76,10 +79,16 @@ func TestCommandLines(t *testing.T) {
 	kvm.Blocks, kvm.NICs, kvm.HotplugPorts = nil, nil, 0
 	files := plainSpec()
 	files.HostFiles = &hypervisor.HostFiles{Tag: "live", Socket: unopened()}
-	tests := map[string]hypervisor.VMSpec{"plain-tcg": plainSpec(), "plain-blk": blk, "plain-kvm": kvm, "plain-files": files, "snp": snpSpec(t), "tdx": tdxSpec(t)}
+	tests := map[string]hypervisor.VMSpec{
+		"plain-tcg": plainSpec(), "plain-blk": blk, "plain-kvm": kvm,
+		"plain-files": files, "snp": snpSpec(t), "tdx": tdxSpec(t),
+	}
 	for name, spec := range tests {
 		t.Run(name, func(t *testing.T) {
-			par := Params{Binary: "/usr/bin/qemu-system-x86_64", CBitPos: 51, ReducedPhysBits: 1, Agent: unopened(), Control: unopened(), Console: unopened()}
+			par := Params{
+				Binary: "/usr/bin/qemu-system-x86_64", CBitPos: 51, ReducedPhysBits: 1, Agent: unopened(),
+				Control: unopened(), Console: unopened(),
+			}
 			cmd := Build(spec, par)
 			var b strings.Builder
 			for _, a := range cmd.Argv {
@@ -110,7 +119,10 @@ func TestCommandLines(t *testing.T) {
 }
 
 func TestAnAuthorKeyIsEnabledWhereThereIsOne(t *testing.T) {
-	par := Params{Binary: "q", CBitPos: 51, ReducedPhysBits: 1, Agent: unopened(), Control: unopened(), Console: unopened()}
+	par := Params{
+		Binary: "q", CBitPos: 51, ReducedPhysBits: 1, Agent: unopened(), Control: unopened(),
+		Console: unopened(),
+	}
 	for _, author := range []bool{false, true} {
 		s := snpSpec(t)
 		if author {
@@ -139,7 +151,8 @@ func checkFiles(t *testing.T, spec hypervisor.VMSpec, par Params, cmd Command) {
 		t.Errorf("%d files, want %d", len(cmd.Files), want)
 	}
 	for i, f := range cmd.Files {
-		if f == spec.Boot.Kernel && !strings.Contains(strings.Join(cmd.Argv, " "), fmt.Sprintf("-kernel /proc/self/fd/%d", 3+i)) {
+		if f == spec.Boot.Kernel &&
+			!strings.Contains(strings.Join(cmd.Argv, " "), fmt.Sprintf("-kernel /proc/self/fd/%d", 3+i)) {
 			t.Errorf("kernel is file %d, the command line says something else", i)
 		}
 		if f == par.Control && !strings.Contains(strings.Join(cmd.Argv, " "), fmt.Sprintf("socket,id=control,fd=%d", 3+i)) {
@@ -188,16 +201,25 @@ func TestValidateRefuses(t *testing.T) {
 		{"options smuggled in by the CPU model", plain(func(s *hypervisor.VMSpec) { s.CPU.Model = "max,x=y" }), "bare name"},
 		{"too little memory", plain(func(s *hypervisor.VMSpec) { s.MemoryMiB = 16 }), "16 MiB of memory: want at least 64"},
 		{"no kernel", plain(func(s *hypervisor.VMSpec) { s.Boot.Kernel = nil }), "no kernel"},
-		{"a long command line", plain(func(s *hypervisor.VMSpec) { s.Boot.Cmdline = strings.Repeat("a", 2048) }), "the kernel takes 2047"},
+		{
+			"a long command line", plain(func(s *hypervisor.VMSpec) { s.Boot.Cmdline = strings.Repeat("a", 2048) }),
+			"the kernel takes 2047",
+		},
 		{"a command line of two lines", plain(func(s *hypervisor.VMSpec) { s.Boot.Cmdline = "a\nb" }), "newline"},
 		{"no timeout", plain(func(s *hypervisor.VMSpec) { s.BootTimeout = 0 }), "no boot timeout"},
 		{"too many ports", plain(func(s *hypervisor.VMSpec) { s.HotplugPorts = 16 }), "16 hot-plug ports"},
 		{"no block bus", plain(func(s *hypervisor.VMSpec) { s.BlockBus = "" }), `block bus ""`},
-		{"more disks than ports", plain(func(s *hypervisor.VMSpec) { s.BlockBus, s.HotplugPorts = hypervisor.BlockBlk, 1 }), "2 block devices on virtio-blk"},
+		{
+			"more disks than ports", plain(func(s *hypervisor.VMSpec) { s.BlockBus, s.HotplugPorts = hypervisor.BlockBlk, 1 }),
+			"2 block devices on virtio-blk",
+		},
 		{"a disk twice", plain(func(s *hypervisor.VMSpec) { s.Blocks[1].ID = "layer-0" }), `"layer-0": id used twice`},
 		{"a disk without a file", plain(func(s *hypervisor.VMSpec) { s.Blocks[0].File = nil }), "no file"},
 		{"a disk with a bad id", plain(func(s *hypervisor.VMSpec) { s.Blocks[0].ID = "a,b" }), "id must match"},
-		{"a disk with a long id", plain(func(s *hypervisor.VMSpec) { s.Blocks[0].ID = strings.Repeat("a", 21) }), "id must match"},
+		{
+			"a disk with a long id", plain(func(s *hypervisor.VMSpec) { s.Blocks[0].ID = strings.Repeat("a", 21) }),
+			"id must match",
+		},
 		{"a disk with the longest id", plain(func(s *hypervisor.VMSpec) { s.Blocks[0].ID = strings.Repeat("a", 20) }), ""},
 		{"a bad MAC", plain(func(s *hypervisor.VMSpec) { s.NICs[0].MAC = "x" }), `MAC address "x"`},
 		{"no tap", plain(func(s *hypervisor.VMSpec) { s.NICs[0].Tap = nil }), "no tap"},
@@ -207,10 +229,16 @@ func TestValidateRefuses(t *testing.T) {
 		{"SNP without firmware", snp(func(s *hypervisor.VMSpec) { s.Boot.Firmware = nil }), "needs firmware"},
 		{"SNP without initramfs", snp(func(s *hypervisor.VMSpec) { s.Boot.Initrd = nil }), "needs an initramfs"},
 		{"SNP under TCG", snp(func(s *hypervisor.VMSpec) { s.Accel = hypervisor.AccelTCG }), "needs KVM"},
-		{"SNP with an odd firmware", snp(func(s *hypervisor.VMSpec) { s.Boot.Firmware = firmware(t, 4<<20+1) }), "multiple of 65536"},
+		{
+			"SNP with an odd firmware", snp(func(s *hypervisor.VMSpec) { s.Boot.Firmware = firmware(t, 4<<20+1) }),
+			"multiple of 65536",
+		},
 		{"SNP with the host's processor", snp(func(s *hypervisor.VMSpec) { s.CPU.Model = "host" }), "name one"},
 		{"SNP that can be debugged", snp(func(s *hypervisor.VMSpec) { s.SNP.Policy |= 1 << 19 }), "allows debugging"},
-		{"SNP that can be debugged on purpose", snp(func(s *hypervisor.VMSpec) { s.SNP.Policy |= 1 << 19; s.SNP.InsecureDebug = true }), ""},
+		{"SNP that can be debugged on purpose", snp(func(s *hypervisor.VMSpec) {
+			s.SNP.Policy |= 1 << 19
+			s.SNP.InsecureDebug = true
+		}), ""},
 		{"SNP with a reserved bit clear", snp(func(s *hypervisor.VMSpec) { s.SNP.Policy = 0x10000 }), "bit 17"},
 		{"SNP with half an identity", snp(func(s *hypervisor.VMSpec) { s.SNP.IDAuth = nil }), "belong together"},
 		{"SNP with a short identity", snp(func(s *hypervisor.VMSpec) { s.SNP.IDBlock = make([]byte, 95) }), "95 bytes"},
@@ -218,10 +246,18 @@ func TestValidateRefuses(t *testing.T) {
 		{"SNP with TDX settings", snp(func(s *hypervisor.VMSpec) { s.TDX = &hypervisor.TDX{} }), "settings of TDX"},
 		{"TDX with a named processor", tdx(func(s *hypervisor.VMSpec) { s.CPU.Model = "EPYC" }), "only with the host's"},
 		{"TDX without settings", tdx(func(s *hypervisor.VMSpec) { s.TDX = nil }), "without TDX settings"},
-		{"files of the host", plain(func(s *hypervisor.VMSpec) { s.HostFiles = &hypervisor.HostFiles{Tag: "live", Socket: unopened()} }), ""},
-		{"files of the host without a socket", plain(func(s *hypervisor.VMSpec) { s.HostFiles = &hypervisor.HostFiles{Tag: "live"} }), "no socket"},
-		{"options smuggled in by a tag", plain(func(s *hypervisor.VMSpec) { s.HostFiles = &hypervisor.HostFiles{Tag: "a,b", Socket: unopened()} }), "must match"},
-		{"files of the host in a TEE", snp(func(s *hypervisor.VMSpec) { s.HostFiles = &hypervisor.HostFiles{Tag: "live", Socket: unopened()} }), "trusts none"},
+		{"files of the host", plain(func(s *hypervisor.VMSpec) {
+			s.HostFiles = &hypervisor.HostFiles{Tag: "live", Socket: unopened()}
+		}), ""},
+		{"files of the host without a socket", plain(func(s *hypervisor.VMSpec) {
+			s.HostFiles = &hypervisor.HostFiles{Tag: "live"}
+		}), "no socket"},
+		{"options smuggled in by a tag", plain(func(s *hypervisor.VMSpec) {
+			s.HostFiles = &hypervisor.HostFiles{Tag: "a,b", Socket: unopened()}
+		}), "must match"},
+		{"files of the host in a TEE", snp(func(s *hypervisor.VMSpec) {
+			s.HostFiles = &hypervisor.HostFiles{Tag: "live", Socket: unopened()}
+		}), "trusts none"},
 		{"TDX with two quote services", tdx(func(s *hypervisor.VMSpec) { s.TDX.QuoteUnix = "/run/x" }), "two quote"},
 	}
 	for _, tt := range tests {

@@ -71,7 +71,8 @@ var testInitrd = sync.OnceValues(func() ([]byte, error) {
 func cpioEntry(b *bytes.Buffer, name string, mode int, data []byte) {
 	pad := func() { b.Write(make([]byte, -b.Len()&3)) }
 	pad()
-	fmt.Fprintf(b, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x", 9999, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name)+1, 0)
+	fmt.Fprintf(b, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x", 9999, mode, 0, 0, 1, 0, len(data), 0, 0,
+		0, 0, len(name)+1, 0)
 	b.WriteString(name + "\x00")
 	pad()
 	b.Write(data)
@@ -222,7 +223,8 @@ func TestAVMBootsAnswersAndStopsWithoutATrace(t *testing.T) {
 	if _, err := vm.Dial(t.Context(), 4711); err == nil || !strings.Contains(err.Error(), "nobody listens") {
 		t.Errorf("Dial() of a port without a listener = %v", err)
 	}
-	if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", p.PID())); err != nil || !strings.HasPrefix(string(comm), "qemu") {
+	if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", p.PID())); err != nil ||
+		!strings.HasPrefix(string(comm), "qemu") {
 		t.Errorf("process %d is %q, %v, want QEMU", p.PID(), comm, err)
 	}
 	for range 2 {
@@ -284,7 +286,8 @@ func TestKillingTheVMMIsNoticedAtOnceInEveryPhase(t *testing.T) {
 			if got := deadError(t, vm.Err()); got.Reason != "VMM ended: signal: killed" || got.Phase != phase {
 				t.Errorf("Err() = %v, want phase %s, signal: killed", got, phase)
 			}
-			if _, err := vm.PlugBlock(t.Context(), hypervisor.Block{ID: "a", File: tempFile(t, nil)}); err == nil || !strings.Contains(err.Error(), "signal: killed") {
+			if _, err := vm.PlugBlock(t.Context(), hypervisor.Block{ID: "a", File: tempFile(t, nil)}); err == nil ||
+				!strings.Contains(err.Error(), "signal: killed") {
 				t.Errorf("PlugBlock() = %v, want the VM's end", err)
 			}
 		})
@@ -298,13 +301,19 @@ func TestBootsThatFailSayWhereAndWhy(t *testing.T) {
 		phase  hypervisor.Phase
 		want   string
 	}{
-		{"init exits", func(s *hypervisor.VMSpec) { s.Boot.Cmdline += " test.exit" }, hypervisor.PhaseKernel, "the guest's kernel panicked: Attempted to kill init! exitcode=0x00000300"},
+		{
+			"init exits", func(s *hypervisor.VMSpec) { s.Boot.Cmdline += " test.exit" }, hypervisor.PhaseKernel,
+			"the guest's kernel panicked: Attempted to kill init! exitcode=0x00000300",
+		},
 		{"the agent is silent", func(s *hypervisor.VMSpec) {
 			s.Boot.Cmdline += " test.silent"
 			s.BootTimeout = 3 * time.Second
 		}, hypervisor.PhaseKernel, "the agent did not answer within 3s"},
 		{"not a kernel", func(s *hypervisor.VMSpec) { s.Boot.Kernel = s.Boot.Initrd }, hypervisor.PhaseVMM, "exit status 1"},
-		{"too little memory", func(s *hypervisor.VMSpec) { s.MemoryMiB = minMemoryMiB }, hypervisor.PhaseKernel, "64 MiB of memory"},
+		{
+			"too little memory", func(s *hypervisor.VMSpec) { s.MemoryMiB = minMemoryMiB }, hypervisor.PhaseKernel,
+			"64 MiB of memory",
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -335,7 +344,8 @@ func TestAGuestThatRestartsIsReported(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-vm.Done()
-	if got := deadError(t, vm.Err()); got.Reason != "the guest crashed or restarted itself" || got.Phase != hypervisor.PhaseRun {
+	if got := deadError(t, vm.Err()); got.Reason != "the guest crashed or restarted itself" ||
+		got.Phase != hypervisor.PhaseRun {
 		t.Errorf("Err() = %v, want that it restarted itself", got)
 	}
 }
@@ -406,7 +416,8 @@ func TestChannelThroughput(t *testing.T) {
 	c := dial(t, vm, 1026)
 	report := func(way string, start time.Time, cpu time.Duration) {
 		spent := processCPU(t, p.PID()) - cpu
-		t.Logf("%s: %.1f MiB/s, %.1f MiB per second of the VMM's processor time", way, mib/time.Since(start).Seconds(), mib/spent.Seconds())
+		t.Logf("%s: %.1f MiB/s, %.1f MiB per second of the VMM's processor time", way, mib/time.Since(start).Seconds(),
+			mib/spent.Seconds())
 	}
 	start, cpu := time.Now(), processCPU(t, p.PID())
 	if _, err := io.CopyN(c, zeros{}, size); err != nil {

@@ -77,7 +77,9 @@ func New(opts Options) *Driver {
 func (d *Driver) Name() string { return "qemu" }
 
 // Launch turns proc into a VM. dir is not used: QEMU gets descriptors.
-func (d *Driver) Launch(ctx context.Context, spec hypervisor.VMSpec, proc hypervisor.Process, _ string) (hypervisor.VM, error) {
+func (d *Driver) Launch(ctx context.Context, spec hypervisor.VMSpec, proc hypervisor.Process,
+	_ string,
+) (hypervisor.VM, error) {
 	vm, err := d.launch(ctx, spec, proc)
 	if err != nil {
 		_ = proc.Kill() // it may be dead already
@@ -115,7 +117,9 @@ func (d *Driver) launch(ctx context.Context, spec hypervisor.VMSpec, proc hyperv
 }
 
 // attend connects to the running VMM and starts the goroutines that watch it.
-func (d *Driver) attend(ctx context.Context, spec hypervisor.VMSpec, proc hypervisor.Process, ends *endpoints) (*machine, error) {
+func (d *Driver) attend(ctx context.Context, spec hypervisor.VMSpec, proc hypervisor.Process,
+	ends *endpoints,
+) (*machine, error) {
 	m := newMachine(spec, proc, d.opts.Log)
 	m.consoleConn = ends.ours[2]
 	m.consoleDone = make(chan struct{})
@@ -140,7 +144,8 @@ func (d *Driver) attend(ctx context.Context, spec hypervisor.VMSpec, proc hyperv
 		}
 	}
 	m.enter(hypervisor.PhaseKernel)
-	d.opts.Log.Info("VM runs", "vm", spec.ID, "pid", proc.PID(), "qemu", m.qmp.Version().String(), "accel", string(spec.Accel))
+	d.opts.Log.Info("VM runs", "vm", spec.ID, "pid", proc.PID(), "qemu", m.qmp.Version().String(), "accel",
+		string(spec.Accel))
 	go m.watch()
 	return m, nil
 }

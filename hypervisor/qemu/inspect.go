@@ -64,7 +64,8 @@ func ask(ctx context.Context, path string, questions func(context.Context, *qmp.
 }
 
 func connected(ctx context.Context, conn *net.UnixConn, questions func(context.Context, *qmp.Client) error) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, vmmTimeout, errors.New("no answer within "+vmmTimeout.Round(time.Second).String()))
+	ctx, cancel := context.WithTimeoutCause(ctx, vmmTimeout,
+		errors.New("no answer within "+vmmTimeout.Round(time.Second).String()))
 	defer cancel()
 	c, err := qmp.Connect(ctx, conn, func(qmp.Event) {})
 	if err != nil {

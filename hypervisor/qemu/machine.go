@@ -235,7 +235,10 @@ func (m *machine) abandon(cause error) error {
 	<-m.proc.Done()
 	_ = m.consoleConn.Close() // only read
 	<-m.consoleDone
-	return &hypervisor.DeadError{VM: m.spec.ID, Phase: hypervisor.PhaseVMM, Reason: reason, Stderr: m.proc.Stderr(), Console: m.Console()}
+	return &hypervisor.DeadError{
+		VM: m.spec.ID, Phase: hypervisor.PhaseVMM, Reason: reason, Stderr: m.proc.Stderr(),
+		Console: m.Console(),
+	}
 }
 
 // autopsy finds the reason of the VM's end. The VMM's exit status is not enough: it is 0 after a guest panic.
@@ -260,9 +263,11 @@ func (m *machine) autopsy() *hypervisor.DeadError {
 		e.Reason = "VMM ended: " + m.proc.ExitStatus()
 	}
 	if strings.HasPrefix(shutdown, "guest") && why == "" && phase == hypervisor.PhaseKernel && m.console.Silent() {
-		e.Reason = fmt.Sprintf("the guest crashed before its kernel printed anything: %d MiB of memory may be too little for this kernel and initramfs", m.spec.MemoryMiB)
+		e.Reason = fmt.Sprintf("the guest crashed before its kernel printed anything: %d MiB of memory may be too little "+
+			"for this kernel and initramfs", m.spec.MemoryMiB)
 	}
-	if m.console.Mentions("Initramfs unpacking failed", "deadlocked on memory", "Out of memory") && phase != hypervisor.PhaseRun {
+	if m.console.Mentions("Initramfs unpacking failed", "deadlocked on memory", "Out of memory") &&
+		phase != hypervisor.PhaseRun {
 		e.Reason += fmt.Sprintf(" (%d MiB of memory are too little for this guest image)", m.spec.MemoryMiB)
 	}
 	return e
@@ -299,7 +304,10 @@ func (m *machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 	if phase == hypervisor.PhaseRun || ctx.Err() == nil {
 		return nil, fmt.Errorf("VM %s: %w", m.spec.ID, err)
 	}
-	where := &hypervisor.DeadError{VM: m.spec.ID, Phase: phase, Reason: "the agent has not answered yet", Console: m.Console()}
+	where := &hypervisor.DeadError{
+		VM: m.spec.ID, Phase: phase, Reason: "the agent has not answered yet",
+		Console: m.Console(),
+	}
 	return nil, fmt.Errorf("%w: %w", err, where)
 }
 

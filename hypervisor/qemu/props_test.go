@@ -43,7 +43,8 @@ func binaryPath(t *testing.T, name string, need testvm.Cap) string {
 func everySpec(t *testing.T) map[string]hypervisor.VMSpec {
 	t.Helper()
 	specs := map[string]hypervisor.VMSpec{
-		"plain": plainSpec(), "snp": snpSpec(t), "snp anonymous": snpSpec(t), "tdx vsock": tdxSpec(t), "tdx unix": tdxSpec(t), "tdx without quotes": tdxSpec(t),
+		"plain": plainSpec(), "snp": snpSpec(t), "snp anonymous": snpSpec(t), "tdx vsock": tdxSpec(t), "tdx unix": tdxSpec(t),
+		"tdx without quotes": tdxSpec(t),
 	}
 	for name, change := range map[string]func(*hypervisor.VMSpec){
 		"snp anonymous":      func(s *hypervisor.VMSpec) { s.SNP = &hypervisor.SNP{Policy: 0x30000} },
@@ -74,7 +75,10 @@ func everySpec(t *testing.T) map[string]hypervisor.VMSpec {
 // TestEveryQEMUHasWhatTheDriverEmits takes the command lines of Build apart and asks each binary for each option,
 // object, device, machine, processor and property in them, and whether the property takes such a value.
 func TestEveryQEMUHasWhatTheDriverEmits(t *testing.T) {
-	par := Params{Binary: "q", CBitPos: 51, ReducedPhysBits: 1, Agent: unopened(), Control: unopened(), Console: unopened()}
+	par := Params{
+		Binary: "q", CBitPos: 51, ReducedPhysBits: 1, Agent: unopened(), Control: unopened(),
+		Console: unopened(),
+	}
 	for _, b := range binaries {
 		t.Run(b.name, func(t *testing.T) {
 			path := binaryPath(t, b.name, b.need)
@@ -155,7 +159,8 @@ func (q *oracle) call(command string, args, result any) {
 // learn asks for everything that is the same for all questions.
 func (q *oracle) learn() {
 	q.t.Helper()
-	q.types, q.options, q.machines, q.cpus, q.schema = map[string][]string{}, map[string][]string{}, map[string]string{}, map[string]string{}, map[string]schemaType{}
+	q.types, q.options, q.machines, q.cpus, q.schema = map[string][]string{}, map[string][]string{}, map[string]string{},
+		map[string]string{}, map[string]schemaType{}
 	var names []struct{ Name, Alias, Typename string }
 	for _, base := range []string{"user-creatable", "device", "accel"} {
 		q.call("qom-list-types", map[string]any{"implements": base}, &names)
@@ -208,7 +213,10 @@ func (q *oracle) want(ok bool, format string, args ...any) bool {
 var optionGroups = map[string]string{"smp": "smp-opts", "m": "memory"}
 
 // implied are the parameters that a first word without "=" is for.
-var implied = map[string]string{"name": "guest", "sandbox": "enable", "smp": "cpus", "m": "size", "chardev": "backend", "mon": "chardev"}
+var implied = map[string]string{
+	"name": "guest", "sandbox": "enable", "smp": "cpus", "m": "size", "chardev": "backend",
+	"mon": "chardev",
+}
 
 func (q *oracle) commandLine(argv []string) {
 	for i := 1; i < len(argv); i++ {

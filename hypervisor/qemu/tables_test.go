@@ -53,8 +53,10 @@ func differing(a, b map[string][]byte) (names []string) {
 
 func tablesSpec() hypervisor.VMSpec {
 	return hypervisor.VMSpec{
-		ID: "pod1", Machine: "q35", TEE: hypervisor.TEETDX, TDX: &hypervisor.TDX{}, CPU: hypervisor.CPU{Count: 2}, MemoryMiB: 1024,
-		BlockBus: hypervisor.BlockSCSI, NICs: []hypervisor.NIC{{ID: "eth0", MAC: "02:00:00:00:00:01", Tap: []*os.File{unopened()}}},
+		ID: "pod1", Machine: "q35", TEE: hypervisor.TEETDX, TDX: &hypervisor.TDX{}, CPU: hypervisor.CPU{Count: 2},
+		MemoryMiB: 1024,
+		BlockBus:  hypervisor.BlockSCSI,
+		NICs:      []hypervisor.NIC{{ID: "eth0", MAC: "02:00:00:00:00:01", Tap: []*os.File{unopened()}}},
 	}
 }
 
@@ -73,12 +75,16 @@ func TestTablesDoNotShowWhatIsNotMeasured(t *testing.T) {
 	bin := newestQEMU(t)
 	want := readTables(t, tables(tablesSpec(), bin))
 	for name, change := range map[string]func(*hypervisor.VMSpec){
-		"id":               func(s *hypervisor.VMSpec) { s.ID = "another" },
-		"MAC and name":     func(s *hypervisor.VMSpec) { s.NICs = []hypervisor.NIC{{ID: "net7", MAC: "02:00:00:00:77:77"}} },
-		"MTU":              func(s *hypervisor.VMSpec) { s.NICs = []hypervisor.NIC{{ID: "eth0", MAC: s.NICs[0].MAC, MTU: 9000}} },
-		"layers from boot": func(s *hypervisor.VMSpec) { s.Blocks = []hypervisor.Block{{ID: "l1", ReadOnly: true}, {ID: "l2"}} },
-		"MRCONFIGID":       func(s *hypervisor.VMSpec) { s.TDX = &hypervisor.TDX{MRConfigID: [48]byte{1}, QuoteVsock: 4050} },
-		"command line":     func(s *hypervisor.VMSpec) { s.Boot.Cmdline = "quiet" },
+		"id":           func(s *hypervisor.VMSpec) { s.ID = "another" },
+		"MAC and name": func(s *hypervisor.VMSpec) { s.NICs = []hypervisor.NIC{{ID: "net7", MAC: "02:00:00:00:77:77"}} },
+		"MTU": func(s *hypervisor.VMSpec) {
+			s.NICs = []hypervisor.NIC{{ID: "eth0", MAC: s.NICs[0].MAC, MTU: 9000}}
+		},
+		"layers from boot": func(s *hypervisor.VMSpec) {
+			s.Blocks = []hypervisor.Block{{ID: "l1", ReadOnly: true}, {ID: "l2"}}
+		},
+		"MRCONFIGID":   func(s *hypervisor.VMSpec) { s.TDX = &hypervisor.TDX{MRConfigID: [48]byte{1}, QuoteVsock: 4050} },
+		"command line": func(s *hypervisor.VMSpec) { s.Boot.Cmdline = "quiet" },
 	} {
 		s := tablesSpec()
 		change(&s)

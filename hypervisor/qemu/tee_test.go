@@ -50,7 +50,10 @@ func (u *unlaunched) Kill() error           { close(u.done); return nil }
 func TestWhatCannotBeTrustedIsRefusedBeforeLaunch(t *testing.T) {
 	const size = 128 << 10
 	image := func(change func(*ovmftest.Layout)) *os.File {
-		l := ovmftest.Layout{Size: size, Seed: 1, EIP: 0x80b004, HashBase: 0x810c00, SEV: ovmftest.Sections(), TDX: ovmftest.TDXSections(size)}
+		l := ovmftest.Layout{
+			Size: size, Seed: 1, EIP: 0x80b004, HashBase: 0x810c00, SEV: ovmftest.Sections(),
+			TDX: ovmftest.TDXSections(size),
+		}
 		change(&l)
 		return tempFile(t, ovmftest.Build(l))
 	}
@@ -71,27 +74,56 @@ func TestWhatCannotBeTrustedIsRefusedBeforeLaunch(t *testing.T) {
 		spec       hypervisor.VMSpec
 		want       string
 	}{
-		{"TDX on QEMU 10.0", "qemu-10.0", testvm.QEMU100, tdx(same), "QEMU 10.0.2, has no object tdx-guest: platform tdx needs QEMU 10.1 or later"},
-		{"TDX on Debian 12's QEMU", "system", testvm.QEMU, tdx(same), "has no object tdx-guest: platform tdx needs QEMU 10.1 or later"},
-		{"SNP on Debian 12's QEMU", "system", testvm.QEMU, snp(same), "has no object sev-snp-guest: platform snp needs QEMU 9.1 or later"},
-		{"the host's processor where one digest is promised", "qemu-11.1", testvm.QEMU111, snp(func(s *hypervisor.VMSpec) { s.CPU.Model = "host" }), "SNP measures the model, so name one"},
-		{"no model where one digest is promised", "qemu-11.1", testvm.QEMU111, snp(func(s *hypervisor.VMSpec) { s.CPU.Model = "" }), "SNP measures the model, so name one"},
-		{"firmware without a hash area", "qemu-11.1", testvm.QEMU111, fw(func(l *ovmftest.Layout) { l.HashBase = 0 }), "kernel-hash area"},
-		{"a generic OVMF of 2025.02", "qemu-11.1", testvm.QEMU111, fw(func(l *ovmftest.Layout) { l.SEV = ovmftest.Sections()[:6] }), "a kernel would boot unmeasured"},
+		{
+			"TDX on QEMU 10.0", "qemu-10.0", testvm.QEMU100, tdx(same),
+			"QEMU 10.0.2, has no object tdx-guest: platform tdx needs QEMU 10.1 or later",
+		},
+		{
+			"TDX on Debian 12's QEMU", "system", testvm.QEMU, tdx(same),
+			"has no object tdx-guest: platform tdx needs QEMU 10.1 or later",
+		},
+		{
+			"SNP on Debian 12's QEMU", "system", testvm.QEMU, snp(same),
+			"has no object sev-snp-guest: platform snp needs QEMU 9.1 or later",
+		},
+		{
+			"the host's processor where one digest is promised", "qemu-11.1", testvm.QEMU111,
+			snp(func(s *hypervisor.VMSpec) { s.CPU.Model = "host" }), "SNP measures the model, so name one",
+		},
+		{"no model where one digest is promised", "qemu-11.1", testvm.QEMU111, snp(func(s *hypervisor.VMSpec) {
+			s.CPU.Model = ""
+		}), "SNP measures the model, so name one"},
+		{
+			"firmware without a hash area", "qemu-11.1", testvm.QEMU111, fw(func(l *ovmftest.Layout) { l.HashBase = 0 }),
+			"kernel-hash area",
+		},
+		{"a generic OVMF of 2025.02", "qemu-11.1", testvm.QEMU111, fw(func(l *ovmftest.Layout) {
+			l.SEV = ovmftest.Sections()[:6]
+		}), "a kernel would boot unmeasured"},
 		{"a section of no size", "qemu-11.1", testvm.QEMU111, fw(func(l *ovmftest.Layout) {
 			l.SEV = append(ovmftest.Sections(), ovmf.Section{GPA: 0x900000, Type: ovmf.SecMem})
 		}), "is empty, which QEMU refuses"},
-		{"kernel hashes without a kernel", "qemu-11.1", testvm.QEMU111, snp(func(s *hypervisor.VMSpec) { s.Boot.Kernel = nil }), "no kernel"},
-		{"a policy that allows debugging", "qemu-11.1", testvm.QEMU111, snp(func(s *hypervisor.VMSpec) { s.SNP.Policy |= 1 << 19 }), "allows debugging"},
-		{"no firmware", "qemu-11.1", testvm.QEMU111, tdx(func(s *hypervisor.VMSpec) { s.Boot.Firmware = nil }), "without it nothing is measured"},
-		{"firmware for something else", "qemu-11.1", testvm.QEMU111, tdx(func(s *hypervisor.VMSpec) { s.Boot.Firmware = image(func(l *ovmftest.Layout) { l.TDX = nil }) }), "TDX metadata"},
+		{"kernel hashes without a kernel", "qemu-11.1", testvm.QEMU111, snp(func(s *hypervisor.VMSpec) {
+			s.Boot.Kernel = nil
+		}), "no kernel"},
+		{"a policy that allows debugging", "qemu-11.1", testvm.QEMU111, snp(func(s *hypervisor.VMSpec) {
+			s.SNP.Policy |= 1 << 19
+		}), "allows debugging"},
+		{
+			"no firmware", "qemu-11.1", testvm.QEMU111, tdx(func(s *hypervisor.VMSpec) { s.Boot.Firmware = nil }),
+			"without it nothing is measured",
+		},
+		{"firmware for something else", "qemu-11.1", testvm.QEMU111, tdx(func(s *hypervisor.VMSpec) {
+			s.Boot.Firmware = image(func(l *ovmftest.Layout) { l.TDX = nil })
+		}), "TDX metadata"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			d := driverFor(t, binaryPath(t, tt.qemu, tt.need))
 			p := &unlaunched{t: t, done: make(chan struct{})}
 			_, err := d.Launch(t.Context(), tt.spec, p, "")
-			if err == nil || !strings.Contains(err.Error(), tt.want) || !errdefs.IsInvalidArgument(err) && !errdefs.IsFailedPrecondition(err) {
+			if err == nil || !strings.Contains(err.Error(), tt.want) || !errdefs.IsInvalidArgument(err) &&
+				!errdefs.IsFailedPrecondition(err) {
 				t.Errorf("Launch() = %v, want a refusal with %q", err, tt.want)
 			}
 			select {
@@ -101,7 +133,8 @@ func TestWhatCannotBeTrustedIsRefusedBeforeLaunch(t *testing.T) {
 			}
 		})
 	}
-	for name, spec := range map[string]hypervisor.VMSpec{"SNP": snp(same), "TDX": tdx(same)} { // what is left then is accepted
+	// what is left then is accepted
+	for name, spec := range map[string]hypervisor.VMSpec{"SNP": snp(same), "TDX": tdx(same)} {
 		if _, err := driverFor(t, binaryPath(t, "qemu-11.1", testvm.QEMU111)).resolve(t.Context(), spec); err != nil {
 			t.Errorf("%s on QEMU 11.1: %v", name, err)
 		}
@@ -156,7 +189,10 @@ func TestTheArgumentsOfATEEBootWithoutIt(t *testing.T) {
 				spec := vmSpec(t)
 				spec.TEE, spec.HotplugPorts = tee, 2
 				spec.Boot.Firmware = firmware(t, 1<<20)
-				spec.Blocks = []hypervisor.Block{{ID: "cold", File: readOnly(t, []byte(strings.Repeat("cold", 1<<18))), ReadOnly: true}}
+				spec.Blocks = []hypervisor.Block{{
+					ID: "cold", File: readOnly(t, []byte(strings.Repeat("cold", 1<<18))),
+					ReadOnly: true,
+				}}
 				if tee == hypervisor.TEESNP {
 					spec.CPU.Model, spec.SNP = "EPYC-v4", &hypervisor.SNP{Policy: 0x30000}
 				} else {

@@ -37,8 +37,8 @@ func (p *problems) add(bad bool, format string, args ...any) {
 	}
 }
 
-// Validate returns every reason why this driver cannot launch a spec. Without it, such a launch would fail late, or make
-// a VM whose launch digest proves nothing.
+// Validate returns every reason why this driver cannot launch a spec. Without it, such a launch would fail late, or
+// make a VM whose launch digest proves nothing.
 func Validate(spec hypervisor.VMSpec) error {
 	var p problems
 	p.common(spec)
@@ -71,7 +71,8 @@ func (p *problems) common(s hypervisor.VMSpec) {
 	p.add(strings.ContainsAny(s.CPU.Model, ", \n"), "CPU model %q: want a bare name", s.CPU.Model)
 	p.add(s.MemoryMiB < minMemoryMiB, "%d MiB of memory: want at least %d", s.MemoryMiB, minMemoryMiB)
 	p.add(s.Boot.Kernel == nil, "no kernel")
-	p.add(len(s.Boot.Cmdline) > maxCmdline, "kernel command line of %d bytes: the kernel takes %d", len(s.Boot.Cmdline), maxCmdline)
+	p.add(len(s.Boot.Cmdline) > maxCmdline, "kernel command line of %d bytes: the kernel takes %d",
+		len(s.Boot.Cmdline), maxCmdline)
 	p.add(strings.ContainsAny(s.Boot.Cmdline, "\x00\n"), "kernel command line contains a newline or NUL")
 	p.add(s.BootTimeout <= 0, "no boot timeout")
 }
@@ -82,7 +83,8 @@ func (p *problems) devices(s hypervisor.VMSpec) {
 	case hypervisor.BlockSCSI:
 		p.add(len(s.Blocks) > maxBlocks, "%d block devices: at most %d", len(s.Blocks), maxBlocks)
 	case hypervisor.BlockBlk:
-		p.add(len(s.Blocks) > s.HotplugPorts, "%d block devices on virtio-blk take as many hot-plug ports, there are %d", len(s.Blocks), s.HotplugPorts)
+		p.add(len(s.Blocks) > s.HotplugPorts, "%d block devices on virtio-blk take as many hot-plug ports, there are %d",
+			len(s.Blocks), s.HotplugPorts)
 	default:
 		p.add(true, "block bus %q: want %s or %s", s.BlockBus, hypervisor.BlockSCSI, hypervisor.BlockBlk)
 	}
@@ -129,7 +131,8 @@ func (p *problems) confidential(s hypervisor.VMSpec) {
 	info, err := s.Boot.Firmware.Stat()
 	p.add(err != nil, "firmware: %w", err)
 	if err == nil {
-		p.add(info.Size() == 0 || info.Size()%firmwareAlign != 0, "firmware of %d bytes: want a multiple of %d", info.Size(), firmwareAlign)
+		p.add(info.Size() == 0 || info.Size()%firmwareAlign != 0, "firmware of %d bytes: want a multiple of %d",
+			info.Size(), firmwareAlign)
 	}
 }
 
@@ -142,7 +145,8 @@ func (p *problems) snp(s hypervisor.VMSpec) {
 	}
 	p.add(s.CPU.Model == "" || s.CPU.Model == "host" || s.CPU.Model == "max",
 		"CPU model %q: SNP measures the model, so name one, for example EPYC-v4", s.CPU.Model)
-	p.add(s.SNP.Policy&snpDebug != 0 && !s.SNP.InsecureDebug, "SNP policy %#x allows debugging: the host could read the guest's memory", s.SNP.Policy)
+	p.add(s.SNP.Policy&snpDebug != 0 && !s.SNP.InsecureDebug,
+		"SNP policy %#x allows debugging: the host could read the guest's memory", s.SNP.Policy)
 	p.add(s.SNP.Policy&snpReserved1 == 0, "SNP policy %#x: bit 17 must be set", s.SNP.Policy)
 	block, auth := len(s.SNP.IDBlock), len(s.SNP.IDAuth)
 	p.add(block != 0 && block != idBlockSize, "SNP ID block of %d bytes: want %d", block, idBlockSize)
@@ -158,5 +162,6 @@ func (p *problems) tdx(s hypervisor.VMSpec) {
 		return
 	}
 	p.add(s.CPU.Model != "" && s.CPU.Model != "host", "CPU model %q: TDX runs only with the host's", s.CPU.Model)
-	p.add(s.TDX.QuoteVsock != 0 && s.TDX.QuoteUnix != "", "two quote generation services: vsock port %d and %s", s.TDX.QuoteVsock, s.TDX.QuoteUnix)
+	p.add(s.TDX.QuoteVsock != 0 && s.TDX.QuoteUnix != "", "two quote generation services: vsock port %d and %s",
+		s.TDX.QuoteVsock, s.TDX.QuoteUnix)
 }

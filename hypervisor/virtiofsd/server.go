@@ -78,7 +78,8 @@ func (s *Server) serve(ctx context.Context, d Daemon, proc hypervisor.Process) (
 		return nil, err
 	}
 	return socket, s.inside(func() error {
-		return os.NewSyscallError("mount", unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""))
+		return os.NewSyscallError("mount", unix.Mount("", "/", "",
+			unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""))
 	})
 }
 
@@ -149,7 +150,8 @@ func hello(fd int) error {
 		case n != size || answer[0] != 1:
 			return fmt.Errorf("an answer of %d bytes", n)
 		}
-		return os.NewSyscallError("setsockopt", unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{}))
+		return os.NewSyscallError("setsockopt", unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO,
+			&unix.Timeval{}))
 	}
 }
 
@@ -192,7 +194,8 @@ func (s *Server) Share(source *os.File, name string, readOnly bool) error {
 }
 
 func (s *Server) share(source *os.File, name string, readOnly bool) error {
-	fd, err := unix.OpenTree(int(source.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE|unix.AT_EMPTY_PATH)
+	fd, err := unix.OpenTree(int(source.Fd()), "",
+		unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE|unix.AT_EMPTY_PATH)
 	if err != nil {
 		return os.NewSyscallError("open_tree", err)
 	}

@@ -33,7 +33,8 @@ var places = []string{"/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr
 // Capabilities are those that the programs need as root: some to make their own sandbox, and some, the only ones that
 // they keep, to access files of any owner for the users of the guest.
 var Capabilities = []int{
-	unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_FOWNER, unix.CAP_FSETID, unix.CAP_SETGID, unix.CAP_SETUID, unix.CAP_MKNOD, unix.CAP_SETFCAP,
+	unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_FOWNER, unix.CAP_FSETID, unix.CAP_SETGID, unix.CAP_SETUID,
+	unix.CAP_MKNOD, unix.CAP_SETFCAP,
 	unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT, unix.CAP_SETPCAP,
 }
 
@@ -62,7 +63,8 @@ func find(ctx context.Context, path string, places []string) (Daemon, error) {
 		}
 		return ask(ctx, p)
 	}
-	return Daemon{}, fmt.Errorf("there is no virtiofsd, which files that are shared live need: no program %s; install the package virtiofsd (Debian 12: qemu-system-common), or set runtime.virtiofsd: %w",
+	return Daemon{}, fmt.Errorf("there is no virtiofsd, which files that are shared live need: no program %s; install "+
+		"the package virtiofsd (Debian 12: qemu-system-common), or set runtime.virtiofsd: %w",
 		strings.Join(places, ", "), errdefs.ErrFailedPrecondition)
 }
 
@@ -79,7 +81,8 @@ func ask(ctx context.Context, path string) (Daemon, error) {
 	case strings.HasPrefix(line, "virtiofsd version "):
 		d.legacy = true
 	case !strings.HasPrefix(line, "virtiofsd "):
-		return Daemon{}, fmt.Errorf("%s is no virtiofsd: it says %.80q for --version: %w", path, line, errdefs.ErrFailedPrecondition)
+		return Daemon{}, fmt.Errorf("%s is no virtiofsd: it says %.80q for --version: %w", path, line,
+			errdefs.ErrFailedPrecondition)
 	}
 	return d, nil
 }
@@ -93,5 +96,8 @@ func (d Daemon) argv(fd int, dir string) []string {
 			"-o", "sandbox=namespace,announce_submounts,log_level=warn",
 		}
 	}
-	return []string{d.Path, fmt.Sprintf("--fd=%d", fd), "--shared-dir=" + dir, "--sandbox=namespace", "--announce-submounts", "--log-level=error"}
+	return []string{
+		d.Path, fmt.Sprintf("--fd=%d", fd), "--shared-dir=" + dir, "--sandbox=namespace",
+		"--announce-submounts", "--log-level=error",
+	}
 }

@@ -53,10 +53,16 @@ func TestFindAsksTheProgramWhatItIs(t *testing.T) {
 		wrong      string
 	}{
 		{name: "QEMU's", path: legacy, want: Daemon{legacy, "virtiofsd version 7.2.22", true}},
-		{name: "its successor", places: []string{"/nowhere/x", modern, legacy}, want: Daemon{modern, "virtiofsd 1.13.2", false}},
+		{
+			name: "its successor", places: []string{"/nowhere/x", modern, legacy},
+			want: Daemon{modern, "virtiofsd 1.13.2", false},
+		},
 		{name: "another program", path: other, wrong: `no virtiofsd: it says "hello"`},
 		{name: "a program that fails", path: broken, wrong: "exit status 3"},
-		{name: "none", path: "/nowhere/x", places: []string{modern}, wrong: "no program /nowhere/x; install the package virtiofsd"},
+		{
+			name: "none", path: "/nowhere/x", places: []string{modern},
+			wrong: "no program /nowhere/x; install the package virtiofsd",
+		},
 		{name: "none anywhere", places: []string{"/nowhere/x", "/nowhere/y"}, wrong: "/nowhere/x, /nowhere/y"},
 	} {
 		got, err := find(t.Context(), tt.path, tt.places)
@@ -70,11 +76,17 @@ func TestFindAsksTheProgramWhatItIs(t *testing.T) {
 }
 
 func TestCommandLines(t *testing.T) {
-	want := []string{"/v", "-f", "--fd=3", "-o", `source=/run/a\,b`, "-o", "sandbox=namespace,announce_submounts,log_level=warn"}
+	want := []string{
+		"/v", "-f", "--fd=3", "-o", `source=/run/a\,b`, "-o",
+		"sandbox=namespace,announce_submounts,log_level=warn",
+	}
 	if diff := cmp.Diff(want, Daemon{Path: "/v", legacy: true}.argv(3, "/run/a,b")); diff != "" {
 		t.Errorf("QEMU's (-want +got):\n%s", diff)
 	}
-	want = []string{"/v", "--fd=3", "--shared-dir=/run/a,b", "--sandbox=namespace", "--announce-submounts", "--log-level=error"}
+	want = []string{
+		"/v", "--fd=3", "--shared-dir=/run/a,b", "--sandbox=namespace", "--announce-submounts",
+		"--log-level=error",
+	}
 	if diff := cmp.Diff(want, Daemon{Path: "/v"}.argv(3, "/run/a,b")); diff != "" {
 		t.Errorf("its successor (-want +got):\n%s", diff)
 	}
@@ -104,7 +116,8 @@ func start(t *testing.T, path string) (*Server, *launch.Process, *os.File) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	p, err := launch.Start(t.Context(), launch.Options{Jail: &jail.Options{Capabilities: Capabilities, Kept: []string{dir}}})
+	p, err := launch.Start(t.Context(),
+		launch.Options{Jail: &jail.Options{Capabilities: Capabilities, Kept: []string{dir}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +168,8 @@ func onlyWhatIsSharedIsThere(t *testing.T, path string) {
 		t.Fatal(err)
 	}
 	for name, err := range map[string]error{
-		"rw": s.Share(open(t, host), "rw", false), "ro": s.Share(open(t, host), "ro", true), "file": s.Share(open(t, file), "file", false),
+		"rw": s.Share(open(t, host), "rw", false), "ro": s.Share(open(t, host), "ro", true),
+		"file": s.Share(open(t, file), "file", false),
 	} {
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -298,7 +312,10 @@ func itEndsWithItsConnection(t *testing.T, path string) {
 }
 
 func TestAProgramThatDoesNotServeIsTold(t *testing.T) {
-	for text, want := range map[string]string{"echo no such option >&2; exit 1": "no such option", "exit 0": "does not answer"} {
+	for text, want := range map[string]string{
+		"echo no such option >&2; exit 1": "no such option",
+		"exit 0":                          "does not answer",
+	} {
 		p, err := launch.Start(t.Context(), launch.Options{})
 		if err != nil {
 			t.Fatal(err)

@@ -100,7 +100,8 @@ func mountImage(t *testing.T, img []byte) string {
 		t.Fatal(err)
 	}
 	point := t.TempDir()
-	if out, err := exec.CommandContext(t.Context(), "mount", "-t", "erofs", "-o", "ro,loop", file, point).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), "mount", "-t", "erofs", "-o", "ro,loop", file,
+		point).CombinedOutput(); err != nil {
 		if b, _ := os.ReadFile("/proc/filesystems"); !strings.Contains(string(b), "erofs") {
 			t.Skip("needs erofs in the host's kernel")
 		}
@@ -200,7 +201,10 @@ func drawItems(t *rapid.T) []item {
 	seen := map[string]bool{}
 	var items []item
 	name := rapid.StringMatching(`[!-.0-9A-Za-z_]{1,12}|[a-z]{200,255}`)
-	kinds := rapid.SampledFrom([]byte{tar.TypeReg, tar.TypeReg, tar.TypeReg, tar.TypeDir, tar.TypeSymlink, tar.TypeFifo, tar.TypeChar, tar.TypeBlock, tar.TypeLink, 'w', 'o'})
+	kinds := rapid.SampledFrom([]byte{
+		tar.TypeReg, tar.TypeReg, tar.TypeReg, tar.TypeDir, tar.TypeSymlink, tar.TypeFifo,
+		tar.TypeChar, tar.TypeBlock, tar.TypeLink, 'w', 'o',
+	})
 	for range rapid.IntRange(0, 40).Draw(t, "count") {
 		n := name.Draw(t, "name")
 		if n == "." || n == ".." || strings.HasPrefix(n, ".wh.") {
@@ -259,11 +263,17 @@ func TestWhatUnpackingInventsIsLeftOut(t *testing.T) {
 	needRoot(t)
 	plain, marked := t.TempDir(), t.TempDir()
 	for _, dir := range []string{plain, marked} {
-		if err := unpack(dir, []item{{path: "d", kind: tar.TypeDir, mode: 0o755}, {path: "d/f", kind: tar.TypeReg, mode: 0o644}}); err != nil {
+		if err := unpack(dir, []item{
+			{path: "d", kind: tar.TypeDir, mode: 0o755},
+			{path: "d/f", kind: tar.TypeReg, mode: 0o644},
+		}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, name := range []string{"trusted.overlay.origin", "trusted.overlay.impure", "trusted.overlay.uuid", "user.containerd.x", "security.selinux"} {
+	for _, name := range []string{
+		"trusted.overlay.origin", "trusted.overlay.impure", "trusted.overlay.uuid",
+		"user.containerd.x", "security.selinux",
+	} {
 		if err := unix.Setxattr(filepath.Join(marked, "d"), name, []byte("x"), 0); err != nil {
 			t.Logf("%s: %v", name, err)
 		}
@@ -279,8 +289,9 @@ func TestWhatUnpackingInventsIsLeftOut(t *testing.T) {
 // user.overlay.* are an overlay's marks only where it is mounted with userxattr; an image may have them for its own.
 func TestUserOverlayAttributesAreTheImages(t *testing.T) {
 	for name, want := range map[string][2]fate{
-		"user.overlay.opaque": {keep, opaque}, "user.overlay.redirect": {keep, special}, "user.overlay.metacopy": {keep, special},
-		"user.overlay.origin": {keep, drop}, "user.overlayx": {keep, keep}, "trusted.overlay.opaque": {opaque, opaque},
+		"user.overlay.opaque": {keep, opaque}, "user.overlay.redirect": {keep, special},
+		"user.overlay.metacopy": {keep, special},
+		"user.overlay.origin":   {keep, drop}, "user.overlayx": {keep, keep}, "trusted.overlay.opaque": {opaque, opaque},
 		"trusted.overlay.redirect": {special, special},
 	} {
 		if got := [2]fate{xattrFate(name, false), xattrFate(name, true)}; got != want {
@@ -289,7 +300,10 @@ func TestUserOverlayAttributesAreTheImages(t *testing.T) {
 	}
 	needRoot(t)
 	items := []item{
-		{path: "d", kind: tar.TypeDir, mode: 0o755, xattrs: map[string]string{"user.overlay.opaque": "y", "user.overlay.redirect": "/x"}},
+		{path: "d", kind: tar.TypeDir, mode: 0o755, xattrs: map[string]string{
+			"user.overlay.opaque":   "y",
+			"user.overlay.redirect": "/x",
+		}},
 		{path: "d/f", kind: tar.TypeReg, mode: 0o644, xattrs: map[string]string{"user.overlay.origin": "o"}},
 	}
 	dir := t.TempDir()
@@ -346,7 +360,8 @@ func TestAFileThatChangesIsNoticed(t *testing.T) {
 }
 
 func TestMissingDirectory(t *testing.T) {
-	if _, err := FromDir(t.Context(), "/does/not/exist", false); err == nil || !strings.Contains(err.Error(), "/does/not/exist") {
+	if _, err := FromDir(t.Context(), "/does/not/exist", false); err == nil ||
+		!strings.Contains(err.Error(), "/does/not/exist") {
 		t.Errorf("FromDir = %v, want an error that names the directory", err)
 	}
 }

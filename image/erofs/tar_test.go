@@ -52,12 +52,23 @@ func TestTarSemantics(t *testing.T) {
 		items []item
 		want  map[string]string
 	}{
-		{"makes directories that no entry describes", []item{f("a/b/c")}, map[string]string{"a": "dir", "a/b": "dir", "a/b/c": "file"}},
+		{"makes directories that no entry describes", []item{f("a/b/c")}, map[string]string{
+			"a": "dir", "a/b": "dir",
+			"a/b/c": "file",
+		}},
 		{"accepts ./ and / in front", []item{f("./a"), f("/b")}, map[string]string{"a": "file", "b": "file"}},
-		{"keeps .. beneath the root", []item{f("../../x"), d("d"), f("d/../../y")}, map[string]string{"x": "file", "d": "dir", "y": "file"}},
+		{
+			"keeps .. beneath the root",
+			[]item{f("../../x"), d("d"), f("d/../../y")},
+			map[string]string{"x": "file", "d": "dir", "y": "file"},
+		},
 		{"a later file replaces an earlier one", []item{d("a"), f("a/x"), f("a")}, map[string]string{"a": "file"}},
 		{"a later directory replaces a file", []item{f("a"), d("a"), f("a/x")}, map[string]string{"a": "dir", "a/x": "file"}},
-		{"a directory named twice keeps its content", []item{d("a"), f("a/x"), d("a")}, map[string]string{"a": "dir", "a/x": "file"}},
+		{
+			"a directory named twice keeps its content",
+			[]item{d("a"), f("a/x"), d("a")},
+			map[string]string{"a": "dir", "a/x": "file"},
+		},
 		{
 			"follows symbolic links of the layer",
 			[]item{d("usr"), d("usr/lib"), l("lib", "usr/lib"), f("lib/x")},
@@ -74,8 +85,16 @@ func TestTarSemantics(t *testing.T) {
 			map[string]string{"up": "other", "etc": "dir", "etc/passwd": "file"},
 		},
 		{"a whiteout", []item{w("gone")}, map[string]string{"gone": "whiteout"}},
-		{"a whiteout does not hide what its own layer brings", []item{f("a"), w("a"), w("b"), f("b")}, map[string]string{"a": "file", "b": "file"}},
-		{"a directory over a whiteout is opaque", []item{w("a"), d("a"), f("a/x")}, map[string]string{"a": "opaque dir", "a/x": "file"}},
+		{
+			"a whiteout does not hide what its own layer brings",
+			[]item{f("a"), w("a"), w("b"), f("b")},
+			map[string]string{"a": "file", "b": "file"},
+		},
+		{
+			"a directory over a whiteout is opaque",
+			[]item{w("a"), d("a"), f("a/x")},
+			map[string]string{"a": "opaque dir", "a/x": "file"},
+		},
 		{"a whiteout over a directory makes it opaque", []item{d("a"), w("a")}, map[string]string{"a": "opaque dir"}},
 		{"AUFS leftovers are skipped", []item{f(".wh..wh.plnk"), f("a")}, map[string]string{"a": "file"}},
 	} {
@@ -95,7 +114,10 @@ func TestTarSemantics(t *testing.T) {
 // has the time of the unpacking.
 func TestDirectoriesThatNoEntryDescribes(t *testing.T) {
 	lower, err := FromTar(t.Context(), bytes.NewReader(pack(t, []item{
-		{path: "home", kind: tar.TypeDir, mode: 0o2710, uid: 7, gid: 8, mtime: 1000, xattrs: map[string]string{"user.a": "b"}},
+		{
+			path: "home", kind: tar.TypeDir, mode: 0o2710, uid: 7, gid: 8, mtime: 1000,
+			xattrs: map[string]string{"user.a": "b"},
+		},
 	})), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -134,12 +156,28 @@ func TestBadTars(t *testing.T) {
 		want  string
 	}{
 		{"hard link to what is not there", []item{{path: "a", kind: tar.TypeLink, target: "b"}}, "not in this layer"},
-		{"hard link to a directory", []item{{path: "d", kind: tar.TypeDir}, {path: "a", kind: tar.TypeLink, target: "d"}}, "is a directory"},
-		{"a file as a directory", []item{{path: "f", kind: tar.TypeReg}, {path: "f/x", kind: tar.TypeReg}}, "not a directory"},
-		{"links in a circle", []item{{path: "a", kind: tar.TypeSymlink, target: "b"}, {path: "b", kind: tar.TypeSymlink, target: "a"}, {path: "a/x", kind: tar.TypeReg}}, "too many symbolic links"},
+		{
+			"hard link to a directory",
+			[]item{{path: "d", kind: tar.TypeDir}, {path: "a", kind: tar.TypeLink, target: "d"}},
+			"is a directory",
+		},
+		{
+			"a file as a directory",
+			[]item{{path: "f", kind: tar.TypeReg}, {path: "f/x", kind: tar.TypeReg}},
+			"not a directory",
+		},
+		{"links in a circle", []item{
+			{path: "a", kind: tar.TypeSymlink, target: "b"},
+			{path: "b", kind: tar.TypeSymlink, target: "a"},
+			{path: "a/x", kind: tar.TypeReg},
+		}, "too many symbolic links"},
 		{"a name part that is too long", []item{{path: strings.Repeat("a", 256), kind: tar.TypeReg}}, "longer than 255"},
 		{"a whiteout of nothing", []item{{path: ".wh.", kind: tar.TypeReg}}, "whiteout of nothing"},
-		{"metacopy", []item{{path: "a", kind: tar.TypeReg, xattrs: map[string]string{"trusted.overlay.metacopy": "x"}}}, "metacopy"},
+		{
+			"metacopy",
+			[]item{{path: "a", kind: tar.TypeReg, xattrs: map[string]string{"trusted.overlay.metacopy": "x"}}},
+			"metacopy",
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			_, err := FromTar(t.Context(), bytes.NewReader(pack(t, tc.items)), nil)
@@ -196,7 +234,11 @@ func octal6(n int) string {
 // announced size.
 func FuzzFromTar(f *testing.F) {
 	f.Add(pack(f, everything()[:16]))
-	f.Add(pack(f, []item{{path: "a", kind: tar.TypeReg, data: []byte("x")}, {path: "b", kind: tar.TypeLink, target: "a"}, {path: "c", kind: 'w'}}))
+	f.Add(pack(f, []item{
+		{path: "a", kind: tar.TypeReg, data: []byte("x")},
+		{path: "b", kind: tar.TypeLink, target: "a"},
+		{path: "c", kind: 'w'},
+	}))
 	maxSparse = 1 << 20
 	f.Fuzz(func(t *testing.T, b []byte) {
 		defer worktest.Bound(t, len(b))()

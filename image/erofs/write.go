@@ -138,7 +138,8 @@ func (iw *imageWriter) file(n *node) {
 	case err != nil:
 		iw.err = pathError("copy", n.path(), err)
 	case uint64(got) != n.size: //nolint:gosec // likewise
-		iw.err = pathError("read", n.path(), fmt.Errorf("file shrank from %d to %d bytes while the layer was being built", n.size, got))
+		iw.err = pathError("read", n.path(), fmt.Errorf("file shrank from %d to %d bytes while the layer was being built",
+			n.size, got))
 	}
 }
 

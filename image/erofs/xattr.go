@@ -75,7 +75,8 @@ func (n *node) addXattr(name, value string, userxattr bool) error {
 			return n.setXattr(xattrOpaque, "y")
 		}
 	case special:
-		return fmt.Errorf("extended attribute %s: overlay features redirect_dir, metacopy and nested whiteouts cannot be part of a layer", name)
+		return fmt.Errorf("extended attribute %s: overlay features redirect_dir, metacopy and nested whiteouts cannot be "+
+			"part of a layer", name)
 	}
 	return nil
 }

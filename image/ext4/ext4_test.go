@@ -22,7 +22,10 @@ func TestE2fsckFindsNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, size := range []uint64{1 << 20, 5<<20 + 12345, 127 << 20, 128 << 20, 129 << 20, 133 << 20, 1 << 30, 16 << 30, 100<<30 + 4096} {
+	for _, size := range []uint64{
+		1 << 20, 5<<20 + 12345, 127 << 20, 128 << 20, 129 << 20, 133 << 20, 1 << 30, 16 << 30,
+		100<<30 + 4096,
+	} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			name := filepath.Join(t.TempDir(), "img")
 			f, err := os.Create(name)
@@ -30,13 +33,18 @@ func TestE2fsckFindsNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer f.Close()
-			if err := errors.Join(f.Truncate(int64(size)), Format(f, Options{Bytes: size, ID: [16]byte{1, 2, 3, 15: 9}, Seed: [16]byte{7}, Mode: 0o2777, Time: 1e9})); err != nil {
+			if err := errors.Join(f.Truncate(int64(size)), Format(f, Options{
+				Bytes: size, ID: [16]byte{1, 2, 3, 15: 9},
+				Seed: [16]byte{7}, Mode: 0o2777, Time: 1e9,
+			})); err != nil {
 				t.Fatal(err)
 			}
 			out, _ := exec.CommandContext(t.Context(), fsck, "-fn", name).CombinedOutput()
 			for line := range strings.Lines(string(out)) {
 				switch l := strings.TrimSpace(line); {
-				case l == "", strings.HasPrefix(l, "e2fsck "), strings.HasPrefix(l, "Pass "), strings.HasPrefix(l, "/lost+found not found."), strings.Contains(l, " files ("), strings.HasSuffix(l, "WARNING: Filesystem still has errors ********"):
+				case l == "", strings.HasPrefix(l, "e2fsck "), strings.HasPrefix(l, "Pass "),
+					strings.HasPrefix(l, "/lost+found not found."), strings.Contains(l, " files ("),
+					strings.HasSuffix(l, "WARNING: Filesystem still has errors ********"):
 				default:
 					t.Errorf("e2fsck says: %s", l)
 				}

@@ -96,7 +96,8 @@ func New(dir string) (*Cache, error) {
 		return nil, fmt.Errorf("layer cache %s: %w", dir, err)
 	}
 	if int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
-		return nil, fmt.Errorf("layer cache %s: directory is owned by user %d with mode %o; it must belong to user %d and nobody else may write to it",
+		return nil, fmt.Errorf("layer cache %s: directory is owned by user %d with mode %o; it must belong to user %d and "+
+			"nobody else may write to it",
 			dir, st.Uid, st.Mode&0o7777, os.Geteuid())
 	}
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
@@ -306,6 +307,7 @@ func (c *Cache) explain(err error, size int64) error {
 		return err
 	}
 	free := fs.Bavail * uint64(fs.Bsize) >> 20 //nolint:gosec // not negative
-	return fmt.Errorf("layer cache %s is full: the layer needs %d MiB and %d MiB are free; make room there or remove images that are not needed: %w",
+	return fmt.Errorf("layer cache %s is full: the layer needs %d MiB and %d MiB are free; make room there or remove "+
+		"images that are not needed: %w",
 		c.dir, size>>20+1, free, err)
 }

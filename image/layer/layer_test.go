@@ -69,7 +69,8 @@ func snapshot(t testing.TB, files, size int) string {
 	t.Helper()
 	dir := t.TempDir()
 	for i := range files {
-		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("file%d", i)), bytes.Repeat([]byte{byte(i + 1)}, size), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("file%d", i)), bytes.Repeat([]byte{byte(i + 1)}, size),
+			0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -295,7 +296,8 @@ func TestAFullDiskIsNamedAndLeftClean(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = c.Open(t.Context(), Source{Kind: Dir, Path: snapshot(t, 10, 1<<20)})
-	if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), small+" is full: the layer needs 11 MiB and 4 MiB are free") {
+	if !errors.Is(err, unix.ENOSPC) ||
+		!strings.Contains(err.Error(), small+" is full: the layer needs 11 MiB and 4 MiB are free") {
 		t.Errorf("Open = %v", err)
 	}
 	for _, sub := range []string{dirBlobs, dirKeys, dirTemp} {
@@ -348,7 +350,8 @@ func TestAModifiedLayerIsRefusedAndNamed(t *testing.T) {
 		damage(t, name, off)
 		_, err := c.Open(t.Context(), s)
 		var modified *ModifiedError
-		if !errors.As(err, &modified) || !strings.Contains(err.Error(), good.Hex()) || !strings.Contains(err.Error(), "is corrupted") {
+		if !errors.As(err, &modified) || !strings.Contains(err.Error(), good.Hex()) ||
+			!strings.Contains(err.Error(), "is corrupted") {
 			t.Errorf("damage at %d: Open = %v, want a ModifiedError that names the layer", off, err)
 		}
 	}
@@ -473,8 +476,11 @@ func TestACacheThatOthersCanWriteToIsRefused(t *testing.T) {
 }
 
 func FuzzDecodeMeta(f *testing.F) {
-	f.Add([]byte(`{"identity":{"version":1,"kind":"dir","path":"/x","fsid":[1,2],"inode":3,"birth":[4,5],"ctime":[6,7]},"root_hash":"` +
-		strings.Repeat("ab", 32) + `","salt":"","data_blocks":2,"hash_offset":8192,"size":12288,"boot_id":"x","durable":false,"blob":[1,2,3]}`))
+	f.Add(
+		[]byte(
+			`{"identity":{"version":1,"kind":"dir","path":"/x","fsid":[1,2],"inode":3,"birth":[4,5],"ctime":[6,7]},"root_hash":"` +
+				strings.Repeat("ab", 32) +
+				`","salt":"","data_blocks":2,"hash_offset":8192,"size":12288,"boot_id":"x","durable":false,"blob":[1,2,3]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		defer worktest.Bound(t, len(b))()
 		m, p, err := decodeMeta(b)

@@ -39,7 +39,10 @@ func (c *Cache) List(ctx context.Context) ([]Entry, error) {
 		if err != nil {
 			continue // it went meanwhile
 		}
-		by[name] = &Entry{RootHash: name, Size: st.Size(), Sources: []string{}, LastUsed: st.ModTime(), InUse: inUse(c.path(dirBlobs, name))}
+		by[name] = &Entry{
+			RootHash: name, Size: st.Size(), Sources: []string{}, LastUsed: st.ModTime(),
+			InUse: inUse(c.path(dirBlobs, name)),
+		}
 	}
 	keys, err := listDir(c.path(dirKeys))
 	if err != nil {
@@ -73,9 +76,9 @@ func (c *Cache) List(ctx context.Context) ([]Entry, error) {
 	return out, nil
 }
 
-// Trim removes the layers that no snapshot needs, and then of the others those that were used longest ago, until the cache holds
-// at most most bytes. Layers that a VM uses stay, even above the bound. Trim calls removed for each layer that it removes; with dry,
-// for each that it would. A layer whose snapshot is there is built again when it is wanted.
+// Trim removes the layers that no snapshot needs, and then of the others those that were used longest ago, until the
+// cache holds at most most bytes. Layers that a VM uses stay, even above the bound. Trim calls removed for each layer
+// that it removes; with dry, for each that it would. A layer whose snapshot is there is built again when it is wanted.
 func (c *Cache) Trim(ctx context.Context, most int64, dry bool, removed func(Entry)) error {
 	list, err := c.List(ctx)
 	if err != nil {

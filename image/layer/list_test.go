@@ -52,7 +52,8 @@ func TestTheCacheIsListedAndKeptWithinItsBound(t *testing.T) {
 		t.Fatalf("List = %v, %v", list, err)
 	}
 	by := hashes(list)
-	if e := by[names[0]]; list[0].RootHash != names[0] || len(e.Sources) != 1 || e.Sources[0] != paths[0] || e.Size == 0 || e.InUse {
+	if e := by[names[0]]; list[0].RootHash != names[0] || len(e.Sources) != 1 || e.Sources[0] != paths[0] ||
+		e.Size == 0 || e.InUse {
 		t.Errorf("the layer that was used longest ago: %+v, first of %v", e, list)
 	}
 	if !by[names[1]].InUse || by[names[3]].Needed() {
@@ -67,7 +68,8 @@ func TestTheCacheIsListedAndKeptWithinItsBound(t *testing.T) {
 		}
 	}
 	gone = nil
-	if err := c.Trim(t.Context(), by[names[1]].Size+by[names[2]].Size, false, note); err != nil || len(gone) != 1 || gone[0] != names[0] {
+	if err := c.Trim(t.Context(), by[names[1]].Size+by[names[2]].Size, false, note); err != nil || len(gone) != 1 ||
+		gone[0] != names[0] {
 		t.Errorf("over the bound: %v, %v; want the one that was used longest ago", gone, err)
 	}
 	gone = nil

@@ -174,7 +174,8 @@ type ModifiedError struct {
 }
 
 func (e *ModifiedError) Error() string {
-	return fmt.Sprintf("%v: somebody has changed %s, or the disk is bad; remove this file, and the layer is built again", e.Err, e.Path)
+	return fmt.Sprintf("%v: somebody has changed %s, or the disk is bad; remove this file, and the layer is built again",
+		e.Err, e.Path)
 }
 
 func (e *ModifiedError) Unwrap() error { return e.Err }

@@ -42,7 +42,8 @@ func TestPruneRemovesWhatNobodyNeeds(t *testing.T) {
 	if p, err := c.Prune(t.Context()); err != nil || p.Layers != 1 {
 		t.Errorf("second Prune = %+v, %v, want one layer", p, err)
 	}
-	if b, k, l := left(t, c, dirBlobs), left(t, c, dirKeys), left(t, c, dirLocks); len(b) != 1 || len(k) != 1 || len(l) != 1 {
+	if b, k, l := left(t, c, dirBlobs), left(t, c, dirKeys), left(t, c, dirLocks); len(b) != 1 ||
+		len(k) != 1 || len(l) != 1 {
 		t.Errorf("left are blobs %v, keys %v, locks %v, want one of each", b, k, l)
 	}
 	open(t, c, Source{Kind: Dir, Path: kept})

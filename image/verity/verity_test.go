@@ -71,7 +71,8 @@ func TestTreeEqualsVeritysetup(t *testing.T) {
 		if err := os.WriteFile(d, data, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		out, err := exec.CommandContext(t.Context(), "veritysetup", "format", "--no-superblock", "--salt="+hex.EncodeToString(Salt), d, h).CombinedOutput()
+		out, err := exec.CommandContext(t.Context(), "veritysetup", "format", "--no-superblock",
+			"--salt="+hex.EncodeToString(Salt), d, h).CombinedOutput()
 		if err != nil {
 			t.Fatalf("veritysetup: %v: %s", err, out)
 		}

@@ -16,13 +16,15 @@ func TestErrorKeepsBeginningEndAndClass(t *testing.T) {
 	if Error(nil) != nil {
 		t.Error("no error became one")
 	}
-	if err := Error(fmt.Errorf("a short one:\n  | line: %w", io.EOF)); err.Error() != "a short one: | line: EOF" || !errors.Is(err, io.EOF) {
+	if err := Error(fmt.Errorf("a short one:\n  | line: %w", io.EOF)); err.Error() != "a short one: | line: EOF" ||
+		!errors.Is(err, io.EOF) {
 		t.Errorf("a short one = %v", err)
 	}
 	long := fmt.Errorf("phase kernel: %w: %sKernel panic – not syncing", io.EOF, strings.Repeat("öäü line\n", 300))
 	err := Error(long)
 	got := err.Error()
-	if len(got) > Most || !utf8.ValidString(got) || !strings.HasPrefix(got, "phase kernel: EOF") || !strings.HasSuffix(got, "Kernel panic – not syncing") || !errors.Is(err, io.EOF) {
+	if len(got) > Most || !utf8.ValidString(got) || !strings.HasPrefix(got, "phase kernel: EOF") ||
+		!strings.HasSuffix(got, "Kernel panic – not syncing") || !errors.Is(err, io.EOF) {
 		t.Errorf("%d bytes: %q", len(got), got)
 	}
 	if n := strings.Count(got, "\n"); n != 0 {

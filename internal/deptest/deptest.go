@@ -32,7 +32,8 @@ type Package struct {
 // List runs `go list -json` with the tags of the release build.
 func List(t *testing.T, patterns ...string) []Package {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "go", append([]string{"list", "-tags", "no_grpc", "-json=ImportPath,Imports,Deps"}, patterns...)...)
+	cmd := exec.CommandContext(t.Context(), "go",
+		append([]string{"list", "-tags", "no_grpc", "-json=ImportPath,Imports,Deps"}, patterns...)...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -74,7 +75,8 @@ func MaxSize(t *testing.T, main string, limit int64) {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), "binary")
 	flags := buildFlags(t)
-	cmd := exec.CommandContext(t.Context(), "go", append(append([]string{"build"}, flags...), "-ldflags", "-s -w", "-o", out, main)...)
+	cmd := exec.CommandContext(t.Context(), "go", append(append([]string{"build"}, flags...), "-ldflags", "-s -w",
+		"-o", out, main)...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if b, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build %s: %v: %s", main, err, b)
@@ -96,7 +98,8 @@ func buildFlags(t *testing.T) []string {
 	if err != nil {
 		t.Fatalf("find the module's directory: %v", err)
 	}
-	flags, err := exec.CommandContext(t.Context(), "make", "-s", "-C", strings.TrimSpace(string(root)), "print-build-flags").Output()
+	flags, err := exec.CommandContext(t.Context(), "make", "-s", "-C", strings.TrimSpace(string(root)),
+		"print-build-flags").Output()
 	if err != nil {
 		t.Fatalf("make print-build-flags: %v", err)
 	}

@@ -25,76 +25,114 @@ var edges = Edges{
 	"api/contract": {},
 	"internal/...": {"internal/...", "api/..."},
 
-	"hypervisor":                  {},
-	"hypervisor/jail":             {"internal/..."},
-	"hypervisor/launch":           {"hypervisor", "hypervisor/jail", "internal/..."},
-	"hypervisor/console":          {"hypervisor"},
-	"hypervisor/qemu":             {"api/contract", "hypervisor", "hypervisor/console", "hypervisor/qemu/qmp", "internal/..."},
-	"hypervisor/qemu/qmp":         {"internal/..."},
-	"hypervisor/qemu/qtest":       {"internal/..."},
-	"hypervisor/clh":              {"api/contract", "hypervisor", "hypervisor/console", "hypervisor/clh/clhapi", "hypervisor/clh/unixhttp", "internal/..."},
-	"hypervisor/clh/clhapi":       {},
-	"hypervisor/clh/unixhttp":     {"internal/..."},
-	"hypervisor/clh/clhtest":      {"api/contract", "hypervisor/clh/clhapi", "hypervisor/qemu/qmp", "internal/..."},
-	"hypervisor/probe":            {"internal/..."},
-	"hypervisor/virtiofsd":        {"hypervisor", "hypervisor/jail", "hypervisor/launch", "internal/..."},
-	"hypervisor/hypervisortest":   {"api/contract", "hypervisor", "internal/..."},
-	"network/...":                 {"network/...", "api/...", "internal/..."},
-	"configs/...":                 {"api/contract", "hypervisor", "internal/..."},
-	"image/...":                   {"api/contract", "image/...", "internal/..."},
-	"plan/launch":                 {"api/contract", "hypervisor", "configs", "measurement/...", "internal/initdata"},
-	"plan/request":                {"api/agent", "api/contract"},
-	"plan/rootfs":                 {"hypervisor", "api/...", "image/layer", "internal/..."},
-	"plan/volume":                 {"api/contract"},
-	"virtcontainers":              {"plan/...", "virtcontainers/...", "metrics", "hypervisor", "hypervisor/launch", "network", "configs", "api/...", "image/layer", "internal/..."},
-	"virtcontainers/bootfiles":    {"hypervisor", "plan/launch", "configs", "measurement/bzimage", "measurement/kernelhashes"},
-	"virtcontainers/scratch":      {"internal/..."},
-	"virtcontainers/state":        {"virtcontainers/hostfs", "internal/..."},
-	"virtcontainers/hostfs":       {},
-	"virtcontainers/hostvolume":   {"plan/volume", "virtcontainers/hostfs"},
-	"virtcontainers/copytree":     {"virtcontainers/hostfs", "api/agent", "api/contract", "internal/..."},
-	"virtcontainers/answers":      {"api/agent", "internal/..."},
-	"virtcontainers/pulse":        {},
-	"virtcontainers/turns":        {},
-	"virtcontainers/cgroups":      {"internal/..."},
-	"virtcontainers/users":        {"internal/..."},
-	"virtcontainers/hooks":        {"internal/..."},
-	"virtcontainers/host":         {"virtcontainers", "virtcontainers/bootfiles", "virtcontainers/cgroups", "plan/launch", "hypervisor", "hypervisor/jail", "hypervisor/launch", "hypervisor/qemu", "hypervisor/clh", "hypervisor/virtiofsd", "network", "network/localhost", "configs", "internal/..."},
-	"shim":                        {"shim/bootstrap", "shim/bundle", "shim/events", "shim/task", "shim/sandbox", "internal/..."},
-	"shim/bundle":                 {"api/contract"},
-	"shim/bootstrap":              {"shim/bundle", "internal/..."},
-	"shim/events":                 {"internal/..."},
-	"shim/stdio":                  {"internal/..."},
-	"shim/rpc":                    {"internal/wire", "internal/words"},
-	"shim/stats":                  {"api/agent", "internal/procinfo", "internal/wire", "internal/words"},
-	"shim/task":                   {"virtcontainers", "api/...", "shim/bundle", "shim/rpc", "shim/stats", "shim/stdio", "internal/..."},
-	"shim/sandbox":                {"api/contract", "shim/bundle", "shim/rpc", "shim/stats", "shim/task", "internal/..."},
-	"shim/shimtest/...":           {"shim", "shim/task", "shim/shimtest/...", "virtcontainers", "api/agent", "tests/harness"},
-	"agent":                       {"agent/...", "api/...", "internal/..."},
-	"agent/...":                   {"agent/...", "api/...", "image/verity/...", "image/erofs/...", "image/ext4", "internal/..."},
-	"guest/...":                   {"api/contract", "guest/...", "image/...", "internal/..."},
-	"metrics":                     {"internal/words"},
-	"measurement":                 {},
-	"measurement/...":             {"measurement/..."},
-	"cmd/coco-agent":              {"agent/...", "api/contract", "internal/..."},
-	"cmd/containerd-shim-coco-v2": {"shim/...", "virtcontainers/...", "hypervisor/...", "network", "configs", "api/...", "image/...", "internal/..."},
-	"cmd/coco":                    {"cmd/coco/internal/...", "hypervisor/launch"},
-	"cmd/coco/internal/cache":     {"cmd/coco/internal/show", "configs", "image/layer"},
-	"cmd/coco/internal/check":     {"cmd/coco/internal/show", "configs", "guest", "hypervisor/...", "virtcontainers/cgroups", "internal/..."},
-	"cmd/coco/internal/guest":     {"cmd/coco/internal/show", "guest"},
-	"cmd/coco/internal/image":     {},
+	"hypervisor":         {},
+	"hypervisor/jail":    {"internal/..."},
+	"hypervisor/launch":  {"hypervisor", "hypervisor/jail", "internal/..."},
+	"hypervisor/console": {"hypervisor"},
+	"hypervisor/qemu": {
+		"api/contract", "hypervisor", "hypervisor/console", "hypervisor/qemu/qmp",
+		"internal/...",
+	},
+	"hypervisor/qemu/qmp":   {"internal/..."},
+	"hypervisor/qemu/qtest": {"internal/..."},
+	"hypervisor/clh": {
+		"api/contract", "hypervisor", "hypervisor/console", "hypervisor/clh/clhapi",
+		"hypervisor/clh/unixhttp", "internal/...",
+	},
+	"hypervisor/clh/clhapi":     {},
+	"hypervisor/clh/unixhttp":   {"internal/..."},
+	"hypervisor/clh/clhtest":    {"api/contract", "hypervisor/clh/clhapi", "hypervisor/qemu/qmp", "internal/..."},
+	"hypervisor/probe":          {"internal/..."},
+	"hypervisor/virtiofsd":      {"hypervisor", "hypervisor/jail", "hypervisor/launch", "internal/..."},
+	"hypervisor/hypervisortest": {"api/contract", "hypervisor", "internal/..."},
+	"network/...":               {"network/...", "api/...", "internal/..."},
+	"configs/...":               {"api/contract", "hypervisor", "internal/..."},
+	"image/...":                 {"api/contract", "image/...", "internal/..."},
+	"plan/launch":               {"api/contract", "hypervisor", "configs", "measurement/...", "internal/initdata"},
+	"plan/request":              {"api/agent", "api/contract"},
+	"plan/rootfs":               {"hypervisor", "api/...", "image/layer", "internal/..."},
+	"plan/volume":               {"api/contract"},
+	"virtcontainers": {
+		"plan/...", "virtcontainers/...", "metrics", "hypervisor", "hypervisor/launch",
+		"network", "network/netns", "configs", "api/...", "image/layer", "internal/...",
+	},
+	"virtcontainers/bootfiles": {
+		"hypervisor", "plan/launch", "configs", "measurement/bzimage",
+		"measurement/kernelhashes",
+	},
+	"virtcontainers/scratch":    {"internal/..."},
+	"virtcontainers/state":      {"virtcontainers/hostfs", "internal/..."},
+	"virtcontainers/hostfs":     {},
+	"virtcontainers/hostvolume": {"plan/volume", "virtcontainers/hostfs"},
+	"virtcontainers/copytree":   {"virtcontainers/hostfs", "api/agent", "api/contract", "internal/..."},
+	"virtcontainers/answers":    {"api/agent", "internal/..."},
+	"virtcontainers/pulse":      {},
+	"virtcontainers/turns":      {},
+	"virtcontainers/cgroups":    {"internal/..."},
+	"virtcontainers/users":      {"internal/..."},
+	"virtcontainers/hooks":      {"internal/..."},
+	"virtcontainers/host": {
+		"virtcontainers", "virtcontainers/bootfiles", "virtcontainers/cgroups", "plan/launch",
+		"hypervisor", "hypervisor/jail", "hypervisor/launch", "hypervisor/qemu", "hypervisor/clh", "hypervisor/virtiofsd",
+		"network", "network/localhost", "configs", "internal/...",
+	},
+	"shim": {
+		"shim/bootstrap", "shim/bundle", "shim/events", "shim/task", "shim/sandbox",
+		"internal/...",
+	},
+	"shim/bundle":    {"api/contract"},
+	"shim/bootstrap": {"shim/bundle", "internal/..."},
+	"shim/events":    {"internal/..."},
+	"shim/stdio":     {"internal/..."},
+	"shim/rpc":       {"internal/wire", "internal/words"},
+	"shim/stats":     {"api/agent", "internal/procinfo", "internal/wire", "internal/words"},
+	"shim/task": {
+		"virtcontainers", "api/...", "shim/bundle", "shim/rpc", "shim/stats", "shim/stdio",
+		"internal/...",
+	},
+	"shim/sandbox": {"api/contract", "shim/bundle", "shim/rpc", "shim/stats", "shim/task", "internal/..."},
+	"shim/shimtest/...": {
+		"shim", "shim/task", "shim/shimtest/...", "virtcontainers", "api/agent",
+		"tests/harness",
+	},
+	"agent": {"agent/...", "api/...", "internal/..."},
+	"agent/...": {
+		"agent/...", "api/...", "image/verity/...", "image/erofs/...", "image/ext4",
+		"internal/...",
+	},
+	"guest/...":       {"api/contract", "guest/...", "image/...", "internal/..."},
+	"metrics":         {"internal/words"},
+	"measurement":     {},
+	"measurement/...": {"measurement/..."},
+	"cmd/coco-agent":  {"agent/...", "api/contract", "internal/..."},
+	"cmd/containerd-shim-coco-v2": {
+		"shim/...", "virtcontainers/...", "hypervisor/...", "network", "configs", "api/...",
+		"image/...", "internal/...",
+	},
+	"cmd/coco":                {"cmd/coco/internal/...", "hypervisor/launch"},
+	"cmd/coco/internal/cache": {"cmd/coco/internal/show", "configs", "image/layer"},
+	"cmd/coco/internal/check": {
+		"cmd/coco/internal/show", "configs", "guest", "hypervisor/...", "virtcontainers/cgroups",
+		"internal/...",
+	},
+	"cmd/coco/internal/guest": {"cmd/coco/internal/show", "guest"},
+	"cmd/coco/internal/image": {},
 	"cmd/coco/internal/measure": {
-		"api/contract", "cmd/coco/internal/measure/...", "configs", "hypervisor", "hypervisor/qemu/...", "measurement/...", "plan/launch",
+		"api/contract", "cmd/coco/internal/measure/...", "configs", "hypervisor", "hypervisor/qemu/...",
+		"measurement/...", "plan/launch",
 		"virtcontainers/bootfiles", "internal/...",
 	},
 	"cmd/coco/internal/measure/input":  {"measurement/...", "plan/launch", "virtcontainers/bootfiles"},
 	"cmd/coco/internal/measure/report": {"cmd/coco/internal/show", "measurement"},
 	"cmd/coco/internal/measure/sev":    {"cmd/coco/internal/measure/...", "measurement/..."},
 	"cmd/coco/internal/measure/td":     {"cmd/coco/internal/measure/...", "measurement/..."},
-	"cmd/coco/internal/pods":           {"cmd/coco/internal/show", "configs", "metrics", "plan/launch", "virtcontainers", "internal/words"},
-	"cmd/coco/internal/show":           {},
-	"cmd/coco/internal/version":        {"cmd/coco/internal/show", "internal/version"},
-	"tests/...":                        {"*"},
+	"cmd/coco/internal/pods": {
+		"cmd/coco/internal/show", "configs", "metrics", "plan/launch", "virtcontainers",
+		"internal/words",
+	},
+	"cmd/coco/internal/show":    {},
+	"cmd/coco/internal/version": {"cmd/coco/internal/show", "internal/version"},
+	"tests/...":                 {"*"},
 }
 
 func TestImportEdges(t *testing.T) {
@@ -142,7 +180,8 @@ func TestMeasurementKnowsOnlyTheStandardLibrary(t *testing.T) {
 // `coco measure` and by verifiers, and must come out the same.
 var impure = map[string]string{
 	"os": "files and the environment", "os/exec": "other programs", "os/signal": "signals", "os/user": "users of the host",
-	"io/fs": "files", "io/ioutil": "files", "path/filepath": "files and the working directory; use path", "syscall": "the kernel",
+	"io/fs": "files", "io/ioutil": "files", "path/filepath": "files and the working directory; use path",
+	"syscall":          "the kernel",
 	"golang.org/x/sys": "the kernel", "net": "the network", "time": "the clock", "runtime": "the size of the host",
 	"log": "the clock", "log/slog": "the clock", "math/rand": "chance", "crypto/rand": "chance",
 }
@@ -191,7 +230,10 @@ func TestPlansDependOnNothingButTheirInput(t *testing.T) {
 }
 
 // readers are functions and methods, of packages in impureTypes and of the types that they hold, that look at the host.
-var readers = []string{"Load", "Boot", "CheckFiles", "ReadInitdata", "Stat", "Read", "ReadAt", "Name", "Fd", "Dial", "Launch"}
+var readers = []string{
+	"Load", "Boot", "CheckFiles", "ReadInitdata", "Stat", "Read", "ReadAt", "Name", "Fd",
+	"Dial", "Launch",
+}
 
 func TestPlansCallNothingThatLooksAtTheHost(t *testing.T) {
 	root := strings.TrimSpace(output(t, "git", "rev-parse", "--show-toplevel"))
@@ -249,8 +291,8 @@ func TestLibrariesStayWhereTheyBelong(t *testing.T) {
 	}
 }
 
-// doors are what serves the host in the guest, with the only packages of the agent that may use it. agent.NewServer puts
-// it behind the gate; the program gets no listener and no handler to go around it.
+// doors are what serves the host in the guest, with the only packages of the agent that may use it. agent.NewServer
+// puts it behind the gate; the program gets no listener and no handler to go around it.
 var doors = map[string][]string{
 	"github.com/containerd/ttrpc": {"agent"},
 	"github.com/mdlayher/vsock":   {"agent/transport"},
@@ -259,7 +301,10 @@ var doors = map[string][]string{
 	Module + "/agent/stdio":       {"agent"},
 	Module + "/agent/forward":     {"agent"},
 	Module + "/agent/gate":        {"agent", "agent/stdio", "agent/forward"},
-	"net":                         {"agent", "agent/forward", "agent/gate", "agent/netcfg", "agent/runner", "agent/stdio", "agent/transport"},
+	"net": {
+		"agent", "agent/forward", "agent/gate", "agent/netcfg", "agent/runner", "agent/stdio",
+		"agent/transport",
+	},
 }
 
 func TestTheAgentHasOneWayIn(t *testing.T) {

@@ -17,7 +17,10 @@ var (
 )
 
 func FuzzForms(f *testing.F) {
-	for _, s := range []string{"", "a", "-a", "a-", "a\n", "Ä", "a/b", "..", "0_.-", strings.Repeat("a", 20), strings.Repeat("a", 21), strings.Repeat("a", 128), strings.Repeat("a", 129)} {
+	for _, s := range []string{
+		"", "a", "-a", "a-", "a\n", "Ä", "a/b", "..", "0_.-", strings.Repeat("a", 20),
+		strings.Repeat("a", 21), strings.Repeat("a", 128), strings.Repeat("a", 129),
+	} {
 		f.Add(s)
 	}
 	for c := range 256 {

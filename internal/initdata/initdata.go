@@ -159,7 +159,8 @@ func parse(text []byte) (*Document, error) {
 		return nil, fmt.Errorf("initdata has algorithm %s; known are sha256, sha384 and sha512", clip(f.top["algorithm"]))
 	}
 	for name := range f.data {
-		if name == "" || name[0] == '.' || strings.ContainsFunc(name, func(r rune) bool { return r == '/' || !unicode.IsPrint(r) }) {
+		if name == "" || name[0] == '.' ||
+			strings.ContainsFunc(name, func(r rune) bool { return r == '/' || !unicode.IsPrint(r) }) {
 			return nil, fmt.Errorf("initdata has a file %s, which is no plain name", clip(name))
 		}
 	}

@@ -20,7 +20,8 @@ import (
 	"github.com/coco-shim/coco/internal/worktest"
 )
 
-const example = "version = \"0.1.0\"\nalgorithm = \"sha256\"\n[data]\n\"policy.rego\" = '''\npackage agent_policy\n'''\n\"aa.toml\" = \"[token_configs]\\n\"\n"
+const example = "version = \"0.1.0\"\nalgorithm = \"sha256\"\n[data]\n\"policy.rego\" = '''\npackage " +
+	"agent_policy\n'''\n\"aa.toml\" = \"[token_configs]\\n\"\n"
 
 func zip(t testing.TB, text string) []byte {
 	t.Helper()
@@ -128,7 +129,8 @@ func TestRefusals(t *testing.T) {
 			}
 		})
 	}
-	if _, err := initdata.FromDisk(strings.NewReader("initdata\xff\xff\xff\xff\xff\xff\xff\xff")); err == nil || !strings.Contains(err.Error(), "at most") {
+	if _, err := initdata.FromDisk(strings.NewReader("initdata\xff\xff\xff\xff\xff\xff\xff\xff")); err == nil ||
+		!strings.Contains(err.Error(), "at most") {
 		t.Errorf("FromDisk of a huge length = %v", err)
 	}
 	if _, err := initdata.FromDisk(strings.NewReader(strings.Repeat("x", 512))); err == nil {

@@ -162,7 +162,8 @@ func (s *scanner) pair(table map[string]string) error {
 	s.blanks()
 	switch {
 	case s.at("."):
-		return fmt.Errorf("has a dotted key that begins with %s; keys of the format are plain, and quoted where they have a dot", clip(key))
+		return fmt.Errorf("has a dotted key that begins with %s; keys of the format are plain, and quoted where they have "+
+			"a dot", clip(key))
 	case !s.at("="):
 		return fmt.Errorf("has no = after the key %s", clip(key))
 	}

@@ -40,7 +40,8 @@ func TestReadsWhatPythonReads(t *testing.T) {
 			t.Errorf("%s: %v", v.Name, err)
 			continue
 		}
-		if diff := cmp.Diff(v.Data, d.Data); diff != "" || d.Algorithm != v.Algorithm || hex.EncodeToString(d.Digest()) != v.Digest {
+		if diff := cmp.Diff(v.Data, d.Data); diff != "" || d.Algorithm != v.Algorithm ||
+			hex.EncodeToString(d.Digest()) != v.Digest {
 			t.Errorf("%s: algorithm %s, digest %x, data (-want +got):\n%s", v.Name, d.Algorithm, d.Digest(), diff)
 		}
 		checkAgainstLibrary(t, d)
@@ -87,9 +88,11 @@ func valid(r *rand.Rand) string {
 		case 1:
 			return `"` + pieces(9, "a", " ", `\n`, `\"`, `\\`, `\u00e9`, `\U0001f600`, "'", "#", "€", "[x]") + `"`
 		case 2:
-			return "'''" + pieces(2, "\n", "\r\n") + pieces(12, "a", "'b", "''c", `\`, "\n", "\r\n", "#", `"""`, "€") + pick("", "'", "''") + "'''"
+			return "'''" + pieces(2, "\n", "\r\n") + pieces(12, "a", "'b", "''c", `\`, "\n", "\r\n", "#", `"""`, "€") + pick("",
+				"'", "''") + "'''"
 		}
-		return `"""` + pieces(2, "\n", "\r\n") + pieces(12, "a", `"b`, `""c`, `\\`, `\t`, "\\\n  ", "\\ \r\n\n\t", "\n", "\r\n", "#", "'''", "€") + pick("", `"`, `""`) + `"""`
+		return `"""` + pieces(2, "\n", "\r\n") + pieces(12, "a", `"b`, `""c`, `\\`, `\t`, "\\\n  ", "\\ \r\n\n\t", "\n",
+			"\r\n", "#", "'''", "€") + pick("", `"`, `""`) + `"""`
 	}
 	add(pick("version", `"version"`, "'version'"), pick(`"0.1.0"`, "'0.1.0'", `"""0.1.0"""`, `"0.\u0031.0"`))
 	add("algorithm", pick(`"sha256"`, "'sha-384'", "'''\nsha512'''"))

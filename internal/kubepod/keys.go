@@ -10,27 +10,33 @@ var (
 	metadataKeys = strings.Fields(`name generateName namespace selfLink uid resourceVersion generation creationTimestamp
 		deletionTimestamp deletionGracePeriodSeconds labels annotations ownerReferences finalizers managedFields`)
 
-	podKeys = strings.Fields(`volumes initContainers containers ephemeralContainers restartPolicy terminationGracePeriodSeconds
+	podKeys = strings.Fields(
+		`volumes initContainers containers ephemeralContainers restartPolicy terminationGracePeriodSeconds
 		activeDeadlineSeconds dnsPolicy nodeSelector serviceAccountName serviceAccount automountServiceAccountToken nodeName
 		hostNetwork hostPID hostIPC shareProcessNamespace securityContext imagePullSecrets hostname subdomain affinity
 		schedulerName tolerations hostAliases priorityClassName priority dnsConfig readinessGates runtimeClassName
 		enableServiceLinks preemptionPolicy overhead topologySpreadConstraints setHostnameAsFQDN os hostUsers schedulingGates
 		resourceClaims resources hostnameOverride workloadRef schedulingGroup evictionResponders`)
 
-	containerKeys = strings.Fields(`name image command args workingDir ports envFrom env resources resizePolicy restartPolicy
+	containerKeys = strings.Fields(
+		`name image command args workingDir ports envFrom env resources resizePolicy restartPolicy
 		restartPolicyRules volumeMounts volumeDevices livenessProbe readinessProbe startupProbe lifecycle
 		terminationMessagePath terminationMessagePolicy imagePullPolicy securityContext stdin stdinOnce tty`)
 
 	templateKeys = []string{"metadata", "spec"}
 
-	deploymentKeys  = strings.Fields("replicas selector template strategy minReadySeconds revisionHistoryLimit paused progressDeadlineSeconds")
-	statefulSetKeys = strings.Fields("replicas selector template volumeClaimTemplates serviceName podManagementPolicy updateStrategy revisionHistoryLimit minReadySeconds persistentVolumeClaimRetentionPolicy ordinals")
-	daemonSetKeys   = strings.Fields("selector template updateStrategy minReadySeconds revisionHistoryLimit")
-	replicaSetKeys  = strings.Fields("replicas minReadySeconds selector template")
-	jobKeys         = strings.Fields(`parallelism completions activeDeadlineSeconds podFailurePolicy successPolicy backoffLimit
+	deploymentKeys = strings.Fields("replicas selector template strategy minReadySeconds revisionHistoryLimit paused " +
+		"progressDeadlineSeconds")
+	statefulSetKeys = strings.Fields("replicas selector template volumeClaimTemplates serviceName podManagementPolicy " +
+		"updateStrategy revisionHistoryLimit minReadySeconds persistentVolumeClaimRetentionPolicy ordinals")
+	daemonSetKeys  = strings.Fields("selector template updateStrategy minReadySeconds revisionHistoryLimit")
+	replicaSetKeys = strings.Fields("replicas minReadySeconds selector template")
+	jobKeys        = strings.Fields(
+		`parallelism completions activeDeadlineSeconds podFailurePolicy successPolicy backoffLimit
 		backoffLimitPerIndex maxFailedIndexes failedPodsLimit selector manualSelector template ttlSecondsAfterFinished
 		completionMode suspend podReplacementPolicy managedBy scheduling`)
-	cronJobKeys = strings.Fields("schedule timeZone startingDeadlineSeconds concurrencyPolicy suspend jobTemplate successfulJobsHistoryLimit failedJobsHistoryLimit")
+	cronJobKeys = strings.Fields("schedule timeZone startingDeadlineSeconds concurrencyPolicy suspend jobTemplate " +
+		"successfulJobsHistoryLimit failedJobsHistoryLimit")
 )
 
 // step is a key on the way from an object to its pods' template, and the keys of what it holds.
@@ -63,6 +69,7 @@ var workloads = map[string]workload{
 }
 
 // others are kinds that often lie in the same file and make no pods.
-var others = strings.Fields(`Namespace Service ServiceAccount ConfigMap Secret PersistentVolumeClaim PersistentVolume StorageClass
+var others = strings.Fields(
+	`Namespace Service ServiceAccount ConfigMap Secret PersistentVolumeClaim PersistentVolume StorageClass
 	Ingress IngressClass NetworkPolicy Role RoleBinding ClusterRole ClusterRoleBinding RuntimeClass HorizontalPodAutoscaler
 	PodDisruptionBudget ResourceQuota PriorityClass CustomResourceDefinition Lease EndpointSlice Endpoints`)

@@ -118,7 +118,10 @@ func (r *reader) object(n *yaml.Node, where string) {
 	where = kind
 	top := r.fields(n, where, []string{"apiVersion", "kind", "metadata", "spec", "status"})
 	meta := r.fields(top["metadata"], where+": metadata", metadataKeys)
-	p := Pod{Kind: kind, Namespace: r.text(meta["namespace"], where+": namespace"), Name: r.text(meta["name"], where+": name")}
+	p := Pod{
+		Kind: kind, Namespace: r.text(meta["namespace"], where+": namespace"),
+		Name: r.text(meta["name"], where+": name"),
+	}
 	if p.Name == "" {
 		p.Name = r.text(meta["generateName"], where+": generateName")
 	}
@@ -174,8 +177,10 @@ func (r *reader) other(n *yaml.Node, where, kind, version string) {
 	switch {
 	case kind == "":
 		r.bad(resolve(n), where, "has no kind")
-	case !slices.Contains(others, kind) || strings.Contains(group(version), ".") && !strings.HasSuffix(group(version), ".k8s.io"):
-		r.note("line %d: kind %.60q of apiVersion %.60q is unknown here and passed over: if it makes pods, they are not measured", resolve(n).Line, kind, version)
+	case !slices.Contains(others, kind) || strings.Contains(group(version), ".") &&
+		!strings.HasSuffix(group(version), ".k8s.io"):
+		r.note("line %d: kind %.60q of apiVersion %.60q is unknown here and passed over: if it makes pods, they are not "+
+			"measured", resolve(n).Line, kind, version)
 	}
 }
 
@@ -236,7 +241,10 @@ func (r *reader) resources(n *yaml.Node, where string) resources {
 	if c := f["claims"]; c != nil && len(r.items(c, where+": claims")) > 0 {
 		r.bad(c, where, "has claims: what they allocate is known on the node only")
 	}
-	return resources{requests: r.amounts(f["requests"], where+": requests"), limits: r.amounts(f["limits"], where+": limits")}
+	return resources{
+		requests: r.amounts(f["requests"], where+": requests"),
+		limits:   r.amounts(f["limits"], where+": limits"),
+	}
 }
 
 func (r *reader) amounts(n *yaml.Node, where string) list {

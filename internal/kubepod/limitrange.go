@@ -12,7 +12,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// limitRange is what a LimitRange says of containers (k8s.io/api/core/v1 LimitRangeItem, with the API server's defaults).
+// limitRange is what a LimitRange says of containers (k8s.io/api/core/v1 LimitRangeItem, with the API server's
+// defaults).
 type limitRange struct {
 	name, namespace    string
 	line, after        int // after so many pods of the text
@@ -86,7 +87,8 @@ func (r *reader) limited(p *found) podSpec {
 			continue
 		}
 		if l.after > 0 && slices.Contains(r.pods[:min(l.after, len(r.pods))], p) {
-			r.note("LimitRange %s comes after %s, and is applied to it: pods that were made before it have other sizes", clip(l.name), clip(p.String()))
+			r.note("LimitRange %s comes after %s, and is applied to it: pods that were made before it have other sizes",
+				clip(l.name), clip(p.String()))
 		}
 		for i := range s.containers {
 			s.containers[i].resources = r.bound(l, p, s.containers[i].resources)

@@ -34,7 +34,8 @@ func (l list) raise(o list) {
 
 type resources struct{ requests, limits list }
 
-// withDefaults are the resources of a container as the API server stores them: a limit is a request where there is none.
+// withDefaults are the resources of a container as the API server stores them: a limit is a request where there is
+// none.
 func (r resources) withDefaults() resources {
 	req := maps.Clone(r.limits)
 	if req == nil {

@@ -27,8 +27,8 @@ type reader struct {
 	left   int // values that may still be looked at
 }
 
-// newReader bounds the work by the length of the text: each value in it, of six bytes at least, may be looked at several
-// times, but aliases may not repeat it for ever.
+// newReader bounds the work by the length of the text: each value in it, of six bytes at least, may be looked at
+// several times, but aliases may not repeat it for ever.
 func newReader(text int) *reader { return &reader{left: 20_000 + text} }
 
 func (r *reader) full() bool { return r.left <= 0 || len(r.errs) >= maxProblems }
@@ -114,8 +114,8 @@ type mapping struct {
 	own    map[string]bool // keys that are not merged from elsewhere
 }
 
-// read takes the keys in order. As kubectl's reader of YAML does (YAML 1.1, go.yaml.in/yaml/v2), a merge key sets what it
-// merges at its place: it replaces what stands before it, and is replaced by what comes after.
+// read takes the keys in order. As kubectl's reader of YAML does (YAML 1.1, go.yaml.in/yaml/v2), a merge key sets what
+// it merges at its place: it replaces what stands before it, and is replaced by what comes after.
 func (m *mapping) read(n *yaml.Node, depth int) {
 	if n.Kind != yaml.MappingNode {
 		m.bad(n, m.where, "is not a mapping")
@@ -168,14 +168,16 @@ var (
 
 // plain tells whether a scalar stands in the text without quotes and tag, so that its form decides what it is.
 func plain(n *yaml.Node) bool {
-	return n.Kind == yaml.ScalarNode && n.Style&(yaml.DoubleQuotedStyle|yaml.SingleQuotedStyle|yaml.LiteralStyle|yaml.FoldedStyle|yaml.TaggedStyle) == 0
+	return n.Kind == yaml.ScalarNode &&
+		n.Style&(yaml.DoubleQuotedStyle|yaml.SingleQuotedStyle|yaml.LiteralStyle|yaml.FoldedStyle|yaml.TaggedStyle) == 0
 }
 
 func (r *reader) text(n *yaml.Node, where string) string {
 	switch {
 	case n == nil || isNull(n):
 		return ""
-	case n.Kind != yaml.ScalarNode || n.Tag != "!!str" || plain(n) && (slices.Contains(truths, n.Value) || slices.Contains(lies, n.Value)):
+	case n.Kind != yaml.ScalarNode || n.Tag != "!!str" || plain(n) &&
+		(slices.Contains(truths, n.Value) || slices.Contains(lies, n.Value)):
 		r.bad(n, where, "is not a string")
 	}
 	return n.Value
@@ -250,7 +252,8 @@ func jsonNumber(s string) string {
 	return string(text)
 }
 
-// isFloat tells whether a text is a number with a point or an exponent: [-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?
+// isFloat tells whether a text is a number with a point or an exponent:
+// [-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?
 func isFloat(s string) bool {
 	digits := func() (n int) {
 		for s != "" && s[0] >= '0' && s[0] <= '9' {

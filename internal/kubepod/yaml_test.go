@@ -70,7 +70,10 @@ func TestValuesAreReadAsKubectlReadsThem(t *testing.T) {
 }
 
 func TestOctalQuantities(t *testing.T) {
-	for value, want := range map[string]string{"0777": "511", "'0777'": "777", "0x10": "16", "1_000": "1000", "010Mi": "10485760"} {
+	for value, want := range map[string]string{
+		"0777": "511", "'0777'": "777", "0x10": "16", "1_000": "1000",
+		"010Mi": "10485760",
+	} {
 		m, err := Parse([]byte(pod("containers: [{name: a, resources: {limits: {memory: " + value + "}}}]")))
 		if err != nil || m.Pods[0].Annotations[contract.CRISandboxMemory] != want {
 			t.Errorf("memory: %s is %+v, %v, want %s", value, m, err, want)
@@ -80,8 +83,10 @@ func TestOctalQuantities(t *testing.T) {
 
 func TestMergeKeysOfAPod(t *testing.T) {
 	text := "apiVersion: v1\nkind: List\nitems:\n" +
-		"- {apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {runtimeClassName: coco, containers: [&c {name: a, resources: &r {limits: {cpu: 2}}}]}}\n" +
-		"- {apiVersion: v1, kind: Pod, metadata: {name: b}, spec: {runtimeClassName: coco, containers: [{<<: *c, name: b}, {name: c, resources: {<<: *r}}]}}\n"
+		"- {apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {runtimeClassName: coco, containers: [&c {name: a, " +
+		"resources: &r {limits: {cpu: 2}}}]}}\n" +
+		"- {apiVersion: v1, kind: Pod, metadata: {name: b}, spec: {runtimeClassName: coco, containers: [{<<: *c, name: b}, " +
+		"{name: c, resources: {<<: *r}}]}}\n"
 	m, err := Parse([]byte(text))
 	if err != nil || len(m.Pods) != 2 || m.Pods[1].Annotations[contract.CRISandboxCPUQuota] != "400000" {
 		t.Errorf("Parse = %+v, %v, want pods of 2 and 4 CPUs", m, err)
@@ -100,7 +105,8 @@ func TestUnknownKindsArePassedOver(t *testing.T) {
 		"apiVersion: networking.k8s.io/v1\nkind: Ingress\n":                      "",
 	} {
 		m, err := Parse([]byte(good + text))
-		if err != nil || len(m.Pods) != 1 || (want == "") != (len(m.Notes) == 0) || want != "" && !strings.Contains(m.Notes[0], want) {
+		if err != nil || len(m.Pods) != 1 || (want == "") != (len(m.Notes) == 0) || want != "" &&
+			!strings.Contains(m.Notes[0], want) {
 			t.Errorf("%q: Parse = %+v, %v, want a note with %q", text, m, err, want)
 		}
 	}
@@ -109,9 +115,11 @@ func TestUnknownKindsArePassedOver(t *testing.T) {
 // aliasBomb is a list of lists of aliases, as many levels as lists may have.
 func aliasBomb(width int) string {
 	var b strings.Builder
-	b.WriteString("apiVersion: v1\nkind: List\nitems:\n- &l0 {apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {containers: [{name: a}]}}\n")
+	b.WriteString("apiVersion: v1\nkind: List\nitems:\n- &l0 {apiVersion: v1, kind: Pod, metadata: {name: a}, spec: " +
+		"{containers: [{name: a}]}}\n")
 	for level := 1; level <= 6; level++ {
-		fmt.Fprintf(&b, "- &l%d {apiVersion: v1, kind: List, items: [%s]}\n", level, strings.TrimSuffix(strings.Repeat(fmt.Sprintf("*l%d,", level-1), width), ","))
+		fmt.Fprintf(&b, "- &l%d {apiVersion: v1, kind: List, items: [%s]}\n", level,
+			strings.TrimSuffix(strings.Repeat(fmt.Sprintf("*l%d,", level-1), width), ","))
 	}
 	return b.String()
 }
@@ -120,25 +128,27 @@ func TestHostileManifestsTakeLittleWork(t *testing.T) {
 	const n = 20_000
 	merges := "x: &m0 {a: 1}\n"
 	for i := 1; i < 9; i++ {
-		merges += fmt.Sprintf("x%d: &m%d {<<: [%s]}\n", i, i, strings.TrimSuffix(strings.Repeat(fmt.Sprintf("*m%d,", i-1), 30), ","))
+		merges += fmt.Sprintf("x%d: &m%d {<<: [%s]}\n", i, i,
+			strings.TrimSuffix(strings.Repeat(fmt.Sprintf("*m%d,", i-1), 30), ","))
 	}
 	for name, text := range map[string]string{
-		"aliases of lists":      aliasBomb(40),
-		"aliases of containers": "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [" + "&c {name: a, resources: {limits: {" + strings.Repeat("a", 1) + ": 1}}}" + strings.Repeat(",*c", n) + "]}\n",
-		"merges of merges":      "apiVersion: v1\nkind: Pod\n" + merges + "<<: *m8\n",
-		"many problems":         "apiVersion: v1\nkind: Pod\nspec: {" + strings.Repeat("a: 1,", n) + "}\n",
-		"many unknown kinds":    strings.Repeat("kind: x\n---\n", n),
-		"a long kind":           "kind: " + strings.Repeat("x", 10*n),
-		"long digits":           pod("containers: [{name: a, resources: {limits: {cpu: " + strings.Repeat("1", 10*n) + "}}}]"),
-		"flow lists":            strings.Repeat("[", n),
-		"flow maps":             strings.Repeat("{a: ", n),
-		"block lists":           strings.Repeat("- ", n),
-		"question marks":        strings.Repeat("? ", n),
-		"anchors":               strings.Repeat("&a [", n),
-		"tags":                  strings.Repeat("!!map {", n),
-		"quotes":                "a: \"" + strings.Repeat("\\\n", n),
-		"comments":              strings.Repeat("#\n", n),
-		"documents":             strings.Repeat("---\n", n),
+		"aliases of lists": aliasBomb(40),
+		"aliases of containers": "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [" +
+			"&c {name: a, resources: {limits: {" + strings.Repeat("a", 1) + ": 1}}}" + strings.Repeat(",*c", n) + "]}\n",
+		"merges of merges":   "apiVersion: v1\nkind: Pod\n" + merges + "<<: *m8\n",
+		"many problems":      "apiVersion: v1\nkind: Pod\nspec: {" + strings.Repeat("a: 1,", n) + "}\n",
+		"many unknown kinds": strings.Repeat("kind: x\n---\n", n),
+		"a long kind":        "kind: " + strings.Repeat("x", 10*n),
+		"long digits":        pod("containers: [{name: a, resources: {limits: {cpu: " + strings.Repeat("1", 10*n) + "}}}]"),
+		"flow lists":         strings.Repeat("[", n),
+		"flow maps":          strings.Repeat("{a: ", n),
+		"block lists":        strings.Repeat("- ", n),
+		"question marks":     strings.Repeat("? ", n),
+		"anchors":            strings.Repeat("&a [", n),
+		"tags":               strings.Repeat("!!map {", n),
+		"quotes":             "a: \"" + strings.Repeat("\\\n", n),
+		"comments":           strings.Repeat("#\n", n),
+		"documents":          strings.Repeat("---\n", n),
 	} {
 		t.Run(name, func(t *testing.T) {
 			defer worktest.Times(t, len(text), 2)()

@@ -35,7 +35,8 @@ func Usable(root string) error {
 	}
 	dev := filepath.Join(root, "dev/kvm")
 	if _, err := os.Stat(dev); errors.Is(err, fs.ErrNotExist) {
-		return errors.New("there is no /dev/kvm: load the module kvm_amd or kvm_intel, and enable virtualization in the firmware (in a cloud VM: choose a type with nested virtualization)")
+		return errors.New("there is no /dev/kvm: load the module kvm_amd or kvm_intel, and enable virtualization in the " +
+			"firmware (in a cloud VM: choose a type with nested virtualization)")
 	}
 	info, err := os.ReadFile(filepath.Join(root, "proc/cpuinfo"))
 	if err != nil {
@@ -43,9 +44,11 @@ func Usable(root string) error {
 	}
 	if !hasFlag(info, "vmx") && !hasFlag(info, "svm") {
 		if _, err := os.Stat(filepath.Join(root, "sys/module/kvm_pvm")); err == nil {
-			return errors.New("/dev/kvm is that of a PVM hypervisor (module kvm_pvm, no vmx or svm): ordinary guest kernels hang in it; use a machine with hardware virtualization")
+			return errors.New("/dev/kvm is that of a PVM hypervisor (module kvm_pvm, no vmx or svm): ordinary guest kernels " +
+				"hang in it; use a machine with hardware virtualization")
 		}
-		return errors.New("/dev/kvm is there but the processor offers neither vmx nor svm: use a machine with hardware virtualization")
+		return errors.New("/dev/kvm is there but the processor offers neither vmx nor svm: use a machine with hardware " +
+			"virtualization")
 	}
 	if root != "/" {
 		return nil

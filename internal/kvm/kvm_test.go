@@ -19,9 +19,17 @@ func TestUsable(t *testing.T) {
 	}{
 		{"a host with svm", map[string]string{"dev/kvm": "", "proc/cpuinfo": hw}, ""},
 		{"no device", map[string]string{"proc/cpuinfo": hw}, "there is no /dev/kvm"},
-		{"a guest of PVM", map[string]string{"dev/kvm": "", "proc/cpuinfo": soft, "sys/module/kvm_pvm/x": ""}, "PVM hypervisor"},
+		{
+			"a guest of PVM",
+			map[string]string{"dev/kvm": "", "proc/cpuinfo": soft, "sys/module/kvm_pvm/x": ""},
+			"PVM hypervisor",
+		},
 		{"a device without hardware", map[string]string{"dev/kvm": "", "proc/cpuinfo": soft}, "neither vmx nor svm"},
-		{"a flag whose name contains it", map[string]string{"dev/kvm": "", "proc/cpuinfo": "flags : xsvm svm_lock\n"}, "neither"},
+		{
+			"a flag whose name contains it",
+			map[string]string{"dev/kvm": "", "proc/cpuinfo": "flags : xsvm svm_lock\n"},
+			"neither",
+		},
 		{"no cpuinfo", map[string]string{"dev/kvm": ""}, "cpuinfo"},
 	}
 	for _, tt := range tests {

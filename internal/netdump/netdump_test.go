@@ -25,7 +25,9 @@ func TestAListThatChangesIsReadAgain(t *testing.T) {
 	if _, err := Read(t.Context(), "things", func() ([]int, error) { return nil, boom }); !errors.Is(err, boom) {
 		t.Errorf("Read = %v, want %v", err, boom)
 	}
-	if _, err := Read(t.Context(), "things", func() ([]int, error) { return nil, netlink.ErrDumpInterrupted }); !errors.Is(err, netlink.ErrDumpInterrupted) {
+	if _, err := Read(t.Context(), "things", func() ([]int, error) {
+		return nil, netlink.ErrDumpInterrupted
+	}); !errors.Is(err, netlink.ErrDumpInterrupted) {
 		t.Errorf("Read = %v, want an end", err)
 	}
 }

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Bounds on frames and streams that the protocol allows but that have no use. Each frame costs time, and each stream that
-// is never ended costs memory. A peer that exceeds these bounds breaks the protocol.
+// Bounds on frames and streams that the protocol allows but that have no use. Each frame costs time, and each stream
+// that is never ended costs memory. A peer that exceeds these bounds breaks the protocol.
 const (
 	idleBurst    = 4096 // useless frames at once
 	idleRate     = 1000 // and in a second
@@ -48,7 +48,8 @@ func (l *link) linger(by int) {
 // ended it, so that no more bytes of it can come. The guest may have refused a stream before the host knew.
 func (l *link) stray(h header) error {
 	if l.strict {
-		return fmt.Errorf("stream %d: %d bytes, although it was never opened or has ended: %w", h.stream, h.length, ErrProtocol)
+		return fmt.Errorf("stream %d: %d bytes, although it was never opened or has ended: %w", h.stream,
+			h.length, ErrProtocol)
 	}
 	return nil
 }

@@ -327,7 +327,10 @@ func TestAPeerThatBreaksTheProtocolIsCutOff(t *testing.T) {
 }
 
 func TestBadHandshakesEndTheStream(t *testing.T) {
-	for _, line := range []string{"CONNECT\n", "CONNECT 99999999999\n", "GET / HTTP/1.1\n", "CONNECT 01024\n", "connect 1024\n"} {
+	for _, line := range []string{
+		"CONNECT\n", "CONNECT 99999999999\n", "GET / HTTP/1.1\n", "CONNECT 01024\n",
+		"connect 1024\n",
+	} {
 		d, m := pair(t)
 		if _, err := m.Listen(testPort); err != nil {
 			t.Fatal(err)

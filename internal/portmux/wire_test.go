@@ -372,7 +372,8 @@ func FuzzFrames(f *testing.F) {
 	frame := func(h header, body string) []byte { return append(h.append(nil), body...) }
 	f.Add(frame(header{kind: typeData, stream: 1, length: 5}, "OK 0\n"))
 	f.Add(frame(header{kind: typeData, stream: 3, flags: flagFIN, length: 4}, "last"))
-	f.Add(append(frame(header{kind: typeWindow, stream: 3, length: 1 << 30}, ""), frame(header{kind: typeWindow, stream: 3, length: 1 << 30}, "")...))
+	f.Add(append(frame(header{kind: typeWindow, stream: 3, length: 1 << 30}, ""),
+		frame(header{kind: typeWindow, stream: 3, length: 1 << 30}, "")...))
 	f.Add(frame(header{kind: typePing, flags: flagSYN, length: 7}, ""))
 	f.Add(frame(header{kind: typeGoAway, length: 1}, ""))
 	f.Add(frame(header{kind: typeWindow, stream: 3, flags: flagRST}, ""))

@@ -168,7 +168,8 @@ func Stopped(pid int) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("state of process %d: %w", pid, err)
 	}
-	if f := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:])); len(f) > 0 && strings.EqualFold(f[0], "T") {
+	if f := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:])); len(f) > 0 &&
+		strings.EqualFold(f[0], "T") {
 		return true, nil
 	}
 	groups, err := os.ReadFile(dir + "/cgroup")

@@ -15,7 +15,8 @@ import (
 // Original returns the limit that a program would have inherited from the process that started this one, at each call.
 func TestOriginalIsWhatTheProcessWasStartedWith(t *testing.T) {
 	if os.Getenv("COCO_TEST_RLIMIT") == "" { // anew, with a soft limit below the hard one
-		cmd := exec.CommandContext(t.Context(), "sh", "-c", "ulimit -Sn 300 && ulimit -Hn 600 && exec \"$0\" -test.v -test.run TestOriginal", os.Args[0])
+		cmd := exec.CommandContext(t.Context(), "sh", "-c",
+			"ulimit -Sn 300 && ulimit -Hn 600 && exec \"$0\" -test.v -test.run TestOriginal", os.Args[0])
 		cmd.Env = append(os.Environ(), "COCO_TEST_RLIMIT=1")
 		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS") {
 			t.Errorf("%v: %s", err, out)

@@ -32,8 +32,8 @@ func Uint32(kind uint16, v uint32) []byte {
 // String is an attribute with a text, ended by a zero byte.
 func String(kind uint16, s string) []byte { return Attr(kind, append([]byte(s), 0)) }
 
-// Attrs returns the attributes in b, by number and value, up to the first that does not parse. The kernel sends complete
-// ones.
+// Attrs returns the attributes in b, by number and value, up to the first that does not parse. The kernel sends
+// complete ones.
 func Attrs(b []byte) iter.Seq2[uint16, []byte] {
 	return func(yield func(uint16, []byte) bool) {
 		for len(b) >= unix.SizeofNlAttr {

@@ -107,7 +107,9 @@ func (c *Conn) exchange(kind, flags uint16, body [][]byte) ([]Message, error) {
 	}
 	var list []Message
 	// Control keeps the descriptor valid while the callback runs, even if the Conn is closed.
-	if e := raw.Control(func(fd uintptr) { list, err = talk(int(fd), c.seq, request(kind, flags, c.seq, body)) }); e != nil {
+	if e := raw.Control(func(fd uintptr) {
+		list, err = talk(int(fd), c.seq, request(kind, flags, c.seq, body))
+	}); e != nil {
 		return nil, e
 	}
 	return list, err

@@ -49,7 +49,8 @@ func TestTheKernelAnswers(t *testing.T) {
 	if name != "lo" {
 		t.Errorf("the name of lo is %q", name)
 	}
-	if _, err := c.Get(unix.RTM_GETLINK, linkHeader(0), String(unix.IFLA_IFNAME, "no-such-link")); !errors.Is(err, unix.ENODEV) {
+	if _, err := c.Get(unix.RTM_GETLINK, linkHeader(0), String(unix.IFLA_IFNAME, "no-such-link")); !errors.Is(err,
+		unix.ENODEV) {
 		t.Errorf("a link that is not there: %v, want ENODEV", err)
 	}
 	if err := c.Change(unix.RTM_DELLINK, 0, linkHeader(0x7ffffff0)); !errors.Is(err, unix.ENODEV) {
@@ -80,9 +81,12 @@ func TestAnswers(t *testing.T) {
 		interrupted bool
 		err         error
 	}{
-		"a list":                     {in: append(append(object[:len(object):len(object)], object...), done...), objects: 2},
-		"somebody else's answer":     {in: append(reply(unix.RTM_NEWLINK, 0, 6, []byte("late")), done...)},
-		"a list that changed":        {in: append(reply(unix.RTM_NEWLINK, unix.NLM_F_DUMP_INTR, 7, nil), done...), objects: 1, interrupted: true},
+		"a list":                 {in: append(append(object[:len(object):len(object)], object...), done...), objects: 2},
+		"somebody else's answer": {in: append(reply(unix.RTM_NEWLINK, 0, 6, []byte("late")), done...)},
+		"a list that changed": {
+			in: append(reply(unix.RTM_NEWLINK, unix.NLM_F_DUMP_INTR, 7, nil), done...), objects: 1,
+			interrupted: true,
+		},
 		"a refusal":                  {in: reply(unix.NLMSG_ERROR, 0, 7, errno), err: unix.EPERM},
 		"nothing after the end":      {in: append(done[:len(done):len(done)], object...)},
 		"shorter than a header":      {in: []byte{1, 2, 3}, err: unix.EPROTO},

@@ -59,7 +59,10 @@ func Busybox(busybox string) (Image, error) {
 		return Image{}, fmt.Errorf("%s --list: %w", busybox, err)
 	}
 	files := []File{{Path: "bin/busybox", Mode: 0o755, Data: bin}}
-	for _, d := range []string{"bin", "etc", "tmp", "proc", "dev", "sys", "usr", "usr/bin", "root", "home", "var", "run", "mnt"} {
+	for _, d := range []string{
+		"bin", "etc", "tmp", "proc", "dev", "sys", "usr", "usr/bin", "root", "home", "var",
+		"run", "mnt",
+	} {
 		mode := os.ModeDir | 0o755
 		if d == "tmp" {
 			mode = os.ModeDir | os.ModeSticky | 0o777
@@ -72,7 +75,11 @@ func Busybox(busybox string) (Image, error) {
 		}
 	}
 	files = append(files,
-		File{Path: "etc/passwd", Mode: 0o644, Data: []byte("root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/home:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n")},
+		File{
+			Path: "etc/passwd", Mode: 0o644,
+			Data: []byte(
+				"root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/home:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n"),
+		},
 		File{Path: "etc/group", Mode: 0o644, Data: []byte("root:x:0:\nuser:x:1000:\nextra:x:2000:user\nnobody:x:65534:\n")})
 	return Image{
 		Layers: [][]File{files},

@@ -184,7 +184,8 @@ func needCgroup(ok func(fsType int64) bool) func() error {
 		}
 		if !ok(st.Type) {
 			text, err := os.ReadFile("/proc/self/cgroup")
-			return errors.Join(fmt.Errorf("the machine has the other version: %s", strings.ReplaceAll(strings.TrimSpace(string(text)), "\n", " ")), err)
+			return errors.Join(fmt.Errorf("the machine has the other version: %s",
+				strings.ReplaceAll(strings.TrimSpace(string(text)), "\n", " ")), err)
 		}
 		return nil
 	}

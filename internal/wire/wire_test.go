@@ -69,7 +69,8 @@ func TestReader(t *testing.T) {
 	if _, ok := r.Sub(f, 9); ok {
 		t.Error("an absent message is there")
 	}
-	if diff := cmp.Diff([]string{"x", "y"}, f.Texts(4)); diff != "" || f.Number(3) != 7 || f.Text(4) != "y" || r.Err != nil {
+	if diff := cmp.Diff([]string{"x", "y"}, f.Texts(4)); diff != "" || f.Number(3) != 7 ||
+		f.Text(4) != "y" || r.Err != nil {
 		t.Errorf("fields = %v, %v", f, r.Err)
 	}
 	r.Map(Fields{1: {{Bytes: []byte{0xff}}}}, 1)

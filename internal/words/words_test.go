@@ -38,7 +38,8 @@ func TestErrorIsBounded(t *testing.T) {
 		"invalid":    "what failed " + strings.Repeat("\xff", 1<<20) + " why",
 	} {
 		got := Error(long)
-		if len(got) > Most || len(got) < Most-100 || !utf8.ValidString(got) || !strings.HasPrefix(got, "what failed") || !strings.HasSuffix(got, "why") {
+		if len(got) > Most || len(got) < Most-100 || !utf8.ValidString(got) || !strings.HasPrefix(got, "what failed") ||
+			!strings.HasSuffix(got, "why") {
 			t.Errorf("%s: %d bytes, from %.30q to %q", name, len(got), got, got[max(0, len(got)-30):])
 		}
 	}
@@ -46,7 +47,8 @@ func TestErrorIsBounded(t *testing.T) {
 
 func TestUTF8KeepsNamesApart(t *testing.T) {
 	for in, want := range map[string]string{
-		"plain\nlines": "plain\nlines", "caf\xe9": `caf\xe9`, "\xff\xfe": `\xff\xfe`, "\ufffd": "\ufffd", strings.Repeat("a", 70): strings.Repeat("a", 64) + " […]",
+		"plain\nlines": "plain\nlines", "caf\xe9": `caf\xe9`, "\xff\xfe": `\xff\xfe`, "\ufffd": "\ufffd",
+		strings.Repeat("a", 70): strings.Repeat("a", 64) + " […]",
 	} {
 		if got := UTF8(in, 64); got != want {
 			t.Errorf("UTF8(%q) = %q, want %q", in, got, want)

@@ -36,7 +36,8 @@ func Bound(t testing.TB, size int) func() {
 	return Times(t, size, 1)
 }
 
-// Times is Bound with limits that are a multiple: for targets that run a decoder often, or a second one to compare with.
+// Times is Bound with limits that are a multiple: for targets that run a decoder often, or a second one to compare
+// with.
 func Times(t testing.TB, size, factor int) func() {
 	t.Helper()
 	m := meter{alloc: uint64(factor) * uint64(baseAlloc+byteAlloc*size)}
@@ -68,7 +69,8 @@ func (m meter) problem(size int, alloc uint64, cpu time.Duration) string {
 	case alloc > m.alloc:
 		return fmt.Sprintf("an input of %d bytes takes %d MiB of memory, more than %d", size, alloc>>20, m.alloc>>20)
 	case m.cpu > 0 && cpu > m.cpu:
-		return fmt.Sprintf("an input of %d bytes takes %v of a processor, more than %v", size, cpu.Round(time.Millisecond), m.cpu)
+		return fmt.Sprintf("an input of %d bytes takes %v of a processor, more than %v", size,
+			cpu.Round(time.Millisecond), m.cpu)
 	}
 	return ""
 }

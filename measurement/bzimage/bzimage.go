@@ -54,7 +54,8 @@ var others = []struct {
 	magic string
 	what  string
 }{
-	{0, "\x7fELF", "an ELF file (vmlinux): QEMU starts it without hashing it, so nothing vouches for it; use the bzImage of the same build (vmlinuz)"},
+	{0, "\x7fELF", "an ELF file (vmlinux): QEMU starts it without hashing it, so nothing vouches for it; use the " +
+		"bzImage of the same build (vmlinuz)"},
 	{4, "zimg", "an EFI zboot image, which QEMU cannot start on x86"},
 	{0x38, "ARM\x64", "a kernel for arm64"},
 	{0x38, "RSC\x05", "a kernel for RISC-V"},
@@ -125,7 +126,8 @@ func efi(head []byte) bool {
 		return false
 	}
 	at := uint64(binary.LittleEndian.Uint32(head[offPE:]))
-	return at+6 <= uint64(len(head)) && string(head[at:at+4]) == "PE\x00\x00" && binary.LittleEndian.Uint16(head[at+4:]) == machineX8664
+	return at+6 <= uint64(len(head)) && string(head[at:at+4]) == "PE\x00\x00" &&
+		binary.LittleEndian.Uint16(head[at+4:]) == machineX8664
 }
 
 // version reads a release's first two numbers.
@@ -156,19 +158,22 @@ func backported(release string) bool {
 func (k Kernel) RTMR2() (doubt, problem error) {
 	major, minor, ok := version(k.Release)
 	if !ok {
-		return fmt.Errorf("its release %q tells no version: kernels before 6.9 measure neither command line nor initrd into RTMR2", k.Release), nil
+		return fmt.Errorf("its release %q tells no version: kernels before 6.9 measure neither command line nor initrd "+
+			"into RTMR2", k.Release), nil
 	}
 	if major > 6 || major == 6 && minor >= 9 {
 		return nil, nil
 	}
-	err := fmt.Errorf("release %s measures neither command line nor initrd into RTMR2, which Linux does since 6.9", k.Release)
+	err := fmt.Errorf("release %s measures neither command line nor initrd into RTMR2, which Linux does since 6.9",
+		k.Release)
 	if backported(k.Release) {
 		return fmt.Errorf("%w; only if its distributor has backported that, RTMR2 will be as computed", err), nil
 	}
 	return nil, err
 }
 
-// Memory that QEMU keeps free of the initrd below the end of low memory, and where that ends at most (pc_q35.c, x86-common.c).
+// Memory that QEMU keeps free of the initrd below the end of low memory, and where that ends at most (pc_q35.c,
+// x86-common.c).
 const (
 	acpiSpace = 0x28000
 	mostLow   = 0xb0000000

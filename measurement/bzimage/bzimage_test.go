@@ -61,14 +61,18 @@ func TestRTMR2DependsOnTheVersion(t *testing.T) {
 	for release, want := range map[string]string{
 		"6.9.0": "fine", "6.9": "fine", "6.12.48+deb13-amd64": "fine", "7.0.0-rc1": "fine", "6.10~rc2-x": "fine",
 		"6.8.12": "problem", "6.1.0-37-amd64": "problem", "5.15.0-100-generic": "problem", "6.8.0-41-generic": "problem",
-		"5.14.0-503.11.1.el9_5.x86_64": "doubt", "6.8.0-1004-intel": "doubt", "6.6.0-tdx": "doubt", "": "doubt", "custom": "doubt",
+		"5.14.0-503.11.1.el9_5.x86_64": "doubt", "6.8.0-1004-intel": "doubt", "6.6.0-tdx": "doubt", "": "doubt",
+		"custom": "doubt",
 	} {
 		k, err := bzimage.Parse(bzimagetest.Kernel(release, ""), 0x1000)
 		if err != nil {
 			t.Fatal(err)
 		}
 		doubt, problem := k.RTMR2()
-		if got := map[[2]bool]string{{false, false}: "fine", {true, false}: "doubt", {false, true}: "problem"}[[2]bool{doubt != nil, problem != nil}]; got != want {
+		if got := map[[2]bool]string{
+			{false, false}: "fine", {true, false}: "doubt",
+			{false, true}: "problem",
+		}[[2]bool{doubt != nil, problem != nil}]; got != want {
 			t.Errorf("RTMR2 of release %q = %v, %v, want %s", release, doubt, problem, want)
 		}
 	}

@@ -58,10 +58,14 @@ const (
 )
 
 var typeNames = map[Type]string{
-	SupportedPlatform: "SUPPORTED_PLATFORM", GuestPolicy: "GUEST_POLICY", ParameterArea: "PARAMETER_AREA", PageData: "PAGE_DATA",
-	ParameterInsert: "PARAMETER_INSERT", VPContext: "VP_CONTEXT", RequiredMemory: "REQUIRED_MEMORY", VPCount: "VP_COUNT", SRAT: "SRAT",
-	MADT: "MADT", MMIORanges: "MMIO_RANGES", SNPIDBlock: "SNP_ID_BLOCK", MemoryMap: "MEMORY_MAP", ErrorRange: "ERROR_RANGE",
-	CommandLine: "COMMAND_LINE", SLIT: "SLIT", PPTT: "PPTT", DeviceTree: "DEVICE_TREE", EnvironmentInfo: "ENVIRONMENT_INFO",
+	SupportedPlatform: "SUPPORTED_PLATFORM", GuestPolicy: "GUEST_POLICY", ParameterArea: "PARAMETER_AREA",
+	PageData:        "PAGE_DATA",
+	ParameterInsert: "PARAMETER_INSERT", VPContext: "VP_CONTEXT", RequiredMemory: "REQUIRED_MEMORY",
+	VPCount: "VP_COUNT", SRAT: "SRAT",
+	MADT: "MADT", MMIORanges: "MMIO_RANGES", SNPIDBlock: "SNP_ID_BLOCK", MemoryMap: "MEMORY_MAP",
+	ErrorRange:  "ERROR_RANGE",
+	CommandLine: "COMMAND_LINE", SLIT: "SLIT", PPTT: "PPTT", DeviceTree: "DEVICE_TREE",
+	EnvironmentInfo: "ENVIRONMENT_INFO",
 }
 
 // String returns the type's name.
@@ -187,7 +191,8 @@ func parseFixed(b []byte) (f *File, headers []byte, dataStart uint64, err error)
 			return nil, nil, 0, errors.New("ends in its header")
 		}
 		if arch, page := le.Uint32(b[24:]), le.Uint32(b[28:]); arch != 0 || page != PageSize {
-			return nil, nil, 0, fmt.Errorf("is for architecture %d with pages of %d bytes, not for x86-64 with %d", arch, page, PageSize)
+			return nil, nil, 0, fmt.Errorf("is for architecture %d with pages of %d bytes, not for x86-64 with %d", arch,
+				page, PageSize)
 		}
 	default:
 		return nil, nil, 0, fmt.Errorf("has format version %d, not 1 or 2", f.Version)

@@ -38,7 +38,8 @@ func TestParseReadsWhatWriterWrote(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f.Policy != 0x30000 || !f.HasPolicy || len(f.Platforms) != 1 || f.Platforms[0] != (igvm.Platform{Mask: 1, Type: igvm.SEVSNP, Version: 1}) {
+	if f.Policy != 0x30000 || !f.HasPolicy || len(f.Platforms) != 1 ||
+		f.Platforms[0] != (igvm.Platform{Mask: 1, Type: igvm.SEVSNP, Version: 1}) {
 		t.Errorf("file = %+v", f)
 	}
 	type brief struct {
@@ -92,7 +93,10 @@ func TestParseRefusesMalformedFiles(t *testing.T) {
 		{"header of other length", func(b []byte) []byte { le.PutUint32(b[first+4:], 16); return igvmtest.Resum(b) }},
 		{"unknown type", func(b []byte) []byte { le.PutUint32(b[first:], 0x3ff); return igvmtest.Resum(b) }},
 		{"odd address", func(b []byte) []byte { b[first+8] = 1; return igvmtest.Resum(b) }},
-		{"data offset outside", func(b []byte) []byte { le.PutUint32(b[first+8+12:], uint32(len(b)-4095)); return igvmtest.Resum(b) }},
+		{"data offset outside", func(b []byte) []byte {
+			le.PutUint32(b[first+8+12:], uint32(len(b)-4095))
+			return igvmtest.Resum(b)
+		}},
 		{"data offset in the headers", func(b []byte) []byte { le.PutUint32(b[first+8+12:], 8); return igvmtest.Resum(b) }},
 		{"large page", func(b []byte) []byte { b[first+8+16] = 1; return igvmtest.Resum(b) }},
 		{"unknown flag", func(b []byte) []byte { b[first+8+16] = 8; return igvmtest.Resum(b) }},

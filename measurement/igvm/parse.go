@@ -85,7 +85,10 @@ func (p *parser) platform(b []byte) error {
 		return errors.New("comes after directives")
 	}
 	le := binary.LittleEndian
-	n := Platform{Mask: le.Uint32(b), HighestVTL: b[4], Type: PlatformType(b[5]), Version: le.Uint16(b[6:]), SharedGPABoundary: le.Uint64(b[8:])}
+	n := Platform{
+		Mask: le.Uint32(b), HighestVTL: b[4], Type: PlatformType(b[5]), Version: le.Uint16(b[6:]),
+		SharedGPABoundary: le.Uint64(b[8:]),
+	}
 	if n.Mask == 0 || n.Mask&(n.Mask-1) != 0 {
 		return fmt.Errorf("compatibility mask %#x is not a single bit", n.Mask)
 	}

@@ -17,7 +17,10 @@ import (
 )
 
 func TestTableLayout(t *testing.T) {
-	h := kernelhashes.Hashes{Kernel: sha256.Sum256([]byte("k")), Initrd: sha256.Sum256([]byte("i")), Cmdline: sha256.Sum256([]byte("c"))}
+	h := kernelhashes.Hashes{
+		Kernel: sha256.Sum256([]byte("k")), Initrd: sha256.Sum256([]byte("i")),
+		Cmdline: sha256.Sum256([]byte("c")),
+	}
 	table := h.Table()
 	for _, e := range []struct {
 		at   int
@@ -83,7 +86,14 @@ func TestAreaRefusesATableThatDoesNotFit(t *testing.T) {
 	for _, tt := range []struct {
 		offset, size uint32
 		ok           bool
-	}{{0, 4096, true}, {4096 - 176, 4096, true}, {4096 - 175, 4096, false}, {0, 0, false}, {0xffffffff, 4096, false}, {0, 0xfffff000, false}} {
+	}{
+		{0, 4096, true},
+		{4096 - 176, 4096, true},
+		{4096 - 175, 4096, false},
+		{0, 0, false},
+		{0xffffffff, 4096, false},
+		{0, 0xfffff000, false},
+	} {
 		b, err := h.Area(tt.offset, tt.size)
 		if (err == nil) != tt.ok || tt.ok && len(b) != int(tt.size) {
 			t.Errorf("Area(%#x, %#x) = %d bytes, %v, want success %v", tt.offset, tt.size, len(b), err, tt.ok)

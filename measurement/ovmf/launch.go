@@ -60,10 +60,12 @@ func (m *SEVMetadata) hashProblem(area Area) error {
 		if page := area.Base &^ (pageSize - 1); page == s.GPA {
 			found = true
 		} else {
-			elsewhere = fmt.Errorf("firmware looks for kernel hashes in page %#x, but section %d (KERNEL_HASHES) is at %#x", page, i, s.GPA)
+			elsewhere = fmt.Errorf("firmware looks for kernel hashes in page %#x, but section %d (KERNEL_HASHES) is at %#x",
+				page, i, s.GPA)
 		}
 		if offset := area.Base % pageSize; uint64(offset)+hashTable > uint64(s.Size) {
-			return fmt.Errorf("section %d (KERNEL_HASHES) of %#x bytes has no room for the table at offset %#x", i, s.Size, offset)
+			return fmt.Errorf("section %d (KERNEL_HASHES) of %#x bytes has no room for the table at offset %#x", i,
+				s.Size, offset)
 		}
 	}
 	switch {

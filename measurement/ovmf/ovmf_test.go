@@ -20,7 +20,10 @@ func TestParseReadsTheTableAndIgnoresDecoys(t *testing.T) {
 		l := ovmftest.Layout{
 			Size: 64 << 10, Seed: seed, EIP: 0x80b004 + uint32(seed), HashBase: 0x810c00,
 			SEV: ovmftest.Sections(), TDX: ovmftest.TDXSections(64 << 10), Decoys: seed%2 == 0,
-			Extra: []ovmftest.Entry{{GUID: "cb0497b7-163a-b84b-79aa-1541179e2828", Data: ovmftest.Table([]ovmftest.Entry{{GUID: ovmftest.ResetBlock, Data: []byte{1, 2, 3, 4}}})}},
+			Extra: []ovmftest.Entry{{
+				GUID: "cb0497b7-163a-b84b-79aa-1541179e2828",
+				Data: ovmftest.Table([]ovmftest.Entry{{GUID: ovmftest.ResetBlock, Data: []byte{1, 2, 3, 4}}}),
+			}},
 		}
 		im, err := ovmf.Parse(ovmftest.Build(l))
 		if err != nil {
@@ -191,7 +194,10 @@ func TestTDXRefusesSectionsThatQEMUWouldRefuse(t *testing.T) {
 		{"raw data where none belongs", func(s []ovmf.TDXSection) []ovmf.TDXSection { s[3].RawSize = 1; return s }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			im, err := ovmf.Parse(ovmftest.Build(ovmftest.Layout{Size: 64 << 10, TDX: tt.change(ovmftest.TDXSections(64 << 10))}))
+			im, err := ovmf.Parse(ovmftest.Build(ovmftest.Layout{
+				Size: 64 << 10,
+				TDX:  tt.change(ovmftest.TDXSections(64 << 10)),
+			}))
 			if err != nil {
 				t.Fatal(err)
 			}

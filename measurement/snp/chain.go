@@ -60,7 +60,10 @@ func (c *chain) page(t pageType, gpa uint64, content *digest, source, note strin
 	if c.trace == nil {
 		return
 	}
-	s := measurement.Step{Register: "launch", Source: source, Kind: t.String(), GPA: gpa, Size: pageSize, After: next[:], Note: note}
+	s := measurement.Step{
+		Register: "launch", Source: source, Kind: t.String(), GPA: gpa, Size: pageSize,
+		After: next[:], Note: note,
+	}
 	if t == pageNormal || t == pageVMSA {
 		s.Content = content[:]
 	}

@@ -73,9 +73,11 @@ func ModelSignature(model string) (uint32, error) {
 	case "":
 		return 0, fmt.Errorf("no cpu model given; the digest depends on it")
 	case "host", "max", "base":
-		return 0, fmt.Errorf("cpu model %q has no fixed signature: the digest would depend on the host; name a model such as EPYC-v4, or give the signature", model)
+		return 0, fmt.Errorf("cpu model %q has no fixed signature: the digest would depend on the host; name a model such "+
+			"as EPYC-v4, or give the signature", model)
 	}
-	return 0, fmt.Errorf("cpu model %q is not known; give its signature instead, or one of %s", model, strings.Join(Models(), " "))
+	return 0, fmt.Errorf("cpu model %q is not known; give its signature instead, or one of %s", model,
+		strings.Join(Models(), " "))
 }
 
 // Models returns the names that ModelSignature knows, sorted.

@@ -92,7 +92,10 @@ func measureIGVM(l IGVMLaunch, t *measurement.Trace) (measurement.Digest, error)
 	} else if l.Kernel != nil {
 		return nil, errors.New("a kernel beside the file is measured by Cloud Hypervisor only")
 	}
-	r := igvmRun{IGVMLaunch: l, chain: newChain(digest{}, t), areas: map[uint32]uint64{}, contexts: map[uint16][]byte{}, clh: clh}
+	r := igvmRun{
+		IGVMLaunch: l, chain: newChain(digest{}, t), areas: map[uint32]uint64{},
+		contexts: map[uint16][]byte{}, clh: clh,
+	}
 	for i, d := range l.File.For(mask) {
 		if err := r.directive(i, d); err != nil {
 			return nil, fmt.Errorf("directive %d (%s at %#x): %w", i, d.Type, d.GPA, err)
@@ -135,7 +138,8 @@ func (r *igvmRun) directive(i int, d igvm.Directive) error {
 		return r.page(source, d)
 	case igvm.VPContext:
 		return r.context(source, d)
-	case igvm.MMIORanges, igvm.SRAT, igvm.MADT, igvm.SLIT, igvm.PPTT, igvm.DeviceTree, igvm.EnvironmentInfo, igvm.ErrorRange:
+	case igvm.MMIORanges, igvm.SRAT, igvm.MADT, igvm.SLIT, igvm.PPTT, igvm.DeviceTree, igvm.EnvironmentInfo,
+		igvm.ErrorRange:
 		if r.clh {
 			return errors.New("not supported by Cloud Hypervisor")
 		}

@@ -23,8 +23,12 @@ import (
 
 func contents() snp.IGVMContents {
 	return snp.IGVMContents{
-		Policy: idblock.DefaultPolicy, Firmware: ovmftest.Build(layout()), Hashes: withKernel(), Signature: 0xa00f11, Features: 1,
-		Blobs: []snp.Blob{{Name: "kernel", GPA: 0x1000000, Data: []byte("kernel")}, {Name: "initrd", GPA: 0x4000000, Data: bytes.Repeat([]byte("i"), 9000)}},
+		Policy: idblock.DefaultPolicy, Firmware: ovmftest.Build(layout()), Hashes: withKernel(),
+		Signature: 0xa00f11, Features: 1,
+		Blobs: []snp.Blob{
+			{Name: "kernel", GPA: 0x1000000, Data: []byte("kernel")},
+			{Name: "initrd", GPA: 0x4000000, Data: bytes.Repeat([]byte("i"), 9000)},
+		},
 	}
 }
 
@@ -97,7 +101,8 @@ func TestDigestsAgreeWithTheIGVMCrate(t *testing.T) {
 	l.Seed = 3
 	h := kernelhashes.New(sha256.Sum256([]byte("k")), nil, "x")
 	composed, err := snp.ComposeIGVM(snp.IGVMContents{
-		Policy: idblock.DefaultPolicy, Firmware: ovmftest.Build(l), Hashes: &h, Signature: 0xa00f11, Features: 1, IDBlock: block.Marshal(), IDAuth: auth,
+		Policy: idblock.DefaultPolicy, Firmware: ovmftest.Build(l), Hashes: &h, Signature: 0xa00f11, Features: 1,
+		IDBlock: block.Marshal(), IDAuth: auth,
 		Blobs: []snp.Blob{{Name: "k", GPA: 0x1000000, Data: bytes.Repeat([]byte("k"), 9001)}},
 	})
 	if err != nil {
@@ -118,8 +123,14 @@ func TestDigestsAgreeWithTheIGVMCrate(t *testing.T) {
 		name, file, want string
 		raw              []byte
 	}{
-		{"composed", "ad180ab499cea7866ee25f3bd26b80b14ccf8918f3339e48f1684032d2178f3b", "c573e36843eaab1e99403b1b24981b67a05ae3c6263c6a7074a37d7bcbd4235bf180426946386ad80e0117a781b80d6e", composed},
-		{"written", "f1bed5b8f11a1f7e0c40fef961c000f8983bd4c8026019d6d98e28a45de8e8ca", "1608a3d78c389f1789ba5fde92f4c8e32d153f514c8dca3ca4a77da0513f52b9d6052687f39b44f3e1eae884b3ffa792", written},
+		{
+			"composed", "ad180ab499cea7866ee25f3bd26b80b14ccf8918f3339e48f1684032d2178f3b",
+			"c573e36843eaab1e99403b1b24981b67a05ae3c6263c6a7074a37d7bcbd4235bf180426946386ad80e0117a781b80d6e", composed,
+		},
+		{
+			"written", "f1bed5b8f11a1f7e0c40fef961c000f8983bd4c8026019d6d98e28a45de8e8ca",
+			"1608a3d78c389f1789ba5fde92f4c8e32d153f514c8dca3ca4a77da0513f52b9d6052687f39b44f3e1eae884b3ffa792", written,
+		},
 	} {
 		if got := fmt.Sprintf("%x", sha256.Sum256(tt.raw)); got != tt.file {
 			t.Fatalf("%s: the file has SHA-256 %s, the crate was given %s", tt.name, got, tt.file)
@@ -128,7 +139,8 @@ func TestDigestsAgreeWithTheIGVMCrate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := snp.MeasureIGVM(snp.IGVMLaunch{File: f, Loader: snp.IGVMCrate}, nil); err != nil || got.String() != tt.want {
+		if got, err := snp.MeasureIGVM(snp.IGVMLaunch{File: f, Loader: snp.IGVMCrate}, nil); err != nil ||
+			got.String() != tt.want {
 			t.Errorf("%s: MeasureIGVM = %v, %v, want %s", tt.name, got, err, tt.want)
 		}
 	}
@@ -146,7 +158,10 @@ func TestParameterAreasByLoader(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for l, want := range map[snp.Loader]int{snp.CloudHypervisorKVM: 3, snp.IGVMMeasure: 1, snp.IGVMMeasureZero: 1, snp.IGVMCrate: 3} {
+	for l, want := range map[snp.Loader]int{
+		snp.CloudHypervisorKVM: 3, snp.IGVMMeasure: 1, snp.IGVMMeasureZero: 1,
+		snp.IGVMCrate: 3,
+	} {
 		var trace measurement.Trace
 		if _, err := snp.MeasureIGVM(snp.IGVMLaunch{File: f, Loader: l, VCPUs: 1}, &trace); err != nil {
 			t.Fatal(err)
@@ -162,7 +177,8 @@ func TestKernelBesideTheFile(t *testing.T) {
 	c.Hashes = nil
 	measure := func(c snp.IGVMContents) *measurement.Trace {
 		var trace measurement.Trace
-		if _, err := snp.MeasureIGVM(snp.IGVMLaunch{File: compose(t, c), VCPUs: 1, Kernel: withKernel()}, &trace); err != nil {
+		if _, err := snp.MeasureIGVM(snp.IGVMLaunch{File: compose(t, c), VCPUs: 1, Kernel: withKernel()},
+			&trace); err != nil {
 			t.Fatal(err)
 		}
 		return &trace
@@ -240,7 +256,8 @@ func TestManyParameterAreasTakeLittleWork(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer worktest.Bound(t, len(raw))()
-	if d, err := snp.MeasureIGVM(snp.IGVMLaunch{File: f, VCPUs: 1}, nil); err == nil || !strings.Contains(err.Error(), "parameter areas of more than") {
+	if d, err := snp.MeasureIGVM(snp.IGVMLaunch{File: f, VCPUs: 1}, nil); err == nil ||
+		!strings.Contains(err.Error(), "parameter areas of more than") {
 		t.Errorf("MeasureIGVM = %s, %v", d, err)
 	}
 }

@@ -22,7 +22,10 @@ const (
 
 // kvmResetPage is the state in which KVM creates a processor, measured if the VMM leaves it alone.
 func kvmResetPage(features uint64) *[pageSize]byte {
-	s := cpuState{eip: bspEIP, features: features, rdx: 0x600, csAttr: 0x9a, ssAttr: 0x92, trAttr: 0x83, pat: patReset, mxcsr: 0x1f80, fcw: 0x37f}
+	s := cpuState{
+		eip: bspEIP, features: features, rdx: 0x600, csAttr: 0x9a, ssAttr: 0x92, trAttr: 0x83, pat: patReset,
+		mxcsr: 0x1f80, fcw: 0x37f,
+	}
 	p := s.page()
 	for _, off := range []int{offES, offDS, offFS, offGS} {
 		binary.LittleEndian.PutUint16(p[off+2:], 0x92)

@@ -66,7 +66,8 @@ func readImage(fw []byte) (*input, error) {
 	in.apEIP, in.eipErr = im.ResetEIP()
 	in.hashArea, in.hashErr = im.HashArea()
 	if in.hashErr == nil && in.hashArea.Size < kernelhashes.TableSize {
-		in.hashErr = fmt.Errorf("firmware's kernel-hash area has %d bytes, less than the table's %d", in.hashArea.Size, kernelhashes.TableSize)
+		in.hashErr = fmt.Errorf("firmware's kernel-hash area has %d bytes, less than the table's %d", in.hashArea.Size,
+			kernelhashes.TableSize)
 	}
 	return in, nil
 }
@@ -128,7 +129,10 @@ func start(d Description, in *input, t *measurement.Trace) (*chain, error) {
 	if len(d.FirmwareHash) != sha512.Size384 {
 		return nil, fmt.Errorf("firmware hash has %d bytes, not 48", len(d.FirmwareHash))
 	}
-	t.Add(measurement.Step{Register: "launch", Source: "firmware", Kind: "SEED", After: d.FirmwareHash, Note: "stands for all pages of the firmware"})
+	t.Add(measurement.Step{
+		Register: "launch", Source: "firmware", Kind: "SEED", After: d.FirmwareHash,
+		Note: "stands for all pages of the firmware",
+	})
 	return newChain(digest(d.FirmwareHash), t), nil
 }
 
@@ -197,10 +201,12 @@ func checkHashSections(d Description, in *input) error {
 		if page := in.hashArea.Base &^ (pageSize - 1); page == s.GPA || in.image == nil {
 			found = true
 		} else {
-			elsewhere = fmt.Errorf("firmware looks for kernel hashes in page %#x, but section %d (KERNEL_HASHES) is at %#x", page, i, s.GPA)
+			elsewhere = fmt.Errorf("firmware looks for kernel hashes in page %#x, but section %d (KERNEL_HASHES) is at %#x",
+				page, i, s.GPA)
 		}
 		if offset := in.hashArea.Base % pageSize; uint64(offset)+kernelhashes.TableSize > uint64(s.Size) {
-			return fmt.Errorf("section %d (KERNEL_HASHES) of %#x bytes has no room for the table at offset %#x", i, s.Size, offset)
+			return fmt.Errorf("section %d (KERNEL_HASHES) of %#x bytes has no room for the table at offset %#x", i,
+				s.Size, offset)
 		}
 	}
 	switch {
@@ -209,5 +215,6 @@ func checkHashSections(d Description, in *input) error {
 	case elsewhere != nil:
 		return elsewhere
 	}
-	return errors.New("a kernel is given, but the firmware's metadata has no KERNEL_HASHES section, so it would boot unmeasured")
+	return errors.New("a kernel is given, but the firmware's metadata has no KERNEL_HASHES section, so it would boot " +
+		"unmeasured")
 }

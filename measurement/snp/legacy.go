@@ -41,7 +41,10 @@ func legacy(d Description, t *measurement.Trace) (measurement.Digest, error) {
 		h.Write(b)
 		if t != nil {
 			content := sha256.Sum256(b)
-			t.Add(measurement.Step{Register: "launch", Source: source, Kind: kind, GPA: gpa, Size: uint64(len(b)), Content: content[:]})
+			t.Add(measurement.Step{
+				Register: "launch", Source: source, Kind: kind, GPA: gpa, Size: uint64(len(b)),
+				Content: content[:],
+			})
 		}
 	}
 	add("firmware", "DATA", im.GPA(), d.Firmware)

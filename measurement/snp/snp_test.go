@@ -246,7 +246,9 @@ func TestMeasureRefuses(t *testing.T) {
 		{name: "too many vcpus", change: func(d *snp.Description) { d.VCPUs = snp.MaxVCPUs + 1 }},
 		{name: "features without SNP", change: func(d *snp.Description) { d.Features = 0x20 }},
 		{name: "no firmware", change: func(d *snp.Description) { d.Firmware = nil }},
-		{name: "hash without metadata", change: func(d *snp.Description) { d.Firmware, d.FirmwareHash = nil, make([]byte, 48) }},
+		{name: "hash without metadata", change: func(d *snp.Description) {
+			d.Firmware, d.FirmwareHash = nil, make([]byte, 48)
+		}},
 		{name: "short firmware hash", change: func(d *snp.Description) { d.FirmwareHash = make([]byte, 32) }},
 		{name: "image and metadata", change: func(d *snp.Description) { d.Metadata = &snp.Metadata{} }},
 		{name: "kernel without hash area", layout: func(l *ovmftest.Layout) { l.HashBase = 0 }},
@@ -261,11 +263,20 @@ func TestMeasureRefuses(t *testing.T) {
 		{name: "no SEV metadata", layout: func(l *ovmftest.Layout) { l.SEV = nil }},
 		{name: "no reset block", layout: func(l *ovmftest.Layout) { l.EIP = 0 }},
 		{name: "empty section", layout: func(l *ovmftest.Layout) { l.SEV[0].Size = 0 }},
-		{name: "unknown section on GCE", layout: func(l *ovmftest.Layout) { l.SEV[0].Type = 77 }, change: func(d *snp.Description) { d.VMM = snp.GCE }},
+		{
+			name: "unknown section on GCE", layout: func(l *ovmftest.Layout) { l.SEV[0].Type = 77 },
+			change: func(d *snp.Description) { d.VMM = snp.GCE },
+		},
 		{name: "hash under SEV", change: func(d *snp.Description) { d.Mode, d.FirmwareHash = snp.SEV, make([]byte, 48) }},
-		{name: "kernel without hash area under SEV", layout: func(l *ovmftest.Layout) { l.HashBase = 0 }, change: func(d *snp.Description) { d.Mode = snp.SEV }},
+		{
+			name: "kernel without hash area under SEV", layout: func(l *ovmftest.Layout) { l.HashBase = 0 },
+			change: func(d *snp.Description) { d.Mode = snp.SEV },
+		},
 		{name: "no vcpu under ES", change: func(d *snp.Description) { d.Mode, d.VCPUs = snp.ES, 0 }},
-		{name: "no reset block under ES", layout: func(l *ovmftest.Layout) { l.EIP = 0 }, change: func(d *snp.Description) { d.Mode = snp.ES }},
+		{
+			name: "no reset block under ES", layout: func(l *ovmftest.Layout) { l.EIP = 0 },
+			change: func(d *snp.Description) { d.Mode = snp.ES },
+		},
 		{name: "unknown mode", change: func(d *snp.Description) { d.Mode = 9 }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -382,13 +393,15 @@ func TestTraceExplainsTheDifference(t *testing.T) {
 	}
 	e := d
 	e.VCPUs++
-	if diff := measurement.Diff(a, measure(e)); len(diff) != 1 || diff[0].Change != measurement.OnlyInB || diff[0].B.Source != "vcpu 4" {
+	if diff := measurement.Diff(a, measure(e)); len(diff) != 1 || diff[0].Change != measurement.OnlyInB ||
+		diff[0].B.Source != "vcpu 4" {
 		t.Errorf("Diff for one more vcpu = %v", diff)
 	}
 	e = d
 	h := kernelhashes.New(sha256.Sum256([]byte("other")), nil, "console=ttyS0")
 	e.Kernel = &h
-	if diff := measurement.Diff(a, measure(e)); len(diff) != 1 || diff[0].Change != measurement.Content || diff[0].A.Source != "section 6" && diff[0].A.Kind != "NORMAL" {
+	if diff := measurement.Diff(a, measure(e)); len(diff) != 1 || diff[0].Change != measurement.Content ||
+		diff[0].A.Source != "section 6" && diff[0].A.Kind != "NORMAL" {
 		t.Errorf("Diff for another kernel = %v", diff)
 	}
 	e.Kernel = nil
@@ -417,7 +430,10 @@ func FuzzMeasure(f *testing.F) {
 	f.Fuzz(func(t *testing.T, tail []byte, mode uint8, vcpus int) {
 		defer worktest.Bound(t, len(tail))()
 		fw := append(make([]byte, (4096-len(tail)%4096)%4096), tail...)
-		d := snp.Description{Mode: snp.Mode(mode % 3), VMM: snp.VMM(mode / 3 % 5), Firmware: fw, VCPUs: vcpus % 256, Features: 1, Kernel: withKernel()}
+		d := snp.Description{
+			Mode: snp.Mode(mode % 3), VMM: snp.VMM(mode / 3 % 5), Firmware: fw, VCPUs: vcpus % 256,
+			Features: 1, Kernel: withKernel(),
+		}
 		if im, err := ovmf.Parse(fw); err == nil {
 			if m, err := im.SEV(); err == nil {
 				n := uint64(0)

@@ -14,8 +14,8 @@ import (
 )
 
 // SVSMLaunch is a launch in which an SVSM (a service module such as Coconut) starts at VMPL 0 and starts the firmware
-// itself, as the QEMU of the Coconut project does without IGVM: the firmware's code lies below 4 GiB, a store of variables
-// of VarsSize bytes below it, and the SVSM ends where that begins.
+// itself, as the QEMU of the Coconut project does without IGVM: the firmware's code lies below 4 GiB, a store of
+// variables of VarsSize bytes below it, and the SVSM ends where that begins.
 type SVSMLaunch struct {
 	Firmware []byte // its code alone
 	SVSM     []byte
@@ -46,7 +46,8 @@ func measureSVSM(l SVSMLaunch, t *measurement.Trace) (measurement.Digest, error)
 		return nil, fmt.Errorf("guest features %#x lack bit 0 (SNPActive), which every SNP machine has", l.Features)
 	}
 	if l.VarsSize%pageSize != 0 || l.VarsSize > maxVars {
-		return nil, fmt.Errorf("a store of variables of %d bytes is not a number of pages up to %d bytes", l.VarsSize, maxVars)
+		return nil, fmt.Errorf("a store of variables of %d bytes is not a number of pages up to %d bytes",
+			l.VarsSize, maxVars)
 	}
 	fw, err := ovmf.ParseModule(l.Firmware) // from flash memory, so not in units of 64 KiB
 	if err != nil {
@@ -92,7 +93,10 @@ func measureSVSM(l SVSMLaunch, t *measurement.Trace) (measurement.Digest, error)
 // svsmPage is the state in which all processors start: 32-bit protected mode with flat segments. The published digests,
 // which were compared with a launch, have the FPU's control word 0 though MXCSR is set.
 func svsmPage(eip, signature uint32, features uint64) *[pageSize]byte {
-	s := cpuState{eip: eip, features: features, rdx: signature, csAttr: 0x9b, ssAttr: 0x93, trAttr: 0x8b, pat: patReset, mxcsr: 0x1f80}
+	s := cpuState{
+		eip: eip, features: features, rdx: signature, csAttr: 0x9b, ssAttr: 0x93, trAttr: 0x8b,
+		pat: patReset, mxcsr: 0x1f80,
+	}
 	p := s.page()
 	le := binary.LittleEndian
 	flat := func(off int, selector, attr uint16) {

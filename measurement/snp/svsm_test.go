@@ -37,7 +37,9 @@ func TestSVSMDigestMatchesReference(t *testing.T) {
 		}
 	}
 	for vcpus, want := range map[int]string{
-		1: "5f5c83b2aac98544f5797c819f2c4aa30137834b96b60735ba93c120916880de5e7e46ef19fcc6df0946d33cb0ed78da", 2: "34a64d5f1fa15713c3b9ec7b1b71b8637aa10e4f3092988ec71bc29c14862acd0fae295e57b8c4bdd5273afebf645440", 255: "ff8082e45e8c04a97cc8629d77ca3976403afd97374a2fbdc174a1fd81b7077bb3e458280e1d797a47c677e4b010ff8f",
+		1:   "5f5c83b2aac98544f5797c819f2c4aa30137834b96b60735ba93c120916880de5e7e46ef19fcc6df0946d33cb0ed78da",
+		2:   "34a64d5f1fa15713c3b9ec7b1b71b8637aa10e4f3092988ec71bc29c14862acd0fae295e57b8c4bdd5273afebf645440",
+		255: "ff8082e45e8c04a97cc8629d77ca3976403afd97374a2fbdc174a1fd81b7077bb3e458280e1d797a47c677e4b010ff8f",
 	} {
 		l := svsmLaunch()
 		l.VCPUs = vcpus
@@ -66,7 +68,10 @@ func TestSVSMRefusals(t *testing.T) {
 		"SVSM info: not in":           func(l *snp.SVSMLaunch) { l.SVSM = l.Firmware },
 		"SVSM: SEV metadata":          func(l *snp.SVSMLaunch) { l.SVSM = make([]byte, 4096) },
 		"outside of its image": func(l *snp.SVSMLaunch) {
-			l.SVSM = ovmftest.Build(ovmftest.Layout{Size: 8 << 10, SEV: ovmftest.Sections(), Extra: []ovmftest.Entry{{GUID: ovmftest.SVSMInfo, Data: []byte{0, 0x20, 0, 0}}}})
+			l.SVSM = ovmftest.Build(ovmftest.Layout{
+				Size: 8 << 10, SEV: ovmftest.Sections(),
+				Extra: []ovmftest.Entry{{GUID: ovmftest.SVSMInfo, Data: []byte{0, 0x20, 0, 0}}},
+			})
 		},
 		"overlaps the firmware itself": func(l *snp.SVSMLaunch) {
 			l.SVSM = ovmftest.Build(ovmftest.Layout{

@@ -118,7 +118,8 @@ func describe(t *testing.T, c vectors.Case, read func(string) []byte) snp.Descri
 	}
 	d.Metadata = &snp.Metadata{APEIP: c.APEIP, HashTableGPA: c.HashTableGPA}
 	for _, s := range c.Sections {
-		d.Metadata.Sections = append(d.Metadata.Sections, ovmf.Section{GPA: s.GPA, Size: s.Size, Type: ovmf.SectionType(s.Type)})
+		d.Metadata.Sections = append(d.Metadata.Sections,
+			ovmf.Section{GPA: s.GPA, Size: s.Size, Type: ovmf.SectionType(s.Type)})
 	}
 	return d
 }
@@ -180,7 +181,10 @@ func withTDXMetadata(fw []byte) []byte {
 	start := foot - int(le.Uint16(fw[foot:])) + 18 - 22
 	le.PutUint32(fw[start:], uint32(len(fw)-at-16))
 	le.PutUint16(fw[start+4:], 22)
-	copy(fw[start+6:], []byte{0x35, 0x65, 0x7a, 0xe4, 0x4a, 0x98, 0x98, 0x47, 0x86, 0x5e, 0x46, 0x85, 0xa7, 0xbf, 0x8e, 0xc2})
+	copy(fw[start+6:], []byte{
+		0x35, 0x65, 0x7a, 0xe4, 0x4a, 0x98, 0x98, 0x47, 0x86, 0x5e, 0x46, 0x85, 0xa7,
+		0xbf, 0x8e, 0xc2,
+	})
 	le.PutUint16(fw[foot:], le.Uint16(fw[foot:])+22)
 	return fw
 }

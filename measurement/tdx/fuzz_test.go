@@ -21,7 +21,10 @@ func FuzzAuthenticode(f *testing.F) {
 		if err := tdx.Authenticode(b, h); err == nil && len(b) < 0x40 {
 			t.Error("an image without headers was hashed")
 		}
-		d := tdx.Description{Profile: tdx.Profile{EDK2: 202408, QEMUMajor: 9}, Kernel: tdx.Content{Data: b}, Initrd: content("x"), Memory: 1 << 30}
+		d := tdx.Description{
+			Profile: tdx.Profile{EDK2: 202408, QEMUMajor: 9}, Kernel: tdx.Content{Data: b},
+			Initrd: content("x"), Memory: 1 << 30,
+		}
 		_, _ = tdx.RTMR1(d, nil)
 	})
 }
@@ -36,7 +39,10 @@ func FuzzFirmware(f *testing.F) {
 	f.Fuzz(func(t *testing.T, tail []byte) {
 		defer worktest.Bound(t, len(tail))()
 		fw := append(make([]byte, (4096-len(tail)%4096)%4096), tail...)
-		d := tdx.Description{Profile: tdx.Profile{EDK2: 202408, QEMUMajor: 10, QEMUMinor: 1}, Firmware: fw, Memory: 2 << 30, ACPI: &tdx.ACPI{Loader: content("a"), RSDP: content("b"), Tables: content("c")}}
+		d := tdx.Description{
+			Profile: tdx.Profile{EDK2: 202408, QEMUMajor: 10, QEMUMinor: 1}, Firmware: fw, Memory: 2 << 30,
+			ACPI: &tdx.ACPI{Loader: content("a"), RSDP: content("b"), Tables: content("c")},
+		}
 		_, _ = tdx.RTMR0(d, nil)
 		if len(fw) <= 64<<10 {
 			_, _ = tdx.MRTD(fw, tdx.TwoPass, nil, nil)

@@ -12,7 +12,10 @@ import (
 // signedKernel is a distribution's kernel, as it is found on most development machines.
 func signedKernel(t testing.TB) []byte {
 	t.Helper()
-	for _, p := range []string{os.Getenv("COCO_SIGNED_KERNEL"), "/var/tmp/w/k/boot/vmlinuz-6.12.117+deb13-cloud-amd64", "../../dist/guest/vmlinuz"} {
+	for _, p := range []string{
+		os.Getenv("COCO_SIGNED_KERNEL"), "/var/tmp/w/k/boot/vmlinuz-6.12.117+deb13-cloud-amd64",
+		"../../dist/guest/vmlinuz",
+	} {
 		if b, err := os.ReadFile(p); err == nil {
 			return b
 		}

@@ -117,6 +117,9 @@ func (b *build) extend(source string, gpa uint64, page []byte) {
 	}
 	if b.trace != nil {
 		content := sha512.Sum384(page)
-		b.trace.Add(measurement.Step{Register: "mrtd", Source: source, Kind: "MR.EXTEND", GPA: gpa, Size: pageSize, Content: content[:]})
+		b.trace.Add(measurement.Step{
+			Register: "mrtd", Source: source, Kind: "MR.EXTEND", GPA: gpa, Size: pageSize,
+			Content: content[:],
+		})
 	}
 }

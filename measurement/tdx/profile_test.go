@@ -32,7 +32,8 @@ func TestProfilesAreReadStrictly(t *testing.T) {
 			t.Errorf("ParseProfile(%q) = %v, %v, want an error with %q", s, p, err, want)
 		}
 	}
-	if p, err := tdx.ParseProfile("edk2-stable202508+qemu-11.0"); err != nil || p != (tdx.Profile{EDK2: 202508, QEMUMajor: 11}) {
+	if p, err := tdx.ParseProfile("edk2-stable202508+qemu-11.0"); err != nil ||
+		p != (tdx.Profile{EDK2: 202508, QEMUMajor: 11}) {
 		t.Errorf("ParseProfile = %+v, %v", p, err)
 	}
 }

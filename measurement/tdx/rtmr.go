@@ -86,7 +86,10 @@ func (r *register) digest(kind, source string, content [sha512.Size384]byte, siz
 	h.Write(r.value[:])
 	h.Write(content[:])
 	h.Sum(r.value[:0])
-	r.trace.Add(measurement.Step{Register: r.name, Source: source, Kind: kind, Size: size, Content: content[:], After: r.value[:]})
+	r.trace.Add(measurement.Step{
+		Register: r.name, Source: source, Kind: kind, Size: size, Content: content[:],
+		After: r.value[:],
+	})
 }
 
 func (r *register) content(kind, source string, c Content) error {
@@ -212,7 +215,10 @@ const (
 )
 
 // fwCfgOrder is the order in which the firmware's cache reads and measures fw_cfg.
-var fwCfgOrder = []string{"etc/extra-pci-roots", BootMenu, "etc/boot-menu-wait", "etc/reserved-memory-end", "opt/ovmf/X-PciMmio64Mb", bootOrder}
+var fwCfgOrder = []string{
+	"etc/extra-pci-roots", BootMenu, "etc/boot-menu-wait", "etc/reserved-memory-end",
+	"opt/ovmf/X-PciMmio64Mb", bootOrder,
+}
 
 func (r *register) fwCfg(d Description) error {
 	items := map[string]Content{BootMenu: {Data: []byte{0, 0}}, bootOrder: {Data: []byte(directBootOrder)}}

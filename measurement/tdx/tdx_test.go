@@ -29,8 +29,10 @@ func emptyCFV(t testing.TB) []byte {
 	for i := range b {
 		b[i] = 0xff
 	}
-	copy(b, vectors.Hex(t, "000000000000000000000000000000008d2bf1ff96768b4ca9852747075b4f5000400800000000005f465648fffe04004800afb8000000028400000000100000"+
-		"0000000000000000782cf3aa7b949a43a1802e144ec37792b8ff03005afe000000000000"))
+	copy(b,
+		vectors.Hex(t,
+			"000000000000000000000000000000008d2bf1ff96768b4ca9852747075b4f5000400800000000005f465648fffe04004800afb8000000028400000000100000"+
+				"0000000000000000782cf3aa7b949a43a1802e144ec37792b8ff03005afe000000000000"))
 	copy(b[0x41000:], vectors.Hex(t, "2b29589e687c7d49a0ce6500fd9f1b952caf2c64feffffffe00f000000000000"))
 	const want = "344bc51c980ba621aaa00da3ed7436f7d6e549197dfe699515dfa2c6583d95e6412af21c097d473155875ffd561d6790"
 	if h := sha512.Sum384(b); measurement.Digest(h[:]).String() != want {
@@ -134,7 +136,10 @@ func TestHOBAgreesWithPublishedLogs(t *testing.T) {
 }
 
 func TestHOBRefuses(t *testing.T) {
-	for name, memory := range map[string]uint64{"nothing": 0, "odd": 4097, "too little for the firmware": 8 << 20, "too much": 1 << 60} {
+	for name, memory := range map[string]uint64{
+		"nothing": 0, "odd": 4097, "too little for the firmware": 8 << 20,
+		"too much": 1 << 60,
+	} {
 		if _, err := tdx.HOB(ovmftest.TDXSections(4<<20), memory); err == nil {
 			t.Errorf("%s: HOB(%d) succeeded", name, memory)
 		}
@@ -158,7 +163,10 @@ func TestRTMR0AgreesWithPublishedLog(t *testing.T) {
 		}
 	}
 	d := description(t, older)
-	d.ACPI = &tdx.ACPI{Loader: tdx.Content{Digest: acpi[0]}, RSDP: tdx.Content{Digest: acpi[1]}, Tables: tdx.Content{Digest: acpi[2]}}
+	d.ACPI = &tdx.ACPI{
+		Loader: tdx.Content{Digest: acpi[0]}, RSDP: tdx.Content{Digest: acpi[1]},
+		Tables: tdx.Content{Digest: acpi[2]},
+	}
 	var ours, theirs measurement.Trace
 	got := must(t)(tdx.RTMR0(d, &ours))
 	want := log.Replay(&theirs)[0]
@@ -274,7 +282,8 @@ func TestAnySingleBitOfMeasuredInputsChangesTheRegisters(t *testing.T) {
 	kernel := bzImage()
 	d := description(t, newer)
 	want := must(t)(tdx.RTMR1(d, nil))
-	unmeasured := func(at int) bool { return at >= 0x98 && at < 0x9c || at >= 0xe8 && at < 0xec } // checksum, address of certificates
+	// checksum, address of certificates
+	unmeasured := func(at int) bool { return at >= 0x98 && at < 0x9c || at >= 0xe8 && at < 0xec }
 	// The size of the certificates is not measured, but with it how much of the file's end is: either is right.
 	certificates := func(at int) bool { return at >= 0xec && at < 0xf0 }
 	rapid.Check(t, func(t *rapid.T) {
@@ -306,7 +315,10 @@ func TestInputsReachTheirRegister(t *testing.T) {
 			}[name]
 			a, b := description(t, p), description(t, p)
 			change(&b)
-			for i, f := range []func(tdx.Description, *measurement.Trace) (measurement.Digest, error){tdx.RTMR0, tdx.RTMR1, tdx.RTMR2} {
+			for i, f := range []func(tdx.Description, *measurement.Trace) (measurement.Digest, error){
+				tdx.RTMR0,
+				tdx.RTMR1, tdx.RTMR2,
+			} {
 				if got := !must(t)(f(a, nil)).Equal(must(t)(f(b, nil))); got != want[i] {
 					t.Errorf("%s: %s changes RTMR%d = %v, want %v", p, name, i, got, want[i])
 				}
@@ -349,7 +361,10 @@ func TestRegistersRefuseWhatIsMissing(t *testing.T) {
 func TestBootOrderOfADirectBootIsKnown(t *testing.T) {
 	d := description(t, newer)
 	want := must(t)(tdx.RTMR0(d, nil))
-	d.FwCfg = []tdx.Item{{Name: "bootorder", Content: content("/rom@genroms/linuxboot_dma.bin\x00")}, {Name: tdx.BootMenu, Content: content("\x00\x00")}}
+	d.FwCfg = []tdx.Item{
+		{Name: "bootorder", Content: content("/rom@genroms/linuxboot_dma.bin\x00")},
+		{Name: tdx.BootMenu, Content: content("\x00\x00")},
+	}
 	if got := must(t)(tdx.RTMR0(d, nil)); !got.Equal(want) {
 		t.Errorf("RTMR0 with what QEMU has by default = %s, want %s", got, want)
 	}
@@ -360,7 +375,10 @@ func TestBootOrderOfADirectBootIsKnown(t *testing.T) {
 }
 
 func TestProfiles(t *testing.T) {
-	for _, s := range []string{"", "edk2-stable202508", "edk2-stable202508+qemu-7.2", "edk2-stable202508+qemu-12.0", "edk2-stable201905+qemu-10.1", "edk2-stable202508+qemu-11.0 "} {
+	for _, s := range []string{
+		"", "edk2-stable202508", "edk2-stable202508+qemu-7.2", "edk2-stable202508+qemu-12.0",
+		"edk2-stable201905+qemu-10.1", "edk2-stable202508+qemu-11.0 ",
+	} {
 		if p, err := tdx.ParseProfile(s); err == nil {
 			t.Errorf("ParseProfile(%q) = %s, want a refusal", s, p)
 		}
@@ -393,7 +411,9 @@ func TestAuthenticodeAgreesWithTheSigner(t *testing.T) {
 	if size == 0 {
 		t.Skip("the kernel is not signed")
 	}
-	if !slices.ContainsFunc(slices.Collect(windows(k[at:at+size], len(sum))), func(w []byte) bool { return slices.Equal(w, sum) }) {
+	if !slices.ContainsFunc(slices.Collect(windows(k[at:at+size], len(sum))), func(w []byte) bool {
+		return slices.Equal(w, sum)
+	}) {
 		t.Errorf("digest %x is not in the kernel's signature", sum)
 	}
 }

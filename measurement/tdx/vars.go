@@ -56,7 +56,12 @@ func secureBootVariables(cfv []byte, build bool) ([]variable, error) {
 	}
 	get := func(g ovmf.GUID, name string) []byte { return store[storeKey{g, name}] }
 	out := []variable{{guidGlobal, "SecureBoot", nil}}
-	for _, k := range []storeKey{{guidGlobal, "PK"}, {guidGlobal, "KEK"}, {guidImageSecurity, "db"}, {guidImageSecurity, "dbx"}} {
+	for _, k := range []storeKey{
+		{guidGlobal, "PK"},
+		{guidGlobal, "KEK"},
+		{guidImageSecurity, "db"},
+		{guidImageSecurity, "dbx"},
+	} {
 		out = append(out, variable{k.guid, k.name, get(k.guid, k.name)})
 	}
 	switch enable := get(guidEnableDisable, "SecureBootEnable"); {
@@ -100,7 +105,8 @@ func readStore(cfv []byte) (map[storeKey][]byte, error) {
 		nameSize, dataSize := uint64(le.Uint32(h[36:])), uint64(le.Uint32(h[40:]))
 		end := varHeader + nameSize + dataSize
 		if nameSize > uint64(len(h)) || dataSize > uint64(len(h)) || end > uint64(len(h)) || n > maxVars {
-			return nil, fmt.Errorf("variable store: variable at %#x has name of %d and data of %d bytes, more than is left", at, nameSize, dataSize)
+			return nil, fmt.Errorf("variable store: variable at %#x has name of %d and data of %d bytes, more than is left", at,
+				nameSize, dataSize)
 		}
 		state := h[2]
 		k := storeKey{ovmf.GUID(h[44:60]), utf16String(h[varHeader : varHeader+nameSize])}

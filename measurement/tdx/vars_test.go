@@ -68,14 +68,34 @@ func TestSecureBootVariables(t *testing.T) {
 		{"no keys in a build with secure boot", true, nil, []string{"\x00", "", "", "", ""}},
 		{
 			"keys", false,
-			[]stored{pk, {guidGlobal, "KEK", []byte("kek"), varAdded}, {guidImageSecurity, "db", []byte("db!"), varAdded}, {guidImageSecurity, "dbx", []byte("x"), varAdded}},
+			[]stored{
+				pk,
+				{guidGlobal, "KEK", []byte("kek"), varAdded},
+				{guidImageSecurity, "db", []byte("db!"), varAdded},
+				{guidImageSecurity, "dbx", []byte("x"), varAdded},
+			},
 			[]string{"\x01", "platform", "kek", "db!", "x"},
 		},
-		{"keys, switched off", false, []stored{pk, {guidEnableDisable, "SecureBootEnable", []byte{0}, varAdded}}, []string{"\x00", "platform", "", "", ""}},
+		{
+			"keys, switched off", false,
+			[]stored{pk, {guidEnableDisable, "SecureBootEnable", []byte{0}, varAdded}},
+			[]string{"\x00", "platform", "", "", ""},
+		},
 		{"deleted key", false, []stored{{guidGlobal, "PK", []byte("old"), 0x3c}}, []string{"", "", "", "", ""}},
-		{"key being replaced", false, []stored{{guidGlobal, "PK", []byte("old"), varReplaced}, {guidGlobal, "PK", []byte("new"), varAdded}}, []string{"\x01", "new", "", "", ""}},
-		{"replacement that was cut off", false, []stored{{guidGlobal, "PK", []byte("old"), varReplaced}}, []string{"\x01", "old", "", "", ""}},
-		{"same name elsewhere", false, []stored{{guidImageSecurity, "PK", []byte("x"), varAdded}}, []string{"", "", "", "", ""}},
+		{"key being replaced", false, []stored{
+			{guidGlobal, "PK", []byte("old"), varReplaced},
+			{guidGlobal, "PK", []byte("new"), varAdded},
+		}, []string{"\x01", "new", "", "", ""}},
+		{
+			"replacement that was cut off", false,
+			[]stored{{guidGlobal, "PK", []byte("old"), varReplaced}},
+			[]string{"\x01", "old", "", "", ""},
+		},
+		{
+			"same name elsewhere", false,
+			[]stored{{guidImageSecurity, "PK", []byte("x"), varAdded}},
+			[]string{"", "", "", "", ""},
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			vars, err := secureBootVariables(store(tt.vars...), tt.build)
@@ -99,7 +119,10 @@ func TestVariablesWithoutKeysHaveTheirKnownDigests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, want := range []string{"9dc3a1f80bcec915391dcda5", "6f2e3cbc14f9def86980f5f6", "d607c0efb41c0d757d69bca0", "08a74f8963b337acb6c93682", "18cc6e01f0c6ea99aa23f8a2"} {
+	for i, want := range []string{
+		"9dc3a1f80bcec915391dcda5", "6f2e3cbc14f9def86980f5f6", "d607c0efb41c0d757d69bca0",
+		"08a74f8963b337acb6c93682", "18cc6e01f0c6ea99aa23f8a2",
+	} {
 		h := sha512.Sum384(vars[i].measured())
 		if got := hex.EncodeToString(h[:12]); got != want {
 			t.Errorf("%s = %s, want %s", vars[i].name, got, want)
@@ -110,7 +133,8 @@ func TestVariablesWithoutKeysHaveTheirKnownDigests(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := sha512.Sum384(boot)
-	if got, want := hex.EncodeToString(h[:]), "23ada07f5261f12f34a0bd8e46760962d6b4d576a416f1fea1c64bc656b1d28eacf7047ae6e967c58fd2a98bfa74c298"; got != want {
+	if got, want := hex.EncodeToString(h[:]),
+		"23ada07f5261f12f34a0bd8e46760962d6b4d576a416f1fea1c64bc656b1d28eacf7047ae6e967c58fd2a98bfa74c298"; got != want {
 		t.Errorf("Boot0000 = %s, want %s", got, want)
 	}
 }

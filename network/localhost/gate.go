@@ -23,7 +23,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/coco-shim/coco/network"
+	"github.com/coco-shim/coco/network/netns"
 )
 
 // Dial opens a connection with what listens on a port of the VM's loopback.
@@ -36,14 +36,14 @@ type Gate struct {
 }
 
 // Open makes the gate of a network namespace. Connections wait until Serve.
-func Open(netns string) (_ *Gate, err error) {
+func Open(path string) (_ *Gate, err error) {
 	g := &Gate{}
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("localhost of %s: %w", netns, err), g.Close())
+			err = errors.Join(fmt.Errorf("localhost of %s: %w", path, err), g.Close())
 		}
 	}()
-	return g, network.InNetns(netns, func() error {
+	return g, netns.In(path, func() error {
 		port, err := g.listen()
 		if err != nil {
 			return err

@@ -17,7 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/coco-shim/coco/internal/testvm"
-	"github.com/coco-shim/coco/network"
+	"github.com/coco-shim/coco/network/netns"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -25,17 +25,17 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func TestConnectionsToLocalhostArriveWithTheirPort(t *testing.T) {
 	testvm.Need(t, testvm.Root, testvm.Netns)
 	ns := filepath.Join(t.TempDir(), "ns")
-	if err := network.NewNetns(ns); err != nil {
+	if err := netns.New(ns); err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
-		if err := network.DeleteNetns(ns); err != nil {
+		if err := netns.Delete(ns); err != nil {
 			t.Error(err)
 		}
 	}()
 	in := func(args ...string) string {
 		var out []byte
-		err := network.InNetns(ns, func() (err error) {
+		err := netns.In(ns, func() (err error) {
 			out, err = exec.Command(args[0], args[1:]...).CombinedOutput()
 			return err
 		})
@@ -69,9 +69,12 @@ func TestConnectionsToLocalhostArriveWithTheirPort(t *testing.T) {
 		})
 		close(served)
 	}()
-	for addr, want := range map[string]string{"127.0.0.1:8080": "hello to 8080", "127.0.0.2:80": "hello to 80", "[::1]:443": "hello to 443"} {
+	for addr, want := range map[string]string{
+		"127.0.0.1:8080": "hello to 8080", "127.0.0.2:80": "hello to 80",
+		"[::1]:443": "hello to 443",
+	} {
 		var c net.Conn
-		if err := network.InNetns(ns, func() (err error) {
+		if err := netns.In(ns, func() (err error) {
 			// A literal address is dialled on this very thread.
 			c, err = (&net.Dialer{Timeout: 5 * time.Second}).Dial("tcp", addr)
 			return err
@@ -95,7 +98,7 @@ func TestConnectionsToLocalhostArriveWithTheirPort(t *testing.T) {
 		t.Errorf("second Close = %v", err)
 	}
 	// The rule went with its socket: nothing is left that would lead a connection anywhere.
-	if err := network.InNetns(ns, func() error {
+	if err := netns.In(ns, func() error {
 		c, err := (&net.Dialer{Timeout: 5 * time.Second}).Dial("tcp", "127.0.0.1:8080")
 		if err == nil {
 			_ = c.Close()

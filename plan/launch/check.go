@@ -26,8 +26,8 @@ type Head struct {
 type Heads struct{ Kernel, Initrd, Firmware Head }
 
 // Check refuses a boot chain with which a confidential VM would not start, or would start something that nothing
-// vouches for: files that are no kernel for it, an initrd that does not fit into its memory (0: unknown), a command line
-// that the kernel cuts off, on TDX a kernel that measures neither. A doubt is a check that the files do not allow.
+// vouches for: files that are no kernel for it, an initrd that does not fit into its memory (0: unknown), a command
+// line that the kernel cuts off, on TDX a kernel that measures neither. A doubt is a check that the files do not allow.
 func Check(v hypervisor.VMSpec, h Heads) (doubt, err error) {
 	if v.TEE == hypervisor.TEENone {
 		return nil, nil

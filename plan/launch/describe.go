@@ -37,15 +37,17 @@ func Describe(v hypervisor.VMSpec, c Chain) (Measured, error) {
 		if err != nil {
 			return Measured{}, fmt.Errorf("firmware: %w", err)
 		}
-		return Measured{IGVM: &snp.IGVMLaunch{File: f, Loader: snp.CloudHypervisorKVM, VCPUs: v.CPU.Count, Kernel: hashes}}, nil
+		return Measured{IGVM: &snp.IGVMLaunch{File: f, Loader: snp.CloudHypervisorKVM, VCPUs: v.CPU.Count, Kernel: hashes}},
+			nil
 	case v.TEE == hypervisor.TEESNP && v.SNP != nil:
 		sig, err := snp.ModelSignature(v.CPU.Model)
 		if err != nil {
 			return Measured{}, fmt.Errorf("hypervisor.cpu_model: %w", err)
 		}
 		return Measured{SNP: &snp.Description{
-			Mode: snp.SNP, VMM: snp.QEMU, Firmware: c.Firmware, VCPUs: v.CPU.Count, Signature: sig, Features: snp.FeatureSNPActive,
-			Kernel: hashes,
+			Mode: snp.SNP, VMM: snp.QEMU, Firmware: c.Firmware, VCPUs: v.CPU.Count, Signature: sig,
+			Features: snp.FeatureSNPActive,
+			Kernel:   hashes,
 		}}, nil
 	case v.TEE == hypervisor.TEETDX && v.TDX != nil:
 		return Measured{TDX: c.Firmware}, nil

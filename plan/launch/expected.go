@@ -56,8 +56,10 @@ func Expect(v hypervisor.VMSpec, c Chain) (Expected, *hypervisor.SNP, error) {
 	}
 	fw, cmdline := sha256.Sum256(c.Firmware), kernelhashes.Cmdline(v.Boot.Cmdline)
 	e := Expected{
-		Version: Version, Platform: string(v.TEE), Algorithm: "sha384", VCPUs: v.CPU.Count, CPUModel: v.CPU.Model, MemoryMiB: v.MemoryMiB,
-		Firmware: hex.EncodeToString(fw[:]), Kernel: hex.EncodeToString(c.Kernel[:]), Initrd: hex.EncodeToString(c.Initrd[:]),
+		Version: Version, Platform: string(v.TEE), Algorithm: "sha384", VCPUs: v.CPU.Count, CPUModel: v.CPU.Model,
+		MemoryMiB: v.MemoryMiB,
+		Firmware:  hex.EncodeToString(fw[:]), Kernel: hex.EncodeToString(c.Kernel[:]),
+		Initrd:  hex.EncodeToString(c.Initrd[:]),
 		Cmdline: hex.EncodeToString(cmdline[:]),
 	}
 	var pinned *hypervisor.SNP

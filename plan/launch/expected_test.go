@@ -23,7 +23,8 @@ func TestIGVMIsMeasuredByCloudHypervisorsRule(t *testing.T) {
 		t.Fatal(err)
 	}
 	spec := hypervisor.VMSpec{
-		ID: "pod", TEE: hypervisor.TEESNP, CPU: hypervisor.CPU{Count: 2}, SNP: &hypervisor.SNP{Policy: 0x30000, HostData: [32]byte{0xab}},
+		ID: "pod", TEE: hypervisor.TEESNP, CPU: hypervisor.CPU{Count: 2},
+		SNP:  &hypervisor.SNP{Policy: 0x30000, HostData: [32]byte{0xab}},
 		Boot: hypervisor.Boot{Cmdline: "console=ttyS0"},
 	}
 	chain := Chain{Firmware: raw, Kernel: sha256.Sum256([]byte("kernel")), Initrd: sha256.Sum256([]byte("initrd"))}
@@ -39,7 +40,8 @@ func TestIGVMIsMeasuredByCloudHypervisorsRule(t *testing.T) {
 	want, err := snp.MeasureIGVM(snp.IGVMLaunch{File: f, VCPUs: 2, Kernel: &kernelhashes.Hashes{
 		Kernel: chain.Kernel, Initrd: chain.Initrd, Cmdline: kernelhashes.Cmdline("console=ttyS0"),
 	}}, nil)
-	if err != nil || l.Digest != want.String() || l.Policy != "0x30000" || !strings.HasPrefix(l.HostData, "ab00") || l.IDKeyDigest != "" {
+	if err != nil || l.Digest != want.String() || l.Policy != "0x30000" || !strings.HasPrefix(l.HostData, "ab00") ||
+		l.IDKeyDigest != "" {
 		t.Errorf("Expect() = %+v, %v, want digest %s", l, err, want)
 	}
 	seen := map[string]string{l.Digest: "as it is"}

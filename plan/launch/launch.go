@@ -5,8 +5,8 @@
 // its description (hypervisor.VMSpec), the initdata that the launch is bound to, and the measurements that the
 // hardware will report.
 //
-// For makes the plan. From the parts of the boot files that were read (Heads, Chain), Check decides whether the VM would
-// start, Describe lists the inputs that the hardware measures, and Expect computes their digest.
+// For makes the plan. From the parts of the boot files that were read (Heads, Chain), Check decides whether the VM
+// would start, Describe lists the inputs that the hardware measures, and Expect computes their digest.
 //
 // Its functions depend on nothing but their arguments: they read no file, no clock and nothing of the host, and pass
 // descriptors on without reading from them. So the shim, `coco measure` and a verifier get the same answer for the
@@ -68,7 +68,10 @@ func VM(id string, h configs.Hypervisor, s Shape, boot hypervisor.Boot) hypervis
 	}
 	switch h.Platform {
 	case "snp":
-		v.TEE, v.SNP = hypervisor.TEESNP, &hypervisor.SNP{Policy: h.SNPGuestPolicy, InsecureDebug: h.InsecureSNPDebug, Pin: hypervisor.SNPPin(h.SNPIDBlock)}
+		v.TEE, v.SNP = hypervisor.TEESNP, &hypervisor.SNP{
+			Policy: h.SNPGuestPolicy, InsecureDebug: h.InsecureSNPDebug,
+			Pin: hypervisor.SNPPin(h.SNPIDBlock),
+		}
 	case "tdx":
 		v.TEE, v.TDX = hypervisor.TEETDX, &hypervisor.TDX{}
 		v.TDX.QuoteVsock, v.TDX.QuoteUnix = h.QuoteService()

@@ -85,7 +85,8 @@ func ShapeOf(h configs.Hypervisor, m Machine, s *specs.Spec) (Shape, error) {
 		maxMemory, whose = m.MemoryMiB, "the host's memory"
 	}
 	if total > maxMemory {
-		return Shape{}, fmt.Errorf("the pod's memory of %d MiB with an overhead of %d MiB makes a VM of %d MiB, above %s of %d MiB: lower the limit or raise the maximum: %w",
+		return Shape{}, fmt.Errorf("the pod's memory of %d MiB with an overhead of %d MiB makes a VM of %d MiB, above %s "+
+			"of %d MiB: lower the limit or raise the maximum: %w",
 			memory, h.OverheadMemoryMiB, total, whose, maxMemory, errdefs.ErrInvalidArgument)
 	}
 	return Shape{VCPUs: configs.RoundVCPUs(vcpus, maxVCPUs), MemoryMiB: total}, nil

@@ -62,17 +62,34 @@ func TestShapeOf(t *testing.T) {
 		{name: "a limit of one byte", h: h, spec: res(1, 0, 0, 0), want: Shape{1, 128}},
 		{name: "unlimited by a large number", h: h, spec: res(9223372036854771712, 0, 0, 0), want: Shape{1, 640}},
 		{name: "more than the host has", h: h, spec: res(64<<30, 0, 0, 0), err: "above the host's memory of 65536 MiB"},
-		{name: "annotations first", h: h, spec: ann("memory", "268435456", "cpu-quota", "200000", "cpu-period", "100000"), want: Shape{2, 384}},
+		{
+			name: "annotations first", h: h, spec: ann("memory", "268435456", "cpu-quota", "200000", "cpu-period", "100000"),
+			want: Shape{2, 384},
+		},
 		{name: "annotation zero is no limit", h: h, spec: ann("memory", "0", "cpu-shares", "2"), want: Shape{1, 640}},
-		{name: "an annotation that is no number", h: h, spec: ann("memory", "lots"), err: `sandbox-memory: "lots" is not a number`},
-		{name: "quota without limit, period and shares", h: h, spec: ann("cpu-quota", "-1", "cpu-period", "100000", "cpu-shares", "3000", "memory", "0"), want: Shape{3, 640}},
-		{name: "quota below shares", h: h, spec: ann("cpu-quota", "50000", "cpu-period", "100000", "cpu-shares", "3000"), want: Shape{1, 640}},
+		{
+			name: "an annotation that is no number", h: h, spec: ann("memory", "lots"),
+			err: `sandbox-memory: "lots" is not a number`,
+		},
+		{name: "quota without limit, period and shares", h: h, spec: ann("cpu-quota", "-1", "cpu-period", "100000",
+			"cpu-shares", "3000", "memory", "0"), want: Shape{3, 640}},
+		{
+			name: "quota below shares", h: h, spec: ann("cpu-quota", "50000", "cpu-period", "100000", "cpu-shares", "3000"),
+			want: Shape{1, 640},
+		},
 		{name: "another period", h: h, spec: ann("cpu-quota", "40000", "cpu-period", "20000"), want: Shape{2, 640}},
 		{name: "period zero is the kernel's", h: h, spec: ann("cpu-quota", "200000", "cpu-period", "0"), want: Shape{2, 640}},
-		{name: "CRI-O", h: h, spec: crio(contract.CRIOPodResources, `{"cpu_period":100000,"cpu_quota":200000,"cpu_shares":2,"memory_limit_in_bytes":268435456}`), want: Shape{2, 384}},
-		{name: "CRI-O's newer name", h: h, spec: crio(contract.CRIOPodResourcesNew, `{"cpu_shares":4096}`), want: Shape{4, 640}},
+		{name: "CRI-O", h: h, spec: crio(contract.CRIOPodResources,
+			`{"cpu_period":100000,"cpu_quota":200000,"cpu_shares":2,"memory_limit_in_bytes":268435456}`), want: Shape{2, 384}},
+		{
+			name: "CRI-O's newer name", h: h, spec: crio(contract.CRIOPodResourcesNew, `{"cpu_shares":4096}`),
+			want: Shape{4, 640},
+		},
 		{name: "CRI-O without limits", h: h, spec: crio(contract.CRIOPodResourcesNew, `null`), want: Shape{1, 640}},
-		{name: "CRI-O's annotation that is no JSON", h: h, spec: crio(contract.CRIOPodResourcesNew, `{`), err: "annotation " + contract.CRIOPodResourcesNew},
+		{
+			name: "CRI-O's annotation that is no JSON", h: h, spec: crio(contract.CRIOPodResourcesNew, `{`),
+			err: "annotation " + contract.CRIOPodResourcesNew,
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := ShapeOf(tt.h, m, tt.spec)
@@ -98,9 +115,10 @@ func TestAVMIsNotMuchLargerThanItsPodsLimit(t *testing.T) {
 	h := configs.Default().Hypervisor
 	for limit := int64(16); limit < 64<<10; limit += 13 { // MiB
 		bytes := limit << 20
-		got, err := ShapeOf(h, Machine{CPUs: 2, MemoryMiB: 1 << 20}, &specs.Spec{Linux: &specs.Linux{Resources: &specs.LinuxResources{
-			Memory: &specs.LinuxMemory{Limit: &bytes},
-		}}})
+		got, err := ShapeOf(h, Machine{CPUs: 2, MemoryMiB: 1 << 20},
+			&specs.Spec{Linux: &specs.Linux{Resources: &specs.LinuxResources{
+				Memory: &specs.LinuxMemory{Limit: &bytes},
+			}}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -121,7 +139,8 @@ func FuzzShape(f *testing.F) {
 			contract.CRISandboxMemory: memory, contract.CRISandboxCPUQuota: quota,
 			contract.CRISandboxCPUPeriod: period, contract.CRISandboxCPUShares: shares,
 		}})
-		if err == nil && (got.VCPUs < 1 || got.VCPUs > 16 || got.MemoryMiB < 96 || got.MemoryMiB > 1<<20 || got.MemoryMiB%128 != 0) {
+		if err == nil && (got.VCPUs < 1 || got.VCPUs > 16 || got.MemoryMiB < 96 || got.MemoryMiB > 1<<20 ||
+			got.MemoryMiB%128 != 0) {
 			t.Errorf("ShapeOf() = %+v", got)
 		}
 	})

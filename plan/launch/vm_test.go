@@ -17,11 +17,21 @@ func TestVMCarriesThePlatform(t *testing.T) {
 		change func(*configs.Hypervisor)
 		want   hypervisor.VMSpec
 	}{
-		"none":       {func(*configs.Hypervisor) {}, hypervisor.VMSpec{}},
-		"snp":        {func(h *configs.Hypervisor) { h.Platform = "snp" }, hypervisor.VMSpec{TEE: "snp", SNP: &hypervisor.SNP{Policy: 0x30000, Pin: "anonymous"}}},
-		"snp, debug": {func(h *configs.Hypervisor) { h.Platform, h.SNPGuestPolicy, h.InsecureSNPDebug = "snp", 0xb0000, true }, hypervisor.VMSpec{TEE: "snp", SNP: &hypervisor.SNP{Policy: 0xb0000, InsecureDebug: true, Pin: "anonymous"}}},
-		"tdx":        {func(h *configs.Hypervisor) { h.Platform, h.TDXQuoteSocket = "tdx", "vsock:4050" }, hypervisor.VMSpec{TEE: "tdx", TDX: &hypervisor.TDX{QuoteVsock: 4050}}},
-		"tdx, unix":  {func(h *configs.Hypervisor) { h.Platform, h.TDXQuoteSocket = "tdx", "/run/q" }, hypervisor.VMSpec{TEE: "tdx", TDX: &hypervisor.TDX{QuoteUnix: "/run/q"}}},
+		"none": {func(*configs.Hypervisor) {}, hypervisor.VMSpec{}},
+		"snp": {func(h *configs.Hypervisor) {
+			h.Platform = "snp"
+		}, hypervisor.VMSpec{TEE: "snp", SNP: &hypervisor.SNP{Policy: 0x30000, Pin: "anonymous"}}},
+		"snp, debug": {func(h *configs.Hypervisor) {
+			h.Platform, h.SNPGuestPolicy, h.InsecureSNPDebug = "snp", 0xb0000, true
+		}, hypervisor.VMSpec{TEE: "snp", SNP: &hypervisor.SNP{Policy: 0xb0000, InsecureDebug: true, Pin: "anonymous"}}},
+		"tdx": {
+			func(h *configs.Hypervisor) { h.Platform, h.TDXQuoteSocket = "tdx", "vsock:4050" },
+			hypervisor.VMSpec{TEE: "tdx", TDX: &hypervisor.TDX{QuoteVsock: 4050}},
+		},
+		"tdx, unix": {
+			func(h *configs.Hypervisor) { h.Platform, h.TDXQuoteSocket = "tdx", "/run/q" },
+			hypervisor.VMSpec{TEE: "tdx", TDX: &hypervisor.TDX{QuoteUnix: "/run/q"}},
+		},
 	} {
 		c := configs.Default()
 		tt.change(&c.Hypervisor)

@@ -75,7 +75,10 @@ func (r *refusals) namespaces(l *specs.Linux) (out []*agent.LinuxNamespace, sand
 			r.add("linux.namespaces: unknown type %q", ns.Type)
 		}
 	}
-	for _, ns := range []specs.LinuxNamespaceType{specs.MountNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.PIDNamespace} {
+	for _, ns := range []specs.LinuxNamespaceType{
+		specs.MountNamespace, specs.IPCNamespace, specs.UTSNamespace,
+		specs.PIDNamespace,
+	} {
 		if !seen[ns] {
 			r.add("linux.namespaces: no %s namespace, so the host's is asked for, which a VM cannot give", ns)
 		}
@@ -105,7 +108,8 @@ var guestDevices = map[[2]int64]bool{
 // which the agent gives. A device that somebody chose comes with a rule of its own.
 func allDevices(res *specs.LinuxResources) bool {
 	return res != nil && slices.ContainsFunc(res.Devices, func(d specs.LinuxDeviceCgroup) bool {
-		return d.Allow && (d.Type == "" || d.Type == "a") && every(d.Major) && every(d.Minor) && strings.Contains(d.Access, "m")
+		return d.Allow && (d.Type == "" || d.Type == "a") && every(d.Major) && every(d.Minor) &&
+			strings.Contains(d.Access, "m")
 	})
 }
 
@@ -123,7 +127,8 @@ func (r *refusals) devices(in []specs.LinuxDevice, all bool, disks map[string]bo
 			continue
 		}
 		if want, ok := standardDevices[d.Path]; !disk && (!ok || want != [2]int64{d.Major, d.Minor}) {
-			r.add("linux.devices: %s (%s %d:%d) is a device of the host and cannot be given into a VM", d.Path, d.Type, d.Major, d.Minor)
+			r.add("linux.devices: %s (%s %d:%d) is a device of the host and cannot be given into a VM", d.Path, d.Type,
+				d.Major, d.Minor)
 			continue
 		}
 		out = append(out, guestDevice(d))
@@ -180,7 +185,10 @@ func syscall(c specs.LinuxSyscall) *agent.LinuxSyscall {
 		g.ErrnoRet = &agent.LinuxSyscall_Errnoret{Errnoret: uint32(*c.ErrnoRet)} //nolint:gosec // an errno
 	}
 	for _, a := range c.Args {
-		g.Args = append(g.Args, &agent.LinuxSeccompArg{Index: uint64(a.Index), Value: a.Value, ValueTwo: a.ValueTwo, Op: string(a.Op)})
+		g.Args = append(g.Args, &agent.LinuxSeccompArg{
+			Index: uint64(a.Index), Value: a.Value, ValueTwo: a.ValueTwo,
+			Op: string(a.Op),
+		})
 	}
 	return g
 }
@@ -277,7 +285,8 @@ func (r *refusals) blockIO(b *specs.LinuxBlockIO) {
 	if b == nil {
 		return
 	}
-	if len(b.WeightDevice)+len(b.ThrottleReadBpsDevice)+len(b.ThrottleWriteBpsDevice)+len(b.ThrottleReadIOPSDevice)+len(b.ThrottleWriteIOPSDevice) > 0 {
+	if len(b.WeightDevice)+len(b.ThrottleReadBpsDevice)+len(b.ThrottleWriteBpsDevice)+len(b.ThrottleReadIOPSDevice)+len(
+		b.ThrottleWriteIOPSDevice) > 0 {
 		r.add("linux.resources.blockIO names devices of the host, which the VM does not have")
 	}
 }

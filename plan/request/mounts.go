@@ -52,7 +52,8 @@ func (r *refusals) mounts(in Input) ([]*agent.Mount, []Copy) {
 			g.Source = c.Guest
 		case slices.Contains(guestTypes, m.Type):
 		default:
-			r.add("mounts[%d] (%s): a file system of type %q cannot be mounted in the VM from the host's %q", i, m.Destination, m.Type, m.Source)
+			r.add("mounts[%d] (%s): a file system of type %q cannot be mounted in the VM from the host's %q", i, m.Destination,
+				m.Type, m.Source)
 			continue
 		}
 		out = append(out, g)

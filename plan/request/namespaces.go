@@ -35,9 +35,11 @@ func CheckPod(s *specs.Spec, alone bool) error {
 		i := slices.IndexFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == ns.kind })
 		switch {
 		case i < 0:
-			r.add("it asks for the host's %s (%s: the specification has no %s namespace), which a VM cannot give", ns.what, ns.clause, ns.kind)
+			r.add("it asks for the host's %s (%s: the specification has no %s namespace), which a VM cannot give", ns.what,
+				ns.clause, ns.kind)
 		case ns.kind == specs.NetworkNamespace && ofProcess(s.Linux.Namespaces[i].Path):
-			r.add("it asks for the network of another container (--net container:…, %s), whose interfaces the VM would take away; "+
+			r.add("it asks for the network of another container (--net container:…, %s), whose interfaces the VM would take "+
+				"away; "+
 				"give this one a network of its own, or put both into one pod", s.Linux.Namespaces[i].Path)
 		}
 	}
@@ -45,7 +47,8 @@ func CheckPod(s *specs.Spec, alone bool) error {
 		switch n.Type {
 		case specs.IPCNamespace, specs.UTSNamespace, specs.MountNamespace, specs.CgroupNamespace:
 			if alone && n.Path != "" {
-				r.add("it asks for the %s namespace %s, of the host or of another container (--%s container:…), which a VM cannot join", n.Type, n.Path, n.Type)
+				r.add("it asks for the %s namespace %s, of the host or of another container (--%s container:…), which a VM "+
+					"cannot join", n.Type, n.Path, n.Type)
 			}
 		}
 	}

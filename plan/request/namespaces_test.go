@@ -15,7 +15,8 @@ import (
 func podOf(edit func(specs.LinuxNamespace) (specs.LinuxNamespace, bool)) *specs.Spec {
 	s := &specs.Spec{Linux: &specs.Linux{}}
 	for _, k := range []specs.LinuxNamespaceType{
-		specs.NetworkNamespace, specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.MountNamespace, specs.CgroupNamespace,
+		specs.NetworkNamespace, specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.MountNamespace,
+		specs.CgroupNamespace,
 	} {
 		if ns, ok := edit(specs.LinuxNamespace{Type: k}); ok {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, ns)
@@ -42,7 +43,8 @@ func TestAPodOfItsOwnNamespacesIsFine(t *testing.T) {
 
 func TestAPodThatAsksForTheHostsNamespacesIsRefusedByName(t *testing.T) {
 	for kind, want := range map[specs.LinuxNamespaceType]string{
-		specs.NetworkNamespace: "hostNetwork", specs.PIDNamespace: "hostPID", specs.IPCNamespace: "hostIPC", specs.UTSNamespace: "--uts host",
+		specs.NetworkNamespace: "hostNetwork", specs.PIDNamespace: "hostPID", specs.IPCNamespace: "hostIPC",
+		specs.UTSNamespace: "--uts host",
 	} {
 		s := podOf(func(n specs.LinuxNamespace) (specs.LinuxNamespace, bool) { return n, n.Type != kind })
 		for _, alone := range []bool{true, false} {
@@ -56,7 +58,8 @@ func TestAPodThatAsksForTheHostsNamespacesIsRefusedByName(t *testing.T) {
 
 func TestAContainerThatJoinsAnothersNamespacesIsRefusedByName(t *testing.T) {
 	for kind, path := range map[specs.LinuxNamespaceType]string{
-		specs.NetworkNamespace: "/proc/42/ns/net", specs.IPCNamespace: "/proc/42/ns/ipc", specs.UTSNamespace: "/run/uts", specs.MountNamespace: "/run/mnt",
+		specs.NetworkNamespace: "/proc/42/ns/net", specs.IPCNamespace: "/proc/42/ns/ipc", specs.UTSNamespace: "/run/uts",
+		specs.MountNamespace: "/run/mnt",
 	} {
 		s := podOf(func(n specs.LinuxNamespace) (specs.LinuxNamespace, bool) {
 			if n.Type == kind {
@@ -72,7 +75,8 @@ func TestAContainerThatJoinsAnothersNamespacesIsRefusedByName(t *testing.T) {
 	s := podOf(func(n specs.LinuxNamespace) (specs.LinuxNamespace, bool) {
 		return n, !slices.Contains([]specs.LinuxNamespaceType{specs.PIDNamespace, specs.IPCNamespace}, n.Type)
 	})
-	if err := CheckPod(s, true); err == nil || !strings.Contains(err.Error(), "hostPID") || !strings.Contains(err.Error(), "hostIPC") {
+	if err := CheckPod(s, true); err == nil || !strings.Contains(err.Error(), "hostPID") ||
+		!strings.Contains(err.Error(), "hostIPC") {
 		t.Errorf("of two refusals: %v", err)
 	}
 }

@@ -38,8 +38,8 @@ func Sandbox(in SandboxInput) *agent.CreateSandboxRequest {
 	return req
 }
 
-// ContainerInput has all inputs of a container's request except the ports of its streams. Those belong to one connection
-// and are set when it is made.
+// ContainerInput has all inputs of a container's request except the ports of its streams. Those belong to one
+// connection and are set when it is made.
 type ContainerInput struct {
 	ID       string
 	OCI      *agent.Spec // from Convert; the request holds it

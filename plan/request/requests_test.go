@@ -34,7 +34,10 @@ func TestSandbox(t *testing.T) {
 				}},
 			},
 		},
-		{"a pod of one", request.SandboxInput{ID: "p", Spec: spec, Alone: true}, &agent.CreateSandboxRequest{Hostname: "web", SandboxId: "p"}},
+		{"a pod of one", request.SandboxInput{ID: "p", Spec: spec, Alone: true}, &agent.CreateSandboxRequest{
+			Hostname:  "web",
+			SandboxId: "p",
+		}},
 	} {
 		if d := cmp.Diff(tc.want, request.Sandbox(tc.in), protocmp.Transform()); d != "" {
 			t.Errorf("%s (-want +got):\n%s", tc.name, d)

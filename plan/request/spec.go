@@ -74,7 +74,8 @@ func (r refusals) err(id string) error {
 	if len(r) == 0 {
 		return nil
 	}
-	return fmt.Errorf("container %s cannot run in a VM as specified: %s: %w", id, strings.Join(r, "; "), errdefs.ErrInvalidArgument)
+	return fmt.Errorf("container %s cannot run in a VM as specified: %s: %w", id, strings.Join(r, "; "),
+		errdefs.ErrInvalidArgument)
 }
 
 // Convert makes the guest's view of a container.
@@ -130,7 +131,8 @@ func (r *refusals) hooks(h *specs.Hooks) {
 		return
 	}
 	if len(h.CreateContainer) > 0 {
-		r.add("hooks.createContainer: %s is a program of the host that would have to run in the container's namespaces, which are inside the VM", h.CreateContainer[0].Path)
+		r.add("hooks.createContainer: %s is a program of the host that would have to run in the container's namespaces, "+
+			"which are inside the VM", h.CreateContainer[0].Path)
 	}
 	if len(h.StartContainer) > 0 {
 		r.add("hooks.startContainer: %s would run inside the VM, whose agent runs no hooks", h.StartContainer[0].Path)
@@ -221,7 +223,8 @@ func (r *refusals) labels(at string, p *specs.Process) {
 	if !slices.Contains(defaultProfiles, a) && !strings.HasPrefix(a, "containers-default-") {
 		r.add("%s.apparmorProfile %q is a profile of the host's kernel and cannot be applied in the VM", at, a)
 	}
-	if f := strings.Split(p.SelinuxLabel, ":"); p.SelinuxLabel != "" && (len(f) < 3 || !slices.Contains([]string{"container_t", "spc_t", "container_kvm_t", "container_init_t", "svirt_lxc_net_t"}, f[2])) {
+	if f := strings.Split(p.SelinuxLabel, ":"); p.SelinuxLabel != "" && (len(f) < 3 ||
+		!slices.Contains([]string{"container_t", "spc_t", "container_kvm_t", "container_init_t", "svirt_lxc_net_t"}, f[2])) {
 		r.add("%s.selinuxLabel %q is a label of the host's kernel and cannot be applied in the VM", at, p.SelinuxLabel)
 	}
 }

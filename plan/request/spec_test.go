@@ -27,7 +27,10 @@ func p[T any](v T) *T { return &v }
 // plain is what engines send for an ordinary container.
 func plain() *specs.Spec {
 	var ns []specs.LinuxNamespace
-	for _, k := range []specs.LinuxNamespaceType{specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.MountNamespace, specs.NetworkNamespace} {
+	for _, k := range []specs.LinuxNamespaceType{
+		specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace,
+		specs.MountNamespace, specs.NetworkNamespace,
+	} {
 		ns = append(ns, specs.LinuxNamespace{Type: k})
 	}
 	return &specs.Spec{
@@ -90,10 +93,16 @@ func TestConvertKeepsWhatTheGuestEnforces(t *testing.T) {
 	}
 	s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/null", Type: "c", Major: 1, Minor: 3}}
 	s.Linux.Resources = &specs.LinuxResources{
-		Memory:         &specs.LinuxMemory{Limit: p(int64(5)), Swap: p(int64(-1)), Swappiness: p(uint64(60))},
-		CPU:            &specs.LinuxCPU{Shares: p(uint64(512)), Quota: p(int64(7)), Period: p(uint64(8)), Cpus: "0-3", Mems: "0"},
-		Pids:           &specs.LinuxPids{Limit: p(int64(9))},
-		Devices:        []specs.LinuxDeviceCgroup{{Access: "rwm"}, {Allow: true, Type: "c", Major: p(int64(1)), Minor: p(int64(3)), Access: "rwm"}},
+		Memory: &specs.LinuxMemory{Limit: p(int64(5)), Swap: p(int64(-1)), Swappiness: p(uint64(60))},
+		CPU: &specs.LinuxCPU{
+			Shares: p(uint64(512)), Quota: p(int64(7)), Period: p(uint64(8)),
+			Cpus: "0-3", Mems: "0",
+		},
+		Pids: &specs.LinuxPids{Limit: p(int64(9))},
+		Devices: []specs.LinuxDeviceCgroup{{Access: "rwm"}, {
+			Allow: true, Type: "c", Major: p(int64(1)),
+			Minor: p(int64(3)), Access: "rwm",
+		}},
 		HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB"}},
 		BlockIO:        &specs.LinuxBlockIO{Weight: p(uint16(100))},
 		Unified:        map[string]string{"memory.oom.group": "1", "memory.high": "4096", "cpuset.cpus": "0"},
@@ -124,7 +133,10 @@ func TestConvertKeepsWhatTheGuestEnforces(t *testing.T) {
 			CPU:     &agent.LinuxCPU{Shares: 512, Quota: 7, Period: 8},
 			Pids:    &agent.LinuxPids{Limit: 9},
 			Unified: map[string]string{"memory.oom.group": "1", "memory.high": "4096"},
-			Devices: []*agent.LinuxDeviceCgroup{{Major: -1, Minor: -1, Access: "rwm"}, {Allow: true, Type: "c", Major: 1, Minor: 3, Access: "rwm"}},
+			Devices: []*agent.LinuxDeviceCgroup{
+				{Major: -1, Minor: -1, Access: "rwm"},
+				{Allow: true, Type: "c", Major: 1, Minor: 3, Access: "rwm"},
+			},
 		},
 	}
 	if diff := cmp.Diff(wantProcess, got.GetProcess(), protocmp.Transform()); diff != "" {
@@ -153,7 +165,11 @@ func TestFuseAndTunAreTheGuests(t *testing.T) {
 	if d := cmp.Diff(want, out.OCI.Linux.Devices, protocmp.Transform()); d != "" {
 		t.Errorf("devices (-want +got):\n%s", d)
 	}
-	for _, d := range []specs.LinuxDevice{{Path: "/dev/fuse", Type: "b", Major: 10, Minor: 229}, {Path: "/dev/kvm", Type: "c", Major: 10, Minor: 232}, {Path: "/dev/fuse", Type: "c", Major: 10, Minor: 1}} {
+	for _, d := range []specs.LinuxDevice{
+		{Path: "/dev/fuse", Type: "b", Major: 10, Minor: 229},
+		{Path: "/dev/kvm", Type: "c", Major: 10, Minor: 232},
+		{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 1},
+	} {
 		s.Linux.Devices = []specs.LinuxDevice{d}
 		if _, err := Convert(Input{ID: "c", Spec: s}); err == nil {
 			t.Errorf("%s (%s %d:%d) of the host is let through", d.Path, d.Type, d.Major, d.Minor)
@@ -163,8 +179,14 @@ func TestFuseAndTunAreTheGuests(t *testing.T) {
 
 func TestPrivilegedMeansTheGuestsDevices(t *testing.T) {
 	s := plain()
-	s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/sda", Type: "b", Major: 8}, {Path: "/dev/null", Type: "c", Major: 1, Minor: 3}}
-	s.Linux.Resources = &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Access: "rwm"}, {Allow: true, Access: "rwm"}}}
+	s.Linux.Devices = []specs.LinuxDevice{
+		{Path: "/dev/sda", Type: "b", Major: 8},
+		{Path: "/dev/null", Type: "c", Major: 1, Minor: 3},
+	}
+	s.Linux.Resources = &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{
+		{Access: "rwm"},
+		{Allow: true, Access: "rwm"},
+	}}
 	l := convert(t, s).OCI.GetLinux()
 	if len(l.GetDevices()) != 1 || l.GetDevices()[0].GetPath() != "/dev/null" {
 		t.Errorf("devices = %v, want /dev/null only: the agent gives the guest's", l.GetDevices())
@@ -191,18 +213,26 @@ func TestConvertRefusesByName(t *testing.T) {
 		{`process.apparmorProfile "mine"`, func(s *specs.Spec) { s.Process.ApparmorProfile = "mine" }},
 		{"process.selinuxLabel", func(s *specs.Spec) { s.Process.SelinuxLabel = "u:r:mine_t:s0" }},
 		{"windows: only Linux", func(s *specs.Spec) { s.Windows = &specs.Windows{} }},
-		{"hooks.createContainer: /bin/x", func(s *specs.Spec) { s.Hooks = &specs.Hooks{CreateContainer: []specs.Hook{{Path: "/bin/x"}}} }},
+		{"hooks.createContainer: /bin/x", func(s *specs.Spec) {
+			s.Hooks = &specs.Hooks{CreateContainer: []specs.Hook{{Path: "/bin/x"}}}
+		}},
 		{"no pid namespace", func(s *specs.Spec) { s.Linux.Namespaces = s.Linux.Namespaces[1:] }},
-		{"no ipc namespace", func(s *specs.Spec) { s.Linux.Namespaces = append(s.Linux.Namespaces[:1], s.Linux.Namespaces[2:]...) }},
+		{"no ipc namespace", func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces[:1], s.Linux.Namespaces[2:]...)
+		}},
 		{"user namespaces", func(s *specs.Spec) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
 		}},
 		{"linux.netDevices", func(s *specs.Spec) { s.Linux.NetDevices = map[string]specs.LinuxNetDevice{"eth0": {}} }},
 		{"linux.intelRdt", func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{} }},
 		{"linux.memoryPolicy", func(s *specs.Spec) { s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{} }},
-		{`linux.personality "LINUX32"`, func(s *specs.Spec) { s.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux32} }},
+		{`linux.personality "LINUX32"`, func(s *specs.Spec) {
+			s.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux32}
+		}},
 		{"linux.timeOffsets", func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {}} }},
-		{"/dev/sda (b 8:0)", func(s *specs.Spec) { s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/sda", Type: "b", Major: 8}} }},
+		{"/dev/sda (b 8:0)", func(s *specs.Spec) {
+			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/sda", Type: "b", Major: 8}}
+		}},
 		{"/dev/null (c 9:9)", func(s *specs.Spec) {
 			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/null", Type: "c", Major: 9, Minor: 9}}
 		}},
@@ -242,7 +272,9 @@ func TestConvertRefusesByName(t *testing.T) {
 		{"mounts[0] (/x): a file system of type \"ext4\"", func(s *specs.Spec) {
 			s.Mounts = []specs.Mount{{Destination: "/x", Type: "ext4", Source: "/dev/sda"}}
 		}},
-		{"mounts[0] (/x): the source", func(s *specs.Spec) { s.Mounts = []specs.Mount{{Destination: "/x", Type: "bind", Source: "here"}} }},
+		{"mounts[0] (/x): the source", func(s *specs.Spec) {
+			s.Mounts = []specs.Mount{{Destination: "/x", Type: "bind", Source: "here"}}
+		}},
 		{"mounts[0] (/x): idmapped", func(s *specs.Spec) {
 			s.Mounts = []specs.Mount{{Destination: "/x", Type: "bind", Source: "/y", UIDMappings: []specs.LinuxIDMapping{{}}}}
 		}},
@@ -269,7 +301,10 @@ func TestConvertTellsEveryRefusalAtOnce(t *testing.T) {
 
 func TestANameInTheGuestIsNeverTooLong(t *testing.T) {
 	id := strings.Repeat("a", 64)
-	for _, base := range []string{strings.Repeat("n", 255), strings.Repeat("ö", 127), "x" + strings.Repeat("\U0001f40b", 63)} {
+	for _, base := range []string{
+		strings.Repeat("n", 255), strings.Repeat("ö", 127),
+		"x" + strings.Repeat("\U0001f40b", 63),
+	} {
 		got := path.Base(GuestCopy(id, "/mnt/"+base))
 		if len(got) > 255 || len(got) < 252 || !utf8.ValidString(got) || !strings.HasPrefix(got, id+"-") {
 			t.Errorf("GuestCopy(…%s) has the name %q of %d bytes", base, got, len(got))
@@ -298,20 +333,32 @@ func TestMounts(t *testing.T) {
 			want: &agent.Mount{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid"}},
 		},
 		{
-			name: "shm of its own stays", in: specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"size=65536k"}},
+			name: "shm of its own stays", in: specs.Mount{
+				Destination: "/dev/shm", Type: "tmpfs", Source: "shm",
+				Options: []string{"size=65536k"},
+			},
 			want: &agent.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"size=65536k"}},
 		},
 		{
-			name: "shm of the pod is the guest's", shm: true, in: specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/run/x/shm", Options: []string{"rbind"}},
+			name: "shm of the pod is the guest's", shm: true, in: specs.Mount{
+				Destination: "/dev/shm", Type: "bind",
+				Source: "/run/x/shm", Options: []string{"rbind"},
+			},
 			want: &agent.Mount{Destination: "/dev/shm", Type: "bind", Source: contract.ShmDir, Options: []string{"rbind"}},
 		},
 		{
-			name: "a bind by type is copied", in: specs.Mount{Destination: "/etc/hosts", Type: "bind", Source: "/var/hosts", Options: []string{"ro"}},
+			name: "a bind by type is copied", in: specs.Mount{
+				Destination: "/etc/hosts", Type: "bind", Source: "/var/hosts",
+				Options: []string{"ro"},
+			},
 			want:   &agent.Mount{Destination: "/etc/hosts", Type: "bind", Source: hosts, Options: []string{"ro"}},
 			copies: []Copy{{Source: "/var/hosts", Guest: hosts, Destination: "/etc/hosts"}},
 		},
 		{
-			name: "a bind by option is copied", in: specs.Mount{Destination: "/etc/hosts", Source: "/var/../var/hosts", Options: []string{"rbind"}},
+			name: "a bind by option is copied", in: specs.Mount{
+				Destination: "/etc/hosts", Source: "/var/../var/hosts",
+				Options: []string{"rbind"},
+			},
 			want:   &agent.Mount{Destination: "/etc/hosts", Source: hosts, Options: []string{"rbind"}},
 			copies: []Copy{{Source: "/var/hosts", Guest: hosts, Destination: "/etc/hosts"}},
 		},
@@ -355,7 +402,9 @@ func FuzzConvert(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(b)
-	f.Add([]byte(`{"process":{"args":["x"]},"linux":{"resources":{"cpu":{}},"seccomp":{}},"mounts":[{"destination":"/..","type":"bind","source":"/a"}]}`))
+	f.Add(
+		[]byte(
+			`{"process":{"args":["x"]},"linux":{"resources":{"cpu":{}},"seccomp":{}},"mounts":[{"destination":"/..","type":"bind","source":"/a"}]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		defer worktest.Bound(t, len(data))()
 		var s specs.Spec
@@ -376,7 +425,8 @@ func FuzzConvert(f *testing.F) {
 			t.Errorf("Convert gives two results")
 		}
 		for _, c := range a.Copies {
-			if !strings.HasPrefix(c.Guest, contract.FilesDir+"/c1-") || strings.Count(c.Guest, "/") != strings.Count(contract.FilesDir, "/")+1 {
+			if !strings.HasPrefix(c.Guest, contract.FilesDir+"/c1-") ||
+				strings.Count(c.Guest, "/") != strings.Count(contract.FilesDir, "/")+1 {
 				t.Errorf("copy of %q leads to %q", c.Destination, c.Guest)
 			}
 		}

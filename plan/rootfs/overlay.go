@@ -68,7 +68,8 @@ func fromOverlay(options []string, lower func(string) ([]layer.Source, error)) (
 			// How the host writes to the overlay. Where a layer really depends on metacopy
 			// or redirect_dir, building it fails.
 		case "uidmap", "gidmap":
-			return Plan{}, fmt.Errorf("option %q: layers with shifted user ids are not supported: %w", o, errdefs.ErrNotImplemented)
+			return Plan{}, fmt.Errorf("option %q: layers with shifted user ids are not supported: %w", o,
+				errdefs.ErrNotImplemented)
 		default:
 			if !ignorable(o) {
 				return Plan{}, unknownOption(o)

@@ -82,7 +82,8 @@ func Resolve(req Request) (Plan, error) {
 		return Plan{}, err
 	}
 	if len(p.Lower) > maxLayers {
-		return Plan{}, fmt.Errorf("root file system has %d layers, more than %d: %w", len(p.Lower), maxLayers, errdefs.ErrInvalidArgument)
+		return Plan{}, fmt.Errorf("root file system has %d layers, more than %d: %w", len(p.Lower), maxLayers,
+			errdefs.ErrInvalidArgument)
 	}
 	p.ReadOnly = p.ReadOnly || req.ReadOnly
 	return p, nil
@@ -92,7 +93,8 @@ func Resolve(req Request) (Plan, error) {
 // the plain directory that it looks like.
 func fromRoot(req Request) (Plan, error) {
 	if !path.IsAbs(req.Root) {
-		return Plan{}, fmt.Errorf("root file system: no mounts are given and root.path %q is not an absolute path: %w", req.Root, errdefs.ErrInvalidArgument)
+		return Plan{}, fmt.Errorf("root file system: no mounts are given and root.path %q is not an absolute path: %w",
+			req.Root, errdefs.ErrInvalidArgument)
 	}
 	root := path.Clean(req.Root)
 	var top *mountinfo.Info
@@ -143,7 +145,8 @@ func fromMounts(mounts []Mount) (Plan, error) {
 			return Plan{}, fmt.Errorf("root file system: %s: %w", m, err)
 		}
 		if last && r.scratch {
-			return Plan{}, fmt.Errorf("root file system: %s: a device of its own is not supported as root: %w", m, errdefs.ErrNotImplemented)
+			return Plan{}, fmt.Errorf("root file system: %s: a device of its own is not supported as root: %w", m,
+				errdefs.ErrNotImplemented)
 		}
 		if last {
 			return r.plan, nil
@@ -177,7 +180,8 @@ func one(m Mount, before []made) (made, error) {
 		}
 	}
 	if m.Target != "" && m.Target != "/" {
-		return made{}, fmt.Errorf("a mount at %q inside the root file system is not supported: %w", m.Target, errdefs.ErrNotImplemented)
+		return made{}, fmt.Errorf("a mount at %q inside the root file system is not supported: %w", m.Target,
+			errdefs.ErrNotImplemented)
 	}
 	switch kind {
 	case "bind", "rbind":
@@ -191,7 +195,8 @@ func one(m Mount, before []made) (made, error) {
 			return made{scratch: true}, nil
 		}
 	}
-	return made{}, fmt.Errorf("unknown type %q; supported are overlay, bind and erofs: %w", m.Type, errdefs.ErrNotImplemented)
+	return made{}, fmt.Errorf("unknown type %q; supported are overlay, bind and erofs: %w", m.Type,
+		errdefs.ErrNotImplemented)
 }
 
 // bind is a snapshot in one directory. A writable one belongs to its container alone.
@@ -228,7 +233,8 @@ func bind(m Mount, before []made) (made, error) {
 func image(m Mount) (made, error) {
 	for _, o := range m.Options {
 		if strings.HasPrefix(o, "device=") {
-			return made{}, fmt.Errorf("an image whose data is in other files (%q) is not supported; set max_unmerged_layers = 0 for containerd's erofs snapshotter: %w", o, errdefs.ErrNotImplemented)
+			return made{}, fmt.Errorf("an image whose data is in other files (%q) is not supported; set max_unmerged_layers = "+
+				"0 for containerd's erofs snapshotter: %w", o, errdefs.ErrNotImplemented)
 		}
 		if o != "ro" && o != "loop" && !ignorable(o) && !strings.HasPrefix(o, "X-containerd.dmverity=") {
 			return made{}, unknownOption(o)

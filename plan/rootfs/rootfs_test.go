@@ -102,14 +102,20 @@ func TestResolve(t *testing.T) {
 			"erofs snapshotter",
 			Request{Mounts: []Mount{
 				erofsMount("/e/2/layer.erofs"), erofsMount("/e/1/layer.erofs"),
-				{Type: "format/overlay", Source: "overlay", Options: []string{"workdir=/e/3/work", "upperdir=/e/3/fs", "lowerdir={{ overlay 0 1 }}"}},
+				{Type: "format/overlay", Source: "overlay", Options: []string{
+					"workdir=/e/3/work", "upperdir=/e/3/fs",
+					"lowerdir={{ overlay 0 1 }}",
+				}},
 			}},
 			Plan{Lower: images("/e/2/layer.erofs", "/e/1/layer.erofs"), Upper: "/e/3/fs"},
 		},
 		{
 			"erofs snapshotter in block mode",
 			Request{Mounts: []Mount{
-				{Type: "mkfs/ext4", Source: "/e/3/rwlayer.img", Options: []string{"X-containerd.mkfs.fs=ext4", "X-containerd.mkfs.size=1", "rw", "loop"}},
+				{Type: "mkfs/ext4", Source: "/e/3/rwlayer.img", Options: []string{
+					"X-containerd.mkfs.fs=ext4",
+					"X-containerd.mkfs.size=1", "rw", "loop",
+				}},
 				erofsMount("/e/1/layer.erofs"),
 				{Type: "format/mkdir/overlay", Source: "overlay", Options: []string{
 					"X-containerd.mkdir.path={{ mount 0 }}/upper:0755",
@@ -125,23 +131,38 @@ func TestResolve(t *testing.T) {
 		},
 		{
 			"layers in reverse",
-			Request{Mounts: []Mount{erofsMount("/a"), erofsMount("/b"), {Type: "format/overlay", Options: []string{"lowerdir={{ overlay 1 0 }}"}}}},
+			Request{Mounts: []Mount{
+				erofsMount("/a"), erofsMount("/b"),
+				{Type: "format/overlay", Options: []string{"lowerdir={{ overlay 1 0 }}"}},
+			}},
 			Plan{Lower: images("/b", "/a"), ReadOnly: true},
 		},
 		{
-			"Docker's overlay2", docker("rw,lowerdir=/var/lib/docker/overlay2/l/AB:/var/lib/docker/overlay2/l/CD,upperdir=/var/lib/docker/overlay2/abc/diff,workdir=/var/lib/docker/overlay2/abc/work"),
-			Plan{Lower: dirs("/var/lib/docker/overlay2/l/AB", "/var/lib/docker/overlay2/l/CD"), Upper: "/var/lib/docker/overlay2/abc/diff"},
+			"Docker's overlay2",
+			docker(
+				"rw,lowerdir=/var/lib/docker/overlay2/l/AB:/var/lib/docker/overlay2/l/CD,upperdir=/var/lib/docker/overlay2/abc/diff,workdir=/var/lib/docker/overlay2/abc/work"),
+			Plan{
+				Lower: dirs("/var/lib/docker/overlay2/l/AB", "/var/lib/docker/overlay2/l/CD"),
+				Upper: "/var/lib/docker/overlay2/abc/diff",
+			},
 		},
 		{
 			"Docker's overlay2 with relative directories", docker("rw,lowerdir=l/AB:l/CD,upperdir=abc/diff,workdir=abc/work"),
-			Plan{Lower: dirs("/var/lib/docker/overlay2/l/AB", "/var/lib/docker/overlay2/l/CD"), Upper: "/var/lib/docker/overlay2/abc/diff"},
+			Plan{
+				Lower: dirs("/var/lib/docker/overlay2/l/AB", "/var/lib/docker/overlay2/l/CD"),
+				Upper: "/var/lib/docker/overlay2/abc/diff",
+			},
 		},
 		{
-			"blanks and commas as mountinfo shows them", docker(`rw,lowerdir=/a\040b\054c,upperdir=/u,workdir=/w,metacopy=on,volatile`),
+			"blanks and commas as mountinfo shows them",
+			docker(`rw,lowerdir=/a\040b\054c,upperdir=/u,workdir=/w,metacopy=on,volatile`),
 			Plan{Lower: dirs("/a b,c"), Upper: "/u"},
 		},
 		{"a plain directory", Request{Root: "/bundle/rootfs"}, Plan{Upper: "/bundle/rootfs"}},
-		{"another file system at the root", Request{Root: "/r", HostMounts: []*mountinfo.Info{{Mountpoint: "/r", FSType: "ext4", Root: "/"}}}, Plan{Upper: "/r"}},
+		{"another file system at the root", Request{
+			Root:       "/r",
+			HostMounts: []*mountinfo.Info{{Mountpoint: "/r", FSType: "ext4", Root: "/"}},
+		}, Plan{Upper: "/r"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got, err := Resolve(tc.req)
@@ -163,17 +184,39 @@ func TestResolveRefuses(t *testing.T) {
 		want   string
 		class  func(error) bool
 	}{
-		{"an unknown type", []Mount{{Type: "zfs", Source: "pool/x", Options: []string{"a=b"}}}, `"zfs", source "pool/x", options ["a=b"]`, errdefs.IsNotImplemented},
+		{
+			"an unknown type",
+			[]Mount{{Type: "zfs", Source: "pool/x", Options: []string{"a=b"}}},
+			`"zfs", source "pool/x", options ["a=b"]`, errdefs.IsNotImplemented,
+		},
 		{"an unknown option", overlayMount("lowerdir=/a", "what=1"), `"what=1"`, errdefs.IsNotImplemented},
 		{"an unknown transformation", []Mount{{Type: "magic/overlay"}}, `"magic"`, errdefs.IsNotImplemented},
 		{"shifted ids", overlayMount("lowerdir=/a", "uidmap=0:1000:1"), "shifted user ids", errdefs.IsNotImplemented},
 		{"overlay without layers", overlayMount("upperdir=/a", "workdir=/b"), "without lowerdir", errdefs.IsInvalidArgument},
 		{"relative directories", overlayMount("lowerdir=a"), "not an absolute path", errdefs.IsInvalidArgument},
 		{"an empty directory name", overlayMount("lowerdir=/a::/b"), "empty part", errdefs.IsInvalidArgument},
-		{"a merged index", []Mount{{Type: "erofs", Source: "/e/fsmeta", Options: []string{"ro", "loop", "device=/e/1"}}}, "max_unmerged_layers", errdefs.IsNotImplemented},
-		{"a reference to nothing", []Mount{{Type: "format/overlay", Options: []string{"lowerdir={{ mount 3 }}"}}}, "refers to mount 3", errdefs.IsInvalidArgument},
-		{"a root on a device", []Mount{{Type: "ext4", Source: "{{ source 0 }}"}}, "device of its own", errdefs.IsNotImplemented},
-		{"a mount inside the root", []Mount{{Type: "bind", Source: "/a", Target: "/etc"}}, `"/etc"`, errdefs.IsNotImplemented},
+		{
+			"a merged index",
+			[]Mount{{Type: "erofs", Source: "/e/fsmeta", Options: []string{"ro", "loop", "device=/e/1"}}},
+			"max_unmerged_layers", errdefs.IsNotImplemented,
+		},
+		{
+			"a reference to nothing",
+			[]Mount{{Type: "format/overlay", Options: []string{"lowerdir={{ mount 3 }}"}}},
+			"refers to mount 3", errdefs.IsInvalidArgument,
+		},
+		{
+			"a root on a device",
+			[]Mount{{Type: "ext4", Source: "{{ source 0 }}"}},
+			"device of its own",
+			errdefs.IsNotImplemented,
+		},
+		{
+			"a mount inside the root",
+			[]Mount{{Type: "bind", Source: "/a", Target: "/etc"}},
+			`"/etc"`,
+			errdefs.IsNotImplemented,
+		},
 		{"too many layers", overlayMount(many), "layers", errdefs.IsInvalidArgument},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -228,7 +271,10 @@ func TestStorages(t *testing.T) {
 	const upper = "/run/kata-containers/sandbox/upper/c1"
 	want := []*agent.Storage{
 		layerStorage(2, "1:0"), layerStorage(1, "2:0"),
-		{Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs", Options: []string{"size=128m", "mode=0700"}, MountPoint: upper},
+		{
+			Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs", Options: []string{"size=128m", "mode=0700"},
+			MountPoint: upper,
+		},
 		{
 			Driver: "overlayfs", Source: "none", Fstype: "overlay", MountPoint: "/run/kata-containers/c1/rootfs",
 			Options: []string{
@@ -249,16 +295,21 @@ func TestStorages(t *testing.T) {
 		layerStorage(2, "1:0"), layerStorage(1, "2:0"),
 		{
 			Driver: "overlayfs", Source: "none", Fstype: "overlay", MountPoint: at, Options: []string{
-				"ro", "lowerdir=/run/kata-containers/virtual-volumes/" + hash(2) + ":/run/kata-containers/virtual-volumes/" + hash(1),
+				"ro", "lowerdir=/run/kata-containers/virtual-volumes/" + hash(2) + ":/run/kata-containers/virtual-volumes/" +
+					hash(1),
 			},
 		},
 	}
-	if diff := cmp.Diff(wantImage, Image(at, []Attached{attached(2, "1:0"), attached(1, "2:0"), attached(2, "1:0")}), protocmp.Transform()); diff != "" {
+	if diff := cmp.Diff(wantImage, Image(at, []Attached{attached(2, "1:0"), attached(1, "2:0"), attached(2, "1:0")}),
+		protocmp.Transform()); diff != "" {
 		t.Errorf("Image (-want +got):\n%s", diff)
 	}
 	wantImage = []*agent.Storage{
 		layerStorage(1, "2:0"),
-		{Driver: "bind", Source: "/run/kata-containers/virtual-volumes/" + hash(1), Fstype: "bind", MountPoint: at, Options: []string{"ro"}},
+		{
+			Driver: "bind", Source: "/run/kata-containers/virtual-volumes/" + hash(1), Fstype: "bind", MountPoint: at,
+			Options: []string{"ro"},
+		},
 	}
 	if diff := cmp.Diff(wantImage, Image(at, []Attached{attached(1, "2:0")}), protocmp.Transform()); diff != "" {
 		t.Errorf("Image of one layer (-want +got):\n%s", diff)
@@ -296,7 +347,10 @@ func FuzzHostOverlayOptions(f *testing.F) {
 	f.Fuzz(func(t *testing.T, opts string) {
 		defer worktest.Bound(t, len(opts))()
 		root := "/home/id/merged"
-		p, err := Resolve(Request{Root: root, HostMounts: []*mountinfo.Info{{Mountpoint: root, FSType: "overlay", Root: "/", VFSOptions: opts}}})
+		p, err := Resolve(Request{
+			Root:       root,
+			HostMounts: []*mountinfo.Info{{Mountpoint: root, FSType: "overlay", Root: "/", VFSOptions: opts}},
+		})
 		if err != nil {
 			return
 		}

@@ -75,7 +75,10 @@ func Storages(cid string, layers []Attached, on Upper) ([]*agent.Storage, error)
 		Options: []string{
 			"lowerdir=" + strings.Join(lower, ":"), "upperdir=" + upper + "/fs", "workdir=" + upper + "/work",
 		},
-		DriverOptions: []string{contract.OptionCreateDirectory + upper + "/fs", contract.OptionCreateDirectory + upper + "/work"},
+		DriverOptions: []string{
+			contract.OptionCreateDirectory + upper + "/fs",
+			contract.OptionCreateDirectory + upper + "/work",
+		},
 	})
 	return out, nil
 }

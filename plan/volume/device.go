@@ -47,7 +47,8 @@ func Devices(s *specs.Spec, privileged bool, isHosts func(specs.LinuxDevice) boo
 		if d.Type != "b" || privileged && isHosts(d) {
 			continue
 		}
-		out = append(out, Device{Path: d.Path, Major: d.Major, Minor: d.Minor, ReadOnly: !privileged && !writes(s.Linux.Resources, d)})
+		out = append(out, Device{Path: d.Path, Major: d.Major, Minor: d.Minor, ReadOnly: !privileged &&
+			!writes(s.Linux.Resources, d)})
 	}
 	return out
 }
@@ -60,7 +61,8 @@ func writes(res *specs.LinuxResources, d specs.LinuxDevice) bool {
 	ok := false
 	for _, r := range res.Devices { // the last one counts
 		kind := r.Type == "" || r.Type == "a" || r.Type == "b"
-		if kind && (r.Major == nil || *r.Major < 0 || *r.Major == d.Major) && (r.Minor == nil || *r.Minor < 0 || *r.Minor == d.Minor) && strings.Contains(r.Access, "w") {
+		if kind && (r.Major == nil || *r.Major < 0 || *r.Major == d.Major) &&
+			(r.Minor == nil || *r.Minor < 0 || *r.Minor == d.Minor) && strings.Contains(r.Access, "w") {
 			ok = r.Allow
 		}
 	}

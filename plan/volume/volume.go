@@ -46,7 +46,10 @@ const (
 
 // String names the kind for logs.
 func (k Kind) String() string {
-	return [...]string{"copy", "copy of the pod", "updated copy", "memory", "disk", "termination message", "direct volume", "raw block device", "live share", "device of the guest", "image volume"}[k]
+	return [...]string{
+		"copy", "copy of the pod", "updated copy", "memory", "disk", "termination message", "direct volume",
+		"raw block device", "live share", "device of the guest", "image volume",
+	}[k]
 }
 
 // HostPath is the configuration's choice for ordinary directories of the host.
@@ -182,7 +185,8 @@ func (in Input) kubelet(src string) (pod string, rest []string, real string, err
 		return "", nil, src, nil
 	}
 	if pod, _ := kubelets(src); pod != "" && path.Base(pod) == uid {
-		return "", nil, src, fmt.Errorf("the source %s looks like a volume of this pod in the root directory of a kubelet, but %s is not known as one: add it to runtime.kubelet_dirs: %w",
+		return "", nil, src, fmt.Errorf("the source %s looks like a volume of this pod in the root directory of a kubelet, "+
+			"but %s is not known as one: add it to runtime.kubelet_dirs: %w",
 			src, path.Dir(path.Dir(pod)), errdefs.ErrFailedPrecondition)
 	}
 	return "", nil, src, nil
@@ -328,7 +332,8 @@ func (in Input) emptyDir(src, sub string) (Bind, error) {
 	case at.FSType == "tmpfs":
 		b.Kind = Memory
 	case at.FSType == hugetlbfs:
-		return b, fmt.Errorf("the emptyDir %s is made of huge pages, which the VM has not; use medium Memory: %w", path.Base(src), errdefs.ErrInvalidArgument)
+		return b, fmt.Errorf("the emptyDir %s is made of huge pages, which the VM has not; use medium Memory: %w",
+			path.Base(src), errdefs.ErrInvalidArgument)
 	}
 	return b, nil
 }
@@ -339,7 +344,8 @@ func (in Input) subPath(m specs.Mount, src, pod, name string) (Bind, error) {
 	volume := path.Join(pod, volumesDir, emptyDir, name)
 	at := mountOf(in.Mounts, src)
 	if at == nil || at.Mountpoint != src {
-		return Bind{}, fmt.Errorf("the sub path %s is not mounted, so there is no telling which volume it belongs to: %w", src, errdefs.ErrFailedPrecondition)
+		return Bind{}, fmt.Errorf("the sub path %s is not mounted, so there is no telling which volume it belongs to: %w",
+			src, errdefs.ErrFailedPrecondition)
 	}
 	if sub, ok := within(at, mountOf(in.Mounts, volume), volume); ok {
 		return in.emptyDir(volume, sub)
@@ -409,17 +415,22 @@ func (in Input) persistent(m specs.Mount, src string) (Bind, error) {
 	if readOnly(m) || in.HostPath == Live {
 		return in.hostPath(m, src, Owned)
 	}
-	return Bind{}, fmt.Errorf("the volume %s is mounted on the host, and a VM cannot write to a file system that the host has mounted: "+
-		"give it to the pod as a raw block device (volumeDevices), let the CSI driver hand it over unmounted (direct volume), mount it read-only, or outside a TEE share it live (runtime.host_path): %w", src, errdefs.ErrInvalidArgument)
+	return Bind{}, fmt.Errorf("the volume %s is mounted on the host, and a VM cannot write to a file system that the "+
+		"host has mounted: "+
+		"give it to the pod as a raw block device (volumeDevices), let the CSI driver hand it over unmounted (direct "+
+		"volume), mount it read-only, or outside a TEE share it live (runtime.host_path): %w", src,
+		errdefs.ErrInvalidArgument)
 }
 
 // hostPath is a file or directory of the host that has no owner among the pod's volumes.
 func (in Input) hostPath(m specs.Mount, src string, origin Origin) (Bind, error) {
 	switch {
 	case in.TEE:
-		return Bind{}, fmt.Errorf("the source %s is the host's, and a confidential guest takes no files of the host into a container: use a volume of the pod: %w", src, errdefs.ErrInvalidArgument)
+		return Bind{}, fmt.Errorf("the source %s is the host's, and a confidential guest takes no files of the host into a "+
+			"container: use a volume of the pod: %w", src, errdefs.ErrInvalidArgument)
 	case in.HostPath == Refused:
-		return Bind{}, fmt.Errorf("the source %s is the host's, which the configuration refuses (runtime.host_path): %w", src, errdefs.ErrInvalidArgument)
+		return Bind{}, fmt.Errorf("the source %s is the host's, which the configuration refuses (runtime.host_path): %w", src,
+			errdefs.ErrInvalidArgument)
 	}
 	if in.HostPath == Live {
 		return Bind{Kind: Shared, Origin: origin, Source: src, ReadOnly: readOnly(m)}, nil

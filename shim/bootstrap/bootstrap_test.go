@@ -74,11 +74,16 @@ func TestDecodeParams(t *testing.T) {
 	inv := Invocation{Namespace: "ns", ID: "c1", Address: "/flag.sock", PublishBinary: "/flag"}
 	full := &bootapi.BootstrapParams{
 		InstanceID: "c1", Namespace: "ns", LogLevel: bootapi.LogLevel_LOG_LEVEL_DEBUG,
-		ContainerdTtrpcAddress: "/p.ttrpc", ContainerdGrpcAddress: "/p.sock", ContainerdBinary: "/p", SocketDir: proto.String("/sd"),
+		ContainerdTtrpcAddress: "/p.ttrpc", ContainerdGrpcAddress: "/p.sock", ContainerdBinary: "/p",
+		SocketDir: proto.String("/sd"),
 	}
-	options := &anypb.Any{TypeUrl: "runtimeoptions.v1.Options", Value: marshal(t, &runtimeoptions.Options{ConfigPath: "/x"})}
+	options := &anypb.Any{
+		TypeUrl: "runtimeoptions.v1.Options",
+		Value:   marshal(t, &runtimeoptions.Options{ConfigPath: "/x"}),
+	}
 	full.Extensions = []*bootapi.Extension{{Value: &anypb.Any{TypeUrl: "example.Other"}}, {Value: options}}
-	trap := &anypb.Any{TypeUrl: "c1", Value: []byte("other")} // reads as BootstrapParams{InstanceID: "c1", Namespace: "other"}
+	// reads as BootstrapParams{InstanceID: "c1", Namespace: "other"}
+	trap := &anypb.Any{TypeUrl: "c1", Value: []byte("other")}
 	old := map[string]string{envTTRPCAddress: "/env.ttrpc"}
 	newer := map[string]string{envTTRPCAddress: "/env.ttrpc", envMaxVersion: "2"}
 	debug := inv
@@ -97,19 +102,24 @@ func TestDecodeParams(t *testing.T) {
 			Params{inv, "/env.ttrpc", defaultSocketDir, marshal(t, options), jsonAnswer},
 			`{"version":2,"address":"unix:///s","protocol":"ttrpc"}`, nil,
 		},
-		{"options that look like parameters of another", marshal(t, trap), old, Params{inv, "/env.ttrpc", defaultSocketDir, marshal(t, trap), plainAddress}, "unix:///s", nil},
+		{"options that look like parameters of another", marshal(t, trap), old, Params{
+			inv, "/env.ttrpc", defaultSocketDir,
+			marshal(t, trap), plainAddress,
+		}, "unix:///s", nil},
 		{
 			"2.3: parameters win over flags and environment", marshal(t, full), newer,
 			Params{debug, "/p.ttrpc", "/sd", marshal(t, options), protoAnswer},
 			string(marshal(t, &bootapi.BootstrapResult{Version: 3, Address: "unix:///s", Protocol: "ttrpc"})), nil,
 		},
 		{
-			"2.3: what is empty comes from the flags", marshal(t, &bootapi.BootstrapParams{InstanceID: "c1", Namespace: "ns"}), newer,
+			"2.3: what is empty comes from the flags", marshal(t, &bootapi.BootstrapParams{InstanceID: "c1", Namespace: "ns"}),
+			newer,
 			Params{inv, "/env.ttrpc", defaultSocketDir, nil, protoAnswer},
 			string(marshal(t, &bootapi.BootstrapResult{Version: 3, Address: "unix:///s", Protocol: "ttrpc"})), nil,
 		},
 		{
-			"relative socket directory", marshal(t, &bootapi.BootstrapParams{InstanceID: "c1", Namespace: "ns", SocketDir: proto.String("s")}),
+			"relative socket directory",
+			marshal(t, &bootapi.BootstrapParams{InstanceID: "c1", Namespace: "ns", SocketDir: proto.String("s")}),
 			newer,
 			Params{},
 			"", errdefs.ErrInvalidArgument,

@@ -9,12 +9,13 @@ import (
 	"time"
 )
 
-// askTimeout is how long a shim waits for its first call. containerd makes it as soon as `start` has printed the address.
+// askTimeout is how long a shim waits for its first call. containerd makes it as soon as `start` has printed the
+// address.
 const askTimeout = 20 * time.Second
 
 // clients counts connections. It calls deserted each time the last client disconnects, and once if no call came within
-// askTimeout. A containerd that is killed between `start` and its first call never makes that call. If it had stored the
-// address, it connects after its restart and keeps the shim, since it takes the sandbox for created.
+// askTimeout. A containerd that is killed between `start` and its first call never makes that call. If it had stored
+// the address, it connects after its restart and keeps the shim, since it takes the sandbox for created.
 type clients struct {
 	deserted func()
 	unasked  *time.Timer

@@ -24,13 +24,16 @@ const leaveTimeout = time.Second
 // Delete frees what the shim of a bundle left and returns what belongs on standard output. cleanup
 // frees the pod's resources. It may be called at any time and any number of times: a serving process
 // that containerd has given up is ended first.
-func Delete(ctx context.Context, inv Invocation, dir bundle.Dir, cleanup func(ctx context.Context, bundle string) error) ([]byte, error) {
+func Delete(ctx context.Context, inv Invocation, dir bundle.Dir,
+	cleanup func(ctx context.Context, bundle string) error,
+) ([]byte, error) {
 	var errs []error
 	if p, ok := dir.Shim(); ok {
 		errs = append(errs, endShim(ctx, p))
 	}
 	errs = append(errs, cleanup(ctx, string(dir)))
-	if address, err := dir.Address(); err == nil && filepath.Base(address) == socketName(inv.Address, inv.Namespace, inv.ID) && !isServed(address) {
+	if address, err := dir.Address(); err == nil && filepath.Base(address) == socketName(inv.Address, inv.Namespace,
+		inv.ID) && !isServed(address) {
 		errs = append(errs, removeSocket(address))
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -40,7 +43,10 @@ func Delete(ctx context.Context, inv Invocation, dir bundle.Dir, cleanup func(ct
 	if !ok {
 		exit = bundle.Exit{Status: 128 + uint32(unix.SIGKILL), At: time.Now()}
 	}
-	return proto.Marshal(&task.DeleteResponse{Pid: dir.Init(), ExitStatus: exit.Status, ExitedAt: timestamppb.New(exit.At)})
+	return proto.Marshal(&task.DeleteResponse{
+		Pid: dir.Init(), ExitStatus: exit.Status,
+		ExitedAt: timestamppb.New(exit.At),
+	})
 }
 
 // endShim waits a moment for the process to leave by itself and then kills it.

@@ -93,7 +93,9 @@ func newQuiet() *quiet {
 	return q
 }
 
-func (q *quiet) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
+func (q *quiet) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo,
+	method ttrpc.Method,
+) (any, error) {
 	// A Wait lasts as long as its process, or its sandbox, and is no work.
 	if !strings.HasSuffix(info.FullMethod, "/Wait") && !strings.HasSuffix(info.FullMethod, "/WaitSandbox") {
 		q.begin()

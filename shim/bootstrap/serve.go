@@ -88,7 +88,8 @@ func Serve(inv Invocation, build func(Env) (Program, error)) (err error) {
 	callers := newClients(askTimeout, program.Deserted)
 	defer callers.stop()
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(context.Background(), listener{l, calls, callers}) }() // ends when server is closed below
+	// ends when server is closed below
+	go func() { served <- server.Serve(context.Background(), listener{l, calls, callers}) }()
 	if err := errors.Join(logs.take(), sayReady(ready)); err != nil {
 		env.Log.Error("start", "error", err)
 	}
@@ -102,8 +103,8 @@ func Serve(inv Invocation, build func(Env) (Program, error)) (err error) {
 	return finish(env, server, program, calls, callers, l.Addr().String())
 }
 
-// finish ends the service. The socket goes first: a shim that leaves must not be found. A client that has its last answer
-// hangs up, and is let: when ttrpc's client finds an answer and the connection's end at once, it takes either.
+// finish ends the service. The socket goes first: a shim that leaves must not be found. A client that has its last
+// answer hangs up, and is let: when ttrpc's client finds an answer and the connection's end at once, it takes either.
 func finish(env Env, server *ttrpc.Server, program Program, calls *answers, callers *clients, path string) error {
 	err := removeSocket(path)
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)

@@ -41,7 +41,8 @@ func socketAddress(dir, daemon, namespace, pod string) (string, error) {
 	return scheme + path, nil
 }
 
-// listen makes the socket. It replaces a stale socket, and returns errdefs.ErrAlreadyExists for one that a process serves.
+// listen makes the socket. It replaces a stale socket, and returns errdefs.ErrAlreadyExists for one that a process
+// serves.
 func listen(address string) (*net.UnixListener, error) {
 	path := strings.TrimPrefix(address, scheme)
 	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {

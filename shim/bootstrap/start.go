@@ -142,7 +142,8 @@ func serveCommand(p Params, dir bundle.Dir, exe string) *exec.Cmd {
 	cmd.Dir = string(dir)
 	cmd.Env = []string{envTTRPCAddress + "=" + p.TTRPCAddress}
 	for _, e := range os.Environ() {
-		if !strings.HasPrefix(e, envTTRPCAddress+"=") && !strings.HasPrefix(e, envMaxVersion+"=") && !strings.HasPrefix(e, rlimit.Env+"=") {
+		if !strings.HasPrefix(e, envTTRPCAddress+"=") && !strings.HasPrefix(e, envMaxVersion+"=") &&
+			!strings.HasPrefix(e, rlimit.Env+"=") {
 			cmd.Env = append(cmd.Env, e)
 		}
 	}

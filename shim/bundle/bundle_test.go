@@ -24,12 +24,37 @@ func TestRoleOf(t *testing.T) {
 		wantErr     error
 	}{
 		{"no annotations: a pod of one", nil, Role{PodID: "c1"}, nil},
-		{"sandbox", map[string]string{cri + "container-type": "sandbox", cri + "sandbox-id": "c1"}, Role{Sandbox: true, PodID: "c1"}, nil},
-		{"container", map[string]string{cri + "container-type": "container", cri + "sandbox-id": "p1"}, Role{PodID: "p1"}, nil},
+		{
+			"sandbox",
+			map[string]string{cri + "container-type": "sandbox", cri + "sandbox-id": "c1"},
+			Role{Sandbox: true, PodID: "c1"},
+			nil,
+		},
+		{
+			"container",
+			map[string]string{cri + "container-type": "container", cri + "sandbox-id": "p1"},
+			Role{PodID: "p1"},
+			nil,
+		},
 		{"cri-o sandbox", map[string]string{crio + "ContainerType": "sandbox"}, Role{Sandbox: true, PodID: "c1"}, nil},
-		{"cri-o container", map[string]string{crio + "ContainerType": "container", crio + "SandboxID": "p1"}, Role{PodID: "p1"}, nil},
-		{"container without sandbox", map[string]string{cri + "container-type": "container"}, Role{}, errdefs.ErrInvalidArgument},
-		{"sandbox id that is a path", map[string]string{cri + "container-type": "container", cri + "sandbox-id": "../x"}, Role{}, errdefs.ErrInvalidArgument},
+		{
+			"cri-o container",
+			map[string]string{crio + "ContainerType": "container", crio + "SandboxID": "p1"},
+			Role{PodID: "p1"},
+			nil,
+		},
+		{
+			"container without sandbox",
+			map[string]string{cri + "container-type": "container"},
+			Role{},
+			errdefs.ErrInvalidArgument,
+		},
+		{
+			"sandbox id that is a path",
+			map[string]string{cri + "container-type": "container", cri + "sandbox-id": "../x"},
+			Role{},
+			errdefs.ErrInvalidArgument,
+		},
 		{"unknown type", map[string]string{cri + "container-type": "vm"}, Role{}, errdefs.ErrInvalidArgument},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

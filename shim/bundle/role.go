@@ -42,7 +42,8 @@ func RoleOf(id string, annotations map[string]string) (Role, error) {
 			}
 			return Role{PodID: pod}, nil
 		default:
-			return Role{}, fmt.Errorf("annotation %s of %s is %q, not sandbox or container: %w", a.kind, id, kind, errdefs.ErrInvalidArgument)
+			return Role{}, fmt.Errorf("annotation %s of %s is %q, not sandbox or container: %w", a.kind, id, kind,
+				errdefs.ErrInvalidArgument)
 		}
 	}
 	return Role{PodID: id}, nil

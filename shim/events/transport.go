@@ -63,7 +63,8 @@ func (b publishBinary) Forward(ctx context.Context, e *types.Envelope) error {
 		return permanent{fmt.Errorf("encode %s: %w", e.Topic, err)}
 	}
 	// The path is containerd's own executable, given by containerd.
-	cmd := exec.CommandContext(ctx, b.path, "--address", b.address, "publish", "--topic", e.Topic, "--namespace", e.Namespace)
+	cmd := exec.CommandContext(ctx, b.path, "--address", b.address, "publish", "--topic", e.Topic,
+		"--namespace", e.Namespace)
 	cmd.Stdin = bytes.NewReader(data)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("publish %s through %s: %w: %s", e.Topic, b.path, err, bytes.TrimSpace(out))

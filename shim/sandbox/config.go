@@ -59,7 +59,8 @@ func decodeConfig(typeURL string, data []byte) (podConfig, error) {
 	case "":
 		return podConfig{}, nil
 	default:
-		return podConfig{}, fmt.Errorf("sandbox options of type %q where %s is expected: %w", typeURL, configType, errdefs.ErrInvalidArgument)
+		return podConfig{}, fmt.Errorf("sandbox options of type %q where %s is expected: %w", typeURL, configType,
+			errdefs.ErrInvalidArgument)
 	}
 	var d wire.Reader
 	f := d.Message(data)

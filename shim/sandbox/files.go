@@ -88,7 +88,8 @@ func amender(bundle string) func(*specs.Spec) {
 		for _, f := range etcFiles {
 			if !mounted(s, f.path) {
 				s.Mounts = append(s.Mounts, specs.Mount{
-					Destination: f.path, Source: filepath.Join(bundle, f.name), Type: "bind", Options: []string{"rbind", "rprivate", mode},
+					Destination: f.path, Source: filepath.Join(bundle, f.name), Type: "bind",
+					Options: []string{"rbind", "rprivate", mode},
 				})
 			}
 		}

@@ -111,7 +111,8 @@ func newBox(r request) (*box, error) {
 	}
 	maps.Copy(c.annotations, r.annotations)
 	if c.network == nodeMode {
-		return nil, fmt.Errorf("the pod asks for the host's network (hostNetwork: true), which a VM cannot have: %w", errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("the pod asks for the host's network (hostNetwork: true), which a VM cannot have: %w",
+			errdefs.ErrInvalidArgument)
 	}
 	opts, err := runtimeOptions(bundle.Dir(r.bundle))
 	if err != nil {

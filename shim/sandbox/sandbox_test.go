@@ -158,16 +158,19 @@ func (f *fixture) stop() error {
 func TestLifeOfASandbox(t *testing.T) {
 	f := newFixture(t)
 	f.up()
-	if st := f.status(); st.GetState() != "SANDBOX_READY" || st.GetPid() == 0 || st.GetCreatedAt() == nil || st.GetExitedAt() != nil {
+	if st := f.status(); st.GetState() != "SANDBOX_READY" || st.GetPid() == 0 || st.GetCreatedAt() == nil ||
+		st.GetExitedAt() != nil {
 		t.Errorf("status of a ready sandbox = %v", st)
 	}
 	if _, err := f.PingSandbox(t.Context(), &api.PingRequest{SandboxID: "s1"}); err != nil {
 		t.Errorf("ping: %v", err)
 	}
-	if r, err := f.Platform(t.Context(), &api.PlatformRequest{SandboxID: "s1"}); err != nil || r.GetPlatform().GetOS() != "linux" {
+	if r, err := f.Platform(t.Context(), &api.PlatformRequest{SandboxID: "s1"}); err != nil ||
+		r.GetPlatform().GetOS() != "linux" {
 		t.Errorf("Platform = %v, %v", r, err)
 	}
-	if r, err := f.SandboxMetrics(t.Context(), &api.SandboxMetricsRequest{SandboxID: "s1"}); err != nil || len(r.GetMetrics().GetData().GetValue()) == 0 {
+	if r, err := f.SandboxMetrics(t.Context(), &api.SandboxMetricsRequest{SandboxID: "s1"}); err != nil ||
+		len(r.GetMetrics().GetData().GetValue()) == 0 {
 		t.Errorf("SandboxMetrics = %v, %v", r, err)
 	}
 	// The task API's shutdown of a container is not the sandbox's.
@@ -182,7 +185,8 @@ func TestLifeOfASandbox(t *testing.T) {
 	if err := f.create(&cri.PodSandboxConfig{}); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("second create = %v, want ErrAlreadyExists", err)
 	}
-	if _, err := f.StartSandbox(t.Context(), &api.StartSandboxRequest{SandboxID: "s1"}); !errdefs.IsFailedPrecondition(errgrpc.ToNative(err)) {
+	if _, err := f.StartSandbox(t.Context(),
+		&api.StartSandboxRequest{SandboxID: "s1"}); !errdefs.IsFailedPrecondition(errgrpc.ToNative(err)) {
 		t.Errorf("second start = %v, want ErrFailedPrecondition", err)
 	}
 	for range 2 {
@@ -218,7 +222,8 @@ func TestVMThatDies(t *testing.T) {
 	if st.GetState() != "SANDBOX_NOTREADY" || !strings.Contains(st.GetInfo()["reason"], "vm ended: signal: killed") {
 		t.Errorf("status = %v, want the reason", st)
 	}
-	if _, err := f.SandboxMetrics(t.Context(), &api.SandboxMetricsRequest{SandboxID: "s1"}); err == nil || !strings.Contains(err.Error(), "vm ended") {
+	if _, err := f.SandboxMetrics(t.Context(), &api.SandboxMetricsRequest{SandboxID: "s1"}); err == nil ||
+		!strings.Contains(err.Error(), "vm ended") {
 		t.Errorf("metrics of a dead VM: %v", err)
 	}
 	if err := f.stop(); err != nil {
@@ -233,7 +238,8 @@ func TestStartThatFails(t *testing.T) {
 	if err := f.create(&cri.PodSandboxConfig{}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.StartSandbox(t.Context(), &api.StartSandboxRequest{SandboxID: "s1"}); err == nil || !strings.Contains(err.Error(), boom.Error()) {
+	if _, err := f.StartSandbox(t.Context(), &api.StartSandboxRequest{SandboxID: "s1"}); err == nil ||
+		!strings.Contains(err.Error(), boom.Error()) {
 		t.Errorf("StartSandbox = %v, want %v", err, boom)
 	}
 	if w := f.wait(); w.GetExitStatus() != 137 {
@@ -285,19 +291,22 @@ func TestStopOfASandboxThatNeverStarted(t *testing.T) {
 	if w := f.wait(); w.GetExitStatus() != 0 {
 		t.Errorf("WaitSandbox = %v", w)
 	}
-	if _, err := f.StartSandbox(t.Context(), &api.StartSandboxRequest{SandboxID: "s1"}); !errdefs.IsFailedPrecondition(errgrpc.ToNative(err)) {
+	if _, err := f.StartSandbox(t.Context(),
+		&api.StartSandboxRequest{SandboxID: "s1"}); !errdefs.IsFailedPrecondition(errgrpc.ToNative(err)) {
 		t.Errorf("start after stop = %v", err)
 	}
 }
 
 func TestRefused(t *testing.T) {
 	f := newFixture(t)
-	if _, err := f.WaitSandbox(t.Context(), &api.WaitSandboxRequest{SandboxID: "s1"}); !errdefs.IsNotFound(errgrpc.ToNative(err)) {
+	if _, err := f.WaitSandbox(t.Context(),
+		&api.WaitSandboxRequest{SandboxID: "s1"}); !errdefs.IsNotFound(errgrpc.ToNative(err)) {
 		t.Errorf("wait for nothing = %v", err)
 	}
-	err := f.create(&cri.PodSandboxConfig{Linux: &cri.LinuxPodSandboxConfig{SecurityContext: &cri.LinuxSandboxSecurityContext{
-		NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE},
-	}}})
+	err := f.create(
+		&cri.PodSandboxConfig{Linux: &cri.LinuxPodSandboxConfig{SecurityContext: &cri.LinuxSandboxSecurityContext{
+			NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE},
+		}}})
 	if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "hostNetwork") {
 		t.Errorf("create on the host's network = %v", err)
 	}
@@ -307,7 +316,8 @@ func TestRefused(t *testing.T) {
 			t.Errorf("create with %v = %v, want ErrInvalidArgument", a, err)
 		}
 	}
-	if _, err := f.CreateSandbox(t.Context(), &api.CreateSandboxRequest{SandboxID: "../x"}); !errdefs.IsInvalidArgument(errgrpc.ToNative(err)) {
+	if _, err := f.CreateSandbox(t.Context(),
+		&api.CreateSandboxRequest{SandboxID: "../x"}); !errdefs.IsInvalidArgument(errgrpc.ToNative(err)) {
 		t.Errorf("create with a path for an id = %v", err)
 	}
 }
@@ -318,10 +328,16 @@ func TestWhatThePodIsMadeFrom(t *testing.T) {
 		Hostname: "web-0", LogDirectory: "/var/log/p",
 		Metadata:    &cri.PodSandboxMetadata{Name: "web", Uid: "u", Namespace: "default"},
 		Annotations: map[string]string{"a": "b"},
-		DnsConfig:   &cri.DNSConfig{Servers: []string{"10.0.0.10"}, Searches: []string{"x", "y"}, Options: []string{"ndots:5"}},
+		DnsConfig: &cri.DNSConfig{
+			Servers: []string{"10.0.0.10"}, Searches: []string{"x", "y"},
+			Options: []string{"ndots:5"},
+		},
 		Linux: &cri.LinuxPodSandboxConfig{
 			CgroupParent: "/kubepods.slice/kubepods-pod1.slice", Sysctls: map[string]string{"net.core.somaxconn": "99"},
-			Resources: &cri.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: -1, CpuShares: 512, MemoryLimitInBytes: 1 << 28},
+			Resources: &cri.LinuxContainerResources{
+				CpuPeriod: 100000, CpuQuota: -1, CpuShares: 512,
+				MemoryLimitInBytes: 1 << 28,
+			},
 		},
 	})
 	if err != nil {
@@ -341,7 +357,10 @@ func TestWhatThePodIsMadeFrom(t *testing.T) {
 		Linux: &specs.Linux{
 			CgroupsPath: "kubepods-pod1.slice:cri-containerd:s1", Sysctl: map[string]string{"net.core.somaxconn": "99"},
 			Namespaces: []specs.LinuxNamespace{
-				{Type: specs.UTSNamespace}, {Type: specs.NetworkNamespace, Path: "/run/netns/x"}, {Type: specs.PIDNamespace}, {Type: specs.IPCNamespace},
+				{Type: specs.UTSNamespace},
+				{Type: specs.NetworkNamespace, Path: "/run/netns/x"},
+				{Type: specs.PIDNamespace},
+				{Type: specs.IPCNamespace},
 			},
 		},
 	}
@@ -362,22 +381,32 @@ func TestAmend(t *testing.T) {
 		return specs.Mount{Destination: at, Source: from, Type: "bind", Options: []string{"rbind", "rprivate", mode}}
 	}
 	own := specs.Mount{Destination: "/etc/hosts", Source: "/k/hosts", Type: "bind"}
-	s := &specs.Spec{Root: &specs.Root{Readonly: true}, Mounts: []specs.Mount{own, {Destination: "/dev/shm", Type: "tmpfs"}}}
+	s := &specs.Spec{
+		Root:   &specs.Root{Readonly: true},
+		Mounts: []specs.Mount{own, {Destination: "/dev/shm", Type: "tmpfs"}},
+	}
 	amender("/b")(s)
-	want := []specs.Mount{own, bind("/dev/shm", "/dev/shm", "rw"), bind("/etc/hostname", "/b/hostname", "ro"), bind("/etc/resolv.conf", "/b/resolv.conf", "ro")}
+	want := []specs.Mount{
+		own, bind("/dev/shm", "/dev/shm", "rw"), bind("/etc/hostname", "/b/hostname", "ro"),
+		bind("/etc/resolv.conf", "/b/resolv.conf", "ro"),
+	}
 	if diff := cmp.Diff(want, s.Mounts); diff != "" {
 		t.Errorf("amend (-want +got):\n%s", diff)
 	}
 	volume := &specs.Spec{Mounts: []specs.Mount{bind("/dev/shm/", "/var/lib/kubelet/x", "rw")}}
 	amender("/b")(volume)
-	if diff := cmp.Diff(bind("/dev/shm/", "/var/lib/kubelet/x", "rw"), volume.Mounts[0]); diff != "" || len(volume.Mounts) != 4 {
+	if diff := cmp.Diff(bind("/dev/shm/", "/var/lib/kubelet/x", "rw"), volume.Mounts[0]); diff != "" ||
+		len(volume.Mounts) != 4 {
 		t.Errorf("amend changes a volume at /dev/shm:\n%s", diff)
 	}
 }
 
 // With any bytes as a sandbox's options, the decoder returns a value or an error.
 func FuzzDecodeConfig(f *testing.F) {
-	data, err := proto.Marshal(&cri.PodSandboxConfig{Hostname: "h", Linux: &cri.LinuxPodSandboxConfig{Sysctls: map[string]string{"a": "b"}}})
+	data, err := proto.Marshal(&cri.PodSandboxConfig{
+		Hostname: "h",
+		Linux:    &cri.LinuxPodSandboxConfig{Sysctls: map[string]string{"a": "b"}},
+	})
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -178,7 +178,8 @@ func (b bed) basics() {
 	if r := b.ctr(nil, "task", "metrics", "a4"); r.Code != 0 || !strings.Contains(r.Stdout, "pids.current") {
 		b.t.Errorf("metrics = %s %s", r.Stdout, r.Stderr)
 	}
-	if r := b.ctr(nil, "task", "exec", "--exec-id", "y", "a4", "/no/such"); r.Code == 0 || !strings.Contains(r.Stderr, "/no/such") {
+	if r := b.ctr(nil, "task", "exec", "--exec-id", "y", "a4", "/no/such"); r.Code == 0 ||
+		!strings.Contains(r.Stderr, "/no/such") {
 		b.t.Errorf("exec of a missing program = %d %s", r.Code, r.Stderr)
 	}
 	b.remove("a4")

@@ -104,8 +104,8 @@ func Container(st *agent.StatsContainerResponse) *anypb.Any {
 	return &anypb.Any{TypeUrl: messageType, Value: m}
 }
 
-// Process measures a host process in the same form. It is for the VMM, whose use is the sandbox's use of its node. All its
-// memory counts as used and none as cache, since the host cannot reclaim the guest's memory.
+// Process measures a host process in the same form. It is for the VMM, whose use is the sandbox's use of its node. All
+// its memory counts as used and none as cache, since the host cannot reclaim the guest's memory.
 func Process(pid int) (*anypb.Any, error) {
 	u, err := procinfo.Read(pid)
 	if err != nil {

@@ -51,12 +51,19 @@ func TestStatsAreContainerdsMessage(t *testing.T) {
 				ThrottlingData: &agent.ThrottlingData{Periods: 5, ThrottledPeriods: 1, ThrottledTime: 2_000},
 			},
 			MemoryStats: &agent.MemoryStats{
-				Cache: 11, Usage: &agent.MemoryData{Usage: 12, Limit: 13, MaxUsage: 14}, SwapUsage: &agent.MemoryData{Usage: 15, Limit: 16},
-				Stats: map[string]uint64{"anon": 17, "thp_collapse_alloc": 18, "unknown": 19},
+				Cache: 11, Usage: &agent.MemoryData{Usage: 12, Limit: 13, MaxUsage: 14},
+				SwapUsage: &agent.MemoryData{Usage: 15, Limit: 16},
+				Stats:     map[string]uint64{"anon": 17, "thp_collapse_alloc": 18, "unknown": 19},
 			},
 			BlkioStats: &agent.BlkioStats{
-				IoServiceBytesRecursive: []*agent.BlkioStatsEntry{{Major: 8, Minor: 1, Op: "Read", Value: 20}, {Major: 8, Minor: 1, Op: "Write", Value: 21}},
-				IoServicedRecursive:     []*agent.BlkioStatsEntry{{Major: 8, Minor: 1, Op: "read", Value: 22}, {Major: 8, Minor: 1, Op: "write", Value: 23}},
+				IoServiceBytesRecursive: []*agent.BlkioStatsEntry{
+					{Major: 8, Minor: 1, Op: "Read", Value: 20},
+					{Major: 8, Minor: 1, Op: "Write", Value: 21},
+				},
+				IoServicedRecursive: []*agent.BlkioStatsEntry{
+					{Major: 8, Minor: 1, Op: "read", Value: 22},
+					{Major: 8, Minor: 1, Op: "write", Value: 23},
+				},
 			},
 			HugetlbStats: map[string]*agent.HugetlbStats{"2MB": {Usage: 24, MaxUsage: 25, Failcnt: 26}},
 		},

@@ -96,8 +96,8 @@ func (e *end) current() (*os.File, error) {
 	return e.file, nil
 }
 
-// switchOver replaces the descriptor and wakes goroutines that wait on the old one. The old one stays open until the new
-// one is, since a FIFO without any open descriptor loses its content.
+// switchOver replaces the descriptor and wakes goroutines that wait on the old one. The old one stays open until the
+// new one is, since a FIFO without any open descriptor loses its content.
 func (e *end) switchOver() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -255,7 +255,8 @@ func TestFilesAreMadeAndAppendedTo(t *testing.T) {
 func TestABinaryLoggerGetsStreamsAndNames(t *testing.T) {
 	dir := t.TempDir()
 	script, out := filepath.Join(dir, "logger"), filepath.Join(dir, "out")
-	body := "#!/bin/sh\nexec 5>&-\n{ echo \"$1 $2 $3 $CONTAINER_ID $CONTAINER_NAMESPACE\"; cat <&3; cat <&4; } >" + out + "\n"
+	body := "#!/bin/sh\nexec 5>&-\n{ echo \"$1 $2 $3 $CONTAINER_ID $CONTAINER_NAMESPACE\"; cat <&3; cat <&4; } >" + out +
+		"\n"
 	if err := os.WriteFile(script, []byte(body), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -305,7 +306,11 @@ func TestParseTarget(t *testing.T) {
 		{"a path", "/run/x", target{kind: kindPath, path: "/run/x"}, nil},
 		{"fifo", "fifo:///run/x", target{kind: kindPath, path: "/run/x"}, nil},
 		{"file", "file:///var/log/a%20b", target{kind: kindFile, path: "/var/log/a b"}, nil},
-		{"binary keeps the order", "binary:///b?z=1&a=2&flag", target{kind: kindBinary, path: "/b", args: []string{"z", "1", "a", "2", "flag"}}, nil},
+		{
+			"binary keeps the order", "binary:///b?z=1&a=2&flag",
+			target{kind: kindBinary, path: "/b", args: []string{"z", "1", "a", "2", "flag"}},
+			nil,
+		},
 		{"escaped arguments", "binary:///b?a=%2Fx+y", target{kind: kindBinary, path: "/b", args: []string{"a", "/x y"}}, nil},
 		{"relative path", "run/x", target{}, errdefs.ErrInvalidArgument},
 		{"host instead of path", "file://var/log", target{}, errdefs.ErrInvalidArgument},

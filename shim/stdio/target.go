@@ -39,7 +39,8 @@ func parseTarget(s string) (target, error) {
 		return target{}, fmt.Errorf("log URI %q: %w: %w", s, err, errdefs.ErrInvalidArgument)
 	}
 	if u.Host != "" {
-		return target{}, fmt.Errorf("log URI %q names the host %q; write %s:///path: %w", s, u.Host, scheme, errdefs.ErrInvalidArgument)
+		return target{}, fmt.Errorf("log URI %q names the host %q; write %s:///path: %w", s, u.Host, scheme,
+			errdefs.ErrInvalidArgument)
 	}
 	switch u.Scheme {
 	case "fifo":
@@ -57,7 +58,8 @@ func parseTarget(s string) (target, error) {
 		}
 		return t, nil
 	}
-	return target{}, fmt.Errorf("log URI %q: scheme %q is not fifo, file or binary: %w", s, u.Scheme, errdefs.ErrInvalidArgument)
+	return target{}, fmt.Errorf("log URI %q: scheme %q is not fifo, file or binary: %w", s, u.Scheme,
+		errdefs.ErrInvalidArgument)
 }
 
 func pathTarget(k kind, path string) (target, error) {

@@ -29,7 +29,8 @@ const maxSpec = 16 << 20
 // Create makes a container, and first of all its pod.
 func (s *Service) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.CreateTaskResponse, error) {
 	if r.Checkpoint != "" {
-		return nil, fmt.Errorf("create %s from a checkpoint: a VM's processes cannot be restored: %w", r.ID, errdefs.ErrNotImplemented)
+		return nil, fmt.Errorf("create %s from a checkpoint: a VM's processes cannot be restored: %w", r.ID,
+			errdefs.ErrNotImplemented)
 	}
 	if err := bundle.CheckName("container id", r.ID); err != nil {
 		return nil, err
@@ -92,7 +93,8 @@ func (s *Service) claim(c *container, podID string) error {
 	case s.podState == podEnded:
 		return fmt.Errorf("create %s: pod %s has ended: %w", c.id, s.podID, errdefs.ErrFailedPrecondition)
 	case s.podState == podRunning && podID != s.podID:
-		return fmt.Errorf("create %s of pod %s: this shim serves pod %s: %w", c.id, podID, s.podID, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("create %s of pod %s: this shim serves pod %s: %w", c.id, podID, s.podID,
+			errdefs.ErrFailedPrecondition)
 	}
 	if s.podState == podAbsent {
 		s.podIs(podMake)
@@ -121,7 +123,9 @@ func (s *Service) settled(c *container) {
 }
 
 // create acquires everything that a container has. On error nothing is left.
-func (s *Service) create(ctx context.Context, c *container, role bundle.Role, spec *specs.Spec, r *api.CreateTaskRequest) (_ Pod, err error) {
+func (s *Service) create(ctx context.Context, c *container, role bundle.Role, spec *specs.Spec,
+	r *api.CreateTaskRequest,
+) (_ Pod, err error) {
 	var u undo.Stack
 	defer u.RunOnError(&err)
 	if !role.Sandbox {
@@ -155,7 +159,9 @@ func (s *Service) create(ctx context.Context, c *container, role bundle.Role, sp
 }
 
 // podFor returns the pod, making it for its first container.
-func (s *Service) podFor(ctx context.Context, role bundle.Role, req virtcontainers.ContainerRequest, r *api.CreateTaskRequest, u *undo.Stack) (Pod, error) {
+func (s *Service) podFor(ctx context.Context, role bundle.Role, req virtcontainers.ContainerRequest,
+	r *api.CreateTaskRequest, u *undo.Stack,
+) (Pod, error) {
 	s.mu.Lock()
 	pod := s.pod
 	s.mu.Unlock()
@@ -209,7 +215,10 @@ func containerRequest(r *api.CreateTaskRequest, spec *specs.Spec, io stdio.Confi
 	req := virtcontainers.ContainerRequest{ID: r.ID, Bundle: r.Bundle, Spec: spec, Terminal: r.Terminal}
 	req.Stdin, req.Stdout, req.Stderr = io.Wants()
 	for _, m := range r.Rootfs {
-		req.Rootfs = append(req.Rootfs, virtcontainers.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
+		req.Rootfs = append(req.Rootfs, virtcontainers.Mount{
+			Type: m.Type, Source: m.Source, Target: m.Target,
+			Options: m.Options,
+		})
 	}
 	return req
 }
@@ -221,7 +230,8 @@ func readSpec(dir string) (*specs.Spec, error) {
 		return nil, fmt.Errorf("OCI spec: %w", classifyMissing(err))
 	}
 	if info.Size() > maxSpec {
-		return nil, fmt.Errorf("OCI spec %s has %d bytes, at most %d are read: %w", path, info.Size(), maxSpec, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("OCI spec %s has %d bytes, at most %d are read: %w", path, info.Size(), maxSpec,
+			errdefs.ErrInvalidArgument)
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {

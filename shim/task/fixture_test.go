@@ -132,7 +132,10 @@ func (f *fixture) start(id, execID string) {
 
 func (f *fixture) exec(id, execID string, args ...string) {
 	f.t.Helper()
-	if _, err := f.Exec(f.t.Context(), &api.ExecProcessRequest{ID: id, ExecID: execID, Spec: processSpec(f.t, args...)}); err != nil {
+	if _, err := f.Exec(f.t.Context(), &api.ExecProcessRequest{
+		ID: id, ExecID: execID,
+		Spec: processSpec(f.t, args...),
+	}); err != nil {
 		f.t.Fatalf("Exec(%s, %s): %v", id, execID, err)
 	}
 }

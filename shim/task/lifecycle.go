@@ -32,7 +32,8 @@ func (s *Service) Exec(ctx context.Context, r *api.ExecProcessRequest) (*emptypb
 		return nil, err
 	}
 	if c.sandbox {
-		return nil, fmt.Errorf("exec %s in sandbox %s: a sandbox has no processes in the guest: %w", r.ExecID, r.ID, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("exec %s in sandbox %s: a sandbox has no processes in the guest: %w", r.ExecID, r.ID,
+			errdefs.ErrFailedPrecondition)
 	}
 	if c.init.hasExited() {
 		return nil, fmt.Errorf("exec %s: container %s has stopped: %w", r.ExecID, r.ID, errdefs.ErrFailedPrecondition)
@@ -122,7 +123,8 @@ func (s *Service) Kill(ctx context.Context, r *api.KillRequest) (*emptypb.Empty,
 		return nil, err
 	}
 	if p.hasExited() {
-		return nil, fmt.Errorf("kill process %q in container %s: process already finished: %w", r.ExecID, r.ID, errdefs.ErrNotFound)
+		return nil, fmt.Errorf("kill process %q in container %s: process already finished: %w", r.ExecID, r.ID,
+			errdefs.ErrNotFound)
 	}
 	s.log.Debug("signal", "container", r.ID, "exec", r.ExecID, "signal", r.Signal)
 	if c.sandbox {
@@ -159,7 +161,8 @@ func (s *Service) Delete(ctx context.Context, r *api.DeleteRequest) (*api.Delete
 		return nil, err
 	}
 	if p.isAlive() {
-		return nil, fmt.Errorf("delete process %q in container %s: it runs; kill it first: %w", r.ExecID, r.ID, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("delete process %q in container %s: it runs; kill it first: %w", r.ExecID, r.ID,
+			errdefs.ErrFailedPrecondition)
 	}
 	client := ctx
 	ctx, cancel := s.detached(ctx, stopTimeout)
@@ -277,8 +280,8 @@ func (s *Service) Shutdown(ctx context.Context, _ *api.ShutdownRequest) (*emptyp
 	return &emptypb.Empty{}, nil
 }
 
-// Deserted ends a shim that has nothing to serve and whose client is gone or never made a call. A containerd that restarts
-// would keep such a shim until the sandbox, which was never created, is removed.
+// Deserted ends a shim that has nothing to serve and whose client is gone or never made a call. A containerd that
+// restarts would keep such a shim until the sandbox, which was never created, is removed.
 func (s *Service) Deserted() {
 	s.mu.Lock()
 	idle := len(s.containers) == 0 && !s.held && !s.stopping

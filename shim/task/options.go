@@ -49,11 +49,13 @@ func DecodeOptions(a *anypb.Any) (Options, error) {
 		}
 		out = Options{ConfigPath: m.GetConfigPath(), ConfigBody: m.GetConfigBody(), Annotations: m.GetAnnotations()}
 	default:
-		return Options{}, fmt.Errorf("runtime options of type %q are for another runtime: use runtimeoptions.v1.Options or coco.shim.v1.Options: %w",
+		return Options{}, fmt.Errorf("runtime options of type %q are for another runtime: use runtimeoptions.v1.Options or "+
+			"coco.shim.v1.Options: %w",
 			a.GetTypeUrl(), errdefs.ErrInvalidArgument)
 	}
 	if out.ConfigPath != "" && !filepath.IsAbs(out.ConfigPath) {
-		return Options{}, fmt.Errorf("runtime options: config path %q is not absolute: %w", out.ConfigPath, errdefs.ErrInvalidArgument)
+		return Options{}, fmt.Errorf("runtime options: config path %q is not absolute: %w", out.ConfigPath,
+			errdefs.ErrInvalidArgument)
 	}
 	return out, nil
 }

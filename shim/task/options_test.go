@@ -35,13 +35,32 @@ func TestDecodeOptions(t *testing.T) {
 	}{
 		{"none", nil, Options{}, ""},
 		{"empty", &anypb.Any{}, Options{}, ""},
-		{"containerd's", &anypb.Any{TypeUrl: "runtimeoptions.v1.Options", Value: body}, Options{ConfigPath: "/c.toml", ConfigBody: []byte("x")}, ""},
-		{"with a prefix", &anypb.Any{TypeUrl: "type.googleapis.com/runtimeoptions.v1.Options", Value: body}, Options{ConfigPath: "/c.toml", ConfigBody: []byte("x")}, ""},
-		{"ours", &anypb.Any{TypeUrl: "coco.shim.v1.Options", Value: body}, Options{ConfigPath: "/c.toml", ConfigBody: []byte("x")}, ""},
+		{
+			"containerd's", &anypb.Any{TypeUrl: "runtimeoptions.v1.Options", Value: body},
+			Options{ConfigPath: "/c.toml", ConfigBody: []byte("x")},
+			"",
+		},
+		{
+			"with a prefix", &anypb.Any{TypeUrl: "type.googleapis.com/runtimeoptions.v1.Options", Value: body},
+			Options{ConfigPath: "/c.toml", ConfigBody: []byte("x")},
+			"",
+		},
+		{
+			"ours", &anypb.Any{TypeUrl: "coco.shim.v1.Options", Value: body},
+			Options{ConfigPath: "/c.toml", ConfigBody: []byte("x")},
+			"",
+		},
 		{"runc's", &anypb.Any{TypeUrl: "containerd.runc.v1.Options"}, Options{}, `"containerd.runc.v1.Options"`},
-		{"broken", &anypb.Any{TypeUrl: "runtimeoptions.v1.Options", Value: []byte{0xff}}, Options{}, "runtimeoptions.v1.Options"},
+		{
+			"broken", &anypb.Any{TypeUrl: "runtimeoptions.v1.Options", Value: []byte{0xff}},
+			Options{},
+			"runtimeoptions.v1.Options",
+		},
 		{"untyped", &anypb.Any{Value: body}, Options{}, "no type"},
-		{"relative path", &anypb.Any{TypeUrl: "runtimeoptions.v1.Options", Value: pack(&runtimeoptions.Options{ConfigPath: "c"})}, Options{}, `"c"`},
+		{"relative path", &anypb.Any{
+			TypeUrl: "runtimeoptions.v1.Options",
+			Value:   pack(&runtimeoptions.Options{ConfigPath: "c"}),
+		}, Options{}, `"c"`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got, err := DecodeOptions(tc.in)

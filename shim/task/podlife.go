@@ -48,8 +48,8 @@ var podTable = fsm.Table[podState, podEvent]{
 	{State: podEnded, Event: podEnd}:    podEnded,
 }
 
-// podIs lets an event happen to the pod; the caller holds mu. An event that the table refuses changes nothing and is logged:
-// it would be a fault of this package.
+// podIs lets an event happen to the pod; the caller holds mu. An event that the table refuses changes nothing and is
+// logged: it would be a fault of this package.
 func (s *Service) podIs(e podEvent) {
 	next, err := podTable.Next(s.podState, e)
 	if err != nil {

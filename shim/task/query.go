@@ -140,10 +140,12 @@ func (s *Service) ResizePty(ctx context.Context, r *api.ResizePtyRequest) (*empt
 		return nil, err
 	}
 	if c.sandbox || !p.stdio.Terminal {
-		return nil, fmt.Errorf("resize terminal of process %q in container %s: it has none: %w", r.ExecID, r.ID, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("resize terminal of process %q in container %s: it has none: %w", r.ExecID, r.ID,
+			errdefs.ErrFailedPrecondition)
 	}
 	if p.hasExited() {
-		return nil, fmt.Errorf("resize terminal of process %q in container %s: it has ended: %w", r.ExecID, r.ID, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("resize terminal of process %q in container %s: it has ended: %w", r.ExecID, r.ID,
+			errdefs.ErrFailedPrecondition)
 	}
 	if err := pod.Resize(ctx, r.ID, r.ExecID, r.Width, r.Height); err != nil {
 		return nil, about(r.ID, err, "resize terminal of process %q in container %s", r.ExecID, r.ID)
@@ -167,7 +169,8 @@ func (s *Service) CloseIO(_ context.Context, r *api.CloseIORequest) (*emptypb.Em
 
 // Checkpoint is not possible.
 func (s *Service) Checkpoint(_ context.Context, r *api.CheckpointTaskRequest) (*emptypb.Empty, error) {
-	return nil, fmt.Errorf("checkpoint %s: the processes of a VM cannot be checkpointed: %w", r.ID, errdefs.ErrNotImplemented)
+	return nil, fmt.Errorf("checkpoint %s: the processes of a VM cannot be checkpointed: %w", r.ID,
+		errdefs.ErrNotImplemented)
 }
 
 // Update changes a container's limits.
@@ -216,7 +219,8 @@ func (s *Service) Stats(ctx context.Context, r *api.StatsRequest) (*api.StatsRes
 	return &api.StatsResponse{Stats: stats.Container(st)}, nil
 }
 
-// Connect returns the shim's pid, also for an unknown container: containerd calls it to find out whether a shim answers.
+// Connect returns the shim's pid, also for an unknown container: containerd calls it to find out whether a shim
+// answers.
 func (s *Service) Connect(_ context.Context, r *api.ConnectRequest) (*api.ConnectResponse, error) {
 	resp := &api.ConnectResponse{ShimPid: uint32(os.Getpid())} //nolint:gosec // a pid
 	if c, _, err := s.lookup(r.ID); err == nil {

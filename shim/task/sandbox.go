@@ -65,8 +65,8 @@ func (s *Service) claimSandbox(id string) error {
 	return nil
 }
 
-// EndSandbox ends the sandbox's VM and releases the pod's resources on the host. It publishes the exits of processes that
-// still ran. It is idempotent: after an error, the next call continues with the resources that are left.
+// EndSandbox ends the sandbox's VM and releases the pod's resources on the host. It publishes the exits of processes
+// that still ran. It is idempotent: after an error, the next call continues with the resources that are left.
 func (s *Service) EndSandbox(ctx context.Context) error {
 	s.mu.Lock()
 	s.podIs(podEnd)

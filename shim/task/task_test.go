@@ -159,7 +159,10 @@ func TestOutputIsDeliveredBeforeTheExit(t *testing.T) {
 	f := newFixture(t)
 	log := filepath.Join(t.TempDir(), "log")
 	dir := f.bundle(nil, "/bin/sh", "-c", "i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done")
-	if _, err := f.Create(t.Context(), &api.CreateTaskRequest{ID: "c1", Bundle: dir, Stdout: "file://" + log}); err != nil {
+	if _, err := f.Create(t.Context(), &api.CreateTaskRequest{
+		ID: "c1", Bundle: dir,
+		Stdout: "file://" + log,
+	}); err != nil {
 		t.Fatal(err)
 	}
 	f.start("c1", "")
@@ -201,7 +204,8 @@ func TestPauseResumeUpdateAndCounts(t *testing.T) {
 	if _, err := f.Pause(ctx, &api.PauseRequest{ID: "c1"}); err != nil || f.status("c1", "") != tasktypes.Status_PAUSED {
 		t.Errorf("Pause = %v", err)
 	}
-	if _, err := f.Resume(ctx, &api.ResumeRequest{ID: "c1"}); err != nil || f.status("c1", "") != tasktypes.Status_RUNNING {
+	if _, err := f.Resume(ctx, &api.ResumeRequest{ID: "c1"}); err != nil ||
+		f.status("c1", "") != tasktypes.Status_RUNNING {
 		t.Errorf("Resume = %v", err)
 	}
 	res := &anypb.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources", Value: []byte(`{}`)}
@@ -210,10 +214,12 @@ func TestPauseResumeUpdateAndCounts(t *testing.T) {
 	}
 	_, err := f.Update(ctx, &api.UpdateTaskRequest{ID: "c1", Resources: processSpec(t)})
 	wantClass(t, "Update with a process", err, errdefs.ErrInvalidArgument)
-	if r, err := f.Pids(ctx, &api.PidsRequest{ID: "c1"}); err != nil || len(r.Processes) != 1 || int(r.Processes[0].Pid) != f.pod.PID() {
+	if r, err := f.Pids(ctx, &api.PidsRequest{ID: "c1"}); err != nil || len(r.Processes) != 1 ||
+		int(r.Processes[0].Pid) != f.pod.PID() {
 		t.Errorf("Pids = %v, %v", r, err)
 	}
-	if r, err := f.Connect(ctx, &api.ConnectRequest{ID: "c1"}); err != nil || int(r.TaskPid) != f.pod.PID() || int(r.ShimPid) != os.Getpid() {
+	if r, err := f.Connect(ctx, &api.ConnectRequest{ID: "c1"}); err != nil || int(r.TaskPid) != f.pod.PID() ||
+		int(r.ShimPid) != os.Getpid() {
 		t.Errorf("Connect = %v, %v", r, err)
 	}
 	_, err = f.Checkpoint(ctx, &api.CheckpointTaskRequest{ID: "c1"})

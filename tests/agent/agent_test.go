@@ -6,8 +6,6 @@ package agent_test
 import (
 	"fmt"
 	"io"
-	"net"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -25,10 +23,16 @@ import (
 func TestVM(t *testing.T) {
 	testvm.Need(t, testvm.QEMU, testvm.GuestImage, testvm.Busybox)
 	v := boot(t, buildInitrd(t))
-	if _, err := v.agent.CreateContainer(within(t, 10*time.Second), &pb.CreateContainerRequest{ContainerId: "early", OCI: spec("true")}); !is(err, errdefs.IsFailedPrecondition) {
+	if _, err := v.agent.CreateContainer(within(t, 10*time.Second), &pb.CreateContainerRequest{
+		ContainerId: "early",
+		OCI:         spec("true"),
+	}); !is(err, errdefs.IsFailedPrecondition) {
 		t.Errorf("CreateContainer before CreateSandbox = %v, want FAILED_PRECONDITION", err)
 	}
-	if _, err := v.agent.CreateSandbox(within(t, 10*time.Second), &pb.CreateSandboxRequest{Hostname: "pod-host", SandboxId: "pod", SandboxPidns: true}); err != nil {
+	if _, err := v.agent.CreateSandbox(within(t, 10*time.Second), &pb.CreateSandboxRequest{
+		Hostname:  "pod-host",
+		SandboxId: "pod", SandboxPidns: true,
+	}); err != nil {
 		t.Fatalf("CreateSandbox: %v", err)
 	}
 	v.busybox(t)
@@ -50,44 +54,6 @@ func TestVM(t *testing.T) {
 	t.Run("guest calls", v.testGuest)
 	t.Run("growth", v.testGrowth)
 	t.Run("destroy", v.testDestroy)
-}
-
-// TestHostComesAndGoes: the channel has no peer at first, then one, then another. The sandbox stays.
-// A host that comes back before the guest has noticed that it was gone is taken for the old one
-// speaking nonsense; that session ends, and the host has to try again.
-func TestHostComesAndGoes(t *testing.T) {
-	testvm.Need(t, testvm.QEMU, testvm.GuestImage)
-	sock := filepath.Join(t.TempDir(), "s")
-	v := launch(t, buildInitrd(t), "path="+sock+",server=on,wait=off", nil)
-	for round := range 2 {
-		begin := time.Now()
-		attempts := 1
-		for v.dialSocket(t, sock, bootDeadline>>(2*round)) != nil {
-			v.disconnect()
-			if attempts++; time.Since(begin) > 2*bootDeadline {
-				t.Fatalf("session %d: no answer in %d attempts\n%s", round, attempts, v.log())
-			}
-		}
-		t.Logf("session %d: answers at attempt %d", round, attempts)
-		_, err := v.agent.CreateSandbox(within(t, 30*time.Second), &pb.CreateSandboxRequest{SandboxId: "pod"})
-		if round == 0 && err != nil || round > 0 && !is(err, errdefs.IsAlreadyExists) {
-			t.Errorf("session %d: CreateSandbox = %v", round, err)
-		}
-		v.disconnect()
-	}
-}
-
-// dialSocket connects to QEMU's socket, as soon as there is one, and to the agent behind it.
-func (v *vm) dialSocket(t *testing.T, sock string, limit time.Duration) error {
-	t.Helper()
-	var c net.Conn
-	var err error
-	for end := time.Now().Add(bootDeadline); time.Now().Before(end); {
-		if c, err = net.Dial("unix", sock); err == nil {
-			return v.session(t, c, limit)
-		}
-	}
-	return err
 }
 
 func is(err error, class func(error) bool) bool { return err != nil && class(errgrpc.ToNative(err)) }
@@ -150,9 +116,15 @@ func (v *vm) testErrors(t *testing.T) {
 		return err
 	}
 	bind := spec("true")
-	bind.Mounts = append(bind.Mounts, &pb.Mount{Destination: "/x", Type: "bind", Source: "/etc", Options: []string{"bind"}})
+	bind.Mounts = append(bind.Mounts, &pb.Mount{
+		Destination: "/x", Type: "bind", Source: "/etc",
+		Options: []string{"bind"},
+	})
 	link := spec("true")
-	link.Mounts = append(link.Mounts, &pb.Mount{Destination: "/x", Type: "bind", Source: shared + "escape", Options: []string{"bind"}})
+	link.Mounts = append(link.Mounts, &pb.Mount{
+		Destination: "/x", Type: "bind", Source: shared + "escape",
+		Options: []string{"bind"},
+	})
 	if err := v.link(t, "escape", "/etc"); !is(err, errdefs.IsInvalidArgument) {
 		t.Errorf("a link to /etc: %v", err)
 	}
@@ -173,13 +145,25 @@ func (v *vm) testErrors(t *testing.T) {
 		class func(error) bool
 	}{
 		{"create twice", create(&pb.CreateContainerRequest{ContainerId: "e1", OCI: spec("true")}), errdefs.IsAlreadyExists},
-		{"reserved id", create(&pb.CreateContainerRequest{ContainerId: "shared", OCI: spec("true")}), errdefs.IsInvalidArgument},
-		{"id with slash", create(&pb.CreateContainerRequest{ContainerId: "../a", OCI: spec("true")}), errdefs.IsInvalidArgument},
+		{
+			"reserved id", create(&pb.CreateContainerRequest{ContainerId: "shared", OCI: spec("true")}),
+			errdefs.IsInvalidArgument,
+		},
+		{
+			"id with slash", create(&pb.CreateContainerRequest{ContainerId: "../a", OCI: spec("true")}),
+			errdefs.IsInvalidArgument,
+		},
 		{"no spec", create(&pb.CreateContainerRequest{ContainerId: "e2"}), errdefs.IsInvalidArgument},
 		{"no rootfs", create(&pb.CreateContainerRequest{ContainerId: "e2", OCI: noroot}), errdefs.IsInvalidArgument},
 		{"mount of the guest", create(&pb.CreateContainerRequest{ContainerId: "e2", OCI: bind}), errdefs.IsInvalidArgument},
-		{"mount of the guest by a link", create(&pb.CreateContainerRequest{ContainerId: "e2", OCI: link}), errdefs.IsInvalidArgument},
-		{"unknown stream", create(&pb.CreateContainerRequest{ContainerId: "e2", OCI: spec("true"), StdoutPort: 99999}), errdefs.IsInvalidArgument},
+		{
+			"mount of the guest by a link", create(&pb.CreateContainerRequest{ContainerId: "e2", OCI: link}),
+			errdefs.IsInvalidArgument,
+		},
+		{
+			"unknown stream", create(&pb.CreateContainerRequest{ContainerId: "e2", OCI: spec("true"), StdoutPort: 99999}),
+			errdefs.IsInvalidArgument,
+		},
 		{"no such command", create(&pb.CreateContainerRequest{ContainerId: "e2", OCI: spec("nonesuch")}), errdefs.IsUnknown},
 		{"exec before start", execErr, errdefs.IsFailedPrecondition},
 		{"unknown container", startErr, errdefs.IsNotFound},
@@ -229,7 +213,10 @@ func (v *vm) testExec(t *testing.T) {
 	if !is(err, errdefs.IsAlreadyExists) {
 		t.Errorf("exec id twice = %v", err)
 	}
-	if _, err := v.agent.SignalProcess(within(t, 10*time.Second), &pb.SignalProcessRequest{ContainerId: "x1", ExecId: "three", Signal: 15}); err != nil {
+	if _, err := v.agent.SignalProcess(within(t, 10*time.Second), &pb.SignalProcessRequest{
+		ContainerId: "x1",
+		ExecId:      "three", Signal: 15,
+	}); err != nil {
 		t.Error(err)
 	}
 	if got := v.wait(t, "x1", "three"); got != 143 {
@@ -247,7 +234,10 @@ func (v *vm) testExec(t *testing.T) {
 	}
 	g.out.Close()
 	g.err.Close()
-	if _, err := v.agent.SignalProcess(within(t, 10*time.Second), &pb.SignalProcessRequest{ContainerId: "x1", Signal: 9}); err != nil {
+	if _, err := v.agent.SignalProcess(within(t, 10*time.Second), &pb.SignalProcessRequest{
+		ContainerId: "x1",
+		Signal:      9,
+	}); err != nil {
 		t.Error(err)
 	}
 	if got := v.wait(t, "x1", ""); got != 137 {
@@ -260,12 +250,16 @@ func (v *vm) testExec(t *testing.T) {
 }
 
 func (v *vm) testSignals(t *testing.T) {
-	s := v.create(t, "s1", spec("sh", "-c", "trap 'echo usr1' USR1; trap 'exit 4' TERM; echo ready; while :; do sleep 1; done"))
+	s := v.create(t, "s1",
+		spec("sh", "-c", "trap 'echo usr1' USR1; trap 'exit 4' TERM; echo ready; while :; do sleep 1; done"))
 	v.start(t, "s1")
 	buf := make([]byte, 6)
 	_, _ = io.ReadFull(s.out, buf)
 	send := func(sig uint32) {
-		if _, err := v.agent.SignalProcess(within(t, 10*time.Second), &pb.SignalProcessRequest{ContainerId: "s1", ExecId: "s1", Signal: sig}); err != nil {
+		if _, err := v.agent.SignalProcess(within(t, 10*time.Second), &pb.SignalProcessRequest{
+			ContainerId: "s1",
+			ExecId:      "s1", Signal: sig,
+		}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -294,7 +288,8 @@ func (v *vm) testPause(t *testing.T) {
 		t.Errorf("a paused process answered with %d bytes", n)
 	}
 	_ = s.out.SetReadDeadline(time.Time{})
-	if _, err := v.agent.PauseContainer(ctx, &pb.PauseContainerRequest{ContainerId: "p1"}); !is(err, errdefs.IsFailedPrecondition) {
+	if _, err := v.agent.PauseContainer(ctx, &pb.PauseContainerRequest{ContainerId: "p1"}); !is(err,
+		errdefs.IsFailedPrecondition) {
 		t.Errorf("pause twice = %v", err)
 	}
 	if _, err := v.agent.ResumeContainer(ctx, &pb.ResumeContainerRequest{ContainerId: "p1"}); err != nil {
@@ -312,7 +307,8 @@ func (v *vm) testLimits(t *testing.T) {
 	v.start(t, "l1")
 	ctx := within(t, 20*time.Second)
 	if _, err := v.agent.UpdateContainer(ctx, &pb.UpdateContainerRequest{ContainerId: "l1", Resources: &pb.LinuxResources{
-		Memory: &pb.LinuxMemory{Limit: 64 << 20}, CPU: &pb.LinuxCPU{Shares: 512, Quota: 50000, Period: 100000}, Pids: &pb.LinuxPids{Limit: 50},
+		Memory: &pb.LinuxMemory{Limit: 64 << 20}, CPU: &pb.LinuxCPU{Shares: 512, Quota: 50000, Period: 100000},
+		Pids: &pb.LinuxPids{Limit: 50},
 	}}); err != nil {
 		t.Errorf("UpdateContainer: %v", err)
 	}
@@ -321,7 +317,8 @@ func (v *vm) testLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := r.CgroupStats
-	if c.MemoryStats.Usage.Limit != 64<<20 || c.MemoryStats.Usage.Usage == 0 || c.PidsStats.Limit != 50 || c.PidsStats.Current != 1 ||
+	if c.MemoryStats.Usage.Limit != 64<<20 || c.MemoryStats.Usage.Usage == 0 || c.PidsStats.Limit != 50 ||
+		c.PidsStats.Current != 1 ||
 		c.CpuStats.CpuUsage.TotalUsage == 0 || len(c.MemoryStats.Stats) == 0 {
 		t.Errorf("statistics: %v", c)
 	}
@@ -349,7 +346,10 @@ func (v *vm) testSeccomp(t *testing.T) {
 	sp.Process.Args = []string{"sh", "-c", "kill -0 1 && echo not refused; exit 0"}
 	sp.Linux.Seccomp = &pb.LinuxSeccomp{
 		DefaultAction: "SCMP_ACT_ALLOW",
-		Syscalls:      []*pb.LinuxSyscall{{Names: []string{"kill"}, Action: "SCMP_ACT_ERRNO", ErrnoRet: &pb.LinuxSyscall_Errnoret{Errnoret: 99}}},
+		Syscalls: []*pb.LinuxSyscall{{
+			Names: []string{"kill"}, Action: "SCMP_ACT_ERRNO",
+			ErrnoRet: &pb.LinuxSyscall_Errnoret{Errnoret: 99},
+		}},
 	}
 	if out, _ := v.run(t, "sec1", sp); strings.Contains(out, "not refused") {
 		t.Errorf("the filter had no effect: %q", out)
@@ -374,13 +374,15 @@ func (v *vm) testSharedPID(t *testing.T) {
 	ctx := within(t, 30*time.Second)
 	s := v.open(t)
 	if _, err := v.agent.CreateContainer(ctx, &pb.CreateContainerRequest{
-		ContainerId: "sp1", OCI: spec("sh", "-c", "echo $$; head -c 5 /proc/1/cmdline; sleep 1000 & exit 2"), SandboxPidns: true, StdoutPort: s.ports[1], StderrPort: s.ports[2],
+		ContainerId: "sp1", OCI: spec("sh", "-c", "echo $$; head -c 5 /proc/1/cmdline; sleep 1000 & exit 2"),
+		SandboxPidns: true, StdoutPort: s.ports[1], StderrPort: s.ports[2],
 	}); err != nil {
 		t.Fatal(err)
 	}
 	v.start(t, "sp1")
 	out, _ := io.ReadAll(s.out) // ends although the background process would keep it
-	if code := v.wait(t, "sp1", ""); code != 2 || strings.HasPrefix(string(out), "1\n") || !strings.HasSuffix(string(out), "pause") {
+	if code := v.wait(t, "sp1", ""); code != 2 || strings.HasPrefix(string(out), "1\n") ||
+		!strings.HasSuffix(string(out), "pause") {
 		t.Errorf("code %d, output %q", code, out)
 	}
 	v.remove(t, "sp1")
@@ -389,7 +391,8 @@ func (v *vm) testSharedPID(t *testing.T) {
 func (v *vm) testGuest(t *testing.T) {
 	ctx := within(t, 20*time.Second)
 	d, err := v.agent.GetGuestDetails(ctx, &pb.GuestDetailsRequest{MemBlockSize: true})
-	if err != nil || d.MemBlockSizeBytes == 0 || !strings.Contains(fmt.Sprint(d.AgentDetails.ExtraFeatures), contract.FeatureStreams) {
+	if err != nil || d.MemBlockSizeBytes == 0 || !strings.Contains(fmt.Sprint(d.AgentDetails.ExtraFeatures),
+		contract.FeatureStreams) {
 		t.Errorf("details %v, %v", d, err)
 	}
 	m, err := v.agent.GetMetrics(ctx, &pb.GetMetricsRequest{})
@@ -401,7 +404,8 @@ func (v *vm) testGuest(t *testing.T) {
 		t.Error(err)
 	}
 	for _, to := range []time.Time{time.Unix(86400, 0), time.Unix(1_900_000_000, 0), time.Now().Add(time.Hour)} {
-		if _, err := v.agent.SetGuestDateTime(ctx, &pb.SetGuestDateTimeRequest{Sec: to.Unix()}); !is(err, errdefs.IsPermissionDenied) {
+		if _, err := v.agent.SetGuestDateTime(ctx, &pb.SetGuestDateTimeRequest{Sec: to.Unix()}); !is(err,
+			errdefs.IsPermissionDenied) {
 			t.Errorf("SetGuestDateTime(%v) = %v, want a refusal: the clock has a window", to, err)
 		}
 	}
@@ -410,10 +414,12 @@ func (v *vm) testGuest(t *testing.T) {
 		t.Error(err)
 	}
 	out, _ := v.run(t, "g1", spec("sh", "-c", "ls -l /proc/self/exe >/dev/null; busybox date +%s"))
-	if got, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64); err != nil || got < to.Unix() || got > to.Add(4*time.Minute).Unix() {
+	if got, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64); err != nil || got < to.Unix() ||
+		got > to.Add(4*time.Minute).Unix() {
 		t.Errorf("time %q, %v, want five minutes ago (%d)", out, err, to.Unix())
 	}
-	if r, err := v.agent.GetVolumeStats(ctx, &pb.VolumeStatsRequest{VolumeGuestPath: shared}); err != nil || len(r.Usage) != 2 {
+	if r, err := v.agent.GetVolumeStats(ctx, &pb.VolumeStatsRequest{VolumeGuestPath: shared}); err != nil ||
+		len(r.Usage) != 2 {
 		t.Errorf("volume statistics %v, %v", r, err)
 	}
 }

@@ -25,11 +25,17 @@ const guestRoot = contract.GuestRoot + "/"
 func TestHostileHost(t *testing.T) {
 	testvm.Need(t, testvm.QEMU, testvm.GuestImage, testvm.Busybox)
 	v := boot(t, buildInitrd(t))
-	_, err := v.agent.CreateSandbox(within(t, 20*time.Second), &pb.CreateSandboxRequest{Hostname: "pod\nhost", SandboxId: "pod"})
+	_, err := v.agent.CreateSandbox(within(t, 20*time.Second), &pb.CreateSandboxRequest{
+		Hostname:  "pod\nhost",
+		SandboxId: "pod",
+	})
 	if !is(err, errdefs.IsInvalidArgument) {
 		t.Errorf("a host name with a newline: %v", err)
 	}
-	if _, err := v.agent.CreateSandbox(within(t, 20*time.Second), &pb.CreateSandboxRequest{Hostname: "pod-host", SandboxId: "pod"}); err != nil {
+	if _, err := v.agent.CreateSandbox(within(t, 20*time.Second), &pb.CreateSandboxRequest{
+		Hostname:  "pod-host",
+		SandboxId: "pod",
+	}); err != nil {
 		t.Fatalf("CreateSandbox: %v", err)
 	}
 	v.busybox(t)
@@ -39,7 +45,9 @@ func TestHostileHost(t *testing.T) {
 	t.Run("other containers", v.testOthers)
 	t.Run("hooks and annotations", v.testHooks)
 	t.Run("a shared init", v.testSharedInit)
-	if out, code := v.run(t, "after", spec("sh", "-c", "ls /proc/self/fd | wc -l; hostname")); code != 0 || out != "4\npod-host\n" { // ls has one of its own
+	// ls has one of its own
+	if out, code := v.run(t, "after", spec("sh", "-c", "ls /proc/self/fd | wc -l; hostname")); code != 0 ||
+		out != "4\npod-host\n" {
 		t.Errorf("the guest afterwards: %d, %q", code, out)
 	}
 }
@@ -55,7 +63,10 @@ func (v *vm) link(t *testing.T, name, target string) error {
 // refused creates a container that must not come to be.
 func (v *vm) refused(t *testing.T, what string, sp *pb.Spec, storages ...*pb.Storage) {
 	t.Helper()
-	_, err := v.agent.CreateContainer(within(t, 60*time.Second), &pb.CreateContainerRequest{ContainerId: "evil", OCI: sp, Storages: storages})
+	_, err := v.agent.CreateContainer(within(t, 60*time.Second), &pb.CreateContainerRequest{
+		ContainerId: "evil", OCI: sp,
+		Storages: storages,
+	})
 	if !is(err, errdefs.IsInvalidArgument) && !is(err, errdefs.IsNotImplemented) {
 		t.Errorf("%s: %v, want a refusal", what, err)
 	}
@@ -82,9 +93,13 @@ func (v *vm) testLinks(t *testing.T) {
 		"lowerdir=" + shared + "in", "lowerdir=" + shared + "in/bin", "lowerdir=" + rootfs + ":" + shared + "in",
 		"lowerdir=" + rootfs + ",upperdir=" + shared + "in/u,workdir=" + shared + "in/w", "lowerdir=/", "lowerdir=/usr:/etc",
 	} {
-		v.refused(t, opts, bind, &pb.Storage{Driver: "overlayfs", Source: "overlay", Fstype: "overlay", MountPoint: ov, Options: []string{opts}})
+		v.refused(t, opts, bind, &pb.Storage{
+			Driver: "overlayfs", Source: "overlay", Fstype: "overlay", MountPoint: ov,
+			Options: []string{opts},
+		})
 	}
-	v.refused(t, "a bind through a link", withMount(&pb.Mount{Destination: "/g", Type: "bind", Source: shared + "in/bin", Options: []string{"rbind"}}))
+	v.refused(t, "a bind through a link",
+		withMount(&pb.Mount{Destination: "/g", Type: "bind", Source: shared + "in/bin", Options: []string{"rbind"}}))
 	v.refused(t, "a storage through a link", bind, &pb.Storage{Driver: "bind", Source: shared + "in", MountPoint: ov})
 }
 
@@ -93,7 +108,8 @@ func (v *vm) testUnknown(t *testing.T) {
 	sp := spec("true")
 	sp.Linux.ProtoReflect().SetUnknown(protowire.AppendVarint(protowire.AppendTag(nil, 2000, protowire.VarintType), 1))
 	_, err := v.agent.CreateContainer(within(t, 20*time.Second), &pb.CreateContainerRequest{ContainerId: "u", OCI: sp})
-	if !is(err, errdefs.IsInvalidArgument) || !strings.Contains(err.Error(), "CreateContainerRequest.OCI.Linux: field 2000") {
+	if !is(err, errdefs.IsInvalidArgument) ||
+		!strings.Contains(err.Error(), "CreateContainerRequest.OCI.Linux: field 2000") {
 		t.Errorf("an unknown field: %v", err)
 	}
 	c, err := v.dialer.Dial(within(t, 10*time.Second), contract.PortStreams)
@@ -111,28 +127,35 @@ func (v *vm) testUnknown(t *testing.T) {
 }
 
 func (v *vm) testMounts(t *testing.T) {
-	for _, kind := range strings.Fields("overlay virtiofs 9p ext4 devtmpfs securityfs debugfs tracefs bpf configfs rootfs") {
+	for _, kind := range strings.Fields("overlay virtiofs 9p ext4 devtmpfs securityfs debugfs tracefs bpf configfs " +
+		"rootfs") {
 		m := &pb.Mount{Destination: "/g", Type: kind, Source: "tag"}
 		if kind == "overlay" {
 			m.Options = []string{"lowerdir=/:/etc"}
 		}
 		v.refused(t, "a mount of type "+kind, withMount(m))
 	}
-	v.refused(t, "an option", withMount(&pb.Mount{Destination: "/g", Type: "tmpfs", Source: "x", Options: []string{"usrquota"}}))
-	v.refused(t, "the guest's files", withMount(&pb.Mount{Destination: "/g", Type: "bind", Source: "/etc", Options: []string{"rbind"}}))
+	v.refused(t, "an option",
+		withMount(&pb.Mount{Destination: "/g", Type: "tmpfs", Source: "x", Options: []string{"usrquota"}}))
+	v.refused(t, "the guest's files",
+		withMount(&pb.Mount{Destination: "/g", Type: "bind", Source: "/etc", Options: []string{"rbind"}}))
 }
 
 func (v *vm) testOthers(t *testing.T) {
 	v.create(t, "victim", spec("sleep", "1000"))
 	for _, p := range []string{"victim", "victim/config.json", "victim/rootfs", "evil", "evil/config.json"} {
-		v.refused(t, "a bind of "+p, withMount(&pb.Mount{Destination: "/o", Type: "bind", Source: guestRoot + p, Options: []string{"rbind"}}))
+		v.refused(t, "a bind of "+p,
+			withMount(&pb.Mount{Destination: "/o", Type: "bind", Source: guestRoot + p, Options: []string{"rbind"}}))
 	}
 	root := spec("true")
 	root.Root.Path = guestRoot + "victim/rootfs"
 	v.refused(t, "another's root file system", root)
 	v.refused(t, "a mount in another's root file system", spec("true"),
 		&pb.Storage{Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs", MountPoint: guestRoot + "victim/rootfs/bin"})
-	_, err := v.agent.CreateContainer(within(t, 60*time.Second), &pb.CreateContainerRequest{ContainerId: "victim", OCI: spec("true")})
+	_, err := v.agent.CreateContainer(within(t, 60*time.Second), &pb.CreateContainerRequest{
+		ContainerId: "victim",
+		OCI:         spec("true"),
+	})
 	if !is(err, errdefs.IsAlreadyExists) {
 		t.Errorf("an id that is in use: %v", err)
 	}
@@ -150,8 +173,9 @@ func (v *vm) testHooks(t *testing.T) {
 	v.refused(t, "a hook", hook)
 	notes := spec("true")
 	notes.Annotations = map[string]string{
-		"run.oci.hooks.stdout": "/etc/owned-by-annotation", "run.oci.seccomp_bpf_data": "AAAA", "run.oci.pidfd_receiver": "/run/x",
-		"run.oci.handler": "wasm", "module.wasm.image/variant": "compat", "io.kubernetes.x": "y",
+		"run.oci.hooks.stdout": "/etc/owned-by-annotation", "run.oci.seccomp_bpf_data": "AAAA",
+		"run.oci.pidfd_receiver": "/run/x",
+		"run.oci.handler":        "wasm", "module.wasm.image/variant": "compat", "io.kubernetes.x": "y",
 	}
 	if out, code := v.run(t, "notes", notes); code != 0 { // with any of them crun would fail, or do worse
 		t.Errorf("annotations are not dropped: %d, %s", code, out)
@@ -163,7 +187,8 @@ func (v *vm) testHooks(t *testing.T) {
 
 // testSharedInit: the init of a shared pid namespace, for a container that may trace it.
 func (v *vm) testSharedInit(t *testing.T) {
-	sp := spec("sh", "-c", "ls /proc/1/root/ | wc -l; cat /proc/1/root/init 2>&1 | head -c 40; echo; busybox grep -E '^(Cap|NoNew|Uid)' /proc/1/status")
+	sp := spec("sh", "-c", "ls /proc/1/root/ | wc -l; cat /proc/1/root/init 2>&1 | head -c 40; echo; busybox grep -E "+
+		"'^(Cap|NoNew|Uid)' /proc/1/status")
 	caps := append([]string{"CAP_SYS_PTRACE", "CAP_SYS_ADMIN"}, sp.Process.Capabilities.Bounding...)
 	sp.Process.Capabilities = &pb.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps}
 	s := v.open(t)
@@ -177,7 +202,8 @@ func (v *vm) testSharedInit(t *testing.T) {
 	out, _ := io.ReadAll(s.out)
 	text := string(out)
 	if !strings.HasPrefix(text, "0\n") || strings.Count(text, "\t0000000000000000\n") != 5 ||
-		!strings.Contains(text, "NoNewPrivs:\t1\n") || !strings.Contains(text, "Uid:\t65534\t65534\t65534\t65534\n") || !strings.Contains(text, "can't open") {
+		!strings.Contains(text, "NoNewPrivs:\t1\n") || !strings.Contains(text, "Uid:\t65534\t65534\t65534\t65534\n") ||
+		!strings.Contains(text, "can't open") {
 		t.Errorf("the shared init, with CAP_SYS_PTRACE:\n%s", text)
 	}
 	v.remove(t, "tracer")

@@ -55,7 +55,10 @@ func (d *disks) add(dir string, spoil func(plan.Attached, []byte) int64) plan.At
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	a := plan.Attached{Params: l.Params, Address: hypervisor.BlockAddress{Driver: "scsi", Source: fmt.Sprintf("0:%d", d.n)}}
+	a := plan.Attached{Params: l.Params, Address: hypervisor.BlockAddress{
+		Driver: "scsi",
+		Source: fmt.Sprintf("0:%d", d.n),
+	}}
 	if spoil != nil {
 		b[spoil(a, b)] ^= 0x01
 	}
@@ -103,7 +106,10 @@ func bottom(t *testing.T) string {
 			t.Fatal(err)
 		}
 	}
-	for name, data := range map[string][]byte{"bin/busybox": bb, "etc/removed": nil, "etc/old": []byte("old\n"), "hidden/below": nil} {
+	for name, data := range map[string][]byte{
+		"bin/busybox": bb, "etc/removed": nil, "etc/old": []byte("old\n"),
+		"hidden/below": nil,
+	} {
 		if err := os.WriteFile(filepath.Join(dir, name), data, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -255,7 +261,8 @@ func (v *vm) testShare(t *testing.T, layers ...plan.Attached) {
 		t.Errorf("first container says %q", got)
 	}
 	v.remove(t, "share1")
-	if got, _ := v.script(t, "share2", s2, "cat /mine /etc/new\n"); got != "new\ncat: can't open '/mine': No such file or directory\n" {
+	if got, _ := v.script(t, "share2", s2, "cat /mine /etc/new\n"); got != "new\ncat: can't open '/mine': No such file "+
+		"or directory\n" {
 		t.Errorf("second container says %q", got)
 	}
 	v.remove(t, "share2")
@@ -270,15 +277,20 @@ func (v *vm) testDevice(t *testing.T, lun int, layers ...plan.Attached) {
 	sp := spec("sh")
 	sp.Root.Path = contract.Rootfs("device")
 	sp.Linux.Devices = []*pb.LinuxDevice{{Path: "/dev/data", Type: "b", Major: 259, Minor: 77, FileMode: 0o600}}
-	sp.Linux.Resources.Devices = []*pb.LinuxDeviceCgroup{{Access: "rwm"}, {Allow: true, Type: "b", Major: 259, Minor: 77, Access: "r"}}
+	sp.Linux.Resources.Devices = []*pb.LinuxDeviceCgroup{
+		{Access: "rwm"},
+		{Allow: true, Type: "b", Major: 259, Minor: 77, Access: "r"},
+	}
 	s := v.open(t)
 	if _, err := v.agent.CreateContainer(within(t, 30*time.Second), &pb.CreateContainerRequest{
-		ContainerId: "device", OCI: sp, Storages: storages, StdinPort: s.ports[0], StdoutPort: s.ports[1], StderrPort: s.ports[2],
-		Devices: []*pb.Device{{Type: "scsi", VmPath: fmt.Sprintf("0:%d", lun), ContainerPath: "/dev/data"}},
+		ContainerId: "device", OCI: sp, Storages: storages, StdinPort: s.ports[0], StdoutPort: s.ports[1],
+		StderrPort: s.ports[2],
+		Devices:    []*pb.Device{{Type: "scsi", VmPath: fmt.Sprintf("0:%d", lun), ContainerPath: "/dev/data"}},
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if got, _ := v.script(t, "device", s, "dd if=/dev/data bs=9 count=2 2>/dev/null; echo x > /dev/data\n"); !strings.HasPrefix(got, "raw data\nraw data\n") || !strings.Contains(got, "not permitted") {
+	if got, _ := v.script(t, "device", s, "dd if=/dev/data bs=9 count=2 2>/dev/null; echo x > "+
+		"/dev/data\n"); !strings.HasPrefix(got, "raw data\nraw data\n") || !strings.Contains(got, "not permitted") {
 		t.Errorf("container says %q", got)
 	}
 	v.remove(t, "device")

@@ -50,14 +50,20 @@ func sum(b []byte) []byte { s := sha256.Sum256(b); return s[:] }
 
 func (v *vm) testCalls(t *testing.T) {
 	ctx := within(t, 60*time.Second)
-	if _, err := v.agent.CreateContainer(ctx, &pb.CreateContainerRequest{ContainerId: "r1", OCI: spec("sh", "-c", "cat; echo bye >&2")}); err != nil {
+	if _, err := v.agent.CreateContainer(ctx, &pb.CreateContainerRequest{
+		ContainerId: "r1",
+		OCI:         spec("sh", "-c", "cat; echo bye >&2"),
+	}); err != nil {
 		t.Fatal(err)
 	}
 	v.start(t, "r1")
 	data := pattern(1 << 20)
 	go func() {
 		for rest := data; len(rest) > 0; {
-			r, err := v.agent.WriteStdin(ctx, &pb.WriteStreamRequest{ContainerId: "r1", ExecId: "r1", Data: rest[:min(len(rest), 32<<10)]})
+			r, err := v.agent.WriteStdin(ctx, &pb.WriteStreamRequest{
+				ContainerId: "r1", ExecId: "r1",
+				Data: rest[:min(len(rest), 32<<10)],
+			})
 			if err != nil {
 				t.Error(err)
 				return
@@ -100,7 +106,10 @@ func (v *vm) testTerminal(t *testing.T) {
 	if _, err := io.ReadFull(s.out, buf); err != nil || string(buf) != "20 30\r\n" {
 		t.Errorf("size %q, %v", buf, err)
 	}
-	if _, err := v.agent.TtyWinResize(within(t, 10*time.Second), &pb.TtyWinResizeRequest{ContainerId: "t1", Row: 40, Column: 50}); err != nil {
+	if _, err := v.agent.TtyWinResize(within(t, 10*time.Second), &pb.TtyWinResizeRequest{
+		ContainerId: "t1", Row: 40,
+		Column: 50,
+	}); err != nil {
 		t.Error(err)
 	}
 	v.testExecTerminal(t)

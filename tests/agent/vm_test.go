@@ -50,7 +50,8 @@ func buildInitrd(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	bin := filepath.Join(dir, "coco-agent")
-	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-tags", "no_grpc", "-o", bin, "./cmd/coco-agent")
+	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-tags", "no_grpc", "-o",
+		bin, "./cmd/coco-agent")
 	build.Dir = testvm.RepoRoot()
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
@@ -253,7 +254,8 @@ func (v *vm) busybox(t *testing.T) {
 		t.Fatal(err)
 	}
 	v.copyIn(t, path, rootfs+"/bin/busybox")
-	for _, name := range strings.Fields("sh true false cat sleep echo stty env id dd md5sum ls head kill mount hostname ps sync wc tty test") {
+	for _, name := range strings.Fields("sh true false cat sleep echo stty env id dd md5sum ls head kill mount hostname " +
+		"ps sync wc tty test") {
 		_, err := v.agent.CopyFile(within(t, 20*time.Second), &pb.CopyFileRequest{
 			Path: rootfs + "/bin/" + name, FileMode: unix.S_IFLNK | 0o777, DirMode: 0o755, Data: []byte("busybox"),
 		})
@@ -275,10 +277,19 @@ func spec(args ...string) *pb.Spec {
 		Root: &pb.Root{Path: rootfs},
 		Mounts: []*pb.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
-			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
-			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"}},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{
+				"nosuid", "strictatime", "mode=755",
+				"size=65536k",
+			}},
+			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{
+				"nosuid", "noexec", "newinstance",
+				"ptmxmode=0666", "mode=0620",
+			}},
 			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
-			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
+			{
+				Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup",
+				Options: []string{"nosuid", "noexec", "nodev", "ro"},
+			},
 		},
 		Linux: &pb.Linux{
 			Namespaces: []*pb.LinuxNamespace{{Type: "pid"}, {Type: "ipc"}, {Type: "uts"}, {Type: "mount"}},
@@ -317,7 +328,8 @@ func (v *vm) create(t *testing.T, id string, spec *pb.Spec) streams {
 
 func (v *vm) start(t *testing.T, id string) {
 	t.Helper()
-	if _, err := v.agent.StartContainer(within(t, 30*time.Second), &pb.StartContainerRequest{ContainerId: id}); err != nil {
+	if _, err := v.agent.StartContainer(within(t, 30*time.Second),
+		&pb.StartContainerRequest{ContainerId: id}); err != nil {
 		t.Fatalf("StartContainer: %v", err)
 	}
 }
@@ -333,7 +345,8 @@ func (v *vm) wait(t *testing.T, id, exec string) int32 {
 
 func (v *vm) remove(t *testing.T, id string) {
 	t.Helper()
-	if _, err := v.agent.RemoveContainer(within(t, 30*time.Second), &pb.RemoveContainerRequest{ContainerId: id}); err != nil {
+	if _, err := v.agent.RemoveContainer(within(t, 30*time.Second),
+		&pb.RemoveContainerRequest{ContainerId: id}); err != nil {
 		t.Fatalf("RemoveContainer: %v", err)
 	}
 }

@@ -71,7 +71,8 @@ func benchParallel(ctx context.Context, b *bench) ([]Figure, error) {
 			return nil, err
 		}
 	}
-	return []Figure{against("parallel", "8 × ctr run --rm true at once", "s", "≤ 0.8", []float64{took}, "8 × one", []float64{n * median(single)})}, nil
+	return []Figure{against("parallel", "8 × ctr run --rm true at once", "s", "≤ 0.8", []float64{took}, "8 × one",
+		[]float64{n * median(single)})}, nil
 }
 
 // shimRest is when a shim that nobody calls has given back what its start needed.
@@ -120,10 +121,12 @@ func benchMemory(ctx context.Context, b *bench) ([]Figure, error) {
 		alone("memory", "shim RSS, one container, at rest", "MiB", "≤ 16", s["Rss"]/mib),
 		alone("memory", "shim anonymous, likewise", "MiB", "≤ 4", s["Anonymous"]/mib),
 		alone("memory", "shim anonymous, right after the start", "MiB", "", fresh["Anonymous"]/mib),
-		against("memory", "VMM beyond guest RAM, without translated code", "MiB", "≤ 1.05", beyond(v), "bare VM", beyond(alive.memory)),
+		against("memory", "VMM beyond guest RAM, without translated code", "MiB", "≤ 1.05", beyond(v), "bare VM",
+			beyond(alive.memory)),
 		alone("memory", "translated code, only under emulation", "MiB", "≤ 128", v["jit"]/mib),
 		alone("memory", "agent RSS, at boot", "MiB", "", rss),
-		alone("memory", "guest memory in use at idle (MemTotal − MemAvailable)", "MiB", "≤ 64", (guestRAM["MemTotal"]-guestRAM["MemAvailable"])/mib),
+		alone("memory", "guest memory in use at idle (MemTotal − MemAvailable)", "MiB", "≤ 64",
+			(guestRAM["MemTotal"]-guestRAM["MemAvailable"])/mib),
 	}
 	sizes, err := benchSizes()
 	return append(figures, sizes...), err

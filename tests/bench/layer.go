@@ -55,7 +55,8 @@ func benchLayer(ctx context.Context, b *bench) ([]Figure, error) {
 			return nil, err
 		}
 	}
-	f := against("layer", "build of a 500 MB layer (EROFS + dm-verity)", "MB/s", "≥ 150 MB/s", speed, "its bytes copied to one file", copied)
+	f := against("layer", "build of a 500 MB layer (EROFS + dm-verity)", "MB/s", "≥ 150 MB/s", speed,
+		"its bytes copied to one file", copied)
 	return []Figure{f, alone("layer", "peak memory of the builder", "MiB", "≤ 64", peak...)}, nil
 }
 

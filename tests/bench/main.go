@@ -74,7 +74,8 @@ type bench struct {
 
 func main() {
 	out := flag.String("out", "dist/bench.json", "file for the JSON report")
-	only := flag.String("only", "", "comma-separated groups to run (default: all): start,pod,exec,stream,memory,layer,parallel")
+	only := flag.String("only", "",
+		"comma-separated groups to run (default: all): start,pod,exec,stream,memory,layer,parallel")
 	runs := flag.Int("runs", 5, "runs per figure; the median counts")
 	tree := flag.String("build-layer", "", "internal: build one layer from this directory, and end")
 	cache := flag.String("build-cache", "", "internal: cache for -build-layer")
@@ -107,7 +108,10 @@ func run(ctx context.Context, out, only string, runs int) error {
 	defer func() { _ = d.Stop() }()
 	b := &bench{daemon: d, dir: dir, runs: runs}
 	release, _ := os.ReadFile("/proc/sys/kernel/osrelease")
-	report := Report{Version: version.Version, Date: time.Now().UTC(), CPUs: runtime.NumCPU(), Kernel: strings.TrimSpace(string(release))}
+	report := Report{
+		Version: version.Version, Date: time.Now().UTC(), CPUs: runtime.NumCPU(),
+		Kernel: strings.TrimSpace(string(release)),
+	}
 	for _, s := range suites {
 		if only != "" && !strings.Contains(","+only+",", ","+s.name+",") {
 			continue
@@ -145,7 +149,10 @@ func table(r Report) error {
 
 // against makes a figure from the runs of the thing and of its baseline.
 func against(group, name, unit, goal string, runs []float64, baseline string, base []float64) Figure {
-	f := Figure{Group: group, Name: name, Unit: unit, Goal: goal, Runs: runs, Value: median(runs), Baseline: baseline, BaseRuns: base, Base: median(base)}
+	f := Figure{
+		Group: group, Name: name, Unit: unit, Goal: goal, Runs: runs, Value: median(runs), Baseline: baseline,
+		BaseRuns: base, Base: median(base),
+	}
 	if f.Base != 0 {
 		f.Ratio = f.Value / f.Base
 	}

@@ -48,13 +48,15 @@ func (b *bench) onePod(ctx context.Context, pods, further *[]float64) error {
 	if err := warmMemory(); err != nil {
 		return err
 	}
-	r, err := b.ctr(ctx, "run", "-d", "--runtime", harness.Runtime, "--annotation", podKind+"sandbox", "--annotation", podID+pod, harness.Image, pod, "true")
+	r, err := b.ctr(ctx, "run", "-d", "--runtime", harness.Runtime, "--annotation", podKind+"sandbox", "--annotation",
+		podID+pod, harness.Image, pod, "true")
 	if err != nil {
 		return err
 	}
 	*pods = append(*pods, r.Took.Seconds())
 	for range 3 {
-		r, err := b.ctr(ctx, "run", "--rm", "--runtime", harness.Runtime, "--annotation", podKind+"container", "--annotation", podID+pod, harness.Image, b.id(), "true")
+		r, err := b.ctr(ctx, "run", "--rm", "--runtime", harness.Runtime, "--annotation", podKind+"container", "--annotation",
+			podID+pod, harness.Image, b.id(), "true")
 		if err != nil {
 			return err
 		}

@@ -48,11 +48,13 @@ func benchStream(ctx context.Context, b *bench) ([]Figure, error) {
 		}{
 			{&rawOut, raw.out},
 			{&out, func() (float64, error) {
-				return b.throughput(ctx, streamSize, nil, "task", "exec", "--exec-id", b.id(), id, "dd", "if=/dev/zero", "bs=64k", fmt.Sprintf("count=%d", streamSize>>16), "status=none")
+				return b.throughput(ctx, streamSize, nil, "task", "exec", "--exec-id", b.id(), id, "dd", "if=/dev/zero", "bs=64k",
+					fmt.Sprintf("count=%d", streamSize>>16), "status=none")
 			}},
 			{&rawIn, raw.in},
 			{&in, func() (float64, error) {
-				return b.throughput(ctx, streamSize, io.LimitReader(zeros{}, streamSize), "task", "exec", "--exec-id", b.id(), id, "dd", "of=/dev/null", "bs=64k", "status=none")
+				return b.throughput(ctx, streamSize, io.LimitReader(zeros{}, streamSize), "task", "exec", "--exec-id", b.id(), id,
+					"dd", "of=/dev/null", "bs=64k", "status=none")
 			}},
 		} {
 			v, err := m.run()
@@ -100,7 +102,10 @@ func startRaw(ctx context.Context, dir string) (_ *rawVM, err error) {
 		ours[i], theirs[i] = os.NewFile(uintptr(fds[0]), "ours"), os.NewFile(uintptr(fds[1]), "theirs")
 		defer theirs[i].Close()
 	}
-	c := qemu.Build(spec, qemu.Params{Binary: configs.Default().Hypervisor.Path, Agent: theirs[0], Control: theirs[1], Console: theirs[2]})
+	c := qemu.Build(spec, qemu.Params{
+		Binary: configs.Default().Hypervisor.Path, Agent: theirs[0], Control: theirs[1],
+		Console: theirs[2],
+	})
 	cmd := exec.CommandContext(ctx, c.Argv[0], c.Argv[1:]...)
 	cmd.ExtraFiles, cmd.Stderr = c.Files, os.Stderr
 	if err := cmd.Start(); err != nil {
@@ -148,7 +153,11 @@ func rawInitrd(ctx context.Context, dir string) (*os.File, error) {
 		return nil, err
 	}
 	var buf bytes.Buffer
-	if err := guest.WriteCPIO(&buf, []guest.Entry{{Path: "dev", Mode: 0o040755}, {Path: "init", Mode: 0o100755, Data: data}, {Path: "sys", Mode: 0o040755}}); err != nil {
+	if err := guest.WriteCPIO(&buf, []guest.Entry{
+		{Path: "dev", Mode: 0o040755},
+		{Path: "init", Mode: 0o100755, Data: data},
+		{Path: "sys", Mode: 0o040755},
+	}); err != nil {
 		return nil, err
 	}
 	path := filepath.Join(dir, "raw.cpio")

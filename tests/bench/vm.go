@@ -42,7 +42,10 @@ func bareSpec() (hypervisor.VMSpec, func(), error) {
 		return hypervisor.VMSpec{}, nil, errors.Join(err, kernel.Close())
 	}
 	shape := plan.Shape{VCPUs: cfg.Hypervisor.DefaultVCPUs, MemoryMiB: cfg.Hypervisor.DefaultMemoryMiB}
-	spec := plan.VM("bench-floor", cfg.Hypervisor, shape, hypervisor.Boot{Kernel: kernel, Initrd: initrd, Cmdline: files.Cmdline})
+	spec := plan.VM("bench-floor", cfg.Hypervisor, shape, hypervisor.Boot{
+		Kernel: kernel, Initrd: initrd,
+		Cmdline: files.Cmdline,
+	})
 	return spec, func() { _ = kernel.Close(); _ = initrd.Close() }, nil
 }
 

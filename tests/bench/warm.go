@@ -13,9 +13,9 @@ import (
 // warmBytes is more than a VM takes.
 const warmBytes = 1 << 30
 
-// warmMemory takes memory and gives it back, right before a VM is timed. A machine that is itself a VM gets its memory page by
-// page, and a balloon takes freed pages away after two seconds: without this a start that follows another one's end was
-// 0.3 s faster than one that follows a pause, and what was compared was mostly what had run before.
+// warmMemory takes memory and gives it back, right before a VM is timed. A machine that is itself a VM gets its memory
+// page by page, and a balloon takes freed pages away after two seconds: without this a start that follows another one's
+// end was 0.3 s faster than one that follows a pause, and what was compared was mostly what had run before.
 func warmMemory() error {
 	b, err := unix.Mmap(-1, 0, warmBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {

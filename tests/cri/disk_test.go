@@ -45,9 +45,11 @@ func (p *pod) countsWhatIsWritten(id string) {
 	t := p.t
 	t.Helper()
 	const mib = 1 << 20
-	p.want(id, "yes tweet-tweet-canary | head -c 100000 >/canary; dd if=/dev/zero of=/big bs=1M count=40 2>/dev/null && sync && cat /canary /big | wc -c", "42043040")
+	p.want(id, "yes tweet-tweet-canary | head -c 100000 >/canary; dd if=/dev/zero of=/big bs=1M count=40 2>/dev/null && "+
+		"sync && cat /canary /big | wc -c", "42043040")
 	p.awaitWritten(id, "40 MiB and little more", func(n uint64) bool { return n >= 40*mib && n < 60*mib })
-	disks, err := filepath.Glob(filepath.Join(p.node.Dir, "root/io.containerd.snapshotter.v1.overlayfs/snapshots/*/fs/.coco-disk.img"))
+	disks, err := filepath.Glob(filepath.Join(p.node.Dir,
+		"root/io.containerd.snapshotter.v1.overlayfs/snapshots/*/fs/.coco-disk.img"))
 	if err != nil || len(disks) != 2 {
 		t.Fatalf("disks of writable layers: %q, %v, want 2", disks, err)
 	}

@@ -21,22 +21,33 @@ func TestImageVolumesOfAnySize(t *testing.T) {
 	for i := range 9000 {
 		many = append(many, testimage.File{Path: fmt.Sprintf("many/%d", i), Mode: 0o644, Data: []byte("x")})
 	}
-	single := testimage.Image{}.WithLayer(append(many, testimage.File{Path: "model", Mode: 0o600, Data: make([]byte, huge)})...)
+	single := testimage.Image{}.WithLayer(append(many, testimage.File{
+		Path: "model", Mode: 0o600,
+		Data: make([]byte, huge),
+	})...)
 	layered := single.WithLayer(
-		testimage.File{Path: "many/.wh.7", Mode: 0o644}, testimage.File{Path: "sub/added", Mode: 0o644, Data: []byte("second layer\n")})
+		testimage.File{Path: "many/.wh.7", Mode: 0o644}, testimage.File{
+			Path: "sub/added", Mode: 0o644,
+			Data: []byte("second layer\n"),
+		})
 	for name, im := range map[string]testimage.Image{"single": single, "layered": layered} {
 		if err := p.node.Import("coco.test/"+name+":t", im); err != nil {
 			t.Fatal(err)
 		}
 	}
 	image := func(name, at, sub string) *runtime.Mount {
-		return &runtime.Mount{ContainerPath: at, Readonly: true, Image: &runtime.ImageSpec{Image: "coco.test/" + name + ":t"}, ImageSubPath: sub}
+		return &runtime.Mount{
+			ContainerPath: at, Readonly: true, Image: &runtime.ImageSpec{Image: "coco.test/" + name + ":t"},
+			ImageSubPath: sub,
+		}
 	}
 	mounts := func(list ...*runtime.Mount) func(*runtime.ContainerConfig) {
 		return func(c *runtime.ContainerConfig) { c.Mounts = list }
 	}
-	id := p.run("first", forever, mounts(image("single", "/one", ""), image("layered", "/two", ""), image("layered", "/sub", "sub")))
-	p.want(id, "stat -c '%s %a' /one/model /two/model; ls /one/many | wc -l; ls /two/many | wc -l; cat /two/sub/added /sub/added",
+	id := p.run("first", forever, mounts(image("single", "/one", ""), image("layered", "/two", ""),
+		image("layered", "/sub", "sub")))
+	p.want(id, "stat -c '%s %a' /one/model /two/model; ls /one/many | wc -l; ls /two/many | wc -l; cat /two/sub/added "+
+		"/sub/added",
 		fmt.Sprintf("%d 600\n%d 600\n9000\n8999\nsecond layer\nsecond layer", huge, huge))
 	p.want(id, "(touch /one/x; touch /two/x; touch /sub/x) 2>&1 | grep -c 'Read-only'", "3")
 	second := p.run("second", forever, mounts(image("layered", "/two", "")))

@@ -19,11 +19,14 @@ func TestInitContainersSidecarsAndRestarts(t *testing.T) {
 	}
 	side := p.run("side", forever)
 	for i, code := range []int32{3, 0} { // kubelet restarts by making a new container of the same name
-		id := p.run("app", "echo run; exit "+string(rune('0'+code)), func(c *runtime.ContainerConfig) { c.Metadata.Attempt = uint32(i) })
+		id := p.run("app", "echo run; exit "+string(rune('0'+code)), func(c *runtime.ContainerConfig) {
+			c.Metadata.Attempt = uint32(i)
+		})
 		if s := p.wait(id); s.GetExitCode() != code {
 			t.Errorf("run %d: exit code %d, want %d", i, s.GetExitCode(), code)
 		}
-		if _, err := p.node.Runtime.RemoveContainer(p.context(), &runtime.RemoveContainerRequest{ContainerId: id}); err != nil {
+		if _, err := p.node.Runtime.RemoveContainer(p.context(),
+			&runtime.RemoveContainerRequest{ContainerId: id}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -42,9 +45,10 @@ func TestTermination(t *testing.T) {
 	p := runPod(t)
 	polite := p.run("polite", "trap 'echo bye; exit 7' TERM; echo ready; while :; do sleep 0.1; done")
 	deaf := p.run("deaf", "trap '' TERM; echo ready; while :; do sleep 0.1; done")
-	chosen := p.run("chosen", "trap 'exit 9' USR1; trap '' TERM; echo ready; while :; do sleep 0.1; done", func(c *runtime.ContainerConfig) {
-		c.StopSignal = runtime.Signal_SIGUSR1
-	})
+	chosen := p.run("chosen", "trap 'exit 9' USR1; trap '' TERM; echo ready; while :; do sleep 0.1; done",
+		func(c *runtime.ContainerConfig) {
+			c.StopSignal = runtime.Signal_SIGUSR1
+		})
 	for _, name := range []string{"polite", "deaf", "chosen"} {
 		p.awaitLog(name, "ready")
 	}
@@ -88,17 +92,26 @@ func TestExecProbes(t *testing.T) {
 		t.Errorf("exit code %d, want 5", code)
 	}
 	began := time.Now()
-	_, err := p.node.Runtime.ExecSync(p.context(), &runtime.ExecSyncRequest{ContainerId: c, Cmd: []string{"sleep", "100"}, Timeout: 2})
+	_, err := p.node.Runtime.ExecSync(p.context(), &runtime.ExecSyncRequest{
+		ContainerId: c,
+		Cmd:         []string{"sleep", "100"}, Timeout: 2,
+	})
 	if err == nil || !strings.Contains(err.Error(), "timeout") || time.Since(began) > 30*time.Second {
 		t.Errorf("a probe that hangs = %v after %v, want a timeout after 2 s", err, time.Since(began))
 	}
 	p.want(c, "ps | grep -v grep | grep -c 'sleep 100'", "0") // it was killed
 	const size = 8 << 20
-	r, err := p.node.Runtime.ExecSync(p.context(), &runtime.ExecSyncRequest{ContainerId: c, Cmd: []string{"/bin/sh", "-c", "yes 0123456789abcde | head -c 8388608"}, Timeout: 100})
+	r, err := p.node.Runtime.ExecSync(p.context(), &runtime.ExecSyncRequest{
+		ContainerId: c,
+		Cmd:         []string{"/bin/sh", "-c", "yes 0123456789abcde | head -c 8388608"}, Timeout: 100,
+	})
 	if err != nil || len(r.GetStdout()) != size || strings.Count(string(r.GetStdout()), "0123456789abcde\n") != size/16 {
 		t.Errorf("8 MiB of output: %d bytes, %v", len(r.GetStdout()), err)
 	}
-	if _, err := p.node.Runtime.ExecSync(p.context(), &runtime.ExecSyncRequest{ContainerId: c, Cmd: []string{"/no/such"}, Timeout: 5}); err == nil || !strings.Contains(err.Error(), "/no/such") {
+	if _, err := p.node.Runtime.ExecSync(p.context(), &runtime.ExecSyncRequest{
+		ContainerId: c, Cmd: []string{"/no/such"},
+		Timeout: 5,
+	}); err == nil || !strings.Contains(err.Error(), "/no/such") {
 		t.Errorf("exec of a program that is not there = %v", err)
 	}
 }
@@ -107,20 +120,25 @@ func TestLimitsOfSingleContainers(t *testing.T) {
 	p := runPod(t)
 	const mib = 1 << 20
 	small := p.run("small", forever, resources(&runtime.LinuxContainerResources{
-		MemoryLimitInBytes: 32 * mib, CpuQuota: 50000, CpuPeriod: 100000, CpuShares: 512, Unified: map[string]string{"memory.oom.group": "1"},
+		MemoryLimitInBytes: 32 * mib, CpuQuota: 50000, CpuPeriod: 100000, CpuShares: 512,
+		Unified: map[string]string{"memory.oom.group": "1"},
 	}))
 	other := p.run("other", forever)
 	p.want(small, "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max", "33554432\n50000 100000")
 	p.want(other, "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max", "max\nmax 100000")
-	update := &runtime.UpdateContainerResourcesRequest{ContainerId: small, Linux: &runtime.LinuxContainerResources{MemoryLimitInBytes: 48 * mib, CpuQuota: 25000, CpuPeriod: 100000}}
+	update := &runtime.UpdateContainerResourcesRequest{
+		ContainerId: small,
+		Linux:       &runtime.LinuxContainerResources{MemoryLimitInBytes: 48 * mib, CpuQuota: 25000, CpuPeriod: 100000},
+	}
 	if _, err := p.node.Runtime.UpdateContainerResources(p.context(), update); err != nil {
 		t.Fatal(err)
 	}
 	p.want(small, "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max", "50331648\n25000 100000")
 
-	hungry := p.run("hungry", "head -c 100000000 /dev/zero | tail -c 100000000 >/dev/null; echo survived; sleep 1000", resources(&runtime.LinuxContainerResources{
-		MemoryLimitInBytes: 24 * mib, Unified: map[string]string{"memory.oom.group": "1"},
-	}))
+	hungry := p.run("hungry", "head -c 100000000 /dev/zero | tail -c 100000000 >/dev/null; echo survived; sleep 1000",
+		resources(&runtime.LinuxContainerResources{
+			MemoryLimitInBytes: 24 * mib, Unified: map[string]string{"memory.oom.group": "1"},
+		}))
 	if s := p.wait(hungry); s.GetReason() != "OOMKilled" || s.GetExitCode() != 137 {
 		t.Errorf("hungry ends with %q, %d, want OOMKilled, 137", s.GetReason(), s.GetExitCode())
 	}
@@ -136,12 +154,18 @@ func TestLimitsOfSingleContainers(t *testing.T) {
 // console, and little enough of it for an event.
 func TestAVMThatFailsLeavesAUsefulEvent(t *testing.T) {
 	p := unstarted(t)
-	_, err := p.node.Runtime.RunPodSandbox(p.context(), &runtime.RunPodSandboxRequest{Config: p.config, RuntimeHandler: "coco-broken"})
+	_, err := p.node.Runtime.RunPodSandbox(p.context(), &runtime.RunPodSandboxRequest{
+		Config:         p.config,
+		RuntimeHandler: "coco-broken",
+	})
 	if err == nil {
 		t.Fatal("a pod whose kernel has no first process runs")
 	}
 	text := err.Error()
-	for _, want := range []string{"phase kernel: the guest's kernel panicked: VFS: Unable to mount root fs", "last console lines: | ", "Call Trace"} {
+	for _, want := range []string{
+		"phase kernel: the guest's kernel panicked: VFS: Unable to mount root fs",
+		"last console lines: | ", "Call Trace",
+	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the error has no %q", want)
 		}

@@ -56,7 +56,10 @@ func unstarted(t *testing.T) *pod {
 func runPod(t *testing.T, change ...func(*runtime.PodSandboxConfig)) *pod {
 	t.Helper()
 	p := &pod{t: t, node: node(t), config: podConfig(t, change...)}
-	r, err := p.node.Runtime.RunPodSandbox(p.context(), &runtime.RunPodSandboxRequest{Config: p.config, RuntimeHandler: "coco"})
+	r, err := p.node.Runtime.RunPodSandbox(p.context(), &runtime.RunPodSandboxRequest{
+		Config:         p.config,
+		RuntimeHandler: "coco",
+	})
 	if err != nil {
 		t.Fatalf("RunPodSandbox: %v", err)
 	}
@@ -90,15 +93,19 @@ func (p *pod) create(name, script string, change ...func(*runtime.ContainerConfi
 		Linux: &runtime.LinuxContainerConfig{
 			Resources: &runtime.LinuxContainerResources{},
 			SecurityContext: &runtime.LinuxContainerSecurityContext{
-				NamespaceOptions: &runtime.NamespaceOption{Pid: p.config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetPid()},
-				Seccomp:          &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_RuntimeDefault},
+				NamespaceOptions: &runtime.NamespaceOption{Pid: p.config.GetLinux().GetSecurityContext().
+					GetNamespaceOptions().GetPid()},
+				Seccomp: &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_RuntimeDefault},
 			},
 		},
 	}
 	for _, f := range change {
 		f(c)
 	}
-	r, err := p.node.Runtime.CreateContainer(p.context(), &runtime.CreateContainerRequest{PodSandboxId: p.id, Config: c, SandboxConfig: p.config})
+	r, err := p.node.Runtime.CreateContainer(p.context(), &runtime.CreateContainerRequest{
+		PodSandboxId: p.id, Config: c,
+		SandboxConfig: p.config,
+	})
 	if err != nil {
 		p.t.Fatalf("CreateContainer(%s): %v", name, err)
 	}
@@ -126,7 +133,10 @@ const forever = "trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done"
 // exec runs a shell command in a container and returns its output and exit code.
 func (p *pod) exec(id, script string) (string, int32) {
 	p.t.Helper()
-	r, err := p.node.Runtime.ExecSync(p.context(), &runtime.ExecSyncRequest{ContainerId: id, Cmd: []string{"/bin/sh", "-c", script}, Timeout: 60})
+	r, err := p.node.Runtime.ExecSync(p.context(), &runtime.ExecSyncRequest{
+		ContainerId: id,
+		Cmd:         []string{"/bin/sh", "-c", script}, Timeout: 60,
+	})
 	if err != nil {
 		p.t.Fatalf("ExecSync(%q): %v", script, err)
 	}
@@ -185,7 +195,10 @@ func (p *pod) log(name string) string {
 
 func (p *pod) stop(id string, grace int64) {
 	p.t.Helper()
-	if _, err := p.node.Runtime.StopContainer(p.context(), &runtime.StopContainerRequest{ContainerId: id, Timeout: grace}); err != nil {
+	if _, err := p.node.Runtime.StopContainer(p.context(), &runtime.StopContainerRequest{
+		ContainerId: id,
+		Timeout:     grace,
+	}); err != nil {
 		p.t.Fatalf("StopContainer: %v", err)
 	}
 }

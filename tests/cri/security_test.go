@@ -73,7 +73,8 @@ func TestSeccompIsAppliedInTheGuest(t *testing.T) {
 	local := p.run("local", forever, seccomp(file("a.json", profile)))
 	p.want(local, "grep ^Seccomp: /proc/1/status | tr -d '\\t'", "Seccomp:2")
 	p.want(local, "mkdir /d 2>&1", "mkdir: can't create directory '/d': Function not implemented")
-	errno := p.run("errno", forever, seccomp(file("b.json", strings.ReplaceAll(byDefault, "%s", `"`+strings.Join(shellCalls, `","`)+`"`))))
+	errno := p.run("errno", forever,
+		seccomp(file("b.json", strings.ReplaceAll(byDefault, "%s", `"`+strings.Join(shellCalls, `","`)+`"`))))
 	p.want(errno, "mkdir /d 2>&1", "mkdir: can't create directory '/d': No space left on device")
 	byRuntime := p.run("default", forever)
 	p.want(byRuntime, "grep ^Seccomp: /proc/1/status | tr -d '\\t'", "Seccomp:2")
@@ -84,18 +85,30 @@ func TestSeccompIsAppliedInTheGuest(t *testing.T) {
 
 // shellCalls are what a shell, and the runtime before it, need to be let do.
 var shellCalls = []string{
-	"access", "arch_prctl", "brk", "capget", "capset", "chdir", "clock_nanosleep", "clone", "clone3", "close", "close_range", "dup", "dup2", "dup3", "epoll_create1",
-	"epoll_ctl", "epoll_pwait", "execve", "execveat", "exit", "exit_group", "faccessat", "faccessat2", "fchdir", "fchown", "fcntl", "fork", "fstat", "fstatfs", "futex",
-	"getcwd", "getdents64", "getegid", "geteuid", "getgid", "getpgrp", "getpid", "getppid", "getrandom", "getuid", "ioctl", "kill", "lseek", "lstat", "mmap", "mprotect",
-	"munmap", "nanosleep", "newfstatat", "open", "openat", "openat2", "pipe", "pipe2", "poll", "ppoll", "prctl", "pread64", "prlimit64", "read", "readlink", "readlinkat",
-	"recvmsg", "rseq", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sendmsg", "set_robust_list", "set_tid_address", "setgid", "setgroups", "setpgid", "setresgid",
-	"setresuid", "setsid", "setuid", "sigaltstack", "socket", "socketpair", "stat", "statfs", "statx", "tgkill", "umask", "uname", "unlink", "vfork", "wait4", "waitid",
-	"write", "writev", "connect", "bind", "listen", "accept4", "sysinfo", "mount_setattr", "keyctl", "getsockopt", "setsockopt", "fchmod", "sched_getaffinity",
-	"select", "pselect6", "sendto", "recvfrom", "rt_sigsuspend", "rt_sigtimedwait", "rt_sigpending", "pause", "madvise", "mremap", "sched_yield", "gettid", "getpgid", "getsid",
-	"getrlimit", "setrlimit", "getresuid", "getresgid", "setfsuid", "setfsgid", "unlinkat", "eventfd2", "signalfd4", "timerfd_create", "restart_syscall", "seccomp", "fadvise64",
-	"sendfile", "splice", "pwrite64", "readv", "preadv", "chmod", "fchmodat", "fchownat", "epoll_wait", "getgroups", "clock_gettime", "gettimeofday", "time", "getpeername",
-	"getsockname", "shutdown", "personality", "memfd_create", "ftruncate", "inotify_init1", "inotify_add_watch", "flock", "link", "linkat", "symlink", "rename", "mount", "umount2",
-	"pivot_root", "setns", "unshare", "pidfd_open", "pidfd_send_signal", "setpriority", "getpriority", "membarrier", "tkill", "rt_tgsigqueueinfo", "rt_sigqueueinfo",
+	"access", "arch_prctl", "brk", "capget", "capset", "chdir", "clock_nanosleep", "clone", "clone3", "close",
+	"close_range", "dup", "dup2", "dup3", "epoll_create1",
+	"epoll_ctl", "epoll_pwait", "execve", "execveat", "exit", "exit_group", "faccessat", "faccessat2", "fchdir", "fchown",
+	"fcntl", "fork", "fstat", "fstatfs", "futex",
+	"getcwd", "getdents64", "getegid", "geteuid", "getgid", "getpgrp", "getpid", "getppid", "getrandom", "getuid", "ioctl",
+	"kill", "lseek", "lstat", "mmap", "mprotect",
+	"munmap", "nanosleep", "newfstatat", "open", "openat", "openat2", "pipe", "pipe2", "poll", "ppoll", "prctl", "pread64",
+	"prlimit64", "read", "readlink", "readlinkat",
+	"recvmsg", "rseq", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sendmsg", "set_robust_list", "set_tid_address",
+	"setgid", "setgroups", "setpgid", "setresgid",
+	"setresuid", "setsid", "setuid", "sigaltstack", "socket", "socketpair", "stat", "statfs", "statx", "tgkill", "umask",
+	"uname", "unlink", "vfork", "wait4", "waitid",
+	"write", "writev", "connect", "bind", "listen", "accept4", "sysinfo", "mount_setattr", "keyctl", "getsockopt",
+	"setsockopt", "fchmod", "sched_getaffinity",
+	"select", "pselect6", "sendto", "recvfrom", "rt_sigsuspend", "rt_sigtimedwait", "rt_sigpending", "pause", "madvise",
+	"mremap", "sched_yield", "gettid", "getpgid", "getsid",
+	"getrlimit", "setrlimit", "getresuid", "getresgid", "setfsuid", "setfsgid", "unlinkat", "eventfd2", "signalfd4",
+	"timerfd_create", "restart_syscall", "seccomp", "fadvise64",
+	"sendfile", "splice", "pwrite64", "readv", "preadv", "chmod", "fchmodat", "fchownat", "epoll_wait", "getgroups",
+	"clock_gettime", "gettimeofday", "time", "getpeername",
+	"getsockname", "shutdown", "personality", "memfd_create", "ftruncate", "inotify_init1", "inotify_add_watch", "flock",
+	"link", "linkat", "symlink", "rename", "mount", "umount2",
+	"pivot_root", "setns", "unshare", "pidfd_open", "pidfd_send_signal", "setpriority", "getpriority", "membarrier",
+	"tkill", "rt_tgsigqueueinfo", "rt_sigqueueinfo",
 }
 
 func TestPrivilegedIsPrivilegedInsideTheVM(t *testing.T) {
@@ -112,7 +125,8 @@ func TestPrivilegedByCtr(t *testing.T) {
 	t.Parallel()
 	d := node(t)
 	id := "privileged-ctr"
-	if r := d.Ctr(t.Context(), "-n", "k8s.io", "run", "-d", "--privileged", "--runtime", harness.Runtime, harness.Image, id, "sleep", "1000"); r.Code != 0 {
+	if r := d.Ctr(t.Context(), "-n", "k8s.io", "run", "-d", "--privileged", "--runtime", harness.Runtime, harness.Image,
+		id, "sleep", "1000"); r.Code != 0 {
 		t.Fatal(r.Stderr)
 	}
 	defer func() {

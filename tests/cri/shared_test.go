@@ -18,8 +18,14 @@ func TestContainersShareAPod(t *testing.T) {
 	t.Parallel()
 	p := runPod(t, func(c *runtime.PodSandboxConfig) {
 		c.Hostname = "the-pod"
-		c.Linux.Sysctls = map[string]string{"kernel.shmmni": "1234", "net.ipv4.ip_local_port_range": "20000 20100", "fs.mqueue.msg_max": "33"}
-		c.DnsConfig = &runtime.DNSConfig{Servers: []string{"192.0.2.53"}, Searches: []string{"svc.test"}, Options: []string{"ndots:5"}}
+		c.Linux.Sysctls = map[string]string{
+			"kernel.shmmni": "1234", "net.ipv4.ip_local_port_range": "20000 20100",
+			"fs.mqueue.msg_max": "33",
+		}
+		c.DnsConfig = &runtime.DNSConfig{
+			Servers: []string{"192.0.2.53"}, Searches: []string{"svc.test"},
+			Options: []string{"ndots:5"},
+		}
 	})
 	shim, vmm, err := harness.Pids(p.id)
 	if err != nil {
@@ -73,7 +79,8 @@ func TestSharedProcessIDs(t *testing.T) {
 	// The end of one container leaves the other alone, and takes its own processes along.
 	p.exec(b, "sleep 8765 >/dev/null 2>&1 &")
 	p.stop(b, 1)
-	if out, _ := p.exec(a, "ps -o pid,args | grep -v grep"); strings.Contains(out, "4321") || strings.Contains(out, "8765") {
+	if out, _ := p.exec(a, "ps -o pid,args | grep -v grep"); strings.Contains(out, "4321") ||
+		strings.Contains(out, "8765") {
 		t.Errorf("processes of a stopped container live on:\n%s", out)
 	}
 	if s := p.status(a); s.GetState() != runtime.ContainerState_CONTAINER_RUNNING {

@@ -38,8 +38,10 @@ func dialSocket(t *testing.T, address, protocol string) *socket {
 	}
 	t.Cleanup(func() { _ = conn.Close() })
 	_ = conn.SetDeadline(time.Now().Add(2 * time.Minute))
-	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"+
-		"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Protocol: %s\r\n\r\n", u.RequestURI(), u.Host, protocol)
+	fmt.Fprintf(conn,
+		"GET %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"+
+			"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Protocol: %s\r\n\r\n", u.RequestURI(),
+		u.Host, protocol)
 	s := &socket{conn: conn, r: bufio.NewReader(conn)}
 	resp, err := http.ReadResponse(s.r, nil)
 	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
@@ -96,7 +98,10 @@ func TestAttach(t *testing.T) {
 	p := runPod(t)
 	id := p.run("cat", "echo started; exec cat", func(c *runtime.ContainerConfig) { c.Stdin = true })
 	p.awaitLog("cat", "started")
-	r, err := p.node.Runtime.Attach(p.context(), &runtime.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Stderr: true})
+	r, err := p.node.Runtime.Attach(p.context(), &runtime.AttachRequest{
+		ContainerId: id, Stdin: true,
+		Stdout: true, Stderr: true,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +124,10 @@ func TestPortForward(t *testing.T) {
 	p.awaitLog("server", "up")
 	forward := func(port int32) *socket {
 		t.Helper()
-		r, err := p.node.Runtime.PortForward(p.context(), &runtime.PortForwardRequest{PodSandboxId: p.id, Port: []int32{port}})
+		r, err := p.node.Runtime.PortForward(p.context(), &runtime.PortForwardRequest{
+			PodSandboxId: p.id,
+			Port:         []int32{port},
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -130,7 +138,9 @@ func TestPortForward(t *testing.T) {
 		if err := s.send(0, "GET /passwd HTTP/1.0\r\n\r\n"); err != nil {
 			t.Fatal(err)
 		}
-		out, err := s.receive(func(out [5]bytes.Buffer) bool { return strings.Contains(out[0].String(), "nobody") || out[1].Len() > 2 })
+		out, err := s.receive(func(out [5]bytes.Buffer) bool {
+			return strings.Contains(out[0].String(), "nobody") || out[1].Len() > 2
+		})
 		// Each channel's first message is the port.
 		if !strings.Contains(out[0].String(), "200 OK") || !strings.Contains(out[0].String(), "root:x:0:0") {
 			t.Errorf("port %d: %q, error channel %q, %v", port, out[0].String(), out[1].String(), err)

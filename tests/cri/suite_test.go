@@ -72,18 +72,26 @@ var suiteExceptions = map[string]string{
 	"TestKillShimPublishesTaskExitAndDeleteEvents":             "a pod on the host's network",
 	"TestKillShimPublishesTaskExitAndDeleteEventsForContainer": "a pod on the host's network",
 	"TestShutdownShimWhenPauseExitsBeforeWorkload":             "a pod on the host's network",
-	"TestVolumeCopyUp":                                         "expects what the container writes into its image's volume on the host; nothing is shared with it",
-	"TestContainerTTYLeakAfterExit":                            "counts the terminals that the shim holds open; a container's terminal is in the guest",
-	"TestContainerStopCancellation":                            "sends SIGTERM within milliseconds of the start; in an emulated guest the shell has not set its trap by then",
-	"TestUpdateContainerResources_MemoryLimit":                 "reads the limit from the host's cgroup of the task; a container's limits are in the guest",
+	"TestVolumeCopyUp": "expects what the container writes into its image's " +
+		"volume on the host; nothing is shared with it",
+	"TestContainerTTYLeakAfterExit": "counts the terminals that the shim holds open; a container's terminal " +
+		"is in the guest",
+	"TestContainerStopCancellation": "sends SIGTERM within milliseconds of the start; in an emulated guest " +
+		"the shell has not set its trap by then",
+	"TestUpdateContainerResources_MemoryLimit": "reads the limit from the host's cgroup of the task; a container's " +
+		"limits are in the guest",
 }
 
-// suiteSkip cannot run here, or says nothing about a handler: Windows; tests that start a containerd of their own with a
-// configuration of their own, where there is no handler but runc; NRI plugins; runc's failpoints; releases to be downloaded.
+// suiteSkip cannot run here, or says nothing about a handler: Windows; tests that start a containerd of their own with
+// a configuration of their own, where there is no handler but runc; NRI plugins; runc's failpoints; releases to be
+// downloaded.
 var suiteSkip = strings.Join([]string{
-	"Windows", "TestUpgrade", "TestReload100Pods", "TestIssue7496", "TestIssue10467", "TestIssue10244", "TestContainerdRestartSandboxRecover", "TestOOMEventMonitor",
-	"TestRunContainerWithVolatileOption", "TestRuntimeHandlerUnpack", "TestImageVolumeSetup", "TestImageVolumeCheckVolatileOption", "TestCRIImagePullTimeout", "TestImageLoad",
-	"Nri", "TestUpdatePodSandboxWithRestart", "TestRunPodSandboxWith.*Failure", "TestRunPodSandboxAndTeardownCNISlow", "TestPodSandboxController_",
+	"Windows", "TestUpgrade", "TestReload100Pods", "TestIssue7496", "TestIssue10467", "TestIssue10244",
+	"TestContainerdRestartSandboxRecover", "TestOOMEventMonitor",
+	"TestRunContainerWithVolatileOption", "TestRuntimeHandlerUnpack", "TestImageVolumeSetup",
+	"TestImageVolumeCheckVolatileOption", "TestCRIImagePullTimeout", "TestImageLoad",
+	"Nri", "TestUpdatePodSandboxWithRestart", "TestRunPodSandboxWith.*Failure", "TestRunPodSandboxAndTeardownCNISlow",
+	"TestPodSandboxController_",
 	"TestKillShimPreservesExitStatusForMultipleContainers", "TestFailFastWhenConnectShim",
 }, "|")
 
@@ -95,18 +103,40 @@ func suiteImages(t *testing.T, c *harness.CRI, dir string) string {
 		t.Fatal(err)
 	}
 	alpine := base.WithLayer(
-		testimage.File{Path: "etc/passwd", Mode: 0o644, Data: []byte("root:x:0:0:root:/root:/bin/sh\nbin:x:1:1:bin:/bin:/sbin/nologin\ndaemon:x:2:2:daemon:/sbin:/sbin/nologin\nguest:x:405:100:guest:/dev/null:/sbin/nologin\nnobody:x:65534:65534:nobody:/:/sbin/nologin\n")},
-		testimage.File{Path: "etc/group", Mode: 0o644, Data: []byte("root:x:0:root\nbin:x:1:root,bin,daemon\ndaemon:x:2:root,bin,daemon\nadm:x:4:root,adm,daemon\ndisk:x:6:root\nwheel:x:10:root\nfloppy:x:11:root\ndialout:x:20:root\ntape:x:26:root\nvideo:x:27:root\nusers:x:100:games\n")},
+		testimage.File{
+			Path: "etc/passwd", Mode: 0o644,
+			Data: []byte(
+				"root:x:0:0:root:/root:/bin/sh\nbin:x:1:1:bin:/bin:/sbin/nologin\ndaemon:x:2:2:daemon:/sbin:/sbin/nologin\nguest:x:405:100:guest:/dev/null:/sbin/nologin\nnobody:x:65534:65534:nobody:/:/sbin/nologin\n"),
+		},
+		testimage.File{
+			Path: "etc/group", Mode: 0o644,
+			Data: []byte(
+				"root:x:0:root\nbin:x:1:root,bin,daemon\ndaemon:x:2:root,bin,daemon\nadm:x:4:root,adm,daemon\ndisk:x:6:root\nwheel:x:10:root\nfloppy:x:11:root\ndialout:x:20:root\ntape:x:26:root\nvideo:x:27:root\nusers:x:100:games\n"),
+		},
 	)
 	busybox := base.WithLayer(
-		testimage.File{Path: "etc/passwd", Mode: 0o644, Data: []byte("root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/bin/false\nnobody:x:65534:65534:nobody:/home:/bin/false\n")},
-		testimage.File{Path: "etc/group", Mode: 0o644, Data: []byte("root:x:0:\ndaemon:x:1:\nwheel:x:10:root\nnobody:x:65534:\n")},
+		testimage.File{
+			Path: "etc/passwd", Mode: 0o644,
+			Data: []byte(
+				"root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/bin/false\nnobody:x:65534:65534:nobody:/home:/bin/false\n"),
+		},
+		testimage.File{
+			Path: "etc/group", Mode: 0o644,
+			Data: []byte("root:x:0:\ndaemon:x:1:\nwheel:x:10:root\nnobody:x:65534:\n"),
+		},
 	)
 	copyUp := base.WithLayer(
-		testimage.File{Path: "test_dir", Mode: os.ModeDir | 0o755}, testimage.File{Path: "test_dir/test_file", Mode: 0o644, Data: []byte("test_content\n")},
-		testimage.File{Path: "C:", Mode: os.ModeDir | 0o755}, testimage.File{Path: "C:/weird_test_dir", Mode: os.ModeDir | 0o755},
+		testimage.File{Path: "test_dir", Mode: os.ModeDir | 0o755}, testimage.File{
+			Path: "test_dir/test_file", Mode: 0o644,
+			Data: []byte("test_content\n"),
+		},
+		testimage.File{Path: "C:", Mode: os.ModeDir | 0o755}, testimage.File{
+			Path: "C:/weird_test_dir",
+			Mode: os.ModeDir | 0o755,
+		},
 		testimage.File{Path: "C:/weird_test_dir/weird_test_file", Mode: 0o644, Data: []byte("test_content\n")},
-		testimage.File{Path: ":colon_prefixed", Mode: os.ModeDir | 0o755}, testimage.File{Path: ":colon_prefixed/colon_prefixed_file", Mode: 0o644, Data: []byte("test_content\n")},
+		testimage.File{Path: ":colon_prefixed", Mode: os.ModeDir | 0o755},
+		testimage.File{Path: ":colon_prefixed/colon_prefixed_file", Mode: 0o644, Data: []byte("test_content\n")},
 	)
 	copyUp.Config.Volumes = map[string]struct{}{"/test_dir": {}, "C:/weird_test_dir": {}, "/:colon_prefixed": {}}
 	owner := base.WithLayer(
@@ -116,7 +146,8 @@ func suiteImages(t *testing.T, c *harness.CRI, dir string) string {
 	owner.Config.Volumes = map[string]struct{}{"/test_dir": {}}
 	var list strings.Builder
 	for name, im := range map[string]testimage.Image{
-		"Alpine": alpine, "BusyBox": busybox, "ResourceConsumer": consumer(base), "VolumeCopyUp": copyUp, "VolumeOwnership": owner, "Nginx": base,
+		"Alpine": alpine, "BusyBox": busybox, "ResourceConsumer": consumer(base), "VolumeCopyUp": copyUp,
+		"VolumeOwnership": owner, "Nginx": base,
 	} {
 		ref, err := c.Push("cri/"+strings.ToLower(name)+":1", im)
 		if err != nil {
@@ -134,7 +165,10 @@ func suiteImages(t *testing.T, c *harness.CRI, dir string) string {
 
 // consumer stands for Kubernetes' resource-consumer, of which the suite uses its `stress` only.
 func consumer(base testimage.Image) testimage.Image {
-	im := base.WithLayer(testimage.File{Path: "bin/stress", Mode: 0o755, Data: []byte("#!/bin/sh\n(head -c 115000000 /dev/zero; sleep 30) | tail -c 115000000 >/dev/null\n")})
+	im := base.WithLayer(testimage.File{
+		Path: "bin/stress", Mode: 0o755,
+		Data: []byte("#!/bin/sh\n(head -c 115000000 /dev/zero; sleep 30) | tail -c 115000000 >/dev/null\n"),
+	})
 	im.Config.Cmd = []string{"sleep", "1000"}
 	return im
 }

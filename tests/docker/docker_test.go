@@ -71,10 +71,12 @@ func start(t *testing.T, snapshotter bool, bridge, address string) *daemon {
 	run(t, "ip", "address", "add", address, "dev", bridge)
 	run(t, "ip", "link", "set", bridge, "up")
 	d := &daemon{t: t, dir: dir, socket: filepath.Join(dir, "d.sock")}
-	config := fmt.Sprintf(`{"data-root": %q, "exec-root": %q, "pidfile": %q, "hosts": ["unix://%s"], "containerd": %q, "bridge": %q,
+	config := fmt.Sprintf(
+		`{"data-root": %q, "exec-root": %q, "pidfile": %q, "hosts": ["unix://%s"], "containerd": %q, "bridge": %q,
  "features": {"containerd-snapshotter": %t}, "default-ulimits": {"nofile": {"Name": "nofile", "Hard": 4096, "Soft": 4096}},
  "runtimes": {"coco": {"runtimeType": "io.containerd.coco.v2"}}, "containerd-namespace": %q, "containerd-plugins-namespace": %q}`,
-		filepath.Join(dir, "docker"), filepath.Join(dir, "exec"), filepath.Join(dir, "d.pid"), d.socket, c.Socket(), bridge, snapshotter,
+		filepath.Join(dir, "docker"), filepath.Join(dir, "exec"), filepath.Join(dir, "d.pid"), d.socket, c.Socket(),
+		bridge, snapshotter,
 		bridge, bridge+"-plugins")
 	if !snapshotter {
 		config = strings.Replace(config, "{", `{"storage-driver": "overlay2", `, 1)
@@ -158,7 +160,8 @@ func (d *daemon) docker(args ...string) (stdout, stderr string, code int) {
 	d.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), perCommand)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, testvm.Unpacked("docker", "docker"), append([]string{"-H", "unix://" + d.socket}, args...)...)
+	cmd := exec.CommandContext(ctx, testvm.Unpacked("docker", "docker"),
+		append([]string{"-H", "unix://" + d.socket}, args...)...)
 	cmd.Env = append(os.Environ(), "DOCKER_CONFIG="+d.dir)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = &out, &errs, 5*time.Second
@@ -222,13 +225,15 @@ func TestDockerRunsContainersInMicroVMs(t *testing.T) {
 // checkForeground runs one command: its output, its errors and its exit code come through.
 func checkForeground(t *testing.T, d *daemon) {
 	t.Helper()
-	out, errs, code := d.docker("run", "--rm", "--runtime", "io.containerd.coco.v2", "-e", "WORD=hello", "-w", "/tmp", image,
+	out, errs, code := d.docker("run", "--rm", "--runtime", "io.containerd.coco.v2", "-e", "WORD=hello",
+		"-w", "/tmp", image,
 		"sh", "-c", "echo $WORD from $PWD; uname -r; echo oops >&2; exit 7")
 	kernel, err := os.ReadFile("/proc/sys/kernel/osrelease")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if code != 7 || !strings.HasPrefix(out, "hello from /tmp\n") || !strings.Contains(errs, "oops") || strings.Contains(out, strings.TrimSpace(string(kernel))) {
+	if code != 7 || !strings.HasPrefix(out, "hello from /tmp\n") || !strings.Contains(errs, "oops") ||
+		strings.Contains(out, strings.TrimSpace(string(kernel))) {
 		t.Fatalf("docker run: exit %d, %q, %q; want 7, hello and a kernel other than %s", code, out, errs, kernel)
 	}
 }
@@ -237,9 +242,11 @@ func checkForeground(t *testing.T, d *daemon) {
 func checkService(t *testing.T, d *daemon) {
 	t.Helper()
 	d.must("run", "-d", "--name", "web", "--runtime", "coco", "-p", "127.0.0.1::80", "--memory", "256m", image,
-		"sh", "-c", "trap 'echo bye; exit 5' TERM; mkdir -p /www; echo served >/www/index.html; httpd -f -p 80 -h /www & echo ready; wait; wait")
+		"sh", "-c", "trap 'echo bye; exit 5' TERM; mkdir -p /www; echo served >/www/index.html; httpd -f -p 80 -h /www & "+
+			"echo ready; wait; wait")
 	addr := strings.TrimSpace(strings.Split(d.must("port", "web", "80"), "\n")[0])
-	if got := d.must("exec", "web", "cat", "/etc/hostname"); strings.TrimSpace(got) != strings.TrimSpace(d.must("inspect", "-f", "{{.Config.Hostname}}", "web")) {
+	if got := d.must("exec", "web", "cat", "/etc/hostname"); strings.TrimSpace(got) != strings.TrimSpace(d.must("inspect",
+		"-f", "{{.Config.Hostname}}", "web")) {
 		t.Errorf("hostname in the container = %q", got)
 	}
 	if out, _, code := d.docker("exec", "-e", "A=b", "web", "sh", "-c", "echo $A; exit 3"); code != 3 || out != "b\n" {

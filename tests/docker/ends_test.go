@@ -23,7 +23,8 @@ func checkNoCommand(t *testing.T, d *daemon) {
 	} {
 		_, errs, code := d.docker("run", "--rm", "--runtime", "coco", image, c.command)
 		if code != c.code || !strings.Contains(errs, c.words) || strings.Count(errs, "container ") > 1 {
-			t.Errorf("docker run %s: exit %d, %q; want %d and %q, and the container named once", c.command, code, errs, c.code, c.words)
+			t.Errorf("docker run %s: exit %d, %q; want %d and %q, and the container named once", c.command, code, errs,
+				c.code, c.words)
 		}
 	}
 }
@@ -35,7 +36,13 @@ func checkSharing(t *testing.T, d *daemon) {
 	d.must("run", "-d", "--name", "web", "--runtime", "coco", "--ipc", "shareable", image, "sh", "-c", server)
 	address := strings.TrimSpace(d.must("inspect", "-f", "{{.NetworkSettings.IPAddress}}", "web"))
 	serves(t, "alone", address)
-	for _, c := range [][2]string{{"--net", "container:web"}, {"--ipc", "container:web"}, {"--pid", "host"}, {"--ipc", "host"}, {"--uts", "host"}} {
+	for _, c := range [][2]string{
+		{"--net", "container:web"},
+		{"--ipc", "container:web"},
+		{"--pid", "host"},
+		{"--ipc", "host"},
+		{"--uts", "host"},
+	} {
 		out, errs, code := d.docker("run", "--rm", "--runtime", "coco", c[0], c[1], image, "true")
 		kind, _, _ := strings.Cut(c[1], ":")
 		if code != 125 || !strings.Contains(errs, c[0]+" "+kind) {

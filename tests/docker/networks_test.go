@@ -111,7 +111,9 @@ func checkNoNetworkAtFirst(t *testing.T, d *daemon) {
 	remove := second(t, d)
 	defer remove()
 	d.must("run", "-d", "--name", "web", "--network", "none", "--runtime", "coco", image, "sh", "-c", server)
-	has(t, d, "web", "no network", func(out string) bool { return strings.Contains(out, "lo") && !strings.Contains(out, "eth") })
+	has(t, d, "web", "no network", func(out string) bool {
+		return strings.Contains(out, "lo") && !strings.Contains(out, "eth")
+	})
 	d.must("network", "disconnect", "none", "web")
 	d.must("network", "connect", "--ip", "10.214.0.9", "second", "web")
 	serves(t, "connected", "10.214.0.9")

@@ -2,8 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command flakes reads the output of `go test -json`, in which a failed test may have been run again, and sums it up.
-// A test that failed and then passed is flaky: its first failure is printed as FLAKED and written to a file, and the run
-// counts as green. A test that failed each time is printed as a failure. So the last lines of a CI run are its findings.
+// A test that failed and then passed is flaky: its first failure is printed as FLAKED and written to a file, and the
+// run counts as green. A test that failed each time is printed as a failure. So the last lines of a CI run are its
+// findings.
 //
 // Usage: flakes -out FILE JSON…
 package main
@@ -29,8 +30,8 @@ func main() {
 	}
 }
 
-// run reads the files, prints the findings and writes the flaky ones. A file that does not exist belongs to tests that were not
-// reached.
+// run reads the files, prints the findings and writes the flaky ones. A file that does not exist belongs to tests that
+// were not reached.
 func run(w io.Writer, out string, files []string) error {
 	var r results
 	for _, name := range files {

@@ -36,7 +36,8 @@ func Confined(pid int) (user int, err error) {
 	for _, key := range []string{"Uid", "Gid"} {
 		ids := strings.Fields(st[key])
 		n, err := strconv.ParseUint(ids[0], 10, 32)
-		if err != nil || n < h.FirstUser || n >= h.FirstUser+h.Users || strings.Join(ids, " ") != strings.TrimSpace(strings.Repeat(ids[0]+" ", 4)) {
+		if err != nil || n < h.FirstUser || n >= h.FirstUser+h.Users ||
+			strings.Join(ids, " ") != strings.TrimSpace(strings.Repeat(ids[0]+" ", 4)) {
 			wrong("%s is %q, want four times one of %d from %d on", key, st[key], h.Users, h.FirstUser)
 		}
 		user = int(n)
@@ -129,7 +130,8 @@ func root(pid int) error {
 	}
 	defer f.Close()
 	mounts, err := mountinfo.GetMountsFromReader(f, nil)
-	if err == nil && (len(mounts) != 1 || mounts[0].FSType != "tmpfs" || !strings.HasPrefix(mounts[0].Options, "ro,nosuid,nodev,noexec")) {
+	if err == nil && (len(mounts) != 1 || mounts[0].FSType != "tmpfs" ||
+		!strings.HasPrefix(mounts[0].Options, "ro,nosuid,nodev,noexec")) {
 		for _, m := range mounts {
 			errs = append(errs, fmt.Errorf("it sees %s mounted on %s, %s", m.FSType, m.Mountpoint, m.Options))
 		}
@@ -173,7 +175,8 @@ func closed(pid int) error {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
 	errs = append(errs, err)
 	for line := range strings.Lines(string(text)) {
-		if f := strings.Fields(line); strings.HasPrefix(line, "Max core file size") && (len(f) < 6 || f[4] != "0" || f[5] != "0") {
+		if f := strings.Fields(line); strings.HasPrefix(line, "Max core file size") &&
+			(len(f) < 6 || f[4] != "0" || f[5] != "0") {
 			errs = append(errs, errors.New(strings.TrimSpace(line)))
 		}
 	}

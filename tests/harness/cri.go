@@ -89,7 +89,10 @@ func StartCRI(ctx context.Context, version, dir, handler string) (_ *CRI, err er
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(dir)) // never fails
 	sum := h.Sum32()
-	c := &CRI{Daemon: &Daemon{Version: version, Dir: dir, Name: fmt.Sprintf("ctrd-%08x", sum)}, Bridge: fmt.Sprintf("cri%08x", sum)}
+	c := &CRI{
+		Daemon: &Daemon{Version: version, Dir: dir, Name: fmt.Sprintf("ctrd-%08x", sum)},
+		Bridge: fmt.Sprintf("cri%08x", sum),
+	}
 	conf := filepath.Join(dir, "cni")
 	if err := os.MkdirAll(conf, 0o755); err != nil {
 		return nil, err
@@ -140,14 +143,16 @@ func (c *CRI) awaitCRI(ctx context.Context) error {
 		s, err := c.Runtime.Status(ctx, &runtime.StatusRequest{})
 		ready := err == nil
 		for _, cond := range s.GetStatus().GetConditions() {
-			ready = ready && (cond.GetStatus() || cond.GetType() != runtime.RuntimeReady && cond.GetType() != runtime.NetworkReady)
+			ready = ready && (cond.GetStatus() || cond.GetType() != runtime.RuntimeReady &&
+				cond.GetType() != runtime.NetworkReady)
 		}
 		if ready {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("CRI of containerd %s is not ready: %w, %v; see %s", c.Version, errors.Join(ctx.Err(), err), s, c.Log())
+			return fmt.Errorf("CRI of containerd %s is not ready: %w, %v; see %s", c.Version,
+				errors.Join(ctx.Err(), err), s, c.Log())
 		case <-time.After(50 * time.Millisecond):
 		}
 	}

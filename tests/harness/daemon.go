@@ -210,7 +210,10 @@ func (d *Daemon) importImages() error {
 	}
 	layered := base.WithLayer(
 		testimage.File{Path: "layer/added", Mode: 0o644, Data: []byte("second layer\n")},
-		testimage.File{Path: "etc/passwd", Mode: 0o644, Data: []byte("root:x:0:0:replaced:/root:/bin/sh\nuser:x:1000:1000:user:/home:/bin/sh\n")},
+		testimage.File{
+			Path: "etc/passwd", Mode: 0o644,
+			Data: []byte("root:x:0:0:replaced:/root:/bin/sh\nuser:x:1000:1000:user:/home:/bin/sh\n"),
+		},
 	).WithLayer(
 		testimage.File{Path: "etc/.wh.group", Mode: 0o644},
 		testimage.File{Path: "layer/top", Mode: 0o600, Data: []byte("third layer\n"), UID: 1000, GID: 1000},

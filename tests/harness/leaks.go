@@ -34,7 +34,10 @@ func TakeTraces() (Traces, error) {
 	t.tree("file", "/run/coco")
 	t.glob("socket", "/run/containerd/s/*")
 	t.glob("layer temp", "/var/lib/coco/layers/tmp/*")
-	for _, root := range []string{"/sys/fs/cgroup/memory", "/sys/fs/cgroup/cpu", "/sys/fs/cgroup/pids", "/sys/fs/cgroup/unified"} {
+	for _, root := range []string{
+		"/sys/fs/cgroup/memory", "/sys/fs/cgroup/cpu", "/sys/fs/cgroup/pids",
+		"/sys/fs/cgroup/unified",
+	} {
 		t.tree("cgroup", root)
 	}
 	return t, nil
@@ -59,7 +62,8 @@ func (t Traces) processes() {
 		}
 		argv := strings.Split(string(cmd), "\x00")
 		name := filepath.Base(argv[0])
-		if strings.HasPrefix(name, "containerd-shim-coco") || name == "virtiofsd" || strings.HasPrefix(name, "qemu-system") && strings.Contains(string(cmd), "\x00-name\x00coco-") {
+		if strings.HasPrefix(name, "containerd-shim-coco") || name == "virtiofsd" || strings.HasPrefix(name, "qemu-system") &&
+			strings.Contains(string(cmd), "\x00-name\x00coco-") {
 			t[fmt.Sprintf("process %s (pid %s)", name, filepath.Base(d))] = true
 		}
 	}
@@ -114,7 +118,9 @@ var othersGroups = map[string]bool{"system.slice": true, "user.slice": true, "in
 
 // Leaks waits until nothing is left that was not in before, for at most patience, and returns what
 // still is there then. Lines for which a caller's ignore is true are not counted.
-func Leaks(ctx context.Context, before Traces, patience time.Duration, ignore ...func(line string) bool) ([]string, error) {
+func Leaks(ctx context.Context, before Traces, patience time.Duration, ignore ...func(line string) bool) ([]string,
+	error,
+) {
 	deadline := time.Now().Add(patience)
 	for {
 		now, err := TakeTraces()

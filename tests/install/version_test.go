@@ -23,7 +23,10 @@ func TestTheInstalledProgramsTellTheVersionTheyWereBuiltAs(t *testing.T) {
 	for _, c := range []struct{ got, want string }{
 		{output(t, coco, "version"), "coco " + want},
 		{output(t, coco, "--version"), "coco " + want},
-		{output(t, filepath.Join(harness.Prefix(), "bin", "containerd-shim-coco-v2"), "-v"), "containerd-shim-coco-v2 " + want},
+		{
+			output(t, filepath.Join(harness.Prefix(), "bin", "containerd-shim-coco-v2"), "-v"),
+			"containerd-shim-coco-v2 " + want,
+		},
 	} {
 		if c.got != c.want {
 			t.Errorf("an installed program says %q, want %q", c.got, c.want)
@@ -31,7 +34,8 @@ func TestTheInstalledProgramsTellTheVersionTheyWereBuiltAs(t *testing.T) {
 	}
 	var info struct{ Version, Go, Platform string }
 	text := output(t, coco, "version", "--json")
-	if err := json.Unmarshal([]byte(text), &info); err != nil || info.Version != want || info.Go == "" || info.Platform == "" {
+	if err := json.Unmarshal([]byte(text), &info); err != nil || info.Version != want || info.Go == "" ||
+		info.Platform == "" {
 		t.Errorf("coco version --json = %s, %v, want version %q", text, err, want)
 	}
 }
@@ -61,7 +65,8 @@ func stagedVersion(t *testing.T) string {
 func TestTheVersionIsWhatGitSaysOfTheTree(t *testing.T) {
 	dir := t.TempDir()
 	git := func(args ...string) string {
-		return output(t, "git", append([]string{"-C", dir, "-c", "user.name=t", "-c", "user.email=t@example.com"}, args...)...)
+		return output(t, "git", append([]string{"-C", dir, "-c", "user.name=t", "-c", "user.email=t@example.com"},
+			args...)...)
 	}
 	check := func(state, want string) {
 		t.Helper()
@@ -93,7 +98,8 @@ func TestTheVersionIsWhatGitSaysOfTheTree(t *testing.T) {
 // versionOf asks the Makefile for the version of the tree in dir.
 func versionOf(t *testing.T, dir string) string {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "make", "-s", "--no-print-directory", "-f", filepath.Join(harness.Root(), "Makefile"), "print-version")
+	cmd := exec.CommandContext(t.Context(), "make", "-s", "--no-print-directory", "-f",
+		filepath.Join(harness.Root(), "Makefile"), "print-version")
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "GIT_CEILING_DIRECTORIES="+filepath.Dir(dir), "MAKEFLAGS=", "VERSION=")
 	return run(t, cmd)

@@ -32,9 +32,13 @@ var mortalInitrd = sync.OnceValues(func() ([]byte, error) {
 		return nil, err
 	}
 	b.Write(base)
-	for _, f := range []struct{ name, pkg string }{{"init.agent", "./cmd/coco-agent"}, {"init", "./tests/integration/testdata/mortal"}} {
+	for _, f := range []struct{ name, pkg string }{
+		{"init.agent", "./cmd/coco-agent"},
+		{"init", "./tests/integration/testdata/mortal"},
+	} {
 		exe := filepath.Join(dir, f.name)
-		build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-tags", "no_grpc", "-ldflags", "-s -w", "-o", exe, f.pkg)
+		build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-tags", "no_grpc", "-ldflags", "-s -w",
+			"-o", exe, f.pkg)
 		build.Dir, build.Env = testvm.RepoRoot(), append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
 			return nil, fmt.Errorf("build %s: %w: %s", f.pkg, err, out)
@@ -53,7 +57,8 @@ var mortalInitrd = sync.OnceValues(func() ([]byte, error) {
 func cpioEntry(b *bytes.Buffer, name string, mode int, data []byte) {
 	pad := func() { b.Write(make([]byte, -b.Len()&3)) }
 	pad()
-	fmt.Fprintf(b, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x", 9999, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name)+1, 0)
+	fmt.Fprintf(b, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x", 9999, mode, 0, 0, 1, 0, len(data), 0, 0,
+		0, 0, len(name)+1, 0)
 	b.WriteString(name + "\x00")
 	pad()
 	b.Write(data)
@@ -71,7 +76,8 @@ func mortal(t *testing.T, when string) (config string) {
 	if err := os.WriteFile(initrd, data, 0o644); err != nil { // the VMM's user reads it
 		t.Fatal(err)
 	}
-	write(t, config, fmt.Sprintf("[hypervisor]\ninitrd = %q\nkernel_params = %q\n", initrd, "sysrq_always_enabled test.die="+when))
+	write(t, config, fmt.Sprintf("[hypervisor]\ninitrd = %q\nkernel_params = %q\n", initrd,
+		"sysrq_always_enabled test.die="+when))
 	return config
 }
 
@@ -94,7 +100,8 @@ func TestTheAgentDiesAtEachMomentOfAStart(t *testing.T) {
 			id := newID(t)
 			t.Cleanup(func() { remove(t, d, id) })
 			start := time.Now()
-			r := ctr(t, d, "run", "-d", "--runtime", harness.Runtime, "--runtime-config-path", mortal(t, m.when), harness.Image, id, "sleep", "1000")
+			r := ctr(t, d, "run", "-d", "--runtime", harness.Runtime, "--runtime-config-path", mortal(t, m.when), harness.Image,
+				id, "sleep", "1000")
 			t.Logf("exit %d after %v: %s", r.Code, time.Since(start).Round(time.Millisecond), r.Stderr)
 			if r.Code == 0 {
 				t.Fatal("the container was started all the same")

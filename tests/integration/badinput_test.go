@@ -26,16 +26,37 @@ func TestBadConfigurationIsRefusedInWords(t *testing.T) {
 	}{
 		{name: "unknown key", config: "[hypervisor]\nkernle = \"/x\"\n", want: []string{"kernle", "unknown"}},
 		{name: "wrong type", config: "[hypervisor]\ndefault_vcpus = \"two\"\n", want: []string{"default_vcpus"}},
-		{name: "all problems at once", config: "[hypervisor]\nkernle = \"/x\"\ndefault_memory_mib = 1\n", want: []string{"kernle", "default_memory_mib"}},
-		{name: "missing kernel", config: "[hypervisor]\nkernel = \"/nonexistent/vmlinux\"\n", want: []string{"/nonexistent/vmlinux", "kernel"}},
-		{name: "too little memory", config: "[hypervisor]\ndefault_memory_mib = 16\n", want: []string{"default_memory_mib", "16"}},
+		{
+			name: "all problems at once", config: "[hypervisor]\nkernle = \"/x\"\ndefault_memory_mib = 1\n",
+			want: []string{"kernle", "default_memory_mib"},
+		},
+		{
+			name: "missing kernel", config: "[hypervisor]\nkernel = \"/nonexistent/vmlinux\"\n",
+			want: []string{"/nonexistent/vmlinux", "kernel"},
+		},
+		{
+			name: "too little memory", config: "[hypervisor]\ndefault_memory_mib = 16\n",
+			want: []string{"default_memory_mib", "16"},
+		},
 		{name: "kernel that is no kernel", config: "[hypervisor]\nkernel = \"FILE\"\n", want: []string{"phase"}},
-		{name: "kernel that panics", config: "[hypervisor]\nkernel_params = \"rdinit=/nonexistent init=/nonexistent\"\n", want: []string{"panic", "console"}},
-		{name: "unknown annotation", flags: []string{"--annotation", contract.ConfigPrefix + "hypervisor.nonsense=1"}, want: []string{contract.ConfigPrefix + "hypervisor.nonsense"}},
-		{name: "annotation that is not allowed", flags: []string{"--annotation", contract.ConfigPrefix + "hypervisor.path=/bin/true"}, want: []string{contract.ConfigPrefix + "hypervisor.path"}},
+		{
+			name: "kernel that panics", config: "[hypervisor]\nkernel_params = \"rdinit=/nonexistent init=/nonexistent\"\n",
+			want: []string{"panic", "console"},
+		},
+		{
+			name: "unknown annotation", flags: []string{"--annotation", contract.ConfigPrefix + "hypervisor.nonsense=1"},
+			want: []string{contract.ConfigPrefix + "hypervisor.nonsense"},
+		},
+		{name: "annotation that is not allowed", flags: []string{
+			"--annotation",
+			contract.ConfigPrefix + "hypervisor.path=/bin/true",
+		}, want: []string{contract.ConfigPrefix + "hypervisor.path"}},
 		{name: "host network", flags: []string{"--net-host"}, want: []string{"network"}},
 		{name: "host device", flags: []string{"--device", "/dev/loop0"}, want: []string{"/dev/loop0"}},
-		{name: "bind mount that is not there", flags: []string{"--mount", "type=bind,src=/nonexistent/file,dst=/x,options=rbind"}, want: []string{"/nonexistent/file"}},
+		{name: "bind mount that is not there", flags: []string{
+			"--mount",
+			"type=bind,src=/nonexistent/file,dst=/x,options=rbind",
+		}, want: []string{"/nonexistent/file"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			id := newID(t)
@@ -83,7 +104,8 @@ func TestFlippedByteInALayer(t *testing.T) {
 	write(t, file, "[runtime]\nlayer_cache = \""+cache+"\"\n")
 	run := func() harness.Result {
 		id := newID(t)
-		r := ctr(t, d, "run", "--rm", "--runtime", harness.Runtime, "--runtime-config-path", file, harness.Image, id, "cat", "/bin/busybox")
+		r := ctr(t, d, "run", "--rm", "--runtime", harness.Runtime, "--runtime-config-path", file, harness.Image, id, "cat",
+			"/bin/busybox")
 		t.Cleanup(func() { remove(t, d, id) })
 		return r
 	}
@@ -123,7 +145,8 @@ func TestFlippedByteInALayer(t *testing.T) {
 	if r.Code == 0 || r.Stdout != "" {
 		t.Fatalf("a damaged layer ran: exit %d, %d bytes of output", r.Code, len(r.Stdout))
 	}
-	if !strings.Contains(r.Stderr, "layer") || !strings.Contains(r.Stderr, "verity") && !strings.Contains(r.Stderr, "corrupt") {
+	if !strings.Contains(r.Stderr, "layer") || !strings.Contains(r.Stderr, "verity") &&
+		!strings.Contains(r.Stderr, "corrupt") {
 		t.Errorf("the error does not name the layer: %s", r.Stderr)
 	}
 }

@@ -34,7 +34,8 @@ func cniCommand(ctx context.Context, t *testing.T, d *harness.Daemon, args ...st
 	}
 	ctr := d.Command(ctx, args...)
 	script := `mount --bind /usr/lib/cni /opt/cni/bin && mount --bind "$1" /etc/cni/net.d && shift && exec "$@"`
-	cmd := exec.CommandContext(ctx, "unshare", append([]string{"-m", "sh", "-c", script, "sh", filepath.Join(dir, "conf")}, ctr.Args...)...)
+	cmd := exec.CommandContext(ctx, "unshare", append([]string{"-m", "sh", "-c", script, "sh", filepath.Join(dir, "conf")},
+		ctr.Args...)...)
 	cmd.Args[6] = filepath.Join(dir, "conf")
 	cmd.Env = ctr.Env
 	t.Cleanup(func() { _ = exec.Command("ip", "link", "del", cniBridge).Run() }) // after the test, without its context
@@ -50,7 +51,8 @@ func TestCNINetworkReachesTheContainer(t *testing.T) {
 		id := newID(t)
 		t.Cleanup(func() { remove(t, d, id) })
 		out, err := cniCommand(ctx, t, d, "run", "--rm", "--cni", "--runtime", runtime, harness.Image, id, "sh", "-c",
-			"ip -4 -o addr show eth0 | grep -o '10.213.77.[0-9]*/[0-9]*' | sed 's/[0-9]*\\//N\\//'; ip route | sed 's/src.*//'; ping -c 2 -W 5 10.213.77.1 | grep received").CombinedOutput()
+			"ip -4 -o addr show eth0 | grep -o '10.213.77.[0-9]*/[0-9]*' | sed 's/[0-9]*\\//N\\//'; ip route | sed "+
+				"'s/src.*//'; ping -c 2 -W 5 10.213.77.1 | grep received").CombinedOutput()
 		if err != nil {
 			t.Fatalf("ctr run --cni under %s: %v: %s", runtime, err, out)
 		}

@@ -47,14 +47,20 @@ func TestKillOfShimVMMOrAgentWhileRunning(t *testing.T) {
 		kill   func(t *testing.T, id string, shim, vmm int)
 	}{
 		{"shim", nil, func(t *testing.T, _ string, shim, _ int) { sigkill(t, shim) }},
-		{"vmm", []string{"VMM ended: signal: killed", "console"}, func(t *testing.T, _ string, _, vmm int) { sigkill(t, vmm) }},
-		{"agent", []string{"the guest's kernel panicked", "last console lines", "Kernel panic - not syncing"}, func(t *testing.T, id string, _, _ int) {
-			// PID 1 of the guest ignores signals it has no handler for, even SIGKILL from
-			// inside: a panic of the kernel is what its death looks like.
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-			defer cancel()
-			d.Ctr(ctx, "task", "exec", "--exec-id", "crash", id, "sh", "-c", "echo c > /host-proc/sysrq-trigger")
+		{"vmm", []string{"VMM ended: signal: killed", "console"}, func(t *testing.T, _ string, _, vmm int) {
+			sigkill(t, vmm)
 		}},
+		{
+			"agent",
+			[]string{"the guest's kernel panicked", "last console lines", "Kernel panic - not syncing"},
+			func(t *testing.T, id string, _, _ int) {
+				// PID 1 of the guest ignores signals it has no handler for, even SIGKILL from
+				// inside: a panic of the kernel is what its death looks like.
+				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+				defer cancel()
+				d.Ctr(ctx, "task", "exec", "--exec-id", "crash", id, "sh", "-c", "echo c > /host-proc/sysrq-trigger")
+			},
+		},
 	} {
 		t.Run(c.victim, func(t *testing.T) {
 			noLeaks(t)

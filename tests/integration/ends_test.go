@@ -32,8 +32,8 @@ func awaitEnd(t *testing.T, pidfd int) {
 	}
 }
 
-// TestASignalForAllAndTheEndOfAVM: each process of a container gets a signal that is for all; the end of the container, which nobody
-// removes, is the end of its VM, and what a client asks then is answered as under runc.
+// TestASignalForAllAndTheEndOfAVM: each process of a container gets a signal that is for all; the end of the container,
+// which nobody removes, is the end of its VM, and what a client asks then is answered as under runc.
 func TestASignalForAllAndTheEndOfAVM(t *testing.T) {
 	d := daemon(t, primary)
 	noLeaks(t)
@@ -70,10 +70,14 @@ func TestASignalForAllAndTheEndOfAVM(t *testing.T) {
 			return nil
 		})
 		for _, c := range [][]string{
-			{"task", "exec", "--exec-id", "late", id, "true"}, {"task", "kill", id}, {"task", "metrics", id}, {"task", "pause", id},
+			{"task", "exec", "--exec-id", "late", id, "true"},
+			{"task", "kill", id},
+			{"task", "metrics", id},
+			{"task", "pause", id},
 		} {
 			r := ctr(t, d, c...)
-			if c[1] == "metrics" && runtime == harness.RuncRuntime { // answers as long as its group is there, on a host with cgroup v1
+			// answers as long as its group is there, on a host with cgroup v1
+			if c[1] == "metrics" && runtime == harness.RuncRuntime {
 				continue
 			}
 			if r.Code == 0 || strings.Contains(r.Stderr, "connection") {
@@ -96,21 +100,27 @@ func TestPolicyRoutingIsTheContainers(t *testing.T) {
 ip -n NS link set eth0 up; ip -n NS addr add 10.233.5.2/24 dev eth0; ip -n NS addr add 10.233.5.3/24 dev eth0
 ip -n NS route add default via 10.233.5.1 metric 50; ip -n NS route add default via 10.233.5.9 metric 200; ip -n NS route add blackhole 10.60.0.0/16
 ip -n NS rule add from 10.233.5.3 table 100; ip -n NS route add default via 10.233.5.1 table 100; ip -n NS route add prohibit 10.61.0.0/16 table 100`
-	if out, err := exec.Command("sh", "-ec", strings.NewReplacer("NS", ns, "PEER", peer).Replace(setUp)).CombinedOutput(); err != nil {
+	if out, err := exec.Command("sh", "-ec",
+		strings.NewReplacer("NS", ns, "PEER", peer).Replace(setUp)).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	t.Cleanup(func() {
-		if out, err := exec.Command("sh", "-c", "ip netns del "+ns+"; ip link del "+peer+" 2>/dev/null || true").CombinedOutput(); err != nil { // after the test, without its context
+		// after the test, without its context
+		if out, err := exec.Command("sh", "-c", "ip netns del "+ns+"; ip link del "+peer+
+			" 2>/dev/null || true").CombinedOutput(); err != nil {
 			t.Errorf("%v: %s", err, out)
 		}
 	})
 	noLeaks(t)
 	see := func(runtime string) string {
-		return must(t, d, "run", "--rm", "--runtime", runtime, "--with-ns", "network:/run/netns/"+ns, harness.Image, newID(t), "sh", "-c",
-			"ip rule; ip route show table all | grep -v 'table local\\|ff00::\\|fe80::' | sed 's/ proto [a-z0-9]*//; s/  */ /g; s/ $//' | sort; ping -c1 -W2 10.60.0.1 2>&1 | tail -1; ping -c1 -W5 -I 10.233.5.3 10.233.5.1 | grep received")
+		return must(t, d, "run", "--rm", "--runtime", runtime, "--with-ns", "network:/run/netns/"+ns, harness.Image,
+			newID(t), "sh", "-c",
+			"ip rule; ip route show table all | grep -v 'table local\\|ff00::\\|fe80::' | sed 's/ proto [a-z0-9]*//; s/  */ "+
+				"/g; s/ $//' | sort; ping -c1 -W2 10.60.0.1 2>&1 | tail -1; ping -c1 -W5 -I 10.233.5.3 10.233.5.1 | grep received")
 	}
 	want, got := see(harness.RuncRuntime), see(harness.Runtime)
-	if !strings.Contains(want, "lookup 100") || !strings.Contains(want, "blackhole") || !strings.Contains(want, "1 packets received") {
+	if !strings.Contains(want, "lookup 100") || !strings.Contains(want, "blackhole") ||
+		!strings.Contains(want, "1 packets received") {
 		t.Fatalf("runc shows no policy routing:\n%s", want)
 	}
 	if got != want {

@@ -22,8 +22,9 @@ import (
 )
 
 const (
-	mostLog    = 1 << 20  // bytes that our shims may add to containerd's log
-	mostMemory = 18 << 10 // KiB of a shim that had a moment to give memory back; streams that nobody reads are still full. The goal is 16 MiB.
+	mostLog = 1 << 20 // bytes that our shims may add to containerd's log
+	// KiB of a shim that had a moment to give memory back; streams that nobody reads are still full. The goal is 16 MiB.
+	mostMemory = 18 << 10
 	mostAtOnce = 24 << 10 // KiB of a shim that is being lied to
 	stopWithin = 3 * time.Second
 )
@@ -55,7 +56,8 @@ func hostile(t *testing.T, mode string) (config string) {
 	}
 	initrd, config := filepath.Join(t.TempDir(), "initrd.img"), filepath.Join(t.TempDir(), "config.toml")
 	write(t, initrd, string(data))
-	text := fmt.Sprintf("[hypervisor]\ninitrd = %q\nkernel_params = %q\n[runtime]\nstop_timeout = %q\n", initrd, "hostile="+mode, stopWithin)
+	text := fmt.Sprintf("[hypervisor]\ninitrd = %q\nkernel_params = %q\n[runtime]\nstop_timeout = %q\n", initrd,
+		"hostile="+mode, stopWithin)
 	if mode == "silence" {
 		text += "health_interval = \"1s\"\nhealth_misses = 5\n"
 	}
@@ -71,7 +73,8 @@ func initrdWith(name, pkg string) ([]byte, error) {
 	}
 	defer os.RemoveAll(dir)
 	exe := filepath.Join(dir, name)
-	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-tags", "no_grpc", "-ldflags", "-s -w", "-o", exe, pkg)
+	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-tags", "no_grpc", "-ldflags", "-s -w",
+		"-o", exe, pkg)
 	build.Dir, build.Env = testvm.RepoRoot(), append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("build %s: %w: %s", pkg, err, out)
@@ -132,7 +135,8 @@ func besiege(t *testing.T, d *harness.Daemon, mode string) (id string, shim, vmm
 	config := hostile(t, mode)
 	t.Cleanup(func() { remove(t, d, id) })
 	// The guest may end its VM before the start is answered.
-	r := ctr(t, d, "run", "-d", "--runtime", harness.Runtime, "--runtime-config-path", config, harness.Image, id, "sleep", "1000")
+	r := ctr(t, d, "run", "-d", "--runtime", harness.Runtime, "--runtime-config-path", config, harness.Image, id,
+		"sleep", "1000")
 	if r.Code != 0 && mode == "lies" {
 		t.Fatalf("run: %+v", r)
 	}

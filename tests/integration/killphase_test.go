@@ -106,7 +106,9 @@ func TestKillAtEachMomentOfAStart(t *testing.T) {
 					done <- d.Ctr(ctx, "run", "-d", "--runtime", harness.Runtime, harness.Image, id, "sleep", "1000")
 				}()
 				// The shim is there with its first step.
-				if _, err := f.Until(ctx, func(l string) bool { return strings.Contains(l, id) && strings.Contains(l, startMoments[0].line) }); err != nil {
+				if _, err := f.Until(ctx, func(l string) bool {
+					return strings.Contains(l, id) && strings.Contains(l, startMoments[0].line)
+				}); err != nil {
 					t.Fatal(err, <-done)
 				}
 				shim, vmm := reach(ctx, t, f, id, m)
@@ -134,7 +136,8 @@ func namesTheDead(t *testing.T, text string, console bool) {
 	if !strings.Contains(text, "signal: killed") {
 		t.Errorf("the error does not say that the VMM was killed: %s", text)
 	}
-	if console && !strings.Contains(text, "last console lines") && !strings.Contains(text, "printed nothing on its console") {
+	if console && !strings.Contains(text, "last console lines") &&
+		!strings.Contains(text, "printed nothing on its console") {
 		t.Errorf("the error does not show the console: %s", text)
 	}
 }
@@ -175,7 +178,9 @@ func TestKillAtEachMomentOfAStop(t *testing.T) {
 				}
 				done := make(chan harness.Result, 1)
 				go func() { done <- d.Ctr(ctx, "task", "rm", "-f", id) }()
-				if _, err := f.Until(ctx, func(l string) bool { return strings.Contains(l, id) && strings.Contains(l, m.line) }); err != nil {
+				if _, err := f.Until(ctx, func(l string) bool {
+					return strings.Contains(l, id) && strings.Contains(l, m.line)
+				}); err != nil {
 					t.Fatal(err)
 				}
 				pid := shim

@@ -31,7 +31,8 @@ func TestEveryContainerdRunsAContainer(t *testing.T) {
 			d := daemon(t, v)
 			noLeaks(t)
 			id := detached(t, d, harness.Runtime, "--env", "A=b", "--", "sleep", "1000")
-			if got := must(t, d, "task", "exec", "--exec-id", "e1", id, "sh", "-c", "echo $A; uname -r"); !strings.HasPrefix(got, "b\n") {
+			if got := must(t, d, "task", "exec", "--exec-id", "e1", id, "sh", "-c", "echo $A; uname -r"); !strings.HasPrefix(got,
+				"b\n") {
 				t.Errorf("exec printed %q", got)
 			}
 			if got := must(t, d, "task", "ls"); !regexp.MustCompile(id + `\s+\d+\s+RUNNING`).MatchString(got) {
@@ -165,7 +166,8 @@ func terminal(t *testing.T, d *harness.Daemon, size console.WinSize, input strin
 	read := make(chan struct{})
 	go func() {
 		defer close(read)
-		for range 2 { // EIO says that the last writer is gone, and the first may come before its last words (agent/stdio, read)
+		// EIO says that the last writer is gone, and the first may come before its last words (agent/stdio, read)
+		for range 2 {
 			_, _ = io.Copy(&out, pty)
 		}
 	}()
@@ -217,8 +219,10 @@ func TestTerminalLosesNothing(t *testing.T) {
 	noLeaks(t)
 	id := detached(t, d, harness.Runtime, "sleep", "1000")
 	for i := range 3 {
-		out, code := terminal(t, d, console.WinSize{Height: 24, Width: 80}, "", "task", "exec", "-t", "--exec-id", fmt.Sprintf("seq%d", i), id, "seq", "-s", " ", "200000")
-		if code != 0 || !strings.HasPrefix(out, "1 2 3 ") || !strings.HasSuffix(strings.TrimSpace(out), " 199999 200000") || len(strings.Fields(out)) != 200000 {
+		out, code := terminal(t, d, console.WinSize{Height: 24, Width: 80}, "", "task", "exec", "-t", "--exec-id",
+			fmt.Sprintf("seq%d", i), id, "seq", "-s", " ", "200000")
+		if code != 0 || !strings.HasPrefix(out, "1 2 3 ") || !strings.HasSuffix(strings.TrimSpace(out), " 199999 200000") ||
+			len(strings.Fields(out)) != 200000 {
 			t.Errorf("exit %d, %d bytes that end in %q", code, len(out), out[max(0, len(out)-40):])
 		}
 	}
@@ -227,7 +231,8 @@ func TestTerminalLosesNothing(t *testing.T) {
 func TestKillWithAnySignal(t *testing.T) {
 	d := daemon(t, primary)
 	noLeaks(t)
-	id := detached(t, d, harness.Runtime, "sh", "-c", "trap 'echo got-usr1 >> /log' USR1; trap 'exit 9' TERM; touch /log; while :; do sleep 0.1; done")
+	id := detached(t, d, harness.Runtime, "sh", "-c",
+		"trap 'echo got-usr1 >> /log' USR1; trap 'exit 9' TERM; touch /log; while :; do sleep 0.1; done")
 	must(t, d, "task", "exec", "--exec-id", "w", id, "sh", "-c", "until [ -e /log ]; do sleep 0.05; done")
 	must(t, d, "task", "kill", "-s", "SIGUSR1", id)
 	must(t, d, "task", "exec", "--exec-id", "u", id, "sh", "-c", "until grep -q got-usr1 /log; do sleep 0.05; done")
@@ -296,7 +301,8 @@ func TestPauseAndResume(t *testing.T) {
 	if got := statusOf(t, d, id); got != "RUNNING" {
 		t.Errorf("status = %s, want RUNNING", got)
 	}
-	must(t, d, "task", "exec", "--exec-id", "g", id, "sh", "-c", "n=$(wc -l < /ticks); until [ $(wc -l < /ticks) -gt $n ]; do sleep 0.05; done")
+	must(t, d, "task", "exec", "--exec-id", "g", id, "sh", "-c",
+		"n=$(wc -l < /ticks); until [ $(wc -l < /ticks) -gt $n ]; do sleep 0.05; done")
 }
 
 // cgroupMount lets a container of ctr's see its own control group, which ctr does not mount by itself.
@@ -305,7 +311,8 @@ const cgroupMount = "type=cgroup,src=cgroup,dst=/sys/fs/cgroup,options=ro"
 func TestPsAndMetrics(t *testing.T) {
 	d := daemon(t, primary)
 	noLeaks(t)
-	id := detached(t, d, harness.Runtime, "--memory-limit", "67108864", "--mount", cgroupMount, "--", "sh", "-c", "sleep 1000 & touch /up; wait")
+	id := detached(t, d, harness.Runtime, "--memory-limit", "67108864", "--mount", cgroupMount, "--", "sh", "-c",
+		"sleep 1000 & touch /up; wait")
 	must(t, d, "task", "exec", "--exec-id", "w", id, "sh", "-c", "until [ -e /up ]; do sleep 0.05; done")
 	if lines := strings.Count(must(t, d, "task", "ps", id), "\n"); lines != 3 { // a heading, sh and sleep
 		t.Errorf("task ps shows not two processes:\n%s", must(t, d, "task", "ps", id))
@@ -325,7 +332,8 @@ func TestPsAndMetrics(t *testing.T) {
 func TestCPULimitShapesTheCgroup(t *testing.T) {
 	d := daemon(t, primary)
 	noLeaks(t)
-	out := must(t, d, "run", "--rm", "--runtime", harness.Runtime, "--cpus", "0.5", "--mount", cgroupMount, harness.Image, newID(t), "cat", "/sys/fs/cgroup/cpu.max")
+	out := must(t, d, "run", "--rm", "--runtime", harness.Runtime, "--cpus", "0.5", "--mount", cgroupMount, harness.Image,
+		newID(t), "cat", "/sys/fs/cgroup/cpu.max")
 	f := strings.Fields(out)
 	if len(f) != 2 {
 		t.Fatalf("cpu.max = %q", out)
@@ -343,7 +351,8 @@ func TestAttach(t *testing.T) {
 	id := newID(t)
 	ctx, cancel := context.WithTimeout(t.Context(), perCommand)
 	defer cancel()
-	must(t, d, "container", "create", "--runtime", harness.Runtime, harness.Image, id, "sh", "-c", "read x; echo got-$x; exit 4")
+	must(t, d, "container", "create", "--runtime", harness.Runtime, harness.Image, id, "sh", "-c",
+		"read x; echo got-$x; exit 4")
 	t.Cleanup(func() { remove(t, d, id) })
 	start := d.Command(ctx, "task", "start", "-d", id)
 	start.Stdin = nil
@@ -373,7 +382,8 @@ func TestLogURIs(t *testing.T) {
 	noLeaks(t)
 	log := filepath.Join(t.TempDir(), "out.log")
 	id := newID(t)
-	must(t, d, "run", "-d", "--runtime", harness.Runtime, "--log-uri", "file://"+log, harness.Image, id, "sh", "-c", "echo to-log; echo err-log >&2")
+	must(t, d, "run", "-d", "--runtime", harness.Runtime, "--log-uri", "file://"+log, harness.Image, id, "sh", "-c",
+		"echo to-log; echo err-log >&2")
 	t.Cleanup(func() { remove(t, d, id) })
 	waitStopped(t, d, id)
 	b, err := os.ReadFile(log)

@@ -30,7 +30,8 @@ func TestBindMountsAreLiveWhereThatIsConfigured(t *testing.T) {
 	}
 
 	run := append([]string{"run", "--rm", "--runtime", harness.Runtime}, mount...)
-	if got := must(t, d, append(run, harness.Image, newID(t), "sh", "-c", "cat /h/in; echo back >/h/out")...); got != "of the host\n" {
+	if got := must(t, d, append(run, harness.Image, newID(t), "sh", "-c",
+		"cat /h/in; echo back >/h/out")...); got != "of the host\n" {
 		t.Errorf("the container says %q", got)
 	}
 	if b, err := os.ReadFile(filepath.Join(host, "out")); string(b) != "back\n" {

@@ -58,8 +58,10 @@ func asked(lines string) (script string, names []string) {
 	return script, names
 }
 
-const tool = "T() { p=$1; shift; /tools/ld-linux-x86-64.so.2 --library-path /tools --argv0 $p /tools/${P:-$p} \"$@\"; }\n" +
-	"export XTABLES_LIBDIR=/xtables; nft() { P=xtables-nft-multi T \"$@\"; }; legacy() { P=xtables-legacy-multi T \"$@\"; }\n"
+const tool = "T() { p=$1; shift; /tools/ld-linux-x86-64.so.2 --library-path /tools --argv0 $p /tools/${P:-$p} " +
+	"\"$@\"; }\n" +
+	"export XTABLES_LIBDIR=/xtables; nft() { P=xtables-nft-multi T \"$@\"; }; legacy() { P=xtables-legacy-multi T " +
+	"\"$@\"; }\n"
 
 // uses is what a VPN beside an application (tun), Docker in a pod (veth, bridge, NAT, overlay, loop) and Istio's init
 // container (redirection by owner, REDIRECT) want of the guest.
@@ -109,7 +111,8 @@ func TestPrivilegedContainersHaveModulesOfTheGuest(t *testing.T) {
 	d := daemon(t, primary)
 	noLeaks(t)
 	mounts := []string{
-		"--mount", "type=bind,src=" + tools(t, "ip", "xtables-nft-multi", "xtables-legacy-multi") + ",dst=/tools,options=rbind:ro",
+		"--mount", "type=bind,src=" + tools(t, "ip", "xtables-nft-multi", "xtables-legacy-multi") +
+			",dst=/tools,options=rbind:ro",
 		"--mount", "type=bind,src=" + xtables(t) + ",dst=/xtables,options=rbind:ro",
 	}
 	script, names := asked(uses + strings.TrimSpace(shut))
@@ -136,7 +139,8 @@ settings stay: ! echo 1 >/proc/sys/kernel/unprivileged_userns_clone
 `)
 	id := newID(t)
 	t.Cleanup(func() { remove(t, d, id) })
-	out := ctr(t, d, "run", "--rm", "--device", "/dev/fuse", "--device", "/dev/net/tun", "--runtime", harness.Runtime, harness.Image, id, "sh", "-c", script)
+	out := ctr(t, d, "run", "--rm", "--device", "/dev/fuse", "--device", "/dev/net/tun", "--runtime", harness.Runtime,
+		harness.Image, id, "sh", "-c", script)
 	all(t, out, names)
 }
 
@@ -163,7 +167,8 @@ user namespaces were asked for: unshare -U true
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := ctr(t, d, "task", "exec", "--exec-id", "panic", id, "sh", "-c", "echo '<0>"+secret+"' >/dev/kmsg; echo c >/proc/sysrq-trigger")
+	out := ctr(t, d, "task", "exec", "--exec-id", "panic", id, "sh", "-c",
+		"echo '<0>"+secret+"' >/dev/kmsg; echo c >/proc/sysrq-trigger")
 	if out.Code == 0 {
 		t.Error("the guest goes on after a panic")
 	}
@@ -171,7 +176,8 @@ user namespaces were asked for: unshare -U true
 	if err != nil {
 		t.Fatal(err)
 	}
-	if said := out.Stderr + string(log[len(before):]); strings.Contains(said, secret) || strings.Contains(said, "sysrq triggered crash") {
+	if said := out.Stderr + string(log[len(before):]); strings.Contains(said, secret) ||
+		strings.Contains(said, "sysrq triggered crash") {
 		t.Errorf("the host has learnt of the kernel's messages: %s", out.Stderr)
 	}
 }

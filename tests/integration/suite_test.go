@@ -27,12 +27,13 @@ const suitePattern = "^(TestContainer|TestTask)"
 var suiteExceptions = map[string]string{
 	"TestContainerKillAll":         "runs a container in the host's pid namespace",
 	"TestContainerKillInitPidHost": "runs a container in the host's pid namespace",
-	"TestTaskUpdate":               "reads the limit from the host's cgroup of the task; a container's limits are in the guest",
+	"TestTaskUpdate": "reads the limit from the host's cgroup of the task; a container's limits are in " +
+		"the guest",
 }
 
 // suiteSkip are: TestContainerExecLargeOutputWithTTY, a hundred times 7 MB through a terminal, which takes ten
-// minutes where the guest is emulated (TestTerminalLosesNothing stands for it); tests of CRIU, and tests that stop and start the daemon themselves, which the suite
-// does only for a daemon of its own.
+// minutes where the guest is emulated (TestTerminalLosesNothing stands for it); tests of CRIU, and tests that stop and
+// start the daemon themselves, which the suite does only for a daemon of its own.
 const suiteSkip = "Checkpoint|CRIU|RestartPolicy|TestContainerExecLargeOutputWithTTY"
 
 func TestContainerdsClientSuitePassesWhatRuncPasses(t *testing.T) {
@@ -74,8 +75,16 @@ func suiteImages(t *testing.T) map[string]testimage.Image {
 		t.Fatal(err)
 	}
 	alpine := base.WithLayer(
-		testimage.File{Path: "etc/passwd", Mode: 0o644, Data: []byte("root:x:0:0:root:/root:/bin/sh\nbin:x:1:1:bin:/bin:/sbin/nologin\ndaemon:x:2:2:daemon:/sbin:/sbin/nologin\nguest:x:405:100:guest:/dev/null:/sbin/nologin\nnobody:x:65534:65534:nobody:/:/sbin/nologin\n")},
-		testimage.File{Path: "etc/group", Mode: 0o644, Data: []byte("root:x:0:root\nbin:x:1:root,bin,daemon\ndaemon:x:2:root,bin,daemon\nusers:x:100:games\nnobody:x:65534:\n")},
+		testimage.File{
+			Path: "etc/passwd", Mode: 0o644,
+			Data: []byte(
+				"root:x:0:0:root:/root:/bin/sh\nbin:x:1:1:bin:/bin:/sbin/nologin\ndaemon:x:2:2:daemon:/sbin:/sbin/nologin\nguest:x:405:100:guest:/dev/null:/sbin/nologin\nnobody:x:65534:65534:nobody:/:/sbin/nologin\n"),
+		},
+		testimage.File{
+			Path: "etc/group", Mode: 0o644,
+			Data: []byte(
+				"root:x:0:root\nbin:x:1:root,bin,daemon\ndaemon:x:2:root,bin,daemon\nusers:x:100:games\nnobody:x:65534:\n"),
+		},
 	)
 	alpine.Config.Cmd = []string{"sh"}
 	return map[string]testimage.Image{
@@ -117,7 +126,8 @@ func runSuite(t *testing.T, reg *harness.Registry, suite, runtime string) suiteR
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 	defer cancel()
 	script := `mount --bind "$1" /etc/hosts && exec "$2" -address "$3" -no-daemon -no-criu -test.root -test.v -test.run "$4" -test.skip "$5"`
-	cmd := exec.CommandContext(ctx, "unshare", "-m", "sh", "-c", script, "sh", reg.Hosts, suite, d.Socket(), suitePattern, suiteSkip)
+	cmd := exec.CommandContext(ctx, "unshare", "-m", "sh", "-c", script, "sh", reg.Hosts, suite, d.Socket(),
+		suitePattern, suiteSkip)
 	cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+reg.Cert, "TEST_RUNTIME="+runtime,
 		"PATH="+filepath.Join(harness.Prefix(), "bin")+":"+d.Bin+":/usr/sbin:/usr/bin:/sbin:/bin")
 	cmd.Dir = t.TempDir()

@@ -97,7 +97,8 @@ func (c client) apply(manifest string, pods ...string) {
 			what, err := c.Kubectl(ctx, "", append([]string{"describe", "pod"}, pods...)...)
 			c.t.Logf("%s %v; logs below %s", what, err, c.Dir)
 		}
-		if _, err := c.Kubectl(ctx, "", append([]string{"delete", "pod", "--wait=true", "--grace-period=1"}, pods...)...); err != nil {
+		if _, err := c.Kubectl(ctx, "", append([]string{"delete", "pod", "--wait=true", "--grace-period=1"},
+			pods...)...); err != nil {
 			c.t.Error(err)
 		}
 	})
@@ -155,7 +156,8 @@ spec:
 	if got := c.do("", "logs", "-f", "ends"); got != "line 1\nline 2\nline 3" {
 		t.Errorf("kubectl logs -f = %q", got)
 	}
-	c.do("", "wait", "--for=jsonpath={.status.containerStatuses[0].state.terminated.exitCode}=3", "pod/ends", "--timeout=60s")
+	c.do("", "wait", "--for=jsonpath={.status.containerStatuses[0].state.terminated.exitCode}=3", "pod/ends",
+		"--timeout=60s")
 }
 
 var forwarding = regexp.MustCompile(`Forwarding from (127\.0\.0\.1:\d+)`)
@@ -163,7 +165,8 @@ var forwarding = regexp.MustCompile(`Forwarding from (127\.0\.0\.1:\d+)`)
 // forwards reaches the pod's server through kubectl port-forward.
 func (c client) forwards() {
 	c.t.Helper()
-	cmd := exec.Command(filepath.Join(kube.Bin(), "kubectl"), "--kubeconfig", c.Kubeconfig(), "port-forward", "pod/web", ":80")
+	cmd := exec.Command(filepath.Join(kube.Bin(), "kubectl"), "--kubeconfig", c.Kubeconfig(), "port-forward",
+		"pod/web", ":80")
 	out, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()
@@ -193,7 +196,8 @@ func (c client) copies() {
 		dir := filepath.Join(src, fmt.Sprint("dir", i%10))
 		data := make([]byte, 1<<20-i) // no two sizes alike
 		_, _ = random.Read(data)
-		if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, fmt.Sprint("file", i)), data, 0o644)); err != nil {
+		if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, fmt.Sprint("file", i)), data,
+			0o644)); err != nil {
 			c.t.Fatal(err)
 		}
 	}
@@ -232,13 +236,15 @@ spec:
 		pod("lives", "echo kept >/v/f; sleep 1000", ""), "fills", "lives")
 	c.do("", "wait", "--for=condition=Ready", "pod/lives", "--timeout=180s")
 	c.do("", "wait", "--for=jsonpath={.status.reason}=Evicted", "pod/fills", "--timeout=240s")
-	if why := c.do("", "get", "pod", "fills", "-o", "jsonpath={.status.message}"); !strings.Contains(why, "exceeds the limit") {
+	if why := c.do("", "get", "pod", "fills", "-o", "jsonpath={.status.message}"); !strings.Contains(why,
+		"exceeds the limit") {
 		t.Errorf("the eviction's message is %q", why)
 	}
 	if got := c.do("", "exec", "lives", "--", "cat", "/v/f"); got != "kept" {
 		t.Errorf("the other pod's file holds %q", got)
 	}
-	if got := c.do("", "get", "node", "localhost", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`); got != "True" {
+	if got := c.do("", "get", "node", "localhost", "-o",
+		`jsonpath={.status.conditions[?(@.type=="Ready")].status}`); got != "True" {
 		t.Errorf("the node is Ready = %q", got)
 	}
 }

@@ -21,7 +21,8 @@ import (
 func handlers(t *testing.T, file string) []string {
 	t.Helper()
 	var names []string
-	for _, m := range regexp.MustCompile(`(?m)^\[plugins\..*\.runtimes\.([a-z-]+)\]$`).FindAllStringSubmatch(read(t, file), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^\[plugins\..*\.runtimes\.([a-z-]+)\]$`).FindAllStringSubmatch(read(t, file),
+		-1) {
 		names = append(names, m[1])
 	}
 	if len(names) == 0 {
@@ -71,12 +72,14 @@ func TestContainerdTakesTheDropIns(t *testing.T) {
 				t.Fatalf("config dump: %v: %s", err, out)
 			}
 			for _, h := range append(handlers(t, dropin), "runc") {
-				section := regexp.MustCompile(`(?m)^ *\[plugins\..*\.runtimes\.` + h + `\]\n((?: +[a-z_]+ = .*\n)*)`).FindStringSubmatch(string(out))
+				section := regexp.MustCompile(`(?m)^ *\[plugins\..*\.runtimes\.` + h +
+					`\]\n((?: +[a-z_]+ = .*\n)*)`).FindStringSubmatch(string(out))
 				want := harness.Runtime
 				if h == "runc" {
 					want = harness.RuncRuntime
 				}
-				if section == nil || !regexp.MustCompile(`runtime_type = ['"]`+regexp.QuoteMeta(want)+`['"]`).MatchString(section[1]) {
+				if section == nil ||
+					!regexp.MustCompile(`runtime_type = ['"]`+regexp.QuoteMeta(want)+`['"]`).MatchString(section[1]) {
 					t.Errorf("runtime %s is not %s in what containerd understood: %q", h, want, section)
 				}
 			}
@@ -100,15 +103,22 @@ var roots = map[int]string{
 `,
 }
 
-// TestADropInKeepsWhatTheNodeHas installs the file that docs/kubernetes.md names for each version of a node's configuration, in each
-// way that it names: runtimes and sandbox image of the node stay.
+// TestADropInKeepsWhatTheNodeHas installs the file that docs/kubernetes.md names for each version of a node's
+// configuration, in each way that it names: runtimes and sandbox image of the node stay.
 func TestADropInKeepsWhatTheNodeHas(t *testing.T) {
 	for _, tc := range []struct {
 		containerd string
 		version    int
 		imported   bool
 	}{
-		{"1.6", 2, false}, {"1.7", 2, false}, {"2.1", 2, false}, {"2.1", 2, true}, {"2.1", 3, true}, {"2.4", 2, false}, {"2.4", 2, true}, {"2.4", 3, true},
+		{"1.6", 2, false},
+		{"1.7", 2, false},
+		{"2.1", 2, false},
+		{"2.1", 2, true},
+		{"2.1", 3, true},
+		{"2.4", 2, false},
+		{"2.4", 2, true},
+		{"2.4", 3, true},
 	} {
 		t.Run(fmt.Sprintf("%s, version %d, imported %v", tc.containerd, tc.version, tc.imported), func(t *testing.T) {
 			bin, err := harness.Binaries(tc.containerd)
@@ -150,14 +160,16 @@ func TestDeployFilesAgree(t *testing.T) {
 				t.Errorf("%s has the handler %s, runtimeclass.yaml has no RuntimeClass of it", dropin, h)
 			}
 		}
-		for _, m := range regexp.MustCompile(`ConfigPath = "/usr/local/share/coco/configs/(.*)"`).FindAllStringSubmatch(read(t, dropin), -1) {
+		for _, m := range regexp.MustCompile(`ConfigPath = "/usr/local/share/coco/configs/(.*)"`).FindAllStringSubmatch(
+			read(t, dropin), -1) {
 			if _, err := os.Stat(filepath.Join(harness.Root(), "configs", m[1])); err != nil {
 				t.Errorf("%s: %v", dropin, err)
 			}
 		}
 	}
 	example := read(t, filepath.Join(filepath.Dir(kube.RuntimeClasses()), "example-pod.yaml"))
-	if !strings.Contains(example, "runtimeClassName: coco\n") || strings.Count(example, "image: ") != strings.Count(example, "image: "+kube.ExampleImage+"\n") {
+	if !strings.Contains(example, "runtimeClassName: coco\n") ||
+		strings.Count(example, "image: ") != strings.Count(example, "image: "+kube.ExampleImage+"\n") {
 		t.Errorf("the example pod does not ask for coco, or has another image than %s", kube.ExampleImage)
 	}
 }
@@ -201,9 +213,11 @@ func TestOverheadIsWhatTheRuntimeClassDeclares(t *testing.T) {
 	logged(t, n, "full", "b", "full")
 	shim, vmm := memory(t, n, "full")
 	declared := declaredOverhead(t)
-	t.Logf("limits %d MiB; on the host: shim %d MiB, VMM %d MiB: overhead %d MiB, declared %d MiB", limits, shim, vmm, shim+vmm-limits, declared)
+	t.Logf("limits %d MiB; on the host: shim %d MiB, VMM %d MiB: overhead %d MiB, declared %d MiB", limits, shim, vmm,
+		shim+vmm-limits, declared)
 	if shim+vmm > limits+declared {
-		t.Errorf("shim %d MiB and VMM %d MiB are more than limits of %d MiB and the declared overhead of %d MiB", shim, vmm, limits, declared)
+		t.Errorf("shim %d MiB and VMM %d MiB are more than limits of %d MiB and the declared overhead of %d MiB", shim, vmm,
+			limits, declared)
 	}
 }
 

@@ -29,10 +29,11 @@ func underBoth(t *testing.T, f func(*testing.T, *kube.Node)) {
 // logged waits until a container's output has the line.
 func logged(t *testing.T, n *kube.Node, pod, container, want string) {
 	t.Helper()
-	eventually(t.Context(), t, fmt.Sprintf("output of %s/%s has the line %q", pod, container, want), func(ctx context.Context) (bool, string) {
-		logs, err := n.Logs(ctx, pod, container)
-		return err == nil && strings.Contains("\n"+logs, "\n"+want+"\n"), fmt.Sprintf("%q %v", logs, err)
-	})
+	eventually(t.Context(), t, fmt.Sprintf("output of %s/%s has the line %q", pod, container, want),
+		func(ctx context.Context) (bool, string) {
+			logs, err := n.Logs(ctx, pod, container)
+			return err == nil && strings.Contains("\n"+logs, "\n"+want+"\n"), fmt.Sprintf("%q %v", logs, err)
+		})
 }
 
 func TestContainersEndAsKubeletReportsIt(t *testing.T) {

@@ -80,7 +80,8 @@ func nodeOf(t *testing.T, version, handler string) *kube.Node {
 	}
 	ctx := context.Background() // the node outlives the test
 	n, err := kube.StartNode(ctx, kube.Options{
-		Dir: scratch(t), Version: version, Handler: handler, Index: firstIndex + len(nodes.by), Images: nodes.images, Debug: true,
+		Dir: scratch(t), Version: version, Handler: handler, Index: firstIndex + len(nodes.by),
+		Images: nodes.images, Debug: true,
 	})
 	if err == nil {
 		if err = n.StartKubelet(ctx, ""); err != nil {

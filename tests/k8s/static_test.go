@@ -155,7 +155,8 @@ func TestStaticPodUnderEachContainerd(t *testing.T) {
 			if got := run(t, n, "two", "b", "ls /shared"); got != "by-a\nfile" {
 				t.Errorf("the emptyDir seen in b = %q", got)
 			}
-			if kernel, err := os.ReadFile("/proc/sys/kernel/osrelease"); err != nil || run(t, n, "two", "a", "uname -r") == strings.TrimSpace(string(kernel)) {
+			if kernel, err := os.ReadFile("/proc/sys/kernel/osrelease"); err != nil ||
+				run(t, n, "two", "a", "uname -r") == strings.TrimSpace(string(kernel)) {
 				t.Errorf("the container runs on the host's kernel %s (%v)", kernel, err)
 			}
 		})

@@ -29,6 +29,7 @@ import (
 	"github.com/coco-shim/coco/internal/portmux"
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/coco-shim/coco/network"
+	"github.com/coco-shim/coco/network/netns"
 )
 
 const deadline = 90 * time.Second
@@ -100,9 +101,9 @@ func TestPodNetworkReachesTheGuest(t *testing.T) {
 }
 
 // refused sends a datagram and waits for the port's refusal.
-func refused(ctx context.Context, netns, to string, size int) error {
+func refused(ctx context.Context, ns, to string, size int) error {
 	var conn net.Conn
-	err := network.InNetns(netns, func() (err error) {
+	err := netns.In(ns, func() (err error) {
 		conn, err = net.Dial("udp", net.JoinHostPort(to, "9")) // does not block
 		return err
 	})
@@ -130,11 +131,11 @@ func namespaces(t *testing.T) (host, pod string) {
 	dir := t.TempDir()
 	host, pod = filepath.Join(dir, "host"), filepath.Join(dir, "pod")
 	for _, p := range []string{host, pod} {
-		if err := network.NewNetns(p); err != nil {
+		if err := netns.New(p); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() {
-			if err := network.DeleteNetns(p); err != nil {
+			if err := netns.Delete(p); err != nil {
 				t.Error(err)
 			}
 		})
@@ -151,9 +152,9 @@ func namespaces(t *testing.T) (host, pod string) {
 }
 
 // run executes commands in a namespace; POD stands for a descriptor path of the pod's.
-func run(t *testing.T, netns, pod string, cmds ...string) {
+func run(t *testing.T, ns, pod string, cmds ...string) {
 	t.Helper()
-	err := network.InNetns(netns, func() error {
+	err := netns.In(ns, func() error {
 		for _, c := range cmds {
 			words := strings.Fields(c)
 			for i, w := range words {
@@ -234,7 +235,8 @@ func initrd(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	bin := filepath.Join(dir, "coco-agent")
-	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-tags", "no_grpc", "-o", bin, "./cmd/coco-agent")
+	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-tags", "no_grpc", "-o",
+		bin, "./cmd/coco-agent")
 	build.Dir, build.Env = testvm.RepoRoot(), append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build coco-agent: %v\n%s", err, out)

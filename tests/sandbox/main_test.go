@@ -48,7 +48,10 @@ func TestMain(m *testing.M) {
 			code = 1
 		}
 	}
-	for _, pattern := range []string{"/sys/fs/cgroup/*/coco-test/*", "/sys/fs/cgroup/*/coco-test", "/sys/fs/cgroup/coco-test/*", "/sys/fs/cgroup/coco-test"} {
+	for _, pattern := range []string{
+		"/sys/fs/cgroup/*/coco-test/*", "/sys/fs/cgroup/*/coco-test",
+		"/sys/fs/cgroup/coco-test/*", "/sys/fs/cgroup/coco-test",
+	} {
 		groups, _ := filepath.Glob(pattern) // the pods' parents, which are the kubelet's to remove
 		for _, g := range groups {
 			_ = syscall.Rmdir(g) // files among them are no directories
@@ -123,9 +126,12 @@ func (b bed) podConfig(name string) *cri.PodSandboxConfig {
 		Metadata: &cri.PodSandboxMetadata{Name: name, Uid: name, Namespace: "default"},
 		Hostname: name, LogDirectory: b.t.TempDir(),
 		DnsConfig: &cri.DNSConfig{Servers: []string{"10.96.0.10"}, Searches: []string{"svc.cluster.local"}},
-		Linux: &cri.LinuxPodSandboxConfig{CgroupParent: "/coco-test/" + name, SecurityContext: &cri.LinuxSandboxSecurityContext{
-			NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER},
-		}},
+		Linux: &cri.LinuxPodSandboxConfig{
+			CgroupParent: "/coco-test/" + name,
+			SecurityContext: &cri.LinuxSandboxSecurityContext{
+				NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER},
+			},
+		},
 	}
 }
 
@@ -162,7 +168,8 @@ func (b bed) container(pod string, p *cri.PodSandboxConfig, name string, command
 	b.t.Helper()
 	return b.containerOf(pod, p, &cri.ContainerConfig{
 		Metadata: &cri.ContainerMetadata{Name: name}, Image: &cri.ImageSpec{Image: harness.Image},
-		Command: command, LogPath: name + ".log", Linux: &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{
+		Command: command, LogPath: name + ".log",
+		Linux: &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{
 			NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER},
 		}},
 	})
@@ -170,11 +177,15 @@ func (b bed) container(pod string, p *cri.PodSandboxConfig, name string, command
 
 func (b bed) containerOf(pod string, p *cri.PodSandboxConfig, c *cri.ContainerConfig) string {
 	b.t.Helper()
-	r, err := b.Runtime.CreateContainer(b.ctx(2*time.Minute), &cri.CreateContainerRequest{PodSandboxId: pod, Config: c, SandboxConfig: p})
+	r, err := b.Runtime.CreateContainer(b.ctx(2*time.Minute), &cri.CreateContainerRequest{
+		PodSandboxId: pod, Config: c,
+		SandboxConfig: p,
+	})
 	if err != nil {
 		b.t.Fatalf("create container %s: %v", c.GetMetadata().GetName(), err)
 	}
-	if _, err := b.Runtime.StartContainer(b.ctx(2*time.Minute), &cri.StartContainerRequest{ContainerId: r.GetContainerId()}); err != nil {
+	if _, err := b.Runtime.StartContainer(b.ctx(2*time.Minute),
+		&cri.StartContainerRequest{ContainerId: r.GetContainerId()}); err != nil {
 		b.t.Fatalf("start container %s: %v", c.GetMetadata().GetName(), err)
 	}
 	return r.GetContainerId()
@@ -183,7 +194,10 @@ func (b bed) containerOf(pod string, p *cri.PodSandboxConfig, c *cri.ContainerCo
 // sh runs a command line in a container and returns its output.
 func (b bed) sh(container, line string) string {
 	b.t.Helper()
-	r, err := b.Runtime.ExecSync(b.ctx(30*time.Second), &cri.ExecSyncRequest{ContainerId: container, Cmd: []string{"/bin/sh", "-c", line}, Timeout: 20})
+	r, err := b.Runtime.ExecSync(b.ctx(30*time.Second), &cri.ExecSyncRequest{
+		ContainerId: container,
+		Cmd:         []string{"/bin/sh", "-c", line}, Timeout: 20,
+	})
 	if err != nil || r.GetExitCode() != 0 {
 		b.t.Errorf("sh -c %q = %d, %v: %s%s", line, r.GetExitCode(), err, r.GetStdout(), r.GetStderr())
 	}
@@ -204,7 +218,8 @@ func (b bed) leavesNothing(ctx context.Context, pod, name string) {
 		}
 		var left []string
 		for line := range all {
-			if slices.ContainsFunc(own, func(s string) bool { return strings.Contains(line, s) }) && !strings.HasSuffix(line, own[2]) {
+			if slices.ContainsFunc(own, func(s string) bool { return strings.Contains(line, s) }) &&
+				!strings.HasSuffix(line, own[2]) {
 				left = append(left, line) // the parent group is the kubelet's
 			}
 		}

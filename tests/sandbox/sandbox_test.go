@@ -23,8 +23,9 @@ func TestPodOfTwoContainers(t *testing.T) {
 	one := b.container(pod, p, "one", "/bin/sh", "-c", "echo hello; sleep 1000")
 	two := b.container(pod, p, "two", "/bin/sleep", "1000")
 	for what, want := range map[string]string{
-		"hostname": "two", "cat /etc/hostname": "two", "cat /etc/resolv.conf": "search svc.cluster.local\nnameserver 10.96.0.10",
-		"ls /etc/hosts": "/etc/hosts",
+		"hostname": "two", "cat /etc/hostname": "two",
+		"cat /etc/resolv.conf": "search svc.cluster.local\nnameserver 10.96.0.10",
+		"ls /etc/hosts":        "/etc/hosts",
 	} {
 		for _, c := range []string{one, two} {
 			if got := b.sh(c, what); got != want {
@@ -36,7 +37,10 @@ func TestPodOfTwoContainers(t *testing.T) {
 	if got := b.sh(two, "cat /dev/shm/x"); got != "shared" {
 		t.Errorf("the other container's /dev/shm/x = %q", got)
 	}
-	st, err := b.Runtime.PodSandboxStatus(b.ctx(10*time.Second), &cri.PodSandboxStatusRequest{PodSandboxId: pod, Verbose: true})
+	st, err := b.Runtime.PodSandboxStatus(b.ctx(10*time.Second), &cri.PodSandboxStatusRequest{
+		PodSandboxId: pod,
+		Verbose:      true,
+	})
 	if err != nil || st.GetStatus().GetState() != cri.PodSandboxState_SANDBOX_READY {
 		t.Fatalf("status = %v, %v", st, err)
 	}
@@ -52,7 +56,8 @@ func TestPodOfTwoContainers(t *testing.T) {
 			t.Errorf("stop: %v", err)
 		}
 	}
-	if st, err := b.Runtime.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: pod}); err != nil || st.GetStatus().GetState() != cri.PodSandboxState_SANDBOX_NOTREADY {
+	if st, err := b.Runtime.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: pod}); err != nil ||
+		st.GetStatus().GetState() != cri.PodSandboxState_SANDBOX_NOTREADY {
 		t.Errorf("status after stop = %v, %v", st, err)
 	}
 	b.remove(ctx, pod)
@@ -115,7 +120,8 @@ func TestStartThatCannotBe(t *testing.T) {
 	onHost := b.podConfig("onhost")
 	onHost.Linux.SecurityContext.NamespaceOptions = &cri.NamespaceOption{Network: cri.NamespaceMode_NODE}
 	for want, c := range map[string]*cri.PodSandboxConfig{"above the host's memory": huge, "hostNetwork": onHost} {
-		r, err := b.Runtime.RunPodSandbox(b.ctx(time.Minute), &cri.RunPodSandboxRequest{Config: c, RuntimeHandler: viaSandbox})
+		r, err := b.Runtime.RunPodSandbox(b.ctx(time.Minute),
+			&cri.RunPodSandboxRequest{Config: c, RuntimeHandler: viaSandbox})
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("run pod %s = %v, %v, want %q", c.GetMetadata().GetName(), r, err, want)
 		}

@@ -29,7 +29,8 @@ func TestStatsOfContainers(t *testing.T) {
 	const held = 12 << 20
 	// tail keeps what it has read until somebody reads it; the loop works from when it is told until it is told.
 	busy := b.container(pod, p, "busy", "/bin/sh", "-c",
-		"(head -c 12582912 /dev/zero | tail -c 12582912 | sleep 1000) & while [ ! -e /go ]; do sleep 0.2; done; while [ ! -e /enough ]; do :; done; sleep 1000")
+		"(head -c 12582912 /dev/zero | tail -c 12582912 | sleep 1000) & while [ ! -e /go ]; do sleep 0.2; done; while [ ! "+
+			"-e /enough ]; do :; done; sleep 1000")
 	idle := b.container(pod, p, "idle", "/bin/sleep", "1000")
 	ctx := b.ctx(3 * time.Minute)
 	stats := func(id string) *cri.ContainerStats {
@@ -56,7 +57,8 @@ func TestStatsOfContainers(t *testing.T) {
 	}
 	s, i := stats(busy), stats(idle)
 	used := func(a, b *cri.ContainerStats) time.Duration {
-		return time.Duration(b.GetCpu().GetUsageCoreNanoSeconds().GetValue() - a.GetCpu().GetUsageCoreNanoSeconds().GetValue())
+		return time.Duration(b.GetCpu().GetUsageCoreNanoSeconds().GetValue() - a.GetCpu().
+			GetUsageCoreNanoSeconds().GetValue())
 	}
 	if busy, idle := used(first, s), used(rest, i); busy < 50*time.Millisecond || busy < idle {
 		t.Errorf("the busy container used %v of CPU, the idle one %v", busy, idle)
@@ -65,7 +67,8 @@ func TestStatsOfContainers(t *testing.T) {
 	if m.GetWorkingSetBytes().GetValue() > m.GetUsageBytes().GetValue() || m.GetRssBytes().GetValue() < held {
 		t.Errorf("memory of the busy container = %v", m)
 	}
-	t.Logf("usage %d, working set %d, anonymous %d", m.GetUsageBytes().GetValue(), m.GetWorkingSetBytes().GetValue(), m.GetRssBytes().GetValue())
+	t.Logf("usage %d, working set %d, anonymous %d", m.GetUsageBytes().GetValue(), m.GetWorkingSetBytes().GetValue(),
+		m.GetRssBytes().GetValue())
 	if v := i.GetMemory().GetWorkingSetBytes().GetValue(); v == 0 || v > held*2/3 {
 		t.Errorf("working set of the idle container = %d", v)
 	}
@@ -84,10 +87,12 @@ func TestStatsOfContainers(t *testing.T) {
 	if n := linux.GetProcess().GetProcessCount().GetValue(); n < 4 {
 		t.Errorf("processes of the pod = %d", n)
 	}
-	if len(linux.GetContainers()) != 2 || linux.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 || linux.GetMemory().GetWorkingSetBytes().GetValue() < held {
+	if len(linux.GetContainers()) != 2 || linux.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 ||
+		linux.GetMemory().GetWorkingSetBytes().GetValue() < held {
 		t.Errorf("stats of the pod = %v", linux)
 	}
-	if n := linux.GetNetwork().GetDefaultInterface(); n.GetName() != "eth0" || n.GetTxBytes().GetValue() == 0 || n.GetRxBytes().GetValue() == 0 {
+	if n := linux.GetNetwork().GetDefaultInterface(); n.GetName() != "eth0" || n.GetTxBytes().GetValue() == 0 ||
+		n.GetRxBytes().GetValue() == 0 {
 		t.Errorf("network of the pod = %v", linux.GetNetwork())
 	}
 }
@@ -102,7 +107,8 @@ func TestStatsOfASandboxOfTheSandboxAPI(t *testing.T) {
 		t.Fatal(err)
 	}
 	linux := ps.GetStats().GetLinux()
-	if linux.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 || linux.GetMemory().GetWorkingSetBytes().GetValue() < 32<<20 || len(linux.GetContainers()) != 1 {
+	if linux.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 ||
+		linux.GetMemory().GetWorkingSetBytes().GetValue() < 32<<20 || len(linux.GetContainers()) != 1 {
 		t.Errorf("stats of the pod = %v", linux)
 	}
 }
@@ -154,7 +160,8 @@ func TestMetricsOfAPod(t *testing.T) {
 		}
 		return total
 	}
-	if v, whole := sum("coco_pod_start_phase_seconds", ""), find("coco_pod_start_seconds"); math.Abs(v-whole) > 0.02*whole {
+	if v, whole := sum("coco_pod_start_phase_seconds", ""),
+		find("coco_pod_start_seconds"); math.Abs(v-whole) > 0.02*whole {
 		t.Errorf("the phases of the pod's start take %.3f s, the start %.3f s", v, whole)
 	}
 	for _, s := range samples {
@@ -175,19 +182,25 @@ func TestMetricsOfAPod(t *testing.T) {
 	}
 	for who, pid := range map[string]int{"shim": shim, "vmm": vmm} {
 		rss, err := residentKiB(pid)
-		if v := find("coco_" + who + "_resident_memory_bytes"); err != nil || math.Abs(v/1024-rss) > rss/4 { // a shim grows by being asked
+		// a shim grows by being asked
+		if v := find("coco_" + who + "_resident_memory_bytes"); err != nil || math.Abs(v/1024-rss) > rss/4 {
 			t.Errorf("%s: resident %.0f KiB by metrics, %.0f by /proc (%v)", who, v/1024, rss, err)
 		}
 	}
-	parts := find("coco_vmm_memory_bytes", "kind", "guest") + find("coco_vmm_memory_bytes", "kind", "files") + find("coco_vmm_memory_bytes", "kind", "own")
+	parts := find("coco_vmm_memory_bytes", "kind", "guest") + find("coco_vmm_memory_bytes", "kind",
+		"files") + find("coco_vmm_memory_bytes", "kind", "own")
 	generated := find("coco_vmm_memory_bytes", "kind", "generated_code")
 	if whole := find("coco_vmm_resident_memory_bytes"); math.Abs(parts+generated-whole) > whole/20 {
 		t.Errorf("the VMM's memory is %.0f in parts, %.0f whole", parts+generated, whole)
 	}
 	t.Logf("guest %.1f MiB, generated code %.1f MiB, files %.1f MiB, own %.1f MiB, shim %.1f MiB",
-		find("coco_vmm_memory_bytes", "kind", "guest")/(1<<20), generated/(1<<20), find("coco_vmm_memory_bytes", "kind", "files")/(1<<20),
+		find("coco_vmm_memory_bytes", "kind", "guest")/(1<<20), generated/(1<<20),
+		find("coco_vmm_memory_bytes", "kind", "files")/(1<<20),
 		find("coco_vmm_memory_bytes", "kind", "own")/(1<<20), find("coco_shim_resident_memory_bytes")/(1<<20))
-	for _, name := range []string{"coco_guest_memory_total_bytes", "coco_guest_cpu_seconds_total", "coco_agent_resident_bytes", "coco_container_memory_working_set_bytes", "coco_container_processes"} {
+	for _, name := range []string{
+		"coco_guest_memory_total_bytes", "coco_guest_cpu_seconds_total",
+		"coco_agent_resident_bytes", "coco_container_memory_working_set_bytes", "coco_container_processes",
+	} {
 		if find(name) == 0 {
 			t.Errorf("%s is 0", name)
 		}
@@ -200,7 +213,8 @@ func TestMetricsOfAPod(t *testing.T) {
 // metrics runs `coco metrics` for the pod.
 func (b bed) metrics(pod string) []metrics.Sample {
 	b.t.Helper()
-	cmd := exec.CommandContext(b.t.Context(), filepath.Join(harness.Prefix(), "bin", "coco"), "metrics", "--json", "--pod", pod)
+	cmd := exec.CommandContext(b.t.Context(), filepath.Join(harness.Prefix(), "bin", "coco"), "metrics",
+		"--json", "--pod", pod)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

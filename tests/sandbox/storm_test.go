@@ -14,8 +14,8 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Above some thirty execs at once they failed: "the agent's connection broke … EOF". COCO_STORM says how many; here they
-// are more than the guest's queue of streams holds.
+// Above some thirty execs at once they failed: "the agent's connection broke … EOF". COCO_STORM says how many; here
+// they are more than the guest's queue of streams holds.
 func TestManyExecsAtOnceAnswer(t *testing.T) {
 	n := 40
 	if text := os.Getenv("COCO_STORM"); text != "" {
@@ -33,7 +33,8 @@ func TestManyExecsAtOnceAnswer(t *testing.T) {
 	for i := range n {
 		wg.Go(func() {
 			want := fmt.Sprintf("%d\n", i)
-			r, err := b.Runtime.ExecSync(b.ctx(4*time.Minute), &cri.ExecSyncRequest{ContainerId: id, Cmd: []string{"echo", strconv.Itoa(i)}})
+			r, err := b.Runtime.ExecSync(b.ctx(4*time.Minute),
+				&cri.ExecSyncRequest{ContainerId: id, Cmd: []string{"echo", strconv.Itoa(i)}})
 			if err != nil || r.GetExitCode() != 0 || string(r.GetStdout()) != want {
 				t.Errorf("exec %d = %v, %v", i, r, err)
 			}

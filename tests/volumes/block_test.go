@@ -50,7 +50,10 @@ func withDevice(t *testing.T, dev, path, access string) func(*specs.Spec) {
 	major, minor := int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev))
 	return func(s *specs.Spec) {
 		s.Linux.Devices = []specs.LinuxDevice{{Path: path, Type: "b", Major: major, Minor: minor}}
-		s.Linux.Resources.Devices = append(s.Linux.Resources.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: "b", Major: &major, Minor: &minor, Access: access})
+		s.Linux.Resources.Devices = append(s.Linux.Resources.Devices, specs.LinuxDeviceCgroup{
+			Allow: true, Type: "b",
+			Major: &major, Minor: &minor, Access: access,
+		})
 	}
 }
 
@@ -68,11 +71,13 @@ func TestRawBlockVolumes(t *testing.T) {
 		}
 		return out.String()
 	}
-	if got := run("echo written in the guest | dd of=/dev/xvda bs=512 seek=3 conv=notrunc,sync 2>/dev/null; stat -c %F /dev/xvda; dd if=/dev/xvda bs=1M 2>/dev/null | wc -c", change); got != "block special file\n8388608\n" {
+	if got := run("echo written in the guest | dd of=/dev/xvda bs=512 seek=3 conv=notrunc,sync 2>/dev/null; stat -c %F "+
+		"/dev/xvda; dd if=/dev/xvda bs=1M 2>/dev/null | wc -c", change); got != "block special file\n8388608\n" {
 		t.Errorf("the container says %q", got)
 	}
 	fixed, _ := loop(t, 8<<20)
-	if got := run("dd if=/dev/xvdb bs=1M 2>/dev/null | wc -c; (echo no | dd of=/dev/xvdb) 2>/dev/null || echo read-only", withDevice(t, fixed, "/dev/xvdb", "mr")); got != "8388608\nread-only\n" {
+	if got := run("dd if=/dev/xvdb bs=1M 2>/dev/null | wc -c; (echo no | dd of=/dev/xvdb) 2>/dev/null || echo read-only",
+		withDevice(t, fixed, "/dev/xvdb", "mr")); got != "8388608\nread-only\n" {
 		t.Errorf("a device that may only be read says %q", got)
 	}
 	f, err := os.Open(dev)
@@ -100,7 +105,8 @@ func format(t *testing.T, name string, size uint64) {
 	t.Helper()
 	f, err := os.OpenFile(name, os.O_RDWR, 0)
 	must(t, err)
-	must(t, errors.Join(ext4.Format(f, ext4.Options{Bytes: size, Mode: 0o755, ID: [16]byte{1}, Seed: [16]byte{2}}), f.Close()))
+	must(t, errors.Join(ext4.Format(f, ext4.Options{Bytes: size, Mode: 0o755, ID: [16]byte{1}, Seed: [16]byte{2}}),
+		f.Close()))
 }
 
 // A volume that a CSI driver leaves unmounted is mounted by the guest, kept by the disk, and unmounted
@@ -116,7 +122,10 @@ func TestVolumesThatKeepData(t *testing.T) {
 	record := filepath.Join(hostvolume.DirectDir, base64.URLEncoding.EncodeToString([]byte(at)))
 	must(t, os.MkdirAll(record, 0o700))
 	t.Cleanup(func() { must(t, os.RemoveAll(record)) })
-	data, err := json.Marshal(hostvolume.DirectVolume{Type: "block", Device: dev, FSType: "ext4", Metadata: map[string]string{"fsGroup": "2000"}})
+	data, err := json.Marshal(hostvolume.DirectVolume{
+		Type: "block", Device: dev, FSType: "ext4",
+		Metadata: map[string]string{"fsGroup": "2000"},
+	})
 	must(t, err)
 	must(t, os.WriteFile(filepath.Join(record, "mountInfo.json"), data, 0o600))
 	mounts := []specs.Mount{bind(at, "/d")}
@@ -150,7 +159,8 @@ func TestTheHostsFiles(t *testing.T) {
 	dir := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(dir, "f"), []byte("of the host\n"), 0o604))
 	mounts := []specs.Mount{bind(dir, "/h", "rw"), bind(filepath.Join(dir, "f"), "/one", "rw")}
-	if got := p.run(mounts, "cat /h/f /one; stat -c %a /h/f; echo x >/h/f || echo read-only"); got != "of the host\nof the host\n604\nread-only\n" {
+	if got := p.run(mounts, "cat /h/f /one; stat -c %a /h/f; echo x >/h/f || echo "+
+		"read-only"); got != "of the host\nof the host\n604\nread-only\n" {
 		t.Errorf("the container says %q", got)
 	}
 	must(t, os.WriteFile(filepath.Join(dir, "f"), []byte("changed\n"), 0o604))

@@ -101,13 +101,14 @@ func bigWrite(t *testing.T) int64 {
 	return 288
 }
 
-// The writable layer is a disk of 16 GiB by default, which the guest encrypts. Its file has no name: the VMM has it open
-// while the container is there, and then it is gone.
+// The writable layer is a disk of 16 GiB by default, which the guest encrypts. Its file has no name: the VMM has it
+// open while the container is there, and then it is gone.
 func (p *pod) testBigWrite(canary string) {
 	t := p.t
 	t.Helper()
 	n := bigWrite(t)
-	_, out, done := p.start(nil, fmt.Sprintf(`for i in $(seq 4000); do echo %s; done >/many; mount | grep -c ' on / type overlay'
+	_, out, done := p.start(nil,
+		fmt.Sprintf(`for i in $(seq 4000); do echo %s; done >/many; mount | grep -c ' on / type overlay'
 		df -m / | tail -n1 | while read fs size rest; do echo $((size / 1000)); done
 		dd if=/dev/zero of=/big bs=1M count=%d 2>/dev/null; sync; stat -c %%s /big; grep -c %s /many`, canary, n, canary), nil)
 	disks := p.scratchDisks()
@@ -140,7 +141,8 @@ func (p *pod) scratchDisks() (out []*os.File) {
 	for _, name := range names {
 		var st unix.Stat_t
 		link, err := os.Readlink(name)
-		if err != nil || !strings.HasPrefix(link, filepath.Join(p.dir, "scratch")+"/") || unix.Stat(name, &st) != nil || seen[st.Ino] {
+		if err != nil || !strings.HasPrefix(link, filepath.Join(p.dir, "scratch")+"/") ||
+			unix.Stat(name, &st) != nil || seen[st.Ino] {
 			continue
 		}
 		seen[st.Ino] = true
@@ -190,18 +192,21 @@ func TestAFullEmptyDir(t *testing.T) {
 		c.Runtime.KubeletDirs = append(c.Runtime.KubeletDirs, filepath.Join(filepath.Dir(c.Runtime.KubeletDirs[0]), "tiny"))
 	})
 	small, crowded := p.make("empty-dir", "small", 0o777), p.make("empty-dir", "crowded", 0o777)
-	if got := p.run([]specs.Mount{bind(small, "/d")}, "dd if=/dev/zero of=/d/big bs=1M count=60 2>&1 | grep -o 'No space'; echo more >/tmp/x; rm /d/big; echo there is room >/d/x; cat /d/x"); got != "No space\nthere is room\n" {
+	if got := p.run([]specs.Mount{bind(small, "/d")}, "dd if=/dev/zero of=/d/big bs=1M count=60 2>&1 | grep -o 'No "+
+		"space'; echo more >/tmp/x; rm /d/big; echo there is room >/d/x; cat /d/x"); got != "No space\nthere is room\n" {
 		t.Errorf("beyond its size: %q", got)
 	}
 	must(t, os.Mkdir(filepath.Join(p.dir, "tiny"), 0o755))
 	p.tmpfs(filepath.Join(p.dir, "tiny"), "size=20m")
 	full := filepath.Join(p.dir, "tiny/pods", podUID, "volumes/kubernetes.io~empty-dir/full")
 	must(t, os.MkdirAll(full, 0o777))
-	if got := p.run([]specs.Mount{bind(full, "/d")}, "dd if=/dev/zero of=/d/big bs=1M count=40 2>/dev/null; sync; echo alive"); got != "alive\n" {
+	if got := p.run([]specs.Mount{bind(full, "/d")},
+		"dd if=/dev/zero of=/d/big bs=1M count=40 2>/dev/null; sync; echo alive"); got != "alive\n" {
 		t.Errorf("on a full host: %q", got)
 	}
 	_ = crowded
-	if got := p.run(nil, "dd if=/dev/zero of=/big bs=1M count=20 2>&1 | grep -o 'No space'; stat -c %s /big"); !strings.HasPrefix(got, "No space\n16") {
+	if got := p.run(nil, "dd if=/dev/zero of=/big bs=1M count=20 2>&1 | grep -o 'No space'; stat -c "+
+		"%s /big"); !strings.HasPrefix(got, "No space\n16") {
 		t.Errorf("beyond a writable layer of 16 MiB in memory: %q", got)
 	}
 	if n := len(p.scratchDisks()); n != 0 {

@@ -67,7 +67,8 @@ func TestAPathIsNotTrustedForItsText(t *testing.T) {
 	must(t, os.MkdirAll(known, 0o755))
 	message := filepath.Join(known, "crontab")
 	must(t, os.WriteFile(message, nil, 0o666))
-	_, _, done := p.start([]specs.Mount{bind(message, "/dev/termination-log", "rw")}, "echo -n evil >/dev/termination-log", nil)
+	_, _, done := p.start([]specs.Mount{bind(message, "/dev/termination-log", "rw")}, "echo -n evil >/dev/termination-log",
+		nil)
 	must(t, os.Rename(known, known+".old"))
 	must(t, os.Symlink(dir, known))
 	done()
@@ -80,7 +81,8 @@ func TestAPathIsNotTrustedForItsText(t *testing.T) {
 	must(t, os.MkdirAll(open, 0o755))
 	must(t, os.Chmod(open, 0o777))
 	must(t, os.WriteFile(filepath.Join(open, "1"), nil, 0o666))
-	p.refused([]specs.Mount{bind(filepath.Join(open, "1"), "/dev/termination-log", "rw")}, "others than root may write", nil)
+	p.refused([]specs.Mount{bind(filepath.Join(open, "1"), "/dev/termination-log", "rw")},
+		"others than root may write", nil)
 }
 
 // Names, owners and times of a host's files arrive as they are, and /dev/null on a file is the guest's.
@@ -96,10 +98,14 @@ func TestFilesOfAnyNameAndOwner(t *testing.T) {
 	must(t, unix.UtimesNanoAt(unix.AT_FDCWD, filepath.Join(src, "old"), when, 0))
 	must(t, unix.UtimesNanoAt(unix.AT_FDCWD, src, when, 0))
 	long := "/mnt/" + strings.Repeat("d", 250)
-	got := p.run([]specs.Mount{bind(src, "/s", "ro"), bind("/dev/null", "/etc/masked", "rw"), bind(filepath.Join(src, "old"), long, "ro")},
+	got := p.run([]specs.Mount{
+		bind(src, "/s", "ro"), bind("/dev/null", "/etc/masked", "rw"),
+		bind(filepath.Join(src, "old"), long, "ro"),
+	},
 		`ls /s | wc -l; cat /s/caf*; echo; cat /s/nnn* | wc -c; cat /s/x.coco-part; echo; stat -c '%u %g' /s/nobody; stat -c %y /s/old; stat -c %Y /s
 		echo gone >/etc/masked; stat -c '%F %t:%T' /etc/masked; cat /etc/masked; cat `+long)
-	want := "5\ncaf\xe9\n255\nx.coco-part\n4294967294 2147483648\n2001-09-09 01:46:40.123456789 +0000\n1000000000\ncharacter special file 1:3\nold"
+	want := "5\ncaf\xe9\n255\nx.coco-part\n4294967294 2147483648\n2001-09-09 01:46:40.123456789 " +
+		"+0000\n1000000000\ncharacter special file 1:3\nold"
 	if got != want {
 		t.Errorf("the container says\n%q\nwant\n%q", got, want)
 	}
@@ -168,12 +174,18 @@ func hunted(p *pod, dir string) (mounts map[string]func(n string) specs.Mount, p
 	must(p.t, unix.Mkfifo(srv+"/fifo", 0o666))
 	csi, maps := p.volume+"/kubernetes.io~csi", p.volume+"/kubernetes.io~configmap"
 	mounts = map[string]func(n string) specs.Mount{
-		"hostPath":               func(n string) specs.Mount { return bind(p.at(host, p.dir, "m", n), "/host", "rw") },
-		"a hostPath's parent":    func(n string) specs.Mount { return bind(p.at(srv+"/path", p.dir, "m", n)+"/etc", "/p", "ro") },
-		"claim":                  func(n string) specs.Mount { return bind(p.at(claim, csi, "pvc-"+n, "mount"), "/claim", "ro") },
-		"configMap":              func(n string) specs.Mount { return bind(p.at(config, maps, "c"+n), "/config", "ro") },
-		"sub path of a hostPath": func(n string) specs.Mount { return bind(p.at(host, pods, "volume-subpaths/host/c", n), "/sub", "ro") },
-		"termination message":    func(string) specs.Mount { return bind(message, "/dev/termination-log", "rw") },
+		"hostPath": func(n string) specs.Mount { return bind(p.at(host, p.dir, "m", n), "/host", "rw") },
+		"a hostPath's parent": func(n string) specs.Mount {
+			return bind(p.at(srv+"/path", p.dir, "m", n)+"/etc", "/p", "ro")
+		},
+		"claim": func(n string) specs.Mount {
+			return bind(p.at(claim, csi, "pvc-"+n, "mount"), "/claim", "ro")
+		},
+		"configMap": func(n string) specs.Mount { return bind(p.at(config, maps, "c"+n), "/config", "ro") },
+		"sub path of a hostPath": func(n string) specs.Mount {
+			return bind(p.at(host, pods, "volume-subpaths/host/c", n), "/sub", "ro")
+		},
+		"termination message": func(string) specs.Mount { return bind(message, "/dev/termination-log", "rw") },
 	}
 	pairs = [][2]string{
 		link(host+"/sub", dir), link(claim+"/sub", dir), link(parent, dir), link(pods+"/containers/c", dir),
@@ -186,7 +198,8 @@ func hunted(p *pod, dir string) (mounts map[string]func(n string) specs.Mount, p
 // While containers are made, directories and files that they mount, and those below, are swapped for links to the
 // host's. Nothing outside is read or written, and everything ends in time, with a container or a refusal.
 func TestSwappedDirectories(t *testing.T) {
-	p := newPod(t, func(c *configs.Config) { c.Runtime.WritableLayer = configs.WritableMemory }) // it makes many containers
+	// it makes many containers
+	p := newPod(t, func(c *configs.Config) { c.Runtime.WritableLayer = configs.WritableMemory })
 	dir := etc(t, p)
 	mounts, pairs := hunted(p, dir)
 	stop := make(chan struct{})
@@ -233,8 +246,9 @@ func (p *pod) attempt(m specs.Mount) (string, error) {
 	defer cancel()
 	id := fmt.Sprintf("r%d", p.n.Add(1))
 	// Of a file there is nothing to search: elsewhere, in /proc, are files without an end.
-	s := spec([]specs.Mount{m}, "sh", "-c", fmt.Sprintf("if [ -d %s ]; then cd %[1]s; find . -type f | while read f; do cat $f; done; fi; "+
-		"cat %[1]s; echo -n evil >%[1]s; true", m.Destination))
+	s := spec([]specs.Mount{m}, "sh", "-c",
+		fmt.Sprintf("if [ -d %s ]; then cd %[1]s; find . -type f | while read f; do cat $f; done; fi; "+
+			"cat %[1]s; echo -n evil >%[1]s; true", m.Destination))
 	st, err := p.CreateContainer(ctx, virtcontainers.ContainerRequest{ID: id, Bundle: p.dir, Spec: s, Stdout: true})
 	if ctx.Err() != nil {
 		p.t.Fatalf("CreateContainer() hangs: %v", err)

@@ -45,7 +45,8 @@ func servers(dir string) (pids []int) {
 	names, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, n := range names {
 		line, err := os.ReadFile(n)
-		if err != nil || !bytes.Contains(line, []byte(filepath.Join(dir, "run"))) || !bytes.Contains(line, []byte("virtiofsd")) {
+		if err != nil || !bytes.Contains(line, []byte(filepath.Join(dir, "run"))) ||
+			!bytes.Contains(line, []byte("virtiofsd")) {
 			continue
 		}
 		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(n)))
@@ -115,7 +116,8 @@ func liveFiles(t *testing.T, change func(*configs.Config)) {
 	if _, err := os.Stat(filepath.Join(host, "sub/g")); !os.IsNotExist(err) {
 		t.Errorf("what the container has removed: %v", err)
 	}
-	_, out, done := p.start(mounts, `echo started >/h/started; until test -e /h/go; do sleep 0.1; done; until grep -q changed /r/f && grep -q changed /file; do sleep 0.1; done; cat /file`, nil)
+	_, out, done := p.start(mounts,
+		`echo started >/h/started; until test -e /h/go; do sleep 0.1; done; until grep -q changed /r/f && grep -q changed /file; do sleep 0.1; done; cat /file`, nil)
 	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		if _, err := os.Stat(filepath.Join(host, "started")); err == nil {
 			break
@@ -184,7 +186,8 @@ func TestAPodWhoseFilesAreGoneEnds(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
 		x, err := p.Wait(ctx, id, "")
-		if err != nil || x.Code != 137 || !strings.Contains(x.Reason, "virtiofsd, which serves the live files of the host, ended") {
+		if err != nil || x.Code != 137 ||
+			!strings.Contains(x.Reason, "virtiofsd, which serves the live files of the host, ended") {
 			t.Errorf("Wait() = %+v, %v", x, err)
 		}
 		t.Logf("reason: %s", x.Reason)

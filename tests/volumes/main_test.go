@@ -49,7 +49,10 @@ const podUID = "a1b2-c3"
 // patience bounds everything that a test waits for.
 const patience = 3 * time.Minute
 
-var applets = []string{"sh", "true", "echo", "cat", "sleep", "ls", "id", "stat", "readlink", "mount", "grep", "mkdir", "ln", "dd", "df", "touch", "rm", "wc", "head", "cp", "mv", "test", "cut", "sync", "seq", "find", "sort"}
+var applets = []string{
+	"sh", "true", "echo", "cat", "sleep", "ls", "id", "stat", "readlink", "mount", "grep", "mkdir",
+	"ln", "dd", "df", "touch", "rm", "wc", "head", "cp", "mv", "test", "cut", "sync", "seq", "find", "sort",
+}
 
 func rootfs(t *testing.T, dir string) {
 	t.Helper()
@@ -76,20 +79,29 @@ func must(t *testing.T, err error) {
 // spec is a container as containerd's CRI describes it.
 func spec(mounts []specs.Mount, args ...string) *specs.Spec {
 	var ns []specs.LinuxNamespace
-	for _, k := range []specs.LinuxNamespaceType{specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.MountNamespace, specs.NetworkNamespace} {
+	for _, k := range []specs.LinuxNamespaceType{
+		specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace,
+		specs.MountNamespace, specs.NetworkNamespace,
+	} {
 		ns = append(ns, specs.LinuxNamespace{Type: k})
 	}
 	caps := []string{"CAP_CHOWN", "CAP_KILL", "CAP_SETUID", "CAP_SETGID", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_MKNOD"}
 	return &specs.Spec{
 		Version: "1.0.2", Root: &specs.Root{Path: "rootfs"}, Hostname: "pod",
-		Annotations: map[string]string{contract.CRISandboxID: "pod", contract.CRISandboxUID: podUID, contract.CRIContainerType: "container"},
+		Annotations: map[string]string{
+			contract.CRISandboxID: "pod", contract.CRISandboxUID: podUID,
+			contract.CRIContainerType: "container",
+		},
 		Process: &specs.Process{
 			Args: args, Cwd: "/", Env: []string{"PATH=/bin"}, NoNewPrivileges: true,
 			Capabilities: &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
 		},
 		Mounts: append([]specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
-			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{
+				"nosuid", "strictatime", "mode=755",
+				"size=65536k",
+			}},
 			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
 		}, mounts...),
 		Linux: &specs.Linux{
@@ -152,7 +164,9 @@ func newPodIn(t *testing.T, dir string, change func(*configs.Config)) *pod {
 }
 
 // machine is this host, with a configuration that has all files in dir.
-func machine(t *testing.T, dir string, change func(*configs.Config)) (configs.Config, virtcontainers.Host, *slog.Logger) {
+func machine(t *testing.T, dir string, change func(*configs.Config)) (configs.Config, virtcontainers.Host,
+	*slog.Logger,
+) {
 	t.Helper()
 	cfg := configs.Default()
 	cfg.Hypervisor.GuestDir = testvm.GuestDir()
@@ -185,18 +199,26 @@ func (p *pod) tmpfs(dir, options string) {
 }
 
 func bind(source, dest string, options ...string) specs.Mount {
-	return specs.Mount{Destination: dest, Type: "bind", Source: source, Options: append([]string{"rbind", "rprivate"}, options...)}
+	return specs.Mount{
+		Destination: dest, Type: "bind", Source: source,
+		Options: append([]string{"rbind", "rprivate"}, options...),
+	}
 }
 
 // start starts a shell script in a container of its own.
-func (p *pod) start(mounts []specs.Mount, script string, change func(*specs.Spec)) (id string, out *bytes.Buffer, done func() uint32) {
+func (p *pod) start(mounts []specs.Mount, script string, change func(*specs.Spec)) (id string, out *bytes.Buffer,
+	done func() uint32,
+) {
 	p.t.Helper()
 	id = fmt.Sprintf("c%d", p.n.Add(1))
 	s := spec(mounts, "sh", "-c", script)
 	if change != nil {
 		change(s)
 	}
-	st, err := p.CreateContainer(p.t.Context(), virtcontainers.ContainerRequest{ID: id, Bundle: p.dir, Spec: s, Stdout: true, Stderr: true})
+	st, err := p.CreateContainer(p.t.Context(), virtcontainers.ContainerRequest{
+		ID: id, Bundle: p.dir, Spec: s,
+		Stdout: true, Stderr: true,
+	})
 	if err != nil {
 		p.t.Fatalf("CreateContainer(%s) = %v", id, err)
 	}
@@ -265,7 +287,8 @@ func payload(t *testing.T, dir, stamp string, files map[string]string) {
 	must(t, os.Rename(filepath.Join(dir, "..data_tmp"), filepath.Join(dir, "..data")))
 	for name := range files {
 		name, _, _ = strings.Cut(name, "/")
-		if err := os.Symlink(filepath.Join("..data", name), filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := os.Symlink(filepath.Join("..data", name), filepath.Join(dir, name)); err != nil &&
+			!errors.Is(err, fs.ErrExist) {
 			t.Fatal(err)
 		}
 	}

@@ -25,9 +25,12 @@ func TestEmptyDirsAreThePods(t *testing.T) {
 	must(t, os.Chmod(grouped, 0o777|os.ModeSetgid))
 	both := []specs.Mount{bind(plain, "/a", "rw"), bind(memory, "/m", "rw"), bind(grouped, "/g", "rw")}
 
-	_, out, done := p.start(both, "echo one >/a/file; echo two >/m/file; touch /g/f; until test -e /a/back; do sleep 0.1; done; cat /a/back", nil)
-	got := p.run(both, "cat /a/file /m/file; stat -c '%a %g %F' /a /m /g /g/f; mount | grep ' /m ' | grep -o 'type tmpfs'; df -k /m | grep -o ' 3072 '; echo back >/a/back")
-	if want := "one\ntwo\n777 0 directory\n777 0 directory\n2777 1234 directory\n644 1234 regular empty file\ntype tmpfs\n 3072 \n"; got != want {
+	_, out, done := p.start(both, "echo one >/a/file; echo two >/m/file; touch /g/f; until test -e /a/back; do sleep "+
+		"0.1; done; cat /a/back", nil)
+	got := p.run(both, "cat /a/file /m/file; stat -c '%a %g %F' /a /m /g /g/f; mount | grep ' /m ' | grep -o 'type "+
+		"tmpfs'; df -k /m | grep -o ' 3072 '; echo back >/a/back")
+	if want := "one\ntwo\n777 0 directory\n777 0 directory\n2777 1234 directory\n644 1234 regular empty file\ntype " +
+		"tmpfs\n 3072 \n"; got != want {
 		t.Errorf("the second container sees\n%s\nwant\n%s", got, want)
 	}
 	if code := done(); code != 0 || out.String() != "back\n" {
@@ -36,10 +39,12 @@ func TestEmptyDirsAreThePods(t *testing.T) {
 	if got := p.run(both, "cat /a/file"); got != "one\n" {
 		t.Errorf("after both have gone a third sees %q", got)
 	}
-	if got := p.run([]specs.Mount{bind(memory, "/m", "ro")}, "echo no >/m/file; cat /m/file; dd if=/dev/zero of=/tmp/x bs=1k count=1 2>&1 | grep -c out"); got != "two\n1\n" {
+	if got := p.run([]specs.Mount{bind(memory, "/m", "ro")},
+		"echo no >/m/file; cat /m/file; dd if=/dev/zero of=/tmp/x bs=1k count=1 2>&1 | grep -c out"); got != "two\n1\n" {
 		t.Errorf("a read-only mount says %q", got)
 	}
-	if code := strings.TrimSpace(p.run(both, "dd if=/dev/zero of=/m/big bs=1024 count=9000 2>&1 | grep -o 'No space'; rm /m/big")); code != "No space" {
+	if code := strings.TrimSpace(p.run(both, "dd if=/dev/zero of=/m/big bs=1024 count=9000 2>&1 | grep -o 'No space'; "+
+		"rm /m/big")); code != "No space" {
 		t.Errorf("beyond its size the memory volume says %q", code)
 	}
 	t.Run("sub paths", func(t *testing.T) { subPaths(t, p, plain, memory) })
@@ -62,12 +67,14 @@ func subPaths(t *testing.T, p *pod, plain, memory string) {
 	}
 	all := []specs.Mount{bind(plain, "/a"), bind(memory, "/m")}
 	if got := p.run(append(all, bind(sub(plain, "plain", "deep/er"), "/s"), bind(sub(memory, "memory", "d"), "/n")),
-		"echo sub >/s/f; echo mem >/n/f; cat /a/deep/er/f /m/d/f; stat -c %a /a/deep /a/deep/er /m/d"); got != "sub\nmem\n777\n777\n777\n" {
+		"echo sub >/s/f; echo mem >/n/f; cat /a/deep/er/f /m/d/f; stat -c %a /a/deep "+
+			"/a/deep/er /m/d"); got != "sub\nmem\n777\n777\n777\n" {
 		t.Errorf("through the volumes the sub paths show %q", got)
 	}
 	// The next container gets the file or link that the last one has made at a sub path.
 	p.run(all, "echo text >/a/afile; ln -s deep /a/alink; ln -s /etc /a/out; mkdir /a/real; ln -s ../../.. /a/real/up")
-	if got := p.run([]specs.Mount{bind(sub(plain, "plain", "afile"), "/f"), bind(sub(plain, "plain", "alink"), "/l")}, "cat /f; ls /l"); got != "text\ner\n" {
+	if got := p.run([]specs.Mount{bind(sub(plain, "plain", "afile"), "/f"), bind(sub(plain, "plain", "alink"), "/l")},
+		"cat /f; ls /l"); got != "text\ner\n" {
 		t.Errorf("a file and a link as sub paths show %q", got)
 	}
 	p.refused([]specs.Mount{bind(sub(plain, "plain", "out"), "/o")}, "leads out of its volume", nil)
@@ -130,7 +137,10 @@ func TestTheTerminationMessageComesBack(t *testing.T) {
 	for name, c := range map[string]struct{ at, script, want string }{
 		"11aa": {"/dev/termination-log", "echo -n last words >/dev/termination-log; exit 3", "last words"},
 		"22bb": {"/tmp/mine", "echo -n custom >/tmp/mine; exit 3", "custom"},
-		"33cc": {"/dev/termination-log", "for i in $(seq 2000); do echo line $i; done >/dev/termination-log; exit 3", "2000\n"},
+		"33cc": {
+			"/dev/termination-log", "for i in $(seq 2000); do echo line $i; done >/dev/termination-log; exit 3",
+			"2000\n",
+		},
 		"44dd": {"/dev/termination-log", "exit 3", ""},
 	} {
 		f := message(name)
@@ -144,9 +154,10 @@ func TestTheTerminationMessageComesBack(t *testing.T) {
 	}
 	// A link in the place of the file is not followed.
 	f := message("55ee")
-	_, _, done := p.start([]specs.Mount{bind(f, "/dev/termination-log", "rw")}, "until test -e /tmp/go; do sleep 0.1; echo evil >/dev/termination-log; touch /tmp/go; done", func(*specs.Spec) {
-		// nothing to change; the file is swapped below, before the container starts
-	})
+	_, _, done := p.start([]specs.Mount{bind(f, "/dev/termination-log", "rw")},
+		"until test -e /tmp/go; do sleep 0.1; echo evil >/dev/termination-log; touch /tmp/go; done", func(*specs.Spec) {
+			// nothing to change; the file is swapped below, before the container starts
+		})
 	victim := filepath.Join(p.dir, "victim")
 	must(t, os.WriteFile(victim, []byte("safe"), 0o644))
 	must(t, os.Remove(f))

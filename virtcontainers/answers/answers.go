@@ -250,7 +250,9 @@ func method(b []byte) string {
 // Clean is a ttrpc client interceptor. It makes the texts of the guest's errors bounded and printable. It also returns
 // when ctx ends while the guest does not read requests: the ttrpc client would wait in a write with its lock held. The
 // abandoned call ends with the connection.
-func Clean(ctx context.Context, req *ttrpc.Request, resp *ttrpc.Response, _ *ttrpc.UnaryClientInfo, call ttrpc.Invoker) error {
+func Clean(ctx context.Context, req *ttrpc.Request, resp *ttrpc.Response, _ *ttrpc.UnaryClientInfo,
+	call ttrpc.Invoker,
+) error {
 	var own ttrpc.Response // the call's alone, as it may go on
 	done := make(chan error, 1)
 	go func() { done <- call(ctx, req, &own) }()

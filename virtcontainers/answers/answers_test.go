@@ -103,7 +103,8 @@ func TestALongAnswerIsDroppedAndTheNextOneRead(t *testing.T) {
 	})
 	a := agent.NewAgentServiceClient(client)
 	_, err := a.WaitProcess(t.Context(), &agent.WaitProcessRequest{ContainerId: strings.Repeat("c", 9000)})
-	if status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "the answer to WaitProcess has 4194") {
+	if status.Code(err) != codes.ResourceExhausted ||
+		!strings.Contains(err.Error(), "the answer to WaitProcess has 4194") {
 		t.Errorf("WaitProcess = %v", err)
 	}
 	long = false
@@ -119,7 +120,8 @@ func TestWordsOfAnErrorAreCleanedAndBounded(t *testing.T) {
 	})
 	_, err := agent.NewAgentServiceClient(client).StartContainer(t.Context(), &agent.StartContainerRequest{})
 	st, ok := status.FromError(err)
-	if !ok || st.Code() != codes.NotFound || len(st.Message()) > words.Most || strings.ContainsAny(st.Message(), "\n\x1b") {
+	if !ok || st.Code() != codes.NotFound || len(st.Message()) > words.Most ||
+		strings.ContainsAny(st.Message(), "\n\x1b") {
 		t.Errorf("%v of %d bytes: %.60q", st.Code(), len(st.Message()), st.Message())
 	}
 }
@@ -151,7 +153,8 @@ func TestTheFirstProtocolErrorEndsTheConnection(t *testing.T) {
 			c, client, gone := dial(t, lie)
 			_, err := agent.NewAgentServiceClient(client).WaitProcess(t.Context(), &agent.WaitProcessRequest{})
 			<-gone
-			if !errors.Is(c.Err(), ErrProtocol) || err != nil && !errors.Is(err, ErrProtocol) && !errors.Is(err, ttrpc.ErrClosed) {
+			if !errors.Is(c.Err(), ErrProtocol) || err != nil && !errors.Is(err, ErrProtocol) &&
+				!errors.Is(err, ttrpc.ErrClosed) {
 				t.Errorf("the call = %v, the connection = %v, want ErrProtocol", err, c.Err())
 			}
 			if n := lines.n.Load(); n > 1 {
@@ -187,7 +190,8 @@ func TestALateAnswerIsNoError(t *testing.T) {
 func TestAGuestThatReadsNothingHoldsNobodyUp(t *testing.T) {
 	host, guest := net.Pipe()
 	gone := make(chan struct{})
-	client := ttrpc.NewClient(New(host), ttrpc.WithOnClose(func() { close(gone) }), ttrpc.WithUnaryClientInterceptor(Clean))
+	client := ttrpc.NewClient(New(host), ttrpc.WithOnClose(func() { close(gone) }),
+		ttrpc.WithUnaryClientInterceptor(Clean))
 	a := agent.NewAgentServiceClient(client)
 	for range 3 {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
@@ -212,7 +216,8 @@ func (s scripted) Close() error                { return nil }
 // FuzzConn feeds the host with what a guest may send, in answer to three requests: no more than these are answered,
 // and nothing longer than allowed.
 func FuzzConn(f *testing.F) {
-	f.Add(append(frame(1, typeResponse, []byte("abc")), frame(3, typeResponse, nil)...), []byte("\x0a\x01s\x12\x0aGetMetrics"))
+	f.Add(append(frame(1, typeResponse, []byte("abc")), frame(3, typeResponse, nil)...),
+		[]byte("\x0a\x01s\x12\x0aGetMetrics"))
 	f.Add(frame(1, 3, []byte("x")), []byte{})
 	f.Add(append(frame(5, typeResponse, make([]byte, 40<<10)), 0xff), []byte("\x12\x02"))
 	f.Fuzz(func(t *testing.T, in, req []byte) {

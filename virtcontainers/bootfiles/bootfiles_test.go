@@ -22,7 +22,10 @@ import (
 	"github.com/coco-shim/coco/plan/launch"
 )
 
-var content = map[string]string{"kernel": strings.Repeat("k", bzimage.HeadSize+1), "initrd": "initrd", "firmware": "IGVM file"}
+var content = map[string]string{
+	"kernel": strings.Repeat("k", bzimage.HeadSize+1), "initrd": "initrd",
+	"firmware": "IGVM file",
+}
 
 func chain(t *testing.T) configs.BootFiles {
 	t.Helper()
@@ -33,7 +36,8 @@ func chain(t *testing.T) configs.BootFiles {
 		}
 	}
 	return configs.BootFiles{
-		Kernel: filepath.Join(dir, "kernel"), Initrd: filepath.Join(dir, "initrd"), Firmware: filepath.Join(dir, "firmware"), Cmdline: "quiet",
+		Kernel: filepath.Join(dir, "kernel"), Initrd: filepath.Join(dir, "initrd"), Firmware: filepath.Join(dir, "firmware"),
+		Cmdline: "quiet",
 	}
 }
 
@@ -64,7 +68,10 @@ func TestAChainIsReadWithoutMovingOffsets(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantHeads := launch.Heads{
-		Kernel:   launch.Head{Name: files.Kernel, Size: bzimage.HeadSize + 1, Bytes: []byte(content["kernel"][:bzimage.HeadSize])},
+		Kernel: launch.Head{
+			Name: files.Kernel, Size: bzimage.HeadSize + 1,
+			Bytes: []byte(content["kernel"][:bzimage.HeadSize]),
+		},
 		Initrd:   launch.Head{Name: files.Initrd, Size: 6, Bytes: []byte{}},
 		Firmware: launch.Head{Name: files.Firmware, Size: 9, Bytes: []byte("IGVM")},
 	}
@@ -76,7 +83,8 @@ func TestAChainIsReadWithoutMovingOffsets(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := launch.Chain{
-		Firmware: []byte(content["firmware"]), Kernel: sha256.Sum256([]byte(content["kernel"])), Initrd: sha256.Sum256([]byte(content["initrd"])),
+		Firmware: []byte(content["firmware"]), Kernel: sha256.Sum256([]byte(content["kernel"])),
+		Initrd: sha256.Sum256([]byte(content["initrd"])),
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("Read() (-want +got):\n%s", d)
@@ -114,13 +122,15 @@ func TestWhatCannotBeRead(t *testing.T) {
 	if _, err := Look(boot); err == nil || !strings.Contains(err.Error(), "kernel /dev/zero: is not a regular file") {
 		t.Errorf("Look() at /dev/zero = %v", err)
 	}
-	if _, err := Read(t.Context(), boot); err == nil || !strings.Contains(err.Error(), "/dev/zero: is not a regular file") {
+	if _, err := Read(t.Context(), boot); err == nil ||
+		!strings.Contains(err.Error(), "/dev/zero: is not a regular file") {
 		t.Errorf("Read() of /dev/zero = %v", err)
 	}
 	if err := os.Truncate(files.Firmware, maxFirmware+1); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Read(t.Context(), open(t, files)); err == nil || !strings.Contains(err.Error(), "has 67108865 bytes, more than 67108864") {
+	if _, err := Read(t.Context(), open(t, files)); err == nil ||
+		!strings.Contains(err.Error(), "has 67108865 bytes, more than 67108864") {
 		t.Errorf("Read() of a large firmware = %v", err)
 	}
 }

@@ -38,7 +38,10 @@ func TestIGVMFilesMustBeAsTheConfigurationSays(t *testing.T) {
 	}{
 		{"a plain VM", hypervisor.VMSpec{}, ""},
 		{"the same policy", spec(file(t, good), hypervisor.SNP{Policy: 0x30000}), ""},
-		{"another policy", spec(file(t, good), hypervisor.SNP{Policy: 0x20000}), "its guest policy is 0x30000, and the VMM takes that one; hypervisor.snp_guest_policy is 0x20000"},
+		{
+			"another policy", spec(file(t, good), hypervisor.SNP{Policy: 0x20000}),
+			"its guest policy is 0x30000, and the VMM takes that one; hypervisor.snp_guest_policy is 0x20000",
+		},
 		{"debugging", spec(file(t, debug), hypervisor.SNP{Policy: 0xb0000}), "allows debugging"},
 		{"debugging, accepted", spec(file(t, debug), hypervisor.SNP{Policy: 0xb0000, InsecureDebug: true}), ""},
 		{"no file", spec(nil, hypervisor.SNP{}), "needs firmware"},
@@ -46,7 +49,8 @@ func TestIGVMFilesMustBeAsTheConfigurationSays(t *testing.T) {
 		{"cut short", spec(file(t, good[:len(good)/2]), hypervisor.SNP{Policy: 0x30000}), "fw.fd: "},
 	} {
 		err := Precheck(configs.TypeCLH)(tt.spec)
-		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want) || !errdefs.IsFailedPrecondition(err)) {
+		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want) ||
+			!errdefs.IsFailedPrecondition(err)) {
 			t.Errorf("%s: Precheck() = %v, want %q", tt.name, err, tt.want)
 		}
 	}

@@ -36,7 +36,10 @@ func file(t *testing.T, b []byte) *os.File {
 func TestFirmwareThatCannotStartIsRefused(t *testing.T) {
 	const size = 128 << 10
 	image := func(change func(*ovmftest.Layout)) []byte {
-		l := ovmftest.Layout{Size: size, Seed: 1, EIP: 0x80b004, HashBase: 0x810c00, SEV: ovmftest.Sections(), TDX: ovmftest.TDXSections(size)}
+		l := ovmftest.Layout{
+			Size: size, Seed: 1, EIP: 0x80b004, HashBase: 0x810c00, SEV: ovmftest.Sections(),
+			TDX: ovmftest.TDXSections(size),
+		}
 		change(&l)
 		return ovmftest.Build(l)
 	}
@@ -53,19 +56,32 @@ func TestFirmwareThatCannotStartIsRefused(t *testing.T) {
 		{"a good image for TDX", hypervisor.TEETDX, image(fine), ""},
 		{"anything without a TEE", hypervisor.TEENone, []byte("x"), ""},
 		{"no hash area", hypervisor.TEESNP, image(func(l *ovmftest.Layout) { l.HashBase = 0 }), "kernel-hash area"},
-		{"no hash section, as in the generic OVMF 2025.02", hypervisor.TEESNP, image(func(l *ovmftest.Layout) { l.SEV = sections[:6] }), "no KERNEL_HASHES section, so a kernel would boot unmeasured"},
-		{"an empty section", hypervisor.TEESNP, image(func(l *ovmftest.Layout) { l.SEV = empty }), "is empty, which QEMU refuses"},
+		{"no hash section, as in the generic OVMF 2025.02", hypervisor.TEESNP, image(func(l *ovmftest.Layout) {
+			l.SEV = sections[:6]
+		}), "no KERNEL_HASHES section, so a kernel would boot unmeasured"},
+		{
+			"an empty section", hypervisor.TEESNP, image(func(l *ovmftest.Layout) { l.SEV = empty }),
+			"is empty, which QEMU refuses",
+		},
 		{"no SEV metadata", hypervisor.TEESNP, image(func(l *ovmftest.Layout) { l.SEV = nil }), "SEV metadata"},
 		{"no reset block", hypervisor.TEESNP, image(func(l *ovmftest.Layout) { l.EIP = 0 }), "reset block"},
-		{"no TDX metadata", hypervisor.TEETDX, image(func(l *ovmftest.Layout) { l.TDX = nil }), "TDX metadata: not in the firmware's table"},
+		{
+			"no TDX metadata", hypervisor.TEETDX, image(func(l *ovmftest.Layout) { l.TDX = nil }),
+			"TDX metadata: not in the firmware's table",
+		},
 		{"no table", hypervisor.TEETDX, image(func(l *ovmftest.Layout) { l.NoTable = true }), "TDX metadata"},
 		{"a fragment for SNP", hypervisor.TEESNP, image(fine)[size-4096:], "multiple of 64 KiB"},
 		{"an SNP image needs no TDX metadata", hypervisor.TEESNP, image(func(l *ovmftest.Layout) { l.TDX = nil }), ""},
-		{"a TDX image needs no SEV metadata", hypervisor.TEETDX, image(func(l *ovmftest.Layout) { l.SEV, l.EIP, l.HashBase = nil, 0, 0 }), ""},
+		{"a TDX image needs no SEV metadata", hypervisor.TEETDX, image(func(l *ovmftest.Layout) {
+			l.SEV, l.EIP, l.HashBase = nil, 0, 0
+		}), ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			spec := hypervisor.VMSpec{TEE: tt.tee, Boot: hypervisor.Boot{Firmware: file(t, tt.fw), Kernel: file(t, []byte("kernel"))}}
+			spec := hypervisor.VMSpec{TEE: tt.tee, Boot: hypervisor.Boot{
+				Firmware: file(t, tt.fw),
+				Kernel:   file(t, []byte("kernel")),
+			}}
 			err := Precheck(configs.TypeQEMU)(spec)
 			if pos, _ := spec.Boot.Firmware.Seek(0, io.SeekCurrent); pos != 0 {
 				t.Errorf("the descriptor's offset moved to %d", pos)
@@ -76,7 +92,8 @@ func TestFirmwareThatCannotStartIsRefused(t *testing.T) {
 				}
 				return
 			}
-			if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), "fw.fd") || !errors.Is(err, errdefs.ErrFailedPrecondition) {
+			if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), "fw.fd") ||
+				!errors.Is(err, errdefs.ErrFailedPrecondition) {
 				t.Errorf("Precheck() = %v, want an errdefs.ErrFailedPrecondition with %q", err, tt.want)
 			}
 		})

@@ -33,7 +33,10 @@ func TestPlan(t *testing.T) {
 			},
 			leaves: []string{"/sys/fs/cgroup/cpu/default/c1", "/sys/fs/cgroup/unified/default/c1"},
 		},
-		{in: "../../x", dirs: []string{"/sys/fs/cgroup/cpu/x", "/sys/fs/cgroup/unified/x"}, leaves: []string{"/sys/fs/cgroup/cpu/x", "/sys/fs/cgroup/unified/x"}},
+		{
+			in: "../../x", dirs: []string{"/sys/fs/cgroup/cpu/x", "/sys/fs/cgroup/unified/x"},
+			leaves: []string{"/sys/fs/cgroup/cpu/x", "/sys/fs/cgroup/unified/x"},
+		},
 		{
 			in: "kubepods-pod1.slice:cri-containerd:abc",
 			dirs: []string{
@@ -92,7 +95,8 @@ func TestAProcessIsPutInAndTheGroupsGo(t *testing.T) {
 			t.Errorf("%s holds %q, %v, want the process", l, b, err)
 		}
 	}
-	if err := errors.Join(LimitProcesses(leaves, 7), LimitDevices(leaves, Devices{Chars: []string{"/dev/null", "/dev/missing"}})); err != nil {
+	if err := errors.Join(LimitProcesses(leaves, 7),
+		LimitDevices(leaves, Devices{Chars: []string{"/dev/null", "/dev/missing"}})); err != nil {
 		t.Errorf("limits: %v", err)
 	}
 	for _, l := range leaves {

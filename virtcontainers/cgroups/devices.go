@@ -136,8 +136,8 @@ const (
 	leave       = 0x95 // register 0 is the answer
 )
 
-// deviceProgram allows the character devices, and block devices or none. Register 1 points to a bpf_cgroup_dev_ctx: access and
-// type in the halves of a word, major, minor.
+// deviceProgram allows the character devices, and block devices or none. Register 1 points to a bpf_cgroup_dev_ctx:
+// access and type in the halves of a word, major, minor.
 func deviceProgram(allowed []device, disks bool) []instruction {
 	const answer, context, kind, major, minor = 0, 1, 2, 3, 4
 	n := int16(len(allowed)) //nolint:gosec // a handful
@@ -150,7 +150,8 @@ func deviceProgram(allowed []device, disks bool) []instruction {
 	if disks {
 		p = append(p, instruction{code: ifEqual, dst: kind, value: unix.BPF_DEVCG_DEV_BLOCK, offset: 2*n + 3})
 	}
-	p = append(p, instruction{code: ifDifferent, dst: kind, value: unix.BPF_DEVCG_DEV_CHAR, offset: 2 * n}) // to the refusal
+	// to the refusal
+	p = append(p, instruction{code: ifDifferent, dst: kind, value: unix.BPF_DEVCG_DEV_CHAR, offset: 2 * n})
 	for i, d := range allowed {
 		left := 2 * (n - 1 - int16(i))
 		p = append(p,

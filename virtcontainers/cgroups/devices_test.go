@@ -34,7 +34,8 @@ func TestAGroupKeepsAProcessFromDevices(t *testing.T) {
 			if mount == "" {
 				t.Skip("this host has no such hierarchy")
 			}
-			dirs, leaves, err := Plan([]Hierarchy{{Mount: mount, V2: tt.v2}}, "/coco-devices-"+filepath.Base(t.TempDir())+"/x", VMM)
+			dirs, leaves, err := Plan([]Hierarchy{{Mount: mount, V2: tt.v2}}, "/coco-devices-"+filepath.Base(t.TempDir())+"/x",
+				VMM)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -25,8 +25,8 @@ type Place struct {
 }
 
 // WithRoom returns where a process that needs that much memory can be put: the OCI path itself, or, when
-// a group on that path allows less, or hardly any processor time, a group of its own beside that one, named after the path's
-// last part, which keeps the pod's quota of processor time.
+// a group on that path allows less, or hardly any processor time, a group of its own beside that one, named after the
+// path's last part, which keeps the pod's quota of processor time.
 //
 // A pod's group has the sum of its containers' limits. The VM is larger by the guest's kernel, and what
 // a RuntimeClass declares as overhead makes room for that. A pod without a RuntimeClass has no such

@@ -121,7 +121,8 @@ func (m *Mirror) Sync(ctx context.Context, source *os.File, to Target, v View) (
 			return context.Cause(ctx)
 		}
 	}
-	return fmt.Errorf("the source %s was read %d times: %w: %w", show(source.Name()), tries, err, errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("the source %s was read %d times: %w: %w", show(source.Name()), tries, err,
+		errdefs.ErrFailedPrecondition)
 }
 
 func (m *Mirror) once(ctx context.Context, source *os.File, to Target, v View) error {
@@ -158,7 +159,10 @@ func (m *Mirror) remove(ctx context.Context, to Target, rel string) error {
 		if err != nil {
 			return err
 		}
-		if err := to.Sink.CopyFile(ctx, &agent.CopyFileRequest{Path: req.Path, RawPath: req.RawPath, Remove: true}); err != nil {
+		if err := to.Sink.CopyFile(ctx, &agent.CopyFileRequest{
+			Path: req.Path, RawPath: req.RawPath,
+			Remove: true,
+		}); err != nil {
 			return fmt.Errorf("remove %q in the guest: %w", rel, err)
 		}
 	}

@@ -274,7 +274,8 @@ func TestNamesOfAnyBytes(t *testing.T) {
 	must(t, err)
 	defer f.Close()
 	err = Copy(t.Context(), f, Target{Sink: &guest{}, Guest: "/g/x", LimitMiB: 1})
-	if err == nil || !utf8.ValidString(err.Error()) || !strings.Contains(err.Error(), `is not UTF-8`) || !strings.Contains(err.Error(), `\x`) {
+	if err == nil || !utf8.ValidString(err.Error()) || !strings.Contains(err.Error(), `is not UTF-8`) ||
+		!strings.Contains(err.Error(), `\x`) {
 		t.Errorf("with an agent that takes UTF-8 only: %v", err)
 	}
 }
@@ -328,7 +329,8 @@ func TestUpdatesAreInOrder(t *testing.T) {
 		defer f.Close()
 		sent, removed = nil, nil
 		must(t, m.Sync(t.Context(), f, to, View{Skip: skip, OneFS: true}))
-		if d := cmp.Diff([]string{wantSent, wantRemoved}, []string{strings.Join(sent, " "), strings.Join(removed, " ")}); d != "" {
+		if d := cmp.Diff([]string{wantSent, wantRemoved},
+			[]string{strings.Join(sent, " "), strings.Join(removed, " ")}); d != "" {
 			t.Errorf("%s (-want +got):\n%s", what, d)
 		}
 	}
@@ -381,7 +383,8 @@ func TestMountsBelowASource(t *testing.T) {
 	f, err := hostfs.OpenSource(src, true)
 	must(t, err)
 	defer f.Close()
-	if err := (&Mirror{}).Sync(t.Context(), f, Target{Sink: &guest{}, Guest: "/g", LimitMiB: 1}, View{OneFS: true}); err == nil {
+	if err := (&Mirror{}).Sync(t.Context(), f, Target{Sink: &guest{}, Guest: "/g", LimitMiB: 1},
+		View{OneFS: true}); err == nil {
 		t.Error("a volume with a mount below it was copied")
 	}
 	must(t, unix.Mount("/proc/sys", filepath.Join(src, "proc"), "", unix.MS_BIND, ""))

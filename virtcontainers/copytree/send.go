@@ -47,13 +47,15 @@ func (to Target) request(e Entry) (*agent.CopyFileRequest, error) {
 	}
 	switch {
 	case len(name) > maxPath:
-		return nil, fmt.Errorf("the path %.100q… has %d bytes in the guest, which is more than %d: %w", e.Rel, len(name), maxPath, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("the path %.100q… has %d bytes in the guest, which is more than %d: %w", e.Rel, len(name),
+			maxPath, errdefs.ErrInvalidArgument)
 	case utf8.ValidString(name):
 		r.Path = name
 	case to.RawNames:
 		r.RawPath = []byte(name)
 	default:
-		return nil, fmt.Errorf("the name %q is not UTF-8, and the guest's agent takes no other: %w", e.Rel, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("the name %q is not UTF-8, and the guest's agent takes no other: %w", e.Rel,
+			errdefs.ErrInvalidArgument)
 	}
 	return r, nil
 }

@@ -70,22 +70,24 @@ func (s *surveyor) add(e Entry) error {
 		if kind == "" {
 			kind = "symbolic link"
 		}
-		return fmt.Errorf("%s is a %s of the host, which cannot be copied into a VM: %w", show(name), kind, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("%s is a %s of the host, which cannot be copied into a VM: %w", show(name), kind,
+			errdefs.ErrInvalidArgument)
 	}
 	cost := uint64(entryCost)
 	if e.kind() == unix.S_IFREG {
 		cost = max(cost, uint64(e.Stat.Size)) //nolint:gosec // a size
 	}
 	if s.total += cost; s.total > s.limit && (e.Rel != "" || cost > entryCost) {
-		return fmt.Errorf("the source %s is larger than can be copied into the VM: %s of %d entries so far, the limit is %d MiB (runtime.max_copy_mib): %w",
+		return fmt.Errorf("the source %s is larger than can be copied into the VM: %s of %d entries so far, the limit is "+
+			"%d MiB (runtime.max_copy_mib): %w",
 			show(s.source.Name()), size(s.total), len(s.list)+1, s.limit/mib, errdefs.ErrInvalidArgument)
 	}
 	s.list = append(s.list, e)
 	return nil
 }
 
-// walk lists the entries of a directory, each before those below it. A directory is opened by its whole path beneath the
-// source each time: with a descriptor per level, a deep tree could use them all up.
+// walk lists the entries of a directory, each before those below it. A directory is opened by its whole path beneath
+// the source each time: with a descriptor per level, a deep tree could use them all up.
 func (s *surveyor) walk(dir Entry) error {
 	if s.ctx.Err() != nil {
 		return context.Cause(s.ctx)

@@ -26,8 +26,8 @@ import (
 	"github.com/coco-shim/coco/virtcontainers/host"
 )
 
-// clhLauncher launches as the host's does, in a jail where the imitation can do what the VMM does not: read descriptions
-// of the API, and write down its requests.
+// clhLauncher launches as the host's does, in a jail where the imitation can do what the VMM does not: read
+// descriptions of the API, and write down its requests.
 type clhLauncher struct{ vmm *clhtest.VMM }
 
 func (l clhLauncher) Launch(ctx context.Context, pr virtcontainers.Privileges) (hypervisor.Process, error) {
@@ -46,7 +46,8 @@ func TestPodOnCloudHypervisorsAPI(t *testing.T) {
 		t.Run(fmt.Sprintf("landlock=%v", landlock), func(t *testing.T) {
 			vmm := clhtest.New(t, clhtest.Config{QEMU: configs.Default().Hypervisor.Path})
 			dir := t.TempDir()
-			text := fmt.Sprintf("[hypervisor]\ntype = \"clh\"\npath = %q\nguest_dir = %q\nlandlock = %v\nboot_timeout = \"2m\"\n[runtime]\nstate_dir = %q\nlayer_cache = %q\n",
+			text := fmt.Sprintf("[hypervisor]\ntype = \"clh\"\npath = %q\nguest_dir = %q\nlandlock = %v\nboot_timeout = "+
+				"\"2m\"\n[runtime]\nstate_dir = %q\nlayer_cache = %q\n",
 				vmm.Path, testvm.GuestDir(), landlock, filepath.Join(dir, "run"), filepath.Join(dir, "layers"))
 			cfg, err := configs.Decode("clh.toml", strings.NewReader(text))
 			if err != nil {
@@ -93,7 +94,10 @@ func TestPodOnCloudHypervisorsAPI(t *testing.T) {
 				}
 				s.Linux.Namespaces = append([]specs.LinuxNamespace(nil), s.Linux.Namespaces...)
 				s.Linux.CgroupsPath = "/coco-test/" + id
-				st, err := p.CreateContainer(t.Context(), virtcontainers.ContainerRequest{ID: id, Bundle: bundle, Spec: s, Stdout: true, Stderr: true})
+				st, err := p.CreateContainer(t.Context(), virtcontainers.ContainerRequest{
+					ID: id, Bundle: bundle, Spec: s,
+					Stdout: true, Stderr: true,
+				})
 				if err != nil {
 					t.Fatalf("CreateContainer(%s) = %v", id, err)
 				}
@@ -102,7 +106,8 @@ func TestPodOnCloudHypervisorsAPI(t *testing.T) {
 				}
 				out := read(t, st.Stdout)
 				exit, err := p.Wait(t.Context(), id, "")
-				if want := []string{"one\n", "two\n"}[i]; err != nil || !strings.HasPrefix(out, want) || exit.Code != []uint32{0, 2}[i] {
+				if want := []string{"one\n", "two\n"}[i]; err != nil || !strings.HasPrefix(out, want) ||
+					exit.Code != []uint32{0, 2}[i] {
 					t.Errorf("%s printed %q and exited with %+v, %v", id, out, exit, err)
 				}
 				if _, err := p.Delete(t.Context(), id, ""); err != nil {

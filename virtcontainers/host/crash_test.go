@@ -23,6 +23,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/coco-shim/coco/network"
+	"github.com/coco-shim/coco/network/netns"
 	"github.com/coco-shim/coco/virtcontainers"
 	"github.com/coco-shim/coco/virtcontainers/host"
 )
@@ -54,7 +55,9 @@ func (n crashingNetwork) Make(path string) error {
 	return err
 }
 
-func (n crashingNetwork) Attach(ctx context.Context, netns string, standby bool, record func([]network.Redirect) error) (virtcontainers.Attachment, error) {
+func (n crashingNetwork) Attach(ctx context.Context, netns string, standby bool,
+	record func([]network.Redirect) error,
+) (virtcontainers.Attachment, error) {
 	a, err := n.Network.Attach(ctx, netns, standby, record)
 	crash("attach")
 	return a, err
@@ -71,7 +74,9 @@ func (l crashingLauncher) Launch(ctx context.Context, pr virtcontainers.Privileg
 type sleepDriver struct{}
 
 func (sleepDriver) Name() string { return "sleep" }
-func (sleepDriver) Launch(ctx context.Context, spec hypervisor.VMSpec, p hypervisor.Process, _ string) (hypervisor.VM, error) {
+func (sleepDriver) Launch(ctx context.Context, spec hypervisor.VMSpec, p hypervisor.Process,
+	_ string,
+) (hypervisor.VM, error) {
 	var files []*os.File
 	for _, n := range spec.NICs {
 		files = append(files, n.Tap...)
@@ -120,8 +125,14 @@ func TestCrashChild(t *testing.T) {
 			}
 		}
 	}
-	s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "cat > " + filepath.Join(dir, "poststop")}}}}
-	_, err = virtcontainers.CreatePod(t.Context(), virtcontainers.Options{ID: "box", Namespace: "test", Bundle: filepath.Join(dir, "bundle"), Spec: s, Config: cfg, Host: h})
+	s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{
+		Path: "/bin/sh",
+		Args: []string{"sh", "-c", "cat > " + filepath.Join(dir, "poststop")},
+	}}}
+	_, err = virtcontainers.CreatePod(t.Context(), virtcontainers.Options{
+		ID: "box", Namespace: "test",
+		Bundle: filepath.Join(dir, "bundle"), Spec: s, Config: cfg, Host: h,
+	})
 	t.Logf("CreatePod() = %v", err)
 }
 
@@ -182,15 +193,15 @@ func crashOnce(t *testing.T, step string, given bool) {
 
 func makeNetNS(t *testing.T, path string) {
 	t.Helper()
-	if err := network.NewNetns(path); err != nil {
+	if err := netns.New(path); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := network.DeleteNetns(path); err != nil {
+		if err := netns.Delete(path); err != nil {
 			t.Error(err)
 		}
 	})
-	err := network.InNetns(path, func() error {
+	err := netns.In(path, func() error {
 		return exec.CommandContext(t.Context(), "sh", "-c",
 			"ip link add eth0 type veth peer name peer0 && ip addr add 10.9.8.7/24 dev eth0 && ip link set eth0 up").Run()
 	})
@@ -220,7 +231,7 @@ func checkNothingLeft(t *testing.T, dir, ns string, given bool) {
 	}
 	left = append(left, sleepers()...)
 	if given {
-		err := network.InNetns(ns, func() error {
+		err := netns.In(ns, func() error {
 			for _, c := range [][]string{{"ip", "-o", "link"}, {"tc", "qdisc", "show", "dev", "eth0"}} {
 				out, err := exec.CommandContext(t.Context(), c[0], c[1:]...).CombinedOutput()
 				if err != nil {

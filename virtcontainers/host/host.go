@@ -69,7 +69,9 @@ func New(c configs.Config, exe string, log *slog.Logger) (virtcontainers.Host, e
 type fileServer struct{ path string }
 
 // Serve implements virtcontainers.FileServer.
-func (f fileServer) Serve(ctx context.Context, proc hypervisor.Process, dir string) (virtcontainers.Files, *os.File, error) {
+func (f fileServer) Serve(ctx context.Context, proc hypervisor.Process, dir string) (virtcontainers.Files,
+	*os.File, error,
+) {
 	d, err := virtiofsd.Find(ctx, f.path)
 	if err != nil {
 		return nil, nil, err

@@ -68,7 +68,10 @@ func rootfs(t *testing.T, dir string) {
 
 func spec(args ...string) *specs.Spec {
 	var ns []specs.LinuxNamespace
-	for _, k := range []specs.LinuxNamespaceType{specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.MountNamespace, specs.NetworkNamespace} {
+	for _, k := range []specs.LinuxNamespaceType{
+		specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace,
+		specs.MountNamespace, specs.NetworkNamespace,
+	} {
 		ns = append(ns, specs.LinuxNamespace{Type: k})
 	}
 	caps := []string{"CAP_CHOWN", "CAP_KILL", "CAP_SETUID", "CAP_SETGID"}
@@ -81,9 +84,18 @@ func spec(args ...string) *specs.Spec {
 		},
 		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
-			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
-			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
-			{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"}},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{
+				"nosuid", "strictatime", "mode=755",
+				"size=65536k",
+			}},
+			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{
+				"nosuid", "noexec", "newinstance",
+				"ptmxmode=0666", "mode=0620", "gid=5",
+			}},
+			{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{
+				"nosuid", "noexec", "nodev", "mode=1777",
+				"size=65536k",
+			}},
 			{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
 		},
@@ -172,7 +184,10 @@ func (r real) wait(exec string) virtcontainers.ExitStatus {
 func (r real) exec(id string, tty bool, args ...string) virtcontainers.Streams {
 	r.t.Helper()
 	start := time.Now()
-	req := virtcontainers.ExecRequest{ContainerID: "box", ExecID: id, Process: &specs.Process{Args: args, Cwd: "/", Env: []string{"PATH=/bin"}}, Terminal: tty, Stdin: true, Stdout: true, Stderr: !tty}
+	req := virtcontainers.ExecRequest{ContainerID: "box", ExecID: id, Process: &specs.Process{
+		Args: args, Cwd: "/",
+		Env: []string{"PATH=/bin"},
+	}, Terminal: tty, Stdin: true, Stdout: true, Stderr: !tty}
 	if err := r.Exec(r.t.Context(), req); err != nil {
 		r.t.Fatalf("Exec() = %v", err)
 	}
@@ -217,7 +232,10 @@ func TestRealProcesses(t *testing.T) {
 		t.Fatal(err)
 	}
 	r, s := boot(t, func(s *specs.Spec) {
-		s.Mounts = append(s.Mounts, specs.Mount{Destination: "/etc/hosts", Type: "bind", Source: hosts, Options: []string{"rbind", "ro"}})
+		s.Mounts = append(s.Mounts, specs.Mount{
+			Destination: "/etc/hosts", Type: "bind", Source: hosts,
+			Options: []string{"rbind", "ro"},
+		})
 	}, "sleep", "1000")
 	_ = s
 	e := r.exec("e1", false, "sh", "-c", "cat /etc/hosts; ls -l /etc/hosts; exit 3")
@@ -275,7 +293,8 @@ func TestRealProcesses(t *testing.T) {
 	if err := r.Resume(t.Context(), "box"); err != nil {
 		t.Errorf("Resume() = %v", err)
 	}
-	if st, err := r.Stats(t.Context(), "box"); err != nil || st.GetCgroupStats().GetMemoryStats().GetUsage().GetUsage() == 0 {
+	if st, err := r.Stats(t.Context(), "box"); err != nil ||
+		st.GetCgroupStats().GetMemoryStats().GetUsage().GetUsage() == 0 {
 		t.Errorf("Stats() = %v, %v", st, err)
 	}
 	if err := r.Kill(t.Context(), "box", "", 9, true); err != nil {

@@ -84,7 +84,8 @@ func owned(dir *os.File, name string) error {
 		return fmt.Errorf("the directory %s is user %d's and not root's, so what is in it cannot be relied on: %w",
 			name, st.Uid, errdefs.ErrFailedPrecondition)
 	case others && st.Mode&unix.S_ISVTX == 0: // in a sticky one, root's entries are root's
-		return fmt.Errorf("others than root may write to the directory %s (mode %04o), so what is in it cannot be relied on: %w",
+		return fmt.Errorf("others than root may write to the directory %s (mode %04o), so what is in it cannot be relied "+
+			"on: %w",
 			name, st.Mode&0o7777, errdefs.ErrFailedPrecondition)
 	}
 	return nil
@@ -162,7 +163,8 @@ func NotPseudo(f *os.File) error {
 		return &fs.PathError{Op: "statfs", Path: f.Name(), Err: err}
 	}
 	if name := pseudo[int64(sfs.Type)]; name != "" { // differs by architecture
-		return fmt.Errorf("the source %s is on %s, a view of the host's kernel that a VM cannot share: %w", f.Name(), name, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("the source %s is on %s, a view of the host's kernel that a VM cannot share: %w", f.Name(), name,
+			errdefs.ErrInvalidArgument)
 	}
 	return nil
 }

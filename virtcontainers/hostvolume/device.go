@@ -24,8 +24,8 @@ func IsHosts(d specs.LinuxDevice) bool {
 		int64(unix.Major(st.Rdev)) == d.Major && int64(unix.Minor(st.Rdev)) == d.Minor
 }
 
-// OpenDevice opens a block device of the host for one VM alone (O_EXCL). While any process holds the descriptor the device
-// cannot be mounted, and a device that is mounted or in use cannot be opened.
+// OpenDevice opens a block device of the host for one VM alone (O_EXCL). While any process holds the descriptor the
+// device cannot be mounted, and a device that is mounted or in use cannot be opened.
 func OpenDevice(major, minor int64, readOnly bool) (*os.File, error) {
 	uevent, err := os.ReadFile(fmt.Sprintf("/sys/dev/block/%d:%d/uevent", major, minor))
 	if err != nil {
@@ -65,7 +65,8 @@ func openExclusive(at *os.File, readOnly bool, is func(unix.Stat_t) bool) (*os.F
 	}
 	fd, err := unix.Open(hostfs.Proc(at), flags|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.EBUSY) {
-		return nil, fmt.Errorf("block device %s is mounted or in use on the host, and a VM cannot share it: %w", path, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("block device %s is mounted or in use on the host, and a VM cannot share it: %w", path,
+			errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("block device %s of the host: %w", path, err)

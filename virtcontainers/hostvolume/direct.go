@@ -69,7 +69,8 @@ func (v DirectVolume) check() error {
 	case v.Type != "block":
 		return fmt.Errorf("direct volume of type %q: only block is supported: %w", v.Type, errdefs.ErrNotImplemented)
 	case v.FSType != "ext4":
-		return fmt.Errorf("direct volume with the file system %q: the guest has ext4 only: %w", v.FSType, errdefs.ErrNotImplemented)
+		return fmt.Errorf("direct volume with the file system %q: the guest has ext4 only: %w", v.FSType,
+			errdefs.ErrNotImplemented)
 	case !filepath.IsAbs(v.Device):
 		return fmt.Errorf("direct volume: device %q is not an absolute path: %w", v.Device, errdefs.ErrInvalidArgument)
 	}
@@ -110,7 +111,8 @@ func (v DirectVolume) Open() (f *os.File, device bool, err error) {
 		return f, true, err
 	}
 	if !st.Mode().IsRegular() {
-		return nil, false, fmt.Errorf("direct volume: %s is neither a block device nor a file: %w", v.Device, errdefs.ErrInvalidArgument)
+		return nil, false, fmt.Errorf("direct volume: %s is neither a block device nor a file: %w", v.Device,
+			errdefs.ErrInvalidArgument)
 	}
 	flags := os.O_RDWR
 	if v.ReadOnly() {

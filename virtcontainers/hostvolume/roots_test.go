@@ -20,11 +20,14 @@ func TestEngineRootsFollowTheBundle(t *testing.T) {
 		t.Fatal(err)
 	}
 	bundle, work := dir+"/state/io.containerd.runtime.v2.task/k8s.io/c", dir+"/root/io.containerd.runtime.v2.task/k8s.io/c"
-	if err := errors.Join(os.MkdirAll(bundle, 0o700), os.MkdirAll(work, 0o700), os.Symlink(work, bundle+"/work")); err != nil {
+	if err := errors.Join(os.MkdirAll(bundle, 0o700), os.MkdirAll(work, 0o700),
+		os.Symlink(work, bundle+"/work")); err != nil {
 		t.Fatal(err)
 	}
 	want := []volume.Root{
-		{Name: dir + "/state", Real: dir + "/state"}, {Name: dir + "/root", Real: dir + "/root"}, {Name: "/usr", Real: "/usr"},
+		{Name: dir + "/state", Real: dir + "/state"},
+		{Name: dir + "/root", Real: dir + "/root"},
+		{Name: "/usr", Real: "/usr"},
 	}
 	if d := cmp.Diff(want, EngineRoots(bundle, []string{"/usr", "/nowhere", "/"})); d != "" {
 		t.Errorf("EngineRoots() (-want +got):\n%s", d)

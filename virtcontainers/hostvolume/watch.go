@@ -27,13 +27,15 @@ type Watcher struct {
 
 // events are changes of a directory's entries: that kubelet swaps ..data is a rename. Modes change
 // when kubelet gives a volume to a group.
-const events = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_ATTRIB | unix.IN_ONLYDIR
+const events = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_ATTRIB |
+	unix.IN_ONLYDIR
 
 // NewWatcher makes a watcher.
 func NewWatcher() (*Watcher, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if errors.Is(err, unix.EMFILE) {
-		return nil, errors.New("watch volumes: this host's limit of inotify instances is reached; raise the sysctl fs.inotify.max_user_instances")
+		return nil, errors.New("watch volumes: this host's limit of inotify instances is reached; raise the sysctl " +
+			"fs.inotify.max_user_instances")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("watch volumes: %w", err)
@@ -55,7 +57,8 @@ func (w *Watcher) Add(f *os.File) error {
 	var werr error
 	err = conn.Control(func(fd uintptr) { wd, werr = unix.InotifyAddWatch(int(fd), hostfs.Proc(f), events) })
 	if errors.Is(werr, unix.ENOSPC) {
-		return fmt.Errorf("watch volume %s: this host's limit of inotify watches is reached; raise the sysctl fs.inotify.max_user_watches", dir)
+		return fmt.Errorf("watch volume %s: this host's limit of inotify watches is reached; raise the sysctl "+
+			"fs.inotify.max_user_watches", dir)
 	}
 	if err := errors.Join(err, werr); err != nil {
 		return fmt.Errorf("watch volume %s: %w", dir, err)

@@ -47,8 +47,8 @@ type Beat struct {
 	Gone     <-chan struct{}            // closed when the VM has ended
 }
 
-// Watch returns an error when the guest has not answered anything for too long, nil when ctx or the VM ends. A guest that
-// answers other calls is not asked, and one that has not answered is not asked again: its late answer counts.
+// Watch returns an error when the guest has not answered anything for too long, nil when ctx or the VM ends. A guest
+// that answers other calls is not asked, and one that has not answered is not asked again: its late answer counts.
 func (b Beat) Watch(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	t := time.NewTicker(b.Interval)

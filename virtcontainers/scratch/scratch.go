@@ -57,12 +57,14 @@ func Named(dir, name string, sizeMiB uint64) (*os.File, error) {
 	}
 	defer d.Close() // nothing was written to it
 	if err := unix.Unlinkat(int(d.Fd()), name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
-		return nil, fmt.Errorf("remove a writable layer's old disk: %w", &fs.PathError{Op: "unlink", Path: filepath.Join(dir, name), Err: err})
+		return nil, fmt.Errorf("remove a writable layer's old disk: %w",
+			&fs.PathError{Op: "unlink", Path: filepath.Join(dir, name), Err: err})
 	}
 	const flags = unix.O_RDWR | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	fd, err := unix.Openat(int(d.Fd()), name, flags, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("make a writable layer's disk: %w", &fs.PathError{Op: "open", Path: filepath.Join(dir, name), Err: err})
+		return nil, fmt.Errorf("make a writable layer's disk: %w",
+			&fs.PathError{Op: "open", Path: filepath.Join(dir, name), Err: err})
 	}
 	f := os.NewFile(uintptr(fd), filepath.Join(dir, name))
 	out, err := sized(f, sizeMiB)
@@ -75,7 +77,8 @@ func Named(dir, name string, sizeMiB uint64) (*os.File, error) {
 // sized gives a new file its size, or closes it.
 func sized(f *os.File, sizeMiB uint64) (*os.File, error) {
 	if err := f.Truncate(int64(sizeMiB) * mib); err != nil { //nolint:gosec // the configuration is bounded
-		return nil, errors.Join(fmt.Errorf("make a writable layer's disk of %d MiB (runtime.upper_size_mib): %w", sizeMiB, err), f.Close())
+		return nil, errors.Join(fmt.Errorf("make a writable layer's disk of %d MiB (runtime.upper_size_mib): %w", sizeMiB,
+			err), f.Close())
 	}
 	return f, nil
 }

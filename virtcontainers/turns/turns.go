@@ -36,12 +36,14 @@ func (t *Turns) Take(ctx context.Context) (done func(), err error) {
 	}
 	defer t.waiting.Add(-1)
 	if t.waiting.Add(1) > t.most {
-		return nil, fmt.Errorf("%d %s of this pod are under way and %d wait, no more are taken: %w", cap(t.held), t.what, t.most, errdefs.ErrResourceExhausted)
+		return nil, fmt.Errorf("%d %s of this pod are under way and %d wait, no more are taken: %w", cap(t.held), t.what,
+			t.most, errdefs.ErrResourceExhausted)
 	}
 	select {
 	case t.held <- struct{}{}:
 		return done, nil
 	case <-ctx.Done():
-		return nil, fmt.Errorf("it waited behind other %s of this pod, of which %d are under way at once: %w", t.what, cap(t.held), context.Cause(ctx))
+		return nil, fmt.Errorf("it waited behind other %s of this pod, of which %d are under way at once: %w", t.what,
+			cap(t.held), context.Cause(ctx))
 	}
 }

@@ -36,7 +36,8 @@ func TestTurns(t *testing.T) {
 			}()
 		}
 		synctest.Wait()
-		if _, err := turns.Take(t.Context()); !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "3 starts of this pod are under way and 10 wait") {
+		if _, err := turns.Take(t.Context()); !errdefs.IsResourceExhausted(err) ||
+			!strings.Contains(err.Error(), "3 starts of this pod are under way and 10 wait") {
 			t.Errorf("one too many = %v", err)
 		}
 		time.Sleep(1500 * time.Millisecond) // three have ended, three have begun

@@ -27,7 +27,8 @@ type Range struct{ First, Count uint32 }
 // error.
 func Take(dir string, r Range, owner string, record func(id uint32) error) (uint32, error) {
 	if r.First == 0 || r.Count == 0 || r.First+(r.Count-1) < r.First {
-		return 0, fmt.Errorf("the range of user ids from %d, %d of them, is none that can be used: %w", r.First, r.Count, errdefs.ErrInvalidArgument)
+		return 0, fmt.Errorf("the range of user ids from %d, %d of them, is none that can be used: %w", r.First, r.Count,
+			errdefs.ErrInvalidArgument)
 	}
 	h := fnv.New32a() // pods begin in different places, so that they seldom meet
 	_, _ = h.Write([]byte(owner))
@@ -44,7 +45,8 @@ func Take(dir string, r Range, owner string, record func(id uint32) error) (uint
 			return 0, fmt.Errorf("take a user id: %w", err)
 		}
 	}
-	return 0, fmt.Errorf("all %d user ids from %d on are taken by pods, see %s: %w", r.Count, r.First, link(dir, r.First), errdefs.ErrResourceExhausted)
+	return 0, fmt.Errorf("all %d user ids from %d on are taken by pods, see %s: %w", r.Count, r.First, link(dir, r.First),
+		errdefs.ErrResourceExhausted)
 }
 
 // Free gives an id back, if it is the owner's. It is idempotent.

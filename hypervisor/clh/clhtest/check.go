@@ -87,7 +87,10 @@ func (c checker) check(req *http.Request, body []byte, status int, answer []byte
 		if len(answer) > 0 {
 			head.Set("Content-Type", "application/json")
 		}
-		res := &openapi3filter.ResponseValidationInput{RequestValidationInput: in, Status: status, Header: head, Options: options}
+		res := &openapi3filter.ResponseValidationInput{
+			RequestValidationInput: in, Status: status, Header: head,
+			Options: options,
+		}
 		if len(answer) == 0 && status >= http.StatusBadRequest {
 			continue // some errors have no body
 		}

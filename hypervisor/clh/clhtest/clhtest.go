@@ -70,7 +70,8 @@ type Request struct {
 	Files    []FileID        `json:"files,omitempty"`
 	Status   int             `json:"status"`             // of the answer; 0: none
 	Problems []string        `json:"problems,omitempty"` // what the descriptions of the API say against it
-	Opened   []FileID        `json:"opened,omitempty"`   // files that the VMM opened because of it, in the order of the body
+	// files that the VMM opened because of it, in the order of the body
+	Opened []FileID `json:"opened,omitempty"`
 }
 
 // FileID tells files apart.

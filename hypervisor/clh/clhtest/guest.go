@@ -76,7 +76,8 @@ func (v *vmm) reboot(id string) {
 // processorFails is the VMM's end when a virtual processor cannot go on: as if the guest had switched
 // itself off, save for a line of the log.
 func (v *vmm) processorFails() {
-	fmt.Fprintln(os.Stderr, "cloud-hypervisor: 0.2s: <vcpu0> ERROR:vmm/src/cpu.rs:1487 -- VCPU generated error: VcpuRun(Failed to run vcpu\n\nCaused by:\n    Unhandled exit)")
+	fmt.Fprintln(os.Stderr, "cloud-hypervisor: 0.2s: <vcpu0> ERROR:vmm/src/cpu.rs:1487 -- VCPU generated error: "+
+		"VcpuRun(Failed to run vcpu\n\nCaused by:\n    Unhandled exit)")
 	v.event("vm", "shutdown", nil)
 	v.quit()
 }

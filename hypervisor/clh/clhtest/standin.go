@@ -144,7 +144,8 @@ func (s *standIn) arguments(v *vmm, agent, control *os.File) ([]string, error) {
 		return "bus=pci.0"
 	}
 	args := []string{
-		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "pc,accel=tcg,smm=off,hpet=off,vmport=off", "-cpu", "max,erms=off,fsrm=off",
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine",
+		"pc,accel=tcg,smm=off,hpet=off,vmport=off", "-cpu", "max,erms=off,fsrm=off",
 		"-smp", fmt.Sprint(c.Cpus.BootVcpus), "-m", fmt.Sprintf("%dM", c.Memory.Size>>20),
 		"-kernel", kernel, "-initrd", initrd, "-append", c.Payload.Cmdline,
 		"-chardev", "file,id=console,path=" + c.Serial.File, "-serial", "chardev:console",
@@ -162,7 +163,8 @@ func (s *standIn) arguments(v *vmm, agent, control *os.File) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		args = append(args, "-blockdev", string(node), "-device", fmt.Sprintf("virtio-blk-pci,id=%s,drive=n-%s,serial=%s,%s", d.Id, d.Id, d.Serial, slot(d.Id)))
+		args = append(args, "-blockdev", string(node), "-device", fmt.Sprintf("virtio-blk-pci,id=%s,drive=n-%s,serial=%s,%s",
+			d.Id, d.Id, d.Serial, slot(d.Id)))
 	}
 	for _, n := range v.nets {
 		var fds []string

@@ -159,7 +159,10 @@ func (v *vmm) handle(method, call string, body []byte, files []*os.File) answer 
 }
 
 func (v *vmm) ping() answer {
-	r := clhapi.VmmPingResponse{Version: v.config.Version, BuildVersion: "v" + v.config.Version, Pid: int64(os.Getpid()), Features: v.config.Features}
+	r := clhapi.VmmPingResponse{
+		Version: v.config.Version, BuildVersion: "v" + v.config.Version, Pid: int64(os.Getpid()),
+		Features: v.config.Features,
+	}
 	if r.Version == "" {
 		r.Version, r.BuildVersion = fmt.Sprintf("%d.0.0", v.config.Release), fmt.Sprintf("v%d.0", v.config.Release)
 	}
@@ -186,7 +189,8 @@ func (v *vmm) create(body []byte) answer {
 		}
 	}
 	if err := v.confine(); err != nil {
-		return v.refused(internal, "The VM could not be created", "Failed to apply landlock config during vm_create", err.Error())
+		return v.refused(internal, "The VM could not be created", "Failed to apply landlock config during vm_create",
+			err.Error())
 	}
 	return done
 }
@@ -209,7 +213,8 @@ func (v *vmm) confine() error {
 			continue
 		}
 		real, err := filepath.EvalSymlinks(p)
-		if link, lerr := os.Readlink(p); lerr == nil && strings.HasPrefix(p, "/proc/self/fd/") && !strings.HasPrefix(link, "/memfd:") {
+		if link, lerr := os.Readlink(p); lerr == nil && strings.HasPrefix(p, "/proc/self/fd/") &&
+			!strings.HasPrefix(link, "/memfd:") {
 			real, err = link, nil // has a place, also without a name or outside of the root
 		}
 		if err != nil {
@@ -248,7 +253,8 @@ func (v *vmm) problem(c *clhapi.VmConfig) (string, class) {
 	for _, n := range v.nets {
 		all = append(all, n.Id)
 		if taps, ok := v.taps[n.Id]; ok && 2*len(taps) != n.NumQueues {
-			return fmt.Sprintf("Number of queues (%d) to virtio_net does not match the number of input FDs (%d)", n.NumQueues, 2*len(taps)), malformed
+			return fmt.Sprintf("Number of queues (%d) to virtio_net does not match the number of input FDs (%d)", n.NumQueues,
+				2*len(taps)), malformed
 		}
 		if n.NumQueues/2 > c.Cpus.BootVcpus {
 			return "Number of vCPUs is insufficient for the number of queues", malformed
@@ -353,7 +359,8 @@ func (v *vmm) build(what string) answer {
 	}
 	for _, n := range v.nets {
 		if _, ok := v.taps[n.Id]; !ok {
-			return v.refused(internal, what, "Error from device manager", "Cannot create virtio-net device", "Failed to open taps")
+			return v.refused(internal, what, "Error from device manager", "Cannot create virtio-net device",
+				"Failed to open taps")
 		}
 		names = append(names, n.Id)
 	}
@@ -440,7 +447,10 @@ func (v *vmm) counters() answer {
 	}
 	r := clhapi.VmCounters{}
 	for _, d := range v.vm.Disks {
-		r[d.Id] = map[string]uint64{"read_bytes": 4096, "read_ops": 1, "write_bytes": 0, "write_ops": 0, "write_latency_min": math.MaxUint64}
+		r[d.Id] = map[string]uint64{
+			"read_bytes": 4096, "read_ops": 1, "write_bytes": 0, "write_ops": 0,
+			"write_latency_min": math.MaxUint64,
+		}
 	}
 	return answer{http.StatusOK, r}
 }

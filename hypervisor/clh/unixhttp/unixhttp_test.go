@@ -28,7 +28,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // Answers of Cloud Hypervisor's server: no reason in the status line, no length with 204.
 const (
 	noContent = "HTTP/1.1 204 \r\nServer: Cloud Hypervisor API\r\nConnection: keep-alive\r\n\r\n"
-	withBody  = "HTTP/1.1 200 \r\nServer: Cloud Hypervisor API\r\nConnection: keep-alive\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+	withBody  = "HTTP/1.1 200 \r\nServer: Cloud Hypervisor API\r\nConnection: keep-alive\r\nContent-Type: " +
+		"application/json\r\nContent-Length: 2\r\n\r\n{}"
 )
 
 func TestReadResponse(t *testing.T) {
@@ -63,8 +64,14 @@ func TestReadResponse(t *testing.T) {
 		{name: "two lengths", in: "HTTP/1.1 200 \r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx", protocol: true},
 		{name: "a negative length", in: "HTTP/1.1 200 \r\nContent-Length: -1\r\n\r\nx", protocol: true},
 		{name: "a length with a sign", in: "HTTP/1.1 200 \r\nContent-Length: +1\r\n\r\nx", protocol: true},
-		{name: "a length above the bound", in: fmt.Sprintf("HTTP/1.1 200 \r\nContent-Length: %d\r\n\r\n", MaxBody+1), protocol: true},
-		{name: "a length beyond integers", in: "HTTP/1.1 200 \r\nContent-Length: 99999999999999999999\r\n\r\n", protocol: true},
+		{
+			name: "a length above the bound", in: fmt.Sprintf("HTTP/1.1 200 \r\nContent-Length: %d\r\n\r\n", MaxBody+1),
+			protocol: true,
+		},
+		{
+			name: "a length beyond integers", in: "HTTP/1.1 200 \r\nContent-Length: 99999999999999999999\r\n\r\n",
+			protocol: true,
+		},
 		{name: "chunks", in: "HTTP/1.1 200 \r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", protocol: true},
 		{name: "no length", in: "HTTP/1.1 200 \r\n\r\n{}", protocol: true},
 		{name: "no content, with some", in: "HTTP/1.1 204 \r\nContent-Length: 1\r\n\r\nx", protocol: true},
@@ -142,11 +149,15 @@ func TestRequestArrivesWithItsFiles(t *testing.T) {
 		}
 		_, _ = io.WriteString(c, withBody)
 	})
-	r, err := Do(t.Context(), path, Request{Method: "PUT", Path: "/api/v1/vm.add-net", Body: []byte(`{"a":1}`), Files: []*os.File{f}})
+	r, err := Do(t.Context(), path, Request{
+		Method: "PUT", Path: "/api/v1/vm.add-net", Body: []byte(`{"a":1}`),
+		Files: []*os.File{f},
+	})
 	if err != nil || !r.OK() || string(r.Body) != "{}" {
 		t.Fatalf("Do() = %v, %v", r, err)
 	}
-	if got.Method != "PUT" || got.URL.Path != "/api/v1/vm.add-net" || got.Header.Get("Content-Type") != "application/json" || string(body) != `{"a":1}` || wrote != nil {
+	if got.Method != "PUT" || got.URL.Path != "/api/v1/vm.add-net" ||
+		got.Header.Get("Content-Type") != "application/json" || string(body) != `{"a":1}` || wrote != nil {
 		t.Errorf("the server saw %v with %q, %v", got, body, wrote)
 	}
 	if b, err := os.ReadFile(f.Name()); err != nil || string(b) != "seen" {
@@ -173,7 +184,8 @@ func TestContextEndsAnExchange(t *testing.T) {
 }
 
 func TestFailuresOfTheConnection(t *testing.T) {
-	if _, err := Do(t.Context(), "/nonexistent/socket", Request{Method: "GET", Path: "/"}); !errors.Is(err, os.ErrNotExist) {
+	if _, err := Do(t.Context(), "/nonexistent/socket", Request{Method: "GET", Path: "/"}); !errors.Is(err,
+		os.ErrNotExist) {
 		t.Errorf("Do() without a socket = %v", err)
 	}
 	path := serve(t, func(c *net.UnixConn) { _, _ = io.WriteString(c, withBody[:40]) })

@@ -163,7 +163,8 @@ func TestACommandGivenUpKeepsOthersWaitingUntilItsAnswer(t *testing.T) {
 	if err := c.Call(ctx, "slow", nil, nil); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Call() = %v, want the deadline", err)
 	}
-	if err := c.Call(ctx, "second", nil, nil); err == nil || !strings.Contains(err.Error(), "earlier command still under way") {
+	if err := c.Call(ctx, "second", nil, nil); err == nil ||
+		!strings.Contains(err.Error(), "earlier command still under way") {
 		t.Errorf("Call() = %v, want that an earlier command is under way", err)
 	}
 	go func() {
@@ -237,14 +238,18 @@ func TestHostileAnswersTakeLittle(t *testing.T) {
 }
 
 func TestWordsOfTheVMMAreBounded(t *testing.T) {
-	m, err := decode([]byte(`{"error": {"class": "x", "desc": "a\u001b[2J\nb` + strings.Repeat("y", 5000) + `"}, "id": 1}`))
+	m, err := decode([]byte(`{"error": {"class": "x", "desc": "a\u001b[2J\nb` + strings.Repeat("y", 5000) +
+		`"}, "id": 1}`))
 	if err != nil || len(m.Error.Error()) > 1100 || !strings.HasPrefix(m.Error.Error(), "a.[2J.by") {
 		t.Errorf("error of %d bytes: %.40q, %v", len(m.Error.Error()), m.Error.Error(), err)
 	}
 }
 
 func FuzzDecode(f *testing.F) {
-	for _, s := range []string{greeting, `{"return":{},"id":1}`, `{"event":"SHUTDOWN","data":{"guest":true}}`, `{"error":{"class":"a","desc":"b"},"id":null}`} {
+	for _, s := range []string{
+		greeting, `{"return":{},"id":1}`, `{"event":"SHUTDOWN","data":{"guest":true}}`,
+		`{"error":{"class":"a","desc":"b"},"id":null}`,
+	} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {

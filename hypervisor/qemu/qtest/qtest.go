@@ -54,7 +54,9 @@ func Read(ctx context.Context, argv []string, f Firmware, names ...string) (map[
 }
 
 // run is Read; itself says that argv[0] is the program that answered.
-func run(ctx context.Context, argv []string, f Firmware, names []string) (files map[string][]byte, itself bool, err error) {
+func run(ctx context.Context, argv []string, f Firmware, names []string) (files map[string][]byte,
+	itself bool, err error,
+) {
 	files, itself, err = read(ctx, argv, f, names)
 	if err != nil {
 		return nil, false, fmt.Errorf("read tables of %s: %w", argv[0], err)
@@ -62,7 +64,9 @@ func run(ctx context.Context, argv []string, f Firmware, names []string) (files 
 	return files, itself, nil
 }
 
-func read(ctx context.Context, argv []string, f Firmware, names []string) (_ map[string][]byte, itself bool, err error) {
+func read(ctx context.Context, argv []string, f Firmware, names []string) (_ map[string][]byte,
+	itself bool, err error,
+) {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errors.New("no answer within "+timeout.String()))
 	defer cancel()
 	conn, peer, err := fdpass.Pair("qtest", unix.SOCK_STREAM)
@@ -161,9 +165,9 @@ type Firmware struct {
 }
 
 // OVMF returns the changes that a release of edk2's OvmfPkg, such as 202508, makes in a VM with the given number of
-// physical address bits. The window takes the upper eighth of the address space, of which more than 46 bits are not used
-// with 4-level paging (PlatformAddressWidthFromCpuid and PlatformDynamicMmioWindow in OvmfPkg/Library/PlatformInitLib).
-// With 5-level paging a guest may have, and use, up to 52.
+// physical address bits. The window takes the upper eighth of the address space, of which more than 46 bits are not
+// used with 4-level paging (PlatformAddressWidthFromCpuid and PlatformDynamicMmioWindow in
+// OvmfPkg/Library/PlatformInitLib). With 5-level paging a guest may have, and use, up to 52.
 func OVMF(release, physBits int) Firmware {
 	f := Firmware{PCIExBar: 0xe0000000, MMIO64: 1<<physBits - 1<<(physBits-3)}
 	if release < 202305 { // 82c1aa87f9

@@ -135,8 +135,14 @@ func TestWhatGoesWrongIsSaid(t *testing.T) {
 		qemu io.ReadWriter
 		want string
 	}{
-		{"it refuses a command", func() *machine { m := newMachine(good); m.fail = "b64read"; return m }(), `answer "FAIL Unknown command"`},
-		{"a transfer fails", func() *machine { m := newMachine(good); m.broken = true; return m }(), "transfer ends with 00000001"},
+		{
+			"it refuses a command", func() *machine { m := newMachine(good); m.fail = "b64read"; return m }(),
+			`answer "FAIL Unknown command"`,
+		},
+		{
+			"a transfer fails", func() *machine { m := newMachine(good); m.broken = true; return m }(),
+			"transfer ends with 00000001",
+		},
 		{"it ends", script{strings.NewReader("OK\nOK\n")}, "ended the conversation"},
 		{"too many files", func() *machine {
 			m := newMachine(good)
@@ -164,7 +170,8 @@ func TestReadSaysWhatQEMUSays(t *testing.T) {
 	if err := os.WriteFile(bin, []byte("#!/bin/sh\necho 'no such machine' >&2\nexit 1\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Read(t.Context(), []string{bin}, OVMF(202508, 46), ACPI); err == nil || !strings.Contains(err.Error(), "it says: no such machine") {
+	if _, err := Read(t.Context(), []string{bin}, OVMF(202508, 46), ACPI); err == nil ||
+		!strings.Contains(err.Error(), "it says: no such machine") {
 		t.Errorf("Read = %v", err)
 	}
 	if _, err := Read(t.Context(), []string{"/nonexistent"}, OVMF(202508, 46), ACPI); !errors.Is(err, os.ErrNotExist) {

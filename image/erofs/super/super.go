@@ -36,7 +36,8 @@ const (
 
 // features are the names of feature_incompat's bits.
 var features = []string{
-	"zero_padding", "compr_cfgs or big_pcluster", "chunked_file", "device_table", "ztailpacking", "fragments or dedupe", "xattr_prefixes", "48bit", "metabox",
+	"zero_padding", "compr_cfgs or big_pcluster", "chunked_file", "device_table", "ztailpacking", "fragments or dedupe",
+	"xattr_prefixes", "48bit", "metabox",
 }
 
 // Check returns how many bytes of a file belong to its image.
@@ -54,7 +55,8 @@ func Check(r io.ReaderAt, fileSize int64) (int64, error) {
 	case le.Uint16(sb[atExtraDevices:]) != 0:
 		return 0, errors.New("EROFS image keeps its data on other devices, which is not supported")
 	case le.Uint32(sb[atIncompat:])&^allowedIncompat != 0:
-		return 0, fmt.Errorf("EROFS image has the features %s, which are not supported; make it without options of mkfs.erofs", names(le.Uint32(sb[atIncompat:])&^allowedIncompat))
+		return 0, fmt.Errorf("EROFS image has the features %s, which are not supported; make it without options of "+
+			"mkfs.erofs", names(le.Uint32(sb[atIncompat:])&^allowedIncompat))
 	case le.Uint16(sb[atCompression:]) != 0:
 		return 0, errors.New("EROFS image is compressed, which is not supported; make it without -z of mkfs.erofs")
 	case sb[atDirBlockBits] != 0:

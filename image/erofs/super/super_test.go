@@ -93,7 +93,10 @@ func TestImagesOfMkfs(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(src, "a"), bytes.Repeat([]byte("text "), 20_000), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for options, want := range map[string]string{"": "", "-Enoinline_data": "", "-zlz4": "compressed", "-zlz4hc,9": "compressed", "--chunksize=4096": "chunked_file"} {
+	for options, want := range map[string]string{
+		"": "", "-Enoinline_data": "", "-zlz4": "compressed",
+		"-zlz4hc,9": "compressed", "--chunksize=4096": "chunked_file",
+	} {
 		args := append(strings.Fields(options), "--quiet", img, src)
 		if out, err := exec.CommandContext(t.Context(), mkfs, args...).CombinedOutput(); err != nil {
 			t.Logf("mkfs.erofs %s: %v: %s", options, err, out)
@@ -107,7 +110,8 @@ func TestImagesOfMkfs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err = super.Check(f, st.Size()); (want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), want) {
+		if _, err = super.Check(f, st.Size()); (want == "") != (err == nil) || err != nil &&
+			!strings.Contains(err.Error(), want) {
 			t.Errorf("an image of mkfs.erofs %s: %v, want %q", options, err, want)
 		}
 		_ = f.Close()

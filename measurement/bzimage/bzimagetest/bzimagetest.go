@@ -6,8 +6,8 @@ package bzimagetest
 
 import "encoding/binary"
 
-// Kernel is the least that passes for a kernel of the given release: setup header, EFI headers and one section. The seed
-// tells kernels apart.
+// Kernel is the least that passes for a kernel of the given release: setup header, EFI headers and one section. The
+// seed tells kernels apart.
 func Kernel(release, seed string) []byte {
 	le := binary.LittleEndian
 	b := make([]byte, 0x1000)

@@ -64,7 +64,10 @@ func TDXSections(size int) []ovmf.TDXSection {
 	}
 	base := uint64(1<<32 - size)
 	return []ovmf.TDXSection{
-		{Offset: cfv, RawSize: uint32(size) - cfv, GPA: base + uint64(cfv), Size: uint64(uint32(size) - cfv), Type: ovmf.BFV, Attributes: ovmf.MRExtend},
+		{
+			Offset: cfv, RawSize: uint32(size) - cfv, GPA: base + uint64(cfv), Size: uint64(uint32(size) - cfv), Type: ovmf.BFV,
+			Attributes: ovmf.MRExtend,
+		},
 		{Offset: 0, RawSize: cfv, GPA: base, Size: uint64(cfv), Type: ovmf.CFV},
 		{GPA: 0x810000, Size: 0x10000, Type: ovmf.TempMem},
 		{GPA: 0x80b000, Size: 0x2000, Type: ovmf.TempMem},

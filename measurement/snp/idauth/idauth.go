@@ -125,7 +125,11 @@ func Verify(block, auth []byte) (KeyDigests, error) {
 	if a := binary.LittleEndian.Uint32(auth[offIDKeyAlgo:]); a != algoP384SHA384 {
 		return KeyDigests{}, fmt.Errorf("id key algorithm is %d, not %d", a, algoP384SHA384)
 	}
-	for _, r := range [][2]int{{8, offBlockSig}, {offIDKey + keySize, offKeySig}, {offAuthorKey + keySize, idblock.AuthSize}} {
+	for _, r := range [][2]int{
+		{8, offBlockSig},
+		{offIDKey + keySize, offKeySig},
+		{offAuthorKey + keySize, idblock.AuthSize},
+	} {
 		if err := zero(auth[r[0]:r[1]]); err != nil {
 			return KeyDigests{}, fmt.Errorf("id authentication at %#x: %w", r[0], err)
 		}

@@ -79,7 +79,10 @@ func newKey(t testing.TB, c elliptic.Curve) *ecdsa.PrivateKey {
 }
 
 func testBlock() idblock.Block {
-	return idblock.Block{LaunchDigest: [48]byte{1, 2, 3}, FamilyID: [16]byte{4}, ImageID: [16]byte{5}, GuestSVN: 7, Policy: idblock.DefaultPolicy}
+	return idblock.Block{
+		LaunchDigest: [48]byte{1, 2, 3}, FamilyID: [16]byte{4}, ImageID: [16]byte{5}, GuestSVN: 7,
+		Policy: idblock.DefaultPolicy,
+	}
 }
 
 func TestIDBlockSurvivesEncoding(t *testing.T) {
@@ -157,7 +160,8 @@ func TestAnonymousKeyIsAFunctionOfTheBlock(t *testing.T) {
 	if digest(a).Equal(digest(b)) {
 		t.Error("two ID blocks have the same anonymous key")
 	}
-	const golden = "58cd1e97d543914be4d329f651f1c49804ef1ae36b0e59be26435043eee75f81dcf116a6ab152494b05fa2b6ab7a778d" // as first published; it must never change
+	// as first published; it must never change
+	const golden = "58cd1e97d543914be4d329f651f1c49804ef1ae36b0e59be26435043eee75f81dcf116a6ab152494b05fa2b6ab7a778d"
 	if got := digest(a).String(); got != golden {
 		t.Errorf("anonymous key digest = %s, want %s", got, golden)
 	}

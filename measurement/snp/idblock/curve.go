@@ -8,9 +8,12 @@ import "encoding/hex"
 // The curve P-384 (FIPS 186-4, D.1.2.4): y² = x³ − 3x + b over the field of p, with a generator of order n.
 // The standard library's arithmetic on it, or its large numbers, would add 0.1 to 0.3 MB to the shim of every pod.
 var (
-	fieldP = newField(number("fffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffeffffffff0000000000000000ffffffff"))
-	fieldN = newField(number("ffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973"))
-	curveB = fieldP.in(number("b3312fa7e23ee7e4988e056be3f82d19181d9c6efe8141120314088f5013875ac656398d8a2ed19d2a85c8edd3ec2aef"))
+	fieldP = newField(
+		number("fffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffeffffffff0000000000000000ffffffff"))
+	fieldN = newField(
+		number("ffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973"))
+	curveB = fieldP.in(
+		number("b3312fa7e23ee7e4988e056be3f82d19181d9c6efe8141120314088f5013875ac656398d8a2ed19d2a85c8edd3ec2aef"))
 	curveG = newPoint(
 		number("aa87ca22be8b05378eb1c71ef320ad746e1d3b628ba79b9859f741e082542a385502f25dbf55296c3a545e3872760ab7"),
 		number("3617de4a96262c6f5d9e98bf9292dc29f8f41dbd289a147ce9da3113b5f0b8c00a60b1ce1d7e819d7a431d7c90ea0e5f"))
@@ -111,7 +114,9 @@ func pointY(x num) (y num, ok bool) {
 	}
 	e := f.in(x)
 	t := f.add(f.sub(f.mul(e, f.mul(e, e)), f.mul(f.small(3), e)), curveB)
-	root := f.pow(t, number("3fffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffbfffffffc00000000000000040000000")) // (p + 1) / 4
+	// (p + 1) / 4
+	root := f.pow(t,
+		number("3fffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffbfffffffc00000000000000040000000"))
 	if f.mul(root, root) != t {
 		return y, false
 	}

@@ -16,7 +16,10 @@ func toBig(n num) *big.Int { return new(big.Int).SetBytes(n.bytes()) }
 // scalars are numbers below m: the edges and some at random.
 func scalars(m *big.Int) []*big.Int {
 	rnd := rand.New(rand.NewPCG(1, 2))
-	out := []*big.Int{new(big.Int), big.NewInt(1), big.NewInt(2), new(big.Int).Sub(m, big.NewInt(1)), new(big.Int).Sub(m, big.NewInt(2))}
+	out := []*big.Int{
+		new(big.Int), big.NewInt(1), big.NewInt(2), new(big.Int).Sub(m, big.NewInt(1)),
+		new(big.Int).Sub(m, big.NewInt(2)),
+	}
 	for range 20 {
 		b := make([]byte, scalarSize)
 		for i := range b {
@@ -35,8 +38,14 @@ func TestFieldAgreesWithTheStandardLibrary(t *testing.T) {
 		for _, a := range scalars(m) {
 			for _, b := range scalars(m) {
 				x, y := f.in(toNum(a)), f.in(toNum(b))
-				for name, got := range map[string]num{"+": f.add(x, y), "-": f.sub(x, y), "*": f.mul(x, y), "^": f.pow(x, toNum(b))} {
-					want := map[string]*big.Int{"+": new(big.Int).Add(a, b), "-": new(big.Int).Sub(a, b), "*": new(big.Int).Mul(a, b)}[name]
+				for name, got := range map[string]num{
+					"+": f.add(x, y), "-": f.sub(x, y), "*": f.mul(x, y),
+					"^": f.pow(x, toNum(b)),
+				} {
+					want := map[string]*big.Int{
+						"+": new(big.Int).Add(a, b), "-": new(big.Int).Sub(a, b),
+						"*": new(big.Int).Mul(a, b),
+					}[name]
 					if name == "^" {
 						if b.BitLen() > 8 && a.BitLen() > 8 {
 							continue // much work, no news
@@ -62,7 +71,8 @@ func TestFieldAgreesWithTheStandardLibrary(t *testing.T) {
 func TestCurveAgreesWithTheStandardLibrary(t *testing.T) {
 	c := elliptic.P384()
 	p := c.Params()
-	if gx, gy := curveG.affine(); toBig(fieldP.m).Cmp(p.P) != 0 || toBig(fieldN.m).Cmp(p.N) != 0 || toBig(fieldP.out(curveB)).Cmp(p.B) != 0 ||
+	if gx, gy := curveG.affine(); toBig(fieldP.m).Cmp(p.P) != 0 || toBig(fieldN.m).Cmp(p.N) != 0 ||
+		toBig(fieldP.out(curveB)).Cmp(p.B) != 0 ||
 		toBig(gx).Cmp(p.Gx) != 0 || toBig(gy).Cmp(p.Gy) != 0 {
 		t.Fatal("the curve's numbers differ")
 	}
@@ -74,7 +84,12 @@ func TestCurveAgreesWithTheStandardLibrary(t *testing.T) {
 		//lint:ignore SA1019 the only other arithmetic there is
 		qx, qy := c.ScalarBaseMult(k.Bytes())
 		q := newPoint(toNum(qx), toNum(qy))
-		for _, ab := range [][2]*big.Int{{all[len(all)-1-i], k}, {big.NewInt(1), big.NewInt(1)}, {new(big.Int), k}, {k, new(big.Int)}} {
+		for _, ab := range [][2]*big.Int{
+			{all[len(all)-1-i], k},
+			{big.NewInt(1), big.NewInt(1)},
+			{new(big.Int), k},
+			{k, new(big.Int)},
+		} {
 			a, b := ab[0], ab[1]
 			//lint:ignore SA1019 likewise
 			ax, ay := c.ScalarBaseMult(a.Bytes())
@@ -86,7 +101,8 @@ func TestCurveAgreesWithTheStandardLibrary(t *testing.T) {
 				t.Errorf("%x·G + %x·%x·G = (%x, %x), want (%x, %x)", a, b, k, x, y, wx, wy)
 			}
 		}
-		if y, ok := pointY(toNum(qx)); !ok || toBig(y).Cmp(qy) != 0 && toBig(y).Cmp(new(big.Int).Sub(p.P, qy)) != 0 || y[0]&1 != 0 {
+		if y, ok := pointY(toNum(qx)); !ok || toBig(y).Cmp(qy) != 0 && toBig(y).Cmp(new(big.Int).Sub(p.P, qy)) != 0 ||
+			y[0]&1 != 0 {
 			t.Errorf("pointY(%x) = %x, %v", qx, y, ok)
 		}
 	}

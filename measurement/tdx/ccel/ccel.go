@@ -43,10 +43,12 @@ const (
 var eventNames = map[EventType]string{
 	EvPostCode: "EV_POST_CODE", EvNoAction: "EV_NO_ACTION", EvSeparator: "EV_SEPARATOR", EvEventTag: "EV_EVENT_TAG",
 	EvPlatformConfig: "EV_PLATFORM_CONFIG_FLAGS", EvIPL: "EV_IPL", EvVarDriverConfig: "EV_EFI_VARIABLE_DRIVER_CONFIG",
-	EvVarBoot: "EV_EFI_VARIABLE_BOOT", EvBootApplication: "EV_EFI_BOOT_SERVICES_APPLICATION", EvBootDriver: "EV_EFI_BOOT_SERVICES_DRIVER",
-	EvGPT: "EV_EFI_GPT_EVENT", EvAction: "EV_EFI_ACTION", EvFirmwareBlob: "EV_EFI_PLATFORM_FIRMWARE_BLOB",
-	EvHandoffTables: "EV_EFI_HANDOFF_TABLES", EvFirmwareBlob2: "EV_EFI_PLATFORM_FIRMWARE_BLOB2", EvHandoffTables2: "EV_EFI_HANDOFF_TABLES2",
-	EvVarBoot2: "EV_EFI_VARIABLE_BOOT2", EvVarAuthority: "EV_EFI_VARIABLE_AUTHORITY",
+	EvVarBoot: "EV_EFI_VARIABLE_BOOT", EvBootApplication: "EV_EFI_BOOT_SERVICES_APPLICATION",
+	EvBootDriver: "EV_EFI_BOOT_SERVICES_DRIVER",
+	EvGPT:        "EV_EFI_GPT_EVENT", EvAction: "EV_EFI_ACTION", EvFirmwareBlob: "EV_EFI_PLATFORM_FIRMWARE_BLOB",
+	EvHandoffTables: "EV_EFI_HANDOFF_TABLES", EvFirmwareBlob2: "EV_EFI_PLATFORM_FIRMWARE_BLOB2",
+	EvHandoffTables2: "EV_EFI_HANDOFF_TABLES2",
+	EvVarBoot2:       "EV_EFI_VARIABLE_BOOT2", EvVarAuthority: "EV_EFI_VARIABLE_AUTHORITY",
 }
 
 // String returns the type's name in the specification.
@@ -208,7 +210,10 @@ func (l *Log) Replay(t *measurement.Trace) Registers {
 	var r [maxMR + 1][sha512.Size384]byte
 	for _, e := range l.Events {
 		x := e.Explain()
-		step := measurement.Step{Register: e.Register(), Source: x.Name, Kind: e.Type.String(), Size: uint64(len(e.Data)), Content: e.Digest, Note: x.String()}
+		step := measurement.Step{
+			Register: e.Register(), Source: x.Name, Kind: e.Type.String(), Size: uint64(len(e.Data)),
+			Content: e.Digest, Note: x.String(),
+		}
 		if e.Type != EvNoAction && e.MR != 0 { // such events are information only; MRTD is not extended by software
 			r[e.MR] = sha512.Sum384(append(r[e.MR][:], e.Digest...))
 			step.After = r[e.MR][:]

@@ -81,8 +81,10 @@ func TestParseAgreesWithPublishedParse(t *testing.T) {
 	for i, w := range want.Events {
 		e := log.Events[i]
 		x := e.Explain()
-		if e.MR != w.Index || e.Type.String() != w.Type || e.Digest.String() != w.Digests[0].Digest || !bytes.Equal(e.Data, w.Event) {
-			t.Errorf("event %d = %d %s %s %s, want %d %s", i, e.MR, e.Type, e.Digest, base64.StdEncoding.EncodeToString(e.Data), w.Index, w.Type)
+		if e.MR != w.Index || e.Type.String() != w.Type || e.Digest.String() != w.Digests[0].Digest ||
+			!bytes.Equal(e.Data, w.Event) {
+			t.Errorf("event %d = %d %s %s %s, want %d %s", i, e.MR, e.Type, e.Digest, base64.StdEncoding.EncodeToString(e.Data),
+				w.Index, w.Type)
 		}
 		if (x.Coverage == ccel.CoversEvent) != w.Matches || x.Coverage == ccel.Contradicted {
 			t.Errorf("event %d: %s, want digest_matches_event %v", i, x.Coverage, w.Matches)
@@ -158,7 +160,10 @@ func TestParseRefusesMalformedLogs(t *testing.T) {
 }
 
 func TestAnySingleBitOfADigestChangesTheReplay(t *testing.T) {
-	base := []ccel.Event{event(1, ccel.EvSeparator, "a"), event(2, ccel.EvAction, "b"), event(3, ccel.EvIPL, "c"), event(4, ccel.EvIPL, "d")}
+	base := []ccel.Event{
+		event(1, ccel.EvSeparator, "a"), event(2, ccel.EvAction, "b"), event(3, ccel.EvIPL, "c"),
+		event(4, ccel.EvIPL, "d"),
+	}
 	log, err := ccel.Parse(sampleLog(base...))
 	if err != nil {
 		t.Fatal(err)
@@ -182,7 +187,10 @@ func TestAnySingleBitOfADigestChangesTheReplay(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	f.Add(sampleLog(event(1, ccel.EvSeparator, "\x00\x00\x00\x00"), event(3, ccel.EvEventTag, "\xed\x22\x3b\x8f\x00\x00\x00\x00x"), event(1, ccel.EvVarBoot, strings.Repeat("\x00", 40)), event(2, ccel.EvBootApplication, strings.Repeat("\x04\x04\x08\x00", 12)), event(1, ccel.EvFirmwareBlob2, "\x01a0123456789abcdef")))
+	f.Add(sampleLog(event(1, ccel.EvSeparator, "\x00\x00\x00\x00"),
+		event(3, ccel.EvEventTag, "\xed\x22\x3b\x8f\x00\x00\x00\x00x"), event(1, ccel.EvVarBoot, strings.Repeat("\x00", 40)),
+		event(2, ccel.EvBootApplication, strings.Repeat("\x04\x04\x08\x00", 12)),
+		event(1, ccel.EvFirmwareBlob2, "\x01a0123456789abcdef")))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		defer worktest.Bound(t, len(b))()
 		l, err := ccel.Parse(b)

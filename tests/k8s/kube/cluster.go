@@ -72,7 +72,8 @@ contexts: [{name: x, context: {cluster: c, user: a}}]
 current-context: x
 `, n.apiPort(), token)
 	return errors.Join(
-		os.WriteFile(n.cert("sa.key"), pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}), 0o600),
+		os.WriteFile(n.cert("sa.key"),
+			pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}), 0o600),
 		os.WriteFile(n.cert("sa.pub"), pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pub}), 0o600),
 		os.WriteFile(n.cert("tokens.csv"), []byte(token+`,admin,admin,"system:masters"`+"\n"), 0o600),
 		os.WriteFile(n.Kubeconfig(), []byte(kubeconfig), 0o600))
@@ -94,11 +95,13 @@ func (n *Node) startEtcd(context.Context) error {
 }
 
 func (n *Node) startAPIServer(ctx context.Context) error {
-	err := n.startControl("kube-apiserver", "--allow-privileged=true", "--etcd-servers", n.etcdURL(), "--bind-address", "127.0.0.1",
+	err := n.startControl("kube-apiserver", "--allow-privileged=true", "--etcd-servers", n.etcdURL(),
+		"--bind-address", "127.0.0.1",
 		"--advertise-address", "127.0.0.1", "--secure-port", fmt.Sprint(n.apiPort()), "--cert-dir", n.cert("api"),
 		"--service-account-key-file", n.cert("sa.pub"), "--service-account-signing-key-file", n.cert("sa.key"),
 		"--service-account-issuer", "https://kubernetes.default.svc", "--token-auth-file", n.cert("tokens.csv"),
-		"--authorization-mode", "AlwaysAllow", "--service-cluster-ip-range", "10.96.0.0/24", "--endpoint-reconciler-type", "none")
+		"--authorization-mode", "AlwaysAllow", "--service-cluster-ip-range", "10.96.0.0/24",
+		"--endpoint-reconciler-type", "none")
 	if err != nil {
 		return err
 	}
@@ -110,8 +113,10 @@ func (n *Node) startAPIServer(ctx context.Context) error {
 
 func (n *Node) startControllers(context.Context) error {
 	return errors.Join(
-		n.startControl("kube-scheduler", "--kubeconfig", n.Kubeconfig(), "--leader-elect=false", "--bind-address", "127.0.0.1", "--secure-port", fmt.Sprint(n.port(10259))),
-		n.startControl("kube-controller-manager", "--kubeconfig", n.Kubeconfig(), "--leader-elect=false", "--bind-address", "127.0.0.1", "--secure-port", fmt.Sprint(n.port(10257)),
+		n.startControl("kube-scheduler", "--kubeconfig", n.Kubeconfig(), "--leader-elect=false", "--bind-address",
+			"127.0.0.1", "--secure-port", fmt.Sprint(n.port(10259))),
+		n.startControl("kube-controller-manager", "--kubeconfig", n.Kubeconfig(), "--leader-elect=false", "--bind-address",
+			"127.0.0.1", "--secure-port", fmt.Sprint(n.port(10257)),
 			"--root-ca-file", n.cert("api/apiserver.crt"), "--service-account-private-key-file", n.cert("sa.key")))
 }
 
@@ -135,7 +140,8 @@ func (n *Node) controlled(name string, argv ...string) error {
 
 func (n *Node) awaitNode(ctx context.Context) error {
 	return n.Kubelet.ready(ctx, 2*time.Minute, func() error {
-		out, err := n.Kubectl(ctx, "", "get", "node", hostname, "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
+		out, err := n.Kubectl(ctx, "", "get", "node", hostname, "-o",
+			`jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
 		if err == nil && out != "True" {
 			return fmt.Errorf("node %s is not Ready: %q", hostname, out)
 		}
@@ -169,7 +175,8 @@ func (n *Node) Kubectl(ctx context.Context, stdin string, args ...string) (strin
 	var out, errb bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errb
 	if err := cmd.Run(); err != nil {
-		return strings.TrimSpace(out.String()), fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(errb.String()))
+		return strings.TrimSpace(out.String()), fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err,
+			strings.TrimSpace(errb.String()))
 	}
 	return strings.TrimSpace(out.String()), nil
 }
@@ -206,6 +213,7 @@ func Find(o Options) (*Node, error) {
 
 // DeletePods deletes all pods of the cluster and waits for their end.
 func (n *Node) DeletePods(ctx context.Context) error {
-	_, err := n.Kubectl(ctx, "", "delete", "pods", "--all", "--all-namespaces", "--grace-period=1", "--wait=true", "--timeout=60s")
+	_, err := n.Kubectl(ctx, "", "delete", "pods", "--all", "--all-namespaces", "--grace-period=1", "--wait=true",
+		"--timeout=60s")
 	return err
 }

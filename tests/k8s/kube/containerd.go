@@ -57,7 +57,8 @@ func StartNode(ctx context.Context, o Options) (*Node, error) {
 		return nil, err
 	}
 	// The bridge is the node's, not its first pod's.
-	if out, err := exec.Command("ip", "link", "add", n.bridge(), "type", "bridge").CombinedOutput(); err != nil && !strings.Contains(string(out), "File exists") {
+	if out, err := exec.Command("ip", "link", "add", n.bridge(), "type", "bridge").CombinedOutput(); err != nil &&
+		!strings.Contains(string(out), "File exists") {
 		return nil, fmt.Errorf("make the bridge %s: %w: %s", n.bridge(), err, out)
 	}
 	if err := n.RestartContainerd(ctx); err != nil {
@@ -175,8 +176,12 @@ func (n *Node) cocoConfig() string { return filepath.Join(n.Dir, "coco.toml") }
 func (n *Node) podsDir() string { return filepath.Join(n.Dir, "pods") }
 
 func (n *Node) env() []string {
-	path := strings.Join([]string{filepath.Join(harness.Prefix(), "bin"), n.bin, "/usr/sbin", "/usr/bin", "/sbin", "/bin"}, ":")
-	env := []string{"PATH=" + path, "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1", "HOME=/root", "COCO_CONF_FILE=" + n.cocoConfig()}
+	path := strings.Join([]string{filepath.Join(harness.Prefix(), "bin"), n.bin, "/usr/sbin", "/usr/bin", "/sbin", "/bin"},
+		":")
+	env := []string{
+		"PATH=" + path, "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1", "HOME=/root",
+		"COCO_CONF_FILE=" + n.cocoConfig(),
+	}
 	for _, k := range []string{"SSL_CERT_FILE", "TMPDIR"} {
 		if v := os.Getenv(k); v != "" {
 			env = append(env, k+"="+v)
@@ -192,7 +197,8 @@ func (n *Node) RestartContainerd(ctx context.Context) (err error) {
 	if n.Debug {
 		level = "debug"
 	}
-	n.Containerd, err = startProcess(n.Dir, "containerd", n.env(), filepath.Join(n.bin, "containerd"), "-c", filepath.Join(n.Dir, "config.toml"), "-l", level)
+	n.Containerd, err = startProcess(n.Dir, "containerd", n.env(), filepath.Join(n.bin, "containerd"), "-c",
+		filepath.Join(n.Dir, "config.toml"), "-l", level)
 	if err != nil {
 		return err
 	}

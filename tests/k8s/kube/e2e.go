@@ -31,7 +31,8 @@ const never = `\[Slow\]|\[Serial\]|\[Disruptive\]|\[Flaky\]`
 const slow = `should \*not\* be restarted|generation|monotonically increasing restart count|have restart count`
 
 func storage(area string) Group {
-	return Group{Name: "storage-" + strings.ToLower(strings.ReplaceAll(area, " ", "-")), Focus: `\[sig-storage\] ` + area + `.*\[Conformance\]`, Skip: never}
+	return Group{Name: "storage-" + strings.ToLower(strings.ReplaceAll(area, " ", "-")), Focus: `\[sig-storage\] ` + area +
+		`.*\[Conformance\]`, Skip: never}
 }
 
 func node(name, areas string) Group {
@@ -61,7 +62,10 @@ var Groups = []Group{
 	node("pods", pods),
 	node("probes", probes),
 	node("resize", resize),
-	{"node-other", `\[sig-node\].*\[Conformance\]`, strings.Join([]string{never, slow, `\[sig-node\] (` + environment, containers, pods, probes, resize + `) `}, "|")},
+	{
+		"node-other", `\[sig-node\].*\[Conformance\]`,
+		strings.Join([]string{never, slow, `\[sig-node\] (` + environment, containers, pods, probes, resize + `) `}, "|"),
+	},
 	{"node-slow", `\[sig-node\].*(` + slow + `).*\[Conformance\]`, never},
 }
 
@@ -87,7 +91,8 @@ func (n *Node) E2E(ctx context.Context, focus, skip string, procs int, out io.Wr
 	const report = "junit.xml"
 	file := filepath.Join(n.Dir, report)
 	_ = os.Remove(file)
-	cmd := exec.CommandContext(ctx, ginkgo, fmt.Sprintf("--procs=%d", procs), "--no-color", "--timeout=3h", "--poll-progress-after=0s",
+	cmd := exec.CommandContext(ctx, ginkgo, fmt.Sprintf("--procs=%d", procs), "--no-color", "--timeout=3h",
+		"--poll-progress-after=0s",
 		"--focus="+focus, "--skip="+skip, "--junit-report="+report, "--output-dir="+n.Dir, suite, "--",
 		"--kubeconfig="+n.Kubeconfig(), "--provider=skeleton", "--kubectl-path="+kubectl, "--node-os-distro=custom",
 		"--allowed-not-ready-nodes=0", "--system-pods-startup-timeout=10s", "--dump-logs-on-failure=false")

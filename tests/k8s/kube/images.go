@@ -56,7 +56,8 @@ func E2EImages(dir string) ([]string, error) {
 	}
 	bb = bb.WithLayer(
 		testimage.File{Path: "bin/sh", Mode: 0o755, Data: bash},
-		testimage.File{Path: "bin/curl", Mode: 0o755, Data: []byte("#!/bin/sh\nexec wget -qO- \"$1\"\n")}) // for lifecycle hooks
+		// for lifecycle hooks
+		testimage.File{Path: "bin/curl", Mode: 0o755, Data: []byte("#!/bin/sh\nexec wget -qO- \"$1\"\n")})
 	var data [2][]byte
 	for i, name := range []string{"agnhost", "nonewprivs"} {
 		p, err := binary(name, "k8s")

@@ -28,8 +28,8 @@ import (
 // hostname is the node's name: it makes the API server reach the kubelet on 127.0.0.1.
 const hostname = "localhost"
 
-// CgroupRoot is the node's own part of the cgroup tree, named after its directory, which is its alone. Two kubelets with
-// one root would kill each other's pods.
+// CgroupRoot is the node's own part of the cgroup tree, named after its directory, which is its alone. Two kubelets
+// with one root would kill each other's pods.
 func (n *Node) CgroupRoot() string { return fmt.Sprintf("/k8s-%s-%d", filepath.Base(n.Dir), n.Index) }
 
 // usedByKubelet are the v1 hierarchies in which the kubelet makes groups.
@@ -229,7 +229,8 @@ func (n *Node) Pod(ctx context.Context, name string) (*Pod, error) {
 
 // RunIn runs a command in a container, through the kubelet.
 func (n *Node) RunIn(ctx context.Context, pod, container, cmd string) (string, error) {
-	out, err := n.request(ctx, http.MethodPost, fmt.Sprintf("/run/default/%s-%s/%s?cmd=%s", pod, hostname, container, url.QueryEscape(cmd)))
+	out, err := n.request(ctx, http.MethodPost, fmt.Sprintf("/run/default/%s-%s/%s?cmd=%s", pod, hostname, container,
+		url.QueryEscape(cmd)))
 	return string(out), err
 }
 
@@ -258,12 +259,14 @@ func (n *Node) get(ctx context.Context, path string) ([]byte, error) {
 }
 
 var anyCertificate = &http.Client{
-	Timeout:   2 * time.Minute,
-	Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}, // a kubelet on 127.0.0.1 with a certificate made at its start
+	Timeout: 2 * time.Minute,
+	// a kubelet on 127.0.0.1 with a certificate made at its start
+	Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true},
 }
 
 func (n *Node) request(ctx context.Context, method, path string) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, method, fmt.Sprintf("https://127.0.0.1:%d%s", n.port(10350), path), http.NoBody)
+	req, err := http.NewRequestWithContext(ctx, method, fmt.Sprintf("https://127.0.0.1:%d%s", n.port(10350), path),
+		http.NoBody)
 	if err != nil {
 		return nil, err
 	}

@@ -132,7 +132,8 @@ func (r *Report) Lost() []*Row {
 
 func (r *Report) markdown() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "# Conformance: runc and coco, spec by spec\n\nMade by `make k8s-test`; do not edit. Kubernetes %s; ", r.Kubernetes)
+	fmt.Fprintf(&b, "# Conformance: runc and coco, spec by spec\n\nMade by `make k8s-test`; do not edit. Kubernetes %s; ",
+		r.Kubernetes)
 	for _, rt := range []string{"runc", "coco"} {
 		fmt.Fprintf(&b, "%s under containerd %s at commit %s; ", rt, or(r.Containerd[rt], "–"), or(r.Commit[rt], "–"))
 	}
@@ -158,7 +159,8 @@ func (r *Report) markdown() string {
 		s := sums[g]
 		fmt.Fprintf(&b, "| %s | %d | %d | %d | %d |\n", g, s.all, s.runc, s.coco, s.lost)
 	}
-	fmt.Fprintf(&b, "| **all** | %d | %d | %d | %d |\n\n| spec | runc | s | coco | s |\n|---|---|---|---|---|\n", total.all, total.runc, total.coco, total.lost)
+	fmt.Fprintf(&b, "| **all** | %d | %d | %d | %d |\n\n| spec | runc | s | coco | s |\n|---|---|---|---|---|\n",
+		total.all, total.runc, total.coco, total.lost)
 	for _, row := range r.Specs {
 		fmt.Fprintf(&b, "| %s |", strings.ReplaceAll(strings.TrimSuffix(row.Name, " [Conformance]"), "|", `\|`))
 		for _, rt := range []string{"runc", "coco"} {

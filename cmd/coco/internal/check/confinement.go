@@ -22,7 +22,8 @@ import (
 // confinementTimeout bounds the start of a VMM that only prints its version.
 const confinementTimeout = 15 * time.Second
 
-// checkConfinement says what keeps a VMM from the host whose guest has broken out of it (docs/decisions/confinement.md).
+// checkConfinement says what keeps a VMM from the host whose guest has broken out of it
+// (docs/decisions/confinement.md).
 func checkConfinement(ctx context.Context, cfg configs.Config) []probe.Check {
 	h := cfg.Hypervisor
 	o := jail.Options{User: uint32(h.FirstUser), Paths: h.ExtraPaths} //nolint:gosec // the schema bounds it
@@ -46,7 +47,8 @@ func checkConfinement(ctx context.Context, cfg configs.Config) []probe.Check {
 		{Name: "confined.mem", Run: func() (string, error) {
 			err := jail.Private(h.Path)
 			if h.Type == configs.TypeCLH {
-				err = errors.New("nothing to do: with its capability Cloud Hypervisor may read its own program, so the kernel lets it be read")
+				err = errors.New("nothing to do: with its capability Cloud Hypervisor may read its own program, so the kernel " +
+					"lets it be read")
 			}
 			if err != nil {
 				return "a VMM's memory can be read by processes of its own user, of which there are none", err
@@ -58,7 +60,8 @@ func checkConfinement(ctx context.Context, cfg configs.Config) []probe.Check {
 			if err := jail.LandlockLacks(version); err != nil {
 				return fmt.Sprintf("Landlock (version %d) keeps the VMM from less than it could", version), err
 			}
-			return fmt.Sprintf("Landlock (version %d) keeps the VMM from other files, ioctl on other devices, TCP, abstract sockets, "+
+			return fmt.Sprintf("Landlock (version %d) keeps the VMM from other files, ioctl on other devices, TCP, abstract "+
+				"sockets, "+
 				"and signals to others", version), nil
 		}},
 		{Name: "confined.dev", Run: func() (string, error) {
@@ -66,7 +69,8 @@ func checkConfinement(ctx context.Context, cfg configs.Config) []probe.Check {
 				return "whether a cgroup can keep the VMM from devices", probe.ErrUntried
 			}
 			if err := cgroups.CanLimitDevices(); err != nil {
-				return "no cgroup keeps the VMM from devices; its root has no device nodes once it runs, and it cannot make any", err
+				return "no cgroup keeps the VMM from devices; its root has no device nodes once it runs, and it cannot make any",
+					err
 			}
 			return "a cgroup keeps the VMM from all devices but its own", nil
 		}},

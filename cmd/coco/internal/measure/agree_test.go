@@ -155,7 +155,8 @@ func (c agreeCase) create(t *testing.T) (vm launched, err error) {
 			Version: specs.Version, Annotations: annotations, Linux: &specs.Linux{Namespaces: namespaces},
 		},
 		Host: virtcontainers.Host{
-			Driver: noVMM{t, &vm, bootfiles.Precheck(cfg.Hypervisor.Type)}, Launcher: idleLauncher{}, Network: noNetwork{}, Layers: noLayers{},
+			Driver: noVMM{t, &vm, bootfiles.Precheck(cfg.Hypervisor.Type)}, Launcher: idleLauncher{}, Network: noNetwork{},
+			Layers:  noLayers{},
 			Machine: launch.Machine{CPUs: 2, MemoryMiB: 1 << 30},
 		},
 	}

@@ -24,16 +24,26 @@ func BenchmarkMeasureTDXCold(b *testing.B) {
 	if err := os.Truncate(guest+"/initrd.img", 60_000_000); err != nil {
 		b.Fatal(err)
 	}
-	p.args = []string{"measure", "--config", config, "--vcpus", "2", "--memory", "2G", "--profile", "edk2-stable202502+qemu-11.0", "--no-cache"}
+	p.args = []string{
+		"measure", "--config", config, "--vcpus", "2", "--memory", "2G", "--profile",
+		"edk2-stable202502+qemu-11.0", "--no-cache",
+	}
 	for b.Loop() {
 		p.output(b)
 	}
 }
 
-// BenchmarkMeasureWarm is one digest where firmware and kernel are known, with the ID block that the shim launches with.
+// BenchmarkMeasureWarm is one digest where firmware and kernel are known, with the ID block that the shim launches
+// with.
 func BenchmarkMeasureWarm(b *testing.B) {
-	chain := launch.Chain{Firmware: ovmftest.Build(ovmftest.Layout{Size: 4 << 20, Seed: 1, EIP: 0x80b004, HashBase: 0x810c00, SEV: ovmftest.Sections()})}
-	spec := hypervisor.VMSpec{TEE: hypervisor.TEESNP, SNP: &hypervisor.SNP{Policy: 0x30000}, CPU: hypervisor.CPU{Count: 2, Model: "EPYC-v4"}}
+	chain := launch.Chain{Firmware: ovmftest.Build(ovmftest.Layout{
+		Size: 4 << 20, Seed: 1, EIP: 0x80b004,
+		HashBase: 0x810c00, SEV: ovmftest.Sections(),
+	})}
+	spec := hypervisor.VMSpec{
+		TEE: hypervisor.TEESNP, SNP: &hypervisor.SNP{Policy: 0x30000},
+		CPU: hypervisor.CPU{Count: 2, Model: "EPYC-v4"},
+	}
 	b.Run("firmware in memory, with ID block", func(b *testing.B) {
 		for b.Loop() {
 			if _, _, err := launch.Expect(spec, chain); err != nil {
@@ -61,7 +71,10 @@ func BenchmarkMeasureWarm(b *testing.B) {
 func TestManyProcessorsCostNothing(t *testing.T) {
 	p, err := snp.Prepare(snp.Description{
 		VMM: snp.QEMU, Signature: 0x800f12, Features: 1,
-		Firmware: ovmftest.Build(ovmftest.Layout{Size: 64 << 10, Seed: 1, EIP: 0x80b004, HashBase: 0x810c00, SEV: ovmftest.Sections()}),
+		Firmware: ovmftest.Build(ovmftest.Layout{
+			Size: 64 << 10, Seed: 1, EIP: 0x80b004, HashBase: 0x810c00,
+			SEV: ovmftest.Sections(),
+		}),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -23,8 +23,10 @@ func TestMeasureConfigOfCloudHypervisor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	firmware, kernel, initrd := write(t, "stage0.igvm", raw), write(t, "vmlinuz", bzimagetest.Kernel("6.12.1", "")), write(t, "initrd.img", []byte("initrd"))
-	text := fmt.Sprintf("[hypervisor]\ntype = \"clh\"\nplatform = \"snp\"\nmax_vcpus = 3\nguest_dir = %q\nfirmware = %q\nkernel = %q\ninitrd = %q\nkernel_params = \"quiet\"\n", t.TempDir(), firmware, kernel, initrd)
+	firmware, kernel, initrd := write(t, "stage0.igvm", raw), write(t, "vmlinuz", bzimagetest.Kernel("6.12.1", "")),
+		write(t, "initrd.img", []byte("initrd"))
+	text := fmt.Sprintf("[hypervisor]\ntype = \"clh\"\nplatform = \"snp\"\nmax_vcpus = 3\nguest_dir = %q\nfirmware = "+
+		"%q\nkernel = %q\ninitrd = %q\nkernel_params = \"quiet\"\n", t.TempDir(), firmware, kernel, initrd)
 	config := write(t, "config.toml", []byte(text))
 
 	got, _, err := measure(t, "--config", config, "--vcpus", "2", "--json")
@@ -39,7 +41,8 @@ func TestMeasureConfigOfCloudHypervisor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want, _, err := measure(t, "igvm", firmware, "--vcpus", "2", "--kernel", kernel, "--initrd", initrd, "--append", boot.Cmdline)
+	want, _, err := measure(t, "igvm", firmware, "--vcpus", "2", "--kernel", kernel, "--initrd", initrd,
+		"--append", boot.Cmdline)
 	if err != nil || !strings.Contains(got, strings.TrimSpace(want)) {
 		t.Errorf("measure --config = %s, %v, want %s", got, err, want)
 	}
@@ -48,7 +51,8 @@ func TestMeasureConfigOfCloudHypervisor(t *testing.T) {
 		t.Errorf("measure --config = %q, %v, want 1, 2 and 3 vCPUs", table, err)
 	}
 	broken := write(t, "broken.toml", []byte(strings.Replace(text, firmware, kernel, 1)))
-	if _, _, err := measure(t, "--config", broken, "--vcpus", "1"); err == nil || !strings.Contains(err.Error(), "the shim would refuse firmware") {
+	if _, _, err := measure(t, "--config", broken, "--vcpus", "1"); err == nil ||
+		!strings.Contains(err.Error(), "the shim would refuse firmware") {
 		t.Errorf("measure --config with firmware that is no IGVM file = %v", err)
 	}
 }

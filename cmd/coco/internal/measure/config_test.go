@@ -20,7 +20,10 @@ import (
 func guestImage(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
-	for name, text := range map[string]string{"vmlinuz": string(bzimagetest.Kernel("6.12.1", "")), "initrd.img": "initrd", "manifest.json": `{"cmdline":"quiet panic=-1"}`} {
+	for name, text := range map[string]string{
+		"vmlinuz": string(bzimagetest.Kernel("6.12.1", "")), "initrd.img": "initrd",
+		"manifest.json": `{"cmdline":"quiet panic=-1"}`,
+	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -34,7 +37,8 @@ func teeConfig(t testing.TB, platform, fw, more string) (config, guest string) {
 	if platform == "snp" {
 		more += "cpu_model = \"EPYC-v4\"\n"
 	}
-	text := fmt.Sprintf("[hypervisor]\nplatform = %q\nfirmware = %q\nguest_dir = %q\nkernel_params = \"x=1\"\n%s", platform, fw, guest, more)
+	text := fmt.Sprintf("[hypervisor]\nplatform = %q\nfirmware = %q\nguest_dir = %q\nkernel_params = \"x=1\"\n%s",
+		platform, fw, guest, more)
 	return write(t, "config.toml", []byte(text)), guest
 }
 
@@ -48,7 +52,8 @@ func TestMeasureConfigSNPIsWhatTheShimLaunches(t *testing.T) {
 	}
 	digests := strings.Fields(want)
 	for n, d := range digests {
-		if out, _, err := measure(t, "--config", config, "--vcpus", fmt.Sprint(n+1), "--memory", "2G"); err != nil || out != d+"\n" {
+		if out, _, err := measure(t, "--config", config, "--vcpus", fmt.Sprint(n+1), "--memory", "2G"); err != nil ||
+			out != d+"\n" {
 			t.Errorf("measure --config --vcpus %d = %q, %v, want %s", n+1, out, err, d)
 		}
 	}
@@ -61,7 +66,8 @@ func TestMeasureConfigSNPIsWhatTheShimLaunches(t *testing.T) {
 	}
 	var results []sev.Result
 	out, _, err := measure(t, "--config", config, "--json")
-	if err != nil || json.Unmarshal([]byte(out), &results) != nil || len(results) != 5 || results[4].VCPUs != 5 || results[4].Measurement.String() != digests[4] {
+	if err != nil || json.Unmarshal([]byte(out), &results) != nil || len(results) != 5 || results[4].VCPUs != 5 ||
+		results[4].Measurement.String() != digests[4] {
 		t.Errorf("measure --config --json = %s, %v", out, err)
 	}
 }
@@ -87,7 +93,8 @@ func TestMeasureConfigTDX(t *testing.T) {
 	if err != nil || len(lines) != 4 || lines[0] != want || lines[2] != want2 {
 		t.Errorf("measure --config --profile = %q, %v, want MRTD, RTMR1, RTMR2 %q", out, err, want2)
 	}
-	if _, _, err := measure(t, "--config", config, "--profile", "edk2-stable202411+qemu-9.2"); err == nil || !strings.Contains(err.Error(), "give --memory") {
+	if _, _, err := measure(t, "--config", config, "--profile", "edk2-stable202411+qemu-9.2"); err == nil ||
+		!strings.Contains(err.Error(), "give --memory") {
 		t.Errorf("measure with an old profile = %v, want a request for --memory", err)
 	}
 }
@@ -95,8 +102,10 @@ func TestMeasureConfigTDX(t *testing.T) {
 func TestMeasureConfigRefuses(t *testing.T) {
 	good := firmware(t, 64<<10)
 	plain := write(t, "plain.toml", []byte("[hypervisor]\nplatform = \"none\"\n"))
-	noArea := write(t, "noarea.fd", ovmftest.Build(ovmftest.Layout{Size: 64 << 10, Seed: 1, EIP: 0x80b004, SEV: ovmftest.Sections()}))
-	noTDX := write(t, "notdx.fd", ovmftest.Build(ovmftest.Layout{Size: 64 << 10, Seed: 1, EIP: 0x80b004, SEV: ovmftest.Sections()}))
+	noArea := write(t, "noarea.fd",
+		ovmftest.Build(ovmftest.Layout{Size: 64 << 10, Seed: 1, EIP: 0x80b004, SEV: ovmftest.Sections()}))
+	noTDX := write(t, "notdx.fd",
+		ovmftest.Build(ovmftest.Layout{Size: 64 << 10, Seed: 1, EIP: 0x80b004, SEV: ovmftest.Sections()}))
 	snp := func(fw, more string) string { c, _ := teeConfig(t, "snp", fw, more); return c }
 	tdx, _ := teeConfig(t, "tdx", noTDX, "")
 	noKernel, guest := teeConfig(t, "snp", good, "")
@@ -108,18 +117,39 @@ func TestMeasureConfigRefuses(t *testing.T) {
 		args []string
 		want string
 	}{
-		{"a plain platform", []string{"--config", plain, "--vcpus", "1"}, `hypervisor.platform is "none": such VMs have no launch digest`},
+		{
+			"a plain platform",
+			[]string{"--config", plain, "--vcpus", "1"},
+			`hypervisor.platform is "none": such VMs have no launch digest`,
+		},
 		{"no such configuration", []string{"--config", "/nonexistent.toml"}, "does not exist"},
-		{"missing firmware", []string{"--config", snp("/nonexistent.fd", ""), "--vcpus", "1"}, "firmware cannot be measured: stat /nonexistent.fd: no such file or directory; install it, or set hypervisor.firmware"},
+		{
+			"missing firmware",
+			[]string{"--config", snp("/nonexistent.fd", ""), "--vcpus", "1"},
+			"firmware cannot be measured: stat /nonexistent.fd: no such file or directory; install it, or set " +
+				"hypervisor.firmware",
+		},
 		{"missing kernel", []string{"--config", noKernel, "--vcpus", "1"}, "kernel cannot be measured"},
 		{"firmware without hash area", []string{"--config", snp(noArea, ""), "--vcpus", "1"}, "kernel-hash area"},
 		{"TDX without metadata", []string{"--config", tdx}, "TDX metadata"},
 		{"no maximum to list", []string{"--config", snp(good, "")}, "max_vcpus is 0"},
-		{"above the maximum", []string{"--config", snp(good, "max_vcpus = 2\n"), "--vcpus", "3"}, "no pod gets more than hypervisor.max_vcpus, which is 2"},
+		{
+			"above the maximum",
+			[]string{"--config", snp(good, "max_vcpus = 2\n"), "--vcpus", "3"},
+			"no pod gets more than hypervisor.max_vcpus, which is 2",
+		},
 		{"no vCPU", []string{"--config", snp(good, ""), "--vcpus", "0"}, "--vcpus 0"},
 		{"odd memory", []string{"--config", snp(good, ""), "--vcpus", "1", "--memory", "1000"}, "whole MiB"},
-		{"too much memory", []string{"--config", snp(good, "max_memory_mib = 1024\n"), "--vcpus", "1", "--memory", "2G"}, "max_memory_mib, which is 1024"},
-		{"a profile for SNP", []string{"--config", snp(good, ""), "--vcpus", "1", "--profile", "edk2-stable202508+qemu-11.0"}, "--profile is for TDX"},
+		{
+			"too much memory",
+			[]string{"--config", snp(good, "max_memory_mib = 1024\n"), "--vcpus", "1", "--memory", "2G"},
+			"max_memory_mib, which is 1024",
+		},
+		{
+			"a profile for SNP",
+			[]string{"--config", snp(good, ""), "--vcpus", "1", "--profile", "edk2-stable202508+qemu-11.0"},
+			"--profile is for TDX",
+		},
 		{"too many vCPUs", []string{"--config", snp(good, ""), "--vcpus", "5000"}, "between 1 and 4096"},
 		{"vCPUs without a configuration", []string{"--vcpus", "1"}, "want --config"},
 		{"a subcommand after it", []string{"--config", plain, "zzz"}, "goes without"},
@@ -146,9 +176,19 @@ func TestMeasureConfigRefusesWhatTheVMMWould(t *testing.T) {
 		{"arm64", "snp", kernelOf("MZ" + strings.Repeat("\x00", 0x36) + "ARM\x64"), nil, "arm64"},
 		{"zboot", "snp", kernelOf("MZ\x00\x00zimg"), nil, "zboot"},
 		{"no EFI stub", "snp", kernelOf("\x00" + string(bzimagetest.Kernel("6.12", "")[1:])), nil, "no EFI stub"},
-		{"an empty initrd", "snp", func(guest string) error { return os.Truncate(guest+"/initrd.img", 0) }, nil, "initrd.img: is empty"},
-		{"an initrd beyond memory", "snp", func(guest string) error { return os.Truncate(guest+"/initrd.img", 300<<20) }, []string{"--memory", "256M"}, "more than the 268271615 that can be loaded"},
-		{"a kernel before RTMR2", "tdx", kernelOf(string(bzimagetest.Kernel("6.8.12", ""))), nil, "measures neither command line nor initrd into RTMR2"},
+		{
+			"an empty initrd", "snp", func(guest string) error { return os.Truncate(guest+"/initrd.img", 0) }, nil,
+			"initrd.img: is empty",
+		},
+		{
+			"an initrd beyond memory", "snp", func(guest string) error { return os.Truncate(guest+"/initrd.img", 300<<20) },
+			[]string{"--memory", "256M"},
+			"more than the 268271615 that can be loaded",
+		},
+		{
+			"a kernel before RTMR2", "tdx", kernelOf(string(bzimagetest.Kernel("6.8.12", ""))), nil,
+			"measures neither command line nor initrd into RTMR2",
+		},
 		{"a long command line", "snp", func(guest string) error {
 			return os.WriteFile(guest+"/manifest.json", []byte(`{"cmdline":"`+strings.Repeat("x", 2048)+`"}`), 0o600)
 		}, nil, "the kernel takes 2047"},

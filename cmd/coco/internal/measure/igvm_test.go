@@ -14,7 +14,10 @@ import (
 
 func TestMeasureIGVM(t *testing.T) {
 	fw := ovmftest.Build(ovmftest.Layout{Size: 64 << 10, Seed: 1, EIP: 0x80b004, SEV: ovmftest.Sections()})
-	raw, err := snp.ComposeIGVM(snp.IGVMContents{Policy: idblock.DefaultPolicy, Firmware: fw, Signature: 0x800f12, Features: 1})
+	raw, err := snp.ComposeIGVM(snp.IGVMContents{
+		Policy: idblock.DefaultPolicy, Firmware: fw,
+		Signature: 0x800f12, Features: 1,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -48,7 +48,10 @@ func write(t testing.TB, name string, b []byte) string {
 
 func firmware(t testing.TB, size int) string {
 	t.Helper()
-	return write(t, "fw.fd", ovmftest.Build(ovmftest.Layout{Size: size, Seed: 1, EIP: 0x80b004, HashBase: 0x810c00, SEV: ovmftest.Sections(), TDX: ovmftest.TDXSections(size)}))
+	return write(t, "fw.fd", ovmftest.Build(ovmftest.Layout{
+		Size: size, Seed: 1, EIP: 0x80b004, HashBase: 0x810c00,
+		SEV: ovmftest.Sections(), TDX: ovmftest.TDXSections(size),
+	}))
 }
 
 func TestMeasureSNPPrintsTheExpectedDigests(t *testing.T) {
@@ -134,7 +137,8 @@ func TestMeasureTakesHashesInsteadOfFiles(t *testing.T) {
 		t.Fatal(err, errs)
 	}
 	k, i := fmt.Sprintf("%x", sha256.Sum256(kernel)), fmt.Sprintf("%X", sha256.Sum256(initrd))
-	if out, errs, err := measure(t, append(ok, "--kernel-sha256", k, "--initrd-sha256", i)...); err != nil || out != want || errs != "" {
+	if out, errs, err := measure(t, append(ok, "--kernel-sha256", k, "--initrd-sha256", i)...); err != nil ||
+		out != want || errs != "" {
 		t.Errorf("measure with hashes = %q, %q, %v, want %q", out, errs, err, want)
 	}
 	for text, args := range map[string][]string{
@@ -149,11 +153,13 @@ func TestMeasureTakesHashesInsteadOfFiles(t *testing.T) {
 		"zero byte":                   {"--kernel-sha256", k, "--append", "a\x00b"},
 		"sparse has 4294967296 bytes": {"--kernel", sparse(t, 1<<32)},
 	} {
-		if out, _, err := measure(t, append(ok, args...)...); err == nil || !strings.Contains(err.Error(), text) || out != "" {
+		if out, _, err := measure(t, append(ok, args...)...); err == nil || !strings.Contains(err.Error(), text) ||
+			out != "" {
 			t.Errorf("measure %v = %q, %v, want %q", args, out, err, text)
 		}
 	}
-	if out, _, err := measure(t, append(ok, "--kernel", fw, "--initrd", "/dev/zero")...); err == nil || !strings.Contains(err.Error(), "is a device") || out != "" {
+	if out, _, err := measure(t, append(ok, "--kernel", fw, "--initrd", "/dev/zero")...); err == nil ||
+		!strings.Contains(err.Error(), "is a device") || out != "" {
 		t.Errorf("measure of an endless initrd = %q, %v", out, err)
 	}
 	if _, _, err := measure(t, append(ok, "--kernel-sha256", k, "--append", strings.Repeat("x", 2047))...); err != nil {
@@ -171,7 +177,8 @@ func TestMeasureSVSM(t *testing.T) {
 	if err != nil || strings.Count(out, "\n") != 3 {
 		t.Fatalf("measure --mode svsm = %q, %v", out, err)
 	}
-	if again, _, err := measure(t, append(ok, "--vars-file", write(t, "vars.fd", make([]byte, 8192)))...); err != nil || again != out {
+	if again, _, err := measure(t, append(ok, "--vars-file", write(t, "vars.fd", make([]byte, 8192)))...); err != nil ||
+		again != out {
 		t.Errorf("measure --mode svsm --vars-file = %q, %v, want %q", again, err, out)
 	}
 	for want, args := range map[string][]string{
@@ -182,7 +189,8 @@ func TestMeasureSVSM(t *testing.T) {
 		"known of QEMU, not of ec2":        {"--vars-size", "0", "--vmm", "ec2"},
 		"want --mode svsm":                 {"--vars-size", "0", "--mode", "snp"},
 	} {
-		if out, _, err := measure(t, append(ok, args...)...); err == nil || !strings.Contains(err.Error(), want) || out != "" {
+		if out, _, err := measure(t, append(ok, args...)...); err == nil || !strings.Contains(err.Error(), want) ||
+			out != "" {
 			t.Errorf("measure %v = %q, %v, want %q", args, out, err, want)
 		}
 	}
@@ -222,9 +230,13 @@ func TestMeasureSNPNotesWhatWouldNotStart(t *testing.T) {
 func TestMeasureTDXWithKernelsThatDoNotMeasure(t *testing.T) {
 	const profile = "edk2-stable202508+qemu-11.0"
 	args := func(release, registers string, more ...string) []string {
-		return append([]string{"tdx", "--profile", profile, "--registers", registers, "--kernel", write(t, "k", bzimagetest.Kernel(release, ""))}, more...)
+		return append([]string{
+			"tdx", "--profile", profile, "--registers", registers, "--kernel",
+			write(t, "k", bzimagetest.Kernel(release, "")),
+		}, more...)
 	}
-	if _, _, err := measure(t, args("6.8.12", "rtmr1,rtmr2")...); err == nil || !strings.Contains(err.Error(), "measures neither command line nor initrd into RTMR2") {
+	if _, _, err := measure(t, args("6.8.12", "rtmr1,rtmr2")...); err == nil ||
+		!strings.Contains(err.Error(), "measures neither command line nor initrd into RTMR2") {
 		t.Errorf("measure tdx of Linux 6.8 = %v", err)
 	}
 	for name, a := range map[string][]string{
@@ -249,7 +261,10 @@ func TestMeasureSNPRefuses(t *testing.T) {
 	meta := write(t, "meta.json", []byte(`{"ovmf_sections":[{"gpa":4096,"size":4096,"type":1}],"ap_eip":1}`))
 	withMetadata := func(section string) []string {
 		doc := write(t, "section.json", []byte(`{"ovmf_sections":[`+section+`],"ap_eip":1}`))
-		return []string{"snp", "--metadata", doc, "--firmware-hash", strings.Repeat("00", 48), "--vcpus", "1", "--cpu-model", "EPYC"}
+		return []string{
+			"snp", "--metadata", doc, "--firmware-hash", strings.Repeat("00", 48), "--vcpus", "1",
+			"--cpu-model", "EPYC",
+		}
 	}
 	for _, tt := range []struct {
 		name string
@@ -273,14 +288,35 @@ func TestMeasureSNPRefuses(t *testing.T) {
 		{"bad hash", append(ok, "--firmware-hash", "00")},
 		{"firmware and metadata", append(ok, "--metadata", meta, "--firmware-hash", strings.Repeat("00", 48))},
 		{"metadata without hash", []string{"snp", "--metadata", meta, "--vcpus", "1", "--cpu-model", "EPYC"}},
-		{"kernel with metadata without table", []string{"snp", "--metadata", meta, "--firmware-hash", strings.Repeat("00", 48), "--vcpus", "1", "--cpu-model", "EPYC", "--kernel", fw}},
+		{"kernel with metadata without table", []string{
+			"snp", "--metadata", meta, "--firmware-hash",
+			strings.Repeat("00", 48), "--vcpus", "1", "--cpu-model", "EPYC", "--kernel", fw,
+		}},
 		{"section without address", withMetadata(`{"size":4096,"type":1}`)},
 		{"section without size", withMetadata(`{"gpa":4096,"type":1}`)},
 		{"section without type", withMetadata(`{"gpa":4096,"size":4096}`)},
-		{"metadata with an unknown key", []string{"snp", "--metadata", write(t, "more.json", []byte(`{"ovmf_sections":[{"gpa":4096,"size":4096,"type":1}],"ap_eip":1,"hash_tabel_gpa":4096}`)), "--firmware-hash", strings.Repeat("00", 48), "--vcpus", "1", "--cpu-model", "EPYC"}},
+		{
+			"metadata with an unknown key",
+			[]string{
+				"snp", "--metadata",
+				write(t, "more.json",
+					[]byte(`{"ovmf_sections":[{"gpa":4096,"size":4096,"type":1}],"ap_eip":1,"hash_tabel_gpa":4096}`)),
+				"--firmware-hash", strings.Repeat("00", 48), "--vcpus", "1", "--cpu-model", "EPYC",
+			},
+		},
 		{"metadata of a section with an unknown key", withMetadata(`{"gpa":4096,"size":4096,"type":1,"kind":"x"}`)},
-		{"metadata with something behind", []string{"snp", "--metadata", write(t, "two.json", []byte(`{"ovmf_sections":[{"gpa":4096,"size":4096,"type":1}],"ap_eip":1}{}`)), "--firmware-hash", strings.Repeat("00", 48), "--vcpus", "1", "--cpu-model", "EPYC"}},
-		{"metadata that are a list", []string{"snp", "--metadata", write(t, "list.json", []byte("[]")), "--vcpus", "1", "--cpu-model", "EPYC"}},
+		{
+			"metadata with something behind",
+			[]string{
+				"snp", "--metadata",
+				write(t, "two.json", []byte(`{"ovmf_sections":[{"gpa":4096,"size":4096,"type":1}],"ap_eip":1}{}`)),
+				"--firmware-hash", strings.Repeat("00", 48), "--vcpus", "1", "--cpu-model", "EPYC",
+			},
+		},
+		{"metadata that are a list", []string{
+			"snp", "--metadata", write(t, "list.json", []byte("[]")), "--vcpus", "1",
+			"--cpu-model", "EPYC",
+		}},
 		{"empty name of a kernel", append(ok, "--kernel", "")},
 		{"empty name of an initrd", append(ok, "--kernel", fw, "--initrd", "")},
 		{"empty firmware hash", append(ok, "--firmware-hash", "")},
@@ -336,7 +372,8 @@ func TestMeasureSNPForms(t *testing.T) {
 	t.Run("json", func(t *testing.T) {
 		out, _, err := measure(t, append(args, "--json", "--explain")...)
 		var r sev.Result
-		if err != nil || json.Unmarshal([]byte(out), &r) != nil || r.Measurement.String() != digest || r.CPUSignature != "0x800f12" || len(r.Trace.Steps) != 16+31+2 {
+		if err != nil || json.Unmarshal([]byte(out), &r) != nil || r.Measurement.String() != digest ||
+			r.CPUSignature != "0x800f12" || len(r.Trace.Steps) != 16+31+2 {
 			t.Errorf("measure --json = %v, %+v", err, r)
 		}
 	})
@@ -356,7 +393,8 @@ func TestMeasureSNPForms(t *testing.T) {
 		if err != nil || json.Unmarshal([]byte(out), &m) != nil || json.Unmarshal(m.Payload, &values) != nil {
 			t.Fatal(err, out)
 		}
-		if diff := cmp.Diff(map[string][]string{"snp_launch_measurement": {digest}}, values); diff != "" || m.Version != "0.1.0" || m.Type != "sample" {
+		if diff := cmp.Diff(map[string][]string{"snp_launch_measurement": {digest}}, values); diff != "" ||
+			m.Version != "0.1.0" || m.Type != "sample" {
 			t.Errorf("reference values %+v (-want +got):\n%s", m, diff)
 		}
 	})
@@ -366,7 +404,8 @@ func TestMeasureSNPForms(t *testing.T) {
 			Type   string
 			Values []sev.Result
 		}
-		if err != nil || json.Unmarshal([]byte(out), &m) != nil || len(m.Values) != 1 || m.Values[0].Measurement.String() != digest {
+		if err != nil || json.Unmarshal([]byte(out), &m) != nil || len(m.Values) != 1 ||
+			m.Values[0].Measurement.String() != digest {
 			t.Errorf("reference values = %v, %+v", err, m)
 		}
 	})
@@ -387,7 +426,8 @@ func TestMeasureSNPForms(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if out, _, err := measure(t, append(args, "--firmware-hash", strings.TrimSpace(h))...); err != nil || out != digest+"\n" {
+		if out, _, err := measure(t, append(args, "--firmware-hash", strings.TrimSpace(h))...); err != nil ||
+			out != digest+"\n" {
 			t.Errorf("seeded = %q, %v, want %s", out, err, digest)
 		}
 	})
@@ -406,7 +446,8 @@ func TestMeasureDiffSaysWhatDiffers(t *testing.T) {
 	if out, _, err := measure(t, "--diff", a, a); err != nil || out != "" {
 		t.Errorf("diff of a trace with itself = %q, %v", out, err)
 	}
-	if out, _, err := measure(t, "--diff", a, b); err == nil || !strings.Contains(out, "only in B") || !strings.Contains(out, "vcpu 1") {
+	if out, _, err := measure(t, "--diff", a, b); err == nil || !strings.Contains(out, "only in B") ||
+		!strings.Contains(out, "vcpu 1") {
 		t.Errorf("diff = %q, %v", out, err)
 	}
 }
@@ -415,7 +456,8 @@ func BenchmarkMeasureSNP(b *testing.B) {
 	fw := firmware(b, 4<<20)
 	kernel, initrd := write(b, "kernel", make([]byte, 12<<20)), write(b, "initrd", make([]byte, 60<<20))
 	for b.Loop() {
-		if _, _, err := measure(b, "snp", "--firmware", fw, "--kernel", kernel, "--initrd", initrd, "--vcpus", "4", "--cpu-model", "EPYC-v4"); err != nil {
+		if _, _, err := measure(b, "snp", "--firmware", fw, "--kernel", kernel, "--initrd", initrd, "--vcpus", "4",
+			"--cpu-model", "EPYC-v4"); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -24,7 +24,8 @@ type process struct {
 func newProcess(tb testing.TB) process {
 	tb.Helper()
 	bin := filepath.Join(tb.TempDir(), "coco")
-	if out, err := exec.CommandContext(tb.Context(), "go", "build", "-o", bin, "github.com/coco-shim/coco/cmd/coco").CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(tb.Context(), "go", "build", "-o", bin,
+		"github.com/coco-shim/coco/cmd/coco").CombinedOutput(); err != nil {
 		tb.Skipf("cannot build the command here: %v: %s", err, out)
 	}
 	blob := func(name string, size int64) string {
@@ -35,7 +36,8 @@ func newProcess(tb testing.TB) process {
 		return path
 	}
 	return process{bin, []string{
-		"measure", "snp", "--firmware", firmware(tb, 4<<20), "--kernel", blob("kernel", 12_000_000), "--initrd", blob("initrd", 60_000_000),
+		"measure", "snp", "--firmware", firmware(tb, 4<<20), "--kernel", blob("kernel", 12_000_000), "--initrd",
+		blob("initrd", 60_000_000),
 		"--append", "quiet", "--vcpus", "4", "--cpu-model", "EPYC-v4",
 	}}
 }

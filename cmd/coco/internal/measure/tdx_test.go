@@ -32,15 +32,22 @@ func TestMeasureTDX(t *testing.T) {
 		t.Errorf("measure tdx with QEMU 8.2 = %q, %v, want the digest of two passes", two, err)
 	}
 	initrd := write(t, "initrd", []byte("initrd"))
-	args := []string{"tdx", "--profile", "edk2-stable202508+qemu-11.0", "--kernel", fw, "--initrd", initrd, "--append", "quiet"}
-	d := tdx.Description{Profile: tdx.Profile{EDK2: 202508, QEMUMajor: 11}, Cmdline: "quiet", Initrd: tdx.Content{Data: []byte("initrd")}}
+	args := []string{
+		"tdx", "--profile", "edk2-stable202508+qemu-11.0", "--kernel", fw, "--initrd", initrd,
+		"--append", "quiet",
+	}
+	d := tdx.Description{
+		Profile: tdx.Profile{EDK2: 202508, QEMUMajor: 11}, Cmdline: "quiet",
+		Initrd: tdx.Content{Data: []byte("initrd")},
+	}
 	rtmr2, err := tdx.RTMR2(d, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	out, _, err := measure(t, append(args, "--firmware", fw, "--registers", "rtmr2,mrtd", "--json")...)
 	var r td.Result
-	if err != nil || json.Unmarshal([]byte(out), &r) != nil || !r.Values["rtmr2"].Equal(rtmr2) || !r.Values["mrtd"].Equal(want) {
+	if err != nil || json.Unmarshal([]byte(out), &r) != nil || !r.Values["rtmr2"].Equal(rtmr2) ||
+		!r.Values["mrtd"].Equal(want) {
 		t.Errorf("measure tdx --registers = %q, %v, want %s", out, err, rtmr2)
 	}
 	for name, args := range map[string][]string{

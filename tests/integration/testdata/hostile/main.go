@@ -123,7 +123,9 @@ func (g *guest) greet(l net.Listener) {
 }
 
 // answer is every method of the protocol.
-func (g *guest) answer(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, _ ttrpc.Method) (any, error) {
+func (g *guest) answer(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo,
+	_ ttrpc.Method,
+) (any, error) {
 	name := path.Base(info.FullMethod)
 	if g.begun.Load() && g.mode == silence {
 		select {} // for ever
@@ -132,7 +134,10 @@ func (g *guest) answer(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *t
 	case "Check":
 		return &agent.HealthCheckResponse{Status: agent.HealthCheckResponse_SERVING}, nil
 	case "GetGuestDetails":
-		return &agent.GuestDetailsResponse{AgentDetails: &agent.AgentDetails{SupportsSeccomp: true, ExtraFeatures: []string{contract.FeatureStreams}}}, nil
+		return &agent.GuestDetailsResponse{AgentDetails: &agent.AgentDetails{
+			SupportsSeccomp: true,
+			ExtraFeatures:   []string{contract.FeatureStreams},
+		}}, nil
 	case "CreateContainer":
 		var r agent.CreateContainerRequest
 		if err := unmarshal(&r); err != nil {

@@ -60,7 +60,8 @@ type weights struct {
 	node                                 sample
 }
 
-// load keeps one pod busy with exec, logs and output, for s.duration, and watches what shim, VMM, containerd and kubelet take.
+// load keeps one pod busy with exec, logs and output, for s.duration, and watches what shim, VMM, containerd and
+// kubelet take.
 func (s *settings) load(ctx context.Context) error {
 	n, err := s.cluster(ctx, "runc")
 	if err != nil {
@@ -186,8 +187,10 @@ func (s *settings) watchLoad(ctx context.Context, n *kube.Node, c *counts) error
 		if first == (weights{}) && time.Since(began) >= warm {
 			first = last
 		}
-		s.say("%3.0f s: shim %.1f MiB (%.1f anonymous), %d threads, %d descriptors; VMM %.0f MiB, %d descriptors; containerd %.0f MiB, %d descriptors; kubelet %.0f MiB; %d execs, %d logs",
-			time.Since(began).Seconds(), mib(last.shim), mib(last.shimAnon), last.shimThreads, last.shimFDs, mib(last.vmm), last.vmmFDs,
+		s.say("%3.0f s: shim %.1f MiB (%.1f anonymous), %d threads, %d descriptors; VMM %.0f MiB, %d descriptors; "+
+			"containerd %.0f MiB, %d descriptors; kubelet %.0f MiB; %d execs, %d logs",
+			time.Since(began).Seconds(), mib(last.shim), mib(last.shimAnon), last.shimThreads, last.shimFDs,
+			mib(last.vmm), last.vmmFDs,
 			mib(last.node.containerd), last.node.descriptors, mib(last.node.kubelet), c.execN.Load(), c.logN.Load())
 	}
 }

@@ -63,10 +63,12 @@ func run(ctx context.Context, args []string) error {
 	s.flags.StringVar(&s.opts.Handler, "handler", "runc", "runtime of pods that name no RuntimeClass: runc or coco")
 	s.flags.IntVar(&s.opts.Index, "index", 0, "0 to 99: ports and subnet of the node, to have several")
 	s.flags.BoolVar(&s.opts.Debug, "debug", false, "containerd and shim log everything")
-	s.flags.StringVar(&s.groups, "groups", "", "test: regular expression over the groups' names (default: all but slow ones)")
+	s.flags.StringVar(&s.groups, "groups", "",
+		"test: regular expression over the groups' names (default: all but slow ones)")
 	s.flags.StringVar(&s.filter, "focus", "", "test: specs of a group whose names match this only")
 	s.flags.StringVar(&s.runs, "runtimes", "runc,coco", "test: which runtimes to run under")
-	s.flags.StringVar(&s.reports, "report", filepath.Join(harness.Root(), "docs", "conformance"), "test: directory of the report; results add up there")
+	s.flags.StringVar(&s.reports, "report", filepath.Join(harness.Root(), "docs", "conformance"),
+		"test: directory of the report; results add up there")
 	s.flags.IntVar(&s.procs, "procs", 2, "test: specs at a time")
 	s.flags.DurationVar(&s.limit, "limit", 0, "test: begin no group after this time; with -resume a later run goes on")
 	s.flags.BoolVar(&s.resume, "resume", false, "test: leave out what the report says has passed already")

@@ -42,8 +42,8 @@ spec:
 // sample is what must not grow from pod to pod.
 type sample struct{ containerd, kubelet, threads, descriptors int }
 
-// soak runs pods one after another: each starts, shows its logs, takes a command and is deleted. After each nothing of it
-// may be left; over all of them containerd must not grow.
+// soak runs pods one after another: each starts, shows its logs, takes a command and is deleted. After each nothing of
+// it may be left; over all of them containerd must not grow.
 func (s *settings) soak(ctx context.Context) error {
 	n, err := s.cluster(ctx, "runc")
 	if err != nil {
@@ -87,7 +87,8 @@ func (s *settings) soakOn(ctx context.Context, n *kube.Node) error {
 			return err
 		}
 		s.say("pod %d of %d: %.1f s; containerd %+d KiB, %+d threads, %+d descriptors since pod %d; kubelet %+d KiB",
-			i+1, s.pods, took.Seconds(), now.containerd-first.containerd, now.threads-first.threads, now.descriptors-first.descriptors, warm, now.kubelet-first.kubelet)
+			i+1, s.pods, took.Seconds(), now.containerd-first.containerd, now.threads-first.threads,
+			now.descriptors-first.descriptors, warm, now.kubelet-first.kubelet)
 		if grown := now.descriptors - first.descriptors; grown > 50 {
 			return fmt.Errorf("containerd holds %d descriptors more than after pod %d", grown, warm)
 		}
@@ -95,7 +96,8 @@ func (s *settings) soakOn(ctx context.Context, n *kube.Node) error {
 			return fmt.Errorf("containerd holds %d KiB more than after pod %d", grown, warm)
 		}
 	}
-	s.say("%d pods, nothing left behind; the first started in %.1f s, the last in %.1f s", s.pods, starts[0], starts[len(starts)-1])
+	s.say("%d pods, nothing left behind; the first started in %.1f s, the last in %.1f s", s.pods, starts[0],
+		starts[len(starts)-1])
 	return nil
 }
 

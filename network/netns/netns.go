@@ -1,7 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package network
+// Package netns makes, enters and deletes network namespaces that a path names.
+package netns
 
 import (
 	"errors"
@@ -15,9 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// NewNetns makes a network namespace that lives as long as path, an empty file on which it is
+// New makes a network namespace that lives as long as path, an empty file on which it is
 // mounted. path must not exist; its directory must. On error nothing is left.
-func NewNetns(path string) (err error) {
+func New(path string) (err error) {
 	f, err := os.OpenFile(filepath.Clean(path), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("make network namespace: %s exists: %w", path, errdefs.ErrAlreadyExists)
@@ -37,16 +38,16 @@ func NewNetns(path string) (err error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("unshare network namespace: %w", err)
 		}
-		if err := unix.Mount(threadNetns, path, "", unix.MS_BIND, ""); err != nil {
+		if err := unix.Mount(ofThread, path, "", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("mount network namespace on %s: %w", path, err)
 		}
 		return nil
 	})
 }
 
-// DeleteNetns ends what NewNetns made. The kernel frees the namespace when the last process and
+// Delete ends what New made. The kernel frees the namespace when the last process and
 // descriptor have left it. Deleting one that is gone is fine.
-func DeleteNetns(path string) error {
+func Delete(path string) error {
 	err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	// EINVAL: not a mount point, because an earlier delete came this far.
 	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
@@ -58,33 +59,36 @@ func DeleteNetns(path string) error {
 	return nil
 }
 
-// InNetns runs fn on a thread inside the network namespace at path (for example /proc/PID/ns/net) and
+// In runs fn on a thread inside the network namespace at path (for example /proc/PID/ns/net) and
 // returns its error. Processes that fn starts are born in the namespace. fn must not start
 // goroutines that count on it.
-func InNetns(path string, fn func() error) error {
-	ns, err := openNetns(path)
+func In(path string, fn func() error) error {
+	ns, err := Open(path)
 	if err != nil {
 		return err
 	}
 	defer ns.Close()
-	return inNetns(ns, fn)
+	return Enter(ns, fn)
 }
 
-const threadNetns = "/proc/thread-self/ns/net"
+const ofThread = "/proc/thread-self/ns/net"
 
-func openNetns(path string) (*os.File, error) {
+// Open opens the network namespace at path. Another file is refused.
+func Open(path string) (*os.File, error) {
 	f, err := os.Open(filepath.Clean(path))
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil || st.Type != unix.NSFS_MAGIC {
-		return nil, errors.Join(fmt.Errorf("open network namespace %s: it is not a namespace: %w", path, errdefs.ErrInvalidArgument), f.Close())
+		return nil, errors.Join(fmt.Errorf("open network namespace %s: it is not a namespace: %w", path,
+			errdefs.ErrInvalidArgument), f.Close())
 	}
 	return f, nil
 }
 
-func inNetns(ns *os.File, fn func() error) error {
+// Enter does what In does, in a namespace that is open.
+func Enter(ns *os.File, fn func() error) error {
 	return onThread(func() error {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("enter network namespace %s: %w", ns.Name(), err)
@@ -101,7 +105,7 @@ func onThread(fn func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread()
-		home, err := os.Open(threadNetns)
+		home, err := os.Open(ofThread)
 		if err != nil {
 			runtime.UnlockOSThread()
 			done <- err

@@ -1,0 +1,101 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package virtcontainers
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+func TestPauseAndResume(t *testing.T) {
+	w := newWorld(t)
+	p, _ := start(t, w, w.options("sleep"))
+	ctx := t.Context()
+	if err := p.Pause(ctx, "c1"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("Pause() of a created container = %v, want failed precondition", err)
+	}
+	if _, err := p.Start(ctx, "c1", ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Pause(ctx, "c1"); err != nil {
+		t.Errorf("Pause() = %v", err)
+	}
+	checkState(t, p, "", Paused)
+	if err := p.Resume(ctx, "c1"); err != nil {
+		t.Errorf("Resume() = %v", err)
+	}
+	checkState(t, p, "", Running)
+	if _, err := p.Delete(ctx, "c1", ""); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("Delete() of a running container = %v, want failed precondition", err)
+	}
+	if err := p.Kill(ctx, "c1", "", 9, true); err != nil {
+		t.Errorf("Kill() = %v", err)
+	}
+	if st := wait(t, p, ""); st.Code != 137 {
+		t.Errorf("exit = %+v, want 137", st)
+	}
+}
+
+func TestOOMEventsArePassedOn(t *testing.T) {
+	w := newWorld(t)
+	o := w.options("sleep")
+	got := make(chan string, 1)
+	o.OnOOM = func(id string) { got <- id }
+	p, _ := start(t, w, o)
+	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+		t.Fatal(err)
+	}
+	w.vm().agent.oom <- "c1"
+	if id := <-got; id != "c1" {
+		t.Errorf("OnOOM(%q), want c1", id)
+	}
+}
+
+func TestHooksRunInOrderWithTheState(t *testing.T) {
+	w := newWorld(t)
+	log := filepath.Join(t.TempDir(), "log")
+	hook := func(name string) []specs.Hook {
+		return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", `read s; echo "` + name + ` $s" >> ` + log}}}
+	}
+	o := w.options("sleep")
+	//lint:ignore SA1019 engines still use it
+	o.Spec.Hooks = &specs.Hooks{
+		Prestart: hook("prestart"), CreateRuntime: hook("createRuntime"),
+		Poststart: hook("poststart"), Poststop: hook("poststop"),
+	}
+	p, err := CreatePod(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.CreateContainer(t.Context(), *o.First); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for line := range strings.Lines(string(b)) {
+		name, state, _ := strings.Cut(line, " ")
+		got = append(got, name)
+		if !strings.Contains(state, `"id":"c1"`) || !strings.Contains(state, `"pid":`) {
+			t.Errorf("%s read %s, want id and pid", name, state)
+		}
+	}
+	if diff := cmp.Diff([]string{"prestart", "createRuntime", "poststart", "poststop"}, got); diff != "" {
+		t.Errorf("hooks (-want +got):\n%s", diff)
+	}
+}
