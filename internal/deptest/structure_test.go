@@ -52,6 +52,7 @@ var edges = Edges{
 	"plan/request":              {"api/agent", "api/contract"},
 	"plan/rootfs":               {"hypervisor", "api/...", "image/layer", "internal/..."},
 	"plan/volume":               {"api/contract"},
+	"policy":                    {"api/...", "plan/request", "internal/..."},
 	"virtcontainers": {
 		"plan/...", "virtcontainers/...", "metrics", "hypervisor", "hypervisor/launch",
 		"network", "network/netns", "configs", "api/...", "image/layer", "internal/...",
