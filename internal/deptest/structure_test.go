@@ -103,6 +103,8 @@ var edges = Edges{
 	},
 	"guest/...":       {"api/contract", "guest/...", "image/...", "internal/..."},
 	"metrics":         {"internal/words"},
+	"attestation":     {},
+	"attestation/...": {"attestation/..."},
 	"measurement":     {},
 	"measurement/...": {"measurement/..."},
 	"cmd/coco-agent":  {"agent/...", "api/contract", "internal/..."},
