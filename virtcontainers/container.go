@@ -18,7 +18,9 @@ import (
 	"github.com/coco-shim/coco/internal/ident"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/plan/request"
+	"github.com/coco-shim/coco/virtcontainers/guest"
 	"github.com/coco-shim/coco/virtcontainers/hooks"
+	"github.com/coco-shim/coco/virtcontainers/stream"
 )
 
 var errBadID = fmt.Errorf("must be 1 to 128 letters, digits and _.-, the first a letter or digit: %w",
@@ -93,7 +95,7 @@ func (p *Pod) process(containerID, execID string) (*process, error) {
 	defer c.mu.Unlock()
 	pr, ok := c.execs[execID]
 	if !ok {
-		return nil, fmt.Errorf("%s: %w", processName(containerID, execID), errdefs.ErrNotFound)
+		return nil, fmt.Errorf("%s: %w", stream.Process{Container: containerID, Exec: execID}, errdefs.ErrNotFound)
 	}
 	return pr, nil
 }
@@ -123,16 +125,16 @@ func (p *Pod) isFirst(id string) bool { return p.opts.First != nil && p.opts.Fir
 
 // CreateContainer makes a container in the guest, up to the point where its process waits to be
 // started. On error nothing of it is left.
-func (p *Pod) CreateContainer(ctx context.Context, req ContainerRequest) (_ Streams, err error) {
+func (p *Pod) CreateContainer(ctx context.Context, req ContainerRequest) (_ stream.Streams, err error) {
 	if !validID(req.ID) {
-		return Streams{}, fmt.Errorf("container id %q: %w", req.ID, errBadID)
+		return stream.Streams{}, fmt.Errorf("container id %q: %w", req.ID, errBadID)
 	}
 	c := &container{
 		id: req.ID, bundle: req.Bundle, spec: req.Spec, execs: map[string]*process{},
-		init: newProcess(req.ID, "", req.Terminal, wants(req.Terminal, req.Stdin, req.Stdout, req.Stderr)),
+		init: newProcess(req.ID, "", req.Terminal, req.wanted()),
 	}
 	if err := p.reserve(c); err != nil {
-		return Streams{}, err
+		return stream.Streams{}, err
 	}
 	defer c.spent(time.Now())
 	var u undo.Stack
@@ -144,16 +146,18 @@ func (p *Pod) CreateContainer(ctx context.Context, req ContainerRequest) (_ Stre
 	defer cancel()
 	streams, err := p.createContainer(ctx, c, req, &u)
 	if err != nil {
-		return Streams{}, named("create container "+c.id, err)
+		return stream.Streams{}, guest.Named("create container "+c.id, err)
 	}
 	c.held.Adopt(&u)
 	return streams, nil
 }
 
-func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRequest, u *undo.Stack) (Streams, error) {
+func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRequest,
+	u *undo.Stack,
+) (stream.Streams, error) {
 	mounts, err := p.planMounts(req)
 	if err != nil {
-		return Streams{}, err
+		return stream.Streams{}, err
 	}
 	if f := mounts.terminationMessage; f != nil {
 		u.Push("close "+f.Name(), func(context.Context) error { return closeOnce(f) })
@@ -163,28 +167,29 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 		Disks: mounts.disks(), Rlimits: p.rlimits,
 	})
 	if err != nil {
-		return Streams{}, err
+		return stream.Streams{}, err
 	}
 	c.init.expectTerminationMessage(mounts, out.OCI)
-	if out.OCI.GetLinux().GetSeccomp() != nil && !p.agent.seccomp {
-		return Streams{}, fmt.Errorf("linux.seccomp: the guest's agent cannot apply filters: %w", errdefs.ErrNotImplemented)
+	if out.OCI.GetLinux().GetSeccomp() != nil && !p.agent.Features().Seccomp {
+		return stream.Streams{}, fmt.Errorf("linux.seccomp: the guest's agent cannot apply filters: %w",
+			errdefs.ErrNotImplemented)
 	}
 	shared, target, err := p.joinPIDs(c, out.SandboxPidNS)
 	if err != nil {
-		return Streams{}, err
+		return stream.Streams{}, err
 	}
 	if !p.isFirst(c.id) && req.Spec.Hooks != nil { // the first one's ran before the VM was launched
 		if err := p.runStartHooks(ctx, req.Spec, c.id, c.bundle); err != nil {
-			return Streams{}, err
+			return stream.Streams{}, err
 		}
 	}
 	devices, err := p.provideDevices(ctx, mounts)
 	if err != nil {
-		return Streams{}, err
+		return stream.Streams{}, err
 	}
 	storages, err := p.prepare(ctx, c, req, out.Copies, mounts, u)
 	if err != nil {
-		return Streams{}, err
+		return stream.Streams{}, err
 	}
 	return p.createInGuest(ctx, c, request.Container(request.ContainerInput{
 		ID: c.id, OCI: out.OCI, Terminal: req.Terminal, Storages: storages, Devices: devices, SharedPIDs: shared,
@@ -196,30 +201,30 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 // watches for the process's end.
 func (p *Pod) createInGuest(ctx context.Context, c *container, req *agent.CreateContainerRequest,
 	u *undo.Stack,
-) (Streams, error) {
+) (stream.Streams, error) {
 	done, err := p.creates.Take(ctx)
 	if err != nil {
-		return Streams{}, err
+		return stream.Streams{}, err
 	}
 	defer done()
 	start := time.Now()
-	s, n, err := p.openStreams(ctx, p.life.ctx, c.init.want, c.id, "")
+	s, n, err := stream.Open(ctx, p.life.ctx, p.agent, c.init.want, c.init.id())
 	p.recordStep(c.id, "streams", start)
 	if err != nil {
-		return Streams{}, p.agent.fault(ctx, err)
+		return stream.Streams{}, p.agent.Fault(ctx, err)
 	}
 	c.init.setPipes(s)
 	u.Push("close streams of container "+c.id, func(context.Context) error { return c.init.closePipes() })
 	u.Push("remove container "+c.id+" in the guest", func(ctx context.Context) error { return p.removeInGuest(ctx, c) })
-	req.StdinPort, req.StdoutPort, req.StderrPort = n.stdin, n.stdout, n.stderr
+	req.StdinPort, req.StdoutPort, req.StderrPort = n.Stdin, n.Stdout, n.Stderr
 	defer p.recordStep(c.id, "create", time.Now())
 	if _, err := p.agent.CreateContainer(ctx, req); err != nil {
-		return Streams{}, p.agent.fault(ctx, err)
+		return stream.Streams{}, p.agent.Fault(ctx, err)
 	}
 	if err := c.init.to(evCreated); err != nil {
-		return Streams{}, err
+		return stream.Streams{}, err
 	}
-	p.begin(s)
+	s.Serve(p.life.spawn, p.log)
 	p.await(c.init)
 	return s.Streams, nil
 }
@@ -232,7 +237,7 @@ func (p *Pod) removeInGuest(ctx context.Context, c *container) error {
 		return nil
 	default:
 	}
-	err := p.call(ctx, "remove container "+c.id, func(ctx context.Context) error {
+	err := p.agent.Call(ctx, "remove container "+c.id, func(ctx context.Context) error {
 		_, err := p.agent.RemoveContainer(ctx, &agent.RemoveContainerRequest{ContainerId: c.id})
 		return err
 	})
@@ -246,46 +251,46 @@ func (p *Pod) removeInGuest(ctx context.Context, c *container) error {
 }
 
 // Start starts a container's first process, or an exec, whose streams it returns.
-func (p *Pod) Start(ctx context.Context, containerID, execID string) (Streams, error) {
+func (p *Pod) Start(ctx context.Context, containerID, execID string) (stream.Streams, error) {
 	c, err := p.container(containerID)
 	if err != nil {
-		return Streams{}, err
+		return stream.Streams{}, err
 	}
 	pr, err := p.process(containerID, execID)
 	if err != nil {
-		return Streams{}, err
+		return stream.Streams{}, err
 	}
 	if execID != "" {
 		return p.startExec(ctx, c, pr)
 	}
 	if err := pr.to(evStart); err != nil {
-		return Streams{}, err
+		return stream.Streams{}, err
 	}
 	began := time.Now()
 	defer c.spent(began)
 	if err := p.connectLate(ctx); err != nil {
 		pr.startFailed()
-		return Streams{}, fmt.Errorf("start container %s: %w", c.id, err)
+		return stream.Streams{}, fmt.Errorf("start container %s: %w", c.id, err)
 	}
-	err = p.call(ctx, "start container "+c.id, func(ctx context.Context) error {
+	err = p.agent.Call(ctx, "start container "+c.id, func(ctx context.Context) error {
 		_, err := p.agent.StartContainer(ctx, &agent.StartContainerRequest{ContainerId: c.id})
 		return err
 	})
 	p.recordStep(c.id, "start", began)
 	if err != nil {
 		pr.startFailed()
-		return Streams{}, err
+		return stream.Streams{}, err
 	}
 	if err := pr.to(evStarted); err != nil {
-		return Streams{}, err
+		return stream.Streams{}, err
 	}
 	if h := c.spec.Hooks; h != nil && len(h.Poststart) > 0 {
 		if err := hooks.Run(ctx, "poststart", h.Poststart,
 			p.ociState(c.spec, c.id, c.bundle, specs.StateRunning)); err != nil {
-			return Streams{}, errors.Join(err, p.Kill(ctx, c.id, "", sigkill, true))
+			return stream.Streams{}, errors.Join(err, p.Kill(ctx, c.id, "", sigkill, true))
 		}
 	}
-	return Streams{}, nil
+	return stream.Streams{}, nil
 }
 
 // Pause freezes a container.
@@ -312,7 +317,7 @@ func (p *Pod) freeze(ctx context.Context, id string, claim, ok, failed event, do
 	if err := c.init.to(claim); err != nil {
 		return err
 	}
-	if err := p.call(ctx, claim.String()+" container "+id, do); err != nil {
+	if err := p.agent.Call(ctx, claim.String()+" container "+id, do); err != nil {
 		return errors.Join(err, c.init.to(failed))
 	}
 	return c.init.to(ok)
@@ -331,7 +336,7 @@ func (p *Pod) Update(ctx context.Context, containerID string, res *specs.LinuxRe
 	if err != nil {
 		return fmt.Errorf("update: %w", err)
 	}
-	return p.call(ctx, "update container "+c.id, func(ctx context.Context) error {
+	return p.agent.Call(ctx, "update container "+c.id, func(ctx context.Context) error {
 		_, err := p.agent.UpdateContainer(ctx, req)
 		return err
 	})
@@ -344,7 +349,7 @@ func (p *Pod) Stats(ctx context.Context, containerID string) (*agent.StatsContai
 		return nil, err
 	}
 	var res *agent.StatsContainerResponse
-	err = p.call(ctx, "stats of container "+c.id, func(ctx context.Context) (err error) {
+	err = p.agent.Call(ctx, "stats of container "+c.id, func(ctx context.Context) (err error) {
 		res, err = p.agent.StatsContainer(ctx, &agent.StatsContainerRequest{ContainerId: c.id})
 		return err
 	})

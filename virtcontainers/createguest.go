@@ -17,6 +17,7 @@ import (
 	"github.com/coco-shim/coco/network"
 	"github.com/coco-shim/coco/plan/request"
 	"github.com/coco-shim/coco/plan/volume"
+	"github.com/coco-shim/coco/virtcontainers/guest"
 	"github.com/coco-shim/coco/virtcontainers/hostvolume"
 )
 
@@ -41,7 +42,7 @@ func (c *creation) awaitAgent(ctx context.Context) error {
 			}
 		})
 	}
-	l, err := connect(ctx, c.vm, c.opts.Config.Runtime.CreateTimeout)
+	l, err := guest.Connect(ctx, c.vm, c.opts.Config.Runtime.CreateTimeout)
 	if err != nil {
 		if o := c.first; o != nil && o.failed() != nil {
 			return fmt.Errorf("root file system: %w", o.failed())
@@ -50,7 +51,7 @@ func (c *creation) awaitAgent(ctx context.Context) error {
 	}
 	c.agent = l
 	c.life.spawn(c.watch)
-	c.u.Push("close the agent's connection", func(context.Context) error { return l.close() })
+	c.u.Push("close the agent's connection", func(context.Context) error { return l.Close() })
 	return nil
 }
 
@@ -60,13 +61,14 @@ func (c *creation) configureNetwork(ctx context.Context) error {
 
 // canRoute refuses routing that the protocol of the guest's agent cannot express.
 func (p *Pod) canRoute(ctx context.Context, g network.Guest) error {
-	if !g.NeedsRules() || p.agent.rules {
+	if !g.NeedsRules() {
 		return nil
 	}
-	if err := p.agent.askDetails(ctx); err != nil { // at the start nobody has asked yet
+	takes, err := p.agent.TakesRules(ctx)
+	if err != nil {
 		return err
 	}
-	if !p.agent.rules {
+	if !takes {
 		return fmt.Errorf("the network namespace has routing rules, further tables or refused destinations, which the "+
 			"guest's agent does not know: "+
 			"take them away, or use coco's agent: %w", errdefs.ErrNotImplemented)
@@ -86,7 +88,7 @@ func (p *Pod) configureGuest(ctx context.Context, g network.Guest, routes bool) 
 		if err := p.canRoute(ctx, g); err != nil {
 			return err
 		}
-		if err := p.call(ctx, "routes", func(ctx context.Context) error {
+		if err := p.agent.Call(ctx, "routes", func(ctx context.Context) error {
 			_, err := p.agent.UpdateRoutes(ctx,
 				&agent.UpdateRoutesRequest{Routes: &agent.Routes{Routes: g.Routes, Rules: g.Rules}})
 			return err
@@ -97,7 +99,7 @@ func (p *Pod) configureGuest(ctx context.Context, g network.Guest, routes bool) 
 	if len(g.Neighbours) == 0 {
 		return nil
 	}
-	return p.call(ctx, "neighbours", func(ctx context.Context) error {
+	return p.agent.Call(ctx, "neighbours", func(ctx context.Context) error {
 		_, err := p.agent.AddARPNeighbors(ctx,
 			&agent.AddARPNeighborsRequest{Neighbors: &agent.ARPNeighbors{ARPNeighbors: g.Neighbours}})
 		return err
@@ -132,12 +134,12 @@ func (c *creation) createSandbox(ctx context.Context) error {
 	req := request.Sandbox(in)
 	g, ctx := errgroup.WithContext(ctx) // the three do not depend on each other
 	g.Go(func() error {
-		return c.call(ctx, "create sandbox", func(ctx context.Context) error {
+		return c.agent.Call(ctx, "create sandbox", func(ctx context.Context) error {
 			_, err := c.agent.CreateSandbox(ctx, req)
 			return err
 		})
 	})
-	g.Go(func() error { return c.agent.askDetails(ctx) })
+	g.Go(func() error { return c.agent.AskDetails(ctx) })
 	g.Go(func() error { return c.setClock(ctx) })
 	return g.Wait()
 }
@@ -145,7 +147,7 @@ func (c *creation) createSandbox(ctx context.Context) error {
 // setClock makes the guest's clock exact; a policy may forbid it, and the clock that the VMM gave
 // has to do then.
 func (c *creation) setClock(ctx context.Context) error {
-	err := c.call(ctx, "set the clock", func(ctx context.Context) error {
+	err := c.agent.Call(ctx, "set the clock", func(ctx context.Context) error {
 		now := time.Now()
 		_, err := c.agent.SetGuestDateTime(ctx, &agent.SetGuestDateTimeRequest{
 			Sec:  now.Unix(),

@@ -7,9 +7,9 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/internal/procinfo"
+	"github.com/coco-shim/coco/virtcontainers/guest"
 	"github.com/coco-shim/coco/virtcontainers/pulse"
 )
 
@@ -20,7 +20,7 @@ import (
 func (p *Pod) condemn(why error) {
 	select {
 	case p.doom <- why:
-		p.agent.doomed.CompareAndSwap(nil, why.Error())
+		p.agent.Doom(why.Error())
 	default:
 	}
 }
@@ -35,10 +35,10 @@ func (p *Pod) endCondemned(ctx context.Context, why error) error {
 
 // endWithoutAgent ends a VM whose agent closed the connection or lost it by violating the protocol.
 func (p *Pod) endWithoutAgent(ctx context.Context) error {
-	if lie := p.agent.conn.Err(); lie != nil {
+	if lie := p.agent.Broken(); lie != nil {
 		return p.endCondemned(ctx, lie)
 	}
-	p.endWithin(ctx, lostVM, "the agent's connection broke while the VM runs on; stopping it")
+	p.endWithin(ctx, guest.LostVM, "the agent's connection broke while the VM runs on; stopping it")
 	return nil
 }
 
@@ -76,10 +76,10 @@ func (p *Pod) watchPulse(ctx context.Context) {
 		return
 	}
 	err := pulse.Beat{
-		Interval: cfg.HealthInterval, Misses: cfg.HealthMisses, Heard: p.agent.conn.Heard, Paused: p.isPaused,
+		Interval: cfg.HealthInterval, Misses: cfg.HealthMisses, Heard: p.agent.Heard, Paused: p.isPaused,
 		Gone: p.vm.Done(),
 		Ping: func(ctx context.Context) {
-			if _, err := p.agent.health.Check(ctx, &agent.CheckRequest{}); err != nil {
+			if err := p.agent.Ping(ctx); err != nil {
 				p.log.Debug("health check", "vm", p.vm.ID(), "error", err) // an error is a sign of life too
 			}
 		},

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/coco-shim/coco/virtcontainers/stream"
 )
 
 // The table is walked from the first state: every state can be reached and left, an exit is taken
@@ -59,7 +61,7 @@ func TestTheLifecycleIsComplete(t *testing.T) {
 }
 
 func TestRefusedEventsNameStateAndObject(t *testing.T) {
-	pr := newProcess("c1", "e1", false, wanted{})
+	pr := newProcess("c1", "e1", false, stream.Wanted{})
 	err := pr.to(evPause)
 	if !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("to(pause) = %v, want failed precondition", err)

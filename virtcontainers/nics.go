@@ -338,7 +338,7 @@ func (p *Pod) tellGuest(ctx context.Context, s network.Snapshot) error {
 }
 
 func (p *Pod) updateInterface(ctx context.Context, i *types.Interface) error {
-	return p.call(ctx, "interface "+i.GetName(), func(ctx context.Context) error {
+	return p.agent.Call(ctx, "interface "+i.GetName(), func(ctx context.Context) error {
 		_, err := p.agent.UpdateInterface(ctx, &agent.UpdateInterfaceRequest{Interface: i})
 		return err
 	})

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/virtcontainers/guest"
 )
 
 const (
@@ -24,8 +25,8 @@ func (p *Pod) watchOOM(ctx context.Context) {
 	for ctx.Err() == nil {
 		ev, err := p.agent.GetOOMEvent(ctx, &agent.GetOOMEventRequest{})
 		if err != nil {
-			if ctx.Err() == nil && !lost(err) {
-				p.log.Warn("no OOM events from the agent", "vm", p.vm.ID(), "error", classify(err))
+			if ctx.Err() == nil && !guest.Lost(err) {
+				p.log.Warn("no OOM events from the agent", "vm", p.vm.ID(), "error", guest.Classify(err))
 			}
 			return
 		}

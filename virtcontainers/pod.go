@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -24,6 +23,7 @@ import (
 	"github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/plan/request"
 	"github.com/coco-shim/coco/plan/rootfs"
+	"github.com/coco-shim/coco/virtcontainers/guest"
 	"github.com/coco-shim/coco/virtcontainers/hooks"
 	"github.com/coco-shim/coco/virtcontainers/state"
 	"github.com/coco-shim/coco/virtcontainers/turns"
@@ -38,7 +38,7 @@ type Pod struct {
 	vm      hypervisor.VM
 	proc    hypervisor.Process
 	files   *liveFiles // nil when no files of the host are live
-	agent   *link
+	agent   *guest.Link
 	life    *life
 	undo    undo.Stack // releases the pod's resources on the host
 	journal *state.Journal
@@ -47,16 +47,15 @@ type Pod struct {
 	nics    nics
 	first   *opening // layers of the pod of one; nil once taken, guarded by mu
 
-	sharedShm    bool
-	rlimits      []specs.POSIXRlimit // of processes for which nobody names them
-	pids         pidsMode            // guarded by mu
-	expected     *launch.Expected    // nil where no hardware measures the launch
-	streamNumber atomic.Uint32
-	done         chan struct{} // closed when the VM is gone and all exits are settled
-	stopping     lock.Mutex    // held while the pod, or a part of it, is shut down
-	doom         chan error    // capacity 1: why the VM has to end
-	creates      *turns.Turns
-	starts       *turns.Turns
+	sharedShm bool
+	rlimits   []specs.POSIXRlimit // of processes for which nobody names them
+	pids      pidsMode            // guarded by mu
+	expected  *launch.Expected    // nil where no hardware measures the launch
+	done      chan struct{}       // closed when the VM is gone and all exits are settled
+	stopping  lock.Mutex          // held while the pod, or a part of it, is shut down
+	doom      chan error          // capacity 1: why the VM has to end
+	creates   *turns.Turns
+	starts    *turns.Turns
 
 	mu         sync.Mutex
 	containers map[string]*container // guarded by mu
@@ -123,20 +122,10 @@ func (p *Pod) logPhases() {
 	p.log.Info("pod is up", slog.String("pod", p.opts.ID), slog.Group("took", attrs...))
 }
 
-// call makes one call of the agent, bounded in time, and gives its error name and class.
-func (p *Pod) call(ctx context.Context, what string, fn func(context.Context) error) error {
-	ctx, cancel := p.agent.within(ctx)
-	defer cancel()
-	if err := fn(ctx); err != nil {
-		return named(what, p.agent.fault(ctx, err))
-	}
-	return nil
-}
-
-// CopyFile sends a piece of a file to the guest.
-func (l *link) copyFile(ctx context.Context, req *agent.CopyFileRequest) error {
-	if _, err := l.guest.CopyFile(ctx, req); err != nil {
-		return l.fault(ctx, err)
+// copyFile sends a piece of a file to the guest.
+func (p *Pod) copyFile(ctx context.Context, req *agent.CopyFileRequest) error {
+	if _, err := p.agent.CopyFile(ctx, req); err != nil {
+		return p.agent.Fault(ctx, err)
 	}
 	return nil
 }
@@ -236,16 +225,13 @@ func (p *Pod) runStartHooks(ctx context.Context, s *specs.Spec, id, bundle strin
 	return hooks.Run(ctx, "createRuntime", s.Hooks.CreateRuntime, st)
 }
 
-// lostVM is how long a VM may live on after its agent has gone.
-const lostVM = 5 * time.Second
-
 // watch waits for the VM's end, or its agent's, and settles the processes' exits.
 func (p *Pod) watch(ctx context.Context) {
 	defer close(p.done)
 	var err error
 	select {
 	case <-p.vm.Done():
-	case <-p.agent.gone:
+	case <-p.agent.Gone():
 		err = p.endWithoutAgent(ctx)
 	case <-p.files.gone():
 		err = p.endWithoutFiles(ctx)

@@ -18,12 +18,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/virtcontainers/guest"
+	"github.com/coco-shim/coco/virtcontainers/stream"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // start makes a pod of one with its container created, and checks at the end that nothing is left.
-func start(t *testing.T, w *world, o Options) (*Pod, Streams) {
+func start(t *testing.T, w *world, o Options) (*Pod, stream.Streams) {
 	t.Helper()
 	p, err := CreatePod(t.Context(), o)
 	if err != nil {
@@ -41,7 +43,7 @@ func start(t *testing.T, w *world, o Options) (*Pod, Streams) {
 		}
 	})
 	if o.First == nil {
-		return p, Streams{}
+		return p, stream.Streams{}
 	}
 	s, err := p.CreateContainer(t.Context(), *o.First)
 	if err != nil {
@@ -331,7 +333,7 @@ func TestAnOutputThatNobodyWantsBlocksNobody(t *testing.T) {
 		o := w.options("spam")
 		o.First.Stdin, o.First.Stdout, o.First.Stderr = false, false, false
 		p, s := start(t, w, o)
-		if s != (Streams{}) {
+		if s != (stream.Streams{}) {
 			t.Errorf("streams that nobody asked for: %+v", s)
 		}
 		if _, err := p.Start(t.Context(), "c1", ""); err != nil {
@@ -409,7 +411,7 @@ func TestAnAgentThatLeavesEndsTheVM(t *testing.T) {
 	w.vm().agent.crash()
 	select {
 	case <-p.Done():
-	case <-time.After(2 * lostVM):
+	case <-time.After(2 * guest.LostVM):
 		t.Fatal("the VM runs on without its agent")
 	}
 	if st := wait(t, p, ""); st.Code != 137 {

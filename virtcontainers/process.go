@@ -18,13 +18,11 @@ import (
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/plan/request"
 	"github.com/coco-shim/coco/virtcontainers/answers"
+	"github.com/coco-shim/coco/virtcontainers/guest"
+	"github.com/coco-shim/coco/virtcontainers/stream"
 )
 
 const (
-	// drainGrace is how long the exit of a process is held back while its output does not end: a child may hold the
-	// pipe open, or the client does not read.
-	drainGrace = 2 * time.Second
-
 	killedCode  = 128 + 9 // exit code of a process that died with the VM
 	unknownCode = 255     // the process never ran, or the agent lost its status
 	sigkill     = 9
@@ -33,7 +31,7 @@ const (
 // process is a container's first process (exec is empty) or an exec.
 type process struct {
 	container, exec    string
-	want               wanted
+	want               stream.Wanted
 	request            *agent.ExecProcessRequest // of an exec; set before it is shared
 	terminationMessage *os.File                  // host file for the termination message, or nil; set before it is shared
 	done               chan struct{}             // closed when exit is set
@@ -43,29 +41,24 @@ type process struct {
 	doomed             sync.Once                 // closes killed
 
 	mu       sync.Mutex
-	state    State      // guarded by mu
-	known    bool       // guarded by mu; the guest reported the exit code; output drains
-	exit     ExitStatus // guarded by mu; final after done
-	settled  bool       // guarded by mu; done is closed
-	pipes    *pipes     // guarded by mu
-	terminal bool       // set before it is shared
+	state    State       // guarded by mu
+	known    bool        // guarded by mu; the guest reported the exit code; output drains
+	exit     ExitStatus  // guarded by mu; final after done
+	settled  bool        // guarded by mu; done is closed
+	pipes    *stream.Set // guarded by mu
+	terminal bool        // set before it is shared
 }
 
-func newProcess(container, exec string, terminal bool, want wanted) *process {
+func newProcess(container, exec string, terminal bool, want stream.Wanted) *process {
 	return &process{
 		container: container, exec: exec, terminal: terminal, want: want,
 		done: make(chan struct{}), reported: make(chan struct{}), killed: make(chan struct{}),
 	}
 }
 
-func processName(container, exec string) string {
-	if exec == "" {
-		return "container " + container
-	}
-	return "process " + exec + " of container " + container
-}
+func (pr *process) id() stream.Process { return stream.Process{Container: pr.container, Exec: pr.exec} }
 
-func (pr *process) name() string { return processName(pr.container, pr.exec) }
+func (pr *process) name() string { return pr.id().String() }
 
 // to moves the process along its lifecycle, or says why not.
 func (pr *process) to(e event) error {
@@ -89,7 +82,7 @@ func (pr *process) current() State {
 	return pr.state
 }
 
-func (pr *process) setPipes(s *pipes) {
+func (pr *process) setPipes(s *stream.Set) {
 	pr.mu.Lock()
 	defer pr.mu.Unlock()
 	pr.pipes = s
@@ -104,7 +97,7 @@ func (pr *process) closePipes() error {
 	if s == nil {
 		return nil
 	}
-	return s.close()
+	return s.Close()
 }
 
 // settle publishes the exit, once. The first to know wins; the VM's death does not overrule a code
@@ -158,7 +151,7 @@ func (p *Pod) awaitExit(ctx context.Context, pr *process) {
 	s := pr.pipes
 	pr.mu.Unlock()
 	if s != nil {
-		s.read(ctx, pr.killed)
+		s.AwaitRead(ctx, pr.killed)
 	}
 	res, err := p.agent.WaitProcess(ctx, &agent.WaitProcessRequest{ContainerId: pr.container, ExecId: pr.exec})
 	switch {
@@ -168,11 +161,12 @@ func (p *Pod) awaitExit(ctx context.Context, pr *process) {
 		pr.settle(exitTold(res.GetStatus()), false)
 	case ctx.Err() != nil:
 		pr.settle(ExitStatus{Code: killedCode, Reason: context.Cause(ctx).Error()}, true)
-	case lost(err):
+	case guest.Lost(err):
 		// The watcher sees the VM's end, and then settles all with its reason.
 		p.log.Debug("wait for exit: connection broke", "process", pr.name(), "error", err)
 	default:
-		pr.settle(ExitStatus{Code: unknownCode, Reason: "the agent lost the exit status: " + classify(err).Error()}, false)
+		reason := "the agent lost the exit status: " + guest.Classify(err).Error()
+		pr.settle(ExitStatus{Code: unknownCode, Reason: reason}, false)
 	}
 }
 
@@ -191,7 +185,7 @@ func (pr *process) toldByGuest() bool {
 	return pr.known
 }
 
-// drain waits for the end of the process's output, at most drainGrace.
+// drain waits for the end of the process's output, at most stream.DrainGrace.
 func (pr *process) drain(ctx context.Context) {
 	pr.exitReported()
 	pr.mu.Lock()
@@ -201,9 +195,9 @@ func (pr *process) drain(ctx context.Context) {
 	if s == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, drainGrace)
+	ctx, cancel := context.WithTimeout(ctx, stream.DrainGrace)
 	defer cancel()
-	s.drained(ctx.Done())
+	s.Drained(ctx.Done())
 }
 
 // Wait returns when the process has ended. Any number of callers may wait.
@@ -252,11 +246,11 @@ func (p *Pod) Kill(ctx context.Context, containerID, execID string, sig uint32, 
 		p.mustEnd(pr) // independent of the guest's answer
 	}
 	all = all && execID == ""
-	if all && sig != sigkill && !p.agent.all {
+	if all && sig != sigkill && !p.agent.Features().SignalsAll {
 		p.log.Warn("the guest's agent signals the container's first process only", "container", containerID, "signal", sig)
 	}
 	req := &agent.SignalProcessRequest{ContainerId: containerID, ExecId: execID, Signal: sig, All: all}
-	err = p.call(ctx, "signal "+pr.name(), func(ctx context.Context) error {
+	err = p.agent.Call(ctx, "signal "+pr.name(), func(ctx context.Context) error {
 		_, err := p.agent.SignalProcess(ctx, req)
 		return err
 	})
@@ -292,7 +286,7 @@ func (p *Pod) Resize(ctx context.Context, containerID, execID string, w, h uint3
 	if waiting {
 		return nil
 	}
-	return p.call(ctx, "resize the terminal of "+pr.name(), func(ctx context.Context) error {
+	return p.agent.Call(ctx, "resize the terminal of "+pr.name(), func(ctx context.Context) error {
 		_, err := p.agent.TtyWinResize(ctx, &agent.TtyWinResizeRequest{
 			ContainerId: containerID, ExecId: execID,
 			Row: h, Column: w,
@@ -315,7 +309,7 @@ func (p *Pod) Exec(_ context.Context, req ExecRequest) error {
 	default:
 		return fmt.Errorf("exec %s: container %s is %s: %w", req.ExecID, c.id, st, errdefs.ErrFailedPrecondition)
 	}
-	pr := newProcess(c.id, req.ExecID, req.Terminal, wants(req.Terminal, req.Stdin, req.Stdout, req.Stderr))
+	pr := newProcess(c.id, req.ExecID, req.Terminal, req.wanted())
 	pr.request, err = request.Exec(request.ExecInput{
 		Container: c.id, ID: req.ExecID, Process: req.Process, Terminal: req.Terminal, Rlimits: p.rlimits,
 	})
@@ -328,37 +322,37 @@ func (p *Pod) Exec(_ context.Context, req ExecRequest) error {
 	return c.addExec(pr)
 }
 
-func (p *Pod) startExec(ctx context.Context, c *container, pr *process) (_ Streams, err error) {
+func (p *Pod) startExec(ctx context.Context, c *container, pr *process) (_ stream.Streams, err error) {
 	if st := c.init.current(); st != Running {
-		return Streams{}, fmt.Errorf("start %s: the container is %s: %w", pr.name(), st, errdefs.ErrFailedPrecondition)
+		return stream.Streams{}, fmt.Errorf("start %s: the container is %s: %w", pr.name(), st, errdefs.ErrFailedPrecondition)
 	}
 	if err := pr.to(evStart); err != nil {
-		return Streams{}, err
+		return stream.Streams{}, err
 	}
-	ctx, cancel := p.agent.within(ctx)
+	ctx, cancel := p.agent.Within(ctx)
 	defer cancel()
 	done, err := p.starts.Take(ctx)
 	if err != nil {
 		pr.startFailed()
-		return Streams{}, fmt.Errorf("start %s: %w", pr.name(), err)
+		return stream.Streams{}, fmt.Errorf("start %s: %w", pr.name(), err)
 	}
 	defer done()
-	s, n, err := p.openStreams(ctx, p.life.ctx, pr.want, pr.container, pr.exec)
+	s, n, err := stream.Open(ctx, p.life.ctx, p.agent, pr.want, pr.id())
 	if err != nil {
 		pr.startFailed()
-		return Streams{}, fmt.Errorf("start %s: %w", pr.name(), p.agent.fault(ctx, err))
+		return stream.Streams{}, fmt.Errorf("start %s: %w", pr.name(), p.agent.Fault(ctx, err))
 	}
 	pr.setPipes(s)
-	pr.request.StdinPort, pr.request.StdoutPort, pr.request.StderrPort = n.stdin, n.stdout, n.stderr
+	pr.request.StdinPort, pr.request.StdoutPort, pr.request.StderrPort = n.Stdin, n.Stdout, n.Stderr
 	if _, err := p.agent.ExecProcess(ctx, pr.request); err != nil {
 		pr.startFailed()
-		err = named("start "+pr.name(), p.agent.fault(ctx, err))
-		return Streams{}, errors.Join(err, pr.closePipes())
+		err = guest.Named("start "+pr.name(), p.agent.Fault(ctx, err))
+		return stream.Streams{}, errors.Join(err, pr.closePipes())
 	}
-	p.begin(s)
+	s.Serve(p.life.spawn, p.log)
 	p.await(pr)
 	if err := pr.to(evStarted); err != nil {
-		return Streams{}, err
+		return stream.Streams{}, err
 	}
 	return s.Streams, nil
 }

@@ -5,7 +5,6 @@ package virtcontainers
 
 import (
 	"context"
-	"errors"
 	"io"
 	"sync"
 	"testing"
@@ -71,23 +70,5 @@ func TestAnExitIsToldAlthoughNobodyReadsByCalls(t *testing.T) {
 	}
 	if st := wait(t, p, ""); st.Code != 1 {
 		t.Errorf("exit = %+v, want 1", st)
-	}
-}
-
-func TestAnErrorThatEndsAnOutput(t *testing.T) {
-	for text, terminal := range map[string]bool{
-		"EIO: I/O error": true, "Input/output error (os error 5)": true, "read /dev/ptmx: input/output error": true,
-		"failed\n\nCaused by:\n    EIO": true, "unexpected EOF": false, "agent: eof": false,
-	} {
-		err := status.Error(codes.Internal, text)
-		if got := readError(err, true); !errors.Is(got, io.EOF) {
-			t.Errorf("at a terminal %q = %v, want io.EOF", text, got)
-		}
-		if got := readError(err, false); errors.Is(got, io.EOF) == terminal {
-			t.Errorf("at a pipe %q = %v", text, got)
-		}
-	}
-	if got := readError(status.Error(codes.Internal, "disk on fire"), true); errors.Is(got, io.EOF) {
-		t.Error("another error ends a terminal")
 	}
 }

@@ -12,6 +12,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/virtcontainers/guest"
 	"github.com/coco-shim/coco/virtcontainers/hooks"
 	"github.com/coco-shim/coco/virtcontainers/state"
 )
@@ -111,7 +112,7 @@ func (p *Pod) part(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, partTime)
 	defer cancel()
-	if _, err := p.agent.DestroySandbox(ctx, &agent.DestroySandboxRequest{}); err != nil && !lost(err) {
+	if _, err := p.agent.DestroySandbox(ctx, &agent.DestroySandboxRequest{}); err != nil && !guest.Lost(err) {
 		p.log.Debug("destroy sandbox", "pod", p.opts.ID, "error", err)
 	}
 }

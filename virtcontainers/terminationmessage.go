@@ -12,6 +12,7 @@ import (
 
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/virtcontainers/guest"
 	"github.com/coco-shim/coco/virtcontainers/hostfs"
 )
 
@@ -51,7 +52,7 @@ func (p *Pod) fetchTerminationMessage(ctx context.Context, pr *process) {
 		err = writeTerminationMessage(pr.terminationMessage, res.GetData())
 	}
 	if err != nil {
-		p.log.Warn("the termination message is lost", "container", pr.container, "error", classify(err))
+		p.log.Warn("the termination message is lost", "container", pr.container, "error", guest.Classify(err))
 	}
 }
 

@@ -15,23 +15,16 @@
 package virtcontainers
 
 import (
-	"io"
 	"log/slog"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/coco-shim/coco/configs"
+	"github.com/coco-shim/coco/virtcontainers/stream"
 )
 
 const mib = 1 << 20
-
-// Streams are the host's ends of a process's streams, nil where none was asked for. Closing Stdin
-// is the end of the process's input. With a terminal, Stdout carries everything.
-type Streams struct {
-	Stdin          io.WriteCloser
-	Stdout, Stderr io.ReadCloser
-}
 
 // Mount is a mount of the container's root file system, as containerd describes it.
 type Mount struct {
@@ -48,12 +41,20 @@ type ContainerRequest struct {
 	Stdin, Stdout, Stderr bool // which streams are wanted
 }
 
+func (r ContainerRequest) wanted() stream.Wanted {
+	return stream.Wanted{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal}
+}
+
 // ExecRequest asks for a further process in a container.
 type ExecRequest struct {
 	ContainerID, ExecID   string
 	Process               *specs.Process
 	Terminal              bool
 	Stdin, Stdout, Stderr bool
+}
+
+func (r ExecRequest) wanted() stream.Wanted {
+	return stream.Wanted{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal}
 }
 
 // ExitStatus says how and when a process ended. Reason is set when it ended because the VM did.

@@ -226,8 +226,8 @@ func (m *mountPlan) openTerminationMessage(b volume.Bind) error {
 // target is a place in the guest for copies.
 func (p *Pod) target(guest string) copytree.Target {
 	return copytree.Target{
-		Sink: sinkFunc(p.agent.copyFile), Guest: guest, LimitMiB: p.opts.Config.Runtime.MaxCopyMiB,
-		Removes: p.agent.removes, RawNames: p.agent.raw,
+		Sink: sinkFunc(p.copyFile), Guest: guest, LimitMiB: p.opts.Config.Runtime.MaxCopyMiB,
+		Removes: p.agent.Features().Removes, RawNames: p.agent.Features().RawNames,
 	}
 }
 

@@ -32,13 +32,13 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/containerd/errdefs"
-
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/virtcontainers"
+	"github.com/coco-shim/coco/virtcontainers/stream"
 )
 
 // Pod has the methods of virtcontainers.Pod that the service calls.
@@ -59,7 +59,7 @@ type podLife interface {
 }
 
 type podContainers interface {
-	CreateContainer(ctx context.Context, r virtcontainers.ContainerRequest) (virtcontainers.Streams, error)
+	CreateContainer(ctx context.Context, r virtcontainers.ContainerRequest) (stream.Streams, error)
 	Delete(ctx context.Context, containerID, execID string) (virtcontainers.ExitStatus, error)
 	Pause(ctx context.Context, containerID string) error
 	Resume(ctx context.Context, containerID string) error
@@ -68,7 +68,7 @@ type podContainers interface {
 
 type podProcesses interface {
 	Exec(ctx context.Context, r virtcontainers.ExecRequest) error
-	Start(ctx context.Context, containerID, execID string) (virtcontainers.Streams, error)
+	Start(ctx context.Context, containerID, execID string) (stream.Streams, error)
 	Wait(ctx context.Context, containerID, execID string) (virtcontainers.ExitStatus, error)
 	Kill(ctx context.Context, containerID, execID string, sig uint32, all bool) error
 	Resize(ctx context.Context, containerID, execID string, w, h uint32) error

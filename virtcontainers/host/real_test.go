@@ -24,6 +24,7 @@ import (
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/coco-shim/coco/virtcontainers"
 	"github.com/coco-shim/coco/virtcontainers/host"
+	"github.com/coco-shim/coco/virtcontainers/stream"
 )
 
 // The test program is its own launcher, and Cloud Hypervisor.
@@ -152,7 +153,7 @@ func makePod(t *testing.T, dir string, s *specs.Spec, first *virtcontainers.Cont
 }
 
 // boot makes a real pod of one and starts its container.
-func boot(t *testing.T, change func(*specs.Spec), args ...string) (real, virtcontainers.Streams) {
+func boot(t *testing.T, change func(*specs.Spec), args ...string) (real, stream.Streams) {
 	t.Helper()
 	dir, s := t.TempDir(), spec(args...)
 	if change != nil {
@@ -181,7 +182,7 @@ func (r real) wait(exec string) virtcontainers.ExitStatus {
 	return st
 }
 
-func (r real) exec(id string, tty bool, args ...string) virtcontainers.Streams {
+func (r real) exec(id string, tty bool, args ...string) stream.Streams {
 	r.t.Helper()
 	start := time.Now()
 	req := virtcontainers.ExecRequest{ContainerID: "box", ExecID: id, Process: &specs.Process{
@@ -314,7 +315,7 @@ func TestRealPodOfMany(t *testing.T) {
 	dir := t.TempDir()
 	r := makePod(t, dir, spec("true"), nil)
 	ctx := t.Context()
-	create := func(id string, args ...string) (virtcontainers.Streams, error) {
+	create := func(id string, args ...string) (stream.Streams, error) {
 		return r.CreateContainer(ctx, virtcontainers.ContainerRequest{ID: id, Bundle: dir, Spec: spec(args...), Stdout: true})
 	}
 	run := func(id string) {

@@ -28,6 +28,7 @@ import (
 
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/virtcontainers"
+	"github.com/coco-shim/coco/virtcontainers/stream"
 )
 
 type proc struct {
@@ -39,7 +40,7 @@ type proc struct {
 	state  virtcontainers.State
 	cmd    *exec.Cmd
 	tty    console.Console
-	ours   virtcontainers.Streams
+	ours   stream.Streams
 	theirs [3]*os.File
 	done   chan struct{}
 	exit   virtcontainers.ExitStatus
@@ -145,14 +146,14 @@ func Cleanup(_ context.Context, bundle string) error {
 }
 
 // CreateContainer makes the streams; the process starts with Start.
-func (p *Pod) CreateContainer(_ context.Context, r virtcontainers.ContainerRequest) (virtcontainers.Streams, error) {
+func (p *Pod) CreateContainer(_ context.Context, r virtcontainers.ContainerRequest) (stream.Streams, error) {
 	root := r.Spec.Root.Path
 	if !filepath.IsAbs(root) {
 		root = filepath.Join(r.Bundle, root)
 	}
 	for _, m := range r.Rootfs {
 		if err := mount(m, root); err != nil {
-			return virtcontainers.Streams{}, err
+			return stream.Streams{}, err
 		}
 		p.mu.Lock()
 		p.mounts = append(p.mounts, root)
@@ -160,10 +161,10 @@ func (p *Pod) CreateContainer(_ context.Context, r virtcontainers.ContainerReque
 	}
 	pr := &proc{spec: r.Spec.Process, root: root, terminal: r.Terminal, wants: [3]bool{r.Stdin, r.Stdout, r.Stderr}}
 	if err := p.add(r.ID, "", pr); err != nil {
-		return virtcontainers.Streams{}, err
+		return stream.Streams{}, err
 	}
 	if err := pr.open(); err != nil {
-		return virtcontainers.Streams{}, err
+		return stream.Streams{}, err
 	}
 	return pr.ours, nil
 }
@@ -222,7 +223,7 @@ func (pr *proc) open() error {
 		}
 		pr.tty = pty
 		pr.theirs = [3]*os.File{s, s, s}
-		pr.ours = virtcontainers.Streams{Stdin: ptyIn{pty}, Stdout: ptyOut{pty}}
+		pr.ours = stream.Streams{Stdin: ptyIn{pty}, Stdout: ptyOut{pty}}
 		return nil
 	}
 	for i, want := range pr.wants {
@@ -273,14 +274,14 @@ func (p *Pod) Exec(_ context.Context, r virtcontainers.ExecRequest) error {
 }
 
 // Start runs a process.
-func (p *Pod) Start(_ context.Context, id, execID string) (virtcontainers.Streams, error) {
+func (p *Pod) Start(_ context.Context, id, execID string) (stream.Streams, error) {
 	pr, err := p.get(id, execID)
 	if err != nil {
-		return virtcontainers.Streams{}, err
+		return stream.Streams{}, err
 	}
 	if execID != "" {
 		if err := pr.open(); err != nil {
-			return virtcontainers.Streams{}, err
+			return stream.Streams{}, err
 		}
 	}
 	cmd := &exec.Cmd{Path: pr.spec.Args[0], Args: pr.spec.Args, Env: pr.spec.Env, Dir: pr.spec.Cwd}
@@ -311,12 +312,12 @@ func (p *Pod) Start(_ context.Context, id, execID string) (virtcontainers.Stream
 	defer p.mu.Unlock()
 	if err != nil {
 		p.endLocked(pr, virtcontainers.ExitStatus{Code: 127, At: time.Now()})
-		return virtcontainers.Streams{}, fmt.Errorf("start %s: %w: %w", cmd.Path, err, errdefs.ErrInvalidArgument)
+		return stream.Streams{}, fmt.Errorf("start %s: %w: %w", cmd.Path, err, errdefs.ErrInvalidArgument)
 	}
 	pr.cmd, pr.state = cmd, virtcontainers.Running
 	go p.reap(pr)
 	if execID == "" {
-		return virtcontainers.Streams{}, nil
+		return stream.Streams{}, nil
 	}
 	return pr.ours, nil
 }
