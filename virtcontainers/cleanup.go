@@ -16,6 +16,7 @@ import (
 	"github.com/coco-shim/coco/network"
 	"github.com/coco-shim/coco/virtcontainers/cgroups"
 	"github.com/coco-shim/coco/virtcontainers/hooks"
+	"github.com/coco-shim/coco/virtcontainers/nic"
 	"github.com/coco-shim/coco/virtcontainers/state"
 	"github.com/coco-shim/coco/virtcontainers/users"
 )
@@ -27,7 +28,7 @@ const cleanTime = 30 * time.Second
 // idempotent: without a journal it does nothing, and it removes the journal last, so that a clean-up
 // that failed can be repeated. A process that only has the id of the pod's VMM is not touched.
 func Cleanup(ctx context.Context, bundle string) error {
-	return cleanupWith(ctx, bundle, hostNetwork{})
+	return cleanupWith(ctx, bundle, nic.Namespaces{})
 }
 
 func cleanupWith(ctx context.Context, bundle string, n Network) error {

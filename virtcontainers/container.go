@@ -268,7 +268,7 @@ func (p *Pod) Start(ctx context.Context, containerID, execID string) (stream.Str
 	}
 	began := time.Now()
 	defer c.spent(began)
-	if err := p.connectLate(ctx); err != nil {
+	if err := p.nics.ConnectLate(ctx); err != nil {
 		pr.startFailed()
 		return stream.Streams{}, fmt.Errorf("start container %s: %w", c.id, err)
 	}

@@ -27,6 +27,7 @@ import (
 	"github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/plan/request"
 	"github.com/coco-shim/coco/virtcontainers/bootfiles"
+	"github.com/coco-shim/coco/virtcontainers/nic"
 	"github.com/coco-shim/coco/virtcontainers/state"
 	"github.com/coco-shim/coco/virtcontainers/turns"
 )
@@ -42,7 +43,7 @@ type creation struct {
 	netns    string // path; the launcher's own once it runs
 	ownNetNS bool
 	leaves   []string // cgroups that the pod's processes are in
-	attached Attachment
+	attached nic.Attachment
 
 	opened    []*os.File // the boot chains and disks; closed once the VMM has them
 	initdata  *os.File   // nil without one
@@ -94,7 +95,7 @@ func CreatePod(ctx context.Context, opts Options) (_ *Pod, err error) {
 	p.logPhases()
 	p.life.spawn(p.watchOOM)
 	p.life.spawn(p.watchPulse)
-	p.followNetwork(c.attached.Watch)
+	p.nics.Follow()
 	return p, nil
 }
 
@@ -114,7 +115,7 @@ func (c *creation) steps() []step {
 		{"live files", c.serveFiles},
 		{"vmm", c.startVMM},
 		{"agent", c.awaitAgent},
-		{"guest network", c.configureNetwork},
+		{"guest network", c.bootNetwork},
 		{"sandbox", c.createSandbox},
 		{"localhost", c.openLocalhost},
 		{"metrics", c.serveMetrics},
@@ -348,12 +349,20 @@ func (c *creation) attachNetwork(ctx context.Context) (err error) {
 	for _, s := range c.attached.Skipped {
 		c.log.Info("the guest does not get all of the pod's network", "pod", c.opts.ID, "what", s.What, "why", s.Why)
 	}
-	c.nics, c.late = newNICs(c.attached, c.recordRedirects), standby && c.attached.Links != nil
-	c.u.Push("detach the network", func(ctx context.Context) error { return c.nics.detach(ctx, c.attached.Detach) })
-	for _, nic := range c.attached.NICs {
-		c.vmspec.NICs = append(c.vmspec.NICs, hypervisor.NIC{ID: nic.Name, MAC: nic.MAC, Tap: nic.Files, MTU: nic.MTU})
+	c.nics = nic.New(c.attached, nic.Options{
+		Pod: c.opts.ID, Log: c.log, Timeout: c.opts.Config.Runtime.CreateTimeout, Late: standby,
+		Record: c.recordRedirects, Spawn: c.life.spawn, Ended: c.ended,
+	})
+	c.u.Push("detach the network", c.nics.Detach)
+	for _, n := range c.attached.NICs {
+		c.vmspec.NICs = append(c.vmspec.NICs, hypervisor.NIC{ID: n.Name, MAC: n.MAC, Tap: n.Files, MTU: n.MTU})
 	}
 	return nil
+}
+
+func (c *creation) bootNetwork(ctx context.Context) error {
+	plugger, _ := c.vm.(hypervisor.NICPlugger) // nil: it takes no interface while it runs
+	return c.nics.Boot(ctx, plugger, c.agent)
 }
 
 // recordRedirects writes down what is joined with the VM. In a namespace of ours it goes with the VMM's process.
@@ -397,8 +406,8 @@ func (c *creation) startVMM(ctx context.Context) error {
 	c.vm = vm
 	c.u.Push("stop the VM", vm.Stop)
 	var errs []error
-	for _, nic := range c.attached.NICs {
-		errs = append(errs, nic.CloseFiles())
+	for _, n := range c.attached.NICs {
+		errs = append(errs, n.CloseFiles())
 	}
 	if f := c.vmspec.HostFiles; f != nil { // the server ends with the VMM's
 		errs = append(errs, closeOnce(f.Socket))

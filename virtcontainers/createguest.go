@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/coco-shim/coco/api/agent"
-	"github.com/coco-shim/coco/network"
 	"github.com/coco-shim/coco/plan/request"
 	"github.com/coco-shim/coco/plan/volume"
 	"github.com/coco-shim/coco/virtcontainers/guest"
@@ -53,57 +52,6 @@ func (c *creation) awaitAgent(ctx context.Context) error {
 	c.life.spawn(c.watch)
 	c.u.Push("close the agent's connection", func(context.Context) error { return l.Close() })
 	return nil
-}
-
-func (c *creation) configureNetwork(ctx context.Context) error {
-	return c.configureGuest(ctx, c.attached.Guest, len(c.attached.Guest.Routes)+len(c.attached.Guest.Rules) > 0)
-}
-
-// canRoute refuses routing that the protocol of the guest's agent cannot express.
-func (p *Pod) canRoute(ctx context.Context, g network.Guest) error {
-	if !g.NeedsRules() {
-		return nil
-	}
-	takes, err := p.agent.TakesRules(ctx)
-	if err != nil {
-		return err
-	}
-	if !takes {
-		return fmt.Errorf("the network namespace has routing rules, further tables or refused destinations, which the "+
-			"guest's agent does not know: "+
-			"take them away, or use coco's agent: %w", errdefs.ErrNotImplemented)
-	}
-	return nil
-}
-
-// configureGuest gives the guest's interfaces the addresses of the namespace's. With routes set it also replaces the
-// guest's routing table, possibly by an empty one.
-func (p *Pod) configureGuest(ctx context.Context, g network.Guest, routes bool) error {
-	for _, i := range g.Interfaces {
-		if err := p.updateInterface(ctx, i); err != nil {
-			return err
-		}
-	}
-	if routes {
-		if err := p.canRoute(ctx, g); err != nil {
-			return err
-		}
-		if err := p.agent.Call(ctx, "routes", func(ctx context.Context) error {
-			_, err := p.agent.UpdateRoutes(ctx,
-				&agent.UpdateRoutesRequest{Routes: &agent.Routes{Routes: g.Routes, Rules: g.Rules}})
-			return err
-		}); err != nil {
-			return err
-		}
-	}
-	if len(g.Neighbours) == 0 {
-		return nil
-	}
-	return p.agent.Call(ctx, "neighbours", func(ctx context.Context) error {
-		_, err := p.agent.AddARPNeighbors(ctx,
-			&agent.AddARPNeighborsRequest{Neighbors: &agent.ARPNeighbors{ARPNeighbors: g.Neighbours}})
-		return err
-	})
 }
 
 // shmSize is that of the pod's /dev/shm in bytes: of the tmpfs that the engine has made for it on the host, or what all

@@ -26,6 +26,7 @@ import (
 	"github.com/coco-shim/coco/image/verity"
 	"github.com/coco-shim/coco/network"
 	"github.com/coco-shim/coco/plan/launch"
+	"github.com/coco-shim/coco/virtcontainers/nic"
 )
 
 var errInjected = errors.New("injected")
@@ -245,19 +246,19 @@ func (f *fakeNetwork) Delete(string) error {
 
 func (f *fakeNetwork) Attach(ctx context.Context, _ string, standby bool,
 	record func([]network.Redirect) error,
-) (Attachment, error) {
+) (nic.Attachment, error) {
 	w := (*world)(f)
 	if w.links != nil {
 		return w.links.attach(ctx, standby, record)
 	}
 	if err := w.op("attach"); err != nil {
-		return Attachment{}, err
+		return nic.Attachment{}, err
 	}
 	if err := record([]network.Redirect{{Link: "eth0", Tap: "coco0_eth0"}}); err != nil {
-		return Attachment{}, err
+		return nic.Attachment{}, err
 	}
 	w.hold("tap")
-	return Attachment{
+	return nic.Attachment{
 		NICs:   []network.NIC{{Name: "eth0", Tap: "coco0_eth0", MAC: "02:00:00:00:00:01", MTU: 1500}},
 		Guest:  guestNetwork(),
 		Detach: func(context.Context) error { w.free("tap"); return nil },

@@ -18,6 +18,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/network"
 	"github.com/coco-shim/coco/network/networktest"
+	"github.com/coco-shim/coco/virtcontainers/nic"
 )
 
 // linkTable is a network namespace whose interfaces come and go, with somebody who listens.
@@ -32,34 +33,34 @@ func newLinkTable() *linkTable {
 	return l
 }
 
-func (l *linkTable) attach(ctx context.Context, standby bool, record func([]network.Redirect) error) (Attachment,
+func (l *linkTable) attach(ctx context.Context, standby bool, record func([]network.Redirect) error) (nic.Attachment,
 	error,
 ) {
 	s, err := l.Snapshot(ctx)
 	if err != nil {
-		return Attachment{}, err
+		return nic.Attachment{}, err
 	}
-	a := Attachment{Links: l, Watch: func() (LinkWatch, error) {
+	a := nic.Attachment{Links: l, Watch: func() (nic.Watch, error) {
 		return &fakeWatch{l.changed, make(chan struct{}), sync.Once{}}, nil
 	}}
 	if len(s.Links) == 1 && standby {
-		nic, u, err := network.Standby(ctx, l)
+		spare, u, err := network.Standby(ctx, l)
 		if err != nil {
-			return Attachment{}, err
+			return nic.Attachment{}, err
 		}
-		a.NICs, a.Joints, a.Detach = []network.NIC{nic}, []network.Joint{{NIC: nic}}, u.Run
+		a.NICs, a.Joints, a.Detach = []network.NIC{spare}, []network.Joint{{NIC: spare}}, u.Run
 		return a, nil
 	}
 	w, err := network.Plan(s, network.Options{})
 	if err != nil {
-		return Attachment{}, err
+		return nic.Attachment{}, err
 	}
 	if err := record(w.Redirects); err != nil {
-		return Attachment{}, err
+		return nic.Attachment{}, err
 	}
 	nics, u, err := network.Apply(ctx, l, w)
 	if err != nil {
-		return Attachment{}, err
+		return nic.Attachment{}, err
 	}
 	a.NICs, a.Joints, a.Guest, a.Skipped, a.Detach = nics, network.Joints(w, nics), w.Guest, w.Skipped, u.Run
 	return a, nil

@@ -16,6 +16,7 @@ import (
 	"github.com/coco-shim/coco/network"
 	"github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/virtcontainers/cgroups"
+	"github.com/coco-shim/coco/virtcontainers/nic"
 )
 
 // Host is what a pod needs of the machine. Package virtcontainers/host makes the real one; tests use
@@ -92,26 +93,10 @@ type Network interface {
 	// Attach makes a tap for each usable interface of the namespace. Before it changes anything it
 	// calls record with what it is going to make. On error it leaves nothing. With standby, a
 	// namespace without interfaces gets a tap for one that may come later.
-	Attach(ctx context.Context, netns string, standby bool, record func([]network.Redirect) error) (Attachment, error)
+	Attach(ctx context.Context, netns string, standby bool, record func([]network.Redirect) error) (nic.Attachment, error)
 	// Clean undoes what an Attach recorded whose process is gone. It is idempotent, and fine with a
 	// namespace that is gone.
 	Clean(ctx context.Context, netns string, made []network.Redirect) error
-}
-
-// Attachment is what Attach made.
-type Attachment struct {
-	NICs  []network.NIC
-	Guest network.Guest
-	// Skipped is what of the namespace the guest does not get.
-	Skipped []network.Skipped
-	// Links, when not nil, is the namespace for what comes and goes while the VM runs, and Joints are the
-	// interfaces that the VM starts with. Watch begins to listen for changes.
-	Links   Links
-	Joints  []network.Joint
-	Options network.Options
-	Watch   func() (LinkWatch, error)
-	// Detach undoes everything in the namespace and in this process.
-	Detach func(ctx context.Context) error
 }
 
 // Layers finds or builds the image layers of a root file system.

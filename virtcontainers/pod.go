@@ -25,6 +25,7 @@ import (
 	"github.com/coco-shim/coco/plan/rootfs"
 	"github.com/coco-shim/coco/virtcontainers/guest"
 	"github.com/coco-shim/coco/virtcontainers/hooks"
+	"github.com/coco-shim/coco/virtcontainers/nic"
 	"github.com/coco-shim/coco/virtcontainers/state"
 	"github.com/coco-shim/coco/virtcontainers/turns"
 )
@@ -44,7 +45,7 @@ type Pod struct {
 	journal *state.Journal
 	plugs   plugs
 	volumes volumes
-	nics    nics
+	nics    *nic.Set
 	first   *opening // layers of the pod of one; nil once taken, guarded by mu
 
 	sharedShm bool
@@ -64,7 +65,6 @@ type Pod struct {
 	began      time.Time             // when CreatePod was called
 	shape      launch.Shape          // set before the metrics are served
 	startTook  time.Duration         // guarded by mu; all of CreatePod
-	late       bool                  // guarded by mu; the network may come between creation and start
 	death      error                 // guarded by mu; why the VM ended, when nobody asked it to
 }
 

@@ -70,6 +70,9 @@ var edges = Edges{
 	"virtcontainers/guest": {
 		"virtcontainers/answers", "hypervisor", "api/agent", "api/contract", "internal/portmux",
 	},
+	"virtcontainers/nic": {
+		"hypervisor", "network", "network/netns", "configs", "api/agent/...", "internal/...",
+	},
 	"virtcontainers/stream":  {"virtcontainers/guest", "api/agent"},
 	"virtcontainers/pulse":   {},
 	"virtcontainers/turns":   {},
@@ -77,7 +80,7 @@ var edges = Edges{
 	"virtcontainers/users":   {"internal/..."},
 	"virtcontainers/hooks":   {"internal/..."},
 	"virtcontainers/host": {
-		"virtcontainers", "virtcontainers/bootfiles", "virtcontainers/cgroups", "plan/launch",
+		"virtcontainers", "virtcontainers/bootfiles", "virtcontainers/cgroups", "virtcontainers/nic", "plan/launch",
 		"hypervisor", "hypervisor/jail", "hypervisor/launch", "hypervisor/qemu", "hypervisor/clh", "hypervisor/virtiofsd",
 		"network", "network/localhost", "configs", "internal/...",
 	},

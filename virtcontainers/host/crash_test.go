@@ -26,6 +26,7 @@ import (
 	"github.com/coco-shim/coco/network/netns"
 	"github.com/coco-shim/coco/virtcontainers"
 	"github.com/coco-shim/coco/virtcontainers/host"
+	"github.com/coco-shim/coco/virtcontainers/nic"
 )
 
 // A crash is rehearsed in a child, which makes a pod with everything real but the VMM (a sleep) and
@@ -57,7 +58,7 @@ func (n crashingNetwork) Make(path string) error {
 
 func (n crashingNetwork) Attach(ctx context.Context, netns string, standby bool,
 	record func([]network.Redirect) error,
-) (virtcontainers.Attachment, error) {
+) (nic.Attachment, error) {
 	a, err := n.Network.Attach(ctx, netns, standby, record)
 	crash("attach")
 	return a, err

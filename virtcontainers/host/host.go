@@ -30,6 +30,7 @@ import (
 	"github.com/coco-shim/coco/virtcontainers"
 	"github.com/coco-shim/coco/virtcontainers/bootfiles"
 	"github.com/coco-shim/coco/virtcontainers/cgroups"
+	"github.com/coco-shim/coco/virtcontainers/nic"
 )
 
 // New makes the Host that a configuration describes. exe is the program that is run as the launcher,
@@ -51,7 +52,7 @@ func New(c configs.Config, exe string, log *slog.Logger) (virtcontainers.Host, e
 		Driver:   d,
 		Launcher: launcher{exe, room},
 		Devices:  &cgroups.Devices{Chars: room.AllDevices(), Disks: room.Disks},
-		Network:  virtcontainers.NewNetwork(c.Network),
+		Network:  nic.NewNamespaces(c.Network),
 		Layers:   virtcontainers.NewLayers(c.Runtime),
 		Machine:  m,
 		Files:    fileServer{c.Runtime.Virtiofsd},

@@ -28,6 +28,7 @@ import (
 	"github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/virtcontainers"
 	"github.com/coco-shim/coco/virtcontainers/bootfiles"
+	"github.com/coco-shim/coco/virtcontainers/nic"
 )
 
 // For random configurations and pods the shim publishes what `coco measure --pod` foretells and `coco measure --config`
@@ -236,8 +237,8 @@ func (noNetwork) Delete(string) error { return nil }
 
 func (noNetwork) Attach(
 	context.Context, string, bool, func([]network.Redirect) error,
-) (virtcontainers.Attachment, error) {
-	return virtcontainers.Attachment{Detach: func(context.Context) error { return nil }}, nil
+) (nic.Attachment, error) {
+	return nic.Attachment{Detach: func(context.Context) error { return nil }}, nil
 }
 
 func (noNetwork) Clean(context.Context, string, []network.Redirect) error { return nil }
