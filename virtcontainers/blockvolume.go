@@ -16,17 +16,6 @@ import (
 	"github.com/coco-shim/coco/virtcontainers/hostvolume"
 )
 
-// plugVolume gives a disk of the host to the VM, for as long as it lives.
-func (p *Pod) plugVolume(ctx context.Context, v *podVolume, b hypervisor.Block) (hypervisor.BlockAddress, error) {
-	defer b.File.Close() // the VMM has its own descriptor
-	b.ID = "v-" + hash16(v.source)
-	addr, err := plugBlock(ctx, p.vm, b)
-	if err != nil {
-		return addr, fmt.Errorf("attach volume %s to vm %s: %w", v.source, p.vm.ID(), err)
-	}
-	return addr, nil
-}
-
 // directVolume is a file system on a disk that the CSI driver has left to the VM.
 func (p *Pod) directVolume(ctx context.Context, v *podVolume) (*agent.Storage, error) {
 	d, err := hostvolume.ReadDirect(hostvolume.DirectDir, v.source)
@@ -40,7 +29,7 @@ func (p *Pod) directVolume(ctx context.Context, v *podVolume) (*agent.Storage, e
 	if err != nil {
 		return nil, err
 	}
-	addr, err := p.plugVolume(ctx, v, hypervisor.Block{File: f, ReadOnly: d.ReadOnly(), Device: device})
+	addr, err := p.disks.PlugVolume(ctx, v.source, hypervisor.Block{File: f, ReadOnly: d.ReadOnly(), Device: device})
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +54,7 @@ func (p *Pod) rawVolume(ctx context.Context, v *podVolume) (*agent.Device, error
 	if err != nil {
 		return nil, err
 	}
-	addr, err := p.plugVolume(ctx, v, hypervisor.Block{File: f, ReadOnly: d.ReadOnly, Device: true})
+	addr, err := p.disks.PlugVolume(ctx, v.source, hypervisor.Block{File: f, ReadOnly: d.ReadOnly, Device: true})
 	if err != nil {
 		return nil, err
 	}

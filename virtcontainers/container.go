@@ -121,7 +121,15 @@ func (p *Pod) forget(id string) {
 	p.phases = slices.DeleteFunc(p.phases, func(ph Phase) bool { return ph.Container == id })
 }
 
-func (p *Pod) isFirst(id string) bool { return p.opts.First != nil && p.opts.First.ID == id }
+// alone is the id of the container of a pod of one, else empty.
+func (p *Pod) alone() string {
+	if p.opts.First == nil {
+		return ""
+	}
+	return p.opts.First.ID
+}
+
+func (p *Pod) isFirst(id string) bool { return p.alone() == id }
 
 // CreateContainer makes a container in the guest, up to the point where its process waits to be
 // started. On error nothing of it is left.

@@ -22,11 +22,13 @@ import (
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/internal/lock"
+	"github.com/coco-shim/coco/internal/rlimit"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/network"
 	"github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/plan/request"
 	"github.com/coco-shim/coco/virtcontainers/bootfiles"
+	"github.com/coco-shim/coco/virtcontainers/disk"
 	"github.com/coco-shim/coco/virtcontainers/nic"
 	"github.com/coco-shim/coco/virtcontainers/state"
 	"github.com/coco-shim/coco/virtcontainers/turns"
@@ -63,7 +65,7 @@ func CreatePod(ctx context.Context, opts Options) (_ *Pod, err error) {
 		return nil, fmt.Errorf("create pod %s: %w", opts.ID, err)
 	}
 	p := &Pod{
-		opts: opts, log: opts.Log, life: newLife(), plugs: plugs{by: map[string]*plug{}},
+		opts: opts, log: opts.Log, life: newLife(),
 		volumes:    volumes{by: map[string]*podVolume{}},
 		containers: map[string]*container{}, done: make(chan struct{}), stopping: lock.New(), doom: make(chan error, 1),
 		creates:   turns.New("creations of containers", createsAtOnce, startsWaiting),
@@ -91,7 +93,7 @@ func CreatePod(ctx context.Context, opts Options) (_ *Pod, err error) {
 	p.startTook = time.Since(p.began)
 	p.mu.Unlock()
 	p.undo.Adopt(c.u)
-	p.undo.Push("remove disks", p.removeDisks)
+	p.undo.Push("remove disks", p.disks.RemoveAll)
 	p.logPhases()
 	p.life.spawn(p.watchOOM)
 	p.life.spawn(p.watchPulse)
@@ -192,7 +194,11 @@ func (c *creation) beginLayers(context.Context) error {
 	if c.opts.First == nil {
 		return nil
 	}
-	o, err := c.open(*c.opts.First)
+	req, err := c.opts.First.layers()
+	if err != nil {
+		return err
+	}
+	o, err := c.search(req)
 	if err != nil {
 		return err
 	}
@@ -205,7 +211,7 @@ func (c *creation) beginLayers(context.Context) error {
 		if o == nil {
 			return nil
 		}
-		return o.close()
+		return o.Close()
 	})
 	return nil
 }
@@ -386,10 +392,10 @@ func (c *creation) startVMM(ctx context.Context) error {
 	}
 	var first []hypervisor.Block
 	if c.first != nil {
-		if layers, ok := c.first.ready(); ok {
-			first = blocks(layers)
+		if list, ok := c.first.Ready(); ok {
+			first = disk.Blocks(list)
 			c.vmspec.Blocks = append(c.vmspec.Blocks, first...)
-		} else if err := c.first.failed(); err != nil {
+		} else if err := c.first.Failed(); err != nil {
 			return fmt.Errorf("root file system: %w", err)
 		}
 	}
@@ -405,6 +411,7 @@ func (c *creation) startVMM(ctx context.Context) error {
 	}
 	c.vm = vm
 	c.u.Push("stop the VM", vm.Stop)
+	c.disks = disk.New(vm, c.journal, c.opts.Config.Runtime, c.alone())
 	var errs []error
 	for _, n := range c.attached.NICs {
 		errs = append(errs, n.CloseFiles())
@@ -417,6 +424,36 @@ func (c *creation) startVMM(ctx context.Context) error {
 			errs = append(errs, closeOnce(f))
 		}
 	}
-	errs = append(errs, c.plugs.adopt(vm, first))
+	errs = append(errs, c.disks.Adopt(first))
 	return errors.Join(errs...)
+}
+
+// addUpper puts the disk of the only container's writable layer into the VM.
+func (c *creation) addUpper() error {
+	if c.opts.First == nil {
+		return nil
+	}
+	b, ok, err := disk.AtBoot(c.opts.Config.Runtime, c.alone())
+	if err != nil || !ok {
+		return err
+	}
+	c.u.Push("close the writable layer's disk", func(context.Context) error { return closeOnce(b.File) })
+	c.opened = append(c.opened, b.File) // closed once the VMM has it
+	c.vmspec.Blocks = append(c.vmspec.Blocks, b)
+	return nil
+}
+
+// defaultRlimits are the limits of processes whose specification names none: the configuration's, then those that
+// containerd sets for its children.
+func defaultRlimits(configured []string) ([]specs.POSIXRlimit, error) {
+	var stated []specs.POSIXRlimit
+	for _, s := range configured {
+		l, err := configs.ParseRlimit(s)
+		if err != nil {
+			return nil, fmt.Errorf("runtime.rlimits: %w: %w", err, errdefs.ErrInvalidArgument)
+		}
+		stated = append(stated, specs.POSIXRlimit{Type: l.Type, Soft: l.Soft, Hard: l.Hard})
+	}
+	host, err := rlimit.Host(os.Getenv(rlimit.Env))
+	return request.MergeRlimits(stated, host), err
 }

@@ -33,9 +33,9 @@ func (c *creation) awaitAgent(ctx context.Context) error {
 		defer close(stop)
 		c.life.spawn(func(context.Context) {
 			select {
-			case <-o.done:
-				if o.err != nil {
-					give(fmt.Errorf("root file system: %w", o.err))
+			case <-o.Done():
+				if err := o.Failed(); err != nil {
+					give(fmt.Errorf("root file system: %w", err))
 				}
 			case <-stop:
 			}
@@ -43,8 +43,8 @@ func (c *creation) awaitAgent(ctx context.Context) error {
 	}
 	l, err := guest.Connect(ctx, c.vm, c.opts.Config.Runtime.CreateTimeout)
 	if err != nil {
-		if o := c.first; o != nil && o.failed() != nil {
-			return fmt.Errorf("root file system: %w", o.failed())
+		if o := c.first; o != nil && o.Failed() != nil {
+			return fmt.Errorf("root file system: %w", o.Failed())
 		}
 		return err
 	}

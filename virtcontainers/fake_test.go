@@ -26,6 +26,7 @@ import (
 	"github.com/coco-shim/coco/image/verity"
 	"github.com/coco-shim/coco/network"
 	"github.com/coco-shim/coco/plan/launch"
+	"github.com/coco-shim/coco/virtcontainers/layers"
 	"github.com/coco-shim/coco/virtcontainers/nic"
 )
 
@@ -281,7 +282,7 @@ func (f *fakeLayers) Tidy(context.Context) error {
 	return errInjected // nobody minds
 }
 
-func (f *fakeLayers) Open(ctx context.Context, _ LayerRequest) ([]*layer.Layer, error) {
+func (f *fakeLayers) Open(ctx context.Context, _ layers.Request) ([]*layer.Layer, error) {
 	w := (*world)(f)
 	w.mu.Lock()
 	wait := w.slow["layers"]

@@ -16,6 +16,7 @@ import (
 	"github.com/coco-shim/coco/network"
 	"github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/virtcontainers/cgroups"
+	"github.com/coco-shim/coco/virtcontainers/layers"
 	"github.com/coco-shim/coco/virtcontainers/nic"
 )
 
@@ -103,20 +104,5 @@ type Network interface {
 type Layers interface {
 	// Open returns the layers, opened and complete, the topmost first. It may take long and ends
 	// with ctx. The caller closes them.
-	Open(ctx context.Context, req LayerRequest) ([]*layer.Layer, error)
-}
-
-// LayerRequest describes a root file system on the host.
-type LayerRequest struct {
-	Mounts   []Mount // the snapshotter's
-	Root     string  // the directory, when there are no mounts
-	ReadOnly bool
-}
-
-func closeLayers(layers []*layer.Layer) error {
-	var errs []error
-	for _, l := range layers {
-		errs = append(errs, l.Close())
-	}
-	return errors.Join(errs...)
+	Open(ctx context.Context, req layers.Request) ([]*layer.Layer, error)
 }

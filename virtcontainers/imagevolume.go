@@ -11,21 +11,22 @@ import (
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/plan/rootfs"
+	"github.com/coco-shim/coco/virtcontainers/layers"
 )
 
 // imageVolume gives the VM the layers of an image that the engine has mounted as a volume, as it gets those of a
 // container's root file system: any number of files of any size, verified block by block.
 func (p *Pod) imageVolume(ctx context.Context, v *podVolume) (err error) {
-	layers, err := p.opts.Host.Layers.Open(ctx, LayerRequest{Root: v.source, ReadOnly: true})
+	list, err := p.opts.Host.Layers.Open(ctx, layers.Request{Root: v.source, ReadOnly: true})
 	if err != nil {
 		return fmt.Errorf("image volume %s: %w", v.source, err)
 	}
-	if len(layers) == 0 {
+	if len(list) == 0 {
 		return fmt.Errorf("image volume %s has no layers", v.source)
 	}
 	var u undo.Stack
 	defer u.RunOnError(&err)
-	attached, err := p.attach(ctx, layers, &u)
+	attached, err := p.disks.Attach(ctx, list, &u)
 	if err != nil {
 		return err
 	}

@@ -5,7 +5,6 @@ package virtcontainers
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -23,8 +22,10 @@ import (
 	"github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/plan/request"
 	"github.com/coco-shim/coco/plan/rootfs"
+	"github.com/coco-shim/coco/virtcontainers/disk"
 	"github.com/coco-shim/coco/virtcontainers/guest"
 	"github.com/coco-shim/coco/virtcontainers/hooks"
+	"github.com/coco-shim/coco/virtcontainers/layers"
 	"github.com/coco-shim/coco/virtcontainers/nic"
 	"github.com/coco-shim/coco/virtcontainers/state"
 	"github.com/coco-shim/coco/virtcontainers/turns"
@@ -43,10 +44,10 @@ type Pod struct {
 	life    *life
 	undo    undo.Stack // releases the pod's resources on the host
 	journal *state.Journal
-	plugs   plugs
+	disks   *disk.Set
 	volumes volumes
 	nics    *nic.Set
-	first   *opening // layers of the pod of one; nil once taken, guarded by mu
+	first   *layers.Search // layers of the pod of one; nil once taken, guarded by mu
 
 	sharedShm bool
 	rlimits   []specs.POSIXRlimit // of processes for which nobody names them
@@ -162,22 +163,29 @@ func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, c
 	var attached []rootfs.Attached
 	var on rootfs.Upper
 	g.Go(func() (err error) {
-		o, err := p.takeFirst(req)
+		lr, err := req.layers()
 		if err != nil {
 			return err
 		}
-		layers, err := o.wait(gctx)
+		o, err := p.takeFirst(req.ID, lr)
 		if err != nil {
-			return errors.Join(fmt.Errorf("root file system: %w", err), o.close())
+			return err
 		}
-		o.cancel()
+		list, err := o.Take(gctx)
+		if err != nil {
+			return err
+		}
 		p.recordStep(c.id, "layer", began)
 		found := time.Now()
-		if attached, err = p.attach(gctx, layers, u); err != nil {
+		if attached, err = p.disks.Attach(gctx, list, u); err != nil {
 			return err
 		}
 		// After the layers: they tell a snapshot with something in it by its not being empty.
-		on, err = p.upper(gctx, req, u)
+		snapshot, err := lr.Upper()
+		if err != nil {
+			return err
+		}
+		on, err = p.disks.Writable(gctx, c.id, snapshot, u)
 		p.recordStep(c.id, "hotplug", found)
 		layersDone = time.Now()
 		return err
@@ -191,8 +199,8 @@ func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, c
 }
 
 // takeFirst returns the search for the layers that was begun before the boot, or begins one.
-func (p *Pod) takeFirst(req ContainerRequest) (*opening, error) {
-	if p.isFirst(req.ID) {
+func (p *Pod) takeFirst(id string, req layers.Request) (*layers.Search, error) {
+	if p.isFirst(id) {
 		p.mu.Lock()
 		o := p.first
 		p.first = nil
@@ -201,7 +209,15 @@ func (p *Pod) takeFirst(req ContainerRequest) (*opening, error) {
 			return o, nil
 		}
 	}
-	return p.open(req)
+	return p.search(req)
+}
+
+// search begins to look for the layers of a root file system.
+func (p *Pod) search(req layers.Request) (*layers.Search, error) {
+	if s := layers.Begin(p.life.ctx, p.life.spawn, p.opts.Host.Layers, req); s != nil {
+		return s, nil
+	}
+	return nil, errShutdown
 }
 
 // ociState is the state that hooks read.

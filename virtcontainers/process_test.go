@@ -3,9 +3,7 @@
 
 package virtcontainers
 
-import (
-	"testing"
-)
+import "testing"
 
 // struct winsize has 16 bits for each; runc's shim cuts off the others.
 func TestATerminalsSizeIsCut(t *testing.T) {

@@ -11,7 +11,6 @@ import (
 	"testing"
 
 	"github.com/coco-shim/coco/virtcontainers/hostfs"
-	"github.com/coco-shim/coco/virtcontainers/state"
 )
 
 func openPath(t *testing.T, name string) *os.File {
@@ -66,33 +65,5 @@ func TestATerminationMessageStaysWithTheFileThatWasOpened(t *testing.T) {
 	}
 	if b, err := os.ReadFile(filepath.Join(a+".old", "crontab")); err != nil || !strings.HasPrefix(string(b), "* * *") {
 		t.Errorf("the message is %q, %v", b, err)
-	}
-}
-
-func TestADiskThatIsThereIsMadeAnew(t *testing.T) {
-	name := filepath.Join(t.TempDir(), state.DiskName)
-	write(t, name, []byte("of an earlier VM"), 0o644)
-	f, err := createDisk(openPath(t, filepath.Dir(name)), 32<<20)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil || st.Size() != 32<<20 || st.Mode().Perm() != 0o600 {
-		t.Errorf("the disk is %v, %v", st, err)
-	}
-	b := make([]byte, 16)
-	if _, err := f.ReadAt(b, 0); err != nil || string(b) != strings.Repeat("\x00", 16) {
-		t.Errorf("it holds %q, %v", b, err)
-	}
-	// Something else under that name is not taken for a disk.
-	other := filepath.Join(t.TempDir(), state.DiskName)
-	write(t, filepath.Join(other, "file"), nil, 0o600)
-	if _, err := createDisk(openPath(t, filepath.Dir(other)), 32<<20); err == nil {
-		t.Error("a directory was taken for a disk")
-	}
-	bundle := t.TempDir()
-	if _, err := state.New(bundle, state.Pod{Disks: []string{"/etc/passwd"}}); err == nil {
-		t.Error("the journal takes any file for a disk")
 	}
 }

@@ -21,6 +21,8 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/coco-shim/coco/configs"
+	"github.com/coco-shim/coco/plan/rootfs"
+	"github.com/coco-shim/coco/virtcontainers/layers"
 	"github.com/coco-shim/coco/virtcontainers/stream"
 )
 
@@ -43,6 +45,15 @@ type ContainerRequest struct {
 
 func (r ContainerRequest) wanted() stream.Wanted {
 	return stream.Wanted{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal}
+}
+
+// layers says where the container's root file system is on the host.
+func (r ContainerRequest) layers() (layers.Request, error) {
+	var mounts []rootfs.Mount
+	for _, m := range r.Rootfs {
+		mounts = append(mounts, rootfs.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
+	}
+	return layers.Of(mounts, r.Spec, r.Bundle)
 }
 
 // ExecRequest asks for a further process in a container.

@@ -5,9 +5,7 @@ package virtcontainers
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/base64"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -20,6 +18,7 @@ import (
 
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/internal/ident"
 	"github.com/coco-shim/coco/internal/lock"
 	"github.com/coco-shim/coco/plan/request"
 	"github.com/coco-shim/coco/plan/volume"
@@ -69,11 +68,6 @@ type mounted struct {
 
 const maxName = 255 // of a file
 
-func hash16(s string) string {
-	sum := sha256.Sum256([]byte(s))
-	return hex.EncodeToString(sum[:8])
-}
-
 // guestPlace is where a volume is in the guest.
 func guestPlace(kind volume.Kind, source string) string {
 	base := path.Base(source)
@@ -83,15 +77,16 @@ func guestPlace(kind volume.Kind, source string) string {
 	case volume.Disk, volume.Direct:
 		name := base64.URLEncoding.EncodeToString([]byte(source))
 		if len(name) > maxName {
-			name = hash16(source)
+			name = ident.Hash16(source)
 		}
 		return contract.StorageDir + "/" + name
 	case volume.Shared:
-		return contract.LiveDir + "/" + hash16(source)
+		return contract.LiveDir + "/" + ident.Hash16(source)
 	case volume.Image:
-		return contract.ImagesDir + "/" + hash16(source)
+		return contract.ImagesDir + "/" + ident.Hash16(source)
 	default:
-		return path.Join(contract.FilesDir, request.Shorten("sandbox-"+hash16(source)+"-"+strings.ToValidUTF8(base, "_")))
+		name := "sandbox-" + ident.Hash16(source) + "-" + strings.ToValidUTF8(base, "_")
+		return path.Join(contract.FilesDir, request.Shorten(name))
 	}
 }
 
@@ -106,7 +101,7 @@ func (vs *volumes) get(kind volume.Kind, origin volume.Origin, source string) *p
 	v := &podVolume{kind: kind, origin: origin, source: source, guest: guestPlace(kind, source), mu: lock.New()}
 	for _, o := range vs.by {
 		if o.guest == v.guest {
-			v.guest += "-" + hash16(source)
+			v.guest += "-" + ident.Hash16(source)
 		}
 	}
 	vs.by[source] = v
@@ -253,7 +248,7 @@ func (m mounted) place(id string) string {
 	if m.bind.Sub == "" {
 		return m.guest
 	}
-	return contract.SubPathsDir + "/" + id + "-" + hash16(path.Clean(m.bind.Destination))
+	return contract.SubPathsDir + "/" + id + "-" + ident.Hash16(path.Clean(m.bind.Destination))
 }
 
 // provide brings a container's volumes into the guest and returns the storages that the agent has to mount.

@@ -70,6 +70,11 @@ var edges = Edges{
 	"virtcontainers/guest": {
 		"virtcontainers/answers", "hypervisor", "api/agent", "api/contract", "internal/portmux",
 	},
+	"virtcontainers/layers": {"plan/rootfs", "image/layer", "configs"},
+	"virtcontainers/disk": {
+		"virtcontainers/hostfs", "virtcontainers/layers", "virtcontainers/scratch", "virtcontainers/state",
+		"plan/rootfs", "hypervisor", "configs", "image/layer", "internal/...",
+	},
 	"virtcontainers/nic": {
 		"hypervisor", "network", "network/netns", "configs", "api/agent/...", "internal/...",
 	},
@@ -80,7 +85,8 @@ var edges = Edges{
 	"virtcontainers/users":   {"internal/..."},
 	"virtcontainers/hooks":   {"internal/..."},
 	"virtcontainers/host": {
-		"virtcontainers", "virtcontainers/bootfiles", "virtcontainers/cgroups", "virtcontainers/nic", "plan/launch",
+		"virtcontainers", "virtcontainers/bootfiles", "virtcontainers/cgroups", "virtcontainers/layers", "virtcontainers/nic",
+		"plan/launch",
 		"hypervisor", "hypervisor/jail", "hypervisor/launch", "hypervisor/qemu", "hypervisor/clh", "hypervisor/virtiofsd",
 		"network", "network/localhost", "configs", "internal/...",
 	},

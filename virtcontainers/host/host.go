@@ -30,6 +30,7 @@ import (
 	"github.com/coco-shim/coco/virtcontainers"
 	"github.com/coco-shim/coco/virtcontainers/bootfiles"
 	"github.com/coco-shim/coco/virtcontainers/cgroups"
+	"github.com/coco-shim/coco/virtcontainers/layers"
 	"github.com/coco-shim/coco/virtcontainers/nic"
 )
 
@@ -53,7 +54,7 @@ func New(c configs.Config, exe string, log *slog.Logger) (virtcontainers.Host, e
 		Launcher: launcher{exe, room},
 		Devices:  &cgroups.Devices{Chars: room.AllDevices(), Disks: room.Disks},
 		Network:  nic.NewNamespaces(c.Network),
-		Layers:   virtcontainers.NewLayers(c.Runtime),
+		Layers:   layers.NewCache(c.Runtime),
 		Machine:  m,
 		Files:    fileServer{c.Runtime.Virtiofsd},
 		Localhost: func(netns string) (virtcontainers.Localhost, error) {

@@ -28,6 +28,7 @@ import (
 	"github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/virtcontainers"
 	"github.com/coco-shim/coco/virtcontainers/bootfiles"
+	"github.com/coco-shim/coco/virtcontainers/layers"
 	"github.com/coco-shim/coco/virtcontainers/nic"
 )
 
@@ -246,6 +247,6 @@ func (noNetwork) Clean(context.Context, string, []network.Redirect) error { retu
 // noLayers has none: sandboxes have no root file system.
 type noLayers struct{}
 
-func (noLayers) Open(context.Context, virtcontainers.LayerRequest) ([]*layer.Layer, error) {
+func (noLayers) Open(context.Context, layers.Request) ([]*layer.Layer, error) {
 	return nil, errors.New("a sandbox has no layers")
 }

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package virtcontainers
+package disk
 
 import (
 	"context"
@@ -9,13 +9,13 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/image/layer"
 )
 
 // slowVM is a VM whose plugging of a disk ends when the test says so, or with its context.
 type slowVM struct {
-	hypervisor.VM
 	begun chan context.Context // one for each plugging
 	end   chan error
 	done  chan struct{}
@@ -48,11 +48,11 @@ type taken struct {
 // takers starts one container that plugs the layer, and another that waits for it. It runs in a bubble of synctest.
 func takers(ctx context.Context, vm *slowVM) (first, second chan taken) {
 	l := &layer.Layer{} // its root hash is all zero
-	ps := &plugs{by: map[string]*plug{}}
+	s := New(vm, nil, configs.Runtime{}, "")
 	take := func(ctx context.Context) chan taken {
 		c := make(chan taken, 1)
 		go func() {
-			addr, err := ps.take(ctx, vm, l)
+			addr, err := s.take(ctx, l)
 			c <- taken{addr, err}
 		}()
 		return c

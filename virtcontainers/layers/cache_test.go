@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package virtcontainers
+package layers
 
 import (
 	"os"
@@ -18,7 +18,7 @@ import (
 func TestAnUpperDirectoryWithContentIsALayer(t *testing.T) {
 	upper := t.TempDir()
 	lower := layer.Source{Kind: layer.Dir, Path: "/l"}
-	req := LayerRequest{Mounts: []Mount{{
+	req := Request{Mounts: []rootfs.Mount{{
 		Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/l", "upperdir=" + upper, "workdir=/w"},
 	}}}
 	got, err := sources(req)
