@@ -2,8 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package ccel reads the event log of a TD (the area that the CCEL table points at), replays it and
-// explains each event. The log is data from the host: lengths are checked before use, and text
-// from it is made safe to print.
+// explains each event. The log of a TPM has the same form, with PCRs in place of the TD's registers.
+// The log is data from the host: lengths are checked before use, and text from it is made safe to
+// print.
 package ccel
 
 import (
@@ -61,14 +62,18 @@ func (t EventType) String() string {
 
 // Event is one entry of an event log.
 type Event struct {
-	MR     uint32 // 0: MRTD, 1-4: RTMR0-RTMR3
+	MR     uint32 // 0: MRTD, 1-4: RTMR0-RTMR3; the number of the PCR if TPM
+	TPM    bool   // the event is of a TPM's log
 	Type   EventType
-	Digest measurement.Digest // SHA-384
+	Digest measurement.Digest // SHA-384; of a TPM's log: of the bank that was read
 	Data   []byte             // aliases the log
 }
 
 // Register returns the name of the event's register.
 func (e Event) Register() string {
+	if e.TPM {
+		return fmt.Sprintf("pcr%02d", e.MR)
+	}
 	if e.MR == 0 {
 		return "mrtd"
 	}
@@ -81,8 +86,17 @@ type Log struct {
 	Events []Event
 }
 
+// format is what differs between the logs of TDs and TPMs.
+type format struct {
+	tpm   bool
+	alg   uint16 // of the digests that are read
+	size  int    // of those digests
+	maxMR uint32
+}
+
+var tdFormat = format{alg: 0x0c, size: sha512.Size384, maxMR: maxMR}
+
 const (
-	algSHA384   = 0x0c
 	maxAlgs     = 16
 	maxMR       = 4
 	pcrHeader   = 32 // TCG_PCR_EVENT: index, type, SHA-1 digest, size
@@ -94,14 +108,16 @@ var specID = []byte("Spec ID Event03\x00")
 
 // Parse reads the event-log area that the CCEL table points at: a specification event, events with
 // SHA-384 digests, and padding of zeros or ones.
-func Parse(b []byte) (*Log, error) {
-	sizes, rest, err := parseSpecID(b)
+func Parse(b []byte) (*Log, error) { return parse(b, tdFormat) }
+
+func parse(b []byte, f format) (*Log, error) {
+	sizes, rest, err := f.parseSpecID(b)
 	if err != nil {
 		return nil, fmt.Errorf("event log: %w", err)
 	}
 	l := &Log{}
 	for !padding(rest) {
-		e, next, err := parseEvent(rest, sizes)
+		e, next, err := f.parseEvent(rest, sizes)
 		if err != nil {
 			return nil, fmt.Errorf("event log: event %d at %#x: %w", len(l.Events), len(b)-len(rest), err)
 		}
@@ -112,7 +128,7 @@ func Parse(b []byte) (*Log, error) {
 }
 
 // parseSpecID reads the first event, which says how long digests are.
-func parseSpecID(b []byte) (sizes map[uint16]int, rest []byte, err error) {
+func (f format) parseSpecID(b []byte) (sizes map[uint16]int, rest []byte, err error) {
 	le := binary.LittleEndian
 	if len(b) < pcrHeader {
 		return nil, nil, fmt.Errorf("has %d bytes, too few for a first event", len(b))
@@ -134,8 +150,8 @@ func parseSpecID(b []byte) (sizes map[uint16]int, rest []byte, err error) {
 		a := ev[specIDSize+4*i:]
 		sizes[le.Uint16(a)] = int(le.Uint16(a[2:]))
 	}
-	if sizes[algSHA384] != sha512.Size384 {
-		return nil, nil, fmt.Errorf("has SHA-384 digests of %d bytes", sizes[algSHA384])
+	if sizes[f.alg] != f.size {
+		return nil, nil, fmt.Errorf("has digests of algorithm %#x with %d bytes, not %d", f.alg, sizes[f.alg], f.size)
 	}
 	return sizes, b[pcrHeader+size:], nil
 }
@@ -157,14 +173,14 @@ func padding(b []byte) bool {
 	return true
 }
 
-func parseEvent(b []byte, sizes map[uint16]int) (e Event, rest []byte, err error) {
+func (f format) parseEvent(b []byte, sizes map[uint16]int) (e Event, rest []byte, err error) {
 	le := binary.LittleEndian
 	if len(b) < eventHeader {
 		return e, nil, fmt.Errorf("%d bytes are left, too few for an event", len(b))
 	}
-	e = Event{MR: le.Uint32(b), Type: EventType(le.Uint32(b[4:]))}
-	if e.MR > maxMR {
-		return e, nil, fmt.Errorf("register index %d is not between 0 and %d", e.MR, maxMR)
+	e = Event{MR: le.Uint32(b), TPM: f.tpm, Type: EventType(le.Uint32(b[4:]))}
+	if e.MR > f.maxMR {
+		return e, nil, fmt.Errorf("register index %d is not between 0 and %d", e.MR, f.maxMR)
 	}
 	count := le.Uint32(b[8:])
 	if count == 0 || count > maxAlgs {
@@ -183,13 +199,13 @@ func parseEvent(b []byte, sizes map[uint16]int) (e Event, rest []byte, err error
 		if len(b) < 2+size {
 			return e, nil, errors.New("ends in its digests")
 		}
-		if alg == algSHA384 {
+		if alg == f.alg {
 			e.Digest = b[2 : 2+size : 2+size]
 		}
 		b = b[2+size:]
 	}
 	if e.Digest == nil {
-		return e, nil, errors.New("has no SHA-384 digest")
+		return e, nil, fmt.Errorf("has no digest of algorithm %#x", f.alg)
 	}
 	if len(b) < 4 {
 		return e, nil, errors.New("ends before its data")

@@ -5,6 +5,8 @@ package ccel_test
 
 import (
 	"bytes"
+	"crypto"
+	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/base64"
 	"encoding/binary"
@@ -203,4 +205,69 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("%d events, %d steps of %d bytes", len(l.Events), len(trace.Steps), len(b))
 		}
 	})
+}
+
+// tpmLog is sampleLog for a TPM: digests of SHA-256 beside those of SHA-384.
+func tpmLog(events ...ccel.Event) []byte {
+	le := binary.LittleEndian
+	b := make([]byte, 32)
+	le.PutUint32(b[4:], uint32(ccel.EvNoAction))
+	spec := append([]byte("Spec ID Event03\x00"), 0, 0, 0, 0, 0, 2, 0, 2, 2, 0, 0, 0, 0x0b, 0, 32, 0, 0x0c, 0, 48, 0, 0)
+	le.PutUint32(b[28:], uint32(len(spec)))
+	b = append(b, spec...)
+	for _, e := range events {
+		short, long := sha256.Sum256(e.Data), sha512.Sum384(e.Data)
+		b = le.AppendUint32(le.AppendUint32(le.AppendUint32(b, e.MR), uint32(e.Type)), 2)
+		b = append(le.AppendUint16(b, 0x0b), short[:]...)
+		b = append(le.AppendUint16(b, 0x0c), long[:]...)
+		b = append(le.AppendUint32(b, uint32(len(e.Data))), e.Data...)
+	}
+	return b
+}
+
+func TestLogOfTPMLeadsToThePCRsOfItsBank(t *testing.T) {
+	area := tpmLog(
+		ccel.Event{MR: 0, Type: ccel.EvNoAction, Data: []byte("StartupLocality\x00\x04")},
+		ccel.Event{MR: 0, Type: ccel.EvAction, Data: []byte("version")},
+		ccel.Event{MR: 23, Type: ccel.EvSeparator, Data: make([]byte, 4)},
+		ccel.Event{MR: 23, Type: ccel.EvSeparator, Data: make([]byte, 4)},
+	)
+	for bank, sum := range map[crypto.Hash]func(...[]byte) []byte{
+		crypto.SHA256: func(b ...[]byte) []byte { s := sha256.Sum256(bytes.Join(b, nil)); return s[:] },
+		crypto.SHA384: func(b ...[]byte) []byte { s := sha512.Sum384(bytes.Join(b, nil)); return s[:] },
+	} {
+		log, err := ccel.ParseTPM(area, bank)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := log.ReplayTPM()
+		if err != nil {
+			t.Fatal(err)
+		}
+		start := append(make([]byte, bank.Size()-1), 4)
+		once := sum(make([]byte, bank.Size()), sum(make([]byte, 4)))
+		want := map[int]measurement.Digest{0: sum(start, sum([]byte("version"))), 23: sum(once, sum(make([]byte, 4)))}
+		if len(got) != 2 || !got[0].Equal(want[0]) || !got[23].Equal(want[23]) {
+			t.Errorf("%v: PCRs %v, want %v", bank, got, want)
+		}
+		for i, name := range []string{"pcr00", "pcr00", "pcr23", "pcr23"} {
+			e := log.Events[i]
+			if x := e.Explain(); e.Register() != name || i > 0 && x.Coverage != ccel.CoversEvent {
+				t.Errorf("%v: event %d is of %s, %s; want %s", bank, i, e.Register(), x.Coverage, name)
+			}
+		}
+	}
+	if _, err := ccel.ParseTPM(area, crypto.SHA512); err == nil {
+		t.Error("a log without digests of SHA-512 is read as one of that bank")
+	}
+	if _, err := ccel.Parse(area); err == nil {
+		t.Error("the log of a TPM is read as one of a TD")
+	}
+	dynamic, err := ccel.ParseTPM(tpmLog(ccel.Event{MR: 17, Type: ccel.EvAction, Data: []byte("x")}), crypto.SHA256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if pcrs, err := dynamic.ReplayTPM(); err == nil {
+		t.Errorf("a dynamic launch is replayed: %v", pcrs)
+	}
 }

@@ -5,6 +5,7 @@ package ccel
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/binary"
 	"fmt"
@@ -83,7 +84,12 @@ func (e Event) Explain() Explanation {
 	return x
 }
 
+// covers reports whether the digest is that of the bytes, in the algorithm that its length tells.
 func (e Event) covers(b []byte) bool {
+	if len(e.Digest) == sha256.Size {
+		h := sha256.Sum256(b)
+		return bytes.Equal(h[:], e.Digest)
+	}
 	h := sha512.Sum384(b)
 	return bytes.Equal(h[:], e.Digest)
 }
@@ -168,6 +174,9 @@ func (e Event) tag(x *Explanation) {
 		x.Name = "LoadOptions"
 	}
 	x.Detail = printable(e.Data[8:])
+	if e.covers(e.Data) || e.covers(e.Data[8:]) { // agents tag what they measure; the stub tags what it names
+		x.Coverage = CoversEvent
+	}
 }
 
 // blob explains events that point at a range of memory.
