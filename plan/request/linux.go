@@ -5,6 +5,7 @@ package request
 
 import (
 	"maps"
+	"path"
 	"slices"
 	"sort"
 	"strings"
@@ -49,9 +50,17 @@ func (r *refusals) linux(in Input, s *specs.Spec) (*agent.Linux, bool) {
 		Devices:           r.devices(l.Devices, allDevices(l.Resources), in.Disks),
 		Seccomp:           r.seccomp(l.Seccomp),
 		RootfsPropagation: l.RootfsPropagation,
-		MaskedPaths:       slices.Clone(l.MaskedPaths),
+		MaskedPaths:       slices.DeleteFunc(slices.Clone(l.MaskedPaths), ofHostCPU),
 		ReadonlyPaths:     slices.Clone(l.ReadonlyPaths),
 	}, pidns
+}
+
+// ofHostCPU says whether a masked path belongs to a CPU of the host (/sys/devices/system/cpu/cpu3/thermal_throttle).
+// Kubelet and containerd list one for each CPU of the node. The VM has other CPUs, without such files, and a policy
+// could not name the paths.
+func ofHostCPU(p string) bool {
+	ok, err := path.Match("/sys/devices/system/cpu/cpu[0-9]*/thermal_throttle", p)
+	return err == nil && ok
 }
 
 // namespaces keeps mount, ipc and uts, without paths: the agent's sandbox has its own. Network is the

@@ -174,7 +174,7 @@ func (r *refusals) process(at string, p *specs.Process, defaults []specs.POSIXRl
 			UID: p.User.UID, GID: p.User.GID,
 			AdditionalGids: slices.Clone(p.User.AdditionalGids), Username: p.User.Username,
 		},
-		Args: slices.Clone(p.Args), Env: slices.Clone(p.Env), Cwd: p.Cwd,
+		Args: slices.Clone(p.Args), Env: lastOfEach(p.Env), Cwd: p.Cwd,
 		NoNewPrivileges: p.NoNewPrivileges,
 	}
 	if b := p.ConsoleSize; b != nil {
@@ -192,6 +192,22 @@ func (r *refusals) process(at string, p *specs.Process, defaults []specs.POSIXRl
 	}
 	if p.OOMScoreAdj != nil {
 		out.OOMScoreAdj = int64(*p.OOMScoreAdj)
+	}
+	return out
+}
+
+// lastOfEach keeps of several settings of one variable the last, in the first one's place: so does a runtime that sets
+// them one after the other. containerd's CRI lists a variable twice that both the image and the pod set.
+func lastOfEach(env []string) (out []string) {
+	at := map[string]int{}
+	for _, e := range env {
+		name, _, _ := strings.Cut(e, "=")
+		if i, ok := at[name]; ok {
+			out[i] = e
+			continue
+		}
+		at[name] = len(out)
+		out = append(out, e)
 	}
 	return out
 }

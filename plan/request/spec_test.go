@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -70,6 +71,27 @@ func TestConvertTakesTheHostOut(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, convert(t, s).OCI, protocmp.Transform()); diff != "" {
 		t.Errorf("Convert() (-want +got):\n%s", diff)
+	}
+}
+
+func TestTheLastSettingOfAVariableCounts(t *testing.T) {
+	s := plain()
+	s.Process.Env = []string{"PATH=/bin", "A=image", "B=", "A=pod", "C", "C"}
+	want := []string{"PATH=/bin", "A=pod", "B=", "C"}
+	if got := convert(t, s).OCI.GetProcess().GetEnv(); !slices.Equal(got, want) {
+		t.Errorf("env = %q, want %q", got, want)
+	}
+}
+
+func TestPathsOfTheHostsCPUsAreNotMasked(t *testing.T) {
+	s := plain()
+	s.Linux.MaskedPaths = []string{
+		"/proc/keys", "/sys/devices/system/cpu/cpu0/thermal_throttle", "/sys/devices/system/cpu/cpu127/thermal_throttle",
+		"/sys/devices/system/cpu/cpufreq",
+	}
+	want := []string{"/proc/keys", "/sys/devices/system/cpu/cpufreq"}
+	if got := convert(t, s).OCI.GetLinux().GetMaskedPaths(); !slices.Equal(got, want) {
+		t.Errorf("masked paths = %q, want %q", got, want)
 	}
 }
 
