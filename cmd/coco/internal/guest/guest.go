@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/progress"
 	"github.com/coco-shim/coco/cmd/coco/internal/show"
 	builder "github.com/coco-shim/coco/guest"
 )
@@ -35,10 +36,10 @@ func buildCommand() *cobra.Command {
 			"nor changed. The same packages (see --lock and --locked) and the same agent give the same bytes.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			progress := newProgress(cmd.ErrOrStderr())
-			o.Progress, o.Compression = progress, builder.Compression(compression)
+			steps := progress.New(cmd.ErrOrStderr())
+			o.Progress, o.Compression = shown{steps}, builder.Compression(compression)
 			m, err := builder.Build(cmd.Context(), o)
-			progress.wait()
+			steps.Wait()
 			if err != nil {
 				return err
 			}
@@ -137,3 +138,9 @@ func printReport(w io.Writer, r builder.Report) error {
 	}
 	return t.Flush()
 }
+
+// shown shows the builder's steps.
+type shown struct{ progress.Shown }
+
+// Step begins a step.
+func (s shown) Step(title string, total int64) builder.Task { return s.Shown.Step(title, total) }

@@ -1,7 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package guest
+// Package progress shows the steps of long work on a terminal as bars, and elsewhere as a line each.
+package progress
 
 import (
 	"fmt"
@@ -12,17 +13,24 @@ import (
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
 	"golang.org/x/sys/unix"
-
-	builder "github.com/coco-shim/coco/guest"
 )
 
-// progress shows steps: as bars on a terminal, else as a line each.
-type progress interface {
-	builder.Progress
-	wait()
+// Shown shows steps.
+type Shown interface {
+	// Step begins a step of total units, 0: unknown.
+	Step(title string, total int64) Task
+	// Wait ends the display, after the last step is done.
+	Wait()
 }
 
-func newProgress(w io.Writer) progress {
+// Task is a step that goes on.
+type Task interface {
+	Set(done int64)
+	Done(err error)
+}
+
+// New shows steps on w: as bars if it is a terminal.
+func New(w io.Writer) Shown {
 	if f, ok := w.(*os.File); ok {
 		if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err == nil {
 			return &bars{p: mpb.New(mpb.WithOutput(w), mpb.WithWidth(40))}
@@ -37,7 +45,7 @@ type lines struct {
 	w  io.Writer // guarded by mu
 }
 
-func (l *lines) Step(title string, _ int64) builder.Task {
+func (l *lines) Step(title string, _ int64) Task {
 	l.print(title)
 	return lineTask{l, title}
 }
@@ -48,7 +56,7 @@ func (l *lines) print(s string) {
 	_, _ = fmt.Fprintln(l.w, s) // progress only
 }
 
-func (l *lines) wait() {}
+func (l *lines) Wait() {}
 
 type lineTask struct {
 	l     *lines
@@ -66,7 +74,7 @@ func (t lineTask) Done(err error) {
 // bars draws with mpb.
 type bars struct{ p *mpb.Progress }
 
-func (b *bars) Step(title string, total int64) builder.Task {
+func (b *bars) Step(title string, total int64) Task {
 	if r := []rune(title); len(r) > 60 {
 		title = string(r[:59]) + "…"
 	}
@@ -77,7 +85,7 @@ func (b *bars) Step(title string, total int64) builder.Task {
 	return barTask{b.p.AddBar(total, name, mpb.AppendDecorators(decor.Percentage()))}
 }
 
-func (b *bars) wait() { b.p.Wait() }
+func (b *bars) Wait() { b.p.Wait() }
 
 type barTask struct{ bar *mpb.Bar }
 
