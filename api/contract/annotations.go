@@ -16,6 +16,7 @@ const (
 const (
 	CRIContainerType       = criPrefix + "container-type" // "sandbox" or "container"
 	CRIContainerName       = criPrefix + "container-name"
+	CRIImageName           = criPrefix + "image-name"
 	CRISandboxID           = criPrefix + "sandbox-id"
 	CRISandboxName         = criPrefix + "sandbox-name"
 	CRISandboxUID          = criPrefix + "sandbox-uid"
