@@ -12,6 +12,7 @@ import (
 	"github.com/coco-shim/coco/cmd/coco/internal/image"
 	"github.com/coco-shim/coco/cmd/coco/internal/measure"
 	"github.com/coco-shim/coco/cmd/coco/internal/pods"
+	"github.com/coco-shim/coco/cmd/coco/internal/policy"
 	"github.com/coco-shim/coco/cmd/coco/internal/version"
 )
 
@@ -25,6 +26,7 @@ func commands() []*cobra.Command {
 		measure.Command(),
 		pods.MetricsCommand(),
 		pods.ListCommand(),
+		policy.Command(),
 		version.Command(),
 	}
 }

@@ -53,6 +53,10 @@ var edges = Edges{
 	"plan/rootfs":               {"hypervisor", "api/...", "image/layer", "internal/..."},
 	"plan/volume":               {"api/contract"},
 	"policy":                    {"api/...", "plan/request", "internal/..."},
+	"policy/gen":                {"api/agent", "api/contract", "plan/request", "plan/volume", "policy", "policy/gen/..."},
+	"policy/gen/manifest":       {},
+	"policy/gen/predict":        {"api/contract", "policy"},
+	"policy/lint":               {"policy"},
 	"virtcontainers": {
 		"plan/...", "virtcontainers/...", "metrics", "hypervisor", "hypervisor/launch",
 		"network", "network/netns", "configs", "api/...", "image/layer", "internal/...",
@@ -74,11 +78,6 @@ var edges = Edges{
 	"virtcontainers/disk": {
 		"virtcontainers/hostfs", "virtcontainers/layers", "virtcontainers/scratch", "virtcontainers/state",
 		"plan/rootfs", "hypervisor", "configs", "image/layer", "internal/...",
-	},
-	"virtcontainers/share": {
-		"virtcontainers/copytree", "virtcontainers/guest", "virtcontainers/hostfs", "virtcontainers/hostvolume",
-		"virtcontainers/layers", "plan/request", "plan/rootfs", "plan/volume", "hypervisor", "configs", "image/layer",
-		"api/agent", "api/contract", "internal/...",
 	},
 	"virtcontainers/nic": {
 		"hypervisor", "network", "network/netns", "configs", "api/agent/...", "internal/...",
@@ -139,8 +138,13 @@ var edges = Edges{
 		"cmd/coco/internal/show", "configs", "guest", "hypervisor/...", "virtcontainers/cgroups",
 		"internal/...",
 	},
-	"cmd/coco/internal/guest": {"cmd/coco/internal/show", "guest"},
+	"cmd/coco/internal/guest": {"cmd/coco/internal/progress", "cmd/coco/internal/show", "guest"},
 	"cmd/coco/internal/image": {},
+	"cmd/coco/internal/policy": {
+		"api/contract", "cmd/coco/internal/measure", "cmd/coco/internal/progress", "cmd/coco/internal/show", "configs",
+		"image/resolve", "internal/initdata", "policy/...",
+	},
+	"cmd/coco/internal/progress": {},
 	"cmd/coco/internal/measure": {
 		"api/contract", "cmd/coco/internal/measure/...", "configs", "hypervisor", "hypervisor/qemu/...",
 		"measurement/...", "plan/launch",
@@ -170,9 +174,10 @@ func TestShimLinksNothingHeavy(t *testing.T) {
 	Deny(t, Module+"/cmd/containerd-shim-coco-v2", map[string]string{
 		"net/http": heavy, "html/template": heavy, "text/template": heavy, "google.golang.org/grpc/internal/transport": heavy,
 		"golang.org/x/net/trace": heavy, "github.com/prometheus/client_golang/prometheus": heavy,
-		"github.com/vishvananda/netlink": "internal/netdump reads what the shim needs, and is smaller",
-		Module + "/agent":                "it belongs to the guest",
-		Module + "/guest":                "images are built by the command, not by a shim",
+		"github.com/vishvananda/netlink":                "internal/netdump reads what the shim needs, and is smaller",
+		"github.com/google/go-containerregistry/pkg/v1": heavy, "k8s.io/api/core/v1": heavy,
+		Module + "/agent": "it belongs to the guest",
+		Module + "/guest": "images are built by the command, not by a shim",
 	})
 }
 
@@ -180,6 +185,7 @@ func TestAgentLinksNothingHeavy(t *testing.T) {
 	Deny(t, Module+"/cmd/coco-agent", map[string]string{
 		"net/http": heavy, "html/template": heavy, "text/template": heavy, "google.golang.org/grpc/internal/transport": heavy,
 		"golang.org/x/net/trace": heavy, "github.com/prometheus/client_golang/prometheus": heavy,
+		"github.com/google/go-containerregistry/pkg/v1": heavy, "k8s.io/api/core/v1": heavy,
 		Module + "/virtcontainers": "it belongs to the host", Module + "/hypervisor": "it belongs to the host",
 		Module + "/shim/task": "it belongs to the host",
 	})
@@ -293,6 +299,8 @@ var onlyIn = map[string][]string{
 	"github.com/open-policy-agent/opa":            {"policy"},
 	"github.com/opencontainers/runc/libcontainer": {},
 	"github.com/getkin/kin-openapi":               {"hypervisor/clh/clhtest"},
+	"github.com/google/go-containerregistry":      {"image/resolve", "cmd/coco", "internal/testimage", "tests"},
+	"k8s.io/api":                                  {"policy/gen"},
 }
 
 func TestLibrariesStayWhereTheyBelong(t *testing.T) {

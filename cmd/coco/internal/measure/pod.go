@@ -83,6 +83,41 @@ func (r *podResult) Steps() *measurement.Trace { return nil }
 // unlimited is the size of a node that bounds nothing: the configuration must.
 var unlimited = launch.Machine{CPUs: 1 << 20, MemoryMiB: 1 << 40}
 
+// References returns the reference values of a manifest's pods under a configuration, by the names that
+// kubepod.Pod.String gives their workloads: names and values as --references writes them, and the digest of the
+// initdata as "init_data".
+func References(cmd *cobra.Command, config string, manifest []byte) (map[string]map[string]string, error) {
+	path, err := filepath.Abs(config)
+	if err != nil {
+		return nil, err
+	}
+	c, err := configs.Load(path)
+	if err != nil {
+		return nil, err
+	}
+	m, err := kubepod.Parse(manifest)
+	if err != nil {
+		return nil, err
+	}
+	if c.Hypervisor.Platform == "none" || c.Hypervisor.MaxVCPUs == 0 {
+		return nil, errors.New("hypervisor.platform is \"none\", or hypervisor.max_vcpus is 0, so that the pods' VMs " +
+			"have no digest that is known beforehand; give the configuration of a class for snp or tdx")
+	}
+	out := map[string]map[string]string{}
+	var errs []error
+	pm := podMeasurer{configOptions: &configOptions{}, chains: chains{}}
+	for _, p := range m.Pods {
+		r, err := pm.measure(cmd, c, p)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", p, err))
+			continue
+		}
+		out[p.String()] = r.References()
+		out[p.String()]["init_data"] = r.HostData
+	}
+	return out, errors.Join(errs...)
+}
+
 func (o *configOptions) runPods(cmd *cobra.Command, c configs.Config) error {
 	h := c.Hypervisor
 	switch {

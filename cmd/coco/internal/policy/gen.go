@@ -1,0 +1,320 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/spf13/cobra"
+
+	"github.com/coco-shim/coco/cmd/coco/internal/progress"
+	"github.com/coco-shim/coco/cmd/coco/internal/show"
+	"github.com/coco-shim/coco/image/resolve"
+	"github.com/coco-shim/coco/internal/initdata"
+	"github.com/coco-shim/coco/policy"
+	"github.com/coco-shim/coco/policy/gen"
+	"github.com/coco-shim/coco/policy/gen/manifest"
+	"github.com/coco-shim/coco/policy/gen/predict"
+)
+
+// genOptions are the flags of coco policy gen.
+type genOptions struct {
+	images                          []string
+	platform, cache                 string
+	offline, insecure, lock, asJSON bool
+	allow                           []string
+	output, class, algorithm        string
+	base, config                    string
+	gen.Options
+}
+
+// Forms of gen's output.
+const (
+	formManifest   = "manifest"
+	formAnnotation = "annotation"
+	formInitdata   = "initdata"
+	formPolicy     = "policy"
+)
+
+var forms = []string{formManifest, formAnnotation, formInitdata, formPolicy}
+
+// capabilities are the words of --allow.
+var capabilities = map[string]func(*gen.Allow) *bool{
+	"exec": func(a *gen.Allow) *bool { return &a.Exec }, "logs": func(a *gen.Allow) *bool { return &a.Logs },
+	"stdin": func(a *gen.Allow) *bool { return &a.Stdin }, "stats": func(a *gen.Allow) *bool { return &a.Stats },
+	"debug": func(a *gen.Allow) *bool { return &a.Debug }, "copy": func(a *gen.Allow) *bool { return &a.Copy },
+	"port-forward": func(a *gen.Allow) *bool { return &a.PortForward },
+}
+
+func genCommand() *cobra.Command {
+	var o genOptions
+	cmd := &cobra.Command{
+		Use:   "gen FILE...",
+		Short: "Make the policies of a manifest's pods and put them into the manifest",
+		Long: "Makes a policy for each workload (Pod, Deployment, StatefulSet, DaemonSet, ReplicaSet,\n" +
+			"ReplicationController, Job, CronJob, List) and writes the manifests with the policy in the annotation for\n" +
+			"initdata. The files may hold the ConfigMaps, Secrets, claims and service accounts that the pods use; - is\n" +
+			"stdin. Where a cluster changes pods at admission, give what the API server makes of them:\n" +
+			"kubectl apply --dry-run=server -o yaml -f FILE.\n\n" +
+			"Images come from --images, else from their registry. The guest will run exactly these bytes.\n" +
+			"All capabilities are closed but those that --allow names; commands of probes and hooks are allowed.",
+		Example: "  coco policy gen deployment.yaml > pinned.yaml\n" +
+			"  docker save app:1 -o app.tar && coco policy gen --images app.tar --allow logs pod.yaml\n" +
+			"  coco policy gen --output policy pod.yaml | coco policy show -",
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := o.run(cmd, args); err != nil {
+				return fmt.Errorf("policy gen: %w", err)
+			}
+			return nil
+		},
+	}
+	o.flags(cmd)
+	return cmd
+}
+
+func (o *genOptions) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringArrayVar(&o.images, "images", nil,
+		"OCI layout or docker archive with images, before registries; may be repeated")
+	f.StringVar(&o.platform, "platform", "linux/amd64", "platform of an index's image")
+	f.BoolVar(&o.offline, "offline", false, "ask no registry")
+	f.BoolVar(&o.insecure, "insecure-registry", false, "ask registries by HTTP")
+	f.StringVar(&o.cache, "cache", defaultCache(),
+		"directory with the results of images that were read before; \"\": none")
+	f.StringSliceVar(&o.allow, "allow", nil, "open capabilities: "+strings.Join(capabilityNames(), ", "))
+	f.BoolVar(&o.Unpinned, "allow-unpinned", false, "admit any content of ConfigMaps and Secrets that no file has")
+	f.StringVarP(&o.output, "output", "o", formManifest, "what is written: "+strings.Join(forms, ", "))
+	f.BoolVar(&o.lock, "lock", false, "write the images of the manifest by their digests")
+	f.StringVar(&o.class, "runtime-class", "", "pass over pods of other RuntimeClasses; \"\": none is passed over")
+	f.StringVarP(&o.Namespace, "namespace", "n", "", "namespace of objects that name none; \"\": any")
+	f.StringVar(&o.algorithm, "algorithm", "",
+		"digest of the initdata: sha256 for SNP, sha384 for TDX (default: --config's, else sha256)")
+	f.StringVar(&o.base, "initdata", "", "initdata document whose other files are kept")
+	f.StringVar(&o.config, "config", "",
+		"configuration of the RuntimeClass: the pods' launch reference values go to stderr, or into --json")
+	f.BoolVar(&o.OldContainerd, "containerd-1", false, "the nodes run containerd 1.x")
+	f.BoolVar(&o.asJSON, "json", false, "print JSON")
+}
+
+func capabilityNames() (out []string) {
+	for name := range capabilities {
+		out = append(out, name)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// defaultCache is where results are kept for this user.
+func defaultCache() string {
+	if d, err := os.UserCacheDir(); err == nil {
+		return filepath.Join(d, "coco", "images")
+	}
+	return ""
+}
+
+// result is what was made for one workload.
+type result struct {
+	Kind       string            `json:"kind"`
+	Namespace  string            `json:"namespace,omitempty"`
+	Name       string            `json:"name"`
+	Images     map[string]string `json:"images"` // reference → with digest
+	Policy     *policy.Policy    `json:"policy"`
+	Digest     string            `json:"initdata_digest"`
+	Annotation string            `json:"annotation"`
+	References map[string]string `json:"references,omitempty"`
+	Notes      []string          `json:"notes,omitempty"`
+
+	text []byte // the policy's canonical form
+	doc  *initdata.Document
+	at   int // the workload's place among all
+}
+
+func (r *result) title() string {
+	return manifest.Workload{Kind: r.Kind, Namespace: r.Namespace, Name: r.Name}.String()
+}
+
+func (o *genOptions) run(cmd *cobra.Command, args []string) error {
+	if err := o.check(); err != nil {
+		return err
+	}
+	var texts [][]byte
+	var set manifest.Set
+	for _, path := range args {
+		b, err := readFile(cmd, path)
+		if err == nil {
+			err = errors.Join(predict.CheckText("the manifest", b), set.Parse(b))
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		texts = append(texts, b)
+	}
+	results, err := o.results(cmd, &set)
+	if err != nil {
+		return err
+	}
+	if err := o.references(cmd, texts, results); err != nil {
+		return err
+	}
+	for _, r := range results {
+		for _, n := range r.Notes {
+			cmd.PrintErrf("note: %s: %s\n", r.title(), n)
+		}
+	}
+	return o.print(cmd, texts, results)
+}
+
+func (o *genOptions) check() error {
+	for _, word := range o.allow {
+		open, ok := capabilities[word]
+		if !ok {
+			return fmt.Errorf("--allow %q: known are %s", word, strings.Join(capabilityNames(), ", "))
+		}
+		*open(&o.Allow) = true
+	}
+	if !slices.Contains(forms, o.output) {
+		return fmt.Errorf("--output %q: known are %s", o.output, strings.Join(forms, ", "))
+	}
+	if o.lock && o.output != formManifest {
+		return fmt.Errorf("--lock is for --output %s", formManifest)
+	}
+	return o.chooseAlgorithm()
+}
+
+// results makes the policy of each workload.
+func (o *genOptions) results(cmd *cobra.Command, set *manifest.Set) ([]*result, error) {
+	finder, err := o.finder()
+	if err != nil {
+		return nil, err
+	}
+	steps := progress.New(cmd.ErrOrStderr())
+	finder.Progress = shown{steps}
+	images := map[string]gen.Image{}
+	pinned := map[string]string{}
+	var out []*result
+	var errs []error
+	for i, w := range set.Workloads {
+		class := w.Pod.Spec.RuntimeClassName
+		if o.class != "" && (class == nil || *class != o.class) {
+			cmd.PrintErrf("note: %s has another RuntimeClass than %q: it is passed over\n", w, o.class)
+			continue
+		}
+		in := gen.Input{Workload: w, Objects: set, Images: images, Options: o.Options}
+		r, err := o.result(cmd.Context(), finder, in, pinned)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if class == nil {
+			r.Notes = append(r.Notes, "the pod has no runtimeClassName: without one it runs where nothing asks a policy")
+		}
+		r.at = i
+		out = append(out, r)
+	}
+	steps.Wait()
+	if len(out) == 0 && len(errs) == 0 {
+		return nil, errors.New("there is no pod, nor a workload that makes pods")
+	}
+	return out, errors.Join(errs...)
+}
+
+// shown shows the resolver's steps.
+type shown struct{ progress.Shown }
+
+// Step begins a step.
+func (s shown) Step(title string, total int64) resolve.Task { return s.Shown.Step(title, total) }
+
+func (o *genOptions) finder() (*resolve.Finder, error) {
+	platform, err := v1.ParsePlatform(o.platform)
+	if err != nil {
+		return nil, fmt.Errorf("--platform: %w", err)
+	}
+	f := &resolve.Finder{Offline: o.offline, Insecure: o.insecure, Platform: platform, Cache: resolve.Cache(o.cache)}
+	for _, path := range o.images {
+		s, err := resolve.OpenStore(path)
+		if err != nil {
+			return nil, fmt.Errorf("--images: %w", err)
+		}
+		f.Local = append(f.Local, s)
+	}
+	return f, nil
+}
+
+// result makes one policy. Images that are resolved already are in the input.
+func (o *genOptions) result(
+	ctx context.Context, f *resolve.Finder, in gen.Input, pinned map[string]string,
+) (*result, error) {
+	w := in.Workload
+	r := &result{Kind: w.Kind, Namespace: w.Namespace, Name: w.Name, Images: map[string]string{}}
+	for _, ref := range gen.References(w) {
+		if _, ok := in.Images[ref]; !ok {
+			img, err := f.Resolve(ctx, ref)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", w, err)
+			}
+			in.Images[ref], pinned[ref] = imageOf(img), img.Pinned()
+		}
+		r.Images[ref] = pinned[ref]
+	}
+	p, notes, err := gen.Policy(in)
+	if err != nil {
+		return nil, err
+	}
+	r.Policy, r.Notes = p, notes
+	if r.text, err = policy.Encode(p); err != nil {
+		return nil, fmt.Errorf("%s: %w", w, err)
+	}
+	return r, o.bind(r)
+}
+
+func imageOf(i resolve.Image) gen.Image {
+	out := gen.Image{
+		Manifest: i.Digest, Layers: i.Layers, Files: map[string][]policy.File{},
+		Config: predict.Image{
+			Entrypoint: i.Config.Entrypoint, Cmd: i.Config.Cmd, Env: i.Config.Env, User: i.Config.User,
+			WorkingDir: i.Config.WorkingDir, Passwd: i.Passwd, Group: i.Group,
+		},
+	}
+	for v, files := range i.Volumes {
+		out.Config.Volumes = append(out.Config.Volumes, v)
+		for _, f := range files {
+			out.Files[v] = append(out.Files[v], policy.File{Path: f.Path, SHA256: f.SHA256})
+		}
+	}
+	slices.Sort(out.Config.Volumes)
+	return out
+}
+
+// print writes the results in the form that was asked for.
+func (o *genOptions) print(cmd *cobra.Command, texts [][]byte, results []*result) error {
+	out := cmd.OutOrStdout()
+	if o.asJSON {
+		return show.JSON(out, map[string]any{"workloads": results})
+	}
+	if o.output == formManifest {
+		return o.writeManifests(out, texts, results)
+	}
+	if len(results) != 1 {
+		return fmt.Errorf("--output %s is for one workload, and there are %d: use --json or --output %s",
+			o.output, len(results), formManifest)
+	}
+	var err error
+	switch r := results[0]; o.output {
+	case formAnnotation:
+		_, err = fmt.Fprintln(out, r.Annotation)
+	case formInitdata:
+		_, err = out.Write(r.doc.Text)
+	case formPolicy:
+		_, err = fmt.Fprintf(out, "%s\n", r.text)
+	}
+	return err
+}
