@@ -29,8 +29,11 @@ func (v *verification) claims() attestation.Claims {
 		"earliest_expiration_date":     stamp(v.earliestEnd),
 		"fmspc":                        v.platform.fmspc.String(),
 	}
-	if v.verdict.hasModule {
-		details["tdx_module_tcb_status"] = string(v.verdict.module.Status)
+	if s, ok := v.moduleStatus["tcb_svn"]; ok {
+		details["tdx_module_tcb_status"] = string(s)
+	}
+	if s, ok := v.moduleStatus["tee_tcb_svn2"]; ok {
+		details["tdx_module_tcb_status_now"] = string(s)
 	}
 	if v.platform.instance != nil {
 		// Trustee takes the id from Intel's library as a little-endian number: the certificate's bytes from the last one.

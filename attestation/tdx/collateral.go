@@ -36,10 +36,10 @@ const (
 	rootCRL = "https://certificates.trustedservices.intel.com/IntelSGXRootCA.der"
 )
 
-// Request returns the documents that Verify needs for the evidence. The evidence is not verified yet: the names are
+// Requests returns the documents that Verify needs for the evidence. The evidence is not verified yet: the names are
 // made
 // of digits that a certificate in the quote states.
-func Request(e attestation.Evidence) ([]attestation.Request, error) {
+func Requests(e attestation.Evidence) ([]attestation.Request, error) {
 	q, err := Parse(e.Report)
 	if err != nil {
 		return nil, err

@@ -5,9 +5,12 @@ package tdx_test
 
 import (
 	"bytes"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/pem"
 	"math/big"
 	"net/url"
 	"slices"
@@ -133,19 +136,19 @@ func TestCollateralIsRefused(t *testing.T) {
 		{"15 components of SGX", func(d *tdxtest.Documents) {
 			tcb := levels(d.TCBInfo)[0].(map[string]any)["tcb"].(map[string]any)
 			tcb["sgxtcbcomponents"] = tcb["sgxtcbcomponents"].([]any)[1:]
-		}, attestation.CodeTCBStatus, "tcb_level"},
+		}, attestation.CodeTCBStatus, "tcb_svn"},
 		{"no components of TDX", func(d *tdxtest.Documents) {
 			delete(levels(d.TCBInfo)[0].(map[string]any)["tcb"].(map[string]any), "tdxtcbcomponents")
-		}, attestation.CodeTCBStatus, "tcb_level"},
+		}, attestation.CodeTCBStatus, "tcb_svn"},
 		{
 			"PCE too old", func(d *tdxtest.Documents) { d.TCBInfo["tcbLevels"] = []any{tdxtest.Level(5, 14, "UpToDate")} },
-			attestation.CodeTCBStatus, "tcb_level",
+			attestation.CodeTCBStatus, "tcb_svn",
 		},
 		{"SGX too old", func(d *tdxtest.Documents) {
 			l := tdxtest.Level(5, 13, "UpToDate")
 			l["tcb"].(map[string]any)["sgxtcbcomponents"].([]any)[15] = map[string]any{"svn": 6}
 			d.TCBInfo["tcbLevels"] = []any{l}
-		}, attestation.CodeTCBStatus, "tcb_level"},
+		}, attestation.CodeTCBStatus, "tcb_svn"},
 		{
 			"unknown status", func(d *tdxtest.Documents) { d.TCBInfo["tcbLevels"] = []any{tdxtest.Level(5, 13, "Fine")} },
 			attestation.CodeCollateralInvalid, "tcb_status",
@@ -211,6 +214,9 @@ func TestDocumentsAreRefused(t *testing.T) {
 		data := r.collateral.Documents[i].Data
 		r.collateral.Documents[i].Data = bytes.Replace(data, []byte(`"UpToDate"`), []byte(`"Uptodate"`), 1)
 		_, err := r.verify()
+		refused(t, err, attestation.CodeCollateralInvalid, string(r.collateral.Documents[i].Kind)+".signature")
+		r.collateral.Documents[i].Data = bytes.Replace(data, []byte(`"signature":"`), []byte(`"signature":"00","old":"`), 1)
+		_, err = r.verify()
 		refused(t, err, attestation.CodeCollateralInvalid, string(r.collateral.Documents[i].Kind)+".signature")
 		r.collateral.Documents[i].Data = bytes.Replace(data, []byte(member), []byte("content"), 1)
 		_, err = r.verify()
@@ -362,4 +368,69 @@ func TestSignersChainInOtherForms(t *testing.T) {
 	if _, err := r.verify(); err != nil {
 		t.Errorf("as a document: %v", err)
 	}
+}
+
+// A certificate that the right key has signed, in the name of another issuer.
+func TestIssuersNameIsCompared(t *testing.T) {
+	p := tdxtest.New(t, nil)
+	other := *p.CA.Cert
+	other.RawSubject, other.Subject.CommonName = nil, "Intel SGX PCK Other CA"
+	p.PCK = tdxtest.Issue(t, &tdxtest.Issuer{Key: p.CA.Key, Cert: &other}, "Intel SGX PCK Certificate", nil)
+	_, err := newRound(t, p, 0, nil, nil).verify()
+	refused(t, err, attestation.CodeChain, "pck_certificate")
+}
+
+// Keys that are not of ECDSA, in certificates that are right.
+func TestKeysOfOtherKindsAreRefused(t *testing.T) {
+	p := tdxtest.New(t, nil)
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certify := func(like *x509.Certificate, by tdxtest.Issuer) *x509.Certificate {
+		der, err := x509.CreateCertificate(rand.Reader, like, by.Cert, key.Public(), by.Key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	like := *p.PCK.Cert
+	like.ExtraExtensions = []pkix.Extension{like.Extensions[len(like.Extensions)-1]}
+	chain := tdxtest.PEM(certify(&like, p.CA), p.CA.Cert, p.Root.Cert)
+	_, err = newRound(t, p, 0, func(q *tdxtest.Parts) { q.Chain = chain }, nil).verify()
+	refused(t, err, attestation.CodeUnsupported, "pck_certificate[0].key")
+	_, err = newRound(t, p, 0, nil, func(d *tdxtest.Documents) {
+		d.SignerChain = tdxtest.PEM(certify(p.Signer.Cert, p.Root), p.Root.Cert)
+	}).verify()
+	refused(t, err, attestation.CodeUnsupported, "tdx-tcb-info.signer")
+	root := *p.Root.Cert
+	chain = tdxtest.PEM(p.PCK.Cert, p.CA.Cert, certify(&root, p.Root))
+	_, err = newRound(t, p, 0, func(q *tdxtest.Parts) { q.Chain = chain }, nil).verify()
+	refused(t, err, attestation.CodeChain, "pck_certificate")
+}
+
+// Documents are bounded, though they are right.
+func TestLongDocumentsAreRefused(t *testing.T) {
+	p := tdxtest.New(t, nil)
+	for i, field := range []string{"tdx-tcb-info", "tdx-qe-identity", "intel-pck-crl"} {
+		r := newRound(t, p, 0, nil, nil)
+		d := &r.collateral.Documents[i]
+		if i == 2 {
+			d.Data = pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: d.Data})
+			if _, err := r.verify(); err != nil {
+				t.Fatalf("a list in PEM: %v", err)
+			}
+		}
+		d.Data = append(d.Data, bytes.Repeat([]byte("\n"), 4<<20)...)
+		_, err := r.verify()
+		refused(t, err, attestation.CodeCollateralInvalid, field)
+	}
+	r := newRound(t, p, 0, nil, nil)
+	r.collateral.Documents[0].Chain = append(r.collateral.Documents[0].Chain, bytes.Repeat([]byte("\n"), 64<<10)...)
+	_, err := r.verify()
+	refused(t, err, attestation.CodeCollateralInvalid, "tdx-tcb-info.signer")
 }

@@ -15,7 +15,7 @@
 // computed
 // again, and the claims say of each event whether its digest covers its data.
 //
-// The package reads no file and no clock. Request names the documents that a quote needs, package collateral fetches
+// The package reads no file and no clock. Requests names the documents that a quote needs, package collateral fetches
 // them.
 //
 // Sources: Intel TDX DCAP Quoting Library API (quote formats 4 and 5), Intel SGX PCK Certificate and Certificate

@@ -102,7 +102,10 @@ func TestEventLogsAreRefused(t *testing.T) {
 			"event_log[0]",
 		},
 		{"no log", []byte("no log"), attestation.CodeMalformed, "event_log"},
-		{"too long", make([]byte, 4<<20+1), attestation.CodeMalformed, "event_log"},
+		{
+			"too long", append(tdxtest.EventLog(events...), bytes.Repeat([]byte{0xff}, 4<<20)...), attestation.CodeMalformed,
+			"event_log",
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			r := withLog(t, events...)

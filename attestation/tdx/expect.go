@@ -18,7 +18,8 @@ type Expectations struct {
 
 	// AllowDebug accepts TDs whose memory the host can read.
 	AllowDebug bool
-	// AllowMigration accepts TDs that the host can move to another machine.
+	// AllowMigration accepts TDs that the host can move to another machine, and those that are bound to a service TD. A
+	// service TD that Fields name is accepted without it.
 	AllowMigration bool
 	// Attributes and XFAM compare bits of the TD's attributes and of its extended features.
 	Attributes Bits

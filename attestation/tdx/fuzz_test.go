@@ -32,7 +32,7 @@ func FuzzQuote(f *testing.F) {
 	c := p.Collateral(f, nil)
 	f.Fuzz(func(t *testing.T, quote []byte) {
 		e := attestation.Evidence{Type: attestation.TDX, Report: quote}
-		_, err := tdx.Request(e)
+		_, err := tdx.Requests(e)
 		mustFail(t, err)
 		_, err = tdx.Verify(e, c, p.Expectations())
 		mustFail(t, err)

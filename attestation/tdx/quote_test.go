@@ -94,6 +94,18 @@ func TestQuotesAreRefused(t *testing.T) {
 		},
 		{"no PEM", 0, func(q *tdxtest.Parts) { q.Chain = []byte("none") }, attestation.CodeMalformed, "pck_certificate"},
 		{
+			"a certificate too few", 0, func(q *tdxtest.Parts) { q.Chain = tdxtest.PEM(p.PCK.Cert, p.CA.Cert) },
+			attestation.CodeChain, "pck_certificate",
+		},
+		{
+			"nine certificates", 0, func(q *tdxtest.Parts) { q.Chain = bytes.Repeat(q.Chain, 3) }, attestation.CodeMalformed,
+			"pck_certificate",
+		},
+		{
+			"certificates in 64 KiB", 0, func(q *tdxtest.Parts) { q.Chain = append(q.Chain, make([]byte, 60<<10)...) },
+			attestation.CodeMalformed, "quote",
+		},
+		{
 			"a certificate too many", 0, func(q *tdxtest.Parts) { q.Chain = append(q.Chain, q.Chain...) },
 			attestation.CodeChain, "pck_certificate",
 		},
@@ -144,7 +156,7 @@ func TestQuotesAreRefused(t *testing.T) {
 		},
 		{
 			"unknown module", 0, func(q *tdxtest.Parts) { q.Body[tdxtest.TCBSVN+1] = 9 }, attestation.CodeTDXModule,
-			"tdx_module.version",
+			"tcb_svn.module",
 		},
 		{
 			"module of another signer", 0, func(q *tdxtest.Parts) { q.Body[tdxtest.MRSignerSeam] = 1 },
@@ -161,7 +173,7 @@ func TestQuotesAreRefused(t *testing.T) {
 		{"old module", 0, func(q *tdxtest.Parts) { q.Body[tdxtest.TCBSVN] = 5 }, attestation.CodeTCBStatus, "tcb_status"},
 		{
 			"module older than Intel's list", 0, func(q *tdxtest.Parts) { q.Body[tdxtest.TCBSVN] = 3 },
-			attestation.CodeTCBStatus, "tdx_module.isvsvn",
+			attestation.CodeTCBStatus, "tcb_svn.module",
 		},
 		{
 			"old microcode of TDX", 0, func(q *tdxtest.Parts) { q.Body[tdxtest.TCBSVN+2] = 4 }, attestation.CodeTCBStatus,
@@ -169,9 +181,33 @@ func TestQuotesAreRefused(t *testing.T) {
 		},
 		{
 			"platform older than Intel's list", 0, func(q *tdxtest.Parts) { q.Body[tdxtest.TCBSVN+2] = 1 },
-			attestation.CodeTCBStatus, "tcb_level",
+			attestation.CodeTCBStatus, "tcb_svn",
 		},
 		{"revoked level", 0, func(q *tdxtest.Parts) { q.Body[tdxtest.TCBSVN+2] = 2 }, attestation.CodeRevoked, "tcb_status"},
+		{
+			"module of now unknown", tdx.TD15, func(q *tdxtest.Parts) { q.Body[tdxtest.TCBSVN2+1] = 9 },
+			attestation.CodeTDXModule, "tee_tcb_svn2.module",
+		},
+		{
+			"module of now older than Intel's list", tdx.TD15Ext, func(q *tdxtest.Parts) { q.Body[tdxtest.TCBSVN2] = 3 },
+			attestation.CodeTCBStatus, "tee_tcb_svn2.module",
+		},
+		{
+			"old module now", tdx.TD15, func(q *tdxtest.Parts) { q.Body[tdxtest.TCBSVN2] = 5 }, attestation.CodeTCBStatus,
+			"tcb_status",
+		},
+		{
+			"old microcode now", tdx.TD15, func(q *tdxtest.Parts) { q.Body[tdxtest.TCBSVN2+2] = 3 }, attestation.CodeTCBStatus,
+			"tcb_status",
+		},
+		{
+			"microcode now older than Intel's list", tdx.TD15, func(q *tdxtest.Parts) { q.Body[tdxtest.TCBSVN2+2] = 1 },
+			attestation.CodeTCBStatus, "tee_tcb_svn2",
+		},
+		{
+			"service TD", tdx.TD15, func(q *tdxtest.Parts) { q.Body[tdxtest.MRServiceTD] = 1 }, attestation.CodeMigration,
+			"mr_servicetd",
+		},
 		{"debug", 0, func(q *tdxtest.Parts) { q.Body[tdxtest.Attributes] = 1 }, attestation.CodeDebug, "td_attributes"},
 		{
 			"another untrusted bit", 0, func(q *tdxtest.Parts) { q.Body[tdxtest.Attributes] = 0x80 }, attestation.CodeDebug,
@@ -232,7 +268,7 @@ func TestFlippedBits(t *testing.T) {
 		t.Fatal(err)
 	}
 	quote := r.evidence.Report
-	signed := 54 + 885 + 4 + 64 + 64 + 6 + 384 + 64 + 2 + len("auth") + 6
+	signed := 54 + 885 + 4 + 64 + 64 + 6 + 384 + 64 + 2 + 32 + 6
 	for i := range quote {
 		step := 1
 		if i >= signed {

@@ -59,24 +59,13 @@ func (f flaws) or(g flaws) flaws {
 	return flaws{f.old || g.old, f.configuration || g.configuration, f.software || g.software, f.revoked || g.revoked}
 }
 
-// verdict is what the levels of platform, module and quoting enclave say together.
-type verdict struct {
-	platform, module, qe level
-	hasModule            bool
-}
-
-// levels returns the levels that count.
-func (v verdict) levels() []level {
-	if v.hasModule {
-		return []level{v.platform, v.module, v.qe}
-	}
-	return []level{v.platform, v.qe}
-}
+// verdict are the levels of platform, module and quoting enclave, which count together.
+type verdict []level
 
 // status is the worst of all levels.
 func (v verdict) status() Status {
 	var f flaws
-	for _, l := range v.levels() {
+	for _, l := range v {
 		f = f.or(statusFlaws[l.Status])
 	}
 	return f.status()
@@ -85,7 +74,7 @@ func (v verdict) status() Status {
 // date is the oldest of all levels.
 func (v verdict) date() time.Time {
 	var d time.Time
-	for _, l := range v.levels() {
+	for _, l := range v {
 		d = earlier(d, l.Date)
 	}
 	return d
@@ -94,14 +83,14 @@ func (v verdict) date() time.Time {
 // advisories are those of all levels, sorted.
 func (v verdict) advisories() []string {
 	all := []string{}
-	for _, l := range v.levels() {
+	for _, l := range v {
 		all = append(all, l.Advisories...)
 	}
 	slices.Sort(all)
 	return slices.Compact(all)
 }
 
-// moduleVersion and moduleLevel are the bytes of the TEE TCB SVN that describe the module. From version 1 on, they are
+// moduleVersion and moduleLevel are the bytes of a TEE TCB SVN that describe the module. From version 1 on, they are
 // compared with the module's own levels and not with the platform's.
 func moduleVersion(svn [16]byte) byte { return svn[1] }
 func moduleLevel(svn [16]byte) int    { return int(svn[0]) }

@@ -4,6 +4,7 @@
 package tdx
 
 import (
+	"bytes"
 	"fmt"
 	"maps"
 	"slices"
@@ -35,11 +36,26 @@ func (v *verification) checkAttributes() error {
 		if err := v.bits(attestation.CodeMigration, "td_attributes", attributes, Bits{Mask: attrMigratable}); err != nil {
 			return err
 		}
+		if err := v.checkServiceTD(); err != nil {
+			return err
+		}
 	}
 	if err := v.bits(attestation.CodeTDAttributes, "td_attributes", attributes, v.want.Attributes); err != nil {
 		return err
 	}
 	return v.bits(attestation.CodeTDAttributes, "xfam", v.quote.Body.XFAM, v.want.XFAM)
+}
+
+// checkServiceTD refuses TDs that are bound to a service TD, such as one for migration, unless the caller names it.
+func (v *verification) checkServiceTD() error {
+	m := v.quote.Body.Module15
+	if m == nil || v.want.Fields["mr_servicetd"] != nil {
+		return nil
+	}
+	none := bytes.Equal(m.MRServiceTD, make([]byte, len(m.MRServiceTD)))
+	return v.trail.Check(none, attestation.Check{
+		Code: attestation.CodeMigration, Field: "mr_servicetd", Expected: "zeros: no service TD", Got: m.MRServiceTD.String(),
+	})
 }
 
 func (v *verification) bits(code attestation.Code, field string, got uint64, want Bits) error {

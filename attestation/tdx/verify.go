@@ -32,7 +32,9 @@ type verification struct {
 	rootCRL  *x509.RevocationList
 	info     tcbInfo
 	verdict  verdict
-	events   []any
+	// moduleStatus are the statuses of the module at the launch and now, by the names of their SVNs.
+	moduleStatus map[string]Status
+	events       []any
 
 	expired     bool      // a document was used after its end
 	earliestEnd time.Time // of all documents and certificates
@@ -40,7 +42,7 @@ type verification struct {
 
 // Verify returns what the evidence proves, or the first check that does not hold as an *attestation.Failure.
 func Verify(e attestation.Evidence, c attestation.Collateral, want Expectations) (*attestation.Claims, error) {
-	v := &verification{evidence: e, collateral: c, want: want}
+	v := &verification{evidence: e, collateral: c, want: want, moduleStatus: map[string]Status{}}
 	for _, step := range []func() error{
 		v.inputs, v.checkPlatform, v.checkSignatures, v.checkTCBInfo, v.checkQE, v.checkModule, v.checkStatus,
 		v.checkAttributes, v.checkExpectations, v.checkEventLog,
@@ -98,7 +100,7 @@ func (v *verification) checkPlatform() error {
 func (v *verification) checkSignatures() error {
 	q := v.quote
 	pck, ok := v.pck.PublicKey.(*ecdsa.PublicKey)
-	if !ok { // checkChain has seen it
+	if !ok {
 		return unsupported("pck_certificate[0].key", "a key of ECDSA", v.pck.PublicKeyAlgorithm)
 	}
 	err := verifyRaw(pck, q.qeSigned, q.qeSig)
@@ -170,12 +172,27 @@ func (v *verification) readTCBInfo() error {
 	if err := v.evaluation(field, i.Evaluation); err != nil {
 		return err
 	}
-	l, err := platformLevel(i.Levels, v.platform, v.quote.Body.TCBSVN)
-	if err != nil {
-		return attestation.Fail(attestation.CodeTCBStatus, "tcb_level", "a level of Intel's list that the platform reaches",
-			"SGX "+hex.EncodeToString(v.platform.svn[:])+", TDX "+hex.EncodeToString(v.quote.Body.TCBSVN[:]), err)
+	return v.eachSVN(func(name string, svn [16]byte) error {
+		l, err := platformLevel(i.Levels, v.platform, svn)
+		if err != nil {
+			return attestation.Fail(attestation.CodeTCBStatus, name, "a level of Intel's list that the platform reaches",
+				fmt.Sprintf("%x, SGX %x, PCE %d", svn, v.platform.svn, v.platform.pceSVN), err)
+		}
+		v.verdict = append(v.verdict, l)
+		return nil
+	})
+}
+
+// eachSVN calls f for the TCB under which the TD was launched, and for that under which it runs now: the host may
+// update
+// the module below a TD, and what an old module let happen stays.
+func (v *verification) eachSVN(f func(name string, svn [16]byte) error) error {
+	if err := f("tcb_svn", v.quote.Body.TCBSVN); err != nil {
+		return err
 	}
-	v.verdict.platform = l
+	if m := v.quote.Body.Module15; m != nil {
+		return f("tee_tcb_svn2", m.TCBSVN2)
+	}
 	return nil
 }
 
@@ -202,7 +219,7 @@ func (v *verification) checkDocument(k attestation.Kind, s *signedDocument, issu
 		return err
 	}
 	key, ok := certs[0].PublicKey.(*ecdsa.PublicKey)
-	if !ok { // checkChain has seen it
+	if !ok {
 		return unsupported(field+".signer", "a key of ECDSA", certs[0].PublicKeyAlgorithm)
 	}
 	if err := verifyRaw(key, s.signed, s.signature); err != nil {
@@ -255,11 +272,12 @@ func (v *verification) checkQE() error {
 			return err
 		}
 	}
-	v.verdict.qe, err = svnLevel(id.Levels, int(qe.svn))
+	l, err := svnLevel(id.Levels, int(qe.svn))
 	if err != nil {
 		return attestation.Fail(attestation.CodeTCBStatus, "qe_report.isvsvn", "a level of the quoting enclave's identity",
 			fmt.Sprint(qe.svn), err)
 	}
+	v.verdict = append(v.verdict, l)
 	return nil
 }
 
@@ -280,35 +298,58 @@ func (v *verification) identical(code attestation.Code, field string, want, mask
 	return v.trail.Check(bytes.Equal(masked, want), c)
 }
 
-// checkModule compares the TDX module's measurements with the identity of its version.
+// checkModule compares the TDX module's measurements with the identity of its version, and looks for its level.
 func (v *verification) checkModule() error {
 	b := v.quote.Body
-	version := moduleVersion(b.TCBSVN)
 	id := v.info.Module
-	if version > 0 {
-		name := fmt.Sprintf("TDX_%02x", version)
-		i := slices.IndexFunc(v.info.Modules, func(m moduleIdentity) bool { return strings.EqualFold(m.ID, name) })
-		if i < 0 {
-			return attestation.Fail(attestation.CodeTDXModule, "tdx_module.version", "a version in Intel's TCB info", name, nil)
+	if moduleVersion(b.TCBSVN) > 0 {
+		var err error
+		if id, err = v.findModule("tcb_svn", b.TCBSVN); err != nil {
+			return err
 		}
-		id = v.info.Modules[i]
-		l, err := svnLevel(id.Levels, moduleLevel(b.TCBSVN))
-		if err != nil {
-			return attestation.Fail(attestation.CodeTCBStatus, "tdx_module.isvsvn", "a level of "+name,
-				fmt.Sprint(moduleLevel(b.TCBSVN)), err)
-		}
-		v.verdict.module, v.verdict.hasModule = l, true
 	}
 	if err := v.identical(attestation.CodeTDXModule, "mrsigner_seam", id.MRSigner, nil, b.MRSignerSeam); err != nil {
 		return err
 	}
 	attributes := binary.LittleEndian.AppendUint64(nil, b.SeamAttributes) // Intel's document has the bytes of the quote
-	return v.identical(attestation.CodeTDXModule, "seam_attributes", id.Attributes, id.AttributesMask, attributes)
+	if err := v.identical(
+		attestation.CodeTDXModule, "seam_attributes", id.Attributes, id.AttributesMask, attributes,
+	); err != nil {
+		return err
+	}
+	return v.eachSVN(func(name string, svn [16]byte) error {
+		if moduleVersion(svn) == 0 {
+			return nil // the platform's level covers it
+		}
+		id, err := v.findModule(name, svn)
+		if err != nil {
+			return err
+		}
+		l, err := svnLevel(id.Levels, moduleLevel(svn))
+		if err != nil {
+			return attestation.Fail(attestation.CodeTCBStatus, name+".module", "a level of "+id.ID,
+				fmt.Sprint(moduleLevel(svn)), err)
+		}
+		v.verdict = append(v.verdict, l)
+		v.moduleStatus[name] = l.Status
+		return nil
+	})
+}
+
+// findModule returns the identity of the module's version.
+func (v *verification) findModule(field string, svn [16]byte) (moduleIdentity, error) {
+	name := fmt.Sprintf("TDX_%02x", moduleVersion(svn))
+	i := slices.IndexFunc(v.info.Modules, func(m moduleIdentity) bool { return strings.EqualFold(m.ID, name) })
+	if i < 0 {
+		return moduleIdentity{}, attestation.Fail(attestation.CodeTDXModule, field+".module",
+			"a version in Intel's TCB info", name, nil)
+	}
+	return v.info.Modules[i], nil
 }
 
 // checkStatus judges the levels of platform, module and quoting enclave together.
 func (v *verification) checkStatus() error {
-	for _, l := range v.verdict.levels() {
+	for _, l := range v.verdict {
 		if !l.Status.Known() {
 			return attestation.Fail(attestation.CodeCollateralInvalid, "tcb_status", "a status of Intel's service",
 				fmt.Sprintf("%q", l.Status), nil)

@@ -226,7 +226,7 @@ func TestModulesLevelsAreNotThePlatforms(t *testing.T) {
 		t.Error(err)
 	}
 	_, err := newRound(t, p, 0, func(q *tdxtest.Parts) { q.Body[tdxtest.TCBSVN+1] = 0 }, edit).verify()
-	refused(t, err, attestation.CodeTCBStatus, "tcb_level")
+	refused(t, err, attestation.CodeTCBStatus, "tcb_svn")
 	c, err := newRound(t, p, 0, func(q *tdxtest.Parts) { copy(q.Body[tdxtest.TCBSVN:], []byte{9, 0}) }, edit).verify()
 	if err != nil || c.Details["tdx_module_tcb_status"] != nil {
 		t.Errorf("a module 1.0: %v, %v", c, err)
@@ -285,7 +285,7 @@ func TestClaimsAreJSON(t *testing.T) {
 
 func TestRequestNamesTheDocuments(t *testing.T) {
 	p := tdxtest.New(t, nil)
-	got, err := tdx.Request(attestation.Evidence{Type: attestation.TDX, Report: p.Quote(t, tdx.TD15, nil)})
+	got, err := tdx.Requests(attestation.Evidence{Type: attestation.TDX, Report: p.Quote(t, tdx.TD15, nil)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -308,7 +308,27 @@ func TestRequestNamesTheDocuments(t *testing.T) {
 	}, urls); diff != "" {
 		t.Error(diff)
 	}
-	if _, err := tdx.Request(attestation.Evidence{Type: attestation.TDX, Report: []byte("no quote")}); err == nil {
+	if _, err := tdx.Requests(attestation.Evidence{Type: attestation.TDX, Report: []byte("no quote")}); err == nil {
 		t.Error("Request reads bytes that are no quote")
+	}
+}
+
+// A TD that is bound to a service TD passes when the caller names that one, or accepts migration.
+func TestServiceTDsOnlyWhenSaid(t *testing.T) {
+	service := bytes.Repeat([]byte{7}, 48)
+	r := newRound(t, tdxtest.New(t, nil), tdx.TD15,
+		func(q *tdxtest.Parts) { copy(q.Body[tdxtest.MRServiceTD:], service) }, nil)
+	_, err := r.verify()
+	refused(t, err, attestation.CodeMigration, "mr_servicetd")
+	r.want.Fields = map[string][][]byte{"mr_servicetd": {service}}
+	if _, err := r.verify(); err != nil {
+		t.Error(err)
+	}
+	r.want.Fields = map[string][][]byte{"mr_servicetd": {make([]byte, 48)}}
+	_, err = r.verify()
+	refused(t, err, attestation.CodeTDField, "mr_servicetd")
+	r.want.Fields, r.want.AllowMigration = nil, true
+	if _, err := r.verify(); err != nil {
+		t.Error(err)
 	}
 }

@@ -106,7 +106,7 @@ func TestEventLogs(t *testing.T) {
 		})
 	}
 	r := newRound(t, tpmtest.NewECC(t), nil)
-	r.evidence.EventLog = make([]byte, 4<<20+1)
+	r.evidence.EventLog = append(eventLog(), make([]byte, 4<<20)...)
 	_, err := r.verify()
 	refused(t, err, attestation.CodeMalformed, "event_log")
 }

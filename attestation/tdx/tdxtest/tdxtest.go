@@ -57,14 +57,11 @@ type CertEdit func(subject string, c *x509.Certificate)
 // New makes a platform. The edit may be nil.
 func New(t testing.TB, edit CertEdit) *Platform {
 	t.Helper()
-	if edit == nil {
-		edit = func(string, *x509.Certificate) {}
-	}
 	p := &Platform{attestationKey: newKey(t)}
-	p.Root = issue(t, nil, "Intel SGX Root CA", edit)
-	p.CA = issue(t, &p.Root, "Intel SGX PCK Platform CA", edit)
-	p.Signer = issue(t, &p.Root, "Intel SGX TCB Signing", edit)
-	p.PCK = issue(t, &p.CA, "Intel SGX PCK Certificate", edit)
+	p.Root = Issue(t, nil, "Intel SGX Root CA", edit)
+	p.CA = Issue(t, &p.Root, "Intel SGX PCK Platform CA", edit)
+	p.Signer = Issue(t, &p.Root, "Intel SGX TCB Signing", edit)
+	p.PCK = Issue(t, &p.CA, "Intel SGX PCK Certificate", edit)
 	return p
 }
 
@@ -79,7 +76,8 @@ func newKey(t testing.TB) *ecdsa.PrivateKey {
 
 var serial int64 = 100
 
-func issue(t testing.TB, parent *Issuer, subject string, edit CertEdit) Issuer {
+// Issue makes a key and has the parent certify it; without a parent it certifies itself. The edit may be nil.
+func Issue(t testing.TB, parent *Issuer, subject string, edit CertEdit) Issuer {
 	t.Helper()
 	serial++
 	c := &x509.Certificate{
@@ -94,7 +92,9 @@ func issue(t testing.TB, parent *Issuer, subject string, edit CertEdit) Issuer {
 	case "Intel SGX PCK Certificate":
 		c.ExtraExtensions = []pkix.Extension{{Id: oid(), Value: SGXExtension(t, nil)}}
 	}
-	edit(subject, c)
+	if edit != nil {
+		edit(subject, c)
+	}
 	i := Issuer{Key: newKey(t)}
 	from, by := c, i.Key
 	if parent != nil {
@@ -141,7 +141,7 @@ func SGXExtension(t testing.TB, edit func(members, tcb *[]Member)) []byte {
 	for i := range 16 {
 		tcb = append(tcb, Member{oid(2, i+1), 5})
 	}
-	tcb = append(tcb, Member{oid(2, 17), 13}, Member{oid(2, 18), make([]byte, 16)})
+	tcb = append(tcb, Member{oid(2, 17), 13}, Member{oid(2, 18), bytes.Repeat([]byte{5}, 16)})
 	members := []Member{
 		{oid(1), make([]byte, 16)},
 		{oid(3), []byte{0, 0}},
@@ -209,7 +209,7 @@ func (p *Platform) Quote(t testing.TB, bodyType tdx.BodyType, edit func(*Parts))
 	t.Helper()
 	parts := &Parts{
 		Header: make([]byte, 48), Type: uint16(bodyType), Body: make([]byte, 584), QEReport: make([]byte, 384),
-		QEAuth: []byte("auth"),
+		QEAuth: make([]byte, 32),
 		Bind:   true, QuoteCert: 6, QECert: 5, Chain: PEM(p.PCK.Cert, p.CA.Cert, p.Root.Cert),
 	}
 	le := binary.LittleEndian
@@ -234,6 +234,10 @@ func (p *Platform) Quote(t testing.TB, bodyType tdx.BodyType, edit func(*Parts))
 		parts.Body[MRTD+i] = byte((MRTD + i) * 7)
 	}
 	copy(parts.Body[TCBSVN:], []byte{6, 1, 5, 5})
+	if len(parts.Body) > TCBSVN2 {
+		copy(parts.Body[TCBSVN2:], []byte{6, 1, 5, 5, 15: 0})
+		copy(parts.Body[MRServiceTD:], make([]byte, 48))
+	}
 	copy(parts.Body[MRSeam:], bytes.Repeat([]byte{0x5e}, 48))
 	le.PutUint64(parts.Body[Attributes:], 1<<28)
 	le.PutUint64(parts.Body[XFAM:], 0x602e7)
@@ -318,18 +322,21 @@ func Level(svn, pcesvn int, status string, advisories ...string) map[string]any 
 		tee[i] = map[string]any{"svn": 0}
 	}
 	tee[2] = map[string]any{"svn": svn}
-	return map[string]any{
-		"tcb":     map[string]any{"sgxtcbcomponents": components, "pcesvn": pcesvn, "tdxtcbcomponents": tee},
-		"tcbDate": "2026-01-01T00:00:00Z", "tcbStatus": status, "advisoryIDs": advisories,
+	tcb := map[string]any{"sgxtcbcomponents": components, "pcesvn": pcesvn, "tdxtcbcomponents": tee}
+	return level(tcb, "2026-01-01T00:00:00Z", status, advisories)
+}
+
+func level(tcb map[string]any, date, status string, advisories []string) map[string]any {
+	l := map[string]any{"tcb": tcb, "tcbDate": date, "tcbStatus": status}
+	if len(advisories) > 0 {
+		l["advisoryIDs"] = advisories
 	}
+	return l
 }
 
 // ModuleLevel returns one level of a module or an enclave.
 func ModuleLevel(svn int, status string, advisories ...string) map[string]any {
-	return map[string]any{
-		"tcb": map[string]any{"isvsvn": svn}, "tcbDate": "2026-02-01T00:00:00Z", "tcbStatus": status,
-		"advisoryIDs": advisories,
-	}
+	return level(map[string]any{"isvsvn": svn}, "2026-02-01T00:00:00Z", status, advisories)
 }
 
 // Collateral returns the documents on the platform. The edit may be nil.
