@@ -109,7 +109,7 @@ func (s *server) one(conn io.Writer, req *http.Request, body []byte, files []*os
 	entry.Status = a.status
 	s.note(req, entry, text)
 	_, err := fmt.Fprint(conn, message(a.status, text))
-	if call == "vmm.shutdown" && a.status == http.StatusNoContent && !s.config.StayOnQuit {
+	if call == "vmm.shutdown" && a.status == http.StatusOK && !s.config.StayOnQuit {
 		s.vmm.quit()
 	}
 	return err == nil
