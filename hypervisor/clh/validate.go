@@ -21,7 +21,7 @@ const (
 	maxMemoryMiB = 1 << 30
 	maxCmdline   = 2047 // COMMAND_LINE_SIZE of x86 Linux, without the NUL
 	maxUnixPath  = 107  // sun_path without its NUL
-	minMTU       = 1280 // what Cloud Hypervisor takes
+	minMTU       = 68   // of virtio-net (virtio 1.2, 5.1.4)
 	// Slots of the one PCI bus: 32, less the host bridge, the random number generator, the vsock device and the
 	// device by which a guest reports its panic.
 	maxDevices = 32 - 4

@@ -118,7 +118,8 @@ func diskConfig(b hypervisor.Block, path string) clhapi.DiskConfig {
 	}
 }
 
-// netConfig describes an interface whose taps are passed beside the request.
+// netConfig describes an interface whose taps are passed beside the request. The VMM offers the guest the MTU that the
+// tap has. It is not named here: the VMM would set it on the tap, for which it has no privilege.
 func netConfig(n hypervisor.NIC) clhapi.NetConfig {
-	return clhapi.NetConfig{Id: nicName(n.ID), Mac: n.MAC, Mtu: n.MTU, NumQueues: 2 * len(n.Tap)}
+	return clhapi.NetConfig{Id: nicName(n.ID), Mac: n.MAC, NumQueues: 2 * len(n.Tap)}
 }

@@ -116,7 +116,7 @@ func TestValidateSaysWhyNot(t *testing.T) {
 		{"no tap", func(s *hypervisor.VMSpec) { s.NICs[0].Tap = nil }, "no tap"},
 		{"queues", func(s *hypervisor.VMSpec) { s.CPU.Count = 1 }, "2 pairs of queues for 1 vCPUs"},
 		{"files of the host", func(s *hypervisor.VMSpec) { s.HostFiles = &hypervisor.HostFiles{} }, "use QEMU"},
-		{"mtu", func(s *hypervisor.VMSpec) { s.NICs[0].MTU = 576 }, "MTU 576"},
+		{"mtu", func(s *hypervisor.VMSpec) { s.NICs[0].MTU = 67 }, "MTU 67"},
 		{"settings of SNP", func(s *hypervisor.VMSpec) { s.SNP = &hypervisor.SNP{} }, "set the platform"},
 		{"tdx", func(s *hypervisor.VMSpec) { s.TEE = hypervisor.TEETDX }, "a KVM interface that Linux never got"},
 		{"unknown TEE", func(s *hypervisor.VMSpec) { s.TEE = "cca" }, `unknown TEE "cca"`},

@@ -204,9 +204,9 @@ func blocks(t *testing.T, vm hypervisor.VM) {
 	}
 }
 
-// tap makes a tap, which is gone when it is closed. A VMM asks its descriptor for the kernel's features of
+// Tap makes a tap, which is gone when it is closed. A VMM asks its descriptor for the kernel's features of
 // taps, so a file of another kind will not do.
-func tap(t *testing.T) *os.File {
+func Tap(t *testing.T) *os.File {
 	t.Helper()
 	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR|unix.O_NONBLOCK, 0)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {
@@ -234,7 +234,7 @@ func nics(t *testing.T, vm hypervisor.VM) {
 	if !ok {
 		t.Skip("not a NICPlugger")
 	}
-	n := hypervisor.NIC{ID: "eth9", MAC: "02:00:00:00:00:09", Tap: []*os.File{tap(t)}, MTU: 1500}
+	n := hypervisor.NIC{ID: "eth9", MAC: "02:00:00:00:00:09", Tap: []*os.File{Tap(t)}, MTU: 1500}
 	path, err := p.PlugNIC(t.Context(), n)
 	if err != nil || path == "" {
 		t.Fatalf("PlugNIC() = %q, %v", path, err)

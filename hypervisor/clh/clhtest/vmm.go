@@ -262,6 +262,9 @@ func (v *vmm) problem(c *clhapi.VmConfig) (string, class) {
 		if n.Mtu != 0 && n.Mtu < minMTU {
 			return fmt.Sprintf("Invalid MTU %d: at least %d is needed", n.Mtu, minMTU), malformed
 		}
+		if n.Mtu != 0 && !has(unix.CAP_NET_ADMIN) { // the real one tells when it makes the device
+			return fmt.Sprintf("Using existing tap: ioctl (%d) failed: %v", unix.SIOCSIFMTU, unix.EPERM), internal
+		}
 	}
 	for _, id := range all {
 		if ids[id] {
@@ -283,6 +286,13 @@ func (v *vmm) problem(c *clhapi.VmConfig) (string, class) {
 		return "Maximum number of vCPUs lower than the number at boot", malformed
 	}
 	return "", internal
+}
+
+// has tells whether the process has one of the first 32 capabilities.
+func has(capability int) bool {
+	var data [2]unix.CapUserData
+	err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &data[0])
+	return err == nil && data[0].Effective&(1<<capability) != 0
 }
 
 // open opens a file as the VMM would, and remembers which it was.
