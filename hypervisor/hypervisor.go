@@ -144,7 +144,7 @@ type NIC struct {
 	ID  string
 	MAC string     // never measured
 	Tap []*os.File // one descriptor per queue, opened with IFF_VNET_HDR
-	MTU int
+	MTU int        // the tap has it already
 }
 
 // Process is the forked but not yet executed VMM process: it already lives in the pod's
@@ -177,6 +177,8 @@ type Emptier interface {
 type Placer interface {
 	// Places is the directory where they appear to the process; "": there is no need, it sees what the host has.
 	Places() string
+	// User is the uid and gid of the process, which must own the files that it writes to by name.
+	User() uint32
 	// Place shows a file under a name, and returns the process's path of it, until Displace.
 	Place(file *os.File, name string, readOnly bool) (string, error)
 	Displace(name string) error

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
-	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/clh/clhtest"
@@ -130,7 +129,7 @@ func (h *harness) launch(t testing.TB, spec hypervisor.VMSpec) (*machine, error)
 // jailed are the options of a process as package virtcontainers/host launches it.
 func jailed(dir string, kept ...string) launch.Options {
 	return launch.Options{Jail: &jail.Options{
-		User: testUser, Capabilities: []int{unix.CAP_DAC_OVERRIDE}, Disks: true, Devices: []string{"/dev/kvm"},
+		User: testUser, Disks: true, Devices: []string{"/dev/kvm"},
 		Kept: append(kept, dir),
 	}}
 }

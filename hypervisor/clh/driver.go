@@ -121,6 +121,11 @@ func (d *Driver) launch(ctx context.Context, spec hypervisor.VMSpec, proc hyperv
 	if err != nil {
 		return nil, fmt.Errorf("launch VM %s: %w", spec.ID, err)
 	}
+	// It makes the socket of its vsock device in dir, and opens the FIFO.
+	if err := errors.Join(par.give(dir), par.give(filepath.Join(dir, consoleFIFO))); err != nil {
+		ends.close()
+		return nil, fmt.Errorf("launch VM %s: %w", spec.ID, err)
+	}
 	var u undo.Stack // closes files of which the VMM has duplicates
 	defer func() {
 		if uerr := u.Run(ctx); uerr != nil {
@@ -216,6 +221,9 @@ func confine(blocks []hypervisor.Block, par Params, u *undo.Stack) ([]hypervisor
 			return nil, fmt.Errorf("block device %s: %w", b.ID, err)
 		}
 		u.Push("close the copy of block device "+b.ID, func(context.Context) error { return f.Close() })
+		if err := par.give(fmt.Sprintf("/proc/self/fd/%d", f.Fd())); err != nil {
+			return nil, fmt.Errorf("block device %s: %w", b.ID, err)
+		}
 		if _, err := io.Copy(f, io.NewSectionReader(b.File, 0, st.Size())); err != nil {
 			return nil, fmt.Errorf("block device %s: %w", b.ID, err)
 		}
@@ -291,6 +299,18 @@ func openEnds(dir string) (_ *endpoints, err error) {
 	}
 	e.consoleHold, err = os.OpenFile(fifo, os.O_WRONLY|unix.O_NONBLOCK, 0)
 	return e, err
+}
+
+// give makes the VMM's user the owner of a file that it is to open by name. Without a jail it is ours.
+func (p Params) give(file string) error {
+	if p.placer == nil {
+		return nil
+	}
+	user := int(p.placer.User())
+	if err := os.Chown(file, user, user); err != nil {
+		return fmt.Errorf("make it the VMM's: %w", err)
+	}
+	return nil
 }
 
 // listen makes a listening socket and returns its descriptor, to be given away.

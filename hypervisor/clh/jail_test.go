@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -19,6 +20,7 @@ import (
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/clh/clhtest"
+	"github.com/coco-shim/coco/hypervisor/jail"
 	"github.com/coco-shim/coco/hypervisor/launch"
 	"github.com/coco-shim/coco/internal/testvm"
 )
@@ -32,7 +34,11 @@ func TestTheVMMRunsInAJail(t *testing.T) {
 			h := newHarness(t, clhtest.Config{}, Options{Landlock: landlock, Staging: staging})
 			spec, d := plain(t), dir(t)
 			for _, b := range spec.Blocks {
-				if err := b.File.Chmod(0o400); err != nil {
+				mode := os.FileMode(0o600)
+				if b.ReadOnly {
+					mode = 0o400
+				}
+				if err := b.File.Chmod(mode); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -45,8 +51,9 @@ func TestTheVMMRunsInAJail(t *testing.T) {
 			if got := calls(h.vmm, "vm.boot")[0].Opened; len(got) != 4 || got[2] != clhtest.IDOf(t, spec.Blocks[0].File) {
 				t.Errorf("at boot it opened %v", got)
 			}
-			inJail(t, m.proc.(*launch.Process), append(h.vmm.Kept, d, "/disks"))
+			inJail(t, m.proc.(*launch.Process), h.vmm.Path, append(h.vmm.Kept, d, "/disks"))
 			plugInJail(t, h, m, staging)
+			plugEveryKind(t, m, filepath.Dir(staging))
 			c, err := m.Dial(t.Context(), contract.PortAgent)
 			if err != nil {
 				t.Fatalf("Dial() = %v", err)
@@ -103,19 +110,18 @@ func plugInJail(t *testing.T, h *harness, m *machine, staging string) {
 	}
 }
 
-// inJail looks at the process by what /proc shows of it. kept is what its root holds.
-func inJail(t *testing.T, p *launch.Process, kept []string) {
+// inJail looks at the process of a binary by what /proc shows of it. kept is what its root holds.
+func inJail(t *testing.T, p *launch.Process, binary string, kept []string) {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	user := strings.Repeat(fmt.Sprintf("\t%d", testUser), 4)
-	const dacOverride = "0000000000000002"
+	const none = "0000000000000000"
 	for _, want := range []string{
 		"Uid:" + user, "Gid:" + user, "Groups:\t ", "NoNewPrivs:\t1", fmt.Sprintf("NSpid:\t%d\t1", p.PID()),
-		"CapInh:\t" + dacOverride, "CapPrm:\t" + dacOverride, "CapEff:\t" + dacOverride, "CapBnd:\t" + dacOverride,
-		"CapAmb:\t" + dacOverride,
+		"CapInh:\t" + none, "CapPrm:\t" + none, "CapEff:\t" + none, "CapBnd:\t" + none, "CapAmb:\t" + none,
 	} {
 		if !bytes.Contains(status, []byte("\n"+want+"\n")) {
 			t.Errorf("its status has no line %q:\n%s", want, status)
@@ -131,6 +137,11 @@ func inJail(t *testing.T, p *launch.Process, kept []string) {
 	if limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", p.PID())); err != nil ||
 		!bytes.Contains(limits, []byte("Max core file size        0 ")) {
 		t.Errorf("its limits are %s, %v", limits, err)
+	}
+	var maps unix.Stat_t // the kernel gives the files of a process that is not dumpable to root
+	err = unix.Stat(fmt.Sprintf("/proc/%d/maps", p.PID()), &maps)
+	if private := jail.Private(binary) == nil; err != nil || (maps.Uid == 0) != private {
+		t.Errorf("its memory belongs to user %d, %v; it can be hidden: %v", maps.Uid, err, private)
 	}
 	root := fmt.Sprintf("/proc/%d/root", p.PID())
 	var left []string
@@ -150,4 +161,55 @@ func inJail(t *testing.T, p *launch.Process, kept []string) {
 	if diff := cmp.Diff([]string(nil), left); err != nil || diff != "" {
 		t.Errorf("its root holds (-want +got):\n%s%v", diff, err)
 	}
+}
+
+// plugEveryKind plugs disks of every kind and unplugs them.
+func plugEveryKind(t *testing.T, m *machine, dir string) {
+	t.Helper()
+	for _, b := range disksOfEveryKind(t, dir) {
+		if _, err := m.PlugBlock(t.Context(), b); err != nil {
+			t.Errorf("PlugBlock(%s) = %v", b.ID, err)
+		} else if err := m.UnplugBlock(t.Context(), b.ID); err != nil {
+			t.Errorf("UnplugBlock(%s) = %v", b.ID, err)
+		}
+	}
+}
+
+// disksOfEveryKind are files that only root may open, the unnamed one in dir, and a block device where one can be
+// made.
+func disksOfEveryKind(t *testing.T, dir string) []hypervisor.Block {
+	t.Helper()
+	written, read := sectors(t), sectors(t)
+	readOnly, err := os.Open(read.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	unnamed, err := os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { readOnly.Close(); unnamed.Close() })
+	if err := unnamed.Truncate(1 << 20); err != nil {
+		t.Fatal(err)
+	}
+	disks := []hypervisor.Block{
+		{ID: "written", File: written}, {ID: "read", File: readOnly, ReadOnly: true}, {ID: "unnamed", File: unnamed},
+	}
+	out, err := exec.CommandContext(t.Context(), "losetup", "--find", "--show", sectors(t).Name()).Output()
+	if err != nil {
+		t.Logf("no block device can be made here: %v", err)
+		return disks
+	}
+	path := strings.TrimSpace(string(out))
+	t.Cleanup(func() {
+		if out, err := exec.Command("losetup", "--detach", path).CombinedOutput(); err != nil {
+			t.Errorf("detach %s: %v: %s", path, err, out)
+		}
+	})
+	device, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { device.Close() })
+	return append(disks, hypervisor.Block{ID: "device", File: device})
 }

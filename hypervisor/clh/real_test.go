@@ -5,6 +5,7 @@ package clh
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/hypervisortest"
 	"github.com/coco-shim/coco/hypervisor/launch"
+	"github.com/coco-shim/coco/internal/testvm"
 )
 
 // The tests of this file run the driver with a real Cloud Hypervisor, whose path is in COCO_CLH. The guest
@@ -43,14 +45,14 @@ func realGuest(t *testing.T) (vmm, kernel string) {
 // realVM launches the guest with a command line that says what it does.
 func realVM(t *testing.T, action string) *machine {
 	t.Helper()
-	m, err := launchReal(t, action)
+	m, err := launchReal(t, action, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return m
 }
 
-func launchReal(t *testing.T, action string) (*machine, error) {
+func launchReal(t *testing.T, action string, opts Options) (*machine, error) {
 	t.Helper()
 	vmm, kernel := realGuest(t)
 	f, err := os.Open(kernel)
@@ -63,6 +65,9 @@ func launchReal(t *testing.T, action string) (*machine, error) {
 		BootTimeout: 30 * time.Second,
 		Boot:        hypervisor.Boot{Kernel: f, Cmdline: "act=" + action},
 		Blocks:      []hypervisor.Block{{ID: "layer-0", File: sectors(t), ReadOnly: true}},
+		NICs: []hypervisor.NIC{{
+			ID: "eth0", MAC: "02:00:00:00:00:01", Tap: []*os.File{hypervisortest.Tap(t)}, MTU: 1500,
+		}},
 	}
 	d := dir(t)
 	proc, err := launch.Start(t.Context(), jailed(d))
@@ -70,7 +75,8 @@ func launchReal(t *testing.T, action string) (*machine, error) {
 		t.Fatal(err)
 	}
 	// Whether Linux boots on this KVM does not matter here.
-	vm, err := New(Options{Path: vmm, KVM: func() error { return nil }}).Launch(t.Context(), spec, proc, d)
+	opts.Path, opts.KVM = vmm, func() error { return nil }
+	vm, err := New(opts).Launch(t.Context(), spec, proc, d)
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +112,7 @@ func TestRealDeathsAreExplained(t *testing.T) {
 		"triple": "crashed or restarted itself|could not go on with a virtual processor",
 	} {
 		t.Run(action, func(t *testing.T) {
-			m, err := launchReal(t, action)
+			m, err := launchReal(t, action, Options{})
 			if err == nil { // else it was dead before its launch was over
 				<-m.Done()
 				err = m.Err()
@@ -145,5 +151,28 @@ func TestRealSmallCalls(t *testing.T) {
 	}
 	if err := m.api.put(t.Context(), "vm.remove-device", map[string]string{"id": "nobody"}, nil); !refused(err) {
 		t.Errorf("vm.remove-device of nothing = %v, want a refusal", err)
+	}
+}
+
+// The VMM has no privilege, and takes disks of every kind, which belong to root.
+func TestRealJail(t *testing.T) {
+	testvm.Need(t, testvm.Root)
+	for _, landlock := range []bool{false, true} {
+		t.Run(fmt.Sprintf("landlock=%v", landlock), func(t *testing.T) {
+			staging := filepath.Join(t.TempDir(), "plug")
+			m, err := launchReal(t, "serve", Options{Landlock: landlock, Staging: staging})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m.par.Landlock != landlock {
+				t.Skip("this kernel has no Landlock that the VMM can use")
+			}
+			inJail(t, m.proc.(*launch.Process), os.Getenv("COCO_CLH"), []string{m.par.Dir, "/disks"})
+			if _, err := m.Dial(t.Context(), contract.PortAgent); err != nil {
+				t.Fatal(err)
+			}
+			plugEveryKind(t, m, filepath.Dir(staging))
+			inJail(t, m.proc.(*launch.Process), os.Getenv("COCO_CLH"), []string{m.par.Dir, "/disks"})
+		})
 	}
 }

@@ -10,7 +10,8 @@
 // Drop then gives up everything else: the uid becomes one that no other process has, the capability sets
 // become empty, Landlock forbids all that it can forbid, and no later exec can bring any of that back. Once the
 // VMM runs, its parent calls Empty, which removes the files that were needed only to start. Place mounts one
-// file for a VMM that cannot be given a descriptor of it.
+// file for a VMM that cannot be given a descriptor of it. A VMM that opens files by name gets them from a Lender,
+// which makes root's files accessible to the VMM's user.
 //
 // The parent prepares a Plan and calls Empty and Place. The process itself calls Enter, Furnish and Drop, which use
 // bare system calls, as package launch does. It must stay on one thread from Drop to exec.

@@ -6,7 +6,6 @@ package jail
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -16,24 +15,18 @@ import (
 // Disks is the directory where Place shows files, for a program that opens its disks by name.
 const Disks = "/disks"
 
-// Place shows an open file under a name in Disks of the root that the mount namespace ns has. The file must have a
-// name, too: the kernel cannot mount one that was removed.
-func Place(ns, file *os.File, name string, readOnly bool) error {
-	tree, err := unix.OpenTree(int(file.Fd()), "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+// Place shows an open file under a name in Disks of the root that the mount namespace ns has, and returns its path
+// there. The file must have a name, too: the kernel cannot mount one that was removed. The lender makes the file
+// accessible to the VMM's user; without a lender, access is left to the VMM's capabilities.
+func Place(ns *os.File, l *Lender, file *os.File, name string, readOnly bool) (string, error) {
+	tree, inner, err := l.toPlace(file, readOnly)
 	if err != nil {
-		return &fs.PathError{Op: "open_tree", Path: file.Name(), Err: err}
+		return "", fmt.Errorf("show %s to the VMM: %w", file.Name(), err)
 	}
 	defer unix.Close(tree)
-	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC, Propagation: unix.MS_PRIVATE}
-	if readOnly {
-		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
-	}
-	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, attr); err != nil {
-		return &fs.PathError{Op: "mount_setattr", Path: file.Name(), Err: err}
-	}
+	at := filepath.Join(Disks, name)
 	err = inside(ns, func() error {
 		return unsealed(func() error {
-			at := filepath.Join(Disks, name)
 			err := place(tree, at)
 			if err != nil {
 				_ = os.Remove(at) // it may not be there
@@ -42,9 +35,37 @@ func Place(ns, file *os.File, name string, readOnly bool) error {
 		})
 	})
 	if err != nil {
-		return fmt.Errorf("show %s to the VMM: %w", file.Name(), err)
+		return "", fmt.Errorf("show %s to the VMM: %w", file.Name(), err)
 	}
-	return nil
+	return filepath.Join(at, inner), nil
+}
+
+// toPlace makes the mount that Place attaches. A file that the user may open anyway, and that cannot be lent, is
+// mounted as it is.
+func (l *Lender) toPlace(file *os.File, readOnly bool) (fd int, name string, err error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
+		return -1, "", os.NewSyscallError("fstat", err)
+	}
+	if l != nil {
+		fd, name, err = l.tree(file, st, readOnly)
+		if open, _ := openToAll(st.Mode, readOnly); err == nil || !open {
+			return fd, name, err
+		}
+	}
+	fd, err = unix.OpenTree(int(file.Fd()), "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return -1, "", os.NewSyscallError("open_tree", err)
+	}
+	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC, Propagation: unix.MS_PRIVATE}
+	if readOnly {
+		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
+	}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, attr); err != nil {
+		_ = unix.Close(fd) // not attached
+		return -1, "", os.NewSyscallError("mount_setattr", err)
+	}
+	return fd, "", nil
 }
 
 // Displace takes away what Place has shown under a name. The program keeps it if it is open.

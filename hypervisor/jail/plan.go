@@ -26,7 +26,8 @@ type Options struct {
 	Paths, Kept []string
 	// Capabilities are all that the program has.
 	Capabilities []int
-	// Disks says that the program opens its disks by name, so that the directory Disks is there.
+	// Disks says that the program opens its files by name, so that the directory Disks is there. Files are lent to its
+	// user (Lender) unless it has the capability dac_override.
 	Disks bool
 	// Devices are nodes in /dev that the program may open; those that do not exist are left out.
 	Devices []string
@@ -34,6 +35,9 @@ type Options struct {
 
 // AllDevices are the paths of all devices that the program may open, also of those that are not there.
 func (o Options) AllDevices() []string { return slices.Concat(common, o.Devices) }
+
+// overrides tells whether the program may open the files of all users.
+func (o Options) overrides() bool { return slices.Contains(o.Capabilities, unix.CAP_DAC_OVERRIDE) }
 
 const defaultProcesses = 4096
 

@@ -106,11 +106,25 @@ while read -r cmd <&3; do eval "$cmd" >&4 2>&1; done`)
 }
 
 // A VMM that opens its disks by name may read and write what is root's, and sees no file but those that are shown to
-// it.
+// it. It owns them there, or it has a capability where files cannot be lent.
 func TestAJailedProgramIsShownItsDisks(t *testing.T) {
+	testvm.Need(t, testvm.Root)
+	t.Run("lent", func(t *testing.T) {
+		if err := jail.Lends(t.TempDir(), testUser); err != nil {
+			t.Skipf("files cannot be lent here: %v", err)
+		}
+		isShownItsDisks(t, jail.Options{Disks: true}, "0000000000000000 ")
+	})
+	t.Run("by capability", func(t *testing.T) {
+		isShownItsDisks(t, jail.Options{Capabilities: []int{unix.CAP_DAC_OVERRIDE}, Disks: true}, "0000000000000002 ")
+	})
+}
+
+func isShownItsDisks(t *testing.T, o jail.Options, capabilities string) {
+	t.Helper()
 	dir := t.TempDir()
 	file := func(name string) *os.File {
-		f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE, 0o400)
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -124,7 +138,7 @@ func TestAJailedProgramIsShownItsDisks(t *testing.T) {
 	if err := os.Remove(gone.Name()); err != nil {
 		t.Fatal(err)
 	}
-	p, say, hear := inJail(t, jail.Options{Capabilities: []int{unix.CAP_DAC_OVERRIDE}, Disks: true}, `
+	p, say, hear := inJail(t, o, `
 while read -r cmd <&3; do eval "$cmd" >&4 2>&1; done`)
 	ask := func(cmd string) string {
 		t.Helper()
@@ -136,7 +150,7 @@ while read -r cmd <&3; do eval "$cmd" >&4 2>&1; done`)
 		return strings.Join(lines, " ")
 	}
 	if got, want := ask("grep Cap /proc/self/status | cut -f2"),
-		strings.TrimSpace(strings.Repeat("0000000000000002 ", 5)); got != want {
+		strings.TrimSpace(strings.Repeat(capabilities, 5)); got != want {
 		t.Errorf("its capabilities are %s, want %s", got, want)
 	}
 	if err := p.Empty(); err != nil {

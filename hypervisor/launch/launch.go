@@ -24,7 +24,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -68,6 +67,7 @@ type Options struct {
 type Process struct {
 	cmd     *exec.Cmd
 	jail    *jail.Options // nil: none
+	lender  *jail.Lender  // nil: nothing is lent
 	control *net.UnixConn
 	stderr  *tail
 	reaped  chan struct{}
@@ -132,6 +132,7 @@ func Start(ctx context.Context, opts Options) (*Process, error) {
 		p.cmd.WaitDelay = stderrWait
 		p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 		if p.jail != nil {
+			p.lender = jail.NewLender(*p.jail)
 			p.cmd.Args = append(p.cmd.Args, jailed)
 			p.cmd.SysProcAttr.Cloneflags = jail.Namespaces
 		}
@@ -169,6 +170,7 @@ func (p *Process) live(path string, started chan<- error) {
 	_ = p.control.Close() // the peer is gone
 	p.talk.Unlock()
 	p.leave()
+	p.lender.Close()
 	close(p.done)
 }
 
@@ -229,6 +231,14 @@ func (p *Process) Places() string {
 	return jail.Disks
 }
 
+// User is the uid and gid that the program has in its jail.
+func (p *Process) User() uint32 {
+	if p.jail == nil {
+		return 0
+	}
+	return p.jail.User
+}
+
 // Place shows a file, which must have a name itself, under another name and returns the program's path of it.
 func (p *Process) Place(file *os.File, name string, readOnly bool) (string, error) {
 	p.mu.Lock()
@@ -236,7 +246,7 @@ func (p *Process) Place(file *os.File, name string, readOnly bool) (string, erro
 	if p.mounts == nil {
 		return "", fmt.Errorf("show %s: process %d has ended", file.Name(), p.PID())
 	}
-	return filepath.Join(jail.Disks, name), jail.Place(p.mounts, file, name, readOnly)
+	return jail.Place(p.mounts, p.lender, file, name, readOnly)
 }
 
 // Displace takes away what Place has shown.
@@ -305,7 +315,12 @@ func (p *Process) exec(ctx context.Context, m message, files []*os.File) error {
 			return err
 		}
 	}
-	if err := p.send(ctx, m, files); err != nil {
+	lent, err := p.lend(files)
+	if err != nil {
+		return err
+	}
+	defer lent.close()
+	if err := p.send(ctx, m, lent.files); err != nil {
 		return err
 	}
 	// The socket closes on exec: its end is the sign of success, a message that of failure. But it
@@ -319,6 +334,32 @@ func (p *Process) exec(ctx context.Context, m message, files []*os.File) error {
 		return p.explain(ctx, err)
 	}
 	return nil
+}
+
+// loan are the files that the program gets: those of the caller, some of them opened again.
+type loan struct{ files, again []*os.File }
+
+func (l loan) close() {
+	for _, f := range l.again {
+		_ = f.Close() // the process has its duplicate
+	}
+}
+
+// lend makes the files accessible by name to the program's user, where it needs that.
+func (p *Process) lend(files []*os.File) (loan, error) {
+	var l loan
+	for _, f := range files {
+		lent, err := p.lender.Lend(f)
+		if err != nil {
+			l.close()
+			return loan{}, err
+		}
+		if lent != f {
+			l.again = append(l.again, lent)
+		}
+		l.files = append(l.files, lent)
+	}
+	return l, nil
 }
 
 // furnish has the process put into its root what the program needs, whose path there it returns.

@@ -13,8 +13,6 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/clh"
@@ -32,7 +30,7 @@ type clhLauncher struct{ vmm *clhtest.VMM }
 
 func (l clhLauncher) Launch(ctx context.Context, pr virtcontainers.Privileges) (hypervisor.Process, error) {
 	return launch.Start(ctx, launch.Options{NetNS: pr.NetNS, Jail: &jail.Options{
-		User: pr.User, Processes: pr.Processes, Disks: true, Capabilities: []int{unix.CAP_DAC_OVERRIDE},
+		User: pr.User, Processes: pr.Processes, Disks: true,
 		Paths: l.vmm.Paths, Kept: append(l.vmm.Kept, pr.Dir),
 	}})
 }

@@ -46,6 +46,14 @@ func New(c configs.Config, exe string, log *slog.Logger) (virtcontainers.Host, e
 		return virtcontainers.Host{}, err
 	}
 	room := needs(c.Hypervisor)
+	if room.Disks {
+		if err := lends(c); err != nil {
+			room.Capabilities = []int{unix.CAP_DAC_OVERRIDE}
+			if log != nil {
+				log.Warn("the VMM has the capability dac_override: files of root cannot be lent to its user", "error", err)
+			}
+		}
+	}
 	if err := jail.LandlockLacks(jail.LandlockVersion()); err != nil && log != nil {
 		log.Warn("the VMM is confined without all of Landlock", "lacks", err)
 	}
@@ -109,13 +117,15 @@ func driver(c configs.Config, log *slog.Logger) (hypervisor.Driver, error) {
 	return nil, fmt.Errorf("hypervisor.type %q: %w", h.Type, errdefs.ErrNotImplemented)
 }
 
-// needs lists the paths, devices and capabilities that the VMM needs besides its own files and inherited descriptors.
-// Cloud Hypervisor opens its disks by name, and they belong to root.
+// lends tells why disks, most of which are in the layer cache, cannot be lent to a VMM's user; nil: they can.
+func lends(c configs.Config) error {
+	return jail.Lends(c.Runtime.LayerCache, uint32(c.Hypervisor.FirstUser)) //nolint:gosec // the schema bounds it
+}
+
+// needs lists the paths and devices that the VMM needs besides its own files and inherited descriptors.
+// Cloud Hypervisor opens its disks by name, and they belong to root: they are lent to its user.
 func needs(h configs.Hypervisor) jail.Options {
-	o := jail.Options{Paths: h.ExtraPaths}
-	if h.Type == configs.TypeCLH {
-		o.Disks, o.Capabilities = true, []int{unix.CAP_DAC_OVERRIDE}
-	}
+	o := jail.Options{Paths: h.ExtraPaths, Disks: h.Type == configs.TypeCLH}
 	if h.Accel != "tcg" {
 		o.Devices = append(o.Devices, "/dev/kvm")
 	}

@@ -125,10 +125,10 @@ func New(t testing.TB, c Config) *VMM {
 	}
 	b, err := json.Marshal(c)
 	for _, dir := range []string{filepath.Dir(v.Path), v.Kept[0]} {
-		err = errors.Join(err, os.MkdirAll(dir, 0o700))
+		err = errors.Join(err, os.MkdirAll(dir, 0o755)) // in a jail the fake has a user of its own
 	}
 	if err == nil {
-		err = os.WriteFile(v.Path+configSuffix, b, 0o600)
+		err = errors.Join(os.Chmod(v.Kept[0], 0o777), os.WriteFile(v.Path+configSuffix, b, 0o644))
 	}
 	if err == nil {
 		err = hardlink(exe, v.Path)
@@ -155,7 +155,7 @@ func hardlink(program, name string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(name, b, 0o700)
+	return os.WriteFile(name, b, 0o755)
 }
 
 // Requests returns all requests so far, in the order of their answers.

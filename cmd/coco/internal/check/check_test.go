@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/coco-shim/coco/configs"
+	"github.com/coco-shim/coco/hypervisor/jail"
 	"github.com/coco-shim/coco/hypervisor/launch"
 	"github.com/coco-shim/coco/hypervisor/probe"
 	"github.com/coco-shim/coco/internal/cpuid"
@@ -109,6 +110,34 @@ func TestCheckTriesTheConfinementOfTheVMM(t *testing.T) {
 		for _, f := range r.Findings {
 			if f.Name == "confined" && f.Status != want.confined || f.Name == "confined.mem" && f.Status != want.memory {
 				t.Errorf("%s: %+v", path, f)
+			}
+		}
+	}
+}
+
+// Cloud Hypervisor opens disks by name, so what the file system of the layer cache can decides about its capability.
+func TestCheckTellsWhetherDisksCanBeLent(t *testing.T) {
+	testvm.Need(t, testvm.Root)
+	lent := t.TempDir()
+	if err := jail.Lends(lent, 1); err != nil {
+		t.Skipf("files cannot be lent here: %v", err)
+	}
+	for cache, want := range map[string]struct {
+		detail string
+		memory probe.Status
+	}{
+		lent:    {"without capabilities", probe.Yes},
+		"/proc": {"with no capability but dac_override", probe.No},
+	} {
+		cfg := configs.Default()
+		cfg.Hypervisor.Type, cfg.Hypervisor.Path, cfg.Runtime.LayerCache = configs.TypeCLH, "/bin/true", cache
+		for _, c := range checkConfinement(t.Context(), cfg) {
+			detail, err := c.Run()
+			if c.Name == "confined" && (err != nil || !strings.Contains(detail, want.detail)) {
+				t.Errorf("%s: confined: %s, %v, want %q", cache, detail, err, want.detail)
+			}
+			if c.Name == "confined.mem" && (err == nil) != (want.memory == probe.Yes) {
+				t.Errorf("%s: confined.mem: %s, %v", cache, detail, err)
 			}
 		}
 	}

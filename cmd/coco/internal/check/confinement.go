@@ -5,7 +5,6 @@ package check
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -28,8 +27,12 @@ func checkConfinement(ctx context.Context, cfg configs.Config) []probe.Check {
 	h := cfg.Hypervisor
 	o := jail.Options{User: uint32(h.FirstUser), Paths: h.ExtraPaths} //nolint:gosec // the schema bounds it
 	has := "without capabilities"
-	if h.Type == configs.TypeCLH {
-		o.Capabilities, has = []int{unix.CAP_DAC_OVERRIDE}, "with no capability but dac_override"
+	o.Disks = h.Type == configs.TypeCLH
+	var lends error
+	if o.Disks && os.Geteuid() == 0 {
+		if lends = jail.Lends(cfg.Runtime.LayerCache, o.User); lends != nil {
+			o.Capabilities, has = []int{unix.CAP_DAC_OVERRIDE}, "with no capability but dac_override"
+		}
 	}
 	return []probe.Check{
 		{Name: "confined", Required: true, Run: func() (string, error) {
@@ -46,9 +49,9 @@ func checkConfinement(ctx context.Context, cfg configs.Config) []probe.Check {
 		}},
 		{Name: "confined.mem", Run: func() (string, error) {
 			err := jail.Private(h.Path)
-			if h.Type == configs.TypeCLH {
-				err = errors.New("nothing to do: with its capability Cloud Hypervisor may read its own program, so the kernel " +
-					"lets it be read")
+			if lends != nil {
+				err = fmt.Errorf("it needs a capability, since disks cannot be lent to its user, and with that it may "+
+					"read its own program, so the kernel lets it be read: %w", lends)
 			}
 			if err != nil {
 				return "a VMM's memory can be read by processes of its own user, of which there are none", err
