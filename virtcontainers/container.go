@@ -163,16 +163,16 @@ func (p *Pod) CreateContainer(ctx context.Context, req ContainerRequest) (_ stre
 func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRequest,
 	u *undo.Stack,
 ) (stream.Streams, error) {
-	mounts, err := p.planMounts(req)
+	mounts, err := p.volumes.Plan(req.share())
 	if err != nil {
 		return stream.Streams{}, err
 	}
-	if f := mounts.terminationMessage; f != nil {
+	if f := mounts.Message; f != nil {
 		u.Push("close "+f.Name(), func(context.Context) error { return closeOnce(f) })
 	}
 	out, err := request.Convert(request.Input{
-		ID: c.id, Spec: req.Spec, SharedShm: p.sharedShm, Binds: mounts.binds,
-		Disks: mounts.disks(), Rlimits: p.rlimits,
+		ID: c.id, Spec: req.Spec, SharedShm: p.sharedShm, Binds: mounts.Binds,
+		Disks: mounts.Disks(), Rlimits: p.rlimits,
 	})
 	if err != nil {
 		return stream.Streams{}, err
@@ -191,7 +191,7 @@ func (p *Pod) createContainer(ctx context.Context, c *container, req ContainerRe
 			return stream.Streams{}, err
 		}
 	}
-	devices, err := p.provideDevices(ctx, mounts)
+	devices, err := p.volumes.Devices(ctx, mounts)
 	if err != nil {
 		return stream.Streams{}, err
 	}

@@ -30,6 +30,7 @@ import (
 	"github.com/coco-shim/coco/virtcontainers/bootfiles"
 	"github.com/coco-shim/coco/virtcontainers/disk"
 	"github.com/coco-shim/coco/virtcontainers/nic"
+	"github.com/coco-shim/coco/virtcontainers/share"
 	"github.com/coco-shim/coco/virtcontainers/state"
 	"github.com/coco-shim/coco/virtcontainers/turns"
 )
@@ -66,7 +67,6 @@ func CreatePod(ctx context.Context, opts Options) (_ *Pod, err error) {
 	}
 	p := &Pod{
 		opts: opts, log: opts.Log, life: newLife(),
-		volumes:    volumes{by: map[string]*podVolume{}},
 		containers: map[string]*container{}, done: make(chan struct{}), stopping: lock.New(), doom: make(chan error, 1),
 		creates:   turns.New("creations of containers", createsAtOnce, startsWaiting),
 		starts:    turns.New("starts of processes", startsAtOnce, startsWaiting),
@@ -148,7 +148,7 @@ func checkOptions(o *Options) error {
 		return nil
 	}
 	// A container that the guest could not run is refused before a VM is booted for it.
-	if _, err := planBinds(*o, *o.First); err != nil {
+	if _, err := share.Plan(o.Config, o.First.share()); err != nil {
 		return err
 	}
 	out, err := request.Convert(request.Input{ID: o.First.ID, Spec: o.First.Spec, SharedShm: needsSharedShm(*o)})
@@ -184,7 +184,6 @@ func (c *creation) decideShape(context.Context) (err error) {
 		return err
 	}
 	c.shape, err = launch.ShapeOf(c.opts.Config.Hypervisor, c.opts.Host.Machine, c.opts.Spec)
-	c.volumes.memoryMiB = c.shape.MemoryMiB
 	return err
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/coco-shim/coco/plan/volume"
 	"github.com/coco-shim/coco/virtcontainers/guest"
 	"github.com/coco-shim/coco/virtcontainers/hostvolume"
+	"github.com/coco-shim/coco/virtcontainers/share"
 )
 
 // awaitAgent waits for the agent, at most the boot's time. It ends early when the layers of the pod's
@@ -49,6 +50,11 @@ func (c *creation) awaitAgent(ctx context.Context) error {
 		return err
 	}
 	c.agent = l
+	c.volumes = share.New(share.Options{
+		Pod: c.opts.ID, Log: c.log, Config: c.opts.Config, Alone: c.alone(), MemoryMiB: c.shape.MemoryMiB,
+		Guest: l, Disks: c.disks, Layers: c.opts.Host.Layers, Files: c.files.shared(), Undo: &c.undo,
+		Spawn: c.life.spawn, Ended: c.ended,
+	})
 	c.life.spawn(c.watch)
 	c.u.Push("close the agent's connection", func(context.Context) error { return l.Close() })
 	return nil

@@ -18,6 +18,7 @@ import (
 	"github.com/coco-shim/coco/virtcontainers/cgroups"
 	"github.com/coco-shim/coco/virtcontainers/layers"
 	"github.com/coco-shim/coco/virtcontainers/nic"
+	"github.com/coco-shim/coco/virtcontainers/share"
 )
 
 // Host is what a pod needs of the machine. Package virtcontainers/host makes the real one; tests use
@@ -79,8 +80,7 @@ type FileServer interface {
 
 // Files are the files that a VM sees.
 type Files interface {
-	// Share adds a file or directory of the host, an open one (O_PATH), under a name.
-	Share(source *os.File, name string, readOnly bool) error
+	share.Files
 	// Close is idempotent.
 	Close() error
 }

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,14 +15,11 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/coco-shim/coco/api/agent"
-	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/plan/volume"
 	"github.com/coco-shim/coco/virtcontainers/cgroups"
-	"github.com/coco-shim/coco/virtcontainers/hostfs"
-	"github.com/coco-shim/coco/virtcontainers/hostvolume"
+	"github.com/coco-shim/coco/virtcontainers/share"
 	"github.com/coco-shim/coco/virtcontainers/state"
 )
 
@@ -41,11 +37,16 @@ func (l *liveFiles) gone() <-chan struct{} {
 	return l.proc.Done()
 }
 
-const (
-	liveTag  = "live"
-	liveDir  = "live" // in the pod's state directory: the directory that virtiofsd serves; empty on the host
-	readOnly = " read-only"
-)
+// shared returns the files for the volumes, nil without any.
+func (l *liveFiles) shared() share.Files {
+	if l == nil {
+		return nil
+	}
+	return l
+}
+
+// liveDir is the directory, in the pod's state directory, that virtiofsd serves; it is empty on the host.
+const liveDir = "live"
 
 // needsLiveFiles says whether the VM has a device for files of the host. Which containers a pod of
 // Kubernetes will have is not known when its VM starts, so each of its pods has one.
@@ -56,7 +57,7 @@ func needsLiveFiles(o Options) (bool, error) {
 	if o.First == nil {
 		return true, nil
 	}
-	binds, err := planBinds(o, *o.First)
+	binds, err := share.Plan(o.Config, o.First.share())
 	return slices.ContainsFunc(binds, func(b volume.Bind) bool { return b.Kind == volume.Shared }), err
 }
 
@@ -98,40 +99,8 @@ func (c *creation) serveFiles(ctx context.Context) error {
 		return errors.Join(closeOnce(socket), files.Close())
 	})
 	c.files = &liveFiles{files, proc}
-	c.vmspec.HostFiles = &hypervisor.HostFiles{Tag: liveTag, Socket: socket}
+	c.vmspec.HostFiles = &hypervisor.HostFiles{Tag: share.LiveTag, Socket: socket}
 	return nil
-}
-
-// volumeSource returns the key of a bind's volume. A live directory has one volume for read-only mounts and another one
-// for writable mounts, so that a container with a read-only mount cannot write.
-func volumeSource(b volume.Bind) string {
-	if b.Kind == volume.Shared && b.ReadOnly {
-		return b.Source + readOnly
-	}
-	return b.Source
-}
-
-// shareVolume shows a file or directory of the host to the guest.
-func (p *Pod) shareVolume(v *podVolume) (*agent.Storage, error) {
-	if p.files == nil {
-		return nil, fmt.Errorf("the VM was started without a device for live files: %w", errdefs.ErrFailedPrecondition)
-	}
-	source, ro := strings.CutSuffix(v.source, readOnly)
-	f, err := hostvolume.Open(v.origin, source)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	if err := hostfs.NotPseudo(f); err != nil {
-		return nil, err
-	}
-	if err := p.files.Share(f, path.Base(v.guest), ro); err != nil {
-		return nil, err
-	}
-	p.log.Info("the VM shares files of the host", "pod", p.opts.ID, "source", source, "readOnly", ro)
-	return &agent.Storage{
-		Driver: contract.DriverVirtioFS, Source: liveTag, Fstype: "virtiofs", MountPoint: contract.LiveDir, Shared: true,
-	}, nil
 }
 
 // filesLost is how long a VM may outlive its virtiofsd. virtiofsd also ends when the VM does; the VM's own exit then
@@ -150,4 +119,16 @@ func (p *Pod) endWithoutFiles(ctx context.Context) error {
 	}
 	return fmt.Errorf("vm %s was ended because virtiofsd, which serves the live files of the host, ended: %s%s", p.vm.ID(),
 		p.files.proc.ExitStatus(), words)
+}
+
+// ended says whether the VM has, or is about to.
+func (p *Pod) ended() bool {
+	select {
+	case <-p.vm.Done():
+		return true
+	default:
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.closing
 }

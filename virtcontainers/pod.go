@@ -27,6 +27,7 @@ import (
 	"github.com/coco-shim/coco/virtcontainers/hooks"
 	"github.com/coco-shim/coco/virtcontainers/layers"
 	"github.com/coco-shim/coco/virtcontainers/nic"
+	"github.com/coco-shim/coco/virtcontainers/share"
 	"github.com/coco-shim/coco/virtcontainers/state"
 	"github.com/coco-shim/coco/virtcontainers/turns"
 )
@@ -45,7 +46,7 @@ type Pod struct {
 	undo    undo.Stack // releases the pod's resources on the host
 	journal *state.Journal
 	disks   *disk.Set
-	volumes volumes
+	volumes *share.Set
 	nics    *nic.Set
 	first   *layers.Search // layers of the pod of one; nil once taken, guarded by mu
 
@@ -123,41 +124,18 @@ func (p *Pod) logPhases() {
 	p.log.Info("pod is up", slog.String("pod", p.opts.ID), slog.Group("took", attrs...))
 }
 
-// copyFile sends a piece of a file to the guest.
-func (p *Pod) copyFile(ctx context.Context, req *agent.CopyFileRequest) error {
-	if _, err := p.agent.CopyFile(ctx, req); err != nil {
-		return p.agent.Fault(ctx, err)
-	}
-	return nil
-}
-
-type sinkFunc func(context.Context, *agent.CopyFileRequest) error
-
-// CopyFile makes a function a copytree.Sink.
-func (f sinkFunc) CopyFile(ctx context.Context, req *agent.CopyFileRequest) error { return f(ctx, req) }
-
 // prepare brings a container's layers (as devices), the files of its bind mounts and its volumes into the guest. It
 // does so concurrently, since some steps wait for the disk and others for the guest.
-func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, copies []request.Copy, mounts mountPlan,
-	u *undo.Stack,
+func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, copies []request.Copy,
+	mounts *share.Mounts, u *undo.Stack,
 ) ([]*agent.Storage, error) {
 	began := time.Now()
 	layersDone := began
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		for _, cp := range copies {
-			if err := p.copyIn(gctx, cp, mounts); err != nil {
-				return fmt.Errorf("mount %s: %w", cp.Destination, err)
-			}
-		}
-		return nil
-	})
+	g.Go(func() error { return p.volumes.Copy(gctx, copies, mounts) })
 	var shared []*agent.Storage
 	g.Go(func() (err error) {
-		if len(mounts.volumes) == 0 {
-			return nil
-		}
-		shared, err = p.provide(gctx, c.id, mounts.volumes)
+		shared, err = p.volumes.Provide(gctx, mounts)
 		return err
 	})
 	var attached []rootfs.Attached
@@ -306,4 +284,16 @@ func (p *Pod) settleAll(reason error) {
 	for _, pr := range all {
 		pr.settle(ExitStatus{Code: killedCode, Reason: reason.Error()}, true)
 	}
+}
+
+// joined puts two lists of storages together, of which some may be in both: a layer that an image and a root file
+// system have in common.
+func joined(a, b []*agent.Storage) []*agent.Storage {
+	out := slices.Clone(a)
+	for _, s := range b {
+		if !slices.ContainsFunc(a, func(o *agent.Storage) bool { return o.GetMountPoint() == s.GetMountPoint() }) {
+			out = append(out, s)
+		}
+	}
+	return out
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/virtcontainers/guest"
 	"github.com/coco-shim/coco/virtcontainers/hostfs"
+	"github.com/coco-shim/coco/virtcontainers/share"
 )
 
 const (
@@ -25,15 +26,15 @@ const (
 
 // expectTerminationMessage asks the agent, by an annotation, to keep the container's termination message. It is called
 // before the container is created.
-func (pr *process) expectTerminationMessage(m mountPlan, oci *agent.Spec) {
-	pr.terminationMessage = m.terminationMessage
-	if m.terminationMessage == nil || oci.GetAnnotations()[contract.TerminationMessagePath] != "" {
+func (pr *process) expectTerminationMessage(m *share.Mounts, oci *agent.Spec) {
+	pr.terminationMessage = m.Message
+	if m.Message == nil || oci.GetAnnotations()[contract.TerminationMessagePath] != "" {
 		return
 	}
 	if oci.Annotations == nil {
 		oci.Annotations = map[string]string{}
 	}
-	oci.Annotations[contract.TerminationMessagePath] = m.terminationMessagePath
+	oci.Annotations[contract.TerminationMessagePath] = m.MessagePath
 }
 
 // fetchTerminationMessage writes the termination message of a container that has exited to the file that

@@ -23,6 +23,7 @@ import (
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/plan/rootfs"
 	"github.com/coco-shim/coco/virtcontainers/layers"
+	"github.com/coco-shim/coco/virtcontainers/share"
 	"github.com/coco-shim/coco/virtcontainers/stream"
 )
 
@@ -54,6 +55,10 @@ func (r ContainerRequest) layers() (layers.Request, error) {
 		mounts = append(mounts, rootfs.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
 	}
 	return layers.Of(mounts, r.Spec, r.Bundle)
+}
+
+func (r ContainerRequest) share() share.Request {
+	return share.Request{ID: r.ID, Bundle: r.Bundle, Spec: r.Spec}
 }
 
 // ExecRequest asks for a further process in a container.

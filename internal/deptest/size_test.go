@@ -54,7 +54,7 @@ var large = map[string]exception{
 		2050,
 		"builder of the image; to be cut into packages, files and boot archive",
 	},
-	"virtcontainers":                        {3600, untilHandles},
+	"virtcontainers":                        {3000, untilHandles},
 	"hypervisor/clh":                        {1550, untilVMM},
 	"virtcontainers.Pod":                    {32, untilHandles},
 	"virtcontainers.process":                {17, untilHandles},

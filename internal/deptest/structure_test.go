@@ -79,6 +79,11 @@ var edges = Edges{
 		"virtcontainers/hostfs", "virtcontainers/layers", "virtcontainers/scratch", "virtcontainers/state",
 		"plan/rootfs", "hypervisor", "configs", "image/layer", "internal/...",
 	},
+	"virtcontainers/share": {
+		"virtcontainers/copytree", "virtcontainers/guest", "virtcontainers/hostfs", "virtcontainers/hostvolume",
+		"virtcontainers/layers", "plan/request", "plan/rootfs", "plan/volume", "hypervisor", "configs", "image/layer",
+		"api/agent", "api/contract", "internal/...",
+	},
 	"virtcontainers/nic": {
 		"hypervisor", "network", "network/netns", "configs", "api/agent/...", "internal/...",
 	},

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package virtcontainers
+package share
 
 import (
 	"context"
@@ -17,7 +17,7 @@ import (
 )
 
 // directVolume is a file system on a disk that the CSI driver has left to the VM.
-func (p *Pod) directVolume(ctx context.Context, v *podVolume) (*agent.Storage, error) {
+func (s *Set) directVolume(ctx context.Context, v *shared) (*agent.Storage, error) {
 	d, err := hostvolume.ReadDirect(hostvolume.DirectDir, v.source)
 	if err != nil {
 		return nil, err
@@ -29,23 +29,23 @@ func (p *Pod) directVolume(ctx context.Context, v *podVolume) (*agent.Storage, e
 	if err != nil {
 		return nil, err
 	}
-	addr, err := p.disks.PlugVolume(ctx, v.source, hypervisor.Block{File: f, ReadOnly: d.ReadOnly(), Device: device})
+	addr, err := s.o.Disks.PlugVolume(ctx, v.source, hypervisor.Block{File: f, ReadOnly: d.ReadOnly(), Device: device})
 	if err != nil {
 		return nil, err
 	}
 	// It is not the sandbox's: the guest unmounts it with its last container, so that everything is on
 	// the disk before the VM ends.
-	s := &agent.Storage{
+	st := &agent.Storage{
 		Driver: addr.Driver, Source: addr.Source, Fstype: d.FSType, Options: slices.Clone(d.Options), MountPoint: v.guest,
 	}
 	if id, ok, _ := d.Group(); ok { // checked when it was read
-		s.FsGroup = &agent.FSGroup{GroupId: id}
+		st.FsGroup = &agent.FSGroup{GroupId: id}
 	}
-	return s, nil
+	return st, nil
 }
 
 // rawVolume is a disk of the host as a device node.
-func (p *Pod) rawVolume(ctx context.Context, v *podVolume) (*agent.Device, error) {
+func (s *Set) rawVolume(ctx context.Context, v *shared) (*agent.Device, error) {
 	d, err := volume.ParseDevice(v.source)
 	if err != nil {
 		return nil, err
@@ -54,18 +54,18 @@ func (p *Pod) rawVolume(ctx context.Context, v *podVolume) (*agent.Device, error
 	if err != nil {
 		return nil, err
 	}
-	addr, err := p.disks.PlugVolume(ctx, v.source, hypervisor.Block{File: f, ReadOnly: d.ReadOnly, Device: true})
+	addr, err := s.o.Disks.PlugVolume(ctx, v.source, hypervisor.Block{File: f, ReadOnly: d.ReadOnly, Device: true})
 	if err != nil {
 		return nil, err
 	}
 	return &agent.Device{Type: addr.Driver, VmPath: addr.Source}, nil
 }
 
-// provideDevices brings a container's raw block devices into the VM.
-func (p *Pod) provideDevices(ctx context.Context, m mountPlan) ([]*agent.Device, error) {
+// Devices brings a container's raw block devices into the VM.
+func (s *Set) Devices(ctx context.Context, m *Mounts) ([]*agent.Device, error) {
 	var out []*agent.Device
 	for path, v := range m.raw {
-		if err := p.makeVolume(ctx, v, path); err != nil {
+		if err := s.makeVolume(ctx, v, path); err != nil {
 			return nil, err
 		}
 		out = append(out, &agent.Device{Type: v.device.Type, VmPath: v.device.VmPath, ContainerPath: path})
@@ -74,8 +74,8 @@ func (p *Pod) provideDevices(ctx context.Context, m mountPlan) ([]*agent.Device,
 	return out, nil
 }
 
-// disks are the paths of raw block devices, for the conversion.
-func (m mountPlan) disks() map[string]bool {
+// Disks are the paths of raw block devices, for the conversion.
+func (m *Mounts) Disks() map[string]bool {
 	out := map[string]bool{}
 	for path := range m.raw {
 		out[path] = true

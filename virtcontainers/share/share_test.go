@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package virtcontainers
+package share
 
 import (
 	"path/filepath"
@@ -12,12 +12,12 @@ import (
 )
 
 func TestTwoVolumesOfOneNameHaveTwoPlaces(t *testing.T) {
-	vs := volumes{by: map[string]*podVolume{}}
-	a, b := vs.get(volume.Memory, volume.Owned, "/x/data"), vs.get(volume.Memory, volume.Owned, "/y/data")
-	if a.guest == b.guest || vs.get(volume.Memory, volume.Owned, "/x/data") != a {
+	s := New(Options{})
+	a, b := s.get(volume.Memory, volume.Owned, "/x/data"), s.get(volume.Memory, volume.Owned, "/y/data")
+	if a.guest == b.guest || s.get(volume.Memory, volume.Owned, "/x/data") != a {
 		t.Errorf("places %s and %s", a.guest, b.guest)
 	}
-	long := vs.get(volume.Disk, volume.Owned, "/"+strings.Repeat("x/", 200))
+	long := s.get(volume.Disk, volume.Owned, "/"+strings.Repeat("x/", 200))
 	if n := len(filepath.Base(long.guest)); n > maxName {
 		t.Errorf("a name of %d bytes", n)
 	}

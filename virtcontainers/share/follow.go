@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package virtcontainers
+package share
 
 import (
 	"context"
@@ -29,87 +29,77 @@ const (
 	ownNames = ".." // names that begin so are kubelet's
 )
 
+var errEnded = fmt.Errorf("the pod has ended: %w", errdefs.ErrUnavailable)
+
 // follow copies a volume and keeps the copy up to date from now on.
-func (p *Pod) follow(ctx context.Context, v *podVolume, source *os.File) (err error) {
+func (s *Set) follow(ctx context.Context, v *shared, source *os.File) (err error) {
 	if v.id, err = hostfs.IDOf(source); err != nil {
 		return err
 	}
-	if err := p.watch1(source); err != nil {
+	if err := s.watch1(source); err != nil {
 		return err
 	}
 	v.mirror = &copytree.Mirror{}
-	return v.mirror.Sync(ctx, source, p.target(v.guest), followed)
+	return v.mirror.Sync(ctx, source, s.target(v.guest), followed)
 }
 
 // watch1 begins to watch a volume; the first one starts the watcher.
-func (p *Pod) watch1(dir *os.File) error {
-	p.volumes.mu.Lock()
-	w := p.volumes.watcher
-	p.volumes.mu.Unlock()
+func (s *Set) watch1(dir *os.File) error {
+	s.mu.Lock()
+	w := s.watcher
+	s.mu.Unlock()
 	if w == nil {
 		fresh, err := hostvolume.NewWatcher()
 		if err != nil {
 			return err
 		}
-		if w = p.volumes.offer(fresh); w != fresh {
+		if w = s.offer(fresh); w != fresh {
 			_ = fresh.Close() // another volume was faster
-		} else if !p.life.spawn(func(ctx context.Context) { p.watchVolumes(ctx, w) }) {
+		} else if !s.o.Spawn(func(ctx context.Context) { s.watchVolumes(ctx, w) }) {
 			_ = w.Close()
-			return errShutdown
+			return errEnded
 		}
 	}
 	return w.Add(dir)
 }
 
 // offer makes w the pod's watcher unless there is one, and returns the pod's.
-func (vs *volumes) offer(w *hostvolume.Watcher) *hostvolume.Watcher {
-	vs.mu.Lock()
-	defer vs.mu.Unlock()
-	if vs.watcher == nil {
-		vs.watcher = w
+func (s *Set) offer(w *hostvolume.Watcher) *hostvolume.Watcher {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.watcher == nil {
+		s.watcher = w
 	}
-	return vs.watcher
+	return s.watcher
 }
 
 // watchVolumes brings volumes up to date when they change, until the pod ends.
-func (p *Pod) watchVolumes(ctx context.Context, w *hostvolume.Watcher) {
+func (s *Set) watchVolumes(ctx context.Context, w *hostvolume.Watcher) {
 	stop := context.AfterFunc(ctx, func() { _ = w.Close() })
 	defer stop()
 	for {
 		dirs, err := w.Next()
 		if err != nil {
 			if ctx.Err() == nil {
-				p.log.Error("volumes are not updated any more", "pod", p.opts.ID, "error", err)
+				s.o.Log.Error("volumes are not updated any more", "pod", s.o.Pod, "error", err)
 			}
 			return
 		}
 		for _, d := range dirs {
-			if err := p.refresh(ctx, d); err != nil && ctx.Err() == nil && !p.ended() {
-				p.log.Warn("a volume in the guest is not up to date", "pod", p.opts.ID, "volume", d, "error", err)
+			if err := s.refresh(ctx, d); err != nil && ctx.Err() == nil && !s.o.Ended() {
+				s.o.Log.Warn("a volume in the guest is not up to date", "pod", s.o.Pod, "volume", d, "error", err)
 			}
 		}
 	}
 }
 
-// ended says whether the VM has, or is about to.
-func (p *Pod) ended() bool {
-	select {
-	case <-p.vm.Done():
-		return true
-	default:
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.closing
-}
-
 // refresh brings one volume up to date.
-func (p *Pod) refresh(ctx context.Context, dir string) error {
-	v := p.volumes.find(dir)
+func (s *Set) refresh(ctx context.Context, dir string) error {
+	v := s.find(dir)
 	if v == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, p.opts.Config.Runtime.CreateTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.o.Config.Runtime.CreateTimeout)
 	defer cancel()
 	free, err := v.hold(ctx)
 	if err != nil {
@@ -137,7 +127,7 @@ func (p *Pod) refresh(ctx context.Context, dir string) error {
 		return fmt.Errorf("%s is another directory than when the container was made: %w", v.source,
 			errdefs.ErrFailedPrecondition)
 	}
-	err = v.mirror.Sync(ctx, source, p.target(v.guest), followed)
+	err = v.mirror.Sync(ctx, source, s.target(v.guest), followed)
 	if errors.Is(err, fs.ErrNotExist) && gone(source) {
 		return nil
 	}
