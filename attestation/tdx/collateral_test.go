@@ -137,6 +137,10 @@ func TestCollateralIsRefused(t *testing.T) {
 			tcb := levels(d.TCBInfo)[0].(map[string]any)["tcb"].(map[string]any)
 			tcb["sgxtcbcomponents"] = tcb["sgxtcbcomponents"].([]any)[1:]
 		}, attestation.CodeTCBStatus, "tcb_svn"},
+		{"level beyond a byte", func(d *tdxtest.Documents) {
+			tcb := levels(d.TCBInfo)[0].(map[string]any)["tcb"].(map[string]any)
+			tcb["sgxtcbcomponents"].([]any)[0] = map[string]any{"svn": 256}
+		}, attestation.CodeTCBStatus, "tcb_svn"},
 		{"no components of TDX", func(d *tdxtest.Documents) {
 			delete(levels(d.TCBInfo)[0].(map[string]any)["tcb"].(map[string]any), "tdxtcbcomponents")
 		}, attestation.CodeTCBStatus, "tcb_svn"},
@@ -308,7 +312,7 @@ func TestSGXExtensionsAreRefused(t *testing.T) {
 		"FMSPC twice":          func(m, _ *[]tdxtest.Member) { *m = append(*m, (*m)[2]) },
 		"short FMSPC":          func(m, _ *[]tdxtest.Member) { (*m)[2].Value = []byte{1} },
 		"FMSPC is a number":    func(m, _ *[]tdxtest.Member) { (*m)[2].Value = 1 },
-		"id of someone else":   func(m, _ *[]tdxtest.Member) { (*m)[0].ID = asn1.ObjectIdentifier{1, 2, 3} },
+		"id of someone else":   func(m, _ *[]tdxtest.Member) { (*m)[0].ID = asn1.ObjectIdentifier{1, 2, 99} },
 		"component missing":    func(_, c *[]tdxtest.Member) { *c = slices.Delete(*c, 3, 4) },
 		"component too large":  func(_, c *[]tdxtest.Member) { (*c)[3].Value = 256 },
 		"component negative":   func(_, c *[]tdxtest.Member) { (*c)[3].Value = -1 },

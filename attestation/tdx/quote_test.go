@@ -92,6 +92,14 @@ func TestQuotesAreRefused(t *testing.T) {
 			"encrypted PPID", 0, func(q *tdxtest.Parts) { q.QECert = 3 }, attestation.CodeUnsupported,
 			"type of certification data of the quoting enclave",
 		},
+		{
+			"bytes after the signature", 0, func(q *tdxtest.Parts) { q.QuoteTail = []byte{0} }, attestation.CodeMalformed,
+			"signature data",
+		},
+		{
+			"bytes after the certificates", 0, func(q *tdxtest.Parts) { q.QETail = []byte{0} }, attestation.CodeMalformed,
+			"certification data",
+		},
 		{"no PEM", 0, func(q *tdxtest.Parts) { q.Chain = []byte("none") }, attestation.CodeMalformed, "pck_certificate"},
 		{
 			"a certificate too few", 0, func(q *tdxtest.Parts) { q.Chain = tdxtest.PEM(p.PCK.Cert, p.CA.Cert) },

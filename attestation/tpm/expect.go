@@ -25,6 +25,9 @@ type Expectations struct {
 	Selection *Selection
 	// KeyNames are the names of AKs that the caller has bound to a TPM, such as by activating a credential.
 	KeyNames [][]byte
+	// KeyHashes are the SHA-256 hashes of such AKs' public keys (SubjectPublicKeyInfo in DER), by which Trustee knows
+	// them.
+	KeyHashes [][]byte
 	// Roots are CAs whose certificate on the AK, in Evidence.Certificates, proves its TPM.
 	Roots *x509.CertPool
 	// BareKey accepts an AK of which only the public key is known: the caller knows from elsewhere that it is restricted

@@ -9,6 +9,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/binary"
 	"encoding/pem"
@@ -190,10 +191,21 @@ func (k *Key) check() error {
 
 // equal tells whether a certificate's key is this one.
 func (k *Key) equal(other crypto.PublicKey) bool {
-	a, err := x509.MarshalPKIXPublicKey(k.Public)
+	mine, theirs := encode(k.Public), encode(other)
+	return mine != nil && bytes.Equal(mine, theirs)
+}
+
+// hashPublic returns the SHA-256 of the public key as SubjectPublicKeyInfo.
+func (k *Key) hashPublic() []byte {
+	sum := sha256.Sum256(encode(k.Public))
+	return sum[:]
+}
+
+// encode returns a key as SubjectPublicKeyInfo, or nil for a kind that has none.
+func encode(k crypto.PublicKey) []byte {
+	der, err := x509.MarshalPKIXPublicKey(k)
 	if err != nil {
-		return false
+		return nil
 	}
-	b, err := x509.MarshalPKIXPublicKey(other)
-	return err == nil && bytes.Equal(a, b)
+	return der
 }

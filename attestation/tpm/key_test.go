@@ -103,6 +103,18 @@ func TestOriginOfTheKey(t *testing.T) {
 	if _, err := r.verify(); err != nil {
 		t.Error(err)
 	}
+	der, err := x509.MarshalPKIXPublicKey(p.Key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(der)
+	r.want.KeyNames, r.want.KeyHashes = nil, [][]byte{sum[:]}
+	if _, err := r.verify(); err != nil {
+		t.Error(err)
+	}
+	r.want.KeyHashes[0][0]++
+	_, err = r.verify()
+	refused(t, err, attestation.CodeKeyOrigin, "key.hash")
 }
 
 func TestCertificateOfTheKey(t *testing.T) {

@@ -100,6 +100,8 @@ func (v *verification) checkOrigin() error {
 	switch {
 	case v.want.KeyNames != nil:
 		return v.trail.OneOf(attestation.CodeKeyOrigin, "key.name", v.want.KeyNames, v.key.Name)
+	case v.want.KeyHashes != nil:
+		return v.trail.OneOf(attestation.CodeKeyOrigin, "key.hash", v.want.KeyHashes, v.key.hashPublic())
 	case v.want.Roots != nil:
 		return v.checkCertificate()
 	case v.want.Leaves(ItemKey):

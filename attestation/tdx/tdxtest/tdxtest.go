@@ -192,6 +192,8 @@ type Parts struct {
 	// QuoteCert and QECert are the types of certification data.
 	QuoteCert, QECert uint16
 	Chain             []byte
+	// QuoteTail and QETail follow the signature's and the quoting enclave's data.
+	QuoteTail, QETail []byte
 }
 
 // Offsets in Parts.Body and Parts.QEReport.
@@ -271,9 +273,9 @@ func (p *Platform) assemble(t testing.TB, q *Parts) []byte {
 	quote = append(quote, q.Body...)
 	qe := append(bytes.Clone(q.QEReport), Sign(t, p.PCK.Key, q.QEReport)...)
 	qe = append(le.AppendUint16(qe, uint16(len(q.QEAuth))), q.QEAuth...)
-	qe = block(le.AppendUint16(qe, q.QECert), q.Chain)
+	qe = append(block(le.AppendUint16(qe, q.QECert), q.Chain), q.QETail...)
 	sig := append(Sign(t, p.attestationKey, quote), key...)
-	sig = block(le.AppendUint16(sig, q.QuoteCert), qe)
+	sig = append(block(le.AppendUint16(sig, q.QuoteCert), qe), q.QuoteTail...)
 	return block(quote, sig)
 }
 
