@@ -61,6 +61,11 @@ func (t *Trail) Claim(c Claims) *Claims {
 	return &c
 }
 
+// Fork returns a trail that begins with the same checks and grows apart from this one.
+func (t *Trail) Fork() Trail {
+	return Trail{checks: slices.Clone(t.checks), undecided: slices.Clone(t.undecided)}
+}
+
 // Check adds a check, which holds if ok.
 func (t *Trail) Check(ok bool, c Check) error {
 	if !ok {
