@@ -67,9 +67,8 @@ func CreatePod(ctx context.Context, opts Options) (_ *Pod, err error) {
 	}
 	p := &Pod{
 		opts: opts, log: opts.Log, life: newLife(),
-		containers: map[string]*container{}, done: make(chan struct{}), stopping: lock.New(), doom: make(chan error, 1),
+		containers: map[string]*Container{}, done: make(chan struct{}), stopping: lock.New(), doom: make(chan error, 1),
 		creates:   turns.New("creations of containers", createsAtOnce, startsWaiting),
-		starts:    turns.New("starts of processes", startsAtOnce, startsWaiting),
 		sharedShm: needsSharedShm(opts), began: time.Now(),
 	}
 	c := &creation{Pod: p, u: &undo.Stack{}}

@@ -18,7 +18,9 @@ import (
 	"github.com/coco-shim/coco/plan/volume"
 	"github.com/coco-shim/coco/virtcontainers/guest"
 	"github.com/coco-shim/coco/virtcontainers/hostvolume"
+	"github.com/coco-shim/coco/virtcontainers/process"
 	"github.com/coco-shim/coco/virtcontainers/share"
+	"github.com/coco-shim/coco/virtcontainers/turns"
 )
 
 // awaitAgent waits for the agent, at most the boot's time. It ends early when the layers of the pod's
@@ -55,6 +57,11 @@ func (c *creation) awaitAgent(ctx context.Context) error {
 		Guest: l, Disks: c.disks, Layers: c.opts.Host.Layers, Files: c.files.shared(), Undo: &c.undo,
 		Spawn: c.life.spawn, Ended: c.ended,
 	})
+	c.procs = &process.Pod{
+		Agent: l, Caller: l, Streams: l, Log: c.log, Life: c.life.ctx, Spawn: c.life.spawn, Ended: errShutdown,
+		Starts:      turns.New("starts of processes", startsAtOnce, startsWaiting),
+		StopTimeout: c.opts.Config.Runtime.StopTimeout, Condemn: c.condemn,
+	}
 	c.life.spawn(c.watch)
 	c.u.Push("close the agent's connection", func(context.Context) error { return l.Close() })
 	return nil

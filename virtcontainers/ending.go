@@ -42,33 +42,6 @@ func (p *Pod) endWithoutAgent(ctx context.Context) error {
 	return nil
 }
 
-// mustEnd ends the VM if the guest does not report the exit of a process within stop_timeout of SIGKILL.
-func (p *Pod) mustEnd(pr *process) {
-	pr.doomed.Do(func() {
-		close(pr.killed)
-		p.life.spawn(func(ctx context.Context) {
-			limit := p.opts.Config.Runtime.StopTimeout
-			if pulse.Await(ctx, pr.reported, limit) {
-				p.condemn(fmt.Errorf("%s did not end within runtime.stop_timeout (%s) of SIGKILL", pr.name(), limit))
-			}
-		})
-	})
-}
-
-// deafRemovals is how many times the guest may leave the removal of a container unanswered, for undo.StepTimeout each.
-const deafRemovals = 3
-
-// notRemoved is called when the guest has not answered the removal of a container in time.
-func (p *Pod) notRemoved(c *container) {
-	c.mu.Lock()
-	c.deaf++
-	enough := c.deaf >= deafRemovals
-	c.mu.Unlock()
-	if enough {
-		p.condemn(fmt.Errorf("the guest left the removal of container %s unanswered %d times", c.id, deafRemovals))
-	}
-}
-
 // watchPulse ends the VM when the agent does not answer any more.
 func (p *Pod) watchPulse(ctx context.Context) {
 	cfg := p.opts.Config.Runtime

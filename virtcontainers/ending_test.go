@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/virtcontainers/process"
 )
 
 // lie makes the guest answer nothing, or what cannot be, to some calls.
@@ -67,22 +68,22 @@ func TestAKilledProcessEndsOrItsVMDoes(t *testing.T) {
 			o := w.options("sleep")
 			o.Config.Runtime.StopTimeout = 100 * time.Millisecond
 			p, _ := start(t, w, o)
-			if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+			if _, err := proc(t, p, "c1", "").Start(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			if err := p.Kill(t.Context(), "c1", "", sigkill, true); err != nil && !errdefs.IsNotFound(err) {
+			if err := proc(t, p, "c1", "").Kill(t.Context(), process.Sigkill, true); err != nil && !errdefs.IsNotFound(err) {
 				t.Errorf("Kill() = %v", err)
 			}
 			<-p.Done()
 			st := wait(t, p, "")
-			if st.Code != killedCode ||
+			if st.Code != 128+process.Sigkill ||
 				!strings.Contains(st.Reason, "container c1 did not end within runtime.stop_timeout (100ms) of SIGKILL") {
 				t.Errorf("exit = %+v, want 137 with the reason", st)
 			}
 			if err := p.Err(); err == nil || err.Error() != st.Reason {
 				t.Errorf("the pod ended with %v", err)
 			}
-			if _, err := p.Delete(t.Context(), "c1", ""); err != nil {
+			if _, err := proc(t, p, "c1", "").Delete(t.Context()); err != nil {
 				t.Errorf("Delete() = %v", err)
 			}
 		})
@@ -101,14 +102,14 @@ func TestASignalToAGuestThatBrokeTheProtocol(t *testing.T) {
 		return errors.Join(err, silent(ctx))
 	}}
 	p, _ := start(t, w, w.options("sleep"))
-	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+	if _, err := proc(t, p, "c1", "").Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	err := p.Kill(t.Context(), "c1", "", sigkill, true)
+	err := proc(t, p, "c1", "").Kill(t.Context(), process.Sigkill, true)
 	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "broke the agent's protocol") {
 		t.Errorf("Kill() = %v, want that the process has ended with its VM", err)
 	}
-	if st := wait(t, p, ""); st.Code != killedCode {
+	if st := wait(t, p, ""); st.Code != 128+process.Sigkill {
 		t.Errorf("exit = %+v, want 137", st)
 	}
 }
@@ -120,17 +121,17 @@ func TestASignalThatEndsTheVMWithItsProcess(t *testing.T) {
 	w.lies = &lie{signal: func(ctx context.Context) error {
 		_, err := w.vm().agent.SignalProcess(ctx, &agent.SignalProcessRequest{
 			ContainerId: "c1", ExecId: "c1",
-			Signal: sigkill,
+			Signal: process.Sigkill,
 		})
 		return errors.Join(err, silent(ctx))
 	}}
 	p, _ := start(t, w, w.options("sleep"))
-	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+	if _, err := proc(t, p, "c1", "").Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	killed := make(chan error, 1)
-	go func() { killed <- p.Kill(t.Context(), "c1", "", sigkill, true) }()
-	if st := wait(t, p, ""); st.Code != killedCode || st.Reason != "" {
+	go func() { killed <- proc(t, p, "c1", "").Kill(t.Context(), process.Sigkill, true) }()
+	if st := wait(t, p, ""); st.Code != 128+process.Sigkill || st.Reason != "" {
 		t.Errorf("exit = %+v, want the guest's 137", st)
 	}
 	if err := p.EndVM(t.Context()); err != nil {
@@ -147,15 +148,15 @@ func TestOtherSignalsAreTheGuestsOwn(t *testing.T) {
 	o := w.options("sleep")
 	o.Config.Runtime.StopTimeout = 100 * time.Millisecond
 	p, _ := start(t, w, o)
-	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+	if _, err := proc(t, p, "c1", "").Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Kill(t.Context(), "c1", "", 15, false); err != nil {
+	if err := proc(t, p, "c1", "").Kill(t.Context(), 15, false); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	if st, err := p.Wait(ctx, "c1", ""); err == nil {
+	if st, err := proc(t, p, "c1", "").Wait(ctx); err == nil {
 		t.Errorf("SIGTERM, which a process may ignore, ended it: %+v", st)
 	}
 }
@@ -167,10 +168,10 @@ func TestAnExitStatusIsOne(t *testing.T) {
 		o := w.options("echo")
 		o.First.Stdout, o.First.Stderr = false, false // which nobody would read
 		p, _ := start(t, w, o)
-		if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+		if _, err := proc(t, p, "c1", "").Start(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if st := wait(t, p, ""); st.Code != unknownCode || !strings.Contains(st.Reason, "which none is") {
+		if st := wait(t, p, ""); st.Code != 255 || !strings.Contains(st.Reason, "which none is") {
 			t.Errorf("told %d, exit = %+v", code, st)
 		}
 	}
@@ -180,13 +181,10 @@ func TestAGuestThatRemovesNothingLosesItsVM(t *testing.T) {
 	w := newWorld(t)
 	w.lies = &lie{remove: silent}
 	p, _ := start(t, w, w.options("sleep"))
-	c, err := p.container("c1")
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := ctr(t, p, "c1")
 	for range deafRemovals {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-		if err := p.removeInGuest(ctx, c); err == nil {
+		if err := c.removeInGuest(ctx); err == nil {
 			t.Error("it was removed")
 		}
 		cancel()
@@ -204,13 +202,13 @@ func TestAnAgentThatHangsLosesItsVM(t *testing.T) {
 	o.Config.Runtime.StopTimeout = 100 * time.Millisecond
 	w.paused.Store(true) // as long as it is, the guest may take its time
 	p, _ := start(t, w, o)
-	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+	if _, err := proc(t, p, "c1", "").Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	w.vm().agent.hang.Store(true)
 	w.paused.Store(false)
 	<-p.Done()
-	if st := wait(t, p, ""); st.Code != killedCode ||
+	if st := wait(t, p, ""); st.Code != 128+process.Sigkill ||
 		!strings.Contains(st.Reason, "its agent has not answered for 3 times 10ms") {
 		t.Errorf("exit = %+v", st)
 	}
@@ -224,7 +222,7 @@ func TestOOMEventsAreOfThisPodsContainersAndFew(t *testing.T) {
 	if p.believesOOM("c1", now) {
 		t.Error("a container that has not started ran out of memory")
 	}
-	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+	if _, err := proc(t, p, "c1", "").Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	for i, tc := range []struct {
@@ -243,7 +241,7 @@ func TestOOMEventsAreOfThisPodsContainersAndFew(t *testing.T) {
 			t.Errorf("event %d, of %q after %s = %v, want %v", i, tc.id, tc.after, got, tc.want)
 		}
 	}
-	if err := p.Kill(t.Context(), "c1", "", sigkill, true); err != nil {
+	if err := proc(t, p, "c1", "").Kill(t.Context(), process.Sigkill, true); err != nil {
 		t.Fatal(err)
 	}
 	at := wait(t, p, "").At
@@ -261,7 +259,7 @@ func TestAForgedOOMIsNotAskedForAgainAtOnce(t *testing.T) {
 	told := make(chan string, 10)
 	o.OnOOM = func(id string) { told <- id }
 	p, _ := start(t, w, o)
-	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+	if _, err := proc(t, p, "c1", "").Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	oom := w.vm().agent.oom

@@ -19,6 +19,7 @@ import (
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/virtcontainers/process"
 )
 
 // fakeFiles serves files of a world.
@@ -148,7 +149,7 @@ func TestOnlyVMsThatNeedItHaveADeviceForLiveFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.CreateContainer(t.Context(), *o.First); err == nil ||
+	if _, _, err := p.CreateContainer(t.Context(), *o.First); err == nil ||
 		!strings.Contains(err.Error(), "view of the host's kernel") {
 		t.Errorf("a share of /proc: %v", err)
 	}
@@ -166,8 +167,8 @@ func TestAPodEndsWithTheServerOfItsFiles(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	st, err := p.Wait(ctx, "c1", "")
-	if err != nil || st.Code != killedCode || !strings.Contains(st.Reason, "virtiofsd") ||
+	st, err := proc(t, p, "c1", "").Wait(ctx)
+	if err != nil || st.Code != 128+process.Sigkill || !strings.Contains(st.Reason, "virtiofsd") ||
 		!strings.Contains(st.Reason, "killed") {
 		t.Errorf("Wait() = %+v, %v", st, err)
 	}

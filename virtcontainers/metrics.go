@@ -19,6 +19,7 @@ import (
 	"github.com/coco-shim/coco/internal/procinfo"
 	"github.com/coco-shim/coco/metrics"
 	"github.com/coco-shim/coco/plan/launch"
+	"github.com/coco-shim/coco/virtcontainers/process"
 )
 
 // MetricsSocket is the name of the socket in the pod's directory below runtime.state_dir.
@@ -81,7 +82,7 @@ func (p *Pod) Metrics(ctx context.Context) *metrics.Set {
 	if total > 0 {
 		m.Gauge("coco_pod_start_seconds", "Time from the request until the pod was ready for containers.", total.Seconds())
 	}
-	slices.SortFunc(containers, func(a, b *container) int { return strings.Compare(a.id, b.id) })
+	slices.SortFunc(containers, func(a, b *Container) int { return strings.Compare(a.id, b.id) })
 	for _, c := range containers {
 		containerStart(m, c, phases)
 	}
@@ -143,7 +144,7 @@ func vmmUsage(m *metrics.Set, pid int, shape launch.Shape) {
 }
 
 // containerStart says how long a container's start took.
-func containerStart(m *metrics.Set, c *container, phases []Phase) {
+func containerStart(m *metrics.Set, c *Container, phases []Phase) {
 	labels := c.labels()
 	for _, ph := range phases {
 		if ph.Container == c.id {
@@ -159,7 +160,7 @@ func containerStart(m *metrics.Set, c *container, phases []Phase) {
 		took.Seconds(), labels...)
 }
 
-func (c *container) labels() []string {
+func (c *Container) labels() []string {
 	out := []string{"container", c.id, "container_name", ""}
 	if c.spec != nil {
 		out[3] = c.spec.Annotations[contract.CRIContainerName]
@@ -168,7 +169,7 @@ func (c *container) labels() []string {
 }
 
 // guestMetrics asks the agent.
-func (p *Pod) guestMetrics(ctx context.Context, m *metrics.Set, containers []*container) {
+func (p *Pod) guestMetrics(ctx context.Context, m *metrics.Set, containers []*Container) {
 	res, err := p.agent.GetMetrics(ctx, &agent.GetMetricsRequest{})
 	up := 1.0
 	if err != nil {
@@ -180,7 +181,7 @@ func (p *Pod) guestMetrics(ctx context.Context, m *metrics.Set, containers []*co
 	}
 	m.Adopt(res.GetMetrics(), "coco_agent_", "coco_guest_memory_", "coco_guest_cpu_")
 	for _, c := range containers {
-		if st := c.init.current().public(); st != Running && st != Paused {
+		if st, _ := c.init.State(); st != process.Running && st != process.Paused {
 			continue
 		}
 		st, err := p.agent.StatsContainer(ctx, &agent.StatsContainerRequest{ContainerId: c.id})
@@ -191,7 +192,7 @@ func (p *Pod) guestMetrics(ctx context.Context, m *metrics.Set, containers []*co
 	}
 }
 
-func containerUsage(m *metrics.Set, c *container, st *agent.CgroupStats) {
+func containerUsage(m *metrics.Set, c *Container, st *agent.CgroupStats) {
 	labels := c.labels()
 	mem := st.GetMemoryStats()
 	usage, inactive := mem.GetUsage().GetUsage(), mem.GetStats()["inactive_file"]

@@ -43,7 +43,7 @@ func sum(samples []metrics.Sample, name, container string) (total float64, n int
 func TestMetrics(t *testing.T) {
 	w := newWorld(t)
 	p, _ := start(t, w, w.options("sleep"))
-	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+	if _, err := proc(t, p, "c1", "").Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	got := read(t, p)

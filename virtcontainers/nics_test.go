@@ -119,7 +119,7 @@ func TestAPodWithoutNetworkHasItsFirstInterfaceWhenItStarts(t *testing.T) {
 	w.links, w.ports = newLinkTable(), 2
 	p, _ := start(t, w, w.options("sleep"))
 	w.links.AddVeth("eth0", mac0, 1500, addr(addr0))
-	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+	if _, err := proc(t, p, "c1", "").Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	var got []string
@@ -135,7 +135,8 @@ func TestAStartFailsWithoutTheNetworkThatCameBeforeIt(t *testing.T) {
 	p, _ := start(t, w, w.options("sleep"))
 	w.links.AddVeth("eth0", mac0, 1500, addr(addr0))
 	w.links.AddVeth("eth1", mac1, 1500, addr(addr1))
-	if _, err := p.Start(t.Context(), "c1", ""); err == nil || !strings.Contains(err.Error(), "interface eth1 came") {
+	if _, err := proc(t, p, "c1", "").Start(t.Context()); err == nil ||
+		!strings.Contains(err.Error(), "interface eth1 came") {
 		t.Errorf("Start() = %v, want an error that names eth1", err)
 	}
 }

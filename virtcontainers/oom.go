@@ -9,6 +9,7 @@ import (
 
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/virtcontainers/guest"
+	"github.com/coco-shim/coco/virtcontainers/process"
 )
 
 const (
@@ -48,14 +49,12 @@ func (p *Pod) watchOOM(ctx context.Context) {
 // believesOOM reports whether an OOM event is plausible: its container belongs to this pod, runs or has ended at most
 // oomLate ago, and had no event within oomEvery.
 func (p *Pod) believesOOM(id string, now time.Time) bool {
-	c, err := p.container(id)
+	c, err := p.Container(id)
 	if err != nil {
 		return false
 	}
-	c.init.mu.Lock()
-	state, exit := c.init.state, c.init.exit.At
-	c.init.mu.Unlock()
-	if state == creating || state == Created || state.public() == Stopped && now.Sub(exit) > oomLate {
+	state, exit := c.init.State()
+	if !c.init.Current().HasRun() || state == process.Stopped && now.Sub(exit.At) > oomLate {
 		return false
 	}
 	c.mu.Lock()

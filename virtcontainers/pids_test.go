@@ -9,44 +9,68 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// podOf makes a pod of which only the containers matter.
-func podOf(states map[string]State) *Pod {
-	p := &Pod{containers: map[string]*container{}}
-	for id, s := range states {
-		p.containers[id] = &container{id: id, init: &process{state: s}}
-	}
-	return p
-}
-
 func TestWhoseProcessIDsAContainerSees(t *testing.T) {
-	c := &container{id: "new", init: &process{state: creating}}
-	shared := podOf(nil)
+	shared := pidsUnknown
 	for range 2 {
-		if s, target, err := shared.joinPIDs(c, true); !s || target != "" || err != nil {
+		if s, target, err := shared.join(true, []string{"app"}); !s || target != "" || err != nil {
 			t.Errorf("in a pod that shares = %v, %q, %v", s, target, err)
 		}
 	}
 	for _, tc := range []struct {
-		name   string
-		states map[string]State
-		target string
-		fails  bool
+		name    string
+		running []string
+		target  string
+		fails   bool
 	}{
-		{"one runs, one has ended", map[string]State{"app": Running, "init": Stopped}, "app", false},
-		{"it is paused", map[string]State{"app": Paused}, "", true},
-		{"two run", map[string]State{"a": Running, "b": Running}, "", true},
+		{"one runs", []string{"app"}, "app", false},
+		{"two run", []string{"a", "b"}, "", true},
 		{"nobody runs", nil, "", true},
 	} {
-		p := podOf(tc.states)
-		p.pids = pidsSeparate
-		p.containers[c.id] = c
-		s, target, err := p.joinPIDs(c, true)
+		mode := pidsSeparate
+		s, target, err := mode.join(true, tc.running)
 		if s || target != tc.target || errdefs.IsFailedPrecondition(err) != tc.fails {
 			t.Errorf("%s: = %v, %q, %v, want target %q", tc.name, s, target, err, tc.target)
 		}
 	}
-	p := podOf(nil)
-	if s, target, err := p.joinPIDs(c, false); s || target != "" || err != nil || p.pids != pidsSeparate {
+	own := pidsUnknown
+	if s, target, err := own.join(false, nil); s || target != "" || err != nil || own != pidsSeparate {
 		t.Errorf("a container of its own = %v, %q, %v", s, target, err)
 	}
+}
+
+func TestOnlyRunningContainersShowTheirProcessIDs(t *testing.T) {
+	w := newWorld(t)
+	p, _ := start(t, w, w.options("sleep"))
+	running := func(but *Container) int {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return len(p.runningLocked(but))
+	}
+	c := ctr(t, p, "c1")
+	check := func(when string, want int) {
+		t.Helper()
+		if got := running(nil); got != want {
+			t.Errorf("%s: %d containers run, want %d", when, got, want)
+		}
+		if got := running(c); got != 0 {
+			t.Errorf("%s: %d other containers run", when, got)
+		}
+	}
+	check("created", 0)
+	if _, err := c.Init().Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	check("started", 1)
+	if err := c.Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	check("paused", 0)
+	if err := c.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Init().Kill(t.Context(), 9, true); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, p, "")
+	check("ended", 0)
 }

@@ -13,20 +13,17 @@ import (
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sync/errgroup"
 
-	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/internal/lock"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/plan/launch"
-	"github.com/coco-shim/coco/plan/request"
-	"github.com/coco-shim/coco/plan/rootfs"
 	"github.com/coco-shim/coco/virtcontainers/disk"
 	"github.com/coco-shim/coco/virtcontainers/guest"
 	"github.com/coco-shim/coco/virtcontainers/hooks"
 	"github.com/coco-shim/coco/virtcontainers/layers"
 	"github.com/coco-shim/coco/virtcontainers/nic"
+	"github.com/coco-shim/coco/virtcontainers/process"
 	"github.com/coco-shim/coco/virtcontainers/share"
 	"github.com/coco-shim/coco/virtcontainers/state"
 	"github.com/coco-shim/coco/virtcontainers/turns"
@@ -58,10 +55,10 @@ type Pod struct {
 	stopping  lock.Mutex          // held while the pod, or a part of it, is shut down
 	doom      chan error          // capacity 1: why the VM has to end
 	creates   *turns.Turns
-	starts    *turns.Turns
+	procs     *process.Pod
 
 	mu         sync.Mutex
-	containers map[string]*container // guarded by mu
+	containers map[string]*Container // guarded by mu
 	closing    bool                  // guarded by mu
 	phases     []Phase               // guarded by mu
 	began      time.Time             // when CreatePod was called
@@ -124,61 +121,9 @@ func (p *Pod) logPhases() {
 	p.log.Info("pod is up", slog.String("pod", p.opts.ID), slog.Group("took", attrs...))
 }
 
-// prepare brings a container's layers (as devices), the files of its bind mounts and its volumes into the guest. It
-// does so concurrently, since some steps wait for the disk and others for the guest.
-func (p *Pod) prepare(ctx context.Context, c *container, req ContainerRequest, copies []request.Copy,
-	mounts *share.Mounts, u *undo.Stack,
-) ([]*agent.Storage, error) {
-	began := time.Now()
-	layersDone := began
-	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return p.volumes.Copy(gctx, copies, mounts) })
-	var shared []*agent.Storage
-	g.Go(func() (err error) {
-		shared, err = p.volumes.Provide(gctx, mounts)
-		return err
-	})
-	var attached []rootfs.Attached
-	var on rootfs.Upper
-	g.Go(func() (err error) {
-		lr, err := req.layers()
-		if err != nil {
-			return err
-		}
-		o, err := p.takeFirst(req.ID, lr)
-		if err != nil {
-			return err
-		}
-		list, err := o.Take(gctx)
-		if err != nil {
-			return err
-		}
-		p.recordStep(c.id, "layer", began)
-		found := time.Now()
-		if attached, err = p.disks.Attach(gctx, list, u); err != nil {
-			return err
-		}
-		// After the layers: they tell a snapshot with something in it by its not being empty.
-		snapshot, err := lr.Upper()
-		if err != nil {
-			return err
-		}
-		on, err = p.disks.Writable(gctx, c.id, snapshot, u)
-		p.recordStep(c.id, "hotplug", found)
-		layersDone = time.Now()
-		return err
-	})
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	p.recordStep(c.id, "files", layersDone) // what they took longer than the layers
-	own, err := rootfs.Storages(c.id, attached, on)
-	return joined(shared, own), err
-}
-
 // takeFirst returns the search for the layers that was begun before the boot, or begins one.
 func (p *Pod) takeFirst(id string, req layers.Request) (*layers.Search, error) {
-	if p.isFirst(id) {
+	if p.alone() == id {
 		p.mu.Lock()
 		o := p.first
 		p.first = nil
@@ -275,25 +220,58 @@ func (p *Pod) endWithin(ctx context.Context, patience time.Duration, why string)
 }
 
 func (p *Pod) settleAll(reason error) {
-	p.mu.Lock()
-	var all []*process
-	for _, c := range p.containers {
-		all = append(all, c.processes()...)
-	}
-	p.mu.Unlock()
-	for _, pr := range all {
-		pr.settle(ExitStatus{Code: killedCode, Reason: reason.Error()}, true)
+	for _, pr := range p.processes() {
+		pr.Settle(process.KilledWith(reason), true)
 	}
 }
 
-// joined puts two lists of storages together, of which some may be in both: a layer that an image and a root file
-// system have in common.
-func joined(a, b []*agent.Storage) []*agent.Storage {
-	out := slices.Clone(a)
-	for _, s := range b {
-		if !slices.ContainsFunc(a, func(o *agent.Storage) bool { return o.GetMountPoint() == s.GetMountPoint() }) {
-			out = append(out, s)
-		}
+// processes are those of all containers.
+func (p *Pod) processes() []*process.Process {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var all []*process.Process
+	for _, c := range p.containers {
+		all = append(all, c.processes()...)
 	}
-	return out
+	return all
+}
+
+// Container returns the handle of a container.
+func (p *Pod) Container(id string) (*Container, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c, ok := p.containers[id]
+	if !ok {
+		return nil, fmt.Errorf("container %s: %w", id, errdefs.ErrNotFound)
+	}
+	return c, nil
+}
+
+// reserve takes the id, or refuses.
+func (p *Pod) reserve(c *Container) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closing {
+		return fmt.Errorf("container %s: %w", c.id, errShutdown)
+	}
+	if _, ok := p.containers[c.id]; ok {
+		return fmt.Errorf("container %s: %w", c.id, errdefs.ErrAlreadyExists)
+	}
+	p.containers[c.id] = c
+	return nil
+}
+
+func (p *Pod) forget(id string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.containers, id)
+	p.phases = slices.DeleteFunc(p.phases, func(ph Phase) bool { return ph.Container == id })
+}
+
+// alone is the id of the container of a pod of one, else empty.
+func (p *Pod) alone() string {
+	if p.opts.First == nil {
+		return ""
+	}
+	return p.opts.First.ID
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/virtcontainers/guest"
+	"github.com/coco-shim/coco/virtcontainers/process"
 	"github.com/coco-shim/coco/virtcontainers/stream"
 )
 
@@ -45,40 +46,65 @@ func start(t *testing.T, w *world, o Options) (*Pod, stream.Streams) {
 	if o.First == nil {
 		return p, stream.Streams{}
 	}
-	s, err := p.CreateContainer(t.Context(), *o.First)
+	_, s, err := p.CreateContainer(t.Context(), *o.First)
 	if err != nil {
 		t.Fatalf("CreateContainer() = %v", err)
 	}
 	return p, s
 }
 
-func wait(t *testing.T, p *Pod, exec string) ExitStatus {
+// ctr is the handle of a container.
+func ctr(t *testing.T, p *Pod, id string) *Container {
+	t.Helper()
+	c, err := p.Container(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// proc is the handle of a container's first process, or of an exec.
+func proc(t *testing.T, p *Pod, id, exec string) *process.Process {
+	t.Helper()
+	c := ctr(t, p, id)
+	if exec == "" {
+		return c.Init()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	pr := c.execs[exec]
+	if pr == nil {
+		t.Fatalf("container %s has no process %s", id, exec)
+	}
+	return pr
+}
+
+func wait(t *testing.T, p *Pod, exec string) process.ExitStatus {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	st, err := p.Wait(ctx, "c1", exec)
+	st, err := proc(t, p, "c1", exec).Wait(ctx)
 	if err != nil {
 		t.Fatalf("Wait(%q) = %v", exec, err)
 	}
 	return st
 }
 
-func checkState(t *testing.T, p *Pod, exec string, want State) {
+func checkState(t *testing.T, p *Pod, exec string, want process.State) {
 	t.Helper()
-	got, _, err := p.State("c1", exec)
-	if err != nil || got != want {
-		t.Errorf("State(%q) = %v, %v, want %v", exec, got, err, want)
+	if got, _ := proc(t, p, "c1", exec).State(); got != want {
+		t.Errorf("State(%q) = %v, want %v", exec, got, want)
 	}
 }
 
 func TestAContainerRunsFromCreateToDelete(t *testing.T) {
 	w := newWorld(t)
 	p, s := start(t, w, w.options("cat"))
-	checkState(t, p, "", Created)
-	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+	checkState(t, p, "", process.Created)
+	if _, err := proc(t, p, "c1", "").Start(t.Context()); err != nil {
 		t.Fatalf("Start() = %v", err)
 	}
-	checkState(t, p, "", Running)
+	checkState(t, p, "", process.Running)
 	if _, err := io.WriteString(s.Stdin, "through the guest"); err != nil {
 		t.Fatal(err)
 	}
@@ -95,21 +121,21 @@ func TestAContainerRunsFromCreateToDelete(t *testing.T) {
 	if st := wait(t, p, ""); st.Code != 0 || st.Reason != "" || st.At.IsZero() {
 		t.Errorf("exit = %+v, want 0", st)
 	}
-	checkState(t, p, "", Stopped)
-	if err := p.Exec(t.Context(), ExecRequest{
-		ContainerID: "c1", ExecID: "late",
+	checkState(t, p, "", process.Stopped)
+	if _, err := ctr(t, p, "c1").Exec(ExecRequest{
+		ID:      "late",
 		Process: &specs.Process{Args: []string{"true"}, Cwd: "/"},
 	}); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("Exec() in a stopped container = %v, want failed precondition", err)
 	}
-	if err := p.Kill(t.Context(), "c1", "", 15, false); !errdefs.IsNotFound(err) {
+	if err := proc(t, p, "c1", "").Kill(t.Context(), 15, false); !errdefs.IsNotFound(err) {
 		t.Errorf("Kill() of a stopped container = %v, want not found", err)
 	}
-	if _, err := p.Delete(t.Context(), "c1", ""); err != nil {
+	if _, err := proc(t, p, "c1", "").Delete(t.Context()); err != nil {
 		t.Errorf("Delete() = %v", err)
 	}
-	if _, _, err := p.State("c1", ""); !errdefs.IsNotFound(err) {
-		t.Errorf("State() after Delete = %v, want not found", err)
+	if _, err := p.Container("c1"); !errdefs.IsNotFound(err) {
+		t.Errorf("Container() after Delete = %v, want not found", err)
 	}
 }
 
@@ -129,16 +155,16 @@ func TestTheEndOfAPodTidiesTheLayers(t *testing.T) {
 func TestASignalForAllIsSentAsOne(t *testing.T) {
 	w := newWorld(t)
 	p, _ := start(t, w, w.options("sleep"))
-	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+	if _, err := proc(t, p, "c1", "").Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Exec(t.Context(), ExecRequest{
-		ContainerID: "c1", ExecID: "e1",
+	if _, err := ctr(t, p, "c1").Exec(ExecRequest{
+		ID:      "e1",
 		Process: &specs.Process{Args: []string{"sleep"}, Cwd: "/"},
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.Start(t.Context(), "c1", "e1"); err != nil {
+	if _, err := proc(t, p, "c1", "e1").Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	const harmless = uint32(unix.SIGWINCH)
@@ -146,7 +172,7 @@ func TestASignalForAllIsSentAsOne(t *testing.T) {
 		exec string
 		all  bool
 	}{{"", true}, {"", false}, {"e1", true}} {
-		if err := p.Kill(t.Context(), "c1", k.exec, harmless, k.all); err != nil {
+		if err := proc(t, p, "c1", k.exec).Kill(t.Context(), harmless, k.all); err != nil {
 			t.Error(err)
 		}
 	}
@@ -161,7 +187,7 @@ func TestASignalForAllIsSentAsOne(t *testing.T) {
 func TestAPodWhoseVMWasEndedKeepsItsExitsAndItsHostSideUntilShutdown(t *testing.T) {
 	w := newWorld(t)
 	p, s := start(t, w, w.options("cat"))
-	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+	if _, err := proc(t, p, "c1", "").Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Stdin.Close(); err != nil {
@@ -190,7 +216,7 @@ func TestAPodWhoseVMWasEndedKeepsItsExitsAndItsHostSideUntilShutdown(t *testing.
 	if len(w.left()) == 0 {
 		t.Error("nothing is held any more: hooks and journal belong to the end of the container")
 	}
-	if _, err := p.Delete(t.Context(), "c1", ""); err != nil {
+	if _, err := proc(t, p, "c1", "").Delete(t.Context()); err != nil {
 		t.Errorf("Delete() = %v", err)
 	}
 }
@@ -215,7 +241,7 @@ func TestReadyLayersAreThereFromBootAndSlowOnesArePluggedLater(t *testing.T) {
 		t.Errorf("the VM booted with %d blocks, want only the writable layer's", n)
 	}
 	close(gate)
-	if _, err := sp.CreateContainer(t.Context(), *o.First); err != nil {
+	if _, _, err := sp.CreateContainer(t.Context(), *o.First); err != nil {
 		t.Errorf("CreateContainer() = %v", err)
 	}
 	if n := len(slow.vm().plugged()); n != 3 {
@@ -238,18 +264,18 @@ func TestASharedLayerIsPluggedOnceAndGoesWithItsLastContainer(t *testing.T) {
 		return ContainerRequest{ID: id, Bundle: t.TempDir(), Spec: newSpec()}
 	}
 	for _, id := range []string{"c1", "c2"} {
-		if _, err := p.CreateContainer(t.Context(), req(id)); err != nil {
+		if _, _, err := p.CreateContainer(t.Context(), req(id)); err != nil {
 			t.Fatalf("CreateContainer(%s) = %v", id, err)
 		}
 	}
-	if _, err := p.CreateContainer(t.Context(), req("c1")); !errdefs.IsAlreadyExists(err) {
+	if _, _, err := p.CreateContainer(t.Context(), req("c1")); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("CreateContainer() of a known id = %v, want already exists", err)
 	}
 	for i, id := range []string{"c1", "c2"} {
 		if n, want := len(w.vm().plugged()), 4-i; n != want { // two layers, and what each container writes to
 			t.Errorf("%d blocks before Delete(%s), want %d", n, id, want)
 		}
-		if _, err := p.Delete(t.Context(), id, ""); err != nil {
+		if _, err := proc(t, p, id, "").Delete(t.Context()); err != nil {
 			t.Errorf("Delete(%s) = %v", id, err)
 		}
 	}
@@ -278,33 +304,33 @@ func TestExecs(t *testing.T) {
 			w := newWorld(t)
 			w.noStreams = tt.rpc
 			p, _ := start(t, w, w.options("sleep"))
-			if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+			if _, err := proc(t, p, "c1", "").Start(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			req := ExecRequest{
-				ContainerID: "c1", ExecID: "e1", Process: &specs.Process{Args: tt.args, Cwd: "/"},
+				ID: "e1", Process: &specs.Process{Args: tt.args, Cwd: "/"},
 				Stdout: true, Stderr: true,
 			}
-			if err := p.Exec(t.Context(), req); err != nil {
+			if _, err := ctr(t, p, "c1").Exec(req); err != nil {
 				t.Fatalf("Exec() = %v", err)
 			}
-			if err := p.Exec(t.Context(), req); !errdefs.IsAlreadyExists(err) {
+			if _, err := ctr(t, p, "c1").Exec(req); !errdefs.IsAlreadyExists(err) {
 				t.Errorf("second Exec() = %v, want already exists", err)
 			}
-			checkState(t, p, "e1", Created)
-			s, err := p.Start(t.Context(), "c1", "e1")
+			checkState(t, p, "e1", process.Created)
+			s, err := proc(t, p, "c1", "e1").Start(t.Context())
 			if !errors.Is(err, tt.wantErr) {
 				t.Fatalf("Start() = %v, want %v", err, tt.wantErr)
 			}
 			if err != nil {
-				checkState(t, p, "e1", Stopped)
-				if _, err := p.Delete(t.Context(), "c1", "e1"); err != nil {
+				checkState(t, p, "e1", process.Stopped)
+				if _, err := proc(t, p, "c1", "e1").Delete(t.Context()); err != nil {
 					t.Errorf("Delete() = %v", err)
 				}
 				return
 			}
 			if tt.kill != 0 {
-				if err := p.Kill(t.Context(), "c1", "e1", tt.kill, false); err != nil {
+				if err := proc(t, p, "c1", "e1").Kill(t.Context(), tt.kill, false); err != nil {
 					t.Errorf("Kill() = %v", err)
 				}
 			}
@@ -318,10 +344,10 @@ func TestExecs(t *testing.T) {
 			if st := wait(t, p, "e1"); st.Code != tt.code {
 				t.Errorf("exit = %+v, want %d", st, tt.code)
 			}
-			if st, err := p.Delete(t.Context(), "c1", "e1"); err != nil || st.Code != tt.code {
+			if st, err := proc(t, p, "c1", "e1").Delete(t.Context()); err != nil || st.Code != tt.code {
 				t.Errorf("Delete() = %+v, %v", st, err)
 			}
-			checkState(t, p, "", Running)
+			checkState(t, p, "", process.Running)
 		})
 	}
 }
@@ -336,7 +362,7 @@ func TestAnOutputThatNobodyWantsBlocksNobody(t *testing.T) {
 		if s != (stream.Streams{}) {
 			t.Errorf("streams that nobody asked for: %+v", s)
 		}
-		if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+		if _, err := proc(t, p, "c1", "").Start(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if st := wait(t, p, ""); st.Code != 0 || st.Reason != "" {
@@ -348,12 +374,12 @@ func TestAnOutputThatNobodyWantsBlocksNobody(t *testing.T) {
 func TestExitIsToldAfterTheOutput(t *testing.T) {
 	w := newWorld(t)
 	p, s := start(t, w, w.options("echo", "last words"))
-	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+	if _, err := proc(t, p, "c1", "").Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	if st, err := p.Wait(ctx, "c1", ""); err == nil {
+	if st, err := proc(t, p, "c1", "").Wait(ctx); err == nil {
 		t.Errorf("Wait() = %+v before the output was read", st)
 	}
 	if out, err := io.ReadAll(s.Stdout); err != nil || string(out) != "last words\n" {
@@ -370,16 +396,16 @@ func TestExitIsToldAfterTheOutput(t *testing.T) {
 func TestTheVMsDeathEndsEveryProcessWithItsReason(t *testing.T) {
 	w := newWorld(t)
 	p, _ := start(t, w, w.options("sleep"))
-	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+	if _, err := proc(t, p, "c1", "").Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Exec(t.Context(), ExecRequest{
-		ContainerID: "c1", ExecID: "e1",
+	if _, err := ctr(t, p, "c1").Exec(ExecRequest{
+		ID:      "e1",
 		Process: &specs.Process{Args: []string{"sleep"}, Cwd: "/"},
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.Start(t.Context(), "c1", "e1"); err != nil {
+	if _, err := proc(t, p, "c1", "e1").Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	w.vm().die(&hypervisor.DeadError{
@@ -397,7 +423,7 @@ func TestTheVMsDeathEndsEveryProcessWithItsReason(t *testing.T) {
 	if !errors.As(p.Err(), &dead) {
 		t.Errorf("Err() = %v, want a DeadError", p.Err())
 	}
-	if _, err := p.Stats(t.Context(), "c1"); !errdefs.IsUnavailable(err) || !errors.As(err, &dead) {
+	if _, err := ctr(t, p, "c1").Stats(t.Context()); !errdefs.IsUnavailable(err) || !errors.As(err, &dead) {
 		t.Errorf("Stats() of a dead VM = %v, want unavailable with the reason", err)
 	}
 }

@@ -12,30 +12,32 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/coco-shim/coco/virtcontainers/process"
 )
 
 func TestPauseAndResume(t *testing.T) {
 	w := newWorld(t)
 	p, _ := start(t, w, w.options("sleep"))
 	ctx := t.Context()
-	if err := p.Pause(ctx, "c1"); !errdefs.IsFailedPrecondition(err) {
+	if err := ctr(t, p, "c1").Pause(ctx); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("Pause() of a created container = %v, want failed precondition", err)
 	}
-	if _, err := p.Start(ctx, "c1", ""); err != nil {
+	if _, err := proc(t, p, "c1", "").Start(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Pause(ctx, "c1"); err != nil {
+	if err := ctr(t, p, "c1").Pause(ctx); err != nil {
 		t.Errorf("Pause() = %v", err)
 	}
-	checkState(t, p, "", Paused)
-	if err := p.Resume(ctx, "c1"); err != nil {
+	checkState(t, p, "", process.Paused)
+	if err := ctr(t, p, "c1").Resume(ctx); err != nil {
 		t.Errorf("Resume() = %v", err)
 	}
-	checkState(t, p, "", Running)
-	if _, err := p.Delete(ctx, "c1", ""); !errdefs.IsFailedPrecondition(err) {
+	checkState(t, p, "", process.Running)
+	if _, err := proc(t, p, "c1", "").Delete(ctx); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("Delete() of a running container = %v, want failed precondition", err)
 	}
-	if err := p.Kill(ctx, "c1", "", 9, true); err != nil {
+	if err := proc(t, p, "c1", "").Kill(ctx, 9, true); err != nil {
 		t.Errorf("Kill() = %v", err)
 	}
 	if st := wait(t, p, ""); st.Code != 137 {
@@ -49,7 +51,7 @@ func TestOOMEventsArePassedOn(t *testing.T) {
 	got := make(chan string, 1)
 	o.OnOOM = func(id string) { got <- id }
 	p, _ := start(t, w, o)
-	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+	if _, err := proc(t, p, "c1", "").Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	w.vm().agent.oom <- "c1"
@@ -65,8 +67,8 @@ func TestHooksRunInOrderWithTheState(t *testing.T) {
 		return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", `read s; echo "` + name + ` $s" >> ` + log}}}
 	}
 	o := w.options("sleep")
-	//lint:ignore SA1019 engines still use it
 	o.Spec.Hooks = &specs.Hooks{
+		//lint:ignore SA1019 engines still use it
 		Prestart: hook("prestart"), CreateRuntime: hook("createRuntime"),
 		Poststart: hook("poststart"), Poststop: hook("poststop"),
 	}
@@ -74,10 +76,10 @@ func TestHooksRunInOrderWithTheState(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.CreateContainer(t.Context(), *o.First); err != nil {
+	if _, _, err := p.CreateContainer(t.Context(), *o.First); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+	if _, err := proc(t, p, "c1", "").Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.Shutdown(t.Context()); err != nil {

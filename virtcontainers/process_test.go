@@ -11,7 +11,7 @@ func TestATerminalsSizeIsCut(t *testing.T) {
 	o := w.options("sleep")
 	o.First.Terminal, o.First.Stderr = true, false
 	p, _ := start(t, w, o)
-	if err := p.Resize(t.Context(), "c1", "", 70000, 24); err != nil {
+	if err := proc(t, p, "c1", "").Resize(t.Context(), 70000, 24); err != nil {
 		t.Fatal(err)
 	}
 	a := w.vm().agent

@@ -47,7 +47,7 @@ func TestAnAgentWithoutByteStreamsLosesNoOutput(t *testing.T) {
 		return &forgetful{AgentServiceService: a, waited: make(chan struct{})}
 	}}
 	p, s := start(t, w, w.options("echo", "last words"))
-	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+	if _, err := proc(t, p, "c1", "").Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if out, err := io.ReadAll(s.Stdout); string(out) != "last words\n" || err != nil {
@@ -65,7 +65,7 @@ func TestAnExitIsToldAlthoughNobodyReadsByCalls(t *testing.T) {
 	w := newWorld(t)
 	w.noStreams = true
 	p, _ := start(t, w, w.options("false"))
-	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+	if _, err := proc(t, p, "c1", "").Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if st := wait(t, p, ""); st.Code != 1 {

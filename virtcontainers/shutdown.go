@@ -14,6 +14,7 @@ import (
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/virtcontainers/guest"
 	"github.com/coco-shim/coco/virtcontainers/hooks"
+	"github.com/coco-shim/coco/virtcontainers/process"
 	"github.com/coco-shim/coco/virtcontainers/state"
 )
 
@@ -33,7 +34,7 @@ func (p *Pod) Shutdown(ctx context.Context) error {
 		return err
 	}
 	p.log.Debug("VM has ended, the rest is given back", "pod", p.opts.ID)
-	errs := []error{p.closeAllPipes()}
+	errs := []error{p.closeAllStreams()}
 	p.life.end(errShutdown)
 	errs = append(errs, p.undo.Run(ctx))
 	if err := errors.Join(errs...); err != nil {
@@ -121,24 +122,18 @@ func (p *Pod) anyRunning() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, c := range p.containers {
-		if st := c.init.current().public(); st == Running || st == Paused {
+		if st, _ := c.init.State(); st == process.Running || st == process.Paused {
 			return true
 		}
 	}
 	return false
 }
 
-// closeAllPipes ends the streams of processes that nobody deleted.
-func (p *Pod) closeAllPipes() error {
-	p.mu.Lock()
-	var all []*process
-	for _, c := range p.containers {
-		all = append(all, c.processes()...)
-	}
-	p.mu.Unlock()
+// closeAllStreams ends the streams of processes that nobody deleted.
+func (p *Pod) closeAllStreams() error {
 	var errs []error
-	for _, pr := range all {
-		errs = append(errs, pr.closePipes())
+	for _, pr := range p.processes() {
+		errs = append(errs, pr.CloseStreams())
 	}
 	return errors.Join(errs...)
 }

@@ -16,7 +16,7 @@ import (
 func TestTwoHundredExecsAtOnceNeverFillTheGuestsQueue(t *testing.T) {
 	w := newWorld(t)
 	p, _ := start(t, w, w.options("sleep"))
-	if _, err := p.Start(t.Context(), "c1", ""); err != nil {
+	if _, err := proc(t, p, "c1", "").Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	var wg sync.WaitGroup
@@ -24,14 +24,14 @@ func TestTwoHundredExecsAtOnceNeverFillTheGuestsQueue(t *testing.T) {
 		wg.Go(func() {
 			id := fmt.Sprintf("e%d", i)
 			req := ExecRequest{
-				ContainerID: "c1", ExecID: id, Process: &specs.Process{Args: []string{"echo", id}, Cwd: "/"},
+				ID: id, Process: &specs.Process{Args: []string{"echo", id}, Cwd: "/"},
 				Stdin: true, Stdout: true, Stderr: true,
 			}
-			if err := p.Exec(t.Context(), req); err != nil {
+			if _, err := ctr(t, p, "c1").Exec(req); err != nil {
 				t.Error(err)
 				return
 			}
-			s, err := p.Start(t.Context(), "c1", id)
+			s, err := proc(t, p, "c1", id).Start(t.Context())
 			if err != nil {
 				t.Error(err)
 				return

@@ -31,8 +31,8 @@ func TestWhateverFailsNothingIsLeft(t *testing.T) {
 				}
 			}
 		}()
-		if _, err := p.CreateContainer(t.Context(), *o.First); err != nil {
-			if _, _, serr := p.State("c1", ""); !errdefs.IsNotFound(serr) {
+		if _, _, err := p.CreateContainer(t.Context(), *o.First); err != nil {
+			if _, serr := p.Container("c1"); !errdefs.IsNotFound(serr) {
 				t.Errorf("the container is known after CreateContainer failed: %v", serr)
 			}
 			if n := w.vm().agent.count(); n != 0 {
@@ -40,7 +40,7 @@ func TestWhateverFailsNothingIsLeft(t *testing.T) {
 			}
 			return err
 		}
-		_, err = p.Start(t.Context(), "c1", "")
+		_, err = proc(t, p, "c1", "").Start(t.Context())
 		started = w.count()
 		return err
 	}

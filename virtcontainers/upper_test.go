@@ -58,7 +58,7 @@ func TestTheWritableLayerOfAKubernetesContainerIsInItsSnapshot(t *testing.T) {
 	if err := os.WriteFile(disk, []byte("of an earlier VM"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.CreateContainer(t.Context(), req); err != nil {
+	if _, _, err := p.CreateContainer(t.Context(), req); err != nil {
 		t.Fatal(err)
 	}
 	st, err := os.Stat(disk)
@@ -74,7 +74,7 @@ func TestTheWritableLayerOfAKubernetesContainerIsInItsSnapshot(t *testing.T) {
 	if err != nil || !slices.Equal(j.Disks, []string{disk}) {
 		t.Errorf("the journal has %q, %v", j.Disks, err)
 	}
-	if _, err := p.Delete(t.Context(), "c1", ""); err != nil {
+	if _, err := proc(t, p, "c1", "").Delete(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if exists(disk) {
@@ -83,7 +83,7 @@ func TestTheWritableLayerOfAKubernetesContainerIsInItsSnapshot(t *testing.T) {
 
 	// After a crash the journal knows it.
 	req, disk = w.snapshot("c2")
-	if _, err := p.CreateContainer(t.Context(), req); err != nil {
+	if _, _, err := p.CreateContainer(t.Context(), req); err != nil {
 		t.Fatal(err)
 	}
 	if j, err = state.Load(o.Bundle); err != nil || !slices.Equal(j.Disks, []string{disk}) {
@@ -95,7 +95,7 @@ func TestTheWritableLayerOfAKubernetesContainerIsInItsSnapshot(t *testing.T) {
 	// A container that cannot be made leaves none.
 	w.fail = "agent create"
 	req, disk = w.snapshot("c3")
-	if _, err := p.CreateContainer(t.Context(), req); err == nil || !strings.Contains(err.Error(), "injected") {
+	if _, _, err := p.CreateContainer(t.Context(), req); err == nil || !strings.Contains(err.Error(), "injected") {
 		t.Errorf("CreateContainer() = %v", err)
 	}
 	if exists(disk) {
@@ -111,7 +111,7 @@ func TestAPodThatEndsRemovesTheDisksOfContainersThatNobodyDeleted(t *testing.T) 
 	var disks []string
 	for _, id := range []string{"c1", "c2"} {
 		req, disk := w.snapshot(id)
-		if _, err := p.CreateContainer(t.Context(), req); err != nil {
+		if _, _, err := p.CreateContainer(t.Context(), req); err != nil {
 			t.Fatal(err)
 		}
 		disks = append(disks, disk)

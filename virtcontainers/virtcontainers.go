@@ -61,9 +61,9 @@ func (r ContainerRequest) share() share.Request {
 	return share.Request{ID: r.ID, Bundle: r.Bundle, Spec: r.Spec}
 }
 
-// ExecRequest asks for a further process in a container.
+// ExecRequest asks a container for a further process.
 type ExecRequest struct {
-	ContainerID, ExecID   string
+	ID                    string
 	Process               *specs.Process
 	Terminal              bool
 	Stdin, Stdout, Stderr bool
@@ -71,13 +71,6 @@ type ExecRequest struct {
 
 func (r ExecRequest) wanted() stream.Wanted {
 	return stream.Wanted{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal}
-}
-
-// ExitStatus says how and when a process ended. Reason is set when it ended because the VM did.
-type ExitStatus struct {
-	Code   uint32
-	At     time.Time
-	Reason string
 }
 
 // Options are the inputs of a pod's creation.

@@ -62,9 +62,9 @@ func makePod(env shim.Env) func(context.Context, task.PodRequest) (task.Pod, err
 			Rehearse: rehearse, Initdata: overrides[contract.KataInitdata],
 		})
 		if err != nil {
-			return nil, err // not pod: a nil *Pod is not a nil task.Pod
+			return nil, err
 		}
-		return pod, nil
+		return task.PodOf(pod), nil
 	}
 }
 

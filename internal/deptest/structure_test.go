@@ -79,6 +79,10 @@ var edges = Edges{
 		"virtcontainers/hostfs", "virtcontainers/layers", "virtcontainers/scratch", "virtcontainers/state",
 		"plan/rootfs", "hypervisor", "configs", "image/layer", "internal/...",
 	},
+	"virtcontainers/process": {
+		"virtcontainers/answers", "virtcontainers/guest", "virtcontainers/hostfs", "virtcontainers/pulse",
+		"virtcontainers/stream", "virtcontainers/turns", "hypervisor", "api/agent", "api/contract", "internal/fsm",
+	},
 	"virtcontainers/share": {
 		"virtcontainers/copytree", "virtcontainers/guest", "virtcontainers/hostfs", "virtcontainers/hostvolume",
 		"virtcontainers/layers", "plan/request", "plan/rootfs", "plan/volume", "hypervisor", "configs", "image/layer",
@@ -110,13 +114,14 @@ var edges = Edges{
 	"shim/rpc":       {"internal/wire", "internal/words"},
 	"shim/stats":     {"api/agent", "internal/procinfo", "internal/wire", "internal/words"},
 	"shim/task": {
-		"virtcontainers", "virtcontainers/stream", "api/...", "shim/bundle", "shim/rpc", "shim/stats", "shim/stdio",
+		"virtcontainers", "virtcontainers/process", "virtcontainers/stream", "api/...", "shim/bundle",
+		"shim/rpc", "shim/stats", "shim/stdio",
 		"internal/...",
 	},
 	"shim/sandbox": {"api/contract", "shim/bundle", "shim/rpc", "shim/stats", "shim/task", "internal/..."},
 	"shim/shimtest/...": {
-		"shim", "shim/task", "shim/shimtest/...", "virtcontainers", "virtcontainers/stream", "api/agent",
-		"tests/harness",
+		"shim", "shim/task", "shim/shimtest/...", "virtcontainers", "virtcontainers/process", "virtcontainers/stream",
+		"api/agent", "tests/harness",
 	},
 	"agent": {"agent/...", "api/...", "internal/..."},
 	"agent/...": {

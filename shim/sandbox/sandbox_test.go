@@ -66,7 +66,7 @@ func newFixture(t *testing.T) *fixture {
 				return nil, err
 			}
 			f.pod = p
-			return p, nil
+			return task.PodOf(p), nil
 		},
 	})
 	boxes := New(f.tasks, slog.New(slog.DiscardHandler))

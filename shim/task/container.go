@@ -13,7 +13,7 @@ import (
 
 	"github.com/coco-shim/coco/shim/bundle"
 	"github.com/coco-shim/coco/shim/stdio"
-	"github.com/coco-shim/coco/virtcontainers"
+	vcprocess "github.com/coco-shim/coco/virtcontainers/process"
 )
 
 // container is a task as containerd knows it.
@@ -23,7 +23,8 @@ type container struct {
 	sandbox  bool   // stands for the VM: no process in the guest
 	pid      uint32 // of the VMM; containerd gets it as the pid of every process of the pod
 	init     *process
-	creating bool // guarded by Service.mu
+	guest    Container // nil for a sandbox; set before creating ends
+	creating bool      // guarded by Service.mu
 
 	mu      sync.Mutex
 	execs   map[string]*process // guarded by mu
@@ -38,6 +39,7 @@ type process struct {
 	stdio stdio.Config
 
 	mu         sync.Mutex
+	guest      Process       // guarded by mu; nil for a sandbox, and until the pod knows the process
 	relay      *stdio.Relay  // guarded by mu; nil until it is open
 	stdinEnded bool          // guarded by mu; CloseIO came before the relay
 	started    bool          // guarded by mu; Start has succeeded
@@ -45,8 +47,8 @@ type process struct {
 	watched    bool          // guarded by mu; a goroutine waits for its exit
 
 	once   sync.Once
-	exited chan struct{}             // closed when the exit was published
-	status virtcontainers.ExitStatus // valid once exited is closed
+	exited chan struct{}        // closed when the exit was published
+	status vcprocess.ExitStatus // valid once exited is closed
 }
 
 func newProcess(exec string, io stdio.Config) *process {
@@ -153,6 +155,22 @@ func (p *process) awaitStart() {
 	<-claim
 }
 
+func (p *process) setGuest(g Process) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.guest = g
+}
+
+// inGuest is the handle of the process in the guest.
+func (p *process) inGuest() (Process, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.guest == nil {
+		return nil, fmt.Errorf("process %q: %w", p.exec, errdefs.ErrNotFound)
+	}
+	return p.guest, nil
+}
+
 func (p *process) hasExited() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -229,7 +247,7 @@ func (p *process) closeRelay() error { return p.currentRelay().Close() }
 
 // end sets the status and publishes TaskExit under p.mu, so a client that reacts already sees the process stopped, and
 // TaskDelete comes later. publish must not block. The first call counts.
-func (p *process) end(st virtcontainers.ExitStatus, publish func()) {
+func (p *process) end(st vcprocess.ExitStatus, publish func()) {
 	p.once.Do(func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()

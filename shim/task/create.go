@@ -150,10 +150,12 @@ func (s *Service) create(ctx context.Context, c *container, role bundle.Role, sp
 	if role.Sandbox {
 		return pod, nil
 	}
-	streams, err := pod.CreateContainer(ctx, req)
+	guest, streams, err := pod.CreateContainer(ctx, req)
 	if err != nil {
 		return nil, err
 	}
+	c.guest = guest
+	c.init.setGuest(guest.Init())
 	c.init.currentRelay().Start(stdio.Streams(streams))
 	return pod, nil
 }

@@ -84,7 +84,7 @@ func newFixture(t *testing.T) *fixture {
 				return nil, err
 			}
 			f.pod = p
-			return p, nil
+			return PodOf(p), nil
 		},
 	})
 	t.Cleanup(func() {

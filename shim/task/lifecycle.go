@@ -20,11 +20,12 @@ import (
 	"github.com/coco-shim/coco/shim/bundle"
 	"github.com/coco-shim/coco/shim/stdio"
 	"github.com/coco-shim/coco/virtcontainers"
+	vcprocess "github.com/coco-shim/coco/virtcontainers/process"
 )
 
 // Exec records a further process. It starts with Start.
-func (s *Service) Exec(ctx context.Context, r *api.ExecProcessRequest) (*emptypb.Empty, error) {
-	c, pod, err := s.lookup(r.ID)
+func (s *Service) Exec(_ context.Context, r *api.ExecProcessRequest) (*emptypb.Empty, error) {
+	c, _, err := s.lookup(r.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -49,12 +50,14 @@ func (s *Service) Exec(ctx context.Context, r *api.ExecProcessRequest) (*emptypb
 	if err := c.addExec(p); err != nil {
 		return nil, err
 	}
-	req := virtcontainers.ExecRequest{ContainerID: r.ID, ExecID: r.ExecID, Process: &spec, Terminal: r.Terminal}
+	req := virtcontainers.ExecRequest{ID: r.ExecID, Process: &spec, Terminal: r.Terminal}
 	req.Stdin, req.Stdout, req.Stderr = p.stdio.Wants()
-	if err := pod.Exec(ctx, req); err != nil {
+	guest, err := c.guest.Exec(req)
+	if err != nil {
 		c.removeExec(r.ExecID)
 		return nil, about(r.ID, err, "exec %s in container %s", r.ExecID, r.ID)
 	}
+	p.setGuest(guest)
 	s.cfg.Events.Send(&eventsapi.TaskExecAdded{ContainerID: r.ID, ExecID: r.ExecID})
 	return &emptypb.Empty{}, nil
 }
@@ -72,7 +75,7 @@ func (s *Service) Start(ctx context.Context, r *api.StartRequest) (*api.StartRes
 	ctx, cancel := s.detached(ctx, startTimeout)
 	defer cancel()
 	if r.ExecID == "" {
-		err = s.startInit(ctx, c, pod)
+		err = s.startInit(ctx, c)
 	} else {
 		err = s.startExec(ctx, c, p, pod)
 	}
@@ -83,9 +86,9 @@ func (s *Service) Start(ctx context.Context, r *api.StartRequest) (*api.StartRes
 	return &api.StartResponse{Pid: c.pid}, nil
 }
 
-func (s *Service) startInit(ctx context.Context, c *container, pod Pod) error {
+func (s *Service) startInit(ctx context.Context, c *container) error {
 	if !c.sandbox {
-		if _, err := pod.Start(ctx, c.id, ""); err != nil {
+		if _, err := c.guest.Init().Start(ctx); err != nil {
 			return err
 		}
 		c.init.currentRelay().ProcessStarts()
@@ -98,6 +101,10 @@ func (s *Service) startExec(ctx context.Context, c *container, p *process, pod P
 	if c.init.hasExited() {
 		return fmt.Errorf("the container has stopped: %w", errdefs.ErrFailedPrecondition)
 	}
+	guest, err := p.inGuest()
+	if err != nil {
+		return err
+	}
 	relay, err := stdio.Open(ctx, p.stdio)
 	if err != nil {
 		return err
@@ -105,7 +112,7 @@ func (s *Service) startExec(ctx context.Context, c *container, p *process, pod P
 	if err := p.setRelay(relay); err != nil {
 		return errors.Join(err, relay.Close())
 	}
-	streams, err := pod.Start(ctx, c.id, p.exec)
+	streams, err := guest.Start(ctx)
 	if err != nil {
 		return errors.Join(err, relay.Close())
 	}
@@ -118,7 +125,7 @@ func (s *Service) startExec(ctx context.Context, c *container, p *process, pod P
 
 // Kill sends a signal.
 func (s *Service) Kill(ctx context.Context, r *api.KillRequest) (*emptypb.Empty, error) {
-	c, p, pod, err := s.process(r.ID, r.ExecID)
+	c, p, _, err := s.process(r.ID, r.ExecID)
 	if err != nil {
 		return nil, err
 	}
@@ -131,7 +138,11 @@ func (s *Service) Kill(ctx context.Context, r *api.KillRequest) (*emptypb.Empty,
 		c.kill(r.Signal)
 		return &emptypb.Empty{}, nil
 	}
-	if err := pod.Kill(ctx, r.ID, r.ExecID, r.Signal, r.All); err != nil {
+	guest, err := p.inGuest()
+	if err == nil {
+		err = guest.Kill(ctx, r.Signal, r.All)
+	}
+	if err != nil {
 		return nil, about(r.ID, err, "kill process %q in container %s", r.ExecID, r.ID)
 	}
 	return &emptypb.Empty{}, nil
@@ -168,7 +179,7 @@ func (s *Service) Delete(ctx context.Context, r *api.DeleteRequest) (*api.Delete
 	ctx, cancel := s.detached(ctx, stopTimeout)
 	defer cancel()
 	if r.ExecID != "" {
-		err = s.deleteExec(ctx, c, p, pod)
+		err = s.deleteExec(ctx, c, p)
 	} else {
 		err = s.deleteContainer(ctx, c, pod)
 	}
@@ -181,11 +192,15 @@ func (s *Service) Delete(ctx context.Context, r *api.DeleteRequest) (*api.Delete
 	return &api.DeleteResponse{Pid: c.pid, ExitStatus: p.status.Code, ExitedAt: timestamppb.New(p.status.At)}, nil
 }
 
-func (s *Service) deleteExec(ctx context.Context, c *container, p *process, pod Pod) error {
-	if _, err := pod.Delete(ctx, c.id, p.exec); err != nil && !errdefs.IsNotFound(err) {
+func (s *Service) deleteExec(ctx context.Context, c *container, p *process) error {
+	guest, err := p.inGuest()
+	if err == nil {
+		_, err = guest.Delete(ctx)
+	}
+	if err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	p.end(virtcontainers.ExitStatus{Code: killedCode, At: time.Now()}, func() {}) // in case it never ran
+	p.end(vcprocess.ExitStatus{Code: killedCode, At: time.Now()}, func() {}) // in case it never ran
 	c.removeExec(p.exec)
 	s.logClose(c, p.closeRelay())
 	return nil
@@ -196,7 +211,7 @@ func (s *Service) deleteContainer(ctx context.Context, c *container, pod Pod) er
 		return fmt.Errorf("it is being deleted: %w", errdefs.ErrFailedPrecondition)
 	}
 	defer c.endDelete()
-	if err := s.freeContainer(ctx, c, pod); err != nil {
+	if err := s.freeContainer(ctx, c); err != nil {
 		return err
 	}
 	select {
@@ -226,7 +241,7 @@ func (s *Service) deleteContainer(ctx context.Context, c *container, pod Pod) er
 }
 
 // freeContainer makes the pod forget the container, at most once.
-func (s *Service) freeContainer(ctx context.Context, c *container, pod Pod) error {
+func (s *Service) freeContainer(ctx context.Context, c *container) error {
 	c.mu.Lock()
 	freed := c.freed
 	c.mu.Unlock()
@@ -235,7 +250,7 @@ func (s *Service) freeContainer(ctx context.Context, c *container, pod Pod) erro
 	}
 	if c.sandbox {
 		c.kill(uint32(unix.SIGKILL)) // a sandbox that was never started
-	} else if _, err := pod.Delete(ctx, c.id, ""); err != nil && !errdefs.IsNotFound(err) {
+	} else if _, err := c.guest.Init().Delete(ctx); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
 	c.mu.Lock()

@@ -18,12 +18,12 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/coco-shim/coco/shim/stats"
-	"github.com/coco-shim/coco/virtcontainers"
+	vcprocess "github.com/coco-shim/coco/virtcontainers/process"
 )
 
 // State returns the state of a process. It is stopped once its exit has been published, not before.
 func (s *Service) State(_ context.Context, r *api.StateRequest) (*api.StateResponse, error) {
-	c, p, pod, err := s.process(r.ID, r.ExecID)
+	c, p, _, err := s.process(r.ID, r.ExecID)
 	if err != nil {
 		return nil, err
 	}
@@ -43,7 +43,7 @@ func (s *Service) State(_ context.Context, r *api.StateRequest) (*api.StateRespo
 	case p.wasStarted():
 		resp.Status = tasktypes.Status_RUNNING
 		if !c.sandbox && p.exec == "" {
-			if st, _, err := pod.State(c.id, ""); err == nil && st == virtcontainers.Paused {
+			if st, _ := c.guest.Init().State(); st == vcprocess.Paused {
 				resp.Status = tasktypes.Status_PAUSED
 			}
 		}
@@ -65,10 +65,13 @@ func (s *Service) Wait(ctx context.Context, r *api.WaitRequest) (*api.WaitRespon
 	return &api.WaitResponse{ExitStatus: p.status.Code, ExitedAt: timestamppb.New(p.status.At)}, nil
 }
 
-// Pids lists a container's processes by their numbers in the guest. The first, its init, goes by
-// the number that containerd knows it by.
+// maxPids bounds the list of processes in a guest's answer. It is Linux' default limit of pids.
+const maxPids = 32 << 10
+
+// Pids lists a container's processes by their numbers in the guest, as far as its agent reports them. The first, its
+// init, goes by the number that containerd knows it by.
 func (s *Service) Pids(ctx context.Context, r *api.PidsRequest) (*api.PidsResponse, error) {
-	c, pod, err := s.lookup(r.ID)
+	c, _, err := s.lookup(r.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -78,8 +81,12 @@ func (s *Service) Pids(ctx context.Context, r *api.PidsRequest) (*api.PidsRespon
 	}
 	pids := []uint32{c.pid}
 	if !c.sandbox {
-		if pids, err = pod.Pids(ctx, r.ID); err != nil {
+		st, err := c.guest.Stats(ctx)
+		if err != nil {
 			return nil, about(r.ID, err, "list processes of container %s", r.ID)
+		}
+		if in := st.GetPids(); len(in) > 0 {
+			pids = in[:min(len(in), maxPids)]
 		}
 	}
 	slices.Sort(pids)
@@ -94,11 +101,11 @@ func (s *Service) Pids(ctx context.Context, r *api.PidsRequest) (*api.PidsRespon
 
 // Pause stops a container's processes for a while.
 func (s *Service) Pause(ctx context.Context, r *api.PauseRequest) (*emptypb.Empty, error) {
-	pod, err := s.inGuest(r.ID, "pause")
+	guest, err := s.inGuest(r.ID, "pause")
 	if err != nil {
 		return nil, err
 	}
-	if err := pod.Pause(ctx, r.ID); err != nil {
+	if err := guest.Pause(ctx); err != nil {
 		return nil, about(r.ID, err, "pause container %s", r.ID)
 	}
 	s.cfg.Events.Send(&eventsapi.TaskPaused{ContainerID: r.ID})
@@ -107,11 +114,11 @@ func (s *Service) Pause(ctx context.Context, r *api.PauseRequest) (*emptypb.Empt
 
 // Resume lets them go on.
 func (s *Service) Resume(ctx context.Context, r *api.ResumeRequest) (*emptypb.Empty, error) {
-	pod, err := s.inGuest(r.ID, "resume")
+	guest, err := s.inGuest(r.ID, "resume")
 	if err != nil {
 		return nil, err
 	}
-	if err := pod.Resume(ctx, r.ID); err != nil {
+	if err := guest.Resume(ctx); err != nil {
 		return nil, about(r.ID, err, "resume container %s", r.ID)
 	}
 	s.cfg.Events.Send(&eventsapi.TaskResumed{ContainerID: r.ID})
@@ -119,8 +126,8 @@ func (s *Service) Resume(ctx context.Context, r *api.ResumeRequest) (*emptypb.Em
 }
 
 // inGuest finds a container that has processes.
-func (s *Service) inGuest(id, what string) (Pod, error) {
-	c, pod, err := s.lookup(id)
+func (s *Service) inGuest(id, what string) (Container, error) {
+	c, _, err := s.lookup(id)
 	if err != nil {
 		return nil, err
 	}
@@ -130,12 +137,12 @@ func (s *Service) inGuest(id, what string) (Pod, error) {
 	if c.init.hasExited() {
 		return nil, fmt.Errorf("%s: container %s has stopped: %w", what, id, errdefs.ErrFailedPrecondition)
 	}
-	return pod, nil
+	return c.guest, nil
 }
 
 // ResizePty changes the size of a terminal.
 func (s *Service) ResizePty(ctx context.Context, r *api.ResizePtyRequest) (*emptypb.Empty, error) {
-	c, p, pod, err := s.process(r.ID, r.ExecID)
+	c, p, _, err := s.process(r.ID, r.ExecID)
 	if err != nil {
 		return nil, err
 	}
@@ -147,7 +154,11 @@ func (s *Service) ResizePty(ctx context.Context, r *api.ResizePtyRequest) (*empt
 		return nil, fmt.Errorf("resize terminal of process %q in container %s: it has ended: %w", r.ExecID, r.ID,
 			errdefs.ErrFailedPrecondition)
 	}
-	if err := pod.Resize(ctx, r.ID, r.ExecID, r.Width, r.Height); err != nil {
+	guest, err := p.inGuest()
+	if err == nil {
+		err = guest.Resize(ctx, r.Width, r.Height)
+	}
+	if err != nil {
 		return nil, about(r.ID, err, "resize terminal of process %q in container %s", r.ExecID, r.ID)
 	}
 	return &emptypb.Empty{}, nil
@@ -186,11 +197,11 @@ func (s *Service) Update(ctx context.Context, r *api.UpdateTaskRequest) (*emptyp
 	if c.sandbox {
 		return &emptypb.Empty{}, nil // a VM's shape is fixed at its start; the containers' limits are what counts
 	}
-	pod, err := s.inGuest(r.ID, "update")
+	guest, err := s.inGuest(r.ID, "update")
 	if err != nil {
 		return nil, err
 	}
-	if err := pod.Update(ctx, r.ID, &res); err != nil {
+	if err := guest.Update(ctx, &res); err != nil {
 		return nil, about(r.ID, err, "update container %s", r.ID)
 	}
 	return &emptypb.Empty{}, nil
@@ -212,7 +223,7 @@ func (s *Service) Stats(ctx context.Context, r *api.StatsRequest) (*api.StatsRes
 		}
 		return &api.StatsResponse{Stats: data}, nil
 	}
-	st, err := pod.Stats(ctx, r.ID)
+	st, err := c.guest.Stats(ctx)
 	if err != nil {
 		return nil, about(r.ID, err, "measure container %s", r.ID)
 	}

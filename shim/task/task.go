@@ -36,49 +36,8 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/virtcontainers"
-	"github.com/coco-shim/coco/virtcontainers/stream"
 )
-
-// Pod has the methods of virtcontainers.Pod that the service calls.
-type Pod interface {
-	podLife
-	podContainers
-	podProcesses
-	podUsage
-}
-
-type podLife interface {
-	PID() int
-	Done() <-chan struct{}
-	Err() error
-	// EndVM ends the VM, whose processes have ended. The rest stays until Shutdown.
-	EndVM(ctx context.Context) error
-	Shutdown(ctx context.Context) error
-}
-
-type podContainers interface {
-	CreateContainer(ctx context.Context, r virtcontainers.ContainerRequest) (stream.Streams, error)
-	Delete(ctx context.Context, containerID, execID string) (virtcontainers.ExitStatus, error)
-	Pause(ctx context.Context, containerID string) error
-	Resume(ctx context.Context, containerID string) error
-	Update(ctx context.Context, containerID string, r *specs.LinuxResources) error
-}
-
-type podProcesses interface {
-	Exec(ctx context.Context, r virtcontainers.ExecRequest) error
-	Start(ctx context.Context, containerID, execID string) (stream.Streams, error)
-	Wait(ctx context.Context, containerID, execID string) (virtcontainers.ExitStatus, error)
-	Kill(ctx context.Context, containerID, execID string, sig uint32, all bool) error
-	Resize(ctx context.Context, containerID, execID string, w, h uint32) error
-	State(containerID, execID string) (virtcontainers.State, virtcontainers.ExitStatus, error)
-}
-
-type podUsage interface {
-	Stats(ctx context.Context, containerID string) (*agent.StatsContainerResponse, error)
-	Pids(ctx context.Context, containerID string) ([]uint32, error)
-}
 
 // PodRequest asks for a pod.
 type PodRequest struct {

@@ -12,7 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/coco-shim/coco/shim/bundle"
-	"github.com/coco-shim/coco/virtcontainers"
+	vcprocess "github.com/coco-shim/coco/virtcontainers/process"
 )
 
 const killedCode = 128 + uint32(unix.SIGKILL)
@@ -61,31 +61,35 @@ func (s *Service) endVM(ctx context.Context, c *container, pod Pod) {
 }
 
 // await returns when the process has ended.
-func (s *Service) await(ctx context.Context, c *container, p *process, pod Pod) virtcontainers.ExitStatus {
+func (s *Service) await(ctx context.Context, c *container, p *process, pod Pod) vcprocess.ExitStatus {
 	if c.sandbox {
 		return awaitSandbox(ctx, c, pod)
 	}
-	st, err := pod.Wait(ctx, c.id, p.exec)
+	var st vcprocess.ExitStatus
+	guest, err := p.inGuest()
+	if err == nil {
+		st, err = guest.Wait(ctx)
+	}
 	if err == nil && st.At.IsZero() {
 		st.At = time.Now()
 	}
 	if err != nil {
 		// It was deleted before a start, or its exit code is lost.
 		s.log.Debug("wait for process", "container", c.id, "exec", p.exec, "error", err)
-		return virtcontainers.ExitStatus{Code: killedCode, At: time.Now()}
+		return vcprocess.ExitStatus{Code: killedCode, At: time.Now()}
 	}
 	return st
 }
 
 // awaitSandbox waits until the sandbox was killed or its VM has died.
-func awaitSandbox(ctx context.Context, c *container, pod Pod) virtcontainers.ExitStatus {
+func awaitSandbox(ctx context.Context, c *container, pod Pod) vcprocess.ExitStatus {
 	select {
 	case code := <-c.killed:
-		return virtcontainers.ExitStatus{Code: code, At: time.Now()}
+		return vcprocess.ExitStatus{Code: code, At: time.Now()}
 	case <-pod.Done():
 	case <-ctx.Done():
 	}
-	st := virtcontainers.ExitStatus{Code: killedCode, At: time.Now()}
+	st := vcprocess.ExitStatus{Code: killedCode, At: time.Now()}
 	if err := pod.Err(); err != nil {
 		st.Reason = err.Error()
 	}
@@ -113,7 +117,7 @@ func (s *Service) awaitExecs(ctx context.Context, c *container) {
 	}
 }
 
-func (s *Service) publishExit(c *container, p *process, st virtcontainers.ExitStatus) {
+func (s *Service) publishExit(c *container, p *process, st vcprocess.ExitStatus) {
 	id := p.exec
 	if id == "" {
 		id = c.id

@@ -249,21 +249,21 @@ func (p *pod) attempt(m specs.Mount) (string, error) {
 	s := spec([]specs.Mount{m}, "sh", "-c",
 		fmt.Sprintf("if [ -d %s ]; then cd %[1]s; find . -type f | while read f; do cat $f; done; fi; "+
 			"cat %[1]s; echo -n evil >%[1]s; true", m.Destination))
-	st, err := p.CreateContainer(ctx, virtcontainers.ContainerRequest{ID: id, Bundle: p.dir, Spec: s, Stdout: true})
+	c, st, err := p.CreateContainer(ctx, virtcontainers.ContainerRequest{ID: id, Bundle: p.dir, Spec: s, Stdout: true})
 	if ctx.Err() != nil {
 		p.t.Fatalf("CreateContainer() hangs: %v", err)
 	}
 	if err != nil {
 		return "", err
 	}
-	_, err = p.Start(ctx, id, "")
+	_, err = c.Init().Start(ctx)
 	must(p.t, err)
 	var out bytes.Buffer
 	_, err = out.ReadFrom(st.Stdout)
 	must(p.t, err)
-	_, err = p.Wait(ctx, id, "")
+	_, err = c.Init().Wait(ctx)
 	must(p.t, err)
-	_, err = p.Delete(ctx, id, "")
+	_, err = c.Init().Delete(ctx)
 	must(p.t, err)
 	return out.String(), nil
 }

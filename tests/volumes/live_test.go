@@ -185,7 +185,9 @@ func TestAPodWhoseFilesAreGoneEnds(t *testing.T) {
 		must(t, unix.Kill(pids[len(pids)-1], unix.SIGKILL))
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
-		x, err := p.Wait(ctx, id, "")
+		c, err := p.Container(id)
+		must(t, err)
+		x, err := c.Init().Wait(ctx)
 		if err != nil || x.Code != 137 ||
 			!strings.Contains(x.Reason, "virtiofsd, which serves the live files of the host, ended") {
 			t.Errorf("Wait() = %+v, %v", x, err)
@@ -279,12 +281,12 @@ func TestABindMountOfAPersonIsLive(t *testing.T) {
 			ID: "one", Namespace: "test", Bundle: dir, Spec: s, Config: cfg, Host: h, Log: log, First: first,
 		})
 		must(t, err)
-		st, err := p.CreateContainer(t.Context(), *first)
+		c, st, err := p.CreateContainer(t.Context(), *first)
 		must(t, err)
 		if got := len(servers(dir)) > 0; got != with {
 			t.Errorf("with a mount %v: files are served: %v", with, got)
 		}
-		_, err = p.Start(t.Context(), "one", "")
+		_, err = c.Init().Start(t.Context())
 		must(t, err)
 		out, err := io.ReadAll(st.Stdout)
 		if want := map[bool]string{true: "of the host\n", false: "0\n"}[with]; err != nil || string(out) != want {

@@ -215,7 +215,7 @@ func (p *pod) start(mounts []specs.Mount, script string, change func(*specs.Spec
 	if change != nil {
 		change(s)
 	}
-	st, err := p.CreateContainer(p.t.Context(), virtcontainers.ContainerRequest{
+	c, st, err := p.CreateContainer(p.t.Context(), virtcontainers.ContainerRequest{
 		ID: id, Bundle: p.dir, Spec: s,
 		Stdout: true, Stderr: true,
 	})
@@ -226,19 +226,19 @@ func (p *pod) start(mounts []specs.Mount, script string, change func(*specs.Spec
 	read := make(chan error, 2)
 	go func() { _, err := io.Copy(out, st.Stdout); read <- err }()
 	go func() { _, err := io.Copy(os.Stderr, st.Stderr); read <- err }()
-	if _, err := p.Start(p.t.Context(), id, ""); err != nil {
+	if _, err := c.Init().Start(p.t.Context()); err != nil {
 		p.t.Fatalf("Start(%s) = %v", id, err)
 	}
 	return id, out, func() uint32 {
 		p.t.Helper()
 		ctx, cancel := context.WithTimeout(p.t.Context(), patience)
 		defer cancel()
-		x, err := p.Wait(ctx, id, "")
+		x, err := c.Init().Wait(ctx)
 		must(p.t, err)
 		if err := errors.Join(<-read, <-read); err != nil {
 			p.t.Errorf("output of %s: %v", id, err)
 		}
-		if _, err := p.Delete(p.t.Context(), id, ""); err != nil {
+		if _, err := c.Init().Delete(p.t.Context()); err != nil {
 			p.t.Errorf("Delete(%s) = %v", id, err)
 		}
 		return x.Code
@@ -262,7 +262,7 @@ func (p *pod) refused(mounts []specs.Mount, words string, change func(*specs.Spe
 	if change != nil {
 		change(s)
 	}
-	_, err := p.CreateContainer(p.t.Context(), virtcontainers.ContainerRequest{ID: "refused", Bundle: p.dir, Spec: s})
+	_, _, err := p.CreateContainer(p.t.Context(), virtcontainers.ContainerRequest{ID: "refused", Bundle: p.dir, Spec: s})
 	if err == nil {
 		p.t.Fatalf("a container with %v was created, want an error with %q", mounts, words)
 	}

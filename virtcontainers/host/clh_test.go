@@ -92,23 +92,23 @@ func TestPodOnCloudHypervisorsAPI(t *testing.T) {
 				}
 				s.Linux.Namespaces = append([]specs.LinuxNamespace(nil), s.Linux.Namespaces...)
 				s.Linux.CgroupsPath = "/coco-test/" + id
-				st, err := p.CreateContainer(t.Context(), virtcontainers.ContainerRequest{
+				c, st, err := p.CreateContainer(t.Context(), virtcontainers.ContainerRequest{
 					ID: id, Bundle: bundle, Spec: s,
 					Stdout: true, Stderr: true,
 				})
 				if err != nil {
 					t.Fatalf("CreateContainer(%s) = %v", id, err)
 				}
-				if _, err := p.Start(t.Context(), id, ""); err != nil {
+				if _, err := c.Init().Start(t.Context()); err != nil {
 					t.Fatalf("Start(%s) = %v", id, err)
 				}
 				out := read(t, st.Stdout)
-				exit, err := p.Wait(t.Context(), id, "")
+				exit, err := c.Init().Wait(t.Context())
 				if want := []string{"one\n", "two\n"}[i]; err != nil || !strings.HasPrefix(out, want) ||
 					exit.Code != []uint32{0, 2}[i] {
 					t.Errorf("%s printed %q and exited with %+v, %v", id, out, exit, err)
 				}
-				if _, err := p.Delete(t.Context(), id, ""); err != nil {
+				if _, err := c.Init().Delete(t.Context()); err != nil {
 					t.Errorf("Delete(%s) = %v", id, err)
 				}
 			}

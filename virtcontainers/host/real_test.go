@@ -24,6 +24,7 @@ import (
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/coco-shim/coco/virtcontainers"
 	"github.com/coco-shim/coco/virtcontainers/host"
+	"github.com/coco-shim/coco/virtcontainers/process"
 	"github.com/coco-shim/coco/virtcontainers/stream"
 )
 
@@ -111,7 +112,9 @@ func spec(args ...string) *specs.Spec {
 
 type real struct {
 	*virtcontainers.Pod
-	t *testing.T
+	t     *testing.T
+	box   *virtcontainers.Container   // of a pod of one
+	execs map[string]*process.Process // of box, which goes by ""
 }
 
 // makePod makes a real pod in dir; first may be nil.
@@ -149,7 +152,7 @@ func makePod(t *testing.T, dir string, s *specs.Spec, first *virtcontainers.Cont
 			}
 		}
 	})
-	return real{p, t}
+	return real{p, t, nil, map[string]*process.Process{}}
 }
 
 // boot makes a real pod of one and starts its container.
@@ -161,21 +164,22 @@ func boot(t *testing.T, change func(*specs.Spec), args ...string) (real, stream.
 	}
 	first := &virtcontainers.ContainerRequest{ID: "box", Bundle: dir, Spec: s, Stdin: true, Stdout: true, Stderr: true}
 	r := makePod(t, dir, s, first)
-	st, err := r.CreateContainer(t.Context(), *first)
+	c, st, err := r.CreateContainer(t.Context(), *first)
 	if err != nil {
 		t.Fatalf("CreateContainer() = %v", err)
 	}
-	if _, err := r.Start(t.Context(), "box", ""); err != nil {
+	r.box, r.execs[""] = c, c.Init()
+	if _, err := c.Init().Start(t.Context()); err != nil {
 		t.Fatalf("Start() = %v", err)
 	}
 	return r, st
 }
 
-func (r real) wait(exec string) virtcontainers.ExitStatus {
+func (r real) wait(exec string) process.ExitStatus {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(r.t.Context(), 20*time.Second)
 	defer cancel()
-	st, err := r.Wait(ctx, "box", exec)
+	st, err := r.execs[exec].Wait(ctx)
 	if err != nil {
 		r.t.Fatalf("Wait(%q) = %v", exec, err)
 	}
@@ -185,14 +189,16 @@ func (r real) wait(exec string) virtcontainers.ExitStatus {
 func (r real) exec(id string, tty bool, args ...string) stream.Streams {
 	r.t.Helper()
 	start := time.Now()
-	req := virtcontainers.ExecRequest{ContainerID: "box", ExecID: id, Process: &specs.Process{
+	req := virtcontainers.ExecRequest{ID: id, Process: &specs.Process{
 		Args: args, Cwd: "/",
 		Env: []string{"PATH=/bin"},
 	}, Terminal: tty, Stdin: true, Stdout: true, Stderr: !tty}
-	if err := r.Exec(r.t.Context(), req); err != nil {
+	p, err := r.box.Exec(req)
+	if err != nil {
 		r.t.Fatalf("Exec() = %v", err)
 	}
-	s, err := r.Start(r.t.Context(), "box", id)
+	r.execs[id] = p
+	s, err := p.Start(r.t.Context())
 	if err != nil {
 		r.t.Fatalf("Start(%s) = %v", id, err)
 	}
@@ -248,7 +254,7 @@ func TestRealProcesses(t *testing.T) {
 	}
 
 	e = r.exec("tty", true, "sh", "-c", "read x; stty size; echo got $x")
-	if err := r.Resize(t.Context(), "box", "tty", 91, 33); err != nil {
+	if err := r.execs["tty"].Resize(t.Context(), 91, 33); err != nil {
 		t.Errorf("Resize() = %v", err)
 	}
 	if _, err := io.WriteString(e.Stdin, "word\n"); err != nil {
@@ -288,23 +294,23 @@ func TestRealProcesses(t *testing.T) {
 		t.Errorf("exit of cat = %+v", st)
 	}
 
-	if err := r.Pause(t.Context(), "box"); err != nil {
+	if err := r.box.Pause(t.Context()); err != nil {
 		t.Errorf("Pause() = %v", err)
 	}
-	if err := r.Resume(t.Context(), "box"); err != nil {
+	if err := r.box.Resume(t.Context()); err != nil {
 		t.Errorf("Resume() = %v", err)
 	}
-	if st, err := r.Stats(t.Context(), "box"); err != nil ||
+	if st, err := r.box.Stats(t.Context()); err != nil ||
 		st.GetCgroupStats().GetMemoryStats().GetUsage().GetUsage() == 0 {
 		t.Errorf("Stats() = %v, %v", st, err)
 	}
-	if err := r.Kill(t.Context(), "box", "", 9, true); err != nil {
+	if err := r.box.Init().Kill(t.Context(), 9, true); err != nil {
 		t.Errorf("Kill() = %v", err)
 	}
 	if st := r.wait(""); st.Code != 137 {
 		t.Errorf("exit = %+v, want 137", st)
 	}
-	if _, err := r.Delete(t.Context(), "box", ""); err != nil {
+	if _, err := r.box.Init().Delete(t.Context()); err != nil {
 		t.Errorf("Delete() = %v", err)
 	}
 }
@@ -315,40 +321,39 @@ func TestRealPodOfMany(t *testing.T) {
 	dir := t.TempDir()
 	r := makePod(t, dir, spec("true"), nil)
 	ctx := t.Context()
-	create := func(id string, args ...string) (stream.Streams, error) {
+	create := func(id string, args ...string) (*virtcontainers.Container, stream.Streams, error) {
 		return r.CreateContainer(ctx, virtcontainers.ContainerRequest{ID: id, Bundle: dir, Spec: spec(args...), Stdout: true})
 	}
-	run := func(id string) {
+	run := func(id string) *virtcontainers.Container {
 		t.Helper()
-		s, err := create(id, "echo", id)
+		c, s, err := create(id, "echo", id)
 		if err != nil {
 			t.Fatalf("CreateContainer(%s) = %v", id, err)
 		}
-		if _, err := r.Start(ctx, id, ""); err != nil {
+		if _, err := c.Init().Start(ctx); err != nil {
 			t.Fatalf("Start(%s) = %v", id, err)
 		}
 		if out := read(t, s.Stdout); out != id+"\n" {
 			t.Errorf("%s says %q", id, out)
 		}
-		if st, err := r.Wait(ctx, id, ""); err != nil || st.Code != 0 {
+		if st, err := c.Init().Wait(ctx); err != nil || st.Code != 0 {
 			t.Errorf("Wait(%s) = %+v, %v", id, st, err)
 		}
+		return c
 	}
-	remove := func(id string) {
+	remove := func(c *virtcontainers.Container) {
 		t.Helper()
-		if _, err := r.Delete(ctx, id, ""); err != nil {
-			t.Errorf("Delete(%s) = %v", id, err)
+		if _, err := c.Init().Delete(ctx); err != nil {
+			t.Errorf("Delete(%s) = %v", c.Init(), err)
 		}
 	}
-	run("one")
-	run("two")
-	remove("one")
-	remove("two")
-	run("three")
-	remove("three")
+	one, two := run("one"), run("two")
+	remove(one)
+	remove(two)
+	remove(run("three"))
 
-	if _, err := create("none", "/does/not/exist"); err == nil {
-		_, err = r.Start(ctx, "none", "")
+	if c, _, err := create("none", "/does/not/exist"); err == nil {
+		_, err = c.Init().Start(ctx)
 		if err == nil {
 			t.Error("a program that does not exist was started")
 		}
@@ -357,10 +362,11 @@ func TestRealPodOfMany(t *testing.T) {
 		t.Logf("CreateContainer() = %v", err)
 	}
 
-	if _, err := create("last", "sleep", "1000"); err != nil {
+	last, _, err := create("last", "sleep", "1000")
+	if err != nil {
 		t.Fatalf("CreateContainer() = %v", err)
 	}
-	if _, err := r.Start(ctx, "last", ""); err != nil {
+	if _, err := last.Init().Start(ctx); err != nil {
 		t.Fatal(err)
 	}
 	vmm, err := os.FindProcess(r.PID())
@@ -372,7 +378,7 @@ func TestRealPodOfMany(t *testing.T) {
 	}
 	wctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	st, err := r.Wait(wctx, "last", "")
+	st, err := last.Init().Wait(wctx)
 	if err != nil || st.Code != 137 || !strings.Contains(st.Reason, "killed") {
 		t.Errorf("exit after the VMM was killed = %+v, %v, want 137 with the reason", st, err)
 	}

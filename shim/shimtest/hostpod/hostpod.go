@@ -28,22 +28,26 @@ import (
 
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/virtcontainers"
+	"github.com/coco-shim/coco/virtcontainers/process"
 	"github.com/coco-shim/coco/virtcontainers/stream"
 )
 
-type proc struct {
+// Process is an init or an exec.
+type Process struct {
+	pod      *Pod
+	id, exec string // of the container, and of the exec
 	spec     *specs.Process
 	root     string
 	terminal bool
 	wants    [3]bool
 
-	state  virtcontainers.State
+	state  process.State
 	cmd    *exec.Cmd
 	tty    console.Console
 	ours   stream.Streams
 	theirs [3]*os.File
 	done   chan struct{}
-	exit   virtcontainers.ExitStatus
+	exit   process.ExitStatus
 }
 
 // Pod is a pod of host processes. Its VM is a sleeping process whose death is the VM's.
@@ -52,16 +56,16 @@ type Pod struct {
 	done chan struct{}
 
 	mu    sync.Mutex
-	procs map[[2]string]*proc // guarded by mu; by container and exec id
-	down  bool                // guarded by mu; Shutdown was called
-	err   error               // guarded by mu; why the VM is gone
+	procs map[[2]string]*Process // guarded by mu; by container and exec id
+	down  bool                   // guarded by mu; Shutdown was called
+	err   error                  // guarded by mu; why the VM is gone
 
 	mounts []string // of root file systems, guarded by mu
 }
 
 // New makes a pod.
 func New() (*Pod, error) {
-	p := &Pod{vm: exec.Command("sleep", "infinity"), done: make(chan struct{}), procs: map[[2]string]*proc{}}
+	p := &Pod{vm: exec.Command("sleep", "infinity"), done: make(chan struct{}), procs: map[[2]string]*Process{}}
 	p.vm.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := p.vm.Start(); err != nil {
 		return nil, err
@@ -73,7 +77,7 @@ func New() (*Pod, error) {
 			p.err = fmt.Errorf("vm ended: %w", err)
 		}
 		reason := p.err
-		var alive []*proc
+		var alive []*Process
 		for _, pr := range p.procs {
 			alive = append(alive, pr)
 		}
@@ -81,10 +85,10 @@ func New() (*Pod, error) {
 		close(p.done)
 		for _, pr := range alive {
 			p.mu.Lock()
-			if pr.cmd == nil && pr.state != virtcontainers.Stopped {
-				p.endLocked(pr, virtcontainers.ExitStatus{Code: 137, At: time.Now()})
+			if pr.cmd == nil && pr.state != process.Stopped {
+				p.endLocked(pr, process.ExitStatus{Code: 137, At: time.Now()})
 			}
-			if reason != nil && pr.state != virtcontainers.Stopped {
+			if reason != nil && pr.state != process.Stopped {
 				pr.exit.Reason = reason.Error()
 			}
 			cmd := pr.cmd
@@ -145,28 +149,38 @@ func Cleanup(_ context.Context, bundle string) error {
 	return err
 }
 
+// Container is a root file system with processes.
+type Container struct{ init *Process }
+
+// Init is its first process.
+func (c *Container) Init() *Process { return c.init }
+
 // CreateContainer makes the streams; the process starts with Start.
-func (p *Pod) CreateContainer(_ context.Context, r virtcontainers.ContainerRequest) (stream.Streams, error) {
+func (p *Pod) CreateContainer(_ context.Context, r virtcontainers.ContainerRequest) (*Container, stream.Streams,
+	error,
+) {
 	root := r.Spec.Root.Path
 	if !filepath.IsAbs(root) {
 		root = filepath.Join(r.Bundle, root)
 	}
 	for _, m := range r.Rootfs {
 		if err := mount(m, root); err != nil {
-			return stream.Streams{}, err
+			return nil, stream.Streams{}, err
 		}
 		p.mu.Lock()
 		p.mounts = append(p.mounts, root)
 		p.mu.Unlock()
 	}
-	pr := &proc{spec: r.Spec.Process, root: root, terminal: r.Terminal, wants: [3]bool{r.Stdin, r.Stdout, r.Stderr}}
+	pr := &Process{
+		pod: p, id: r.ID, spec: r.Spec.Process, root: root, terminal: r.Terminal, wants: [3]bool{r.Stdin, r.Stdout, r.Stderr},
+	}
 	if err := p.add(r.ID, "", pr); err != nil {
-		return stream.Streams{}, err
+		return nil, stream.Streams{}, err
 	}
 	if err := pr.open(); err != nil {
-		return stream.Streams{}, err
+		return nil, stream.Streams{}, err
 	}
-	return pr.ours, nil
+	return &Container{pr}, pr.ours, nil
 }
 
 func mount(m virtcontainers.Mount, root string) error {
@@ -189,29 +203,30 @@ func mount(m virtcontainers.Mount, root string) error {
 	return nil
 }
 
-func (p *Pod) add(id, execID string, pr *proc) error {
+func (p *Pod) add(id, execID string, pr *Process) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.procs[[2]string{id, execID}] != nil {
 		return errdefs.ErrAlreadyExists
 	}
-	pr.state, pr.done = virtcontainers.Created, make(chan struct{})
+	pr.state, pr.done = process.Created, make(chan struct{})
 	p.procs[[2]string{id, execID}] = pr
 	return nil
 }
 
-func (p *Pod) get(id, execID string) (*proc, error) {
+// known refuses a process that was deleted.
+func (pr *Process) known() error {
+	p := pr.pod
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	pr := p.procs[[2]string{id, execID}]
-	if pr == nil {
-		return nil, fmt.Errorf("process %q of %s: %w", execID, id, errdefs.ErrNotFound)
+	if p.procs[[2]string{pr.id, pr.exec}] != pr {
+		return fmt.Errorf("process %q of %s: %w", pr.exec, pr.id, errdefs.ErrNotFound)
 	}
-	return pr, nil
+	return nil
 }
 
 // open makes the pipes or the terminal.
-func (pr *proc) open() error {
+func (pr *Process) open() error {
 	if pr.terminal {
 		pty, slave, err := console.NewPty()
 		if err != nil {
@@ -263,23 +278,24 @@ func (p ptyOut) Read(b []byte) (int, error) {
 }
 
 // Exec records a process.
-func (p *Pod) Exec(_ context.Context, r virtcontainers.ExecRequest) error {
-	init, err := p.get(r.ContainerID, "")
-	if err != nil {
-		return err
+func (c *Container) Exec(r virtcontainers.ExecRequest) (*Process, error) {
+	pr := &Process{
+		pod: c.init.pod, id: c.init.id, exec: r.ID,
+		spec: r.Process, root: c.init.root, terminal: r.Terminal, wants: [3]bool{r.Stdin, r.Stdout, r.Stderr},
 	}
-	return p.add(r.ContainerID, r.ExecID, &proc{
-		spec: r.Process, root: init.root, terminal: r.Terminal, wants: [3]bool{r.Stdin, r.Stdout, r.Stderr},
-	})
+	if err := c.init.known(); err != nil {
+		return nil, err
+	}
+	return pr, pr.pod.add(pr.id, pr.exec, pr)
 }
 
-// Start runs a process.
-func (p *Pod) Start(_ context.Context, id, execID string) (stream.Streams, error) {
-	pr, err := p.get(id, execID)
-	if err != nil {
+// Start runs the process.
+func (pr *Process) Start(context.Context) (stream.Streams, error) {
+	p := pr.pod
+	if err := pr.known(); err != nil {
 		return stream.Streams{}, err
 	}
-	if execID != "" {
+	if pr.exec != "" {
 		if err := pr.open(); err != nil {
 			return stream.Streams{}, err
 		}
@@ -302,7 +318,7 @@ func (p *Pod) Start(_ context.Context, id, execID string) (stream.Streams, error
 		}
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: pr.root, Setsid: true, Setctty: pr.terminal, Pdeathsig: syscall.SIGKILL}
-	err = cmd.Start()
+	err := cmd.Start()
 	for _, f := range pr.theirs {
 		if f != nil {
 			_ = f.Close()
@@ -311,12 +327,12 @@ func (p *Pod) Start(_ context.Context, id, execID string) (stream.Streams, error
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err != nil {
-		p.endLocked(pr, virtcontainers.ExitStatus{Code: 127, At: time.Now()})
+		p.endLocked(pr, process.ExitStatus{Code: 127, At: time.Now()})
 		return stream.Streams{}, fmt.Errorf("start %s: %w: %w", cmd.Path, err, errdefs.ErrInvalidArgument)
 	}
-	pr.cmd, pr.state = cmd, virtcontainers.Running
+	pr.cmd, pr.state = cmd, process.Running
 	go p.reap(pr)
-	if execID == "" {
+	if pr.exec == "" {
 		return stream.Streams{}, nil
 	}
 	return pr.ours, nil
@@ -331,7 +347,7 @@ func lookPath(root, name string) string {
 	return name
 }
 
-func (p *Pod) reap(pr *proc) {
+func (p *Pod) reap(pr *Process) {
 	_ = pr.cmd.Wait()
 	ws, _ := pr.cmd.ProcessState.Sys().(syscall.WaitStatus)
 	code := uint32(ws.ExitStatus())
@@ -340,14 +356,14 @@ func (p *Pod) reap(pr *proc) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.endLocked(pr, virtcontainers.ExitStatus{Code: code, At: time.Now(), Reason: pr.exit.Reason})
+	p.endLocked(pr, process.ExitStatus{Code: code, At: time.Now(), Reason: pr.exit.Reason})
 }
 
-func (p *Pod) endLocked(pr *proc, st virtcontainers.ExitStatus) {
-	if pr.state == virtcontainers.Stopped {
+func (p *Pod) endLocked(pr *Process, st process.ExitStatus) {
+	if pr.state == process.Stopped {
 		return
 	}
-	pr.state, pr.exit = virtcontainers.Stopped, st
+	pr.state, pr.exit = process.Stopped, st
 	if pr.cmd == nil { // never ran: nobody else closes the far ends
 		for _, f := range pr.theirs {
 			if f != nil {
@@ -358,33 +374,26 @@ func (p *Pod) endLocked(pr *proc, st virtcontainers.ExitStatus) {
 	close(pr.done)
 }
 
-// Wait waits for a process.
-func (p *Pod) Wait(ctx context.Context, id, execID string) (virtcontainers.ExitStatus, error) {
-	pr, err := p.get(id, execID)
-	if err != nil {
-		return virtcontainers.ExitStatus{}, err
-	}
+// Wait waits for its end.
+func (pr *Process) Wait(ctx context.Context) (process.ExitStatus, error) {
 	select {
 	case <-pr.done:
 		return pr.exit, nil
 	case <-ctx.Done():
-		return virtcontainers.ExitStatus{}, ctx.Err()
+		return process.ExitStatus{}, ctx.Err()
 	}
 }
 
 // Kill sends a signal.
-func (p *Pod) Kill(_ context.Context, id, execID string, sig uint32, all bool) error {
-	pr, err := p.get(id, execID)
-	if err != nil {
-		return err
-	}
+func (pr *Process) Kill(_ context.Context, sig uint32, all bool) error {
+	p := pr.pod
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
-	case pr.state == virtcontainers.Stopped:
+	case pr.state == process.Stopped:
 		return fmt.Errorf("process already finished: %w", errdefs.ErrNotFound)
 	case pr.cmd == nil:
-		p.endLocked(pr, virtcontainers.ExitStatus{Code: 128 + sig, At: time.Now()})
+		p.endLocked(pr, process.ExitStatus{Code: 128 + sig, At: time.Now()})
 		return nil
 	}
 	if sig == uint32(unix.SIGKILL) || all {
@@ -393,65 +402,61 @@ func (p *Pod) Kill(_ context.Context, id, execID string, sig uint32, all bool) e
 	return pr.cmd.Process.Signal(syscall.Signal(sig))
 }
 
-// Resize sets the size of a terminal.
-func (p *Pod) Resize(_ context.Context, id, execID string, w, h uint32) error {
-	pr, err := p.get(id, execID)
-	if err != nil {
-		return err
-	}
+// Resize sets the size of the terminal.
+func (pr *Process) Resize(_ context.Context, w, h uint32) error {
 	if pr.tty == nil {
 		return errdefs.ErrFailedPrecondition
 	}
 	return pr.tty.Resize(console.WinSize{Width: uint16(w), Height: uint16(h)})
 }
 
-// State says where a process stands.
-func (p *Pod) State(id, execID string) (virtcontainers.State, virtcontainers.ExitStatus, error) {
-	pr, err := p.get(id, execID)
-	if err != nil {
-		return 0, virtcontainers.ExitStatus{}, err
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return pr.state, pr.exit, nil
+// State says where the process stands.
+func (pr *Process) State() (process.State, process.ExitStatus) {
+	pr.pod.mu.Lock()
+	defer pr.pod.mu.Unlock()
+	return pr.state, pr.exit
 }
 
-// Pause stops a container's processes.
-func (p *Pod) Pause(_ context.Context, id string) error {
-	return p.flip(id, syscall.SIGSTOP, virtcontainers.Running, virtcontainers.Paused)
+// Pause stops the container's processes.
+func (c *Container) Pause(context.Context) error {
+	return c.flip(syscall.SIGSTOP, process.Running, process.Paused)
 }
 
 // Resume lets them go on.
-func (p *Pod) Resume(_ context.Context, id string) error {
-	return p.flip(id, syscall.SIGCONT, virtcontainers.Paused, virtcontainers.Running)
+func (c *Container) Resume(context.Context) error {
+	return c.flip(syscall.SIGCONT, process.Paused, process.Running)
 }
 
-func (p *Pod) flip(id string, sig syscall.Signal, from, to virtcontainers.State) error {
-	pr, err := p.get(id, "")
-	if err != nil {
-		return err
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
+func (c *Container) flip(sig syscall.Signal, from, to process.State) error {
+	pr := c.init
+	pr.pod.mu.Lock()
+	defer pr.pod.mu.Unlock()
 	if pr.state != from {
-		return fmt.Errorf("container %s is %s: %w", id, pr.state, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("container %s is %s: %w", pr.id, pr.state, errdefs.ErrFailedPrecondition)
 	}
 	pr.state = to
 	return unix.Kill(-pr.cmd.Process.Pid, sig)
 }
 
 // Update accepts everything.
-func (p *Pod) Update(_ context.Context, id string, _ *specs.LinuxResources) error {
-	_, err := p.get(id, "")
-	return err
-}
+func (c *Container) Update(context.Context, *specs.LinuxResources) error { return c.init.known() }
 
-// Stats makes up a few numbers.
-func (p *Pod) Stats(_ context.Context, id string) (*agent.StatsContainerResponse, error) {
-	if _, err := p.get(id, ""); err != nil {
+// Stats makes up a few numbers, and numbers the running processes as a guest would.
+func (c *Container) Stats(context.Context) (*agent.StatsContainerResponse, error) {
+	if err := c.init.known(); err != nil {
 		return nil, err
 	}
+	p := c.init.pod
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var pids []uint32
+	for key, pr := range p.procs {
+		if key[0] == c.init.id && pr.state == process.Running {
+			pids = append(pids, uint32(len(pids)+1))
+		}
+	}
 	return &agent.StatsContainerResponse{
+		Pids: pids,
 		CgroupStats: &agent.CgroupStats{
 			PidsStats:   &agent.PidsStats{Current: 1},
 			MemoryStats: &agent.MemoryStats{Usage: &agent.MemoryData{Usage: 4096, Limit: 1 << 30}},
@@ -461,33 +466,20 @@ func (p *Pod) Stats(_ context.Context, id string) (*agent.StatsContainerResponse
 	}, nil
 }
 
-// Pids numbers the running processes as a guest would.
-func (p *Pod) Pids(_ context.Context, id string) ([]uint32, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	var pids []uint32
-	for key, pr := range p.procs {
-		if key[0] == id && pr.state == virtcontainers.Running {
-			pids = append(pids, uint32(len(pids)+1))
-		}
-	}
-	return pids, nil
-}
-
-// Delete forgets a process, or a container with all its processes.
-func (p *Pod) Delete(_ context.Context, id, execID string) (virtcontainers.ExitStatus, error) {
-	pr, err := p.get(id, execID)
-	if err != nil {
-		return virtcontainers.ExitStatus{}, err
+// Delete forgets the process, or a container with all its processes.
+func (pr *Process) Delete(context.Context) (process.ExitStatus, error) {
+	p := pr.pod
+	if err := pr.known(); err != nil {
+		return process.ExitStatus{}, err
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if pr.cmd != nil && pr.state != virtcontainers.Stopped {
-		return virtcontainers.ExitStatus{}, fmt.Errorf("process %q of %s runs: %w", execID, id, errdefs.ErrFailedPrecondition)
+	if pr.cmd != nil && pr.state != process.Stopped {
+		return process.ExitStatus{}, fmt.Errorf("process %q of %s runs: %w", pr.exec, pr.id, errdefs.ErrFailedPrecondition)
 	}
-	p.endLocked(pr, virtcontainers.ExitStatus{Code: 137, At: time.Now()})
+	p.endLocked(pr, process.ExitStatus{Code: 137, At: time.Now()})
 	for key, q := range p.procs {
-		if key[0] != id || (execID != "" && key[1] != execID) {
+		if key[0] != pr.id || (pr.exec != "" && key[1] != pr.exec) {
 			continue
 		}
 		if q.tty != nil {

@@ -21,7 +21,7 @@ func main() {
 				if err != nil {
 					return nil, err
 				}
-				return p, nil
+				return task.PodOf(p), nil
 			}
 		},
 		Cleanup: hostpod.Cleanup,

@@ -1,13 +1,14 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package virtcontainers
+package process
 
 import (
 	"testing"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/virtcontainers/stream"
 )
 
@@ -61,7 +62,8 @@ func TestTheLifecycleIsComplete(t *testing.T) {
 }
 
 func TestRefusedEventsNameStateAndObject(t *testing.T) {
-	pr := newProcess("c1", "e1", false, stream.Wanted{})
+	pr := NewExec(nil, &agent.ExecProcessRequest{ContainerId: "c1", ExecId: "e1"}, stream.Wanted{}, Owner{})
+	pr.state = creating
 	err := pr.to(evPause)
 	if !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("to(pause) = %v, want failed precondition", err)

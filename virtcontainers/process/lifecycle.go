@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package virtcontainers
+package process
 
 import "github.com/coco-shim/coco/internal/fsm"
 
@@ -35,6 +35,19 @@ func (s State) String() string {
 	}
 	return "unknown"
 }
+
+// TakesExecs reports whether a container whose first process is in this state takes further ones.
+func (s State) TakesExecs() bool {
+	switch s {
+	case Created, starting, Running, pausing, Paused, resuming:
+		return true
+	default:
+		return false
+	}
+}
+
+// HasRun reports whether a process in this state was ever started, or has ended.
+func (s State) HasRun() bool { return s != creating && s != Created }
 
 // public maps a transitional state to the settled one that it still is to others.
 func (s State) public() State {

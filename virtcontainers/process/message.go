@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package virtcontainers
+package process
 
 import (
 	"context"
@@ -14,7 +14,6 @@ import (
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/virtcontainers/guest"
 	"github.com/coco-shim/coco/virtcontainers/hostfs"
-	"github.com/coco-shim/coco/virtcontainers/share"
 )
 
 const (
@@ -24,36 +23,36 @@ const (
 	terminationMessageTimeout = 5 * time.Second
 )
 
-// expectTerminationMessage asks the agent, by an annotation, to keep the container's termination message. It is called
-// before the container is created.
-func (pr *process) expectTerminationMessage(m *share.Mounts, oci *agent.Spec) {
-	pr.terminationMessage = m.Message
-	if m.Message == nil || oci.GetAnnotations()[contract.TerminationMessagePath] != "" {
+// ExpectMessage asks the agent, by an annotation, to keep the container's termination message, which has a path in the
+// container and a file on the host; nil: it has none. It is called before the container is created.
+func (p *Process) ExpectMessage(file *os.File, path string, oci *agent.Spec) {
+	p.message = file
+	if file == nil || oci.GetAnnotations()[contract.TerminationMessagePath] != "" {
 		return
 	}
 	if oci.Annotations == nil {
 		oci.Annotations = map[string]string{}
 	}
-	oci.Annotations[contract.TerminationMessagePath] = m.MessagePath
+	oci.Annotations[contract.TerminationMessagePath] = path
 }
 
-// fetchTerminationMessage writes the termination message of a container that has exited to the file that
+// fetchMessage writes the termination message of a container that has exited to the file that
 // kubelet reads after the exit. Errors are only logged: they must not fail the exit.
-func (p *Pod) fetchTerminationMessage(ctx context.Context, pr *process) {
-	if pr.terminationMessage == nil {
+func (p *Process) fetchMessage(ctx context.Context) {
+	if p.message == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, terminationMessageTimeout)
 	defer cancel()
-	res, err := p.agent.GetDiagnosticData(ctx, &agent.GetDiagnosticDataRequest{
+	res, err := p.pod.Agent.GetDiagnosticData(ctx, &agent.GetDiagnosticDataRequest{
 		LogType:     contract.TerminationLog,
-		ContainerId: pr.container,
+		ContainerId: p.id.Container,
 	})
 	if err == nil {
-		err = writeTerminationMessage(pr.terminationMessage, res.GetData())
+		err = writeTerminationMessage(p.message, res.GetData())
 	}
 	if err != nil {
-		p.log.Warn("the termination message is lost", "container", pr.container, "error", guest.Classify(err))
+		p.pod.Log.Warn("the termination message is lost", "container", p.id.Container, "error", guest.Classify(err))
 	}
 }
 

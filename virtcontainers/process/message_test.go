@@ -1,10 +1,11 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package virtcontainers
+package process
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +13,14 @@ import (
 
 	"github.com/coco-shim/coco/virtcontainers/hostfs"
 )
+
+func write(t *testing.T, path string, data []byte, mode fs.FileMode) {
+	t.Helper()
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, data, mode),
+		os.Chmod(path, mode)); err != nil {
+		t.Fatal(err)
+	}
+}
 
 func openPath(t *testing.T, name string) *os.File {
 	t.Helper()

@@ -1,0 +1,185 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package virtcontainers
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/internal/undo"
+	"github.com/coco-shim/coco/plan/request"
+	"github.com/coco-shim/coco/plan/rootfs"
+	"github.com/coco-shim/coco/virtcontainers/guest"
+	"github.com/coco-shim/coco/virtcontainers/share"
+	"github.com/coco-shim/coco/virtcontainers/stream"
+)
+
+// CreateContainer makes a container in the guest, up to the point where its process waits to be
+// started. On error nothing of it is left.
+func (p *Pod) CreateContainer(ctx context.Context, req ContainerRequest) (_ *Container, _ stream.Streams, err error) {
+	if !validID(req.ID) {
+		return nil, stream.Streams{}, fmt.Errorf("container id %q: %w", req.ID, errBadID)
+	}
+	c := p.newContainer(req)
+	if err := p.reserve(c); err != nil {
+		return nil, stream.Streams{}, err
+	}
+	defer c.spent(time.Now())
+	var u undo.Stack
+	u.Push("forget container "+c.id, func(context.Context) error { p.forget(c.id); return nil })
+	defer u.RunOnError(&err)
+	ctx, cancel := context.WithTimeoutCause(ctx, p.opts.Config.Runtime.CreateTimeout,
+		fmt.Errorf("not done within runtime.create_timeout of %s: %w", p.opts.Config.Runtime.CreateTimeout,
+			context.DeadlineExceeded))
+	defer cancel()
+	streams, err := c.create(ctx, req, &u)
+	if err != nil {
+		return nil, stream.Streams{}, guest.Named("create container "+c.id, err)
+	}
+	c.held.Adopt(&u)
+	return c, streams, nil
+}
+
+// create does the work of CreateContainer; u undoes it.
+func (c *Container) create(ctx context.Context, req ContainerRequest, u *undo.Stack) (stream.Streams, error) {
+	p := c.pod
+	mounts, err := p.volumes.Plan(req.share())
+	if err != nil {
+		return stream.Streams{}, err
+	}
+	if f := mounts.Message; f != nil {
+		u.Push("close "+f.Name(), func(context.Context) error { return closeOnce(f) })
+	}
+	out, err := request.Convert(request.Input{
+		ID: c.id, Spec: req.Spec, SharedShm: p.sharedShm, Binds: mounts.Binds,
+		Disks: mounts.Disks(), Rlimits: p.rlimits,
+	})
+	if err != nil {
+		return stream.Streams{}, err
+	}
+	c.init.ExpectMessage(mounts.Message, mounts.MessagePath, out.OCI)
+	if out.OCI.GetLinux().GetSeccomp() != nil && !p.agent.Features().Seccomp {
+		return stream.Streams{}, fmt.Errorf("linux.seccomp: the guest's agent cannot apply filters: %w",
+			errdefs.ErrNotImplemented)
+	}
+	shared, target, err := p.joinPIDs(c, out.SandboxPidNS)
+	if err != nil {
+		return stream.Streams{}, err
+	}
+	if !c.isFirst() && req.Spec.Hooks != nil { // the first one's ran before the VM was launched
+		if err := p.runStartHooks(ctx, req.Spec, c.id, c.bundle); err != nil {
+			return stream.Streams{}, err
+		}
+	}
+	devices, err := p.volumes.Devices(ctx, mounts)
+	if err != nil {
+		return stream.Streams{}, err
+	}
+	storages, err := c.prepare(ctx, req, out.Copies, mounts, u)
+	if err != nil {
+		return stream.Streams{}, err
+	}
+	return c.createInGuest(ctx, request.Container(request.ContainerInput{
+		ID: c.id, OCI: out.OCI, Terminal: req.Terminal, Storages: storages, Devices: devices, SharedPIDs: shared,
+		PIDsOf: target,
+	}), u)
+}
+
+// createInGuest opens the streams of a container's first process, has the agent create the container with them, and
+// watches for the process's end.
+func (c *Container) createInGuest(ctx context.Context, req *agent.CreateContainerRequest,
+	u *undo.Stack,
+) (stream.Streams, error) {
+	p := c.pod
+	done, err := p.creates.Take(ctx)
+	if err != nil {
+		return stream.Streams{}, err
+	}
+	defer done()
+	start := time.Now()
+	s, n, err := c.init.Open(ctx)
+	p.recordStep(c.id, "streams", start)
+	if err != nil {
+		return stream.Streams{}, p.agent.Fault(ctx, err)
+	}
+	u.Push("close streams of container "+c.id, func(context.Context) error { return c.init.CloseStreams() })
+	u.Push("remove container "+c.id+" in the guest", c.removeInGuest)
+	req.StdinPort, req.StdoutPort, req.StderrPort = n.Stdin, n.Stdout, n.Stderr
+	defer p.recordStep(c.id, "create", time.Now())
+	if _, err := p.agent.CreateContainer(ctx, req); err != nil {
+		return stream.Streams{}, p.agent.Fault(ctx, err)
+	}
+	return c.init.Created(s)
+}
+
+// prepare brings a container's layers (as devices), the files of its bind mounts and its volumes into the guest. It
+// does so concurrently, since some steps wait for the disk and others for the guest.
+func (c *Container) prepare(ctx context.Context, req ContainerRequest, copies []request.Copy,
+	mounts *share.Mounts, u *undo.Stack,
+) ([]*agent.Storage, error) {
+	p := c.pod
+	began := time.Now()
+	layersDone := began
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return p.volumes.Copy(gctx, copies, mounts) })
+	var shared []*agent.Storage
+	g.Go(func() (err error) {
+		shared, err = p.volumes.Provide(gctx, mounts)
+		return err
+	})
+	var attached []rootfs.Attached
+	var on rootfs.Upper
+	g.Go(func() (err error) {
+		lr, err := req.layers()
+		if err != nil {
+			return err
+		}
+		o, err := p.takeFirst(req.ID, lr)
+		if err != nil {
+			return err
+		}
+		list, err := o.Take(gctx)
+		if err != nil {
+			return err
+		}
+		p.recordStep(c.id, "layer", began)
+		found := time.Now()
+		if attached, err = p.disks.Attach(gctx, list, u); err != nil {
+			return err
+		}
+		// After the layers: they tell a snapshot with something in it by its not being empty.
+		snapshot, err := lr.Upper()
+		if err != nil {
+			return err
+		}
+		on, err = p.disks.Writable(gctx, c.id, snapshot, u)
+		p.recordStep(c.id, "hotplug", found)
+		layersDone = time.Now()
+		return err
+	})
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	p.recordStep(c.id, "files", layersDone) // what they took longer than the layers
+	own, err := rootfs.Storages(c.id, attached, on)
+	return joined(shared, own), err
+}
+
+// joined puts two lists of storages together, of which some may be in both: a layer that an image and a root file
+// system have in common.
+func joined(a, b []*agent.Storage) []*agent.Storage {
+	out := slices.Clone(a)
+	for _, s := range b {
+		if !slices.ContainsFunc(a, func(o *agent.Storage) bool { return o.GetMountPoint() == s.GetMountPoint() }) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
