@@ -5,10 +5,16 @@ package tpm_test
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/binary"
 	"encoding/pem"
 	"testing"
 	"time"
@@ -171,4 +177,64 @@ func TestCertificateOfTheKey(t *testing.T) {
 			refused(t, err, attestation.CodeKeyOrigin, "key.certificate")
 		})
 	}
+}
+
+// Each case changes two bytes of a key of P-256, as a TPM writes it.
+func TestPublicAreasAreRefused(t *testing.T) {
+	r := newRound(t, tpmtest.NewECC(t), nil)
+	good := r.evidence.Key
+	for _, tc := range []struct {
+		name  string
+		at    int
+		value uint16
+		code  attestation.Code
+		field string
+	}{
+		{"a type that signs nothing", 2, 8, attestation.CodeUnsupported, "key.type"},
+		{"SHA-1 for the name", 4, tpmtest.SHA1, attestation.CodeUnsupported, "key.name_alg"},
+		{"a policy beyond the end", 10, 0xffff, attestation.CodeMalformed, "key.auth_policy"},
+		{"a cipher", 12, 6, attestation.CodeUnsupported, "key.symmetric"},
+		{"another scheme", 14, tpmtest.RSASSA, attestation.CodeSignature, "quote.signature"},
+		{"SHA-1 for signatures", 16, tpmtest.SHA1, attestation.CodeUnsupported, "key.scheme.hash"},
+		{"another hash for signatures", 16, tpmtest.SHA384, attestation.CodeSignature, "quote.signature"},
+		{"an unknown curve", 18, 0x10, attestation.CodeUnsupported, "key.curve"},
+		{"the wrong curve", 18, 4, attestation.CodeMalformed, "key.point"},
+		{"a derivation", 20, 7, attestation.CodeUnsupported, "key.kdf"},
+		{"a short coordinate", 22, 31, attestation.CodeMalformed, "key.y"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r.evidence.Key = bytes.Clone(good)
+			binary.BigEndian.PutUint16(r.evidence.Key[tc.at:], tc.value)
+			_, err := r.verify()
+			refused(t, err, tc.code, tc.field)
+		})
+	}
+}
+
+// Keys that are too weak, or of a kind that TPMs do not have.
+func TestWeakKeysAreRefused(t *testing.T) {
+	short, err := rsa.GenerateKey(rand.Reader, 1024) //nolint:gosec // the point of the test
+	if err != nil {
+		t.Fatal(err)
+	}
+	edwards, _, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p224, err := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for field, key := range map[string]any{"key.size": short.Public(), "key.type": edwards, "key.curve": p224.Public()} {
+		der, err := x509.MarshalPKIXPublicKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = tpm.ParseKey(der)
+		refused(t, err, attestation.CodeUnsupported, field)
+	}
+	_, err = tpm.ParseKey([]byte{0x30, 1, 2, 3})
+	refused(t, err, attestation.CodeMalformed, "key")
+	_, err = tpm.ParseKey(bytes.Repeat([]byte{0x30}, 64<<10+1))
+	refused(t, err, attestation.CodeMalformed, "key")
 }
