@@ -2,9 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command flakes reads the output of `go test -json`, in which a failed test may have been run again, and sums it up.
-// A test that failed and then passed is flaky: its first failure is printed as FLAKED and written to a file, and the
-// run counts as green. A test that failed each time is printed as a failure. So the last lines of a CI run are its
-// findings.
+// A test that failed and then passed, or skipped, is flaky: its first failure is printed as FLAKED and written to a
+// file, and the run counts as green, as gotestsum's exit code does. A test that failed each time is printed as a failure.
+// So the last lines of a CI run are its findings.
 //
 // Usage: flakes -out FILE JSON…
 package main
@@ -22,7 +22,7 @@ import (
 )
 
 func main() {
-	out := flag.String("out", "", "file for the flaky tests, as a JSON list of {package, test, output}")
+	out := flag.String("out", "", "file for the flaky tests, as a JSON list of {package, test, then, output}")
 	flag.Parse()
 	if err := run(os.Stdout, *out, flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "flakes:", err)
@@ -53,7 +53,7 @@ func run(w io.Writer, out string, files []string) error {
 		fmt.Fprintf(w, "--- FAIL: %s (%s)\n%s", f.Test, f.Package, f.Output)
 	}
 	for _, f := range flaked {
-		fmt.Fprintf(w, "FLAKED %s (%s): failed, then passed alone. First failure:\n%s", f.Test, f.Package, f.Output)
+		fmt.Fprintf(w, "FLAKED %s (%s): failed, then %s alone. First failure:\n%s", f.Test, f.Package, f.Then, f.Output)
 	}
 	if out == "" {
 		return nil
@@ -69,6 +69,7 @@ func run(w io.Writer, out string, files []string) error {
 type Finding struct {
 	Package string `json:"package"`
 	Test    string `json:"test"`
+	Then    string `json:"then"`   // how its last run ended: passed, skipped or failed
 	Output  string `json:"output"` // of its first failure, its subtests' included
 }
 
@@ -86,7 +87,6 @@ type results struct {
 type runs struct {
 	Finding
 	output strings.Builder // of the run that goes on
-	passed bool            // the last one that ended
 }
 
 // read adds the events of one file.
@@ -120,11 +120,14 @@ func (r *results) add(e event) {
 	case e.Action == "output" && !strings.HasPrefix(e.Output, "=== "):
 		t.output.WriteString(e.Output)
 	case sub:
-	case e.Action == "pass" || e.Action == "skip":
-		t.passed = e.Action == "pass"
+	case e.Action == "pass":
+		t.Then = "passed"
+		t.output.Reset()
+	case e.Action == "skip":
+		t.Then = "skipped"
 		t.output.Reset()
 	case e.Action == "fail":
-		t.passed = false
+		t.Then = "failed"
 		if t.Output == "" {
 			t.Output = text(t.output.String())
 			r.order = append(r.order, t)
@@ -147,14 +150,14 @@ func text(s string) string {
 	return strings.TrimSuffix(b.String(), "\n") + "\n"
 }
 
-// findings are the tests that failed at first and passed last, and those that did not pass.
+// findings returns the tests that failed at first and not the last time, and those that failed each time.
 func (r *results) findings() (flaked, failed []Finding) {
 	flaked = []Finding{}
 	for _, t := range r.order {
-		if t.passed {
-			flaked = append(flaked, t.Finding)
-		} else {
+		if t.Then == "failed" {
 			failed = append(failed, t.Finding)
+		} else {
+			flaked = append(flaked, t.Finding)
 		}
 	}
 	return flaked, failed

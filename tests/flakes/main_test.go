@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// program is a package with a test of each kind. Flaky fails until its mark exists.
+// program is a package with a test of each kind. Flaky and Shy fail until their marks exist.
 const program = `package p
 
 import (
@@ -32,6 +32,14 @@ func TestFlaky(t *testing.T) {
 			t.Error("wrong the first time")
 		}
 	})
+}
+
+func TestShy(t *testing.T) {
+	if _, err := os.Stat("shy"); err == nil {
+		t.Skip("not twice")
+	}
+	os.WriteFile("shy", nil, 0o600)
+	t.Error("wrong, then skipped")
 }
 `
 
@@ -65,6 +73,7 @@ func TestAFlakyTestIsNamedWithItsFirstFailure(t *testing.T) {
 	all, flakes := filepath.Join(dir, "all.json"), filepath.Join(dir, "flakes.json")
 	goTest(t, dir, all, ".")
 	goTest(t, dir, all, "^TestFlaky$")
+	goTest(t, dir, all, "^TestShy$")
 	goTest(t, dir, all, "^TestBad$")
 
 	var said bytes.Buffer
@@ -72,7 +81,8 @@ func TestAFlakyTestIsNamedWithItsFirstFailure(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := "--- FAIL: TestBad (p)\n    p_test.go:10: always wrong\n" +
-		"FLAKED TestFlaky (p): failed, then passed alone. First failure:\n    p_test.go:16: wrong the first time\n"
+		"FLAKED TestFlaky (p): failed, then passed alone. First failure:\n    p_test.go:16: wrong the first time\n" +
+		"FLAKED TestShy (p): failed, then skipped alone. First failure:\n    p_test.go:26: wrong, then skipped\n"
 	if got := said.String(); got != want {
 		t.Errorf("printed:\n%s\nwant:\n%s", got, want)
 	}
@@ -81,8 +91,9 @@ func TestAFlakyTestIsNamedWithItsFirstFailure(t *testing.T) {
 		t.Fatal(err)
 	}
 	var found []Finding
-	if err := json.Unmarshal(b, &found); err != nil || len(found) != 1 || found[0].Test != "TestFlaky" {
-		t.Errorf("%s says %s (%v), want TestFlaky alone", flakes, b, err)
+	if err := json.Unmarshal(b, &found); err != nil || len(found) != 2 || found[0].Test != "TestFlaky" ||
+		found[0].Then != "passed" || found[1].Test != "TestShy" || found[1].Then != "skipped" {
+		t.Errorf("%s says %s (%v), want TestFlaky and TestShy", flakes, b, err)
 	}
 }
 
