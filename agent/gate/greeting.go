@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/internal/line"
 	"github.com/coco-shim/coco/internal/words"
 )
 
@@ -39,13 +40,13 @@ func (g Greeting) Admit(c net.Conn, admit func(n uint32) error) error {
 	if err := c.SetDeadline(time.Now().Add(greetingTime)); err != nil {
 		return err
 	}
-	line, err := readLine(c)
+	text, err := readLine(c)
 	if err != nil && !errdefs.IsInvalidArgument(err) {
 		return err // there is no line, and nobody to answer
 	}
 	var n uint32
 	if err == nil {
-		n, err = g.parse(line)
+		n, err = g.parse(text)
 	}
 	if err == nil {
 		err = admit(n)
@@ -62,18 +63,13 @@ func (g Greeting) Admit(c net.Conn, admit func(n uint32) error) error {
 	return err
 }
 
-// readLine reads up to a newline and not a byte further: the following bytes belong to the stream.
+// readLine reads the greeting.
 func readLine(r io.Reader) (string, error) {
-	var line [maxGreeting]byte
-	for i := range line {
-		if _, err := io.ReadFull(r, line[i:i+1]); err != nil {
-			return "", err
-		}
-		if line[i] == '\n' {
-			return string(line[:i]), nil
-		}
+	text, err := line.Read(r, maxGreeting)
+	if errors.Is(err, line.ErrTooLong) {
+		err = fmt.Errorf("greeting %q…: it is longer than %d bytes: %w", text, maxGreeting, errdefs.ErrInvalidArgument)
 	}
-	return "", fmt.Errorf("greeting %q…: it is longer than %d bytes: %w", line, maxGreeting, errdefs.ErrInvalidArgument)
+	return text, err
 }
 
 // parse reads a greeting and names the part of it that is unknown.

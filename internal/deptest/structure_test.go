@@ -72,7 +72,8 @@ var edges = Edges{
 	"virtcontainers/copytree":   {"virtcontainers/hostfs", "api/agent", "api/contract", "internal/..."},
 	"virtcontainers/answers":    {"api/agent", "internal/..."},
 	"virtcontainers/guest": {
-		"virtcontainers/answers", "hypervisor", "api/agent", "api/contract", "internal/portmux",
+		"virtcontainers/answers", "hypervisor", "api/agent", "api/contract", "internal/line",
+		"internal/portmux",
 	},
 	"virtcontainers/layers": {"plan/rootfs", "image/layer", "configs"},
 	"virtcontainers/disk": {

@@ -25,6 +25,8 @@ import (
 	"io"
 	"strconv"
 	"time"
+
+	"github.com/coco-shim/coco/internal/line"
 )
 
 // Errors that callers tell apart.
@@ -50,19 +52,13 @@ const (
 	maxGreetings     = 256              // streams at once that have not said their port
 )
 
-// readLine reads up to a newline, byte by byte since what follows is not ours, and at most
-// maxLine bytes.
+// readLine reads a line of the protocol.
 func readLine(r io.Reader) (string, error) {
-	var buf [maxLine]byte
-	for n := 0; n < maxLine; n++ {
-		if _, err := io.ReadFull(r, buf[n:n+1]); err != nil {
-			return "", err
-		}
-		if buf[n] == '\n' {
-			return string(buf[:n]), nil
-		}
+	text, err := line.Read(r, maxLine)
+	if errors.Is(err, line.ErrTooLong) {
+		err = fmt.Errorf("line longer than %d bytes: %w", maxLine, ErrProtocol)
 	}
-	return "", fmt.Errorf("line longer than %d bytes: %w", maxLine, ErrProtocol)
+	return text, err
 }
 
 // parseLine reads "<word> <number>": decimal, no sign, no leading zeros, nothing else.

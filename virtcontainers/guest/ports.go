@@ -4,7 +4,6 @@
 package guest
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/internal/line"
 	"github.com/coco-shim/coco/internal/portmux"
 )
 
@@ -90,19 +90,12 @@ func (l *Link) DialService(ctx context.Context, port uint16) (_ net.Conn, err er
 	return conn, nil
 }
 
-// readLine reads up to the end of a line and not a byte further: the following bytes belong to the stream.
+// readLine reads the agent's answer to a greeting.
 func readLine(r io.Reader) (string, error) {
-	const most = 512
-	var line bytes.Buffer
-	b := make([]byte, 1)
-	for line.Len() < most {
-		if _, err := io.ReadFull(r, b); err != nil {
-			return "", err
-		}
-		if b[0] == '\n' {
-			return line.String(), nil
-		}
-		line.WriteByte(b[0])
+	const limit = 512
+	text, err := line.Read(r, limit)
+	if errors.Is(err, line.ErrTooLong) {
+		err = fmt.Errorf("an answer of more than %d bytes: %w", limit, errdefs.ErrOutOfRange)
 	}
-	return "", fmt.Errorf("a line of more than %d bytes: %w", most, errdefs.ErrOutOfRange)
+	return text, err
 }
