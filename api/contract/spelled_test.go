@@ -65,20 +65,20 @@ var inTests = map[string]string{
 	"KubeletData": "tests make volumes as kubelet does",
 }
 
-// exceptions are the files that spell values of the contract again, each with the reason. Those with
-// "wire" are tests that compare what is sent or accepted, byte for byte, with a value written by hand.
+// exceptions maps each file that may repeat values of the contract to the reason. The reason starts with "bytes" in
+// tests that compare a message byte for byte with a value written by hand: a constant would change along with the code.
 var exceptions = map[string]string{
-	"agent/boot/boot_test.go":             "wire: a kernel command line",
-	"agent/guard/guard_test.go":           "wire: what a hostile host may name",
+	"agent/boot/boot_test.go":             "bytes: a kernel command line",
+	"agent/guard/guard_test.go":           "bytes: what a hostile host may name",
 	"hypervisor/qemu/boot_test.go":        "its guest is testdata/init, which has ports of its own",
 	"virtcontainers/hostvolume/direct.go": "a directory of the host, which CSI drivers know from Kata",
-	"configs/configs_test.go":             "wire: what a pod's author writes, and the errors that name it",
-	"plan/launch/shape_test.go":           "wire: keys are made of their last words",
-	"shim/bootstrap/process_test.go":      "wire: a config.json of containerd's",
-	"shim/bundle/bundle_test.go":          "wire: a config.json of containerd's, and of CRI-O's",
-	"shim/sandbox/sandbox_test.go":        "wire: what containerd's CRI plugin writes for a sandbox",
-	"plan/request/spec_test.go":           "wire: what the agent gets",
-	"plan/rootfs/rootfs_test.go":          "wire: what the agent gets",
+	"configs/configs_test.go":             "bytes: what a pod's author writes, and the errors that name it",
+	"plan/launch/shape_test.go":           "bytes: keys are made of their last words",
+	"shim/bootstrap/process_test.go":      "bytes: a config.json of containerd's",
+	"shim/bundle/bundle_test.go":          "bytes: a config.json of containerd's, and of CRI-O's",
+	"shim/sandbox/sandbox_test.go":        "bytes: what containerd's CRI plugin writes for a sandbox",
+	"plan/request/spec_test.go":           "bytes: what the agent gets",
+	"plan/rootfs/rootfs_test.go":          "bytes: what the agent gets",
 }
 
 // value is one constant of the contract.

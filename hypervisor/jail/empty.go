@@ -16,8 +16,8 @@ import (
 	"github.com/coco-shim/coco/internal/ownthread"
 )
 
-// Empty takes away everything from the root that the mount namespace ns has, but what is to be kept. What
-// the program has open or mapped stays its own.
+// Empty unmounts and removes all files in the root of the mount namespace ns, except those in spec.Kept and the
+// directory Disks. The program keeps the files that it has opened or mapped.
 func Empty(ns *os.File, spec Spec) error {
 	if err := inside(ns, func() error { return empty(spec) }); err != nil {
 		return fmt.Errorf("empty the VMM's root: %w", err)
@@ -84,8 +84,8 @@ func unsealed(fn func() error) error {
 	return err
 }
 
-// clear removes what is in a directory but what is kept and what that is in. Nothing is mounted there but
-// what is kept.
+// clear removes a directory's contents, except the paths in keep and their parent directories. The only mounts below
+// it are paths in keep, so nothing behind a mount is removed.
 func clear(dir string, keep []string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {

@@ -13,13 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// landlockPart is what a version of Landlock added that restrict uses (Linux,
-// Documentation/userspace-api/landlock.rst).
+// landlockPart lists the access rights that one version (ABI) of Landlock added and that restrict handles; Linux,
+// Documentation/userspace-api/landlock.rst.
 type landlockPart struct {
 	version         int
-	linux           string
-	what            string
-	fs, net, scoped uint64
+	linux           string // the first release with this version
+	what            string // for messages: the rights in words
+	fs, net, scoped uint64 // masks of rights, as in landlock_ruleset_attr
 }
 
 const (
@@ -63,7 +63,8 @@ func LandlockVersion() int {
 	return int(n)
 }
 
-// LandlockLacks says what a version of Landlock does not keep a program from; nil: it does all that a jail uses.
+// LandlockLacks returns an error that names the access rights which a version of Landlock cannot restrict, or nil if it
+// has all those that a jail uses.
 func LandlockLacks(version int) error {
 	var lacks []string
 	var since string
@@ -80,8 +81,8 @@ func LandlockLacks(version int) error {
 		strings.Join(lacks, ", "), since)
 }
 
-// landlockAttr is what is forbidden by default. Rules of files forbid all mounts, too, and a program of root's makes
-// some of its own.
+// landlockAttr returns the rights that the ruleset denies unless a rule allows them. A ruleset with file rights also
+// denies every mount, so they are left out for a program that runs as root, such as virtiofsd: it mounts file systems.
 func (s Spec) landlockAttr(version int) unix.LandlockRulesetAttr {
 	var a unix.LandlockRulesetAttr
 	for _, p := range landlockParts {
@@ -97,15 +98,15 @@ func (s Spec) landlockAttr(version int) unix.LandlockRulesetAttr {
 	return a
 }
 
-// landlockRule allows access to what is at a path, or to the file that a descriptor stands for.
+// landlockRule allows access to a file, or to a directory and all below it, given by path or by descriptor.
 type landlockRule struct {
 	path   string // empty: fd
 	fd     int
 	access uint64
 }
 
-// landlockRules are for what is in the root and for the files that are handed over, which a VMM may open again by
-// their descriptors' names in /proc.
+// landlockRules returns the rules for the files in the root and for the inherited descriptors files: a VMM may reopen
+// these by their names in /proc/self/fd.
 func (s Spec) landlockRules(files []int) ([]landlockRule, error) {
 	rules := []landlockRule{{path: "/proc", access: readTree}}
 	for _, at := range s.Trees {
@@ -150,8 +151,9 @@ func (s Spec) landlockRules(files []int) ([]landlockRule, error) {
 	return rules, nil
 }
 
-// restrict makes Landlock keep the calling thread, and the program that it executes, from all that the rules do not
-// allow. A kernel with an older version, or with none, restricts less: the rest of the jail holds without it.
+// restrict applies a Landlock ruleset to the calling thread and to the program that it executes: every handled access
+// that no rule allows fails. An older kernel handles fewer accesses, or none; the rest of the jail does not depend on
+// Landlock.
 func (s Spec) restrict(version int, files []int) error {
 	attr := s.landlockAttr(version)
 	if attr == (unix.LandlockRulesetAttr{}) {

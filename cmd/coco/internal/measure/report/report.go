@@ -46,7 +46,7 @@ func (o *Form) Check() error {
 	return nil
 }
 
-// Result is what was computed for one VM.
+// Result holds the digests of one VM. Each platform has a type that implements it.
 type Result interface {
 	Lines() []string               // for stdout: digests in hexadecimal
 	References() map[string]string // digests by the names of Trustee's default policy

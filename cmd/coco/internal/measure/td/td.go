@@ -39,10 +39,10 @@ type Options struct {
 	fwCfg                 []string
 	shim, secureBootBuild bool
 	backport              bool
-	Known                 Content // instead of files
+	Known                 Content // fields that are set replace the files of the flags
 }
 
-// Content is what was read already.
+// Content holds input that the caller has already read, so that no file is opened for it.
 type Content struct {
 	Firmware []byte
 	ACPI     *tdx.ACPI
