@@ -3,8 +3,8 @@
 
 // Command flakes reads the output of `go test -json`, in which a failed test may have been run again, and sums it up.
 // A test that failed and then passed, or skipped, is flaky: its first failure is printed as FLAKED and written to a
-// file, and the run counts as green, as gotestsum's exit code does. A test that failed each time is printed as a failure.
-// So the last lines of a CI run are its findings.
+// file, and the run counts as green, as gotestsum's exit code does. A test that failed each time is printed as a
+// failure. So the last lines of a CI run are its findings.
 //
 // Usage: flakes -out FILE JSON…
 package main
