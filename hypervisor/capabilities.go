@@ -5,27 +5,25 @@ package hypervisor
 
 import "context"
 
-// DevicePlugger is a VM that can be given PCI devices of the host while it runs. path is the device's
-// directory in sysfs; the driver vfio-pci must hold it. The returned string is its PCI path in the guest.
-type DevicePlugger interface {
-	PlugDevice(ctx context.Context, id, path string) (string, error)
-	UnplugDevice(ctx context.Context, id string) error
+// The interfaces of this file are the capabilities of a running VM: what only some drivers offer. A caller asserts a VM
+// to one of them, and its error names the step that needs it.
+
+// BlockPlugger is a VM that can gain and lose block devices while it runs.
+type BlockPlugger interface {
+	PlugBlock(ctx context.Context, b Block) (BlockAddress, error)
+	UnplugBlock(ctx context.Context, id string) error
 }
 
-// Counter is a VM whose VMM counts what its devices do: by device and name of the counter.
-type Counter interface {
-	Counters(ctx context.Context) (map[string]map[string]uint64, error)
+// BlockLocator tells where the guest finds a block device that was there from boot.
+type BlockLocator interface {
+	BlockAddress(id string) (BlockAddress, bool)
 }
 
-// PowerButton is a VM whose guest can be asked to switch itself off.
-type PowerButton interface {
-	PressPowerButton(ctx context.Context) error
-}
-
-// Resizer is a VM that could be resized. A VM's size is part of its launch digest or of the tables that
-// are, so a driver that has this method refuses.
-type Resizer interface {
-	Resize(ctx context.Context, vcpus int, memoryMiB uint64) error
+// NICPlugger is a VM that can gain and lose network interfaces while it runs. The returned
+// string is the guest's PCI path of the new interface.
+type NICPlugger interface {
+	PlugNIC(ctx context.Context, n NIC) (string, error)
+	UnplugNIC(ctx context.Context, id string) error
 }
 
 // Pauser is a VM that can tell whether its processors are stopped on purpose, so that its guest cannot answer.

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package hypervisor describes a virtual machine (VMSpec), the driver that starts one (Driver) and the
+// Package hypervisor describes a virtual machine (VMSpec), the driver that starts one (Driver, Pending) and the
 // operations on a running one (VM and the capability interfaces).
 //
 // A VMSpec is complete and immutable: it is the only input of the drivers and of the launch
@@ -9,8 +9,9 @@
 // pod to pod (ids, MAC addresses, paths of sockets) may reach a measured field; the comments
 // of the fields say which are measured.
 //
-// Package launch forks the VMM process before the VM is described, because hooks
-// and networks need its pid and namespaces first.
+// A driver makes the place of a VM before the VM is described (Begin), because hooks, cgroups and networks need its pid
+// and namespaces first. Drivers whose VMM is a process of this host get both from package vmm, which shares the life of
+// such VMs among them; package launch forks the process.
 package hypervisor
 
 import (
@@ -184,14 +185,39 @@ type Placer interface {
 	Displace(name string) error
 }
 
-// Driver launches VMs with one kind of VMM.
+// Driver makes VMs of one kind, in two steps: the pod's hooks, cgroups and network need the place of the VM, and the
+// description of the VM needs what they find out.
 type Driver interface {
 	// Name is the driver's name in configuration and errors, for example "qemu".
 	Name() string
-	// Launch executes the VMM in proc and returns when it runs and the guest was released.
-	// It does not wait for the agent: that is what Dial is for. On error it leaves nothing
-	// behind but proc, which it has killed. dir is a private directory for sockets.
-	Launch(ctx context.Context, spec VMSpec, proc Process, dir string) (VM, error)
+	// Begin makes the place where a VM will run. The caller ends it: with Abort, or with the VM's Stop after Launch.
+	Begin(ctx context.Context, p Place) (Pending, error)
+}
+
+// Place is where a VM runs and what its VMM may do there.
+type Place struct {
+	ID        string // sandbox id, as in the VMSpec that follows
+	NetNS     string // path of the network namespace that the VMM lives in
+	User      uint32 // uid and gid of the VMM
+	Dir       string // private directory for the VMM's sockets, with a short path; made before Launch
+	Processes uint64 // most processes and threads
+}
+
+// Pending is a VM that has a place and no description yet.
+type Pending interface {
+	// PID is the VMM's process on this host, which stays the same until the VM's end. 0 says that there is none: the
+	// VM will run on another machine.
+	PID() int
+	// Launch makes a VM of it and returns when the guest was released. It does not wait for the agent: that is what
+	// VM.Dial is for. It is called once. On error it leaves nothing behind.
+	Launch(ctx context.Context, spec VMSpec) (VM, error)
+	// Abort gives the place up, before Launch or after it, and waits until nothing is left. It may be called at any
+	// time and more than once.
+	Abort(ctx context.Context) error
+	// Done is closed when the place is gone, by Abort or by itself.
+	Done() <-chan struct{}
+	// Err is nil before Done; then it says why the place is gone: a *DeadError.
+	Err() error
 }
 
 // VM is a running virtual machine.
@@ -208,24 +234,6 @@ type VM interface {
 	// Console returns the last lines of the guest's console.
 	Console() []string
 	// Stop ends the VM: asks the VMM to quit, kills it when ctx ends, waits until it is gone
-	// and releases everything that Launch made. Idempotent.
+	// and releases everything that Begin and Launch made. Idempotent.
 	Stop(ctx context.Context) error
-}
-
-// BlockPlugger is a VM that can gain and lose block devices while it runs.
-type BlockPlugger interface {
-	PlugBlock(ctx context.Context, b Block) (BlockAddress, error)
-	UnplugBlock(ctx context.Context, id string) error
-}
-
-// BlockLocator tells where the guest finds a block device that was there from boot.
-type BlockLocator interface {
-	BlockAddress(id string) (BlockAddress, bool)
-}
-
-// NICPlugger is a VM that can gain and lose network interfaces while it runs. The returned
-// string is the guest's PCI path of the new interface.
-type NICPlugger interface {
-	PlugNIC(ctx context.Context, n NIC) (string, error)
-	UnplugNIC(ctx context.Context, id string) error
 }

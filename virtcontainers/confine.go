@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/virtcontainers/cgroups"
 	"github.com/coco-shim/coco/virtcontainers/state"
@@ -42,17 +44,22 @@ func (c *creation) takeUser(context.Context) error {
 }
 
 func (c *creation) launch(ctx context.Context) error {
-	proc, err := c.opts.Host.Launcher.Launch(ctx, Privileges{
-		NetNS: c.netns, User: c.user, Dir: c.vmmDir(),
+	place, err := c.opts.Host.Driver.Begin(ctx, hypervisor.Place{
+		ID: c.opts.ID, NetNS: c.netns, User: c.user, Dir: c.vmmDir(),
 		Processes: c.threads(),
 	})
 	if err != nil {
 		return err
 	}
-	c.proc = proc
-	c.u.Push("end the VMM's process", func(ctx context.Context) error { return end(ctx, proc) })
+	c.place = place
+	c.u.Push("end the VMM's process", place.Abort)
+	pid := place.PID()
+	if pid == 0 {
+		return fmt.Errorf("driver %s runs the VM on another machine, where pods have no cgroup and no network yet: %w",
+			c.opts.Host.Driver.Name(), errdefs.ErrNotImplemented)
+	}
 	// Nothing is lost when this shim dies before the next line: the launcher ends with it.
-	id, err := state.Identify(proc.PID())
+	id, err := state.Identify(pid)
 	if err != nil {
 		return err
 	}
@@ -65,7 +72,7 @@ func (c *creation) launch(ctx context.Context) error {
 	if err := c.opts.Host.Network.Delete(c.netns); err != nil {
 		return err
 	}
-	c.netns = fmt.Sprintf("/proc/%d/ns/net", proc.PID())
+	c.netns = fmt.Sprintf("/proc/%d/ns/net", pid)
 	return c.journal.Update(func(p *state.Pod) { p.OwnNetNS = "" })
 }
 
@@ -112,12 +119,12 @@ func (c *creation) joinCgroups(context.Context) error {
 		return c.journal.Update(func(p *state.Pod) { p.Cgroups = slices.Clone(made) })
 	}
 	c.u.Push("remove cgroups", func(ctx context.Context) error {
-		if err := end(ctx, c.proc); err != nil { // a group with a process in it stays
+		if err := c.place.Abort(ctx); err != nil { // a group with a process in it stays
 			return err
 		}
 		return cgroups.Remove(ctx, made)
 	})
-	if err := cgroups.Apply(dirs, leaves, c.proc.PID(), note); err != nil {
+	if err := cgroups.Apply(dirs, leaves, c.place.PID(), note); err != nil {
 		return err
 	}
 	if err := errors.Join(place.SetQuota(hs), cgroups.LimitProcesses(leaves, c.threads()+filesThreads)); err != nil {

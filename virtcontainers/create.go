@@ -403,7 +403,7 @@ func (c *creation) startVMM(ctx context.Context) error {
 	if err := os.Mkdir(c.vmmDir(), 0o700); err != nil {
 		return err
 	}
-	vm, err := c.opts.Host.Driver.Launch(ctx, c.vmspec, c.proc, c.vmmDir())
+	vm, err := c.place.Launch(ctx, c.vmspec)
 	if err != nil {
 		return err
 	}

@@ -19,28 +19,25 @@ import (
 // of its effects, as "no such process". The driver says it itself, and ends the process when it refuses.
 func (c *creation) orDead(step string, err error) error {
 	var dead *hypervisor.DeadError
-	if c.proc == nil || step == "vmm" || errors.As(err, &dead) {
+	if c.place == nil || step == "vmm" || errors.As(err, &dead) {
 		return err
 	}
 	patience := time.Duration(0)
-	if showsDeath(err, c.proc.PID()) { // that it was reaped follows
+	if showsDeath(err, c.place.PID()) { // that it was reaped follows
 		patience = time.Second
 	}
 	t := time.NewTimer(patience)
 	defer t.Stop()
 	select {
-	case <-c.proc.Done():
+	case <-c.place.Done():
 	case <-t.C:
 		select {
-		case <-c.proc.Done(): // both were ready
+		case <-c.place.Done(): // both were ready
 		default:
 			return err
 		}
 	}
-	return fmt.Errorf("%w: %w", err, &hypervisor.DeadError{
-		VM: c.opts.ID, Phase: hypervisor.PhaseVMM, Reason: "its process ended: " + c.proc.ExitStatus(),
-		Stderr: c.proc.Stderr(),
-	})
+	return fmt.Errorf("%w: %w", err, c.place.Err())
 }
 
 // showsDeath reports whether an error is one that the end of a process causes. An exiting process loses its namespaces

@@ -17,13 +17,14 @@ import (
 
 // reaped is a process whose Done is closed when its parent has reaped it.
 type reaped struct {
-	fakeProcess
+	fakePending
 	cmd  *exec.Cmd
 	done chan struct{}
 }
 
 func (p *reaped) PID() int              { return p.cmd.Process.Pid }
 func (p *reaped) Done() <-chan struct{} { return p.done }
+func (p *reaped) Err() error            { return &hypervisor.DeadError{VM: "c1", Reason: "it was killed"} }
 
 // TestAStepThatMeetsADyingVMMNamesItsDeath: its namespaces are gone before Done is closed.
 func TestAStepThatMeetsADyingVMMNamesItsDeath(t *testing.T) {
@@ -43,7 +44,7 @@ func TestAStepThatMeetsADyingVMMNamesItsDeath(t *testing.T) {
 	if met == nil {
 		t.Fatal("a dead process has a network namespace")
 	}
-	c := &creation{Pod: &Pod{proc: p, opts: Options{ID: "c1"}}}
+	c := &creation{Pod: &Pod{place: p, opts: Options{ID: "c1"}}}
 	said := make(chan error)
 	go func() { said <- c.orDead("network", fmt.Errorf("open network namespace: %w", met)) }()
 	_ = cmd.Wait() // it was killed
@@ -54,7 +55,7 @@ func TestAStepThatMeetsADyingVMMNamesItsDeath(t *testing.T) {
 		t.Errorf("orDead() = %v, want it to name the death and the step's error", err)
 	}
 
-	alive := &creation{Pod: &Pod{proc: &reaped{cmd: cmd, done: make(chan struct{})}}}
+	alive := &creation{Pod: &Pod{place: &reaped{cmd: cmd, done: make(chan struct{})}}}
 	other := &os.PathError{Op: "open", Path: "/nowhere", Err: unix.ENOENT}
 	if err := alive.orDead("network", other); errors.As(err, &dead) {
 		t.Errorf("orDead() = %v of a process that lives", err)

@@ -51,6 +51,7 @@ type world struct {
 	slow      map[string]chan string  // operations that wait until the channel is closed
 	noStreams bool                    // the agent takes no byte streams
 	mute      bool                    // the agent never answers
+	elsewhere bool                    // VMs run on another machine
 	lies      *lie                    // stands before the agent; nil: it is honest
 	paused    atomic.Bool             // VMs are
 	onLaunch  func(hypervisor.VMSpec) // looks at the VM's description while its files are open
@@ -157,7 +158,7 @@ func (w *world) options(args ...string) Options {
 	return Options{
 		ID: "c1", Namespace: "default", Bundle: bundle, Spec: s, Config: cfg, First: first,
 		Host: Host{
-			Driver: (*fakeDriver)(w), Launcher: (*fakeLauncher)(w), Network: (*fakeNetwork)(w), Layers: (*fakeLayers)(w),
+			Driver: (*fakeDriver)(w), Network: (*fakeNetwork)(w), Layers: (*fakeLayers)(w),
 			Files:   (*fakeFiles)(w),
 			Machine: launch.Machine{CPUs: 2, MemoryMiB: 8192},
 		},
@@ -189,15 +190,9 @@ func newSpec(args ...string) *specs.Spec {
 	}
 }
 
-type fakeLauncher world
-
-func (f *fakeLauncher) Launch(_ context.Context, p Privileges) (hypervisor.Process, error) {
-	w := (*world)(f)
+func (w *world) fork() (*fakeProcess, error) {
 	if err := w.op("launch"); err != nil {
 		return nil, err
-	}
-	if p.NetNS == "" || (p.User == 0) != (p.Files != "") {
-		return nil, fmt.Errorf("launched with %+v", p)
 	}
 	w.hold("process")
 	return &fakeProcess{w: w, done: make(chan struct{})}, nil
@@ -317,10 +312,38 @@ type fakeDriver world
 
 func (f *fakeDriver) Name() string { return "fake" }
 
-func (f *fakeDriver) Launch(_ context.Context, spec hypervisor.VMSpec, proc hypervisor.Process,
-	_ string,
-) (hypervisor.VM, error) {
+func (f *fakeDriver) Begin(_ context.Context, p hypervisor.Place) (hypervisor.Pending, error) {
 	w := (*world)(f)
+	if w.elsewhere {
+		return elsewhere{}, nil
+	}
+	if p.ID == "" || p.NetNS == "" || p.User == 0 || p.Dir == "" {
+		return nil, fmt.Errorf("begun with %+v", p)
+	}
+	proc, err := w.fork()
+	if err != nil {
+		return nil, err
+	}
+	return &fakePending{proc}, nil
+}
+
+// elsewhere is a VM on another machine.
+type elsewhere struct{ hypervisor.Pending }
+
+func (elsewhere) PID() int                    { return 0 }
+func (elsewhere) Abort(context.Context) error { return nil }
+func (elsewhere) Done() <-chan struct{}       { return nil }
+
+type fakePending struct{ *fakeProcess }
+
+func (p *fakePending) Abort(context.Context) error { return p.Kill() }
+
+func (p *fakePending) Err() error {
+	return &hypervisor.DeadError{VM: "c1", Phase: hypervisor.PhaseVMM, Reason: "its process ended: " + p.ExitStatus()}
+}
+
+func (p *fakePending) Launch(_ context.Context, spec hypervisor.VMSpec) (hypervisor.VM, error) {
+	w, proc := p.w, p.fakeProcess
 	if err := w.op("driver launch"); err != nil {
 		return nil, errors.Join(err, proc.Kill())
 	}
@@ -346,7 +369,7 @@ type fakeVM struct {
 	w     *world
 	id    string
 	spec  hypervisor.VMSpec
-	proc  hypervisor.Process
+	proc  *fakeProcess
 	agent *fakeAgent
 	done  chan struct{}
 	once  sync.Once

@@ -24,11 +24,10 @@ import (
 // Host is what a pod needs of the machine. Package virtcontainers/host makes the real one; tests use
 // fakes. All of it is required.
 type Host struct {
-	Driver   hypervisor.Driver
-	Launcher Launcher
-	Network  Network
-	Layers   Layers
-	Machine  launch.Machine
+	Driver  hypervisor.Driver
+	Network Network
+	Layers  Layers
+	Machine launch.Machine
 	// Devices are those that the VMM may open; nil: any.
 	Devices *cgroups.Devices
 	// Files starts what shows files of the host to a VM, runtime.host_path = "live"; nil: nothing does.
@@ -48,32 +47,20 @@ type Localhost interface {
 }
 
 func (h Host) check() error {
-	if h.Driver == nil || h.Launcher == nil || h.Network == nil || h.Layers == nil {
+	if h.Driver == nil || h.Network == nil || h.Layers == nil {
 		return errors.Join(errors.New("options.host is incomplete: make it with package virtcontainers/host"),
 			errdefs.ErrInvalidArgument)
 	}
 	return nil
 }
 
-// Launcher forks the process that becomes the VMM.
-type Launcher interface {
-	// Launch forks a waiting process into the network namespace that the path names.
-	Launch(ctx context.Context, p Privileges) (hypervisor.Process, error)
-}
-
-// Privileges are what a process that is launched has.
-type Privileges struct {
-	NetNS     string // path of its network namespace
-	User      uint32 // uid and gid; 0 with Files
-	Dir       string // directory for sockets of the VMM, which it may write to
-	Files     string // directory that the process will serve to the VM; "" for the VMM
-	Processes uint64 // most processes and threads
-}
-
 // FileServer makes a process the server of files of the host for one VM. Package
 // virtcontainers/host has the one that uses virtiofsd.
 type FileServer interface {
-	// Serve turns proc into the server of dir, an empty directory, and returns the VMM's end of their
+	// Begin forks a waiting process into the network namespace that the path netns names. It will see no files but dir,
+	// an empty directory.
+	Begin(ctx context.Context, netns, dir string) (hypervisor.Process, error)
+	// Serve turns proc into the server of dir and returns the VMM's end of their
 	// connection, which is the caller's, as the process is.
 	Serve(ctx context.Context, proc hypervisor.Process, dir string) (Files, *os.File, error)
 }

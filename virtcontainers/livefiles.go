@@ -76,7 +76,7 @@ func (c *creation) serveFiles(ctx context.Context) error {
 	if err := os.Mkdir(dir, 0o755); err != nil { // in a private directory; containers see the mode
 		return err
 	}
-	proc, err := c.opts.Host.Launcher.Launch(ctx, Privileges{NetNS: c.netns, Files: dir})
+	proc, err := c.opts.Host.Files.Begin(ctx, c.netns, dir)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ package virtcontainers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -24,6 +25,13 @@ import (
 
 // fakeFiles serves files of a world.
 type fakeFiles world
+
+func (f *fakeFiles) Begin(_ context.Context, netns, _ string) (hypervisor.Process, error) {
+	if netns == "" {
+		return nil, errors.New("begun without a network namespace")
+	}
+	return (*world)(f).fork()
+}
 
 func (f *fakeFiles) Serve(_ context.Context, _ hypervisor.Process, dir string) (Files, *os.File, error) {
 	w := (*world)(f)

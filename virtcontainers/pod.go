@@ -36,8 +36,8 @@ type Pod struct {
 	opts    Options
 	log     *slog.Logger
 	vm      hypervisor.VM
-	proc    hypervisor.Process
-	files   *liveFiles // nil when no files of the host are live
+	place   hypervisor.Pending // where the VM runs
+	files   *liveFiles         // nil when no files of the host are live
 	agent   *guest.Link
 	life    *life
 	undo    undo.Stack // releases the pod's resources on the host
@@ -75,7 +75,7 @@ const (
 )
 
 // PID is the VMM's process, the same from before the hooks until the end.
-func (p *Pod) PID() int { return p.proc.PID() }
+func (p *Pod) PID() int { return p.place.PID() }
 
 // Phases returns the duration of each step of the pod's start, then of each step of its containers' starts. The steps
 // of one start do not overlap: their sum is the whole duration.
@@ -146,7 +146,7 @@ func (p *Pod) search(req layers.Request) (*layers.Search, error) {
 // ociState is the state that hooks read.
 func (p *Pod) ociState(s *specs.Spec, id, bundle string, status specs.ContainerState) specs.State {
 	return specs.State{
-		Version: s.Version, ID: id, Status: status, Pid: p.proc.PID(), Bundle: bundle,
+		Version: s.Version, ID: id, Status: status, Pid: p.place.PID(), Bundle: bundle,
 		Annotations: s.Annotations,
 	}
 }
@@ -211,7 +211,7 @@ func (p *Pod) endWithin(ctx context.Context, patience time.Duration, why string)
 	defer cancel()
 	if err := p.vm.Stop(sctx); err != nil {
 		p.log.Error("stop a VM", "vm", p.vm.ID(), "error", err)
-		if err := p.proc.Kill(); err != nil {
+		if err := p.place.Abort(context.WithoutCancel(ctx)); err != nil {
 			p.log.Error("kill a VM", "vm", p.vm.ID(), "error", err)
 		}
 	}

@@ -88,7 +88,7 @@ func (p *Pod) endVM(ctx context.Context) error {
 	p.part(ctx)
 	if err := p.stopVM(ctx); err != nil {
 		p.log.Warn("stop the VM; killing it", "pod", p.opts.ID, "error", err)
-		if err := p.proc.Kill(); err != nil {
+		if err := p.place.Abort(ctx); err != nil {
 			return fmt.Errorf("shut pod %s down: %w", p.opts.ID, err)
 		}
 	}

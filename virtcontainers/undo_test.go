@@ -114,6 +114,9 @@ func TestCreatePodRefuses(t *testing.T) {
 				Args: []string{"sh", "-c", "echo no network >&2; exit 3"},
 			}}}
 		}, []string{"createRuntime hook 0 (/bin/sh)", "exit status 3", "no network"}},
+		{"a VM on another machine", func(w *world, _ *Options) {
+			w.elsewhere = true
+		}, []string{"driver fake runs the VM on another machine"}},
 		{"a root file system that does not exist", func(w *world, _ *Options) {
 			w.fail = "open layers"
 			w.holdUntil("make netns", "open layers")

@@ -18,6 +18,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor/clh/clhtest"
 	"github.com/coco-shim/coco/hypervisor/jail"
 	"github.com/coco-shim/coco/hypervisor/launch"
+	"github.com/coco-shim/coco/hypervisor/vmm"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -142,7 +143,7 @@ func (h *harness) launchIn(t testing.TB, spec hypervisor.VMSpec, opts launch.Opt
 	if err != nil {
 		t.Fatal(err)
 	}
-	vm, err := h.driver.Launch(t.Context(), spec, proc, dir)
+	vm, err := begun(t, h.driver, spec.ID, proc, dir).Launch(t.Context(), spec)
 	if err != nil {
 		select {
 		case <-proc.Done():
@@ -159,6 +160,17 @@ func (h *harness) launchIn(t testing.TB, spec hypervisor.VMSpec, opts launch.Opt
 		}
 	})
 	return vm.(*machine), nil
+}
+
+// begun is a VM that waits in a process.
+func begun(t testing.TB, d *Driver, id string, p hypervisor.Process, dir string) hypervisor.Pending {
+	t.Helper()
+	fork := func(context.Context, hypervisor.Place) (hypervisor.Process, error) { return p, nil }
+	pending, err := vmm.NewDriver(d, fork).Begin(t.Context(), hypervisor.Place{ID: id, Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pending
 }
 
 // up launches a VM that must come up.

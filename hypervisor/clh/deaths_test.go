@@ -92,16 +92,16 @@ func TestDeathsAreExplained(t *testing.T) {
 }
 
 func TestACrashWhileItRuns(t *testing.T) {
-	m, _ := up(t, clhtest.Config{CrashOn: "vm.counters"}, plain(t))
+	m, _ := up(t, clhtest.Config{CrashOn: "vm.add-disk"}, plain(t))
 	c, err := m.Dial(t.Context(), contract.PortAgent)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
 	var dead *hypervisor.DeadError
-	if _, err := m.Counters(t.Context()); !errors.As(err, &dead) || dead.Reason != "VMM ended: signal: killed" ||
-		dead.Phase != hypervisor.PhaseRun {
-		t.Errorf("Counters() = %v, want the VM's end", err)
+	_, err = m.PlugBlock(t.Context(), hypervisor.Block{ID: "late", File: file(t, "disk")})
+	if !errors.As(err, &dead) || dead.Reason != "VMM ended: signal: killed" || dead.Phase != hypervisor.PhaseRun {
+		t.Errorf("PlugBlock() = %v, want the VM's end", err)
 	}
 	<-m.Done()
 	if _, err := io.ReadAll(c); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -114,14 +114,12 @@ func TestACrashWhileItRuns(t *testing.T) {
 
 // The API's thread still answers when the VMM is ending: its end is the reason, not that answer.
 func TestACallThatMeetsTheEnd(t *testing.T) {
-	for _, call := range []string{"vm.boot", "vm.info", "vm.counters", "vm.add-disk", "vm.remove-device"} {
+	for _, call := range []string{"vm.boot", "vm.info", "vm.add-disk", "vm.remove-device"} {
 		t.Run(call, func(t *testing.T) {
 			t.Parallel()
 			h := newHarness(t, clhtest.Config{ClosingOn: call}, Options{})
 			m, err := h.launch(t, plain(t))
 			switch call {
-			case "vm.counters":
-				_, err = m.Counters(t.Context())
 			case "vm.add-disk":
 				_, err = m.PlugBlock(t.Context(), hypervisor.Block{ID: "late", File: file(t, "disk")})
 			case "vm.remove-device":
@@ -154,9 +152,9 @@ func TestASecondBootDoesNotCount(t *testing.T) {
 func TestADeadVMMsLogIsWithoutWarnings(t *testing.T) {
 	logs := "cloud-hypervisor: 9ms: <vmm> WARN:vmm/src/device_manager.rs:2772 -- read-only, so not sparse\n" +
 		"cloud-hypervisor: 1.0s: <vmm> ERROR:vmm/src/vm.rs:1 -- it broke\n"
-	m, _ := up(t, clhtest.Config{Logs: logs, CrashOn: "vm.counters"}, plain(t))
-	if _, err := m.Counters(t.Context()); err == nil {
-		t.Fatal("Counters() of a VMM that crashed = nil")
+	m, _ := up(t, clhtest.Config{Logs: logs, CrashOn: "vm.add-disk"}, plain(t))
+	if _, err := m.PlugBlock(t.Context(), hypervisor.Block{ID: "late", File: file(t, "disk")}); err == nil {
+		t.Fatal("PlugBlock() of a VMM that crashed = nil")
 	}
 	<-m.Done()
 	var dead *hypervisor.DeadError

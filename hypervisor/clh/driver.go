@@ -12,7 +12,10 @@
 // CI has no Cloud Hypervisor: the tests hold the driver against package clhtest, which behaves as the
 // source of releases 51, 53 and 54 says. The tests named TestReal run a real one where COCO_CLH names it.
 //
-// Layers, networks, the measurement and the agent's protocol are others' business.
+// A VM lives as package hypervisor/vmm says, which is the part of the life that all drivers share; this package has
+// what is Cloud Hypervisor's own.
+//
+// Layers, networks, the measurement and the agent's protocol are left to other packages.
 package clh
 
 import (
@@ -28,20 +31,17 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/clh/clhapi"
+	"github.com/coco-shim/coco/hypervisor/vmm"
 	"github.com/coco-shim/coco/internal/kvm"
 	"github.com/coco-shim/coco/internal/undo"
 )
 
 const (
-	vmmTimeout  = 15 * time.Second // from exec to the first answer; some 10 ms when the host is idle
-	reapTimeout = 10 * time.Second // from SIGKILL to the end
-
 	minVersion    = 51 // disks have a format that the guest cannot change by writing to them
 	minVersionSNP = 52 // SNP on KVM
 
@@ -68,13 +68,13 @@ type Options struct {
 	Log *slog.Logger
 }
 
-// Driver launches VMs.
+// Driver launches VMs in processes that wait.
 type Driver struct {
 	opts        Options
 	landlockABI func() int // replaced in tests
 }
 
-var _ hypervisor.Driver = (*Driver)(nil)
+var _ vmm.Kind = (*Driver)(nil)
 
 // New makes a driver.
 func New(opts Options) *Driver {
@@ -95,18 +95,6 @@ func (d *Driver) Name() string { return "clh" }
 func (d *Driver) Launch(ctx context.Context, spec hypervisor.VMSpec, proc hypervisor.Process,
 	dir string,
 ) (hypervisor.VM, error) {
-	vm, err := d.launch(ctx, spec, proc, dir)
-	if err != nil {
-		_ = proc.Kill() // it may be dead already
-		<-proc.Done()
-		return nil, err
-	}
-	return vm, nil
-}
-
-func (d *Driver) launch(ctx context.Context, spec hypervisor.VMSpec, proc hypervisor.Process,
-	dir string,
-) (*machine, error) {
 	if err := d.check(spec, dir); err != nil {
 		return nil, err
 	}
@@ -147,9 +135,10 @@ func (d *Driver) launch(ctx context.Context, spec hypervisor.VMSpec, proc hyperv
 	ends.handedOver() // from now on the end of the VMM ends our side
 	m := newMachine(spec, par, proc, ends, d.opts.Log)
 	if err := m.start(ctx, config); err != nil {
-		return nil, m.abandon(err)
+		closeFiles(&ends.consoleHold) // nobody will open it any more
+		return nil, m.Abandon(err)
 	}
-	go m.watch()
+	m.Watch()
 	return m, nil
 }
 

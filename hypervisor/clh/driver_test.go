@@ -7,14 +7,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/coco-shim/coco/api/contract"
@@ -37,6 +35,17 @@ func TestContract(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestBeginContract(t *testing.T) {
+	hypervisortest.BeginContract(t, plain(t), func(t *testing.T) hypervisor.Pending {
+		t.Helper()
+		proc, err := launch.Start(t.Context(), launch.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return begun(t, newHarness(t, clhtest.Config{}, Options{}).driver, plain(t).ID, proc, dir(t))
+	})
 }
 
 // The VMM has, and opens, the very files that the spec names.
@@ -110,7 +119,7 @@ func TestLaunchRefusesBeforeItStartsAnything(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = h.driver.Launch(t.Context(), s, proc, d)
+			_, err = begun(t, h.driver, s.ID, proc, d).Launch(t.Context(), s)
 			<-proc.Done()
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("Launch() = %v, want %q", err, tt.want)
@@ -218,7 +227,7 @@ func TestLaunchDoesNotWaitForever(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 			defer cancel()
 			start := time.Now()
-			_, err = h.driver.Launch(ctx, s, proc, dir(t))
+			_, err = begun(t, h.driver, s.ID, proc, dir(t)).Launch(ctx, s)
 			if err == nil || time.Since(start) > 10*time.Second {
 				t.Errorf("Launch() = %v after %v", err, time.Since(start))
 			}
@@ -283,44 +292,6 @@ func TestStopKillsAVMMThatStays(t *testing.T) {
 	}
 }
 
-func TestSmallCalls(t *testing.T) {
-	m, vmm := up(t, clhtest.Config{}, plain(t))
-	if c, err := m.Counters(t.Context()); err != nil || c["disk-layer-0"]["read_bytes"] != 4096 ||
-		c["disk-layer-0"]["write_latency_min"] != math.MaxUint64 {
-		t.Errorf("Counters() = %v, %v", c, err)
-	}
-	if err := m.Resize(t.Context(), 4, 1024); !errdefs.IsNotImplemented(err) {
-		t.Errorf("Resize() = %v, want a refusal", err)
-	}
-	path, err := m.PlugDevice(t.Context(), "gpu", "/sys/bus/pci/devices/0000:3b:00.0")
-	if err != nil || path == "" {
-		t.Errorf("PlugDevice() = %q, %v", path, err)
-	}
-	if err := m.UnplugDevice(t.Context(), "gpu"); err != nil {
-		t.Errorf("UnplugDevice() = %v", err)
-	}
-	if _, err := m.PlugDevice(t.Context(), "gpu", "/etc/passwd"); !errdefs.IsInvalidArgument(err) {
-		t.Errorf("PlugDevice() of a file = %v", err)
-	}
-	if err := m.PressPowerButton(t.Context()); err != nil {
-		t.Errorf("PressPowerButton() = %v", err)
-	}
-	<-m.Done()
-	var dead *hypervisor.DeadError
-	if !errors.As(m.Err(), &dead) || dead.Reason != "the guest switched itself off" {
-		t.Errorf("Err() = %v", m.Err())
-	}
-	for _, call := range vmm.Calls() {
-		if call == "vm.resize" {
-			t.Error("the VMM was asked to resize")
-		}
-	}
-	tee, _ := up(t, clhtest.Config{}, snp(t))
-	if _, err := tee.PlugDevice(t.Context(), "gpu", "/sys/bus/pci/devices/0000:3b:00.0"); !errdefs.IsInvalidArgument(err) {
-		t.Errorf("PlugDevice() into an SNP VM = %v", err)
-	}
-}
-
 // The calls that no VM method needs alone: stop and forget the VM, with the VMM staying.
 func TestShutdownAndDelete(t *testing.T) {
 	m, _ := up(t, clhtest.Config{}, plain(t))
@@ -332,7 +303,6 @@ func TestShutdownAndDelete(t *testing.T) {
 		{"vm.boot", false},
 		{"vm.shutdown", true},
 		{"vm.shutdown", false},
-		{"vm.power-button", false},
 		{"vm.delete", true},
 		{"vm.delete", true},
 		{"vm.boot", false},
@@ -370,7 +340,7 @@ func TestNothingIsOpenAfterTheVM(t *testing.T) {
 		if err := os.Mkdir(d, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		vm, err := h.driver.Launch(t.Context(), spec, proc, d)
+		vm, err := begun(t, h.driver, spec.ID, proc, d).Launch(t.Context(), spec)
 		if err == nil {
 			err = vm.Stop(t.Context())
 		} else if c.ErrorOn != "" {

@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"strings"
 	"time"
+
+	"github.com/coco-shim/coco/hypervisor/vmm"
 )
 
 // Info describes a Cloud Hypervisor binary by its own output.
@@ -31,7 +33,7 @@ var optionOf = []struct{ feature, option string }{
 
 // Inspect asks a binary for its version and options. It does not need KVM.
 func Inspect(ctx context.Context, path string) (Info, error) {
-	ctx, cancel := context.WithTimeout(ctx, vmmTimeout)
+	ctx, cancel := context.WithTimeout(ctx, vmm.AnswerTimeout)
 	defer cancel()
 	version, err := ask(ctx, path, "--version")
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 func (m *machine) Paused(ctx context.Context) (bool, error) {
 	var info clhapi.VmInfo
 	if err := m.api.get(ctx, "vm.info", &info); err != nil {
-		return false, fmt.Errorf("state of VM %s: %w", m.spec.ID, err)
+		return false, fmt.Errorf("state of VM %s: %w", m.Spec.ID, err)
 	}
 	return info.State == clhapi.Paused, nil
 }

@@ -7,10 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"strings"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -18,7 +15,7 @@ import (
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/clh/clhapi"
-	"github.com/coco-shim/coco/internal/ident"
+	"github.com/coco-shim/coco/hypervisor/vmm"
 	"github.com/coco-shim/coco/internal/undo"
 )
 
@@ -42,7 +39,7 @@ func (m *machine) PlugBlock(ctx context.Context, b hypervisor.Block) (hypervisor
 	var p problems
 	p.block(b)
 	if len(p) > 0 {
-		return hypervisor.BlockAddress{}, fmt.Errorf("plug into VM %s: %w: %w", m.spec.ID, p[0], errdefs.ErrInvalidArgument)
+		return hypervisor.BlockAddress{}, fmt.Errorf("plug into VM %s: %w: %w", m.Spec.ID, p[0], errdefs.ErrInvalidArgument)
 	}
 	var addr pciAddress
 	err := m.withPath(b, func(path string) (err error) {
@@ -50,7 +47,7 @@ func (m *machine) PlugBlock(ctx context.Context, b hypervisor.Block) (hypervisor
 		return err
 	})
 	if err != nil {
-		return hypervisor.BlockAddress{}, fmt.Errorf("plug block device %s into VM %s: %w", b.ID, m.spec.ID, m.orDead(err))
+		return hypervisor.BlockAddress{}, fmt.Errorf("plug block device %s into VM %s: %w", b.ID, m.Spec.ID, m.OrDead(err))
 	}
 	return blockAddress(addr), nil
 }
@@ -179,11 +176,11 @@ func (m *machine) dropReleased(ctx context.Context) error {
 // mayHave reports whether the VMM has a device or does not answer. It is called after each refusal: the refusal's
 // status is not enough, since releases before 54 answer nearly every error with 500.
 func (m *machine) mayHave(ctx context.Context, name string) bool {
-	actx, cancel := context.WithTimeout(context.WithoutCancel(ctx), quitTimeout)
+	actx, cancel := context.WithTimeout(context.WithoutCancel(ctx), vmm.QuitTimeout)
 	defer cancel()
 	var info clhapi.VmInfo
 	if err := m.api.get(actx, "vm.info", &info); err != nil {
-		return !m.dead()
+		return !m.Dead()
 	}
 	return has(info, name)
 }
@@ -197,7 +194,7 @@ func (m *machine) forget(name string) {
 // ask asks the guest to let go of a device; one that is not there is fine.
 func (m *machine) ask(ctx context.Context, name string) error {
 	err := m.api.put(ctx, "vm.remove-device", clhapi.VmRemoveDevice{Id: name}, nil)
-	if m.dead() || refused(err) && !m.mayHave(ctx, name) {
+	if m.Dead() || refused(err) && !m.mayHave(ctx, name) {
 		return nil
 	}
 	return err
@@ -207,16 +204,11 @@ func (m *machine) ask(ctx context.Context, name string) error {
 func (m *machine) unplug(ctx context.Context, name string) error {
 	m.mu.Lock()
 	addr, ok := m.devices[name]
-	ok = ok && addr.slot != ""
-	gone := m.removed[addr.bdf]
-	if ok && gone == nil {
-		gone = make(chan struct{})
-		m.removed[addr.bdf] = gone
-	}
 	m.mu.Unlock()
-	if !ok {
+	if !ok || addr.slot == "" {
 		return errdefs.ErrNotFound
 	}
+	gone := m.removed.Expect(addr.bdf)
 	err := m.api.put(ctx, "vm.remove-device", clhapi.VmRemoveDevice{Id: name}, nil)
 	switch {
 	case refused(err) && !m.mayHave(ctx, name): // an earlier try was answered late
@@ -227,10 +219,8 @@ func (m *machine) unplug(ctx context.Context, name string) error {
 			return err
 		}
 	}
-	m.mu.Lock()
-	delete(m.removed, addr.bdf)
-	delete(m.devices, name)
-	m.mu.Unlock()
+	m.removed.Gone(addr.bdf)
+	m.forget(name)
 	return nil
 }
 
@@ -239,8 +229,8 @@ func (m *machine) awaitRemoval(ctx context.Context, name string, gone <-chan str
 	select {
 	case <-gone:
 		return nil
-	case <-m.proc.Done():
-		return errGone
+	case <-m.Proc.Done():
+		return vmm.ErrEnded
 	case <-ctx.Done():
 	}
 	if !m.mayHave(ctx, name) {
@@ -252,7 +242,7 @@ func (m *machine) awaitRemoval(ctx context.Context, name string, gone <-chan str
 // UnplugBlock hot-unplugs a disk that the guest has stopped using. The guest has to confirm that; ctx bounds the wait.
 func (m *machine) UnplugBlock(ctx context.Context, id string) error {
 	if err := m.unplug(ctx, diskName(id)); err != nil {
-		return fmt.Errorf("unplug block device %s from VM %s: %w", id, m.spec.ID, m.orDead(err))
+		return fmt.Errorf("unplug block device %s from VM %s: %w", id, m.Spec.ID, m.OrDead(err))
 	}
 	return nil
 }
@@ -260,13 +250,13 @@ func (m *machine) UnplugBlock(ctx context.Context, id string) error {
 // PlugNIC attaches an interface while the VM runs and returns its PCI path.
 func (m *machine) PlugNIC(ctx context.Context, n hypervisor.NIC) (string, error) {
 	var p problems
-	p.nic(n, m.spec.CPU.Count)
+	p.nic(n, m.Spec.CPU.Count)
 	if len(p) > 0 {
-		return "", fmt.Errorf("plug into VM %s: %w: %w", m.spec.ID, p[0], errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("plug into VM %s: %w: %w", m.Spec.ID, p[0], errdefs.ErrInvalidArgument)
 	}
 	addr, err := m.plug(ctx, nicName(n.ID), "vm.add-net", netConfig(n), n.Tap...)
 	if err != nil {
-		return "", fmt.Errorf("plug network interface %s into VM %s: %w", n.ID, m.spec.ID, m.orDead(err))
+		return "", fmt.Errorf("plug network interface %s into VM %s: %w", n.ID, m.Spec.ID, m.OrDead(err))
 	}
 	return addr.slot, nil
 }
@@ -274,102 +264,7 @@ func (m *machine) PlugNIC(ctx context.Context, n hypervisor.NIC) (string, error)
 // UnplugNIC hot-unplugs an interface. The guest has to confirm that; ctx bounds the wait.
 func (m *machine) UnplugNIC(ctx context.Context, id string) error {
 	if err := m.unplug(ctx, nicName(id)); err != nil {
-		return fmt.Errorf("unplug network interface %s from VM %s: %w", id, m.spec.ID, m.orDead(err))
+		return fmt.Errorf("unplug network interface %s from VM %s: %w", id, m.Spec.ID, m.OrDead(err))
 	}
 	return nil
-}
-
-// PlugDevice gives the VM a PCI device of the host and returns its PCI path.
-func (m *machine) PlugDevice(ctx context.Context, id, path string) (string, error) {
-	var p problems
-	p.add(!ident.Device(id), "device %q: id must match %s", id, ident.DeviceForm)
-	p.add(!strings.HasPrefix(path, "/sys/bus/pci/devices/"), "device %q: %q is no PCI device in sysfs", id, path)
-	p.add(m.spec.TEE != hypervisor.TEENone, "device %q: devices of the host cannot read a %s VM's memory", id, m.spec.TEE)
-	p.add(m.par.placer != nil, "device %q: the VMM is confined and does not see it", id)
-	p.add(m.par.Landlock, "device %q: Landlock keeps the VMM from it (hypervisor.landlock)", id)
-	if len(p) > 0 {
-		return "", fmt.Errorf("plug into VM %s: %w: %w", m.spec.ID, p[0], errdefs.ErrInvalidArgument)
-	}
-	addr, err := m.plug(ctx, deviceName(id), "vm.add-device", clhapi.DeviceConfig{Id: deviceName(id), Path: path})
-	if err != nil {
-		return "", fmt.Errorf("plug device %s into VM %s: %w", id, m.spec.ID, m.orDead(err))
-	}
-	return addr.slot, nil
-}
-
-// UnplugDevice hot-unplugs a device of the host. The guest has to confirm that; ctx bounds the wait.
-func (m *machine) UnplugDevice(ctx context.Context, id string) error {
-	if err := m.unplug(ctx, deviceName(id)); err != nil {
-		return fmt.Errorf("unplug device %s from VM %s: %w", id, m.spec.ID, m.orDead(err))
-	}
-	return nil
-}
-
-// Counters returns the VMM's counters, by device.
-func (m *machine) Counters(ctx context.Context) (map[string]map[string]uint64, error) {
-	var c clhapi.VmCounters
-	if err := m.api.get(ctx, "vm.counters", &c); err != nil {
-		return nil, fmt.Errorf("counters of VM %s: %w", m.spec.ID, m.orDead(err))
-	}
-	return c, nil
-}
-
-// PressPowerButton asks the guest to switch itself off.
-func (m *machine) PressPowerButton(ctx context.Context) error {
-	if err := m.api.put(ctx, "vm.power-button", nil, nil); err != nil {
-		return fmt.Errorf("press the power button of VM %s: %w", m.spec.ID, m.orDead(err))
-	}
-	return nil
-}
-
-// Resize refuses.
-func (m *machine) Resize(context.Context, int, uint64) error {
-	return fmt.Errorf("resize VM %s: its size was decided at launch and stays; restart the pod with other limits: %w",
-		m.spec.ID, errdefs.ErrNotImplemented)
-}
-
-func (m *machine) dead() bool {
-	select {
-	case <-m.proc.Done():
-		return true
-	default:
-		return false
-	}
-}
-
-// orDead prefers the reason of the VM's end to that of a call that failed by it.
-func (m *machine) orDead(err error) error {
-	if lost(err) {
-		m.awaitDeath()
-	}
-	if !m.dead() {
-		return err
-	}
-	<-m.done // soon
-	return m.Err()
-}
-
-// lost reports whether an error is one of a VMM that has ended or is ending. While it ends, the API's thread still
-// answers, but the thread that executes the calls has ended.
-func lost(err error) bool {
-	var r *apiError
-	if errors.As(err, &r) {
-		return strings.Contains(r.reason, "on a closed channel")
-	}
-	for _, broken := range []error{io.EOF, io.ErrUnexpectedEOF, unix.ECONNRESET, unix.EPIPE, unix.ECONNREFUSED} {
-		if errors.Is(err, broken) {
-			return true
-		}
-	}
-	return false
-}
-
-// awaitDeath waits shortly for the end of a VMM that seems to be ending.
-func (m *machine) awaitDeath() {
-	timer := time.NewTimer(drainTimeout)
-	defer timer.Stop()
-	select {
-	case <-m.proc.Done():
-	case <-timer.C:
-	}
 }

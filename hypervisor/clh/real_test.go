@@ -54,7 +54,7 @@ func realVM(t *testing.T, action string) *machine {
 
 func launchReal(t *testing.T, action string, opts Options) (*machine, error) {
 	t.Helper()
-	vmm, kernel := realGuest(t)
+	path, kernel := realGuest(t)
 	f, err := os.Open(kernel)
 	if err != nil {
 		t.Fatal(err)
@@ -75,8 +75,8 @@ func launchReal(t *testing.T, action string, opts Options) (*machine, error) {
 		t.Fatal(err)
 	}
 	// Whether Linux boots on this KVM does not matter here.
-	opts.Path, opts.KVM = vmm, func() error { return nil }
-	vm, err := New(opts).Launch(t.Context(), spec, proc, d)
+	opts.Path, opts.KVM = path, func() error { return nil }
+	vm, err := begun(t, New(opts), spec.ID, proc, d).Launch(t.Context(), spec)
 	if err != nil {
 		return nil, err
 	}
@@ -132,9 +132,6 @@ func TestRealSmallCalls(t *testing.T) {
 	if _, err := m.Dial(t.Context(), contract.PortAgent); err != nil {
 		t.Fatal(err)
 	}
-	if c, err := m.Counters(t.Context()); err != nil || len(c["disk-layer-0"]) == 0 {
-		t.Errorf("Counters() = %v, %v", c, err)
-	}
 	if a, ok := m.BlockAddress("layer-0"); !ok || a.Source != "01" {
 		t.Errorf("BlockAddress() = %v, %v, want the first slot after the host bridge", a, ok)
 	}
@@ -167,12 +164,12 @@ func TestRealJail(t *testing.T) {
 			if m.par.Landlock != landlock {
 				t.Skip("this kernel has no Landlock that the VMM can use")
 			}
-			inJail(t, m.proc.(*launch.Process), os.Getenv("COCO_CLH"), []string{m.par.Dir, "/disks"})
+			inJail(t, m.Proc.(*launch.Process), os.Getenv("COCO_CLH"), []string{m.par.Dir, "/disks"})
 			if _, err := m.Dial(t.Context(), contract.PortAgent); err != nil {
 				t.Fatal(err)
 			}
 			plugEveryKind(t, m, filepath.Dir(staging))
-			inJail(t, m.proc.(*launch.Process), os.Getenv("COCO_CLH"), []string{m.par.Dir, "/disks"})
+			inJail(t, m.Proc.(*launch.Process), os.Getenv("COCO_CLH"), []string{m.par.Dir, "/disks"})
 		})
 	}
 }

@@ -105,9 +105,8 @@ func payload(spec hypervisor.VMSpec, path func(*os.File) string) clhapi.PayloadC
 }
 
 // Names of devices: disks and interfaces share one name space in the VMM.
-func diskName(id string) string   { return "disk-" + id }
-func nicName(id string) string    { return "net-" + id }
-func deviceName(id string) string { return "dev-" + id }
+func diskName(id string) string { return "disk-" + id }
+func nicName(id string) string  { return "net-" + id }
 
 // diskConfig describes a disk. Its format is named, since the VMM would otherwise probe the image,
 // whose content the guest controls. A read-only disk is not sparse: nothing of it can be

@@ -15,6 +15,7 @@ import (
 
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/clh/unixhttp"
+	"github.com/coco-shim/coco/hypervisor/vmm"
 )
 
 const (
@@ -76,58 +77,32 @@ func dialVsock(ctx context.Context, socket string, port uint32) (net.Conn, error
 	return conn, nil
 }
 
-var errGone = errors.New("the VMM has ended")
-
-// Dial connects to a port of the guest.
-func (m *machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
-	dctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	stop := make(chan struct{})
-	defer close(stop)
-	go func() { // ends with the call
-		select {
-		case <-m.proc.Done():
-			cancel(errGone)
-		case <-stop:
-		}
-	}()
+// Connect connects to a port of the guest. While the guest boots it tries again and again.
+func (m *machine) Connect(ctx context.Context, port uint32) (net.Conn, error) {
 	for {
-		c, err := m.attempt(dctx, port)
-		if err == nil && m.announced() == restarted { // the agent of a boot that does not count
-			err = errors.Join(errGone, c.Close())
-			m.awaitDeath()
-		} else if err == nil {
-			m.enter(hypervisor.PhaseRun)
-			return c, nil
+		c, err := m.attempt(ctx, port)
+		if err == nil && m.announced() == vmm.Restarted { // the agent of a boot that does not count
+			err = errors.Join(vmm.ErrEnded, c.Close())
+			m.AwaitEnd()
 		}
-		phase := m.currentPhase()
 		switch {
-		case m.dead() && ctx.Err() == nil:
-			select {
-			case <-m.done: // soon
-				return nil, fmt.Errorf("dial guest port %d: %w", port, m.Err())
-			case <-ctx.Done():
-				return nil, fmt.Errorf("VM %s: dial guest port %d: %w", m.spec.ID, port, context.Cause(ctx))
-			}
-		case phase == hypervisor.PhaseRun:
-			return nil, fmt.Errorf("VM %s: dial guest port %d: %w", m.spec.ID, port, err)
-		case dctx.Err() != nil:
-			where := &hypervisor.DeadError{
-				VM: m.spec.ID, Phase: phase, Reason: "the agent has not answered yet",
-				Console: m.Console(),
-			}
-			return nil, fmt.Errorf("dial guest port %d: %w: %w", port, context.Cause(dctx), where)
+		case err == nil:
+			return c, nil
+		case ctx.Err() != nil:
+			return nil, fmt.Errorf("dial guest port %d: %w", port, context.Cause(ctx))
+		case m.Phase() == hypervisor.PhaseRun || m.Dead():
+			return nil, fmt.Errorf("dial guest port %d: %w", port, err)
 		}
 		select {
 		case <-time.After(retryDelay):
-		case <-dctx.Done():
+		case <-ctx.Done():
 		}
 	}
 }
 
 // attempt is one attempt, whose time is bounded as long as the guest boots.
 func (m *machine) attempt(ctx context.Context, port uint32) (net.Conn, error) {
-	if m.currentPhase() != hypervisor.PhaseRun {
+	if m.Phase() != hypervisor.PhaseRun {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, attemptTimeout)
 		defer cancel()

@@ -50,6 +50,97 @@ func Contract(t *testing.T, greeting string, launch func(t *testing.T) hyperviso
 	}
 }
 
+// BeginContract holds a driver against what package hypervisor promises of the way to a VM. begin makes the place of a
+// VM that spec describes; it is called for each part anew.
+func BeginContract(t *testing.T, spec hypervisor.VMSpec, begin func(t *testing.T) hypervisor.Pending) {
+	t.Helper()
+	for name, part := range map[string]func(*testing.T, hypervisor.Pending, hypervisor.VMSpec){
+		"Abort": aborting, "AbortAfterLaunch": abortingLate, "Stop": stoppingEndsThePlace, "Refusal": refusing,
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := begin(t)
+			t.Cleanup(func() {
+				if err := p.Abort(context.WithoutCancel(t.Context())); err != nil {
+					t.Error(err)
+				}
+			})
+			if p.PID() < 0 {
+				t.Errorf("PID() = %d", p.PID())
+			}
+			if err := p.Err(); err != nil {
+				t.Errorf("Err() of a place that is there = %v", err)
+			}
+			part(t, p, spec)
+		})
+	}
+}
+
+func aborting(t *testing.T, p hypervisor.Pending, spec hypervisor.VMSpec) {
+	pid := p.PID()
+	for range 2 {
+		if err := p.Abort(t.Context()); err != nil {
+			t.Fatalf("Abort() = %v", err)
+		}
+	}
+	<-p.Done()
+	var dead *hypervisor.DeadError
+	if !errors.As(p.Err(), &dead) || dead.VM != spec.ID || dead.Phase != hypervisor.PhaseVMM {
+		t.Errorf("Err() = %v, want a DeadError of VM %s in phase %s", p.Err(), spec.ID, hypervisor.PhaseVMM)
+	}
+	if _, err := p.Launch(t.Context(), spec); err == nil {
+		t.Error("Launch() after Abort() = nil")
+	}
+	if p.PID() != pid {
+		t.Errorf("PID() = %d after the end, %d before", p.PID(), pid)
+	}
+}
+
+func abortingLate(t *testing.T, p hypervisor.Pending, spec hypervisor.VMSpec) {
+	vm, err := p.Launch(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Abort(t.Context()); err != nil {
+		t.Fatalf("Abort() = %v", err)
+	}
+	<-vm.Done()
+	var dead *hypervisor.DeadError
+	if !errors.As(vm.Err(), &dead) {
+		t.Errorf("Err() = %v, want a DeadError", vm.Err())
+	}
+	if err := vm.Stop(t.Context()); err != nil {
+		t.Errorf("Stop() of a dead VM = %v", err)
+	}
+}
+
+func stoppingEndsThePlace(t *testing.T, p hypervisor.Pending, spec hypervisor.VMSpec) {
+	vm, err := p.Launch(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := vm.Stop(t.Context()); err != nil {
+		t.Fatalf("Stop() = %v", err)
+	}
+	select {
+	case <-p.Done():
+	default:
+		t.Error("the place is there after Stop()")
+	}
+}
+
+// refusing launches another pod's VM in a place.
+func refusing(t *testing.T, p hypervisor.Pending, spec hypervisor.VMSpec) {
+	spec.ID += "-another"
+	if _, err := p.Launch(t.Context(), spec); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("Launch() of another VM = %v, want an invalid argument", err)
+	}
+	select {
+	case <-p.Done():
+	default:
+		t.Error("the place is there after a launch that failed")
+	}
+}
+
 func echo(t *testing.T, c net.Conn, greeting string) {
 	t.Helper()
 	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {

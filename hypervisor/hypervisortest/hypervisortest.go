@@ -19,6 +19,7 @@ import (
 
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/hypervisor/vmm"
 )
 
 // Op names an operation that can be made to fail.
@@ -50,7 +51,10 @@ type Driver struct {
 	procs  []*Process     // guarded by mu
 }
 
-var _ hypervisor.Driver = (*Driver)(nil)
+var (
+	_ hypervisor.Driver = (*Driver)(nil)
+	_ vmm.Kind          = (*Driver)(nil)
+)
 
 // Option configures a driver.
 type Option func(*Driver)
@@ -120,7 +124,13 @@ func (d *Driver) Leaks() []string {
 // Name is "fake".
 func (d *Driver) Name() string { return "fake" }
 
-// Launch makes a VM of the process, as a real driver does: on error the process is dead.
+// Begin forks a process in memory.
+func (d *Driver) Begin(ctx context.Context, p hypervisor.Place) (hypervisor.Pending, error) {
+	fork := func(context.Context, hypervisor.Place) (hypervisor.Process, error) { return d.NewProcess(), nil }
+	return vmm.NewDriver(d, fork).Begin(ctx, p)
+}
+
+// Launch makes a VM of the process.
 func (d *Driver) Launch(ctx context.Context, spec hypervisor.VMSpec, proc hypervisor.Process,
 	_ string,
 ) (hypervisor.VM, error) {
@@ -129,8 +139,6 @@ func (d *Driver) Launch(ctx context.Context, spec hypervisor.VMSpec, proc hyperv
 		err = proc.Exec(ctx, []string{"fake-vmm", spec.ID}, nil, nil)
 	}
 	if err != nil {
-		_ = proc.Kill() // may be dead
-		<-proc.Done()
 		return nil, fmt.Errorf("launch VM %s: %w", spec.ID, err)
 	}
 	vm := &VM{

@@ -20,9 +20,18 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+func begin(t *testing.T, d *Driver) hypervisor.Pending {
+	t.Helper()
+	p, err := d.Begin(t.Context(), hypervisor.Place{ID: "pod"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
 func launch(t *testing.T, d *Driver) *VM {
 	t.Helper()
-	vm, err := d.Launch(t.Context(), hypervisor.VMSpec{ID: "pod"}, d.NewProcess(), "")
+	vm, err := begin(t, d).Launch(t.Context(), hypervisor.VMSpec{ID: "pod"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,10 +107,17 @@ func TestContract(t *testing.T) {
 	})
 }
 
+func TestBeginContract(t *testing.T) {
+	BeginContract(t, hypervisor.VMSpec{ID: "pod"}, func(t *testing.T) hypervisor.Pending {
+		t.Helper()
+		return begin(t, New(t))
+	})
+}
+
 func TestFaultsComeOnceEach(t *testing.T) {
 	boom := errors.New("boom")
 	d := New(t, FailOn(Launch, boom), FailOn(PlugNIC, boom))
-	if _, err := d.Launch(t.Context(), hypervisor.VMSpec{ID: "pod"}, d.NewProcess(), ""); !errors.Is(err, boom) {
+	if _, err := begin(t, d).Launch(t.Context(), hypervisor.VMSpec{ID: "pod"}); !errors.Is(err, boom) {
 		t.Errorf("Launch() = %v, want boom", err)
 	}
 	if l := d.Leaks(); len(l) != 0 {

@@ -149,7 +149,7 @@ func launched(t testing.TB) *launch.Process {
 func boot(t testing.TB, spec hypervisor.VMSpec) (*machine, *launch.Process) {
 	t.Helper()
 	p := launched(t)
-	vm, err := testDriver(t).Launch(t.Context(), spec, p, t.TempDir())
+	vm, err := launchIn(t, testDriver(t), spec, p)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -320,7 +320,7 @@ func TestBootsThatFailSayWhereAndWhy(t *testing.T) {
 			spec := vmSpec(t)
 			tt.damage(&spec)
 			p := launched(t)
-			vm, err := testDriver(t).Launch(t.Context(), spec, p, t.TempDir())
+			vm, err := launchIn(t, testDriver(t), spec, p)
 			if err == nil {
 				_, err = vm.Dial(t.Context(), 1024)
 			}

@@ -8,37 +8,28 @@
 // those that the caller opened, and control, console and agent channel are socket pairs. So
 // no name in the file system can be mistaken, attacked or left behind.
 //
-// A VM goes through the phases of package hypervisor. Events of the control socket move it on; a
-// deadline ends it when the agent does not answer in time. However it ends, the error names the
-// phase, the reason and the last lines that the guest printed.
+// A VM lives as package hypervisor/vmm says, which is the part of the life that all drivers share; this package has
+// what is QEMU's own. Events of the control socket move the VM into its next phase.
 //
 // Layers, networks, the measurement and the agent's protocol are left to other packages.
 package qemu
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"slices"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/hypervisor"
-	"github.com/coco-shim/coco/hypervisor/qemu/qmp"
+	"github.com/coco-shim/coco/hypervisor/vmm"
 	"github.com/coco-shim/coco/internal/cpuid"
 	"github.com/coco-shim/coco/internal/fdpass"
 	"github.com/coco-shim/coco/internal/kvm"
-	"github.com/coco-shim/coco/internal/portmux"
-)
-
-const (
-	vmmTimeout  = 15 * time.Second // from exec to the greeting; 0.03 to 0.1 s when the host is idle
-	reapTimeout = 10 * time.Second // from SIGKILL to the end
 )
 
 // Options configure a driver.
@@ -56,14 +47,14 @@ type Options struct {
 	Log *slog.Logger
 }
 
-// Driver launches VMs.
+// Driver launches VMs in processes that wait.
 type Driver struct {
 	opts      Options
 	kvmUsable func() error // replaced in tests
 	inspect   func(ctx context.Context, path string) (Info, error)
 }
 
-var _ hypervisor.Driver = (*Driver)(nil)
+var _ vmm.Kind = (*Driver)(nil)
 
 // New makes a driver.
 func New(opts Options) *Driver {
@@ -76,20 +67,10 @@ func New(opts Options) *Driver {
 // Name is "qemu".
 func (d *Driver) Name() string { return "qemu" }
 
-// Launch turns proc into a VM. dir is not used: QEMU gets descriptors.
+// Launch turns proc into a VM. The directory is not used: QEMU gets descriptors.
 func (d *Driver) Launch(ctx context.Context, spec hypervisor.VMSpec, proc hypervisor.Process,
 	_ string,
 ) (hypervisor.VM, error) {
-	vm, err := d.launch(ctx, spec, proc)
-	if err != nil {
-		_ = proc.Kill() // it may be dead already
-		<-proc.Done()
-		return nil, err
-	}
-	return vm, nil
-}
-
-func (d *Driver) launch(ctx context.Context, spec hypervisor.VMSpec, proc hypervisor.Process) (*machine, error) {
 	spec, err := d.resolve(ctx, spec)
 	if err != nil {
 		return nil, err
@@ -113,40 +94,11 @@ func (d *Driver) launch(ctx context.Context, spec hypervisor.VMSpec, proc hyperv
 		return nil, fmt.Errorf("launch VM %s: %w", spec.ID, err)
 	}
 	ends.closePeers() // from now on the end of the VMM ends our side
-	return d.attend(ctx, spec, proc, ends)
-}
-
-// attend connects to the running VMM and starts the goroutines that watch it.
-func (d *Driver) attend(ctx context.Context, spec hypervisor.VMSpec, proc hypervisor.Process,
-	ends *endpoints,
-) (*machine, error) {
-	m := newMachine(spec, proc, d.opts.Log)
-	m.consoleConn = ends.ours[2]
-	m.consoleDone = make(chan struct{})
-	go func() {
-		defer close(m.consoleDone)
-		m.console.Follow(ends.ours[2])
-	}()
-	vctx, cancel := context.WithTimeoutCause(ctx, vmmTimeout, fmt.Errorf("no greeting within %v", vmmTimeout))
-	defer cancel()
-	var err error
-	if m.qmp, err = qmp.Connect(vctx, ends.ours[1], m.event); err != nil {
-		dead := m.abandon(err)
-		_ = ends.ours[0].Close() // nothing was sent
-		return nil, dead
+	m := newMachine(spec, proc, ends, d.opts.Log)
+	if err := m.start(ctx); err != nil {
+		return nil, m.Abandon(err)
 	}
-	m.mux = portmux.NewDialer(ends.ours[0])
-	if e, ok := proc.(hypervisor.Emptier); ok { // it has loaded and opened all that it will need
-		if err := e.Empty(); err != nil {
-			dead := m.abandon(err)
-			m.qmp.Close()
-			return nil, errors.Join(dead, m.mux.Close())
-		}
-	}
-	m.enter(hypervisor.PhaseKernel)
-	d.opts.Log.Info("VM runs", "vm", spec.ID, "pid", proc.PID(), "qemu", m.qmp.Version().String(), "accel",
-		string(spec.Accel))
-	go m.watch()
+	m.Watch()
 	return m, nil
 }
 

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/hypervisor/qemu/qmp"
+	"github.com/coco-shim/coco/hypervisor/vmm"
 	"github.com/coco-shim/coco/internal/fdpass"
 )
 
@@ -64,8 +65,8 @@ func ask(ctx context.Context, path string, questions func(context.Context, *qmp.
 }
 
 func connected(ctx context.Context, conn *net.UnixConn, questions func(context.Context, *qmp.Client) error) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, vmmTimeout,
-		errors.New("no answer within "+vmmTimeout.Round(time.Second).String()))
+	ctx, cancel := context.WithTimeoutCause(ctx, vmm.AnswerTimeout,
+		errors.New("no answer within "+vmm.AnswerTimeout.Round(time.Second).String()))
 	defer cancel()
 	c, err := qmp.Connect(ctx, conn, func(qmp.Event) {})
 	if err != nil {

@@ -18,7 +18,7 @@ func (m *machine) Paused(ctx context.Context) (bool, error) {
 		Status  string `json:"status"`
 	}
 	if err := m.qmp.Call(ctx, "query-status", nil, &st); err != nil {
-		return false, fmt.Errorf("state of VM %s: %w", m.spec.ID, err)
+		return false, fmt.Errorf("state of VM %s: %w", m.Spec.ID, err)
 	}
 	return !st.Running && !forGood[st.Status], nil
 }

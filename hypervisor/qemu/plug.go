@@ -28,7 +28,7 @@ func (m *machine) BlockAddress(id string) (hypervisor.BlockAddress, bool) {
 }
 
 func (m *machine) address(n int) hypervisor.BlockAddress {
-	if m.spec.BlockBus == hypervisor.BlockSCSI {
+	if m.Spec.BlockBus == hypervisor.BlockSCSI {
 		return hypervisor.BlockAddress{Driver: contract.DriverSCSI, Source: fmt.Sprintf("%d:0", n)}
 	}
 	return hypervisor.BlockAddress{Driver: contract.DriverBlk, Source: portPath(n)}
@@ -40,10 +40,10 @@ func (m *machine) PlugBlock(ctx context.Context, b hypervisor.Block) (addr hyper
 	var p problems
 	p.block(b)
 	if len(p) > 0 {
-		return addr, fmt.Errorf("plug into VM %s: %w: %w", m.spec.ID, p[0], errdefs.ErrInvalidArgument)
+		return addr, fmt.Errorf("plug into VM %s: %w: %w", m.Spec.ID, p[0], errdefs.ErrInvalidArgument)
 	}
 	if err := m.plugBlock(ctx, b, &addr); err != nil {
-		return hypervisor.BlockAddress{}, fmt.Errorf("plug block device %s into VM %s: %w", b.ID, m.spec.ID, m.orDead(err))
+		return hypervisor.BlockAddress{}, fmt.Errorf("plug block device %s into VM %s: %w", b.ID, m.Spec.ID, m.OrDead(err))
 	}
 	return addr, nil
 }
@@ -66,7 +66,7 @@ func (m *machine) plugBlock(ctx context.Context, b hypervisor.Block, addr *hyper
 		return err
 	}
 	u.Push("remove the block node", func(ctx context.Context) error { return m.delNode(ctx, b.ID) })
-	if err := m.qmp.Call(ctx, "device_add", diskDevice(m.spec, n, b), nil); err != nil {
+	if err := m.qmp.Call(ctx, "device_add", diskDevice(m.Spec, n, b), nil); err != nil {
 		return err
 	}
 	*addr = m.address(n)
@@ -87,7 +87,7 @@ func (m *machine) dropFD(ctx context.Context, set int) {
 	ctx, cancel := context.WithTimeout(ctx, undo.StepTimeout)
 	defer cancel()
 	if err := m.unlessDead(m.qmp.Call(ctx, "remove-fd", map[string]any{"fdset-id": set}, nil)); err != nil {
-		m.log.Warn("descriptor left in the VMM", "vm", m.spec.ID, "error", err)
+		m.Log.Warn("descriptor left in the VMM", "vm", m.Spec.ID, "error", err)
 	}
 }
 
@@ -100,14 +100,14 @@ func (m *machine) delNode(ctx context.Context, id string) error {
 func (m *machine) UnplugBlock(ctx context.Context, id string) error {
 	n, ok := m.blockSlots().find(id)
 	if !ok {
-		return fmt.Errorf("unplug block device %s from VM %s: %w", id, m.spec.ID, errdefs.ErrNotFound)
+		return fmt.Errorf("unplug block device %s from VM %s: %w", id, m.Spec.ID, errdefs.ErrNotFound)
 	}
 	err := m.unplug(ctx, id)
 	if err == nil {
 		err = m.delNode(ctx, id)
 	}
 	if err != nil {
-		return fmt.Errorf("unplug block device %s from VM %s: %w", id, m.spec.ID, m.orDead(err))
+		return fmt.Errorf("unplug block device %s from VM %s: %w", id, m.Spec.ID, m.OrDead(err))
 	}
 	m.blockSlots().free(n)
 	return nil
@@ -116,13 +116,7 @@ func (m *machine) UnplugBlock(ctx context.Context, id string) error {
 // unplug removes a device and waits until the guest has let go of it.
 func (m *machine) unplug(ctx context.Context, id string) error {
 	name := deviceName(id)
-	m.mu.Lock()
-	gone := m.removed[name]
-	if gone == nil {
-		gone = make(chan struct{})
-		m.removed[name] = gone
-	}
-	m.mu.Unlock()
+	gone := m.removed.Expect(name)
 	if err := m.qmp.Call(ctx, "device_del", map[string]any{"id": name}, nil); err != nil {
 		var refusal *qmp.Error
 		switch {
@@ -138,7 +132,7 @@ func (m *machine) unplug(ctx context.Context, id string) error {
 	select {
 	case <-gone:
 		return nil
-	case <-m.done:
+	case <-m.Done():
 		return m.Err()
 	case <-ctx.Done():
 		return fmt.Errorf("the guest has not let go of it: %w", context.Cause(ctx))
@@ -150,10 +144,10 @@ func (m *machine) PlugNIC(ctx context.Context, n hypervisor.NIC) (path string, e
 	var p problems
 	p.nic(n)
 	if len(p) > 0 {
-		return "", fmt.Errorf("plug into VM %s: %w: %w", m.spec.ID, p[0], errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("plug into VM %s: %w: %w", m.Spec.ID, p[0], errdefs.ErrInvalidArgument)
 	}
 	if path, err = m.plugNIC(ctx, n); err != nil {
-		return "", fmt.Errorf("plug network interface %s into VM %s: %w", n.ID, m.spec.ID, m.orDead(err))
+		return "", fmt.Errorf("plug network interface %s into VM %s: %w", n.ID, m.Spec.ID, m.OrDead(err))
 	}
 	return path, nil
 }
@@ -164,7 +158,7 @@ func (m *machine) plugNIC(ctx context.Context, n hypervisor.NIC) (path string, e
 	port, err := m.ports.take(n.ID)
 	if err != nil {
 		return "", fmt.Errorf("%w: hypervisor.hotplug_ports is %d, raise it or connect the network before the pod starts: %w",
-			err, m.spec.HotplugPorts, errdefs.ErrFailedPrecondition)
+			err, m.Spec.HotplugPorts, errdefs.ErrFailedPrecondition)
 	}
 	u.Push("free its port", func(context.Context) error { m.ports.free(port); return nil })
 	names := ""
@@ -184,7 +178,7 @@ func (m *machine) plugNIC(ctx context.Context, n hypervisor.NIC) (path string, e
 		return "", err
 	}
 	u.Push("remove the network backend", func(ctx context.Context) error { return m.delNetdev(ctx, n.ID) })
-	dev := nicDevice(m.spec, n)
+	dev := nicDevice(m.Spec, n)
 	dev["bus"] = portID(port)
 	if err := m.qmp.Call(ctx, "device_add", dev, nil); err != nil {
 		return "", err
@@ -200,14 +194,14 @@ func (m *machine) delNetdev(ctx context.Context, id string) error {
 func (m *machine) UnplugNIC(ctx context.Context, id string) error {
 	n, ok := m.ports.find(id)
 	if !ok {
-		return fmt.Errorf("unplug network interface %s from VM %s: %w", id, m.spec.ID, errdefs.ErrNotFound)
+		return fmt.Errorf("unplug network interface %s from VM %s: %w", id, m.Spec.ID, errdefs.ErrNotFound)
 	}
 	err := m.unplug(ctx, id)
 	if err == nil {
 		err = m.delNetdev(ctx, id)
 	}
 	if err != nil {
-		return fmt.Errorf("unplug network interface %s from VM %s: %w", id, m.spec.ID, m.orDead(err))
+		return fmt.Errorf("unplug network interface %s from VM %s: %w", id, m.Spec.ID, m.OrDead(err))
 	}
 	m.ports.free(n)
 	return nil
@@ -221,15 +215,4 @@ func (m *machine) unlessDead(err error) error {
 	default:
 		return err
 	}
-}
-
-// orDead prefers the reason of the VM's end to that of a command that failed by it.
-func (m *machine) orDead(err error) error {
-	select {
-	case <-m.qmp.Done():
-	default:
-		return err
-	}
-	<-m.done // the VMM has closed its control socket: it is dying
-	return m.Err()
 }

@@ -121,7 +121,7 @@ func TestWhatCannotBeTrustedIsRefusedBeforeLaunch(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			d := driverFor(t, binaryPath(t, tt.qemu, tt.need))
 			p := &unlaunched{t: t, done: make(chan struct{})}
-			_, err := d.Launch(t.Context(), tt.spec, p, "")
+			_, err := launchIn(t, d, tt.spec, p)
 			if err == nil || !strings.Contains(err.Error(), tt.want) || !errdefs.IsInvalidArgument(err) &&
 				!errdefs.IsFailedPrecondition(err) {
 				t.Errorf("Launch() = %v, want a refusal with %q", err, tt.want)
@@ -251,7 +251,7 @@ func TestThePlainPlatformBootsOnEveryQEMU(t *testing.T) {
 // bootWith launches a VM with a driver and stops it after the test.
 func bootWith(t *testing.T, d *Driver, spec hypervisor.VMSpec, p hypervisor.Process) *machine {
 	t.Helper()
-	vm, err := d.Launch(t.Context(), spec, p, "")
+	vm, err := launchIn(t, d, spec, p)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -39,7 +39,6 @@ type exception struct {
 const (
 	oneKeyAField  = "one field for each key of a file or flag that users write: the format is what is large"
 	untilHandles  = "pods, containers and processes become types of their own (house: handles)"
-	untilVMM      = "the life of a VM that both drivers have moves to hypervisor/vmm"
 	imitatesOther = "it imitates another program, one field for each behaviour that a test can switch"
 )
 
@@ -55,10 +54,7 @@ var large = map[string]exception{
 		"builder of the image; to be cut into packages, files and boot archive",
 	},
 	"virtcontainers":                        {2450, untilHandles},
-	"hypervisor/clh":                        {1550, untilVMM},
 	"virtcontainers.Pod":                    {32, untilHandles},
-	"hypervisor/clh.machine":                {20, untilVMM},
-	"hypervisor/qemu.machine":               {18, untilVMM},
 	"configs.Hypervisor":                    {30, oneKeyAField},
 	"configs.Runtime":                       {20, oneKeyAField},
 	"guest.Options":                         {18, oneKeyAField},

@@ -21,6 +21,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/launch"
 	"github.com/coco-shim/coco/hypervisor/qemu"
+	"github.com/coco-shim/coco/hypervisor/vmm"
 	plan "github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/tests/harness"
 )
@@ -66,12 +67,16 @@ func floor(ctx context.Context) (b bare, err error) {
 	if err := warmMemory(); err != nil {
 		return b, err
 	}
-	proc, err := launch.Start(ctx, launch.Options{Exe: filepath.Join(harness.Prefix(), "bin/containerd-shim-coco-v2")})
+	fork := func(ctx context.Context, _ hypervisor.Place) (hypervisor.Process, error) {
+		return launch.Start(ctx, launch.Options{Exe: filepath.Join(harness.Prefix(), "bin/containerd-shim-coco-v2")})
+	}
+	driver := vmm.NewDriver(qemu.New(qemu.Options{Path: configs.Default().Hypervisor.Path}), fork)
+	place, err := driver.Begin(ctx, hypervisor.Place{ID: spec.ID})
 	if err != nil {
 		return b, err
 	}
 	start := time.Now()
-	vm, err := qemu.New(qemu.Options{Path: configs.Default().Hypervisor.Path}).Launch(ctx, spec, proc, "")
+	vm, err := place.Launch(ctx, spec)
 	if err != nil {
 		return b, err
 	}
@@ -91,7 +96,7 @@ func floor(ctx context.Context) (b bare, err error) {
 		return b, err
 	}
 	b.metrics = m.GetMetrics()
-	b.memory, err = smaps(proc.PID())
+	b.memory, err = smaps(place.PID())
 	return b, err
 }
 

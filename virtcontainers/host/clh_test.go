@@ -19,20 +19,21 @@ import (
 	"github.com/coco-shim/coco/hypervisor/clh/clhtest"
 	"github.com/coco-shim/coco/hypervisor/jail"
 	"github.com/coco-shim/coco/hypervisor/launch"
+	"github.com/coco-shim/coco/hypervisor/vmm"
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/coco-shim/coco/virtcontainers"
 	"github.com/coco-shim/coco/virtcontainers/host"
 )
 
-// clhLauncher launches as the host's does, in a jail where the imitation can do what the VMM does not: read
+// imitated forks as the host's driver does, in a jail where the imitation can do what the VMM does not: read
 // descriptions of the API, and write down its requests.
-type clhLauncher struct{ vmm *clhtest.VMM }
-
-func (l clhLauncher) Launch(ctx context.Context, pr virtcontainers.Privileges) (hypervisor.Process, error) {
-	return launch.Start(ctx, launch.Options{NetNS: pr.NetNS, Jail: &jail.Options{
-		User: pr.User, Processes: pr.Processes, Disks: true,
-		Paths: l.vmm.Paths, Kept: append(l.vmm.Kept, pr.Dir),
-	}})
+func imitated(v *clhtest.VMM) vmm.Fork {
+	return func(ctx context.Context, p hypervisor.Place) (hypervisor.Process, error) {
+		return launch.Start(ctx, launch.Options{NetNS: p.NetNS, Jail: &jail.Options{
+			User: p.User, Processes: p.Processes, Disks: true,
+			Paths: v.Paths, Kept: append(v.Kept, p.Dir),
+		}})
+	}
 }
 
 // A pod of two containers on the Cloud Hypervisor driver, with a real guest: behind the API, which is an
@@ -42,11 +43,11 @@ func TestPodOnCloudHypervisorsAPI(t *testing.T) {
 	testvm.Need(t, testvm.Root, testvm.QEMU, testvm.GuestImage, testvm.Busybox, testvm.Netns)
 	for _, landlock := range []bool{false, true} {
 		t.Run(fmt.Sprintf("landlock=%v", landlock), func(t *testing.T) {
-			vmm := clhtest.New(t, clhtest.Config{QEMU: configs.Default().Hypervisor.Path})
+			imitation := clhtest.New(t, clhtest.Config{QEMU: configs.Default().Hypervisor.Path})
 			dir := t.TempDir()
 			text := fmt.Sprintf("[hypervisor]\ntype = \"clh\"\npath = %q\nguest_dir = %q\nlandlock = %v\nboot_timeout = "+
 				"\"2m\"\n[runtime]\nstate_dir = %q\nlayer_cache = %q\n",
-				vmm.Path, testvm.GuestDir(), landlock, filepath.Join(dir, "run"), filepath.Join(dir, "layers"))
+				imitation.Path, testvm.GuestDir(), landlock, filepath.Join(dir, "run"), filepath.Join(dir, "layers"))
 			cfg, err := configs.Decode("clh.toml", strings.NewReader(text))
 			if err != nil {
 				t.Fatal(err)
@@ -56,11 +57,10 @@ func TestPodOnCloudHypervisorsAPI(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			h.Launcher = clhLauncher{vmm}
-			h.Driver = clh.New(clh.Options{
-				Path: vmm.Path, Landlock: landlock, Staging: filepath.Join(cfg.Runtime.LayerCache, "plug"), Log: log,
+			h.Driver = vmm.NewDriver(clh.New(clh.Options{
+				Path: imitation.Path, Landlock: landlock, Staging: filepath.Join(cfg.Runtime.LayerCache, "plug"), Log: log,
 				KVM: func() error { return nil }, // the stand-in needs none
-			})
+			}), imitated(imitation))
 			first, second := filepath.Join(dir, "first"), filepath.Join(dir, "second")
 			rootfs(t, filepath.Join(first, "rootfs"))
 			rootfs(t, filepath.Join(second, "rootfs"))
@@ -79,8 +79,8 @@ func TestPodOnCloudHypervisorsAPI(t *testing.T) {
 					t.Errorf("left: %q", names)
 				}
 				for _, call := range []string{"vm.add-disk", "vm.remove-device", "vmm.shutdown"} {
-					if !strings.Contains(strings.Join(vmm.Calls(), " "), call) {
-						t.Errorf("no %s among %v", call, vmm.Calls())
+					if !strings.Contains(strings.Join(imitation.Calls(), " "), call) {
+						t.Errorf("no %s among %v", call, imitation.Calls())
 					}
 				}
 			}()

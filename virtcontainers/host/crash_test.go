@@ -21,6 +21,9 @@ import (
 
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/hypervisor/jail"
+	"github.com/coco-shim/coco/hypervisor/launch"
+	"github.com/coco-shim/coco/hypervisor/vmm"
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/coco-shim/coco/network"
 	"github.com/coco-shim/coco/network/netns"
@@ -64,18 +67,19 @@ func (n crashingNetwork) Attach(ctx context.Context, netns string, standby bool,
 	return a, err
 }
 
-type crashingLauncher struct{ virtcontainers.Launcher }
-
-func (l crashingLauncher) Launch(ctx context.Context, pr virtcontainers.Privileges) (hypervisor.Process, error) {
-	p, err := l.Launcher.Launch(ctx, pr)
+// crashingFork forks as the host's driver does.
+func crashingFork(ctx context.Context, p hypervisor.Place) (hypervisor.Process, error) {
+	proc, err := launch.Start(ctx, launch.Options{NetNS: p.NetNS, Jail: &jail.Options{
+		User: p.User, Processes: p.Processes, Devices: []string{"/dev/kvm"},
+	}})
 	crash("launch")
-	return p, err
+	return proc, err
 }
 
-type sleepDriver struct{}
+type sleepKind struct{}
 
-func (sleepDriver) Name() string { return "sleep" }
-func (sleepDriver) Launch(ctx context.Context, spec hypervisor.VMSpec, p hypervisor.Process,
+func (sleepKind) Name() string { return "sleep" }
+func (sleepKind) Launch(ctx context.Context, spec hypervisor.VMSpec, p hypervisor.Process,
 	_ string,
 ) (hypervisor.VM, error) {
 	var files []*os.File
@@ -83,7 +87,7 @@ func (sleepDriver) Launch(ctx context.Context, spec hypervisor.VMSpec, p hypervi
 		files = append(files, n.Tap...)
 	}
 	if err := p.Exec(ctx, []string{"/bin/sleep", sleepFor}, nil, files); err != nil {
-		return nil, errors.Join(err, p.Kill())
+		return nil, err
 	}
 	crash("driver")
 	return sleepVM{p}, nil
@@ -116,7 +120,7 @@ func TestCrashChild(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.Driver, h.Network, h.Launcher = sleepDriver{}, crashingNetwork{h.Network}, crashingLauncher{h.Launcher}
+	h.Driver, h.Network = vmm.NewDriver(sleepKind{}, crashingFork), crashingNetwork{h.Network}
 	s := spec("true")
 	s.Linux.CgroupsPath = "/coco-crash-test/" + filepath.Base(dir)
 	if ns := os.Getenv(crashNetNS); ns != "" {

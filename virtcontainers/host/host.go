@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package host chooses the hypervisor, the launcher, the network and the layer cache that a
+// Package host chooses the hypervisor, the network and the layer cache that a
 // configuration asks for. It is the one place where package virtcontainers meets the real machine.
 package host
 
@@ -25,6 +25,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor/launch"
 	"github.com/coco-shim/coco/hypervisor/qemu"
 	"github.com/coco-shim/coco/hypervisor/virtiofsd"
+	"github.com/coco-shim/coco/hypervisor/vmm"
 	"github.com/coco-shim/coco/network/localhost"
 	plan "github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/virtcontainers"
@@ -37,14 +38,6 @@ import (
 // New makes the Host that a configuration describes. exe is the program that is run as the launcher,
 // with the one argument launch.Arg; empty: this one.
 func New(c configs.Config, exe string, log *slog.Logger) (virtcontainers.Host, error) {
-	d, err := driver(c, log)
-	if err != nil {
-		return virtcontainers.Host{}, err
-	}
-	m, err := machine()
-	if err != nil {
-		return virtcontainers.Host{}, err
-	}
 	room := needs(c.Hypervisor)
 	if room.Disks {
 		if err := lends(c); err != nil {
@@ -54,17 +47,24 @@ func New(c configs.Config, exe string, log *slog.Logger) (virtcontainers.Host, e
 			}
 		}
 	}
+	d, err := driver(c, forker{exe, room}, log)
+	if err != nil {
+		return virtcontainers.Host{}, err
+	}
+	m, err := machine()
+	if err != nil {
+		return virtcontainers.Host{}, err
+	}
 	if err := jail.LandlockLacks(jail.LandlockVersion()); err != nil && log != nil {
 		log.Warn("the VMM is confined without all of Landlock", "lacks", err)
 	}
 	return virtcontainers.Host{
-		Driver:   d,
-		Launcher: launcher{exe, room},
-		Devices:  &cgroups.Devices{Chars: room.AllDevices(), Disks: room.Disks},
-		Network:  nic.NewNamespaces(c.Network),
-		Layers:   layers.NewCache(c.Runtime),
-		Machine:  m,
-		Files:    fileServer{c.Runtime.Virtiofsd},
+		Driver:  d,
+		Devices: &cgroups.Devices{Chars: room.AllDevices(), Disks: room.Disks},
+		Network: nic.NewNamespaces(c.Network),
+		Layers:  layers.NewCache(c.Runtime),
+		Machine: m,
+		Files:   fileServer{exe, c.Runtime.Virtiofsd},
 		Localhost: func(netns string) (virtcontainers.Localhost, error) {
 			g, err := localhost.Open(netns)
 			if err != nil {
@@ -76,9 +76,17 @@ func New(c configs.Config, exe string, log *slog.Logger) (virtcontainers.Host, e
 }
 
 // fileServer runs the virtiofsd at a path, or the one that it finds.
-type fileServer struct{ path string }
+type fileServer struct{ exe, path string }
 
-// Serve implements virtcontainers.FileServer.
+// Begin forks the process that becomes virtiofsd.
+func (f fileServer) Begin(ctx context.Context, netns, dir string) (hypervisor.Process, error) {
+	return start(ctx, launch.Options{
+		Exe: f.exe, NetNS: netns,
+		Jail: &jail.Options{Capabilities: virtiofsd.Capabilities, Kept: []string{dir}},
+	})
+}
+
+// Serve makes it virtiofsd.
 func (f fileServer) Serve(ctx context.Context, proc hypervisor.Process, dir string) (virtcontainers.Files,
 	*os.File, error,
 ) {
@@ -101,18 +109,18 @@ func (g gate) Serve(ctx context.Context, dial func(context.Context, uint16) (net
 }
 
 // driver makes the driver of hypervisor.type.
-func driver(c configs.Config, log *slog.Logger) (hypervisor.Driver, error) {
+func driver(c configs.Config, f forker, log *slog.Logger) (hypervisor.Driver, error) {
 	h := c.Hypervisor
 	switch h.Type {
 	case "qemu":
-		return qemu.New(qemu.Options{
+		return vmm.NewDriver(qemu.New(qemu.Options{
 			Path: h.Path, NoSandbox: !h.Seccomp, Precheck: bootfiles.Precheck(h.Type), Log: log,
-		}), nil
+		}), f.fork), nil
 	case "clh":
-		return clh.New(clh.Options{
+		return vmm.NewDriver(clh.New(clh.Options{
 			Path: h.Path, NoSeccomp: !h.Seccomp, Landlock: h.Landlock, Staging: filepath.Join(c.Runtime.LayerCache, "plug"),
 			Precheck: bootfiles.Precheck(h.Type), Log: log,
-		}), nil
+		}), f.fork), nil
 	}
 	return nil, fmt.Errorf("hypervisor.type %q: %w", h.Type, errdefs.ErrNotImplemented)
 }
@@ -138,23 +146,23 @@ func needs(h configs.Hypervisor) jail.Options {
 	return o
 }
 
-// launcher forks a program of ours.
-type launcher struct {
+// forker forks the process that becomes the VMM.
+type forker struct {
 	exe  string
 	jail jail.Options // but the user and the limits
 }
 
-// Launch implements virtcontainers.Launcher.
-func (l launcher) Launch(ctx context.Context, pr virtcontainers.Privileges) (hypervisor.Process, error) {
-	j := l.jail
-	j.User, j.Processes = pr.User, pr.Processes
+// fork is a vmm.Fork.
+func (f forker) fork(ctx context.Context, p hypervisor.Place) (hypervisor.Process, error) {
+	j := f.jail
+	j.User, j.Processes = p.User, p.Processes
 	if j.Disks { // and its sockets
-		j.Kept = append(slices.Clone(j.Kept), pr.Dir)
+		j.Kept = append(slices.Clone(j.Kept), p.Dir)
 	}
-	if pr.Files != "" {
-		j = jail.Options{Capabilities: virtiofsd.Capabilities, Kept: []string{pr.Files}}
-	}
-	o := launch.Options{Exe: l.exe, NetNS: pr.NetNS, Jail: &j}
+	return start(ctx, launch.Options{Exe: f.exe, NetNS: p.NetNS, Jail: &j})
+}
+
+func start(ctx context.Context, o launch.Options) (hypervisor.Process, error) {
 	p, err := launch.Start(ctx, o)
 	if err != nil {
 		return nil, err

@@ -99,14 +99,6 @@ type CpusConfig struct {
 	MaxVcpus  int `json:"max_vcpus"`
 }
 
-// DeviceConfig defines model for DeviceConfig.
-type DeviceConfig struct {
-	Id string `json:"id"`
-
-	// Path Directory of the device in sysfs.
-	Path string `json:"path"`
-}
-
 // DeviceNode defines model for DeviceNode.
 type DeviceNode struct {
 	Id string `json:"id,omitempty"`
@@ -217,9 +209,6 @@ type VmConfig struct {
 	Vsock   VsockConfig   `json:"vsock"`
 }
 
-// VmCounters defines model for VmCounters.
-type VmCounters map[string]map[string]uint64
-
 // VmInfo defines model for VmInfo.
 type VmInfo struct {
 	DeviceTree       map[string]DeviceNode `json:"device_tree,omitempty"`
@@ -259,9 +248,6 @@ type Plugged = PciDeviceInfo
 
 // Refused defines model for Refused.
 type Refused = ErrorChain
-
-// VmAddDeviceJSONRequestBody defines body for VmAddDevice for application/json ContentType.
-type VmAddDeviceJSONRequestBody = DeviceConfig
 
 // VmAddDiskJSONRequestBody defines body for VmAddDisk for application/json ContentType.
 type VmAddDiskJSONRequestBody = DiskConfig

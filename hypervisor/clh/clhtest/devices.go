@@ -91,21 +91,6 @@ func (v *vmm) addNet(body []byte, files []*os.File) answer {
 	})
 }
 
-func (v *vmm) addDevice(body []byte) answer {
-	const what = "The device could not be added to the VM"
-	var d clhapi.DeviceConfig
-	if err := json.Unmarshal(body, &d); err != nil {
-		return answer{http.StatusBadRequest, []string{"Failed to deserialize JSON", err.Error()}}
-	}
-	switch {
-	case v.vm == nil:
-		return v.refused(absent, what, notCreated)
-	case slices.Contains(v.places[:], d.Id):
-		return v.refused(taken, what, "Failed to validate config", "Identifier "+d.Id+" is not unique")
-	}
-	return v.added(what, d.Id, *v.vm, func() {})
-}
-
 func (v *vmm) removeDevice(body []byte) answer {
 	const what = "The device could not be removed from the VM"
 	var d clhapi.VmRemoveDevice

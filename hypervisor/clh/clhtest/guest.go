@@ -153,15 +153,6 @@ func (v *vmm) stop() {
 	v.places = [slots]string{}
 }
 
-// powerButton: the guest obeys.
-func (v *vmm) powerButton() answer {
-	if !v.running {
-		return v.refused(internal, "Error triggering power button", "VM is not running")
-	}
-	time.AfterFunc(guestPace, func() { v.event("vm", "shutdown", nil); v.quit() })
-	return done
-}
-
 // remove forgets the VM.
 func (v *vmm) remove() answer {
 	if v.vm == nil {

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"math"
 	"net"
 	"net/http"
 	"os"
@@ -108,7 +107,7 @@ func (v *vmm) refused(c class, reasons ...string) answer {
 var done = answer{status: http.StatusNoContent}
 
 // gets are the calls that only ask.
-var gets = map[string]bool{"vmm.ping": true, "vm.info": true, "vm.counters": true}
+var gets = map[string]bool{"vmm.ping": true, "vm.info": true}
 
 // handle carries out a call.
 func (v *vmm) handle(method, call string, body []byte, files []*os.File) answer {
@@ -134,20 +133,14 @@ func (v *vmm) handle(method, call string, body []byte, files []*os.File) answer 
 		return v.boot()
 	case "vm.info":
 		return v.info()
-	case "vm.counters":
-		return v.counters()
 	case "vm.shutdown":
 		return v.shutdown()
-	case "vm.power-button":
-		return v.powerButton()
 	case "vm.delete":
 		return v.remove()
 	case "vm.add-disk":
 		return v.addDisk(body)
 	case "vm.add-net":
 		return v.addNet(body, files)
-	case "vm.add-device":
-		return v.addDevice(body)
 	case "vm.remove-device":
 		return v.removeDevice(body)
 	case "vmm.shutdown":
@@ -447,20 +440,6 @@ func (v *vmm) info() answer {
 			tree[parent] = map[string]any{"id": parent, "resources": []any{}, "children": []string{name}, "pci_bdf": v.bdf(i)}
 		}
 		r["state"], r["device_tree"] = clhapi.Running, tree
-	}
-	return answer{http.StatusOK, r}
-}
-
-func (v *vmm) counters() answer {
-	if !v.running {
-		return v.refused(internal, "The VM info is not available", "VM is not running")
-	}
-	r := clhapi.VmCounters{}
-	for _, d := range v.vm.Disks {
-		r[d.Id] = map[string]uint64{
-			"read_bytes": 4096, "read_ops": 1, "write_bytes": 0, "write_ops": 0,
-			"write_latency_min": math.MaxUint64,
-		}
 	}
 	return answer{http.StatusOK, r}
 }

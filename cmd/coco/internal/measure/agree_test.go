@@ -22,6 +22,7 @@ import (
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/hypervisor/vmm"
 	"github.com/coco-shim/coco/image/layer"
 	"github.com/coco-shim/coco/internal/kubepod"
 	"github.com/coco-shim/coco/network"
@@ -157,7 +158,7 @@ func (c agreeCase) create(t *testing.T) (vm launched, err error) {
 			Version: specs.Version, Annotations: annotations, Linux: &specs.Linux{Namespaces: namespaces},
 		},
 		Host: virtcontainers.Host{
-			Driver: noVMM{t, &vm, bootfiles.Precheck(cfg.Hypervisor.Type)}, Launcher: idleLauncher{}, Network: noNetwork{},
+			Driver: noVMM{t, &vm, bootfiles.Precheck(cfg.Hypervisor.Type)}, Network: noNetwork{},
 			Layers:  noLayers{},
 			Machine: launch.Machine{CPUs: 2, MemoryMiB: 1 << 30},
 		},
@@ -191,11 +192,18 @@ type noVMM struct {
 
 func (noVMM) Name() string { return "none" }
 
+func (d noVMM) Begin(ctx context.Context, p hypervisor.Place) (hypervisor.Pending, error) {
+	fork := func(context.Context, hypervisor.Place) (hypervisor.Process, error) {
+		return &idleProcess{done: make(chan struct{})}, nil
+	}
+	return vmm.NewDriver(d, fork).Begin(ctx, p)
+}
+
 func (d noVMM) Launch(
-	_ context.Context, spec hypervisor.VMSpec, proc hypervisor.Process, dir string,
+	_ context.Context, spec hypervisor.VMSpec, _ hypervisor.Process, dir string,
 ) (hypervisor.VM, error) {
 	if err := d.precheck(spec); err != nil {
-		return nil, errors.Join(err, proc.Kill())
+		return nil, err
 	}
 	text, err := os.ReadFile(filepath.Join(filepath.Dir(dir), virtcontainers.LaunchFile))
 	if err == nil {
@@ -205,16 +213,10 @@ func (d noVMM) Launch(
 		d.t.Errorf("what the shim published: %v", err)
 	}
 	d.vm.spec = spec
-	return nil, errors.Join(errNoVMM, proc.Kill())
+	return nil, errNoVMM
 }
 
-// idleLauncher makes processes that are this one by their PID and end when they are told to.
-type idleLauncher struct{}
-
-func (idleLauncher) Launch(context.Context, virtcontainers.Privileges) (hypervisor.Process, error) {
-	return &idleProcess{done: make(chan struct{})}, nil
-}
-
+// idleProcess is this process by its PID and ends when it is told to.
 type idleProcess struct {
 	once sync.Once
 	done chan struct{}
