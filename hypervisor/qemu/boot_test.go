@@ -309,7 +309,10 @@ func TestBootsThatFailSayWhereAndWhy(t *testing.T) {
 			s.Boot.Cmdline += " test.silent"
 			s.BootTimeout = 3 * time.Second
 		}, hypervisor.PhaseKernel, "the agent did not answer within 3s"},
-		{"not a kernel", func(s *hypervisor.VMSpec) { s.Boot.Kernel = s.Boot.Initrd }, hypervisor.PhaseVMM, "exit status 1"},
+		{
+			"not a kernel", func(s *hypervisor.VMSpec) { s.Boot.Kernel = s.Boot.Initrd }, hypervisor.PhaseVMM,
+			"exit status 1 (it closed",
+		},
 		{
 			"too little memory", func(s *hypervisor.VMSpec) { s.MemoryMiB = minMemoryMiB }, hypervisor.PhaseKernel,
 			"64 MiB of memory",

@@ -8,10 +8,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"strings"
 	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/qemu/qmp"
@@ -42,6 +45,10 @@ var (
 	_ hypervisor.Pauser       = (*machine)(nil)
 )
 
+// errEarlyEnd stands for the errors of a QEMU that ends because of its command line or files. Its standard error tells
+// why, and the connection's error nothing.
+var errEarlyEnd = errors.New("it closed its control connection before the VM ran")
+
 func newMachine(spec hypervisor.VMSpec, proc hypervisor.Process, ends *endpoints, log *slog.Logger) *machine {
 	m := &machine{ends: ends, targets: newSlots(scsiTargets), ports: newSlots(spec.HotplugPorts)}
 	m.Life = vmm.NewLife(m, spec, proc, log)
@@ -64,6 +71,9 @@ func (m *machine) start(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, vmm.AnswerTimeout, fmt.Errorf("no greeting within %v", vmm.AnswerTimeout))
 	defer cancel()
 	if m.qmp, err = qmp.Connect(ctx, m.ends.ours[1], m.event); err != nil {
+		if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
+			return errEarlyEnd
+		}
 		return err
 	}
 	m.mux = portmux.NewDialer(m.ends.ours[0])
@@ -112,7 +122,9 @@ func (m *machine) Lost() <-chan struct{} {
 }
 
 // Ending reports whether a command failed because the connection has ended.
-func (m *machine) Ending(err error) bool { return errors.Is(err, qmp.ErrClosed) }
+func (m *machine) Ending(err error) bool {
+	return errors.Is(err, qmp.ErrClosed) || errors.Is(err, errEarlyEnd)
+}
 
 // Quit tells QEMU to end.
 func (m *machine) Quit(ctx context.Context) error { return m.qmp.Call(ctx, "quit", nil, nil) }
