@@ -123,7 +123,7 @@ func (s *service) container(id string) (*container, error) {
 func (s *service) build(ctx context.Context, c *container, req *pb.CreateContainerRequest, spec *specs.Spec,
 	box sandbox,
 ) error {
-	io, err := s.openIO(spec.Process.Terminal, req.StdinPort, req.StdoutPort, req.StderrPort)
+	io, err := s.openIO(spec.Process.Terminal, s.Policy.Output(c.id, ""), req.StdinPort, req.StdoutPort, req.StderrPort)
 	if err != nil {
 		return err
 	}
@@ -206,6 +206,7 @@ func (s *service) adopt(c *container, p *process) {
 		if err := c.group.Kill(); err != nil { // a shared pid namespace leaves the others alive
 			s.Log.Warn("kill what init left", "container", c.id, "error", err)
 		}
+		s.Policy.Exited(c.id, p.child.ExitCode())
 		_ = c.to(evExited)
 		p.exit()
 	})
@@ -250,8 +251,9 @@ func makeBundle(dir string) error {
 	return nil
 }
 
-// openIO claims the streams that a request names and makes the process's side of them.
-func (s *service) openIO(terminal bool, stdin, stdout, stderr uint32) (*stdio.IO, error) {
+// openIO claims the streams that a request names and makes the process's side of them. Where the host must not have the
+// output, its streams end at once and what the process writes is discarded.
+func (s *service) openIO(terminal, output bool, stdin, stdout, stderr uint32) (*stdio.IO, error) {
 	if terminal {
 		stderr = 0
 	}
@@ -259,9 +261,17 @@ func (s *service) openIO(terminal bool, stdin, stdout, stderr uint32) (*stdio.IO
 	if err != nil {
 		return nil, err
 	}
+	if !output {
+		for _, i := range []int{1, 2} {
+			if conns[i] != nil {
+				_ = conns[i].Close() // nothing was written to it
+				conns[i] = nil
+			}
+		}
+	}
 	return stdio.New(stdio.Wiring{
 		Terminal: terminal,
-		Streams:  stdin != 0 || stdout != 0 || stderr != 0,
+		Streams:  !output || stdin != 0 || stdout != 0 || stderr != 0,
 		Stdin:    conns[0], Stdout: conns[1], Stderr: conns[2],
 	})
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/agent/cgroup"
+	"github.com/coco-shim/coco/agent/gate"
 	"github.com/coco-shim/coco/agent/runner"
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
@@ -269,6 +270,7 @@ func newFixture(t *testing.T) *fixture {
 	f.service = newService(Config{
 		Runner: f.runner, Storage: f.storage, Network: f.network, Modules: f.modules,
 		OOM: f.oom, System: fakeSystem{}, CgroupRoot: t.TempDir(), RunDir: t.TempDir(), Version: "test", Log: discard,
+		Policy: gate.Policy{Open: true},
 	})
 	t.Cleanup(func() {
 		f.runner.mu.Lock()

@@ -21,6 +21,7 @@ import (
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/words"
+	"github.com/coco-shim/coco/policy/engine"
 )
 
 // Server is the host's only way into the guest: the port for requests, the port for byte streams and, if configured,
@@ -42,7 +43,7 @@ func NewServer(cfg Config) (*Server, error) {
 	pb.RegisterAgentServiceService(s.rpc, s.service)
 	pb.RegisterHealthService(s.rpc, s.service)
 	if cfg.PortForward {
-		s.forward = forward.New()
+		s.forward = forward.New(cfg.Policy.Forward)
 	}
 	return s, nil
 }
@@ -86,20 +87,30 @@ func (s *Server) Close(ctx context.Context) error {
 	return err
 }
 
-// pass is the way of every request: it is decoded once, refused if a part of it is unknown, waits for its turn and is
-// handled; an error gets a class that becomes the protocol's code. The handler gets the message that was checked.
+// pass is the way of every request: it is decoded once, refused if a part of it is unknown, waits for its turn, is
+// compared with the policy and is handled; an error gets a class that becomes the protocol's code. The handler gets the
+// message that was checked. The policy notes what has succeeded, before the next request has its turn.
 func (s *service) pass(
 	ctx context.Context, decode ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method,
 ) (any, error) {
 	done := func() {}
 	defer func() { done() }()
-	resp, err := method(ctx, func(req any) (err error) {
-		if err = admit(decode, req); err == nil {
-			done, err = s.turnFor(ctx, info.FullMethod)
+	var grant *engine.Grant
+	resp, err := method(ctx, func(req any) error {
+		m, err := admit(decode, req)
+		if err != nil {
+			return err
+		}
+		if done, err = s.turnFor(ctx, info.FullMethod); err != nil {
+			return err
+		}
+		if grant, err = s.Policy.Ask(info.FullMethod, m); err == nil {
+			grant.Apply()
 		}
 		return err
 	})
 	if err == nil {
+		grant.Commit()
 		return resp, nil
 	}
 	s.Log.Debug("request failed", "method", info.FullMethod, "error", err)
@@ -108,16 +119,16 @@ func (s *service) pass(
 }
 
 // admit decodes a request and checks that nothing in it is unknown.
-func admit(decode ttrpc.Unmarshaler, req any) error {
+func admit(decode ttrpc.Unmarshaler, req any) (proto.Message, error) {
 	m, ok := req.(proto.Message)
 	if !ok {
-		return fmt.Errorf("%T is not a message: %w", req, errdefs.ErrInternal)
+		return nil, fmt.Errorf("%T is not a message: %w", req, errdefs.ErrInternal)
 	}
 	if err := decode(m); err != nil {
 		name := m.ProtoReflect().Descriptor().Name()
-		return fmt.Errorf("decode %s: %s: %w", name, status.Convert(err).Message(), errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("decode %s: %s: %w", name, status.Convert(err).Message(), errdefs.ErrInvalidArgument)
 	}
-	return gate.Message(m)
+	return m, gate.Message(m)
 }
 
 // classify gives errors without a class the one that hosts expect.

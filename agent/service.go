@@ -19,6 +19,7 @@ import (
 
 	"github.com/coco-shim/coco/agent/cgroup"
 	"github.com/coco-shim/coco/agent/copyin"
+	"github.com/coco-shim/coco/agent/gate"
 	"github.com/coco-shim/coco/agent/runner"
 	"github.com/coco-shim/coco/agent/stdio"
 	pb "github.com/coco-shim/coco/api/agent"
@@ -94,6 +95,8 @@ type Config struct {
 	RunDir     string // contract.GuestRoot, but for tests
 	// PortForward lets the host connect to the services that listen on the guest's loopback address.
 	PortForward bool
+	// Policy decides about each request.
+	Policy gate.Policy
 	// Confidential says that the guest runs in a TEE.
 	Confidential bool
 	Version      string
@@ -132,7 +135,7 @@ func newService(cfg Config) *service {
 	}
 	life, end := context.WithCancel(context.Background())
 	return &service{
-		Config: cfg, copy: copyin.New(cfg.RunDir + "/" + contract.FilesName), streams: stdio.NewBroker(),
+		Config: cfg, copy: copyin.New(cfg.RunDir + "/" + contract.FilesName), streams: stdio.NewBroker(cfg.Policy.Stream),
 		stopped: make(chan struct{}), life: life, end: end, turn: lock.New(),
 		containers: map[string]*container{},
 	}

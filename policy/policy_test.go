@@ -20,7 +20,7 @@ import (
 	"github.com/coco-shim/coco/internal/worktest"
 )
 
-const hash = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+const someHash = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 // sample uses most members of the format.
 func sample() *Policy {
@@ -34,11 +34,14 @@ func sample() *Policy {
 		},
 		Volumes: []Volume{
 			{Name: "cache", Kind: VolumeDisk, Mode: "777", GID: 5},
-			{Name: "conf", Kind: VolumeCopy, Content: &Content{Rule: ContentDigest, Files: []File{{Path: "a/b", SHA256: hash}}}},
-			{Name: "tools", Kind: VolumeImage, Layers: []string{hash}},
+			{Name: "conf", Kind: VolumeCopy, Content: &Content{Rule: ContentDigest, Files: []File{{
+				Path:   "a/b",
+				SHA256: someHash,
+			}}}},
+			{Name: "tools", Kind: VolumeImage, Layers: []string{someHash}},
 		},
 		Containers: []Container{{
-			Name: "web", Kind: App, Restart: Always, Image: Image{Manifest: "sha256:" + hash, Layers: []string{hash}},
+			Name: "web", Kind: App, Restart: Always, Image: Image{Manifest: "sha256:" + someHash, Layers: []string{someHash}},
 			Process: Process{
 				Args: []string{"/web", "<&>"}, Cwd: "/", User: User{UID: 1, Groups: []uint32{2}},
 				Env: []Env{
@@ -199,7 +202,7 @@ func TestSyntaxes(t *testing.T) {
 		{TypePort, []string{"1", "65535"}, []string{"0", "65536", "+1", "01"}},
 		{TypeNumber, []string{"0", "-7", "007"}, []string{"", "-", "--1", "1.5", strings.Repeat("1", 21)}},
 		{TypeName, []string{"a", "a-b.c0"}, []string{"", "A", "-a", "a..b", "a\n", strings.Repeat("a", 64)}},
-		{TypeUUID, []string{"01234567-89ab-cdef-0123-456789abcdef", hash[:32]}, []string{"", hash, "01234567-89ab"}},
+		{TypeUUID, []string{"01234567-89ab-cdef-0123-456789abcdef", someHash[:32]}, []string{"", someHash, "01234567-89ab"}},
 		{
 			TypeURL,
 			[]string{"tcp://10.0.0.1:80", "udp://[fd00::1]:53"},

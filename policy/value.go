@@ -21,6 +21,15 @@ var fieldTypes = map[string]string{
 	FieldSandboxID: TypeID,
 }
 
+// FieldSyntax returns the Type… constant that a Field… constant's texts have.
+func FieldSyntax(field string) string { return fieldTypes[field] }
+
+// HasSyntax says whether a text has the syntax of a Type… constant. No text has that of an unknown one.
+func HasSyntax(kind, text string) bool {
+	check := syntax(kind)
+	return check != nil && check(text)
+}
+
 // syntax returns the check of a Type… constant, nil if it is unknown.
 func syntax(name string) func(string) bool {
 	switch name {

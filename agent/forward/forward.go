@@ -29,15 +29,16 @@ var greeting = gate.Greeting{Max: math.MaxUint16}
 
 // Server forwards connections until it is closed.
 type Server struct {
-	life context.Context
-	end  context.CancelFunc
-	wg   sync.WaitGroup
+	admit func(port uint32) error
+	life  context.Context
+	end   context.CancelFunc
+	wg    sync.WaitGroup
 }
 
-// New makes a Server.
-func New() *Server {
+// New makes a Server. admit decides about each connection before the guest dials.
+func New(admit func(port uint32) error) *Server {
 	life, end := context.WithCancel(context.Background())
-	return &Server{life: life, end: end}
+	return &Server{admit: admit, life: life, end: end}
 }
 
 // Close ends all connections and waits for their goroutines.
@@ -68,6 +69,9 @@ func (s *Server) Serve(l net.Listener) error {
 func (s *Server) forward(c net.Conn) {
 	var service net.Conn
 	err := greeting.Admit(c, func(port uint32) (err error) {
+		if err := s.admit(port); err != nil {
+			return err
+		}
 		if service, err = dial(s.life, port); err != nil {
 			err = fmt.Errorf("port %d: %w", port, err)
 		}

@@ -27,7 +27,7 @@ func listen(t *testing.T, addr string) *net.TCPListener {
 }
 
 func TestForward(t *testing.T) {
-	s, l := New(), listen(t, "127.0.0.1:0")
+	s, l := New(func(uint32) error { return nil }), listen(t, "127.0.0.1:0")
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
 	service := listen(t, "127.0.0.1:0")

@@ -21,7 +21,7 @@ import (
 
 const (
 	maxGreeting  = 32               // bytes of the first line
-	maxAnswer    = 400              // bytes of a refusal
+	maxAnswer    = 1100             // bytes of a refusal; a denial has up to 1024
 	greetingTime = 10 * time.Second // for the first line, and for taking the answer
 )
 

@@ -33,6 +33,7 @@ var greeting = gate.Greeting{Word: contract.StreamWord, Max: math.MaxUint32}
 // maxPending streams are unclaimed; further ones wait, and beyond maxWaiting the client reads "no\n". Other errors are
 // the text of the answer (package gate).
 type Broker struct {
+	admit     func() error // decides whether the host may open a stream now
 	claimTime time.Duration
 	places    chan struct{} // capacity maxPending: one taken by each stream that is greeted or pending
 	over      chan struct{} // closed by Close
@@ -50,9 +51,10 @@ type unlooked struct {
 	timer *time.Timer
 }
 
-// NewBroker makes a broker.
-func NewBroker() *Broker {
+// NewBroker makes a broker. admit decides about each stream before its greeting is answered.
+func NewBroker(admit func() error) *Broker {
 	return &Broker{
+		admit:     admit,
 		claimTime: defaultClaimTime, places: make(chan struct{}, maxPending), over: make(chan struct{}),
 		conns: map[net.Conn]bool{}, pending: map[uint32]*unlooked{},
 	}
@@ -93,7 +95,10 @@ func (b *Broker) serve(c net.Conn) {
 	// The stream is registered before the answer, so that a client that has read it can name the stream in a request at
 	// once.
 	err := greeting.Admit(c, func(number uint32) error {
-		err := b.register(number, c)
+		err := b.admit()
+		if err == nil {
+			err = b.register(number, c)
+		}
 		if err == nil {
 			n = number
 		}

@@ -70,7 +70,7 @@ func open(t *testing.T, dial func() net.Conn, greeting string) (net.Conn, bool) 
 }
 
 func TestBroker(t *testing.T) {
-	b := NewBroker()
+	b := NewBroker(func() error { return nil })
 	dial := listen(t, b)
 	c, ok := open(t, dial, "stream 7\nearly")
 	if !ok {
@@ -105,7 +105,7 @@ func TestBroker(t *testing.T) {
 }
 
 func TestClaimTakesAllOrNone(t *testing.T) {
-	b := NewBroker()
+	b := NewBroker(func() error { return nil })
 	dial := listen(t, b)
 	c, _ := open(t, dial, "stream 1\n")
 	if _, err := b.Claim(1, 2); !errdefs.IsInvalidArgument(err) {
@@ -117,7 +117,7 @@ func TestClaimTakesAllOrNone(t *testing.T) {
 }
 
 func TestUnclaimedStreamsEnd(t *testing.T) {
-	b := NewBroker()
+	b := NewBroker(func() error { return nil })
 	b.claimTime = 20 * time.Millisecond
 	dial := listen(t, b)
 	c, ok := open(t, dial, "stream 1\n")
@@ -132,7 +132,7 @@ func TestUnclaimedStreamsEnd(t *testing.T) {
 
 // Above 64 at once streams were closed, and the processes they were for failed with "the agent's connection broke".
 func TestStreamsWaitForAPlaceAndAFullQueueSaysSo(t *testing.T) {
-	b := NewBroker()
+	b := NewBroker(func() error { return nil })
 	dial := listen(t, b)
 	for i := range maxPending {
 		if _, ok := open(t, dial, fmt.Sprintf("stream %d\n", i+1)); !ok {

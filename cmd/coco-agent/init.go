@@ -18,11 +18,14 @@ import (
 	"github.com/coco-shim/coco/agent"
 	"github.com/coco-shim/coco/agent/boot"
 	"github.com/coco-shim/coco/agent/cgroup"
+	"github.com/coco-shim/coco/agent/disk"
+	"github.com/coco-shim/coco/agent/gate"
 	"github.com/coco-shim/coco/agent/netcfg"
 	"github.com/coco-shim/coco/agent/nspace"
 	"github.com/coco-shim/coco/agent/reap"
 	"github.com/coco-shim/coco/agent/runner"
 	"github.com/coco-shim/coco/agent/storage"
+	"github.com/coco-shim/coco/agent/trust"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/version"
 )
@@ -107,11 +110,26 @@ func life() (err error) {
 		log.Error("load modules", "error", err)
 	}
 	log.Debug("boot modules loaded", "uptime", uptime())
-	g, err := newGuest(mods, log, closed)
+	decides := trusted(mods)
+	if decides.Distrust != nil {
+		say("coco-agent: " + decides.Distrust.Error() + "; the guest serves health checks only\n")
+	}
+	log.Debug("policy found", "uptime", uptime())
+	g, err := newGuest(mods, log, closed, decides)
 	if err != nil {
 		return failed(phaseServices, err)
 	}
 	return failed(phaseServing, g.run())
+}
+
+// trusted finds the pod's policy before the guest serves anything.
+func trusted(mods *boot.Loader) gate.Policy {
+	c := trust.Config{Confidential: boot.Confidential("/"), Sys: "/sys", Load: mods.Load}
+	c.Bound, c.IsBound = boot.KernelParam(contract.ParamInitdata)
+	ctx, cancel := context.WithTimeout(context.Background(), disk.Timeout)
+	defer cancel()
+	e, err := trust.Establish(ctx, c)
+	return gate.Policy{Engine: e, Distrust: err, Open: e == nil && err == nil && !c.Confidential}
 }
 
 // loadBoot loads what the channel needs. The socket device's modules are loaded where there is one.
@@ -163,7 +181,7 @@ type guest struct {
 	server *agent.Server
 }
 
-func newGuest(mods *boot.Loader, log *slog.Logger, closed bool) (*guest, error) {
+func newGuest(mods *boot.Loader, log *slog.Logger, closed bool, decides gate.Policy) (*guest, error) {
 	g := &guest{log: log, mods: mods, reaper: reap.New(), mounts: storage.New(contract.GuestRoot)}
 	g.mounts.Load = mods.Load
 	g.mounts.HostFiles = func() bool { return !boot.Confidential("/") }
@@ -189,6 +207,7 @@ func newGuest(mods *boot.Loader, log *slog.Logger, closed bool) (*guest, error) 
 		System:     machine{&nspace.Maker{Dir: nsDir, Reaper: g.reaper}, boot.NewClock()},
 		CgroupRoot: boot.CgroupRoot,
 
+		Policy:       decides,
 		Confidential: boot.Confidential("/"),
 		PortForward:  portForward,
 

@@ -37,7 +37,8 @@ func document(in Input) (*initdata.Document, error) {
 	return d, nil
 }
 
-// bind puts the digest of the initdata into the field that the platform's report has for it.
+// bind puts the digest of the initdata into the field that the platform's report has for it. The plain platform has no
+// report, and gets it on the kernel command line.
 // Each platform takes the one algorithm whose digest is as long as the field: a digest that is cut or
 // padded would have to be judged by other rules.
 func bind(v hypervisor.VMSpec, d *initdata.Document) (hypervisor.VMSpec, error) {
@@ -59,7 +60,8 @@ func bind(v hypervisor.VMSpec, d *initdata.Document) (hypervisor.VMSpec, error) 
 			return v, wrong("sha384")
 		}
 		v.TDX.MRConfigID = [48]byte(d.Digest())
-	case hypervisor.TEENone: // the guest gets it, no report tells of it
+	case hypervisor.TEENone: // no report tells of it, so the command line does, as a rehearsal
+		v.Boot.Cmdline = fmt.Sprintf("%s=%s:%x %s", contract.ParamInitdata, d.Algorithm, d.Digest(), v.Boot.Cmdline)
 	}
 	return v, nil
 }

@@ -1,0 +1,80 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package gate
+
+import (
+	"google.golang.org/protobuf/proto"
+
+	"github.com/coco-shim/coco/policy/engine"
+)
+
+// Policy decides whether a request of the host may be handled. The zero value allows what a guest without a policy
+// answers in a TEE: health checks and its end. It is set before the guest serves and does not change.
+type Policy struct {
+	// Engine has the pod's policy and its state.
+	Engine *engine.Engine
+	// Distrust says why the guest trusts nothing: it is the answer to every request.
+	Distrust error
+	// Open allows everything if there is neither of them. It is for the plain platform only, where no policy protects a
+	// guest from its host.
+	Open bool
+}
+
+// none is what a guest without a policy answers.
+var none = engine.New(nil)
+
+// Ask decides about a request. The grant is applied before the handler gets the message, and committed when the
+// handler has succeeded.
+func (p Policy) Ask(fullMethod string, m proto.Message) (*engine.Grant, error) {
+	switch {
+	case p.Distrust != nil:
+		return nil, p.Distrust
+	case p.Engine != nil:
+		return p.Engine.Check(fullMethod, m)
+	case p.Open:
+		return nil, nil
+	}
+	return none.Check(fullMethod, m)
+}
+
+// Forward decides about a connection to a TCP port of the guest's loopback address.
+func (p Policy) Forward(port uint32) error {
+	switch {
+	case p.Distrust != nil:
+		return p.Distrust
+	case p.Engine != nil:
+		return p.Engine.Forward(port)
+	case p.Open:
+		return nil
+	}
+	return none.Forward(port)
+}
+
+// Stream decides whether the host may open a byte stream for a later request at all.
+func (p Policy) Stream() error {
+	switch {
+	case p.Distrust != nil:
+		return p.Distrust
+	case p.Engine != nil:
+		return p.Engine.Streams()
+	case p.Open:
+		return nil
+	}
+	return none.Streams()
+}
+
+// Output says whether the host may have the output of a process; what it may not have is discarded.
+func (p Policy) Output(id, exec string) bool {
+	if p.Engine != nil && p.Distrust == nil {
+		return p.Engine.Output(id, exec)
+	}
+	return p.Open
+}
+
+// Exited notes the end of a container's first process.
+func (p Policy) Exited(id string, code int) {
+	if p.Engine != nil {
+		p.Engine.Exited(id, code)
+	}
+}

@@ -1,0 +1,181 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package trust finds out, once, before the agent serves requests, by which policy it serves them.
+//
+// The pod's owner writes initdata; the host brings it on a disk. Establish finds that disk by its serial, reads it
+// once into bounded memory and compares the digest of what it has read with the digest that the launch is bound to. On
+// the plain platform no hardware measures anything: the digest on the kernel command line stands in, which the host
+// chooses as well. It is called a rehearsal, because it shows that the parts fit together and protects from nobody.
+//
+// Whatever does not fit is an *Error with a stable code, and the agent answers nothing but health checks with it. The
+// platform is found from the processor; the command line cannot lower it. In a TEE the policy is closed if there is no
+// initdata or none in it, and initdata is refused as long as this package cannot read the platform's report.
+package trust
+
+import (
+	"context"
+	"crypto/subtle"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/coco-shim/coco/agent/disk"
+	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/internal/initdata"
+	"github.com/coco-shim/coco/policy"
+	"github.com/coco-shim/coco/policy/engine"
+)
+
+// Code says why a guest trusts nothing. Codes are stable; docs/policy.md has them as a table.
+type Code string
+
+// Codes of errors.
+const (
+	Missing    Code = "initdata-missing"    // the launch is bound to initdata, and there is no disk with any
+	Twice      Code = "initdata-twice"      // two disks claim to be it
+	Unreadable Code = "initdata-unreadable" // the disk, or what the launch is bound to, cannot be read
+	Format     Code = "initdata-format"     // too long, no gzip, no TOML of the format, an unknown version
+	Mismatch   Code = "initdata-mismatch"   // its digest is not the one that the launch is bound to
+	Unverified Code = "initdata-unverified" // this guest cannot compare it with the platform's report
+	BadPolicy  Code = "policy-invalid"      // its policy.coco is not a valid policy
+)
+
+// Error is why the guest trusts nothing.
+type Error struct {
+	Code Code
+	err  error
+}
+
+// Error returns one sentence with the code.
+func (e *Error) Error() string { return fmt.Sprintf("guest trusts nothing [%s]: %v", e.Code, e.err) }
+
+// Unwrap returns the cause, and the class that the host gets.
+func (e *Error) Unwrap() []error { return []error{e.err, errdefs.ErrPermissionDenied} }
+
+func fail(c Code, format string, args ...any) error { return &Error{c, fmt.Errorf(format, args...)} }
+
+// Config has what is known before.
+type Config struct {
+	Confidential bool   // the guest runs in a TEE
+	Bound        string // value of contract.ParamInitdata on the kernel command line
+	IsBound      bool   // that parameter is there
+	Sys          string // sysfs
+	Load         func(module string, params ...string) error
+}
+
+// Establish returns the engine of the pod's policy, or nil on the plain platform for a pod that has none.
+func Establish(ctx context.Context, c Config) (*engine.Engine, error) {
+	if !c.Confidential && !c.IsBound {
+		return nil, nil
+	}
+	disks, err := c.find(ctx)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case len(disks) > 1:
+		return nil, fail(Twice, "the disks %s have the serial %q, and one may", strings.Join(disks, ", "), serial)
+	case c.Confidential && len(disks) == 0:
+		return engine.New(nil), nil
+	case c.Confidential:
+		return nil, fail(Unverified, "this release cannot read the platform's report: launch the pod without initdata")
+	case len(disks) == 0:
+		return nil, fail(Missing, "no disk has the serial %q", serial)
+	}
+	f, err := os.Open(disks[0])
+	if err != nil {
+		return nil, &Error{Unreadable, err}
+	}
+	defer f.Close()
+	return Judge(f, c.Bound)
+}
+
+// Judge reads initdata from its disk, once, and compares it with bound, "ALGORITHM:HEX".
+func Judge(r io.Reader, bound string) (*engine.Engine, error) {
+	algorithm, digits, _ := strings.Cut(bound, ":")
+	want, err := hex.DecodeString(digits)
+	if err != nil || len(want) == 0 {
+		return nil, fail(Unreadable, "the kernel command line has %s=%.80q, want ALGORITHM:HEX", contract.ParamInitdata,
+			bound)
+	}
+	d, err := initdata.FromDisk(r)
+	if err != nil {
+		return nil, &Error{Format, err}
+	}
+	if d.Algorithm != algorithm || subtle.ConstantTimeCompare(d.Digest(), want) != 1 {
+		return nil, fail(Mismatch, "the disk has initdata with the digest %s:%x, the launch is bound to %.200s (rehearsal)",
+			d.Algorithm, d.Digest(), bound)
+	}
+	text, ok := d.Data[policy.FileName]
+	if !ok {
+		return nil, nil
+	}
+	p, err := policy.Load([]byte(text))
+	if err != nil {
+		return nil, &Error{BadPolicy, err}
+	}
+	return engine.New(p), nil
+}
+
+// serial is what the disk with initdata has, and no other one.
+const serial = "initdata"
+
+// address is where the host puts it on the SCSI bus: it is the first disk. A second one elsewhere on this bus is not
+// looked for, and nothing reads it.
+const address = "0:0"
+
+// drivers of the disks that a guest may have at boot; virtio_blk shows its disks when it is loaded.
+var drivers = []string{"virtio_scsi", "sd_mod", "virtio_blk"}
+
+// find returns the paths of the disks with the serial.
+func (c Config) find(ctx context.Context) ([]string, error) {
+	for _, m := range drivers {
+		if err := c.Load(m); err != nil && !errdefs.IsNotFound(err) {
+			return nil, &Error{Unreadable, err}
+		}
+	}
+	finder := disk.Finder{Sys: c.Sys}
+	if _, err := os.Stat(filepath.Join(c.Sys, "class/scsi_host/host0")); err == nil {
+		at, err := finder.SCSI(address)
+		if err == nil {
+			_, err = finder.Wait(ctx, at)
+		}
+		if err != nil && !errdefs.IsNotFound(err) {
+			return nil, fail(Unreadable, "SCSI disk %s: %w", address, err)
+		}
+	}
+	dir := filepath.Join(c.Sys, "class/block")
+	all, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, &Error{Unreadable, err}
+	}
+	var out []string
+	for _, d := range all {
+		if serialOf(filepath.Join(dir, d.Name())) == serial {
+			out = append(out, "/dev/"+d.Name())
+		}
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+// serialOf reads the serial of a virtio or SCSI disk; "" if it has none.
+func serialOf(dir string) string {
+	if b, err := os.ReadFile(filepath.Join(dir, "serial")); err == nil {
+		return strings.TrimSpace(string(b))
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "device/vpd_pg80"))
+	const head = 4 // SPC-4, 7.8.14: type, page, length
+	if err != nil || len(b) < head {
+		return ""
+	}
+	return strings.TrimSpace(strings.TrimRight(string(b[head:]), "\x00"))
+}

@@ -1,0 +1,343 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"hash"
+	"path"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+
+	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/internal/ident"
+	"github.com/coco-shim/coco/plan/request"
+	"github.com/coco-shim/coco/policy"
+)
+
+// copies are the files that the host copies into the guest. Each directory directly below contract.FilesDir is the
+// copy for one mount or volume. Its content is noted while no container has it, and compared with the policy when one
+// is created with it; from then on each change is compared. What is unpinned is not noted.
+type copies struct {
+	trees   map[string]*tree // by name below contract.FilesDir
+	open    map[string]*part // files that are not complete, by path
+	entries int
+}
+
+// Limits of what is noted.
+const (
+	maxEntries = 16 << 10
+	maxOpen    = 64
+)
+
+type tree struct {
+	rule    *policy.Content // of the mount or volume, once a container has it
+	entries map[string]entry
+}
+
+// entry is a file or link of a copy; directories are not noted.
+type entry struct {
+	link   string // target
+	digest string // of a file
+	size   int64
+}
+
+type part struct {
+	hash.Hash
+	next int64
+}
+
+func newCopies() copies { return copies{trees: map[string]*tree{}, open: map[string]*part{}} }
+
+// place divides the path of a copy into the name of its tree and the rest.
+func place(p string) (top, rest string, ok bool) {
+	rel, ok := strings.CutPrefix(p, contract.FilesDir+"/")
+	if !ok || !shortest(p) {
+		return "", "", false
+	}
+	top, rest, _ = strings.Cut(rel, "/")
+	return top, rest, true
+}
+
+// candidates are the rules that may turn out to be those of a tree.
+func candidates(p *policy.Policy, top string) []*policy.Content {
+	var out []*policy.Content
+	if strings.HasPrefix(top, copyPrefix) {
+		for i := range p.Volumes {
+			if p.Volumes[i].Content != nil {
+				out = append(out, p.Volumes[i].Content)
+			}
+		}
+	}
+	for i := range p.Containers {
+		for j := range p.Containers[i].Mounts {
+			m := &p.Containers[i].Mounts[j]
+			if m.Source.Copy == nil {
+				continue
+			}
+			id, _, found := strings.Cut(top, "-"+ident.Hash16(path.Clean(m.Destination))+"-")
+			if found && path.Base(request.GuestCopy(id, m.Destination)) == top {
+				out = append(out, m.Source.Copy)
+			}
+		}
+	}
+	return out
+}
+
+func copyFile(e *Engine, m proto.Message) (*Grant, *Denial) {
+	req, ok := m.(*pb.CopyFileRequest)
+	if !ok {
+		return nil, mistyped(m)
+	}
+	name := req.GetPath()
+	if len(req.GetRawPath()) > 0 {
+		name = string(req.GetRawPath())
+	}
+	top, rest, ok := place(name)
+	if !ok {
+		return nil, &Denial{Code: Value, Field: "path", Want: "a path below " + contract.FilesDir, Got: quote(name)}
+	}
+	c := &e.copies
+	rules := candidates(e.policy, top)
+	if t := c.trees[top]; t != nil && t.rule != nil {
+		rules = []*policy.Content{t.rule}
+	}
+	if len(rules) == 0 {
+		if e.policy.Pod.Copy {
+			return &Grant{}, nil
+		}
+		return nil, &Denial{
+			Code: Capability, Field: "path", Want: "a place for a mount or volume of the policy", Got: quote(name),
+			Fix: "pod.copy = true",
+		}
+	}
+	if !slices.ContainsFunc(rules, func(r *policy.Content) bool { return r.Rule != policy.ContentUnpinned }) {
+		return &Grant{}, nil
+	}
+	return c.change(top, rest, name, req)
+}
+
+// change notes a change of a tree whose content is pinned, or may turn out to be.
+func (c *copies) change(top, rest, name string, req *pb.CopyFileRequest) (*Grant, *Denial) {
+	t := c.trees[top]
+	if t == nil {
+		t = &tree{entries: map[string]entry{}}
+	}
+	if req.GetRemove() {
+		return c.remove(top, rest, t)
+	}
+	var now entry
+	switch kind := req.GetFileMode() & fileType; kind {
+	case directory:
+		return &Grant{}, nil
+	case symlink:
+		now.link = string(req.GetData())
+	case regular:
+		digest, done, d := c.add(name, req)
+		if d != nil || !done {
+			return &Grant{}, d
+		}
+		now.digest, now.size = digest, req.GetFileSize()
+	default:
+		return nil, &Denial{
+			Code: Content, Field: "path", Want: "a file, directory or link", Got: quote(name) + " of another kind",
+		}
+	}
+	if t.rule != nil {
+		if d := t.verify(rest, now); d != nil {
+			return nil, d
+		}
+	}
+	_, known := t.entries[rest]
+	if !known && c.entries >= maxEntries {
+		return nil, &Denial{
+			Code: Content, Field: "path", Want: "at most " + show(maxEntries) + " files with pinned content", Got: "more",
+		}
+	}
+	return &Grant{commit: func() {
+		if !known {
+			c.entries++
+		}
+		t.entries[rest] = now
+		c.trees[top] = t
+	}}, nil
+}
+
+// Kinds of files in CopyFileRequest.file_mode, as in inode(7).
+const (
+	fileType  = 0o170000
+	directory = 0o040000
+	symlink   = 0o120000
+	regular   = 0o100000
+)
+
+// add takes a part of a file. A file that is begun again starts anew.
+func (c *copies) add(name string, req *pb.CopyFileRequest) (digest string, done bool, _ *Denial) {
+	p := c.open[name]
+	if req.GetOffset() == 0 {
+		p = &part{Hash: sha256.New()}
+		if c.open[name] == nil && len(c.open) >= maxOpen {
+			return "", false, &Denial{
+				Code: Content, Field: "path", Want: "at most " + show(maxOpen) + " files at a time", Got: "more",
+			}
+		}
+		c.open[name] = p
+	}
+	if p == nil || req.GetOffset() != p.next {
+		return "", false, &Denial{
+			Code: Order, Field: "offset", Want: "the parts of a file in their order", Got: show(req.GetOffset()),
+		}
+	}
+	_, _ = p.Write(req.GetData()) // a hash takes everything
+	p.next += int64(len(req.GetData()))
+	if p.next < req.GetFileSize() {
+		return "", false, nil
+	}
+	delete(c.open, name)
+	return hex.EncodeToString(p.Sum(nil)), true, nil
+}
+
+// remove takes a path away with all below it. Of a tree that a container has, only states of a volume that kubelet has
+// replaced may go.
+func (c *copies) remove(top, rest string, t *tree) (*Grant, *Denial) {
+	if t.rule != nil && !strings.HasPrefix(rest, "..") {
+		return nil, &Denial{Code: Content, Field: "remove", Want: "pinned files to stay", Got: quote(rest)}
+	}
+	return &Grant{commit: func() {
+		for name := range t.entries {
+			if rest == "" || name == rest || strings.HasPrefix(name, rest+"/") {
+				delete(t.entries, name)
+				c.entries--
+			}
+		}
+		if len(t.entries) == 0 && t.rule == nil {
+			delete(c.trees, top)
+		}
+	}}, nil
+}
+
+// pinned are the copies of a container, with their rules: of its mounts and of its volumes.
+func pinned(p *policy.Policy, c *policy.Container, id string, places map[string]string) map[string]*policy.Content {
+	out := map[string]*policy.Content{}
+	for i := range c.Mounts {
+		m := &c.Mounts[i]
+		if m.Source.Copy != nil {
+			out[path.Base(request.GuestCopy(id, m.Destination))] = m.Source.Copy
+		}
+		if m.Source.Volume == nil {
+			continue
+		}
+		for j := range p.Volumes {
+			v := &p.Volumes[j]
+			if v.Name == m.Source.Volume.Name && v.Content != nil && places[v.Name] != "" {
+				out[path.Base(places[v.Name])] = v.Content
+			}
+		}
+	}
+	return out
+}
+
+// admit compares the copies that a container gets with their rules.
+func (c *copies) admit(p *policy.Policy, of *policy.Container, id string, places map[string]string) *Denial {
+	for top, rule := range pinned(p, of, id, places) {
+		if rule.Rule == policy.ContentUnpinned {
+			continue
+		}
+		t := &tree{rule: rule}
+		if known := c.trees[top]; known != nil {
+			t.entries = known.entries
+		}
+		if d := t.check(); d != nil {
+			d.Container = of.Name
+			return d
+		}
+	}
+	return nil
+}
+
+// own binds the copies of a container to their rules.
+func (c *copies) own(p *policy.Policy, of *policy.Container, id string, places map[string]string) {
+	for top, rule := range pinned(p, of, id, places) {
+		t := c.trees[top]
+		if t == nil {
+			t = &tree{entries: map[string]entry{}}
+			c.trees[top] = t
+		}
+		t.rule = rule
+		if rule.Rule == policy.ContentUnpinned {
+			c.entries -= len(t.entries)
+			t.entries = nil
+		}
+	}
+}
+
+// check compares all of a tree: every file and link is one of the rule's, and none is missing.
+func (t *tree) check() *Denial {
+	there := map[string]bool{}
+	for name, e := range t.entries {
+		if d := t.verify(name, e); d != nil {
+			return d
+		}
+		if e.digest != "" {
+			there[state(name)] = true
+		}
+	}
+	for _, f := range t.rule.Files {
+		if !there[f.Path] {
+			return &Denial{Code: Content, Field: "file " + quote(f.Path), Want: "the file of the policy", Got: "none"}
+		}
+	}
+	return nil
+}
+
+// verify compares one file or link with the tree's rule. Kubelet's volumes have their files in a directory "..TIME",
+// to which a link "..data" leads, and links to "..data/NAME" beside it.
+func (t *tree) verify(name string, e entry) *Denial {
+	if t.rule.Rule == policy.ContentSigned {
+		return &Denial{
+			Code: Content, Field: "file " + quote(name), Want: "a signature, which this guest cannot verify yet",
+			Got: "a file",
+		}
+	}
+	clean := state(name)
+	if e.digest != "" {
+		i := slices.IndexFunc(t.rule.Files, func(f policy.File) bool { return f.Path == clean })
+		switch {
+		case i < 0:
+			return &Denial{Code: Content, Field: "file " + quote(clean), Want: "none of this name", Got: "one"}
+		case t.rule.Files[i].SHA256 != e.digest:
+			return &Denial{
+				Code: Content, Field: "file " + quote(clean), Want: "the content with SHA-256 " + t.rule.Files[i].SHA256,
+				Got: "other content of " + show(e.size) + " bytes",
+			}
+		}
+		return nil
+	}
+	isState := name == contract.KubeletData && strings.HasPrefix(e.link, "..") && len(e.link) > 2 &&
+		!strings.Contains(e.link, "/")
+	isUser := e.link == contract.KubeletData+"/"+name && slices.ContainsFunc(t.rule.Files, func(f policy.File) bool {
+		return f.Path == name || strings.HasPrefix(f.Path, name+"/")
+	})
+	if isState || isUser {
+		return nil
+	}
+	return &Denial{
+		Code: Content, Field: "link " + quote(name), Want: "no link but kubelet's", Got: "one to " + quote(e.link),
+	}
+}
+
+// state returns a file's name without the directory of its state.
+func state(name string) string {
+	if name == "" {
+		return "."
+	}
+	if first, rest, ok := strings.Cut(name, "/"); ok && strings.HasPrefix(first, "..") {
+		return rest
+	}
+	return name
+}

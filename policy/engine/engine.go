@@ -1,0 +1,261 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package engine decides whether a policy allows a request. It is the same code in the agent, the shim, the generator
+// and the simulator, and it is pure: no files, no network, no clock.
+//
+// An Engine is the state machine of one guest. Check compares a decoded request with the policy and with what has
+// happened before; it changes nothing. The caller applies the Grant that it returns, has the request handled, and then
+// calls Commit: what failed has not happened. Exited tells the engine of the end of a container's first process.
+// Requests that change the guest must come one at a time, as the agent has them.
+//
+// Each method of the protocol has an entry in a table; one without an entry is denied, and a test compares the table
+// with the descriptors. A request for a container is compared with all containers of the policy. The denial is that of
+// the nearest one: the one with the fewest differences.
+package engine
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"google.golang.org/protobuf/proto"
+
+	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/internal/ident"
+	"github.com/coco-shim/coco/policy"
+)
+
+// Engine is the policy of a guest with its state. Its methods may be called at the same time.
+type Engine struct {
+	policy *policy.Policy // nil: closed
+
+	mu     sync.Mutex
+	box    sandbox              // guarded by mu
+	lives  map[string]*instance // guarded by mu; by container id, also of those that are gone
+	past   map[string]*past     // guarded by mu; by name in the policy
+	copies copies               // guarded by mu
+	making making               // guarded by mu
+}
+
+// sandbox is what the pod has been told.
+type sandbox struct {
+	made     bool
+	hostname string
+	fields   map[string]string // values of Field… constants
+	volumes  map[string]string // places of volumes by their names
+	live     map[string]string // ids of containers that run, by their names
+}
+
+// instance is a container of the guest.
+type instance struct {
+	of      *policy.Container
+	started bool
+	exited  bool
+	removed bool
+	execs   map[string]*policy.Command // that were begun, by id; of "any", one without arguments
+}
+
+// making is the container of the last request for one, which may not be handled yet.
+type making struct {
+	id string
+	of *policy.Container
+}
+
+// past is what has become of a container of the policy.
+type past struct {
+	started bool // at least once
+	code    int  // of the last exit
+	exited  bool // its last instance has exited
+}
+
+// New makes the engine of a policy. Without one it denies everything but what closed guests answer.
+func New(p *policy.Policy) *Engine {
+	return &Engine{
+		policy: p, lives: map[string]*instance{}, past: map[string]*past{}, copies: newCopies(),
+		box: sandbox{fields: map[string]string{}, volumes: map[string]string{}, live: map[string]string{}},
+	}
+}
+
+// Grant is the permission for one request.
+type Grant struct {
+	apply, commit func()
+}
+
+// Apply changes the request to what is allowed of it: it takes the variables away that kubelet makes for services and
+// that the policy does not name.
+func (g *Grant) Apply() {
+	if g != nil && g.apply != nil {
+		g.apply()
+	}
+}
+
+// Commit notes that the request was handled.
+func (g *Grant) Commit() {
+	if g != nil && g.commit != nil {
+		g.commit()
+	}
+}
+
+// rule decides about the requests of one method. It is called with the lock held; so is the commit, later.
+type rule func(*Engine, proto.Message) (*Grant, *Denial)
+
+// Check decides about a request. method is its full name, "/grpc.AgentService/CreateContainer". The error is a *Denial.
+func (e *Engine) Check(method string, req proto.Message) (*Grant, error) {
+	method = strings.TrimPrefix(method, "/")
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	r, ok := rules[method]
+	switch {
+	case !ok:
+		return nil, &Denial{Code: Method, Field: quote(method), Want: "a method of the protocol", Got: "it"}
+	case e.policy == nil && !answersClosed[method]:
+		return nil, noPolicy(method)
+	}
+	g, d := r(e, req)
+	if d != nil {
+		return nil, d
+	}
+	if g != nil && g.commit != nil {
+		commit := g.commit
+		g.commit = func() {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			commit()
+		}
+	}
+	return g, nil
+}
+
+// Exited notes the end of a container's first process.
+func (e *Engine) Exited(id string, code int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	c := e.lives[id]
+	if c == nil || c.exited {
+		return
+	}
+	c.exited = true
+	delete(e.box.live, c.of.Name)
+	p := e.of(c.of)
+	p.exited, p.code = true, code
+}
+
+// Forward decides about a connection to a TCP port of the guest's loopback address.
+func (e *Engine) Forward(port uint32) error {
+	if e.policy == nil {
+		return noPolicy("port")
+	}
+	if port <= 1<<16-1 && slices.Contains(e.policy.Pod.PortForward, uint16(port)) {
+		return nil
+	}
+	return &Denial{
+		Code: Capability, Field: "port", Want: "a port of pod.portForward", Got: show(port),
+		Fix: "pod.portForward with " + show(port),
+	}
+}
+
+// Output says whether the host may read the output of a process. Where it may not, the agent reads and discards it, so
+// that the process does not wait. exec is "" for a container's first process.
+func (e *Engine) Output(id, exec string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var c *policy.Container
+	switch {
+	case e.lives[id] != nil:
+		c = e.lives[id].of
+	case e.making.id == id:
+		c = e.making.of
+	}
+	return c != nil && (c.Allow.Logs || exec != "" && exec != id)
+}
+
+// Streams decides whether byte streams may be opened, which later requests name.
+func (e *Engine) Streams() error {
+	if e.policy == nil {
+		return noPolicy("stream")
+	}
+	return nil
+}
+
+func noPolicy(field string) *Denial {
+	return &Denial{
+		Code: NoPolicy, Field: field, Want: "a file " + policy.FileName + " in the pod's initdata", Got: "none",
+	}
+}
+
+// of returns the past of a container of the policy.
+func (e *Engine) of(c *policy.Container) *past {
+	p := e.past[c.Name]
+	if p == nil {
+		p = &past{}
+		e.past[c.Name] = p
+	}
+	return p
+}
+
+// instance finds a container of the guest that was not removed.
+func (e *Engine) instance(id string) (*instance, *Denial) {
+	c := e.lives[id]
+	if c == nil || c.removed {
+		return nil, &Denial{Code: ID, Field: "container_id", Want: "the id of a container of this guest", Got: quote(id)}
+	}
+	return c, nil
+}
+
+// admitID checks the form of an id.
+func admitID(field, id string) *Denial {
+	if ident.ID(id) {
+		return nil
+	}
+	return &Denial{
+		Code: ID, Field: field, Want: "1 to 128 letters, digits and _.-, the first a letter or digit", Got: quote(id),
+	}
+}
+
+func sortedKeys(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }
+
+func createSandbox(e *Engine, m proto.Message) (*Grant, *Denial) {
+	req, ok := m.(*pb.CreateSandboxRequest)
+	if !ok {
+		return nil, mistyped(m)
+	}
+	if e.box.made {
+		return nil, &Denial{Code: Order, Field: "sandbox_id", Want: "one sandbox in the guest's life", Got: "a second one"}
+	}
+	if d := admitID("sandbox_id", req.GetSandboxId()); d != nil {
+		return nil, d
+	}
+	d := &diffs{fields: maps.Clone(e.box.fields), root: "pod"}
+	d.fields[policy.FieldSandboxID] = req.GetSandboxId()
+	pod := &e.policy.Pod
+	if !d.allows(pod.Hostname, req.GetHostname()) {
+		d.add("hostname", d.wanted(pod.Hostname), quote(req.GetHostname()), "hostname.is = "+quote(req.GetHostname()))
+	}
+	d.fields[policy.FieldHostname] = req.GetHostname()
+	d.texts("sysctls", "sysctls", pod.Sysctls, req.GetSysctls())
+	d.dns(pod.DNS, req.GetDns())
+	var want []storage
+	if pod.SharedShm {
+		want = append(want, sharedShm)
+	}
+	d.storages(want, req.GetStorages())
+	fixed(d, "sandbox_pidns", false, req.GetSandboxPidns())
+	fixed(d, "guest_hook_path", "", req.GetGuestHookPath())
+	fixed(d, "kernel_modules", 0, len(req.GetKernelModules()))
+	if d.first != nil {
+		return nil, d.first
+	}
+	return &Grant{commit: func() {
+		e.box.made, e.box.hostname = true, req.GetHostname()
+		maps.Copy(e.box.fields, d.fields)
+	}}, nil
+}
+
+func mistyped(m proto.Message) *Denial {
+	return &Denial{
+		Code: Method, Field: "request", Want: "a message of this method",
+		Got: string(m.ProtoReflect().Descriptor().Name()),
+	}
+}

@@ -1,0 +1,528 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/agent/types"
+	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/plan/request"
+	"github.com/coco-shim/coco/policy"
+)
+
+// methods are those of the protocol, with a request of each.
+func methods() map[string]proto.Message {
+	out := map[string]proto.Message{}
+	for _, file := range []protoreflect.FileDescriptor{
+		pb.File_coco_agent_agent_proto, pb.File_coco_agent_health_proto,
+	} {
+		for i := range file.Services().Len() {
+			s := file.Services().Get(i)
+			for j := range s.Methods().Len() {
+				m := s.Methods().Get(j)
+				out[string(s.FullName())+"/"+string(m.Name())] = message(m.Input())
+			}
+		}
+	}
+	return out
+}
+
+func message(d protoreflect.MessageDescriptor) proto.Message {
+	for _, m := range []proto.Message{
+		&pb.CreateSandboxRequest{}, &pb.CreateContainerRequest{}, &pb.ExecProcessRequest{}, &pb.StartContainerRequest{},
+		&pb.CopyFileRequest{}, &pb.UpdateInterfaceRequest{}, &pb.UpdateRoutesRequest{}, &pb.AddARPNeighborsRequest{},
+		&pb.UpdateContainerRequest{}, &pb.RemoveContainerRequest{},
+	} {
+		if m.ProtoReflect().Descriptor().FullName() == d.FullName() {
+			return m
+		}
+	}
+	return &pb.CheckRequest{}
+}
+
+func TestEveryMethodHasARule(t *testing.T) {
+	all := methods()
+	if len(all) < 44 {
+		t.Fatalf("the protocol has %d methods", len(all))
+	}
+	for name := range all {
+		if rules[name] == nil {
+			t.Errorf("method %s has no rule", name)
+		}
+	}
+	for name := range rules {
+		if all[name] == nil {
+			t.Errorf("the rule for %s is of no method", name)
+		}
+	}
+}
+
+// A policy that pins nothing allows nothing: every method but those of a closed guest and the sandbox is denied.
+func TestTheDefaultIsToDeny(t *testing.T) {
+	hostname := "a"
+	least := &policy.Policy{APIVersion: policy.APIVersion, Pod: policy.Pod{Hostname: policy.Value{Is: &hostname}}}
+	for name, m := range methods() {
+		for what, e := range map[string]*Engine{"closed": New(nil), "least": New(least)} {
+			_, err := e.Check("/"+name, m)
+			free := answersClosed[name] || what == "least" && name == service+"RemoveContainer"
+			if errdefs.IsPermissionDenied(err) == free {
+				t.Errorf("%s policy, %s: %v", what, name, err)
+			}
+		}
+	}
+	if _, err := New(least).Check("/grpc.AgentService/New", &pb.CheckRequest{}); !errdefs.IsPermissionDenied(err) {
+		t.Errorf("an unknown method: %v", err)
+	}
+	if New(nil).Forward(80) == nil || New(least).Forward(80) == nil || New(nil).Streams() == nil || New(nil).Output("c",
+		"") {
+		t.Error("a closed guest forwards, streams or shows output")
+	}
+}
+
+func code(err error) Code {
+	var d *Denial
+	if !errors.As(err, &d) {
+		return ""
+	}
+	return d.Code
+}
+
+// one returns a pod with one container, named c0.
+func one(t *testing.T) *pod {
+	t.Helper()
+	for seed := uint64(0); ; seed++ {
+		if p := newPod(t, seed); len(p.creates) == 1 && len(p.policy.Containers[0].Mounts) < 6 {
+			return p
+		}
+	}
+}
+
+// again is a request for another instance of a container.
+func again(t *testing.T, m *pb.CreateContainerRequest, id string) *pb.CreateContainerRequest {
+	t.Helper()
+	out := proto.CloneOf(m)
+	old := m.GetContainerId()
+	replace := func(s string) string { return strings.ReplaceAll(s, old, id) }
+	out.ContainerId, out.ExecId = id, id
+	out.OCI.Root.Path, out.OCI.Linux.CgroupsPath = replace(out.OCI.Root.Path), replace(out.OCI.Linux.CgroupsPath)
+	for _, mount := range out.OCI.Mounts {
+		mount.Source = replace(mount.Source)
+	}
+	for _, s := range out.Storages {
+		s.MountPoint = replace(s.MountPoint)
+		for _, list := range [][]string{s.Options, s.DriverOptions} {
+			for i := range list {
+				list[i] = replace(list[i])
+			}
+		}
+	}
+	return out
+}
+
+func TestOrderOfRequests(t *testing.T) {
+	p := one(t)
+	e, c := New(p.policy), p.creates[0]
+	id := c.GetContainerId()
+	check := func(what string, err error, want Code) {
+		t.Helper()
+		if code(err) != want || (err == nil) != (want == "") {
+			t.Errorf("%s: %v, want code %q", what, err, want)
+		}
+	}
+	start := &pb.StartContainerRequest{ContainerId: id}
+	check("a container before the sandbox", call(e, "CreateContainer", c), Order)
+	check("sandbox", call(e, "CreateSandbox", p.sandbox), "")
+	check("a second sandbox", call(e, "CreateSandbox", p.sandbox), Order)
+	check("start of nothing", call(e, "StartContainer", start), ID)
+	if _, err := e.Check("/"+service+"CreateContainer", c); err != nil {
+		t.Error(err) // not committed: it failed in the guest
+	}
+	check("create", call(e, "CreateContainer", c), "")
+	check("create again", call(e, "CreateContainer", c), ID)
+	check("a second instance", call(e, "CreateContainer", again(t, c, "other")), Order)
+	check("exec before the start", call(e, "ExecProcess", p.execs[0]), Order)
+	check("start", call(e, "StartContainer", start), "")
+	check("start again", call(e, "StartContainer", start), Order)
+	check("exec", call(e, "ExecProcess", p.execs[0]), "")
+	e.Exited(id, 1)
+	check("exec after the exit", call(e, "ExecProcess", p.execs[0]), Order)
+	check("remove", call(e, "RemoveContainer", &pb.RemoveContainerRequest{ContainerId: id}), "")
+	check("remove again", call(e, "RemoveContainer", &pb.RemoveContainerRequest{ContainerId: id}), "")
+	check("the id again", call(e, "CreateContainer", c), ID)
+	check("another instance after the exit", call(e, "CreateContainer", again(t, c, "other")), "")
+	p.policy.Containers[0].Restart = policy.OnFailure
+	e.Exited("other", 0)
+	check("a third after success", call(e, "CreateContainer", again(t, c, "third")), Order)
+	bad := again(t, c, "bad/id")
+	check("an id with a slash", call(e, "CreateContainer", bad), ID)
+}
+
+func TestInitContainersComeFirst(t *testing.T) {
+	var p *pod
+	for seed := uint64(0); p == nil || len(p.creates) != 3; seed++ {
+		p = newPod(t, seed)
+	}
+	p.policy.Containers[0].Kind, p.policy.Containers[1].Kind = policy.Init, policy.Sidecar
+	e := New(p.policy)
+	if err := call(e, "CreateSandbox", p.sandbox); err != nil {
+		t.Fatal(err)
+	}
+	create := func(i int) error { return call(e, "CreateContainer", p.creates[i]) }
+	start := func(i int) error {
+		return call(e, "StartContainer", &pb.StartContainerRequest{ContainerId: p.creates[i].ContainerId})
+	}
+	steps := []struct {
+		what string
+		err  error
+		want Code
+	}{
+		{"the app first", create(2), Order},
+		{"the sidecar first", create(1), Order},
+		{"the init container", create(0), ""},
+		{"start it", start(0), ""},
+		{"the sidecar beside it", create(1), Order},
+	}
+	e.Exited(p.creates[0].ContainerId, 0)
+	steps = append(steps, []struct {
+		what string
+		err  error
+		want Code
+	}{
+		{"the init container again", call(e, "CreateContainer", again(t, p.creates[0], "again")), Order},
+		{"the sidecar", create(1), ""},
+		{"the app before its start", create(2), Order},
+		{"start the sidecar", start(1), ""},
+		{"the app", create(2), ""},
+	}...)
+	for _, s := range steps {
+		if code(s.err) != s.want || (s.err == nil) != (s.want == "") {
+			t.Errorf("%s: %v, want code %q", s.what, s.err, s.want)
+		}
+	}
+}
+
+// TestDenialsKeepSecrets: neither a variable's text nor the words of an exec are in the denial.
+func TestDenialsKeepSecrets(t *testing.T) {
+	const canary = "canary-5f3e"
+	p := one(t)
+	for _, spoil := range []func(*pb.CreateContainerRequest){
+		func(m *pb.CreateContainerRequest) { m.OCI.Process.Env[2] = "NAME=" + canary },
+		func(m *pb.CreateContainerRequest) { m.OCI.Process.Env = append(m.OCI.Process.Env, "MORE="+canary) },
+		func(m *pb.CreateContainerRequest) { m.OCI.Process.Env = append(m.OCI.Process.Env, canary) },
+		func(m *pb.CreateContainerRequest) { m.OCI.Annotations["k"] = canary },
+	} {
+		m := proto.CloneOf(p.creates[0])
+		spoil(m)
+		if err := call(p.until(t, 0, false), "CreateContainer", m); err == nil || strings.Contains(err.Error(), canary) {
+			t.Errorf("%v", err)
+		}
+	}
+	x := proto.CloneOf(p.execs[0])
+	x.Process.Args = []string{"sh", "-c", canary}
+	if err := call(p.until(t, 0, true), "ExecProcess", x); code(err) != Value || strings.Contains(err.Error(), canary) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestADenialIsOneShortLine(t *testing.T) {
+	long := strings.Repeat("ü\n", 3000)
+	d := &Denial{
+		Code: Value, Container: "c", Field: "f", Want: quote(long), Got: quoteAll([]string{long, long}), Fix: long,
+	}
+	if s := (&Denial{Code: Value, Field: "f", Want: "a", Got: "b", Fix: strings.Repeat("ü",
+		3000)}).Error(); len(s) > maxDenial {
+		t.Errorf("%d bytes", len(s))
+	}
+	if s := d.Error(); len(s) > maxDenial || !strings.HasPrefix(s, "denied [value] c/f: expected ") {
+		t.Errorf("%d bytes: %s", len(s), s)
+	}
+	got := (&Denial{Code: Value, Container: "web", Field: "a", Want: "1", Got: "2", Fix: "b = 2"}).Error()
+	if want := "denied [value] web/a: expected 1, got 2; allow with: b = 2"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+func TestServiceVariablesAreDropped(t *testing.T) {
+	p := one(t)
+	m := proto.CloneOf(p.creates[0])
+	before := len(m.OCI.Process.Env)
+	m.OCI.Process.Env = append(m.OCI.Process.Env, "WEB_SERVICE_HOST=10.0.0.1", "WEB_PORT_80_TCP_ADDR=10.0.0.1",
+		"WEB_PORT=tcp://10.0.0.1:80")
+	e := p.until(t, 0, false)
+	g, err := e.Check("/"+service+"CreateContainer", m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g.Apply(); len(m.OCI.Process.Env) != before {
+		t.Errorf("the process gets %q", m.OCI.Process.Env)
+	}
+	for _, name := range []string{
+		"A_SERVICE_HOST", "A_SERVICE_PORT", "A_SERVICE_PORT_HTTP", "A_PORT", "A_PORT_80_TCP",
+		"A_PORT_80_UDP_PORT", "A_PORT_B_PORT_80_TCP_PROTO",
+	} {
+		if !isService(name) {
+			t.Errorf("%s is no service's", name)
+		}
+	}
+	for _, name := range []string{
+		"", "PATH", "_PORT", "PORT", "a_PORT", "A_PORT_80", "A_PORT_80_ICMP",
+		"A_PORT_80_TCP_X", "LD_PRELOAD", "A_PORT_0_TCP",
+	} {
+		if isService(name) {
+			t.Errorf("%s is a service's", name)
+		}
+	}
+}
+
+// TestFieldsAreTheSameEverywhere: a value that only the host knows is one value in the whole pod.
+func TestFieldsAreTheSameEverywhere(t *testing.T) {
+	var p *pod
+	for seed := uint64(0); p == nil || len(p.creates) < 2; seed++ {
+		p = newPod(t, seed)
+	}
+	e := p.until(t, 1, false)
+	m := proto.CloneOf(p.creates[1])
+	for i, v := range m.OCI.Process.Env {
+		if strings.HasPrefix(v, "POD_IP=") {
+			m.OCI.Process.Env[i] = "POD_IP=10.0.0.8"
+		}
+	}
+	if err := call(e, "CreateContainer", m); code(err) != Value || !strings.Contains(err.Error(),
+		`podIP, which is "10.0.0.7"`) {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestVolumesKeepTheirPlace: the first container decides where a volume is, and no other volume gets that place.
+func TestVolumesKeepTheirPlace(t *testing.T) {
+	d := &diffs{volumes: map[string]string{}}
+	conf, more := &policy.Volume{Name: "conf", Kind: policy.VolumeCopy}, &policy.Volume{
+		Name: "more",
+		Kind: policy.VolumeCopy,
+	}
+	at := contract.FilesDir + "/sandbox-1"
+	d.bind("f", conf, at)
+	d.bind("f", conf, at)
+	if d.n != 0 {
+		t.Error(d.first)
+	}
+	for i, bind := range []func(){
+		func() { d.bind("f", conf, at+"2") },
+		func() { d.bind("f", more, at) },
+		func() { d.bind("f", more, contract.FilesDir+"/other") },
+		func() { d.bind("f", more, contract.FilesDir+"/sandbox-1/x") },
+		func() { d.bind("f", more, contract.MemoryDir+"/sandbox-2") },
+	} {
+		if bind(); d.n != i+1 {
+			t.Errorf("case %d: %d denials", i, d.n)
+		}
+	}
+}
+
+func TestNetwork(t *testing.T) {
+	p := one(t)
+	p.policy.Pod.Network.Interfaces[0].Addresses = []string{"10.0.0.2/24"}
+	e := New(p.policy)
+	iface := func(name, address, mask string) error {
+		return call(e, "UpdateInterface", &pb.UpdateInterfaceRequest{Interface: &types.Interface{
+			Name: name, IPAddresses: []*types.IPAddress{{Address: address, Mask: mask}},
+		}})
+	}
+	routes := func(dest, device string) error {
+		return call(e, "UpdateRoutes", &pb.UpdateRoutesRequest{Routes: &pb.Routes{Routes: []*types.Route{{
+			Dest:   dest,
+			Device: device,
+		}}}})
+	}
+	for _, tc := range []struct {
+		what string
+		err  error
+		want Code
+	}{
+		{"the interface", iface("eth0", "10.0.0.2", "24"), ""},
+		{"another one", iface("eth1", "10.0.0.2", "24"), Value},
+		{"another address", iface("eth0", "10.0.0.3", "24"), Value},
+		{"a loopback address", iface("eth0", "127.0.0.1", "8"), Value},
+		{"a mapped one", iface("eth0", "::ffff:127.0.0.1", "128"), Value},
+		{"no address", iface("eth0", "x", "8"), Value},
+		{"a route", routes("10.0.0.0/8", "eth0"), ""},
+		{"the default route", routes("", "eth0"), ""},
+		{"a route to the loopback", routes("127.0.0.0/8", "eth0"), Value},
+		{"a route over it", routes("10.0.0.0/8", "lo"), Value},
+		{"neighbours", call(e, "AddARPNeighbors", &pb.AddARPNeighborsRequest{}), Value},
+	} {
+		if code(tc.err) != tc.want || (tc.err == nil) != (tc.want == "") {
+			t.Errorf("%s: %v, want code %q", tc.what, tc.err, tc.want)
+		}
+	}
+}
+
+func TestCapabilities(t *testing.T) {
+	p := one(t)
+	id := p.creates[0].GetContainerId()
+	c := &p.policy.Containers[0]
+	c.Allow.Logs = false
+	e := p.until(t, 0, true)
+	if err := call(e, "ExecProcess", p.execs[0]); err != nil {
+		t.Fatal(err)
+	}
+	exec := p.execs[0].GetExecId()
+	read := func(exec string) error {
+		return call(e, "ReadStdout", &pb.ReadStreamRequest{ContainerId: id, ExecId: exec})
+	}
+	write := func(exec string) error {
+		return call(e, "WriteStdin", &pb.WriteStreamRequest{ContainerId: id, ExecId: exec})
+	}
+	if code(read("")) != Capability || code(read(id)) != Capability || code(write("")) != Capability || e.Output(id, "") {
+		t.Error("closed streams are open")
+	}
+	if read(exec) != nil || write(exec) != nil || !e.Output(id, exec) || code(read("other")) != ID {
+		t.Error("the streams of an exec are closed, or of any")
+	}
+	c.Allow.Logs, c.Allow.Stdin = true, true
+	if read("") != nil || write("") != nil || !e.Output(id, "") {
+		t.Error("open streams are closed")
+	}
+	p.policy.Pod.PortForward = []uint16{80}
+	if e.Forward(80) != nil || code(e.Forward(81)) != Capability || code(e.Forward(80+1<<16)) != Capability {
+		t.Error("port-forward")
+	}
+	c.Allow.Exec = policy.Exec{}
+	if err := call(e, "ExecProcess", p.execs[0]); code(err) != Capability {
+		t.Errorf("exec without the capability: %v", err)
+	}
+	if err := call(e, "StatsContainer", &pb.StatsContainerRequest{ContainerId: id}); err != nil {
+		t.Error(err)
+	}
+	p.policy.Pod.Stats = false
+	if err := call(e, "StatsContainer", &pb.StatsContainerRequest{ContainerId: id}); code(err) != Capability {
+		t.Errorf("statistics: %v", err)
+	}
+}
+
+// file is the copy of a whole file.
+func file(path, text string) *pb.CopyFileRequest {
+	return &pb.CopyFileRequest{Path: path, FileMode: regular | 0o644, FileSize: int64(len(text)), Data: []byte(text)}
+}
+
+func link(path, target string) *pb.CopyFileRequest {
+	return &pb.CopyFileRequest{Path: path, FileMode: symlink | 0o777, Data: []byte(target)}
+}
+
+// TestPinnedContent copies a config map as kubelet lays it out, and changes it.
+func TestPinnedContent(t *testing.T) {
+	const text = "the owner's text"
+	sum := sha256.Sum256([]byte(text))
+	p := one(t)
+	p.policy.Containers[0].Mounts[2].Source.Copy = &policy.Content{
+		Rule: policy.ContentDigest, Files: []policy.File{{Path: "key", SHA256: hex.EncodeToString(sum[:])}},
+	}
+	m := p.creates[0]
+	at := request.GuestCopy(m.GetContainerId(), "/etc/hosts")
+	tree := func(text string) []*pb.CopyFileRequest {
+		return []*pb.CopyFileRequest{
+			{Path: at, FileMode: directory | 0o755},
+			file(at+"/..2026/key", text), link(at+"/..data", "..2026"), link(at+"/key", "..data/key"),
+		}
+	}
+	for _, tc := range []struct {
+		what string
+		list []*pb.CopyFileRequest
+		want Code
+	}{
+		{"nothing", nil, Content},
+		{"the owner's", tree(text), ""},
+		{"another text", tree("another"), Content},
+		{"one more file", append(tree(text), file(at+"/..2026/more", "")), Content},
+		{"a link out", append(tree(text), link(at+"/more", "/etc/shadow")), Content},
+		{"a key that leads elsewhere", append(tree(text), link(at+"/key", "..data/other")), Content},
+		{"a removed file", append(tree(text), &pb.CopyFileRequest{Path: at + "/..2026/key", Remove: true}), Content},
+	} {
+		e := p.until(t, 0, false)
+		for _, r := range tc.list {
+			if err := call(e, "CopyFile", r); err != nil {
+				t.Fatalf("%s: %v", tc.what, err)
+			}
+		}
+		if err := call(e, "CreateContainer", m); code(err) != tc.want || (err == nil) != (tc.want == "") {
+			t.Errorf("%s: %v, want code %q", tc.what, err, tc.want)
+		}
+		if tc.want != "" {
+			continue
+		}
+		for what, r := range map[string]*pb.CopyFileRequest{
+			"other text": file(at+"/..2027/key", "x"), "a new key": file(at+"/..2027/new", text), "a link": link(at+"/key",
+				"/x"),
+			"a removed key": {Path: at + "/key", Remove: true},
+		} {
+			if err := call(e, "CopyFile", r); code(err) != Content {
+				t.Errorf("later, %s: %v", what, err)
+			}
+		}
+		for _, r := range []*pb.CopyFileRequest{
+			file(at+"/..2027/key", text), link(at+"/..data", "..2027"),
+			{Path: at + "/..2026", Remove: true},
+		} {
+			if err := call(e, "CopyFile", r); err != nil {
+				t.Errorf("later, the owner's text: %v", err)
+			}
+		}
+	}
+}
+
+func TestFilesComeInParts(t *testing.T) {
+	const text = "0123456789"
+	sum := sha256.Sum256([]byte(text))
+	p := one(t)
+	p.policy.Containers[0].Mounts[2].Source.Copy = &policy.Content{
+		Rule: policy.ContentDigest, Files: []policy.File{{Path: ".", SHA256: hex.EncodeToString(sum[:])}},
+	}
+	e, m := p.until(t, 0, false), p.creates[0]
+	at := request.GuestCopy(m.GetContainerId(), "/etc/hosts")
+	part := func(from, to int) error {
+		r := file(at, text)
+		r.Offset, r.Data = int64(from), []byte(text[from:to])
+		return call(e, "CopyFile", r)
+	}
+	if err := errors.Join(part(0, 4), part(0, 5)); err != nil { // begun again
+		t.Fatal(err)
+	}
+	if err := part(6, 10); code(err) != Order {
+		t.Errorf("a gap: %v", err)
+	}
+	if err := part(5, 10); err != nil {
+		t.Fatal(err)
+	}
+	if err := call(e, "CreateContainer", m); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestFilesGoToTheirPlaces(t *testing.T) {
+	p := one(t)
+	e := p.until(t, 0, false)
+	for path, want := range map[string]Code{
+		request.GuestCopy("any", "/etc/hosts"):               "",
+		request.GuestCopy("any", "/etc/passwd"):              Capability,
+		contract.FilesDir + "/sandbox-1-conf/key":            "",
+		contract.FilesDir + "/other":                         Capability,
+		contract.FilesDir:                                    Value,
+		contract.FilesDir + "/sandbox-1/../../../etc/passwd": Value,
+		"/etc/passwd": Value,
+	} {
+		if err := call(e, "CopyFile", file(path, "x")); code(err) != want || (err == nil) != (want == "") {
+			t.Errorf("%s: %v, want code %q", path, err, want)
+		}
+	}
+}

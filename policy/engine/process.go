@@ -1,0 +1,159 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+
+	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/policy"
+)
+
+// process compares a container's first process.
+func (d *diffs) process(want *policy.Process, got *pb.Process) {
+	const at, fix = "OCI.Process", "process"
+	d.list(at+".Args", fix+".args", want.Args, got.GetArgs())
+	same(d, at+".Terminal", fix+".tty", want.TTY, got.GetTerminal())
+	d.setting(at, want, got)
+	d.env(at+".Env", want.Env, got.GetEnv())
+}
+
+// setting compares what a container's first process and its execs have in common.
+func (d *diffs) setting(at string, want *policy.Process, got *pb.Process) {
+	const fix = "process"
+	same(d, at+".Cwd", fix+".cwd", want.Cwd, got.GetCwd())
+	u := got.GetUser()
+	same(d, at+".User.UID", fix+".user.uid", want.User.UID, u.GetUID())
+	same(d, at+".User.GID", fix+".user.gid", want.User.GID, u.GetGID())
+	d.set(at+".User.AdditionalGids", fix+".user.groups", numbers(want.User.Groups), numbers(u.GetAdditionalGids()))
+	fixed(d, at+".User.Username", "", u.GetUsername())
+	c := got.GetCapabilities()
+	for _, s := range []struct {
+		name      string
+		want, got []string
+	}{
+		{"Bounding", want.Caps.Bounding, c.GetBounding()},
+		{"Effective", want.Caps.Effective, c.GetEffective()},
+		{"Inheritable", want.Caps.Inheritable, c.GetInheritable()},
+		{"Permitted", want.Caps.Permitted, c.GetPermitted()},
+		{"Ambient", want.Caps.Ambient, c.GetAmbient()},
+	} {
+		d.set(at+".Capabilities."+s.name, fix+".caps."+strings.ToLower(s.name), s.want, s.got)
+	}
+	same(d, at+".NoNewPrivileges", fix+".noNewPrivileges", want.NoNewPrivileges, got.GetNoNewPrivileges())
+	fixed(d, at+".ApparmorProfile", "", got.GetApparmorProfile())
+	fixed(d, at+".SelinuxLabel", "", got.GetSelinuxLabel())
+	d.rlimits(at+".Rlimits", fix+".rlimits", want.Rlimits, got.GetRlimits())
+}
+
+func numbers(list []uint32) []string {
+	out := make([]string, 0, len(list))
+	for _, n := range list {
+		out = append(out, strconv.FormatUint(uint64(n), 10))
+	}
+	return out
+}
+
+func (d *diffs) rlimits(field, fix string, want policy.Rlimits, got []*pb.POSIXRlimit) {
+	seen := map[string]bool{}
+	for _, l := range got {
+		i := slices.IndexFunc(want.Limits, func(w policy.Rlimit) bool { return w.Type == l.GetType() })
+		text := show(policy.Rlimit{Type: l.GetType(), Soft: l.GetSoft(), Hard: l.GetHard()})
+		switch {
+		case seen[l.GetType()]:
+			d.add(field, quote(l.GetType())+" once", "it twice", "")
+		case i >= 0 && (want.Limits[i].Soft != l.GetSoft() || want.Limits[i].Hard != l.GetHard()):
+			d.add(key(field, l.GetType()), show(want.Limits[i]), text, fix+".limits with "+text)
+		case i < 0 && !want.FromHost:
+			d.add(key(field, l.GetType()), "none", text, fix+".limits with "+text)
+		case i < 0 && !isRlimit(l.GetType()):
+			d.add(key(field, l.GetType()), "the name of a limit", quote(l.GetType()), "")
+		}
+		seen[l.GetType()] = true
+	}
+	for _, w := range want.Limits {
+		if !seen[w.Type] {
+			d.add(key(field, w.Type), show(w), "none", fix+".limits without "+quote(w.Type))
+		}
+	}
+}
+
+func isRlimit(s string) bool {
+	name, ok := strings.CutPrefix(s, "RLIMIT_")
+	return ok && name != "" && strings.Trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") == ""
+}
+
+// env compares an environment. Variables of services that no entry names are noted to be dropped.
+func (d *diffs) env(field string, want []policy.Env, got []string) {
+	const fix = "process.env"
+	seen := map[string]bool{}
+	for i, e := range got {
+		name, value, ok := strings.Cut(e, "=")
+		j := slices.IndexFunc(want, func(w policy.Env) bool { return w.Name == name })
+		switch {
+		case !ok || name == "":
+			d.add(index(field, i), "NAME=VALUE", hidden(e), "")
+		case seen[name]:
+			d.add(key(field, name), "it once", "it twice", "")
+		case j >= 0 && !d.allows(want[j].Value, value):
+			d.add(key(field, name), d.wanted(want[j].Value), hidden(value), key(fix, name)+" with this text")
+		case j < 0 && isService(name):
+			d.drop[name] = true
+		case j < 0:
+			d.add(key(field, name), "none", "a text of "+strconv.Itoa(len(value))+" bytes",
+				fix+" with an entry for "+quote(name))
+		}
+		seen[name] = true
+	}
+	for _, w := range want {
+		if !w.Optional && !seen[w.Name] {
+			d.add(key(field, w.Name), d.wanted(w.Value), "none", key(fix, w.Name)+".optional = true")
+		}
+	}
+}
+
+// isService says whether kubelet makes variables of this name for services: FOO_SERVICE_HOST, FOO_SERVICE_PORT,
+// FOO_SERVICE_PORT_NAME, FOO_PORT, FOO_PORT_80_TCP, FOO_PORT_80_TCP_PROTO, …_PORT, …_ADDR.
+func isService(name string) bool {
+	if strings.Trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") != "" {
+		return false
+	}
+	for _, mark := range []string{"_SERVICE_HOST", "_SERVICE_PORT", "_PORT"} {
+		if at := strings.LastIndex(name, mark); at > 0 && at+len(mark) == len(name) {
+			return true
+		}
+	}
+	if at := strings.LastIndex(name, "_SERVICE_PORT_"); at > 0 {
+		return true
+	}
+	for at := strings.Index(name, "_PORT_"); at > 0; {
+		rest := name[at+len("_PORT_"):]
+		number, after, _ := strings.Cut(rest, "_")
+		protocol, what, more := strings.Cut(after, "_")
+		if policy.HasSyntax(policy.TypePort, number) && slices.Contains([]string{"TCP", "UDP", "SCTP"}, protocol) &&
+			(!more || slices.Contains([]string{"PROTO", "PORT", "ADDR"}, what)) {
+			return true
+		}
+		next := strings.Index(rest, "_PORT_")
+		if next < 0 {
+			break
+		}
+		at += len("_PORT_") + next
+	}
+	return false
+}
+
+// exec compares a further process of a container.
+func (d *diffs) exec(c *policy.Container, got *pb.Process) {
+	const at = "process"
+	d.setting(at, &c.Process, got)
+	env := c.Process.Env
+	if got.GetTerminal() && !slices.ContainsFunc(env, func(e policy.Env) bool { return e.Name == "TERM" }) {
+		term := "xterm" // which engines add
+		env = append(slices.Clone(env), policy.Env{Name: "TERM", Value: policy.Value{Is: &term}, Optional: true})
+	}
+	d.env(at+".Env", env, got.GetEnv())
+}
