@@ -51,6 +51,7 @@ var edges = Edges{
 	"plan/rootfs":               {"hypervisor", "api/...", "image/layer", "internal/..."},
 	"plan/volume":               {"api/contract"},
 	"policy":                    {"api/...", "internal/..."},
+	"policy/policytest":         {"policy", "api/..."},
 	"policy/engine":             {"policy", "plan/request", "api/...", "internal/..."},
 	"policy/gen":                {"api/agent", "api/contract", "plan/request", "plan/volume", "policy", "policy/gen/..."},
 	"policy/gen/manifest":       {},
