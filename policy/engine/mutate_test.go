@@ -212,9 +212,9 @@ func named(d *Denial, m mutation) bool {
 // allMutations is the environment variable that has all changes of all pods tried, which takes minutes.
 const allMutations = "COCO_ALL_MUTATIONS"
 
-// TestEverySingleChangeIsDenied changes fields of the requests of 200 pods: each one with allMutations, else one of 40.
+// TestEverySingleChangeIsDenied changes fields of the requests of 200 pods: each one with allMutations, else one of 100.
 func TestEverySingleChangeIsDenied(t *testing.T) {
-	const pods, part = 200, 40
+	const pods, part = 200, 100
 	all, r := os.Getenv(allMutations) != "", rand.New(rand.NewPCG(1, 1))
 	choose := func() bool { return all || r.IntN(part) == 0 }
 	total, right := 0, 0
