@@ -261,17 +261,10 @@ func (s *service) openIO(terminal, output bool, stdin, stdout, stderr uint32) (*
 	if err != nil {
 		return nil, err
 	}
-	if !output {
-		for _, i := range []int{1, 2} {
-			if conns[i] != nil {
-				_ = conns[i].Close() // nothing was written to it
-				conns[i] = nil
-			}
-		}
-	}
 	return stdio.New(stdio.Wiring{
 		Terminal: terminal,
-		Streams:  !output || stdin != 0 || stdout != 0 || stderr != 0,
+		Discard:  !output,
+		Streams:  stdin != 0 || stdout != 0 || stderr != 0,
 		Stdin:    conns[0], Stdout: conns[1], Stderr: conns[2],
 	})
 }

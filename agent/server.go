@@ -13,7 +13,6 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/coco-shim/coco/agent/forward"
 	"github.com/coco-shim/coco/agent/gate"
@@ -21,7 +20,6 @@ import (
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/words"
-	"github.com/coco-shim/coco/policy/engine"
 )
 
 // Server is the host's only way into the guest: the port for requests, the port for byte streams and, if configured,
@@ -95,9 +93,9 @@ func (s *service) pass(
 ) (any, error) {
 	done := func() {}
 	defer func() { done() }()
-	var grant *engine.Grant
+	var grant *gate.Grant
 	resp, err := method(ctx, func(req any) error {
-		m, err := admit(decode, req)
+		m, err := gate.Decode(decode, req)
 		if err != nil {
 			return err
 		}
@@ -116,19 +114,6 @@ func (s *service) pass(
 	s.Log.Debug("request failed", "method", info.FullMethod, "error", err)
 	st := status.Convert(errgrpc.ToGRPC(classify(err)))
 	return nil, status.Error(st.Code(), words.UTF8(st.Message(), words.Most)) // a name that is no UTF-8 breaks no message
-}
-
-// admit decodes a request and checks that nothing in it is unknown.
-func admit(decode ttrpc.Unmarshaler, req any) (proto.Message, error) {
-	m, ok := req.(proto.Message)
-	if !ok {
-		return nil, fmt.Errorf("%T is not a message: %w", req, errdefs.ErrInternal)
-	}
-	if err := decode(m); err != nil {
-		name := m.ProtoReflect().Descriptor().Name()
-		return nil, fmt.Errorf("decode %s: %s: %w", name, status.Convert(err).Message(), errdefs.ErrInvalidArgument)
-	}
-	return m, gate.Message(m)
 }
 
 // classify gives errors without a class the one that hosts expect.

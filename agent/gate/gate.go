@@ -15,10 +15,24 @@ import (
 	"strconv"
 
 	"github.com/containerd/errdefs"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
+
+// Decode decodes a request, once, and checks that nothing in it is unknown.
+func Decode(decode func(any) error, req any) (proto.Message, error) {
+	m, ok := req.(proto.Message)
+	if !ok {
+		return nil, fmt.Errorf("%T is not a message: %w", req, errdefs.ErrInternal)
+	}
+	if err := decode(m); err != nil {
+		name := m.ProtoReflect().Descriptor().Name()
+		return nil, fmt.Errorf("decode %s: %s: %w", name, status.Convert(err).Message(), errdefs.ErrInvalidArgument)
+	}
+	return m, Message(m)
+}
 
 // Message refuses a message in which the decoder met a field that the protocol does not have, or that is not encoded as
 // its type: in the message itself or in one that it contains, also in lists and maps. The error names the message by

@@ -21,12 +21,15 @@ type Policy struct {
 	Open bool
 }
 
+// Grant is the permission for one request.
+type Grant = engine.Grant
+
 // none is what a guest without a policy answers.
 var none = engine.New(nil)
 
 // Ask decides about a request. The grant is applied before the handler gets the message, and committed when the
 // handler has succeeded.
-func (p Policy) Ask(fullMethod string, m proto.Message) (*engine.Grant, error) {
+func (p Policy) Ask(fullMethod string, m proto.Message) (*Grant, error) {
 	switch {
 	case p.Distrust != nil:
 		return nil, p.Distrust

@@ -36,9 +36,13 @@ const (
 // Wiring says how a process's streams reach the host. With Streams set, a nil connection means
 // that the host does not want the stream: the process gets /dev/null. Otherwise the streams are
 // served by Read and Write.
+//
+// With Discard set, the host gets no output: what the process writes is lost, so that the process never waits. The
+// host's connections for it are closed.
 type Wiring struct {
 	Terminal              bool
 	Streams               bool
+	Discard               bool
 	Stdin, Stdout, Stderr net.Conn
 }
 
@@ -65,6 +69,9 @@ type IO struct {
 
 // New makes the streams of one process and takes over the connections of w, also when it fails.
 func New(w Wiring) (_ *IO, err error) {
+	if w.Discard {
+		w = w.discard()
+	}
 	s := &IO{
 		terminal: w.Terminal, streams: w.Streams,
 		conns:   [3]net.Conn{w.Stdin, w.Stdout, w.Stderr},
@@ -97,6 +104,18 @@ func New(w Wiring) (_ *IO, err error) {
 		}
 	}
 	return s, nil
+}
+
+// discard takes the connections for output away.
+func (w Wiring) discard() Wiring {
+	for _, c := range []*net.Conn{&w.Stdout, &w.Stderr} {
+		if *c != nil {
+			_ = (*c).Close() // nothing was written to it
+			*c = nil
+		}
+	}
+	w.Streams = true
+	return w
 }
 
 // pipe makes a pipe of which only our end is non-blocking: the process must not notice.

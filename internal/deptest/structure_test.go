@@ -52,7 +52,8 @@ var edges = Edges{
 	"plan/volume":               {"api/contract"},
 	"policy":                    {"api/...", "internal/..."},
 	"policy/policytest":         {"policy", "api/..."},
-	"policy/engine":             {"policy", "plan/request", "api/...", "internal/..."},
+	"policy/compare":            {"policy", "plan/request", "api/...", "internal/..."},
+	"policy/engine":             {"policy", "policy/compare", "plan/request", "api/...", "internal/..."},
 	"policy/gen":                {"api/agent", "api/contract", "plan/request", "plan/volume", "policy", "policy/gen/..."},
 	"policy/gen/manifest":       {},
 	"policy/gen/predict":        {"api/contract", "policy"},
@@ -124,7 +125,7 @@ var edges = Edges{
 		"shim", "shim/task", "shim/shimtest/...", "virtcontainers", "virtcontainers/process", "virtcontainers/stream",
 		"api/agent", "tests/harness",
 	},
-	"agent":       {"agent/...", "policy/engine", "api/...", "internal/..."},
+	"agent":       {"agent/...", "api/...", "internal/..."},
 	"agent/gate":  {"policy/engine", "api/contract", "internal/..."},
 	"agent/trust": {"agent/disk", "policy", "policy/engine", "api/contract", "internal/..."},
 	"agent/...": {

@@ -18,6 +18,7 @@ import (
 	"github.com/coco-shim/coco/internal/ident"
 	"github.com/coco-shim/coco/plan/request"
 	"github.com/coco-shim/coco/policy"
+	"github.com/coco-shim/coco/policy/compare"
 )
 
 // copies are the files that the host copies into the guest. Each directory directly below contract.FilesDir is the
@@ -67,7 +68,7 @@ func place(p string) (top, rest string, ok bool) {
 // candidates are the rules that may turn out to be those of a tree.
 func candidates(p *policy.Policy, top string) []*policy.Content {
 	var out []*policy.Content
-	if strings.HasPrefix(top, copyPrefix) {
+	if strings.HasPrefix(top, compare.CopyPrefix) {
 		for i := range p.Volumes {
 			if p.Volumes[i].Content != nil {
 				out = append(out, p.Volumes[i].Content)
@@ -89,7 +90,7 @@ func candidates(p *policy.Policy, top string) []*policy.Content {
 	return out
 }
 
-func copyFile(e *Engine, m proto.Message) (*Grant, *Denial) {
+func copyFile(e *Engine, m proto.Message) (*Grant, *compare.Denial) {
 	req, ok := m.(*pb.CopyFileRequest)
 	if !ok {
 		return nil, mistyped(m)
@@ -100,7 +101,10 @@ func copyFile(e *Engine, m proto.Message) (*Grant, *Denial) {
 	}
 	top, rest, ok := place(name)
 	if !ok {
-		return nil, &Denial{Code: Value, Field: "path", Want: "a path below " + contract.FilesDir, Got: quote(name)}
+		return nil, &compare.Denial{
+			Code: compare.Value, Field: "path", Want: "a path below " + contract.FilesDir,
+			Got: compare.Quote(name),
+		}
 	}
 	c := &e.copies
 	rules := candidates(e.policy, top)
@@ -111,8 +115,9 @@ func copyFile(e *Engine, m proto.Message) (*Grant, *Denial) {
 		if e.policy.Pod.Copy {
 			return &Grant{}, nil
 		}
-		return nil, &Denial{
-			Code: Capability, Field: "path", Want: "a place for a mount or volume of the policy", Got: quote(name),
+		return nil, &compare.Denial{
+			Code: compare.Capability, Field: "path", Want: "a place for a mount or volume of the policy",
+			Got: compare.Quote(name),
 			Fix: "pod.copy = true",
 		}
 	}
@@ -123,7 +128,7 @@ func copyFile(e *Engine, m proto.Message) (*Grant, *Denial) {
 }
 
 // change notes a change of a tree whose content is pinned, or may turn out to be.
-func (c *copies) change(top, rest, name string, req *pb.CopyFileRequest) (*Grant, *Denial) {
+func (c *copies) change(top, rest, name string, req *pb.CopyFileRequest) (*Grant, *compare.Denial) {
 	t := c.trees[top]
 	if t == nil {
 		t = &tree{entries: map[string]entry{}}
@@ -144,8 +149,9 @@ func (c *copies) change(top, rest, name string, req *pb.CopyFileRequest) (*Grant
 		}
 		now.digest, now.size = digest, req.GetFileSize()
 	default:
-		return nil, &Denial{
-			Code: Content, Field: "path", Want: "a file, directory or link", Got: quote(name) + " of another kind",
+		return nil, &compare.Denial{
+			Code: compare.Content, Field: "path", Want: "a file, directory or link",
+			Got: compare.Quote(name) + " of another kind",
 		}
 	}
 	if t.rule != nil {
@@ -155,8 +161,9 @@ func (c *copies) change(top, rest, name string, req *pb.CopyFileRequest) (*Grant
 	}
 	_, known := t.entries[rest]
 	if !known && c.entries >= maxEntries {
-		return nil, &Denial{
-			Code: Content, Field: "path", Want: "at most " + show(maxEntries) + " files with pinned content", Got: "more",
+		return nil, &compare.Denial{
+			Code: compare.Content, Field: "path", Want: "at most " + compare.Show(maxEntries) + " files with pinned content",
+			Got: "more",
 		}
 	}
 	return &Grant{commit: func() {
@@ -177,20 +184,20 @@ const (
 )
 
 // add takes a part of a file. A file that is begun again starts anew.
-func (c *copies) add(name string, req *pb.CopyFileRequest) (digest string, done bool, _ *Denial) {
+func (c *copies) add(name string, req *pb.CopyFileRequest) (digest string, done bool, _ *compare.Denial) {
 	p := c.open[name]
 	if req.GetOffset() == 0 {
 		p = &part{Hash: sha256.New()}
 		if c.open[name] == nil && len(c.open) >= maxOpen {
-			return "", false, &Denial{
-				Code: Content, Field: "path", Want: "at most " + show(maxOpen) + " files at a time", Got: "more",
+			return "", false, &compare.Denial{
+				Code: compare.Content, Field: "path", Want: "at most " + compare.Show(maxOpen) + " files at a time", Got: "more",
 			}
 		}
 		c.open[name] = p
 	}
 	if p == nil || req.GetOffset() != p.next {
-		return "", false, &Denial{
-			Code: Order, Field: "offset", Want: "the parts of a file in their order", Got: show(req.GetOffset()),
+		return "", false, &compare.Denial{
+			Code: compare.Order, Field: "offset", Want: "the parts of a file in their order", Got: compare.Show(req.GetOffset()),
 		}
 	}
 	_, _ = p.Write(req.GetData()) // a hash takes everything
@@ -204,9 +211,12 @@ func (c *copies) add(name string, req *pb.CopyFileRequest) (digest string, done 
 
 // remove takes a path away with all below it. Of a tree that a container has, only states of a volume that kubelet has
 // replaced may go.
-func (c *copies) remove(top, rest string, t *tree) (*Grant, *Denial) {
+func (c *copies) remove(top, rest string, t *tree) (*Grant, *compare.Denial) {
 	if t.rule != nil && !strings.HasPrefix(rest, "..") {
-		return nil, &Denial{Code: Content, Field: "remove", Want: "pinned files to stay", Got: quote(rest)}
+		return nil, &compare.Denial{
+			Code: compare.Content, Field: "remove", Want: "pinned files to stay",
+			Got: compare.Quote(rest),
+		}
 	}
 	return &Grant{commit: func() {
 		for name := range t.entries {
@@ -243,7 +253,7 @@ func pinned(p *policy.Policy, c *policy.Container, id string, places map[string]
 }
 
 // admit compares the copies that a container gets with their rules.
-func (c *copies) admit(p *policy.Policy, of *policy.Container, id string, places map[string]string) *Denial {
+func (c *copies) admit(p *policy.Policy, of *policy.Container, id string, places map[string]string) *compare.Denial {
 	for top, rule := range pinned(p, of, id, places) {
 		if rule.Rule == policy.ContentUnpinned {
 			continue
@@ -277,7 +287,7 @@ func (c *copies) own(p *policy.Policy, of *policy.Container, id string, places m
 }
 
 // check compares all of a tree: every file and link is one of the rule's, and none is missing.
-func (t *tree) check() *Denial {
+func (t *tree) check() *compare.Denial {
 	there := map[string]bool{}
 	for name, e := range t.entries {
 		if d := t.verify(name, e); d != nil {
@@ -289,7 +299,10 @@ func (t *tree) check() *Denial {
 	}
 	for _, f := range t.rule.Files {
 		if !there[f.Path] {
-			return &Denial{Code: Content, Field: "file " + quote(f.Path), Want: "the file of the policy", Got: "none"}
+			return &compare.Denial{
+				Code: compare.Content, Field: "file " + compare.Quote(f.Path),
+				Want: "the file of the policy", Got: "none",
+			}
 		}
 	}
 	return nil
@@ -297,10 +310,10 @@ func (t *tree) check() *Denial {
 
 // verify compares one file or link with the tree's rule. Kubelet's volumes have their files in a directory "..TIME",
 // to which a link "..data" leads, and links to "..data/NAME" beside it.
-func (t *tree) verify(name string, e entry) *Denial {
+func (t *tree) verify(name string, e entry) *compare.Denial {
 	if t.rule.Rule == policy.ContentSigned {
-		return &Denial{
-			Code: Content, Field: "file " + quote(name), Want: "a signature, which this guest cannot verify yet",
+		return &compare.Denial{
+			Code: compare.Content, Field: "file " + compare.Quote(name), Want: "a signature, which this guest cannot verify yet",
 			Got: "a file",
 		}
 	}
@@ -309,11 +322,15 @@ func (t *tree) verify(name string, e entry) *Denial {
 		i := slices.IndexFunc(t.rule.Files, func(f policy.File) bool { return f.Path == clean })
 		switch {
 		case i < 0:
-			return &Denial{Code: Content, Field: "file " + quote(clean), Want: "none of this name", Got: "one"}
+			return &compare.Denial{
+				Code: compare.Content, Field: "file " + compare.Quote(clean), Want: "none of this name",
+				Got: "one",
+			}
 		case t.rule.Files[i].SHA256 != e.digest:
-			return &Denial{
-				Code: Content, Field: "file " + quote(clean), Want: "the content with SHA-256 " + t.rule.Files[i].SHA256,
-				Got: "other content of " + show(e.size) + " bytes",
+			return &compare.Denial{
+				Code: compare.Content, Field: "file " + compare.Quote(clean),
+				Want: "the content with SHA-256 " + t.rule.Files[i].SHA256,
+				Got:  "other content of " + compare.Show(e.size) + " bytes",
 			}
 		}
 		return nil
@@ -326,8 +343,9 @@ func (t *tree) verify(name string, e entry) *Denial {
 	if isState || isUser {
 		return nil
 	}
-	return &Denial{
-		Code: Content, Field: "link " + quote(name), Want: "no link but kubelet's", Got: "one to " + quote(e.link),
+	return &compare.Denial{
+		Code: compare.Content, Field: "link " + compare.Quote(name), Want: "no link but kubelet's",
+		Got: "one to " + compare.Quote(e.link),
 	}
 }
 

@@ -13,25 +13,26 @@ import (
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/policy"
+	"github.com/coco-shim/coco/policy/compare"
 )
 
 // match compares a request with each container of the policy. It returns the first that fits and may be created now, or
 // what is wrong with the nearest.
-func (e *Engine) match(req *pb.CreateContainerRequest) (*policy.Container, *diffs, *Denial) {
-	var nearest, fits *Denial
+func (e *Engine) match(req *pb.CreateContainerRequest) (*policy.Container, *compare.Diffs, *compare.Denial) {
+	var nearest, fits *compare.Denial
 	fewest := 0
 	name := req.GetOCI().GetAnnotations()[contract.CRIContainerName]
 	for i := range e.policy.Containers {
 		c := &e.policy.Containers[i]
-		d := &diffs{
-			fields: maps.Clone(e.box.fields), volumes: maps.Clone(e.box.volumes), drop: map[string]bool{},
-			root: "containers[" + c.Name + "]",
+		d := &compare.Diffs{
+			Fields: maps.Clone(e.box.fields), Volumes: maps.Clone(e.box.volumes), Drop: map[string]bool{},
+			Root: "containers[" + c.Name + "]",
 		}
-		d.container(e.policy, c, req, &e.box)
-		if d.first == nil {
+		d.Container(e.policy, c, req, &e.box.Pod)
+		if d.First == nil {
 			wrong := e.mayCreate(c)
 			if wrong == nil {
-				wrong = e.copies.admit(e.policy, c, req.GetContainerId(), d.volumes)
+				wrong = e.copies.admit(e.policy, c, req.GetContainerId(), d.Volumes)
 			}
 			if wrong == nil {
 				return c, d, nil
@@ -41,27 +42,30 @@ func (e *Engine) match(req *pb.CreateContainerRequest) (*policy.Container, *diff
 			}
 			continue
 		}
-		d.first.Container = c.Name
-		if nearest == nil || d.n < fewest || d.n == fewest && c.Name == name {
-			nearest, fewest = d.first, d.n
+		d.First.Container = c.Name
+		if nearest == nil || d.N < fewest || d.N == fewest && c.Name == name {
+			nearest, fewest = d.First, d.N
 		}
 	}
 	if fits != nil {
 		return nil, nil, fits
 	}
 	if nearest == nil {
-		nearest = &Denial{Code: Value, Field: "container", Want: "one of the policy, which has none", Got: "one"}
+		nearest = &compare.Denial{
+			Code: compare.Value, Field: "container", Want: "one of the policy, which has none",
+			Got: "one",
+		}
 	}
 	return nil, nil, nearest
 }
 
 // mayCreate checks the order: one live instance, init containers one after the other, the rest after them.
-func (e *Engine) mayCreate(c *policy.Container) *Denial {
-	deny := func(want, got, fix string) *Denial {
+func (e *Engine) mayCreate(c *policy.Container) *compare.Denial {
+	deny := func(want, got, fix string) *compare.Denial {
 		if fix != "" {
 			fix = "containers[" + c.Name + "]." + fix
 		}
-		return &Denial{Code: Order, Container: c.Name, Field: "container", Want: want, Got: got, Fix: fix}
+		return &compare.Denial{Code: compare.Order, Container: c.Name, Field: "container", Want: want, Got: got, Fix: fix}
 	}
 	for _, o := range e.lives {
 		if o.of == c && !o.exited && !o.removed {
@@ -73,8 +77,8 @@ func (e *Engine) mayCreate(c *policy.Container) *Denial {
 		case c.Kind == policy.Init && p.code == 0:
 			return deny("an init container to run once", "a repetition after its success", "")
 		case c.Restart == policy.Never, c.Restart == policy.OnFailure && p.code == 0:
-			return deny("no instance after exit code "+show(p.code)+", by restart "+quote(c.Restart), "one",
-				"restart = "+quote(policy.Always))
+			return deny("no instance after exit code "+compare.Show(p.code)+", by restart "+compare.Quote(c.Restart), "one",
+				"restart = "+compare.Quote(policy.Always))
 		}
 	}
 	for i := range e.policy.Containers {
@@ -93,7 +97,7 @@ func (e *Engine) mayCreate(c *policy.Container) *Denial {
 	return nil
 }
 
-func createContainer(e *Engine, m proto.Message) (*Grant, *Denial) {
+func createContainer(e *Engine, m proto.Message) (*Grant, *compare.Denial) {
 	req, ok := m.(*pb.CreateContainerRequest)
 	if !ok {
 		return nil, mistyped(m)
@@ -103,10 +107,16 @@ func createContainer(e *Engine, m proto.Message) (*Grant, *Denial) {
 		return nil, d
 	}
 	if e.lives[id] != nil {
-		return nil, &Denial{Code: ID, Field: "container_id", Want: "an id that was not used before", Got: quote(id)}
+		return nil, &compare.Denial{
+			Code: compare.ID, Field: "container_id", Want: "an id that was not used before",
+			Got: compare.Quote(id),
+		}
 	}
 	if !e.box.made {
-		return nil, &Denial{Code: Order, Field: "container_id", Want: "a sandbox before its containers", Got: "none"}
+		return nil, &compare.Denial{
+			Code: compare.Order, Field: "container_id", Want: "a sandbox before its containers",
+			Got: "none",
+		}
 	}
 	c, d, wrong := e.match(req)
 	if wrong != nil {
@@ -114,14 +124,14 @@ func createContainer(e *Engine, m proto.Message) (*Grant, *Denial) {
 	}
 	e.making = making{id, c}
 	return &Grant{
-		apply: func() { dropEnv(req.GetOCI().GetProcess(), d.drop) },
+		apply: func() { dropEnv(req.GetOCI().GetProcess(), d.Drop) },
 		commit: func() {
 			e.lives[id] = &instance{of: c, execs: map[string]*policy.Command{}}
-			e.box.live[c.Name] = id
+			e.box.Live[c.Name] = id
 			e.of(c).exited = false
-			maps.Copy(e.box.fields, d.fields)
-			maps.Copy(e.box.volumes, d.volumes)
-			e.copies.own(e.policy, c, id, d.volumes)
+			maps.Copy(e.box.fields, d.Fields)
+			maps.Copy(e.box.volumes, d.Volumes)
+			e.copies.own(e.policy, c, id, d.Volumes)
 		},
 	}, nil
 }
@@ -136,32 +146,32 @@ func dropEnv(p *pb.Process, names map[string]bool) {
 	}
 }
 
-func startContainer(e *Engine, m proto.Message) (*Grant, *Denial) {
+func startContainer(e *Engine, m proto.Message) (*Grant, *compare.Denial) {
 	c, d := e.instance(containerOf(m))
 	if d != nil {
 		return nil, d
 	}
 	if c.started || c.exited {
-		return nil, &Denial{
-			Code: Order, Container: c.of.Name, Field: "container_id", Want: "a container that was not started before",
+		return nil, &compare.Denial{
+			Code: compare.Order, Container: c.of.Name, Field: "container_id", Want: "a container that was not started before",
 			Got: "one that was",
 		}
 	}
 	return &Grant{commit: func() { c.started, e.of(c.of).started = true, true }}, nil
 }
 
-func removeContainer(e *Engine, m proto.Message) (*Grant, *Denial) {
+func removeContainer(e *Engine, m proto.Message) (*Grant, *compare.Denial) {
 	c, d := e.instance(containerOf(m))
 	if d != nil { // the shim repeats removals, and removes what was never made: the agent knows
 		return nil, nil
 	}
 	return &Grant{commit: func() {
 		c.removed = true
-		delete(e.box.live, c.of.Name)
+		delete(e.box.Live, c.of.Name)
 	}}, nil
 }
 
-func execProcess(e *Engine, m proto.Message) (*Grant, *Denial) {
+func execProcess(e *Engine, m proto.Message) (*Grant, *compare.Denial) {
 	req, ok := m.(*pb.ExecProcessRequest)
 	if !ok {
 		return nil, mistyped(m)
@@ -174,32 +184,33 @@ func execProcess(e *Engine, m proto.Message) (*Grant, *Denial) {
 		return nil, d
 	}
 	if !c.started || c.exited {
-		return nil, &Denial{
-			Code: Order, Container: c.of.Name, Field: "container_id", Want: "a container that runs", Got: "one that does not",
+		return nil, &compare.Denial{
+			Code: compare.Order, Container: c.of.Name, Field: "container_id", Want: "a container that runs",
+			Got: "one that does not",
 		}
 	}
 	command, wrong := c.command(req)
 	if wrong != nil {
 		return nil, wrong
 	}
-	d := &diffs{fields: maps.Clone(e.box.fields), drop: map[string]bool{}, root: "containers[" + c.of.Name + "]"}
-	fixed(d, "string_user", false, req.GetStringUser() != nil)
-	d.exec(c.of, req.GetProcess())
-	if d.first != nil {
-		d.first.Container = c.of.Name
-		return nil, d.first
+	d := &compare.Diffs{Fields: maps.Clone(e.box.fields), Drop: map[string]bool{}, Root: "containers[" + c.of.Name + "]"}
+	compare.Fixed(d, "string_user", false, req.GetStringUser() != nil)
+	d.Exec(c.of, req.GetProcess())
+	if d.First != nil {
+		d.First.Container = c.of.Name
+		return nil, d.First
 	}
 	return &Grant{
-		apply: func() { dropEnv(req.GetProcess(), d.drop) },
+		apply: func() { dropEnv(req.GetProcess(), d.Drop) },
 		commit: func() {
 			c.execs[req.GetExecId()] = command
-			maps.Copy(e.box.fields, d.fields)
+			maps.Copy(e.box.fields, d.Fields)
 		},
 	}, nil
 }
 
 // command finds the command that an exec runs. Arguments that the policy does not have are not shown.
-func (c *instance) command(req *pb.ExecProcessRequest) (*policy.Command, *Denial) {
+func (c *instance) command(req *pb.ExecProcessRequest) (*policy.Command, *compare.Denial) {
 	allowed, args := c.of.Allow.Exec, req.GetProcess().GetArgs()
 	at := "containers[" + c.of.Name + "].allow.exec"
 	if allowed.Any {
@@ -208,20 +219,20 @@ func (c *instance) command(req *pb.ExecProcessRequest) (*policy.Command, *Denial
 	same := slices.IndexFunc(allowed.Commands, func(o policy.Command) bool { return slices.Equal(o.Args, args) })
 	switch {
 	case len(allowed.Commands) == 0:
-		return nil, &Denial{
-			Code: Capability, Container: c.of.Name, Field: "process.Args", Want: "none: the capability exec is closed",
-			Got: show(len(args)) + " words", Fix: at + ".commands with them",
+		return nil, &compare.Denial{
+			Code: compare.Capability, Container: c.of.Name, Field: "process.Args", Want: "none: the capability exec is closed",
+			Got: compare.Show(len(args)) + " words", Fix: at + ".commands with them",
 		}
 	case same < 0:
-		return nil, &Denial{
-			Code: Value, Container: c.of.Name, Field: "process.Args", Want: "a command of the policy",
-			Got: show(len(args)) + " other words", Fix: at + ".commands with them",
+		return nil, &compare.Denial{
+			Code: compare.Value, Container: c.of.Name, Field: "process.Args", Want: "a command of the policy",
+			Got: compare.Show(len(args)) + " other words", Fix: at + ".commands with them",
 		}
 	case allowed.Commands[same].TTY != req.GetProcess().GetTerminal():
-		return nil, &Denial{
-			Code: Value, Container: c.of.Name, Field: "process.Terminal", Want: show(allowed.Commands[same].TTY),
-			Got: show(req.GetProcess().GetTerminal()), Fix: index(at+".commands",
-				same) + ".tty = " + show(req.GetProcess().GetTerminal()),
+		return nil, &compare.Denial{
+			Code: compare.Value, Container: c.of.Name, Field: "process.Terminal", Want: compare.Show(allowed.Commands[same].TTY),
+			Got: compare.Show(req.GetProcess().GetTerminal()), Fix: compare.Index(at+".commands",
+				same) + ".tty = " + compare.Show(req.GetProcess().GetTerminal()),
 		}
 	}
 	return &allowed.Commands[same], nil

@@ -25,6 +25,7 @@ import (
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/internal/ident"
 	"github.com/coco-shim/coco/policy"
+	"github.com/coco-shim/coco/policy/compare"
 )
 
 // Engine is the policy of a guest with its state. Its methods may be called at the same time.
@@ -41,11 +42,10 @@ type Engine struct {
 
 // sandbox is what the pod has been told.
 type sandbox struct {
-	made     bool
-	hostname string
-	fields   map[string]string // values of Field… constants
-	volumes  map[string]string // places of volumes by their names
-	live     map[string]string // ids of containers that run, by their names
+	compare.Pod
+	made    bool
+	fields  map[string]string // values of Field… constants
+	volumes map[string]string // places of volumes by their names
 }
 
 // instance is a container of the guest.
@@ -74,7 +74,9 @@ type past struct {
 func New(p *policy.Policy) *Engine {
 	return &Engine{
 		policy: p, lives: map[string]*instance{}, past: map[string]*past{}, copies: newCopies(),
-		box: sandbox{fields: map[string]string{}, volumes: map[string]string{}, live: map[string]string{}},
+		box: sandbox{
+			Pod: compare.Pod{Live: map[string]string{}}, fields: map[string]string{}, volumes: map[string]string{},
+		},
 	}
 }
 
@@ -99,9 +101,10 @@ func (g *Grant) Commit() {
 }
 
 // rule decides about the requests of one method. It is called with the lock held; so is the commit, later.
-type rule func(*Engine, proto.Message) (*Grant, *Denial)
+type rule func(*Engine, proto.Message) (*Grant, *compare.Denial)
 
-// Check decides about a request. method is its full name, "/grpc.AgentService/CreateContainer". The error is a *Denial.
+// Check decides about a request. method is its full name, "/grpc.AgentService/CreateContainer". The error is a
+// *compare.Denial.
 func (e *Engine) Check(method string, req proto.Message) (*Grant, error) {
 	method = strings.TrimPrefix(method, "/")
 	e.mu.Lock()
@@ -109,7 +112,10 @@ func (e *Engine) Check(method string, req proto.Message) (*Grant, error) {
 	r, ok := rules[method]
 	switch {
 	case !ok:
-		return nil, &Denial{Code: Method, Field: quote(method), Want: "a method of the protocol", Got: "it"}
+		return nil, &compare.Denial{
+			Code: compare.Method, Field: compare.Quote(method), Want: "a method of the protocol",
+			Got: "it",
+		}
 	case e.policy == nil && !answersClosed[method]:
 		return nil, noPolicy(method)
 	}
@@ -137,7 +143,7 @@ func (e *Engine) Exited(id string, code int) {
 		return
 	}
 	c.exited = true
-	delete(e.box.live, c.of.Name)
+	delete(e.box.Live, c.of.Name)
 	p := e.of(c.of)
 	p.exited, p.code = true, code
 }
@@ -150,9 +156,9 @@ func (e *Engine) Forward(port uint32) error {
 	if port <= 1<<16-1 && slices.Contains(e.policy.Pod.PortForward, uint16(port)) {
 		return nil
 	}
-	return &Denial{
-		Code: Capability, Field: "port", Want: "a port of pod.portForward", Got: show(port),
-		Fix: "pod.portForward with " + show(port),
+	return &compare.Denial{
+		Code: compare.Capability, Field: "port", Want: "a port of pod.portForward", Got: compare.Show(port),
+		Fix: "pod.portForward with " + compare.Show(port),
 	}
 }
 
@@ -179,9 +185,9 @@ func (e *Engine) Streams() error {
 	return nil
 }
 
-func noPolicy(field string) *Denial {
-	return &Denial{
-		Code: NoPolicy, Field: field, Want: "a file " + policy.FileName + " in the pod's initdata", Got: "none",
+func noPolicy(field string) *compare.Denial {
+	return &compare.Denial{
+		Code: compare.NoPolicy, Field: field, Want: "a file " + policy.FileName + " in the pod's initdata", Got: "none",
 	}
 }
 
@@ -196,66 +202,57 @@ func (e *Engine) of(c *policy.Container) *past {
 }
 
 // instance finds a container of the guest that was not removed.
-func (e *Engine) instance(id string) (*instance, *Denial) {
+func (e *Engine) instance(id string) (*instance, *compare.Denial) {
 	c := e.lives[id]
 	if c == nil || c.removed {
-		return nil, &Denial{Code: ID, Field: "container_id", Want: "the id of a container of this guest", Got: quote(id)}
+		return nil, &compare.Denial{
+			Code: compare.ID, Field: "container_id", Want: "the id of a container of this guest",
+			Got: compare.Quote(id),
+		}
 	}
 	return c, nil
 }
 
 // admitID checks the form of an id.
-func admitID(field, id string) *Denial {
+func admitID(field, id string) *compare.Denial {
 	if ident.ID(id) {
 		return nil
 	}
-	return &Denial{
-		Code: ID, Field: field, Want: "1 to 128 letters, digits and _.-, the first a letter or digit", Got: quote(id),
+	return &compare.Denial{
+		Code: compare.ID, Field: field, Want: "1 to 128 letters, digits and _.-, the first a letter or digit",
+		Got: compare.Quote(id),
 	}
 }
 
-func sortedKeys(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }
-
-func createSandbox(e *Engine, m proto.Message) (*Grant, *Denial) {
+func createSandbox(e *Engine, m proto.Message) (*Grant, *compare.Denial) {
 	req, ok := m.(*pb.CreateSandboxRequest)
 	if !ok {
 		return nil, mistyped(m)
 	}
 	if e.box.made {
-		return nil, &Denial{Code: Order, Field: "sandbox_id", Want: "one sandbox in the guest's life", Got: "a second one"}
+		return nil, &compare.Denial{
+			Code: compare.Order, Field: "sandbox_id", Want: "one sandbox in the guest's life",
+			Got: "a second one",
+		}
 	}
 	if d := admitID("sandbox_id", req.GetSandboxId()); d != nil {
 		return nil, d
 	}
-	d := &diffs{fields: maps.Clone(e.box.fields), root: "pod"}
-	d.fields[policy.FieldSandboxID] = req.GetSandboxId()
-	pod := &e.policy.Pod
-	if !d.allows(pod.Hostname, req.GetHostname()) {
-		d.add("hostname", d.wanted(pod.Hostname), quote(req.GetHostname()), "hostname.is = "+quote(req.GetHostname()))
-	}
-	d.fields[policy.FieldHostname] = req.GetHostname()
-	d.texts("sysctls", "sysctls", pod.Sysctls, req.GetSysctls())
-	d.dns(pod.DNS, req.GetDns())
-	var want []storage
-	if pod.SharedShm {
-		want = append(want, sharedShm)
-	}
-	d.storages(want, req.GetStorages())
-	fixed(d, "sandbox_pidns", false, req.GetSandboxPidns())
-	fixed(d, "guest_hook_path", "", req.GetGuestHookPath())
-	fixed(d, "kernel_modules", 0, len(req.GetKernelModules()))
-	if d.first != nil {
-		return nil, d.first
+	d := &compare.Diffs{Fields: maps.Clone(e.box.fields), Root: "pod"}
+	d.Fields[policy.FieldSandboxID] = req.GetSandboxId()
+	d.Sandbox(&e.policy.Pod, req)
+	if d.First != nil {
+		return nil, d.First
 	}
 	return &Grant{commit: func() {
-		e.box.made, e.box.hostname = true, req.GetHostname()
-		maps.Copy(e.box.fields, d.fields)
+		e.box.made, e.box.Hostname = true, req.GetHostname()
+		maps.Copy(e.box.fields, d.Fields)
 	}}, nil
 }
 
-func mistyped(m proto.Message) *Denial {
-	return &Denial{
-		Code: Method, Field: "request", Want: "a message of this method",
+func mistyped(m proto.Message) *compare.Denial {
+	return &compare.Denial{
+		Code: compare.Method, Field: "request", Want: "a message of this method",
 		Got: string(m.ProtoReflect().Descriptor().Name()),
 	}
 }

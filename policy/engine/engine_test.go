@@ -4,8 +4,6 @@
 package engine
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"strings"
 	"testing"
@@ -17,8 +15,8 @@ import (
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
 	"github.com/coco-shim/coco/api/contract"
-	"github.com/coco-shim/coco/plan/request"
 	"github.com/coco-shim/coco/policy"
+	"github.com/coco-shim/coco/policy/compare"
 )
 
 // methods are those of the protocol, with a request of each.
@@ -90,8 +88,8 @@ func TestTheDefaultIsToDeny(t *testing.T) {
 	}
 }
 
-func code(err error) Code {
-	var d *Denial
+func code(err error) compare.Code {
+	var d *compare.Denial
 	if !errors.As(err, &d) {
 		return ""
 	}
@@ -134,38 +132,38 @@ func TestOrderOfRequests(t *testing.T) {
 	p := one(t)
 	e, c := New(p.policy), p.creates[0]
 	id := c.GetContainerId()
-	check := func(what string, err error, want Code) {
+	check := func(what string, err error, want compare.Code) {
 		t.Helper()
 		if code(err) != want || (err == nil) != (want == "") {
 			t.Errorf("%s: %v, want code %q", what, err, want)
 		}
 	}
 	start := &pb.StartContainerRequest{ContainerId: id}
-	check("a container before the sandbox", call(e, "CreateContainer", c), Order)
+	check("a container before the sandbox", call(e, "CreateContainer", c), compare.Order)
 	check("sandbox", call(e, "CreateSandbox", p.sandbox), "")
-	check("a second sandbox", call(e, "CreateSandbox", p.sandbox), Order)
-	check("start of nothing", call(e, "StartContainer", start), ID)
+	check("a second sandbox", call(e, "CreateSandbox", p.sandbox), compare.Order)
+	check("start of nothing", call(e, "StartContainer", start), compare.ID)
 	if _, err := e.Check("/"+service+"CreateContainer", c); err != nil {
 		t.Error(err) // not committed: it failed in the guest
 	}
 	check("create", call(e, "CreateContainer", c), "")
-	check("create again", call(e, "CreateContainer", c), ID)
-	check("a second instance", call(e, "CreateContainer", again(t, c, "other")), Order)
-	check("exec before the start", call(e, "ExecProcess", p.execs[0]), Order)
+	check("create again", call(e, "CreateContainer", c), compare.ID)
+	check("a second instance", call(e, "CreateContainer", again(t, c, "other")), compare.Order)
+	check("exec before the start", call(e, "ExecProcess", p.execs[0]), compare.Order)
 	check("start", call(e, "StartContainer", start), "")
-	check("start again", call(e, "StartContainer", start), Order)
+	check("start again", call(e, "StartContainer", start), compare.Order)
 	check("exec", call(e, "ExecProcess", p.execs[0]), "")
 	e.Exited(id, 1)
-	check("exec after the exit", call(e, "ExecProcess", p.execs[0]), Order)
+	check("exec after the exit", call(e, "ExecProcess", p.execs[0]), compare.Order)
 	check("remove", call(e, "RemoveContainer", &pb.RemoveContainerRequest{ContainerId: id}), "")
 	check("remove again", call(e, "RemoveContainer", &pb.RemoveContainerRequest{ContainerId: id}), "")
-	check("the id again", call(e, "CreateContainer", c), ID)
+	check("the id again", call(e, "CreateContainer", c), compare.ID)
 	check("another instance after the exit", call(e, "CreateContainer", again(t, c, "other")), "")
 	p.policy.Containers[0].Restart = policy.OnFailure
 	e.Exited("other", 0)
-	check("a third after success", call(e, "CreateContainer", again(t, c, "third")), Order)
+	check("a third after success", call(e, "CreateContainer", again(t, c, "third")), compare.Order)
 	bad := again(t, c, "bad/id")
-	check("an id with a slash", call(e, "CreateContainer", bad), ID)
+	check("an id with a slash", call(e, "CreateContainer", bad), compare.ID)
 }
 
 func TestInitContainersComeFirst(t *testing.T) {
@@ -185,23 +183,23 @@ func TestInitContainersComeFirst(t *testing.T) {
 	steps := []struct {
 		what string
 		err  error
-		want Code
+		want compare.Code
 	}{
-		{"the app first", create(2), Order},
-		{"the sidecar first", create(1), Order},
+		{"the app first", create(2), compare.Order},
+		{"the sidecar first", create(1), compare.Order},
 		{"the init container", create(0), ""},
 		{"start it", start(0), ""},
-		{"the sidecar beside it", create(1), Order},
+		{"the sidecar beside it", create(1), compare.Order},
 	}
 	e.Exited(p.creates[0].ContainerId, 0)
 	steps = append(steps, []struct {
 		what string
 		err  error
-		want Code
+		want compare.Code
 	}{
-		{"the init container again", call(e, "CreateContainer", again(t, p.creates[0], "again")), Order},
+		{"the init container again", call(e, "CreateContainer", again(t, p.creates[0], "again")), compare.Order},
 		{"the sidecar", create(1), ""},
-		{"the app before its start", create(2), Order},
+		{"the app before its start", create(2), compare.Order},
 		{"start the sidecar", start(1), ""},
 		{"the app", create(2), ""},
 	}...)
@@ -230,24 +228,28 @@ func TestDenialsKeepSecrets(t *testing.T) {
 	}
 	x := proto.CloneOf(p.execs[0])
 	x.Process.Args = []string{"sh", "-c", canary}
-	if err := call(p.until(t, 0, true), "ExecProcess", x); code(err) != Value || strings.Contains(err.Error(), canary) {
+	if err := call(p.until(t, 0, true), "ExecProcess", x); code(err) != compare.Value || strings.Contains(err.Error(),
+		canary) {
 		t.Errorf("%v", err)
 	}
 }
 
 func TestADenialIsOneShortLine(t *testing.T) {
 	long := strings.Repeat("ü\n", 3000)
-	d := &Denial{
-		Code: Value, Container: "c", Field: "f", Want: quote(long), Got: quoteAll([]string{long, long}), Fix: long,
+	d := &compare.Denial{
+		Code: compare.Value, Container: "c", Field: "f", Want: compare.Quote(long), Got: compare.QuoteAll([]string{
+			long,
+			long,
+		}), Fix: long,
 	}
-	if s := (&Denial{Code: Value, Field: "f", Want: "a", Got: "b", Fix: strings.Repeat("ü",
-		3000)}).Error(); len(s) > maxDenial {
+	if s := (&compare.Denial{Code: compare.Value, Field: "f", Want: "a", Got: "b", Fix: strings.Repeat("ü",
+		3000)}).Error(); len(s) > compare.MaxDenial {
 		t.Errorf("%d bytes", len(s))
 	}
-	if s := d.Error(); len(s) > maxDenial || !strings.HasPrefix(s, "denied [value] c/f: expected ") {
+	if s := d.Error(); len(s) > compare.MaxDenial || !strings.HasPrefix(s, "denied [value] c/f: expected ") {
 		t.Errorf("%d bytes: %s", len(s), s)
 	}
-	got := (&Denial{Code: Value, Container: "web", Field: "a", Want: "1", Got: "2", Fix: "b = 2"}).Error()
+	got := (&compare.Denial{Code: compare.Value, Container: "web", Field: "a", Want: "1", Got: "2", Fix: "b = 2"}).Error()
 	if want := "denied [value] web/a: expected 1, got 2; allow with: b = 2"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
@@ -271,7 +273,7 @@ func TestServiceVariablesAreDropped(t *testing.T) {
 		"A_SERVICE_HOST", "A_SERVICE_PORT", "A_SERVICE_PORT_HTTP", "A_PORT", "A_PORT_80_TCP",
 		"A_PORT_80_UDP_PORT", "A_PORT_B_PORT_80_TCP_PROTO",
 	} {
-		if !isService(name) {
+		if !compare.IsService(name) {
 			t.Errorf("%s is no service's", name)
 		}
 	}
@@ -279,7 +281,7 @@ func TestServiceVariablesAreDropped(t *testing.T) {
 		"", "PATH", "_PORT", "PORT", "a_PORT", "A_PORT_80", "A_PORT_80_ICMP",
 		"A_PORT_80_TCP_X", "LD_PRELOAD", "A_PORT_0_TCP",
 	} {
-		if isService(name) {
+		if compare.IsService(name) {
 			t.Errorf("%s is a service's", name)
 		}
 	}
@@ -298,7 +300,7 @@ func TestFieldsAreTheSameEverywhere(t *testing.T) {
 			m.OCI.Process.Env[i] = "POD_IP=10.0.0.8"
 		}
 	}
-	if err := call(e, "CreateContainer", m); code(err) != Value || !strings.Contains(err.Error(),
+	if err := call(e, "CreateContainer", m); code(err) != compare.Value || !strings.Contains(err.Error(),
 		`podIP, which is "10.0.0.7"`) {
 		t.Errorf("%v", err)
 	}
@@ -306,26 +308,26 @@ func TestFieldsAreTheSameEverywhere(t *testing.T) {
 
 // TestVolumesKeepTheirPlace: the first container decides where a volume is, and no other volume gets that place.
 func TestVolumesKeepTheirPlace(t *testing.T) {
-	d := &diffs{volumes: map[string]string{}}
+	d := &compare.Diffs{Volumes: map[string]string{}}
 	conf, more := &policy.Volume{Name: "conf", Kind: policy.VolumeCopy}, &policy.Volume{
 		Name: "more",
 		Kind: policy.VolumeCopy,
 	}
 	at := contract.FilesDir + "/sandbox-1"
-	d.bind("f", conf, at)
-	d.bind("f", conf, at)
-	if d.n != 0 {
-		t.Error(d.first)
+	d.Bind("f", conf, at)
+	d.Bind("f", conf, at)
+	if d.N != 0 {
+		t.Error(d.First)
 	}
 	for i, bind := range []func(){
-		func() { d.bind("f", conf, at+"2") },
-		func() { d.bind("f", more, at) },
-		func() { d.bind("f", more, contract.FilesDir+"/other") },
-		func() { d.bind("f", more, contract.FilesDir+"/sandbox-1/x") },
-		func() { d.bind("f", more, contract.MemoryDir+"/sandbox-2") },
+		func() { d.Bind("f", conf, at+"2") },
+		func() { d.Bind("f", more, at) },
+		func() { d.Bind("f", more, contract.FilesDir+"/other") },
+		func() { d.Bind("f", more, contract.FilesDir+"/sandbox-1/x") },
+		func() { d.Bind("f", more, contract.MemoryDir+"/sandbox-2") },
 	} {
-		if bind(); d.n != i+1 {
-			t.Errorf("case %d: %d denials", i, d.n)
+		if bind(); d.N != i+1 {
+			t.Errorf("case %d: %d denials", i, d.N)
 		}
 	}
 }
@@ -348,19 +350,19 @@ func TestNetwork(t *testing.T) {
 	for _, tc := range []struct {
 		what string
 		err  error
-		want Code
+		want compare.Code
 	}{
 		{"the interface", iface("eth0", "10.0.0.2", "24"), ""},
-		{"another one", iface("eth1", "10.0.0.2", "24"), Value},
-		{"another address", iface("eth0", "10.0.0.3", "24"), Value},
-		{"a loopback address", iface("eth0", "127.0.0.1", "8"), Value},
-		{"a mapped one", iface("eth0", "::ffff:127.0.0.1", "128"), Value},
-		{"no address", iface("eth0", "x", "8"), Value},
+		{"another one", iface("eth1", "10.0.0.2", "24"), compare.Value},
+		{"another address", iface("eth0", "10.0.0.3", "24"), compare.Value},
+		{"a loopback address", iface("eth0", "127.0.0.1", "8"), compare.Value},
+		{"a mapped one", iface("eth0", "::ffff:127.0.0.1", "128"), compare.Value},
+		{"no address", iface("eth0", "x", "8"), compare.Value},
 		{"a route", routes("10.0.0.0/8", "eth0"), ""},
 		{"the default route", routes("", "eth0"), ""},
-		{"a route to the loopback", routes("127.0.0.0/8", "eth0"), Value},
-		{"a route over it", routes("10.0.0.0/8", "lo"), Value},
-		{"neighbours", call(e, "AddARPNeighbors", &pb.AddARPNeighborsRequest{}), Value},
+		{"a route to the loopback", routes("127.0.0.0/8", "eth0"), compare.Value},
+		{"a route over it", routes("10.0.0.0/8", "lo"), compare.Value},
+		{"neighbours", call(e, "AddARPNeighbors", &pb.AddARPNeighborsRequest{}), compare.Value},
 	} {
 		if code(tc.err) != tc.want || (tc.err == nil) != (tc.want == "") {
 			t.Errorf("%s: %v, want code %q", tc.what, tc.err, tc.want)
@@ -384,10 +386,11 @@ func TestCapabilities(t *testing.T) {
 	write := func(exec string) error {
 		return call(e, "WriteStdin", &pb.WriteStreamRequest{ContainerId: id, ExecId: exec})
 	}
-	if code(read("")) != Capability || code(read(id)) != Capability || code(write("")) != Capability || e.Output(id, "") {
+	if code(read("")) != compare.Capability || code(read(id)) != compare.Capability ||
+		code(write("")) != compare.Capability || e.Output(id, "") {
 		t.Error("closed streams are open")
 	}
-	if read(exec) != nil || write(exec) != nil || !e.Output(id, exec) || code(read("other")) != ID {
+	if read(exec) != nil || write(exec) != nil || !e.Output(id, exec) || code(read("other")) != compare.ID {
 		t.Error("the streams of an exec are closed, or of any")
 	}
 	c.Allow.Logs, c.Allow.Stdin = true, true
@@ -395,134 +398,19 @@ func TestCapabilities(t *testing.T) {
 		t.Error("open streams are closed")
 	}
 	p.policy.Pod.PortForward = []uint16{80}
-	if e.Forward(80) != nil || code(e.Forward(81)) != Capability || code(e.Forward(80+1<<16)) != Capability {
+	if e.Forward(80) != nil || code(e.Forward(81)) != compare.Capability ||
+		code(e.Forward(80+1<<16)) != compare.Capability {
 		t.Error("port-forward")
 	}
 	c.Allow.Exec = policy.Exec{}
-	if err := call(e, "ExecProcess", p.execs[0]); code(err) != Capability {
+	if err := call(e, "ExecProcess", p.execs[0]); code(err) != compare.Capability {
 		t.Errorf("exec without the capability: %v", err)
 	}
 	if err := call(e, "StatsContainer", &pb.StatsContainerRequest{ContainerId: id}); err != nil {
 		t.Error(err)
 	}
 	p.policy.Pod.Stats = false
-	if err := call(e, "StatsContainer", &pb.StatsContainerRequest{ContainerId: id}); code(err) != Capability {
+	if err := call(e, "StatsContainer", &pb.StatsContainerRequest{ContainerId: id}); code(err) != compare.Capability {
 		t.Errorf("statistics: %v", err)
-	}
-}
-
-// file is the copy of a whole file.
-func file(path, text string) *pb.CopyFileRequest {
-	return &pb.CopyFileRequest{Path: path, FileMode: regular | 0o644, FileSize: int64(len(text)), Data: []byte(text)}
-}
-
-func link(path, target string) *pb.CopyFileRequest {
-	return &pb.CopyFileRequest{Path: path, FileMode: symlink | 0o777, Data: []byte(target)}
-}
-
-// TestPinnedContent copies a config map as kubelet lays it out, and changes it.
-func TestPinnedContent(t *testing.T) {
-	const text = "the owner's text"
-	sum := sha256.Sum256([]byte(text))
-	p := one(t)
-	p.policy.Containers[0].Mounts[2].Source.Copy = &policy.Content{
-		Rule: policy.ContentDigest, Files: []policy.File{{Path: "key", SHA256: hex.EncodeToString(sum[:])}},
-	}
-	m := p.creates[0]
-	at := request.GuestCopy(m.GetContainerId(), "/etc/hosts")
-	tree := func(text string) []*pb.CopyFileRequest {
-		return []*pb.CopyFileRequest{
-			{Path: at, FileMode: directory | 0o755},
-			file(at+"/..2026/key", text), link(at+"/..data", "..2026"), link(at+"/key", "..data/key"),
-		}
-	}
-	for _, tc := range []struct {
-		what string
-		list []*pb.CopyFileRequest
-		want Code
-	}{
-		{"nothing", nil, Content},
-		{"the owner's", tree(text), ""},
-		{"another text", tree("another"), Content},
-		{"one more file", append(tree(text), file(at+"/..2026/more", "")), Content},
-		{"a link out", append(tree(text), link(at+"/more", "/etc/shadow")), Content},
-		{"a key that leads elsewhere", append(tree(text), link(at+"/key", "..data/other")), Content},
-		{"a removed file", append(tree(text), &pb.CopyFileRequest{Path: at + "/..2026/key", Remove: true}), Content},
-	} {
-		e := p.until(t, 0, false)
-		for _, r := range tc.list {
-			if err := call(e, "CopyFile", r); err != nil {
-				t.Fatalf("%s: %v", tc.what, err)
-			}
-		}
-		if err := call(e, "CreateContainer", m); code(err) != tc.want || (err == nil) != (tc.want == "") {
-			t.Errorf("%s: %v, want code %q", tc.what, err, tc.want)
-		}
-		if tc.want != "" {
-			continue
-		}
-		for what, r := range map[string]*pb.CopyFileRequest{
-			"other text": file(at+"/..2027/key", "x"), "a new key": file(at+"/..2027/new", text), "a link": link(at+"/key",
-				"/x"),
-			"a removed key": {Path: at + "/key", Remove: true},
-		} {
-			if err := call(e, "CopyFile", r); code(err) != Content {
-				t.Errorf("later, %s: %v", what, err)
-			}
-		}
-		for _, r := range []*pb.CopyFileRequest{
-			file(at+"/..2027/key", text), link(at+"/..data", "..2027"),
-			{Path: at + "/..2026", Remove: true},
-		} {
-			if err := call(e, "CopyFile", r); err != nil {
-				t.Errorf("later, the owner's text: %v", err)
-			}
-		}
-	}
-}
-
-func TestFilesComeInParts(t *testing.T) {
-	const text = "0123456789"
-	sum := sha256.Sum256([]byte(text))
-	p := one(t)
-	p.policy.Containers[0].Mounts[2].Source.Copy = &policy.Content{
-		Rule: policy.ContentDigest, Files: []policy.File{{Path: ".", SHA256: hex.EncodeToString(sum[:])}},
-	}
-	e, m := p.until(t, 0, false), p.creates[0]
-	at := request.GuestCopy(m.GetContainerId(), "/etc/hosts")
-	part := func(from, to int) error {
-		r := file(at, text)
-		r.Offset, r.Data = int64(from), []byte(text[from:to])
-		return call(e, "CopyFile", r)
-	}
-	if err := errors.Join(part(0, 4), part(0, 5)); err != nil { // begun again
-		t.Fatal(err)
-	}
-	if err := part(6, 10); code(err) != Order {
-		t.Errorf("a gap: %v", err)
-	}
-	if err := part(5, 10); err != nil {
-		t.Fatal(err)
-	}
-	if err := call(e, "CreateContainer", m); err != nil {
-		t.Error(err)
-	}
-}
-
-func TestFilesGoToTheirPlaces(t *testing.T) {
-	p := one(t)
-	e := p.until(t, 0, false)
-	for path, want := range map[string]Code{
-		request.GuestCopy("any", "/etc/hosts"):               "",
-		request.GuestCopy("any", "/etc/passwd"):              Capability,
-		contract.FilesDir + "/sandbox-1-conf/key":            "",
-		contract.FilesDir + "/other":                         Capability,
-		contract.FilesDir:                                    Value,
-		contract.FilesDir + "/sandbox-1/../../../etc/passwd": Value,
-		"/etc/passwd": Value,
-	} {
-		if err := call(e, "CopyFile", file(path, "x")); code(err) != want || (err == nil) != (want == "") {
-			t.Errorf("%s: %v, want code %q", path, err, want)
-		}
 	}
 }

@@ -15,6 +15,8 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/coco-shim/coco/policy/compare"
 )
 
 // mutation is one change of one field.
@@ -203,7 +205,7 @@ var used = map[int]bool{}
 var indices = regexp.MustCompile(`\[[^\]]*\]`)
 
 // named says whether a denial names the field that was changed, or the message that it belongs to.
-func named(d *Denial, m mutation) bool {
+func named(d *compare.Denial, m mutation) bool {
 	got := indices.ReplaceAllString(d.Field, "")
 	return got == m.path || strings.HasPrefix(got, m.path+".") || strings.HasPrefix(m.path, got+".") ||
 		got == strings.ReplaceAll(m.path, "IPAddresses.address", "IPAddresses")
@@ -212,7 +214,8 @@ func named(d *Denial, m mutation) bool {
 // allMutations is the environment variable that has all changes of all pods tried, which takes minutes.
 const allMutations = "COCO_ALL_MUTATIONS"
 
-// TestEverySingleChangeIsDenied changes fields of the requests of 200 pods: each one with allMutations, else one of 100.
+// TestEverySingleChangeIsDenied changes fields of the requests of 200 pods: each one with allMutations, else one of
+// 100.
 func TestEverySingleChangeIsDenied(t *testing.T) {
 	const pods, part = 200, 100
 	all, r := os.Getenv(allMutations) != "", rand.New(rand.NewPCG(1, 1))
@@ -233,8 +236,8 @@ func TestEverySingleChangeIsDenied(t *testing.T) {
 				}
 				continue
 			}
-			var d *Denial
-			if !errors.As(err, &d) || len(err.Error()) > maxDenial || strings.ContainsAny(err.Error(), "\n\x00") {
+			var d *compare.Denial
+			if !errors.As(err, &d) || len(err.Error()) > compare.MaxDenial || strings.ContainsAny(err.Error(), "\n\x00") {
 				t.Fatalf("seed %d: %s, %s: %q", seed, method, name, err)
 			}
 			total++

@@ -7,14 +7,13 @@ import (
 	"net/netip"
 	"path"
 	"slices"
-	"strings"
 
 	"google.golang.org/protobuf/proto"
 
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
-	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/policy"
+	"github.com/coco-shim/coco/policy/compare"
 )
 
 const (
@@ -78,59 +77,62 @@ var answersClosed = map[string]bool{
 	service + "GetGuestDetails": true, service + "DestroySandbox": true,
 }
 
-func always(*Engine, proto.Message) (*Grant, *Denial) { return &Grant{}, nil }
+func always(*Engine, proto.Message) (*Grant, *compare.Denial) { return &Grant{}, nil }
 
-func never(_ *Engine, m proto.Message) (*Grant, *Denial) {
-	return nil, &Denial{
-		Code: Method, Field: string(m.ProtoReflect().Descriptor().Name()), Want: "no such call: a policy cannot allow it",
-		Got: "one",
+func never(_ *Engine, m proto.Message) (*Grant, *compare.Denial) {
+	return nil, &compare.Denial{
+		Code: compare.Method, Field: string(m.ProtoReflect().Descriptor().Name()),
+		Want: "no such call: a policy cannot allow it",
+		Got:  "one",
 	}
 }
 
-func statistics(e *Engine, m proto.Message) (*Grant, *Denial) {
+func statistics(e *Engine, m proto.Message) (*Grant, *compare.Denial) {
 	return e.open(e.policy.Pod.Stats, "stats", m)
 }
 
-func debugging(e *Engine, m proto.Message) (*Grant, *Denial) {
+func debugging(e *Engine, m proto.Message) (*Grant, *compare.Denial) {
 	return e.open(e.policy.Pod.Debug, "debug", m)
 }
 
 // open admits a call of a capability of the pod.
-func (e *Engine) open(opened bool, name string, m proto.Message) (*Grant, *Denial) {
+func (e *Engine) open(opened bool, name string, m proto.Message) (*Grant, *compare.Denial) {
 	if opened {
 		return &Grant{}, nil
 	}
-	return nil, &Denial{
-		Code: Capability, Field: string(m.ProtoReflect().Descriptor().Name()),
+	return nil, &compare.Denial{
+		Code: compare.Capability, Field: string(m.ProtoReflect().Descriptor().Name()),
 		Want: "none: the capability " + name + " is closed", Got: "one", Fix: "pod." + name + " = true",
 	}
 }
 
-func ofContainer(e *Engine, m proto.Message) (*Grant, *Denial) {
+func ofContainer(e *Engine, m proto.Message) (*Grant, *compare.Denial) {
 	_, d := e.instance(containerOf(m))
 	return &Grant{}, d
 }
 
 // input admits writing to a process: to the first one with the capability, to an exec because it was allowed.
-func input(e *Engine, m proto.Message) (*Grant, *Denial) {
+func input(e *Engine, m proto.Message) (*Grant, *compare.Denial) {
 	return e.stream(m, "stdin", func(c *policy.Capabilities) bool { return c.Stdin })
 }
 
 // output admits reading what a process has written, likewise.
-func output(e *Engine, m proto.Message) (*Grant, *Denial) {
+func output(e *Engine, m proto.Message) (*Grant, *compare.Denial) {
 	return e.stream(m, "logs", func(c *policy.Capabilities) bool { return c.Logs })
 }
 
-func (e *Engine) stream(m proto.Message, name string, opened func(*policy.Capabilities) bool) (*Grant, *Denial) {
+func (e *Engine) stream(m proto.Message, name string, opened func(*policy.Capabilities) bool) (*Grant,
+	*compare.Denial,
+) {
 	c, d := e.instance(containerOf(m))
 	if d != nil {
 		return nil, d
 	}
 	if r, ok := m.(interface{ GetExecId() string }); ok && r.GetExecId() != "" && r.GetExecId() != containerOf(m) {
 		if c.execs[r.GetExecId()] == nil {
-			return nil, &Denial{
-				Code: ID, Container: c.of.Name, Field: "exec_id", Want: "the id of an exec that was begun",
-				Got: quote(r.GetExecId()),
+			return nil, &compare.Denial{
+				Code: compare.ID, Container: c.of.Name, Field: "exec_id", Want: "the id of an exec that was begun",
+				Got: compare.Quote(r.GetExecId()),
 			}
 		}
 		return &Grant{}, nil
@@ -138,14 +140,14 @@ func (e *Engine) stream(m proto.Message, name string, opened func(*policy.Capabi
 	if opened(&c.of.Allow) {
 		return &Grant{}, nil
 	}
-	return nil, &Denial{
-		Code: Capability, Container: c.of.Name, Field: string(m.ProtoReflect().Descriptor().Name()),
+	return nil, &compare.Denial{
+		Code: compare.Capability, Container: c.of.Name, Field: string(m.ProtoReflect().Descriptor().Name()),
 		Want: "none: the capability " + name + " is closed", Got: "one",
 		Fix: "containers[" + c.of.Name + "].allow." + name + " = true",
 	}
 }
 
-func updateContainer(e *Engine, m proto.Message) (*Grant, *Denial) {
+func updateContainer(e *Engine, m proto.Message) (*Grant, *compare.Denial) {
 	req, ok := m.(*pb.UpdateContainerRequest)
 	if !ok {
 		return nil, mistyped(m)
@@ -154,92 +156,72 @@ func updateContainer(e *Engine, m proto.Message) (*Grant, *Denial) {
 	if wrong != nil {
 		return nil, wrong
 	}
-	d := &diffs{root: "containers[" + c.of.Name + "]"}
-	fixed(d, "resources.Devices", 0, len(req.GetResources().GetDevices()))
-	d.limits("resources", req.GetResources())
-	if d.first != nil {
-		d.first.Container = c.of.Name
-		return nil, d.first
+	d := &compare.Diffs{Root: "containers[" + c.of.Name + "]"}
+	compare.Fixed(d, "resources.Devices", 0, len(req.GetResources().GetDevices()))
+	d.Limits("resources", req.GetResources())
+	if d.First != nil {
+		d.First.Container = c.of.Name
+		return nil, d.First
 	}
 	return &Grant{}, nil
 }
 
-// sharedShm is the storage of the pod's own /dev/shm.
-var sharedShm = storage{
-	drivers: []string{contract.DriverEphemeral}, source: "shm", fstype: "tmpfs", at: contract.ShmDir, member: "sharedShm",
-	options: []string{"noexec", "nosuid", "nodev", "mode=1777", anySize},
-}
-
-// dns compares the lines of resolv.conf.
-func (d *diffs) dns(want policy.DNS, got []string) {
-	if !want.FromHost {
-		d.list("dns", "dns.lines", want.Lines, got)
-		return
-	}
-	for i, line := range got {
-		word, _, _ := strings.Cut(line, " ")
-		if !policy.HasSyntax(policy.TypeAny, line) ||
-			!slices.Contains([]string{"nameserver", "search", "domain", "options"}, word) {
-			d.add(index("dns", i), "a line of resolv.conf", quote(line), "")
-		}
-	}
-}
-
-func updateInterface(e *Engine, m proto.Message) (*Grant, *Denial) {
+func updateInterface(e *Engine, m proto.Message) (*Grant, *compare.Denial) {
 	req, ok := m.(*pb.UpdateInterfaceRequest)
 	if !ok {
 		return nil, mistyped(m)
 	}
-	d, got := &diffs{root: "pod.network"}, req.GetInterface()
+	d, got := &compare.Diffs{Root: "pod.network"}, req.GetInterface()
 	list := e.policy.Pod.Network.Interfaces
 	i := slices.IndexFunc(list, func(w policy.Interface) bool { return w.Name == got.GetName() })
 	if i < 0 {
-		d.add("interface.name", "an interface of the policy", quote(got.GetName()), "interfaces with "+quote(got.GetName()))
-		return nil, d.first
+		d.Add("interface.name", "an interface of the policy", compare.Quote(got.GetName()),
+			"interfaces with "+compare.Quote(got.GetName()))
+		return nil, d.First
 	}
 	var addresses []string
 	for j, a := range got.GetIPAddresses() {
-		at := index("interface.IPAddresses", j)
+		at := compare.Index("interface.IPAddresses", j)
 		if address, err := netip.ParseAddr(a.GetAddress()); err != nil || loopback(address) {
-			d.add(at+".address", "an address that is not the loopback device's", quote(a.GetAddress()), "")
+			d.Add(at+".address", "an address that is not the loopback device's", compare.Quote(a.GetAddress()), "")
 		}
 		addresses = append(addresses, a.GetAddress()+"/"+a.GetMask())
 	}
 	if len(list[i].Addresses) > 0 {
-		d.set("interface.IPAddresses", key("interfaces", list[i].Name)+".addresses", list[i].Addresses, addresses)
+		d.Set("interface.IPAddresses", compare.Key("interfaces", list[i].Name)+".addresses", list[i].Addresses, addresses)
 	}
-	if d.first != nil {
-		return nil, d.first
+	if d.First != nil {
+		return nil, d.First
 	}
 	return &Grant{}, nil
 }
 
 func loopback(a netip.Addr) bool { return a.Unmap().IsLoopback() }
 
-func updateRoutes(e *Engine, m proto.Message) (*Grant, *Denial) {
+func updateRoutes(e *Engine, m proto.Message) (*Grant, *compare.Denial) {
 	req, ok := m.(*pb.UpdateRoutesRequest)
 	if !ok {
 		return nil, mistyped(m)
 	}
-	d := &diffs{root: "pod.network"}
+	d := &compare.Diffs{Root: "pod.network"}
 	if !e.policy.Pod.Network.Routes {
-		d.add("routes", "none", "some", "routes = true")
+		d.Add("routes", "none", "some", "routes = true")
 	}
 	for i, r := range req.GetRoutes().GetRoutes() {
-		at := index("routes.Routes", i)
+		at := compare.Index("routes.Routes", i)
 		if r.GetDevice() == "lo" {
-			d.add(at+".device", "another device than the loopback", quote(r.GetDevice()), "")
+			d.Add(at+".device", "another device than the loopback", compare.Quote(r.GetDevice()), "")
 		}
 		for _, f := range []struct{ name, text string }{
 			{".dest", r.GetDest()}, {".gateway", r.GetGateway()}, {".source", r.GetSource()},
 		} {
 			if overlapsLoopback(f.text) {
-				d.add(at+f.name, "no loopback address", quote(f.text), "")
+				d.Add(at+f.name, "no loopback address", compare.Quote(f.text), "")
 			}
 		}
 	}
-	if d.first != nil {
-		return nil, d.first
+	if d.First != nil {
+		return nil, d.First
 	}
 	return &Grant{}, nil
 }
@@ -254,30 +236,30 @@ func overlapsLoopback(s string) bool {
 	return err == nil && loopback(a)
 }
 
-func addNeighbours(e *Engine, m proto.Message) (*Grant, *Denial) {
+func addNeighbours(e *Engine, m proto.Message) (*Grant, *compare.Denial) {
 	req, ok := m.(*pb.AddARPNeighborsRequest)
 	if !ok {
 		return nil, mistyped(m)
 	}
-	d := &diffs{root: "pod.network"}
+	d := &compare.Diffs{Root: "pod.network"}
 	if !e.policy.Pod.Network.Neighbours {
-		d.add("neighbors", "none", "some", "neighbours = true")
+		d.Add("neighbors", "none", "some", "neighbours = true")
 	}
 	for i, n := range req.GetNeighbors().GetARPNeighbors() {
-		d.neighbour(index("neighbors.ARPNeighbors", i), n)
+		neighbour(d, compare.Index("neighbors.ARPNeighbors", i), n)
 	}
-	if d.first != nil {
-		return nil, d.first
+	if d.First != nil {
+		return nil, d.First
 	}
 	return &Grant{}, nil
 }
 
-func (d *diffs) neighbour(at string, n *types.ARPNeighbor) {
+func neighbour(d *compare.Diffs, at string, n *types.ARPNeighbor) {
 	if n.GetDevice() == "lo" {
-		d.add(at+".device", "another device than the loopback", quote(n.GetDevice()), "")
+		d.Add(at+".device", "another device than the loopback", compare.Quote(n.GetDevice()), "")
 	}
 	if overlapsLoopback(n.GetToIPAddress().GetAddress()) {
-		d.add(at+".toIPAddress", "no loopback address", quote(n.GetToIPAddress().GetAddress()), "")
+		d.Add(at+".toIPAddress", "no loopback address", compare.Quote(n.GetToIPAddress().GetAddress()), "")
 	}
 }
 

@@ -1,8 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package policytest writes policies for tests, from what the shim sends. A policy that people use is made from a manifest
-// and images instead: it would not be the owner's if the host had a say in it.
+// Package policytest writes policies for tests, from what the shim sends. A policy that people use is made from a
+// manifest and images instead: it would not be the owner's if the host had a say in it.
 package policytest
 
 import (
@@ -50,19 +50,7 @@ func Container(name string, layers []string, volumes []policy.Source, oci *pb.Sp
 	for _, r := range p.GetRlimits() {
 		c.Process.Rlimits.Limits = append(c.Process.Rlimits.Limits, policy.Rlimit{Type: r.Type, Soft: r.Soft, Hard: r.Hard})
 	}
-	for _, n := range l.GetNamespaces() {
-		c.Linux.Namespaces = append(c.Linux.Namespaces, n.Type)
-	}
-	for _, d := range l.GetDevices() {
-		c.Linux.Devices = append(c.Linux.Devices, policy.Device{
-			Path: d.Path, Type: d.Type, Major: d.Major, Minor: d.Minor, Mode: d.FileMode, UID: d.UID, GID: d.GID,
-		})
-	}
-	for _, d := range l.GetResources().GetDevices() {
-		c.Linux.DeviceRule = append(c.Linux.DeviceRule, policy.DeviceRule{
-			Allow: d.Allow, Type: d.Type, Major: d.Major, Minor: d.Minor, Access: d.Access,
-		})
-	}
+	linux(&c.Linux, l)
 	for _, k := range slices.Sorted(maps.Keys(oci.GetAnnotations())) {
 		value := policy.Value{Is: new(oci.GetAnnotations()[k])}
 		if k == contract.CRISandboxID {
@@ -84,4 +72,21 @@ func Container(name string, layers []string, volumes []policy.Source, oci *pb.Sp
 		c.Mounts = append(c.Mounts, e)
 	}
 	return c
+}
+
+// linux writes down namespaces and devices.
+func linux(c *policy.Linux, l *pb.Linux) {
+	for _, n := range l.GetNamespaces() {
+		c.Namespaces = append(c.Namespaces, n.Type)
+	}
+	for _, d := range l.GetDevices() {
+		c.Devices = append(c.Devices, policy.Device{
+			Path: d.Path, Type: d.Type, Major: d.Major, Minor: d.Minor, Mode: d.FileMode, UID: d.UID, GID: d.GID,
+		})
+	}
+	for _, d := range l.GetResources().GetDevices() {
+		c.DeviceRule = append(c.DeviceRule, policy.DeviceRule{
+			Allow: d.Allow, Type: d.Type, Major: d.Major, Minor: d.Minor, Access: d.Access,
+		})
+	}
 }

@@ -122,7 +122,8 @@ func TestAPolicyDecidesWhatRuns(t *testing.T) {
 	if r := run(command...); r.Code != 0 || r.Stdout != "hello\n" {
 		t.Fatalf("the repaired policy: %+v", r)
 	}
-	refused(t, run("echo", "other"), `denied [value] main/OCI.Process.Args[1]: expected`, `hello`, `allow with: containers[main]`)
+	refused(t, run("echo", "other"), `denied [value] main/OCI.Process.Args[1]: expected`, `hello`,
+		`allow with: containers[main]`)
 	refused(t, run("echo", "hello", "more"), `denied [value] main/OCI.Process.Args`)
 
 	p.Containers[0].Allow.Logs = false

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package engine
+package compare
 
 import (
 	"slices"
@@ -20,16 +20,16 @@ type mounted struct {
 }
 
 // mounts compares the mounts of a specification, in their order, and pairs them with the policy's.
-func (d *diffs) mounts(want []policy.Mount, got []*pb.Mount) []mounted {
+func (d *Diffs) mounts(want []policy.Mount, got []*pb.Mount) []mounted {
 	var out []mounted
 	const field = "OCI.Mounts"
 	i, j := 0, 0
 	for i < len(got) || j < len(want) {
 		switch {
 		case i < len(got) && j < len(want) && got[i].GetDestination() == want[j].Destination:
-			at := index(field, i)
-			same(d, at+".type", member(j)+".type", want[j].Type, got[i].GetType())
-			d.list(at+".options", member(j)+".options", want[j].Options, got[i].GetOptions())
+			at := Index(field, i)
+			Same(d, at+".type", member(j)+".type", want[j].Type, got[i].GetType())
+			d.List(at+".options", member(j)+".options", want[j].Options, got[i].GetOptions())
 			out = append(out, mounted{&want[j], got[i], at})
 			i, j = i+1, j+1
 		case j < len(want) && want[j].Optional:
@@ -37,30 +37,30 @@ func (d *diffs) mounts(want []policy.Mount, got []*pb.Mount) []mounted {
 		case i < len(got) && !slices.ContainsFunc(want[j:], func(m policy.Mount) bool {
 			return m.Destination == got[i].GetDestination()
 		}):
-			d.add(index(field, i), "no mount on "+quote(got[i].GetDestination()), "one", "mounts with an entry for it")
+			d.Add(Index(field, i), "no mount on "+Quote(got[i].GetDestination()), "one", "mounts with an entry for it")
 			i++
 		default:
-			d.add(field, "a mount on "+quote(want[j].Destination)+" at this place", "none", member(j)+".optional = true")
+			d.Add(field, "a mount on "+Quote(want[j].Destination)+" at this place", "none", member(j)+".optional = true")
 			j++
 		}
 	}
 	return out
 }
 
-func member(i int) string { return index("mounts", i) }
+func member(i int) string { return Index("mounts", i) }
 
 // sources compares where mounts come from, and returns the storages of the volumes among them.
-func (d *diffs) sources(p *policy.Policy, cid string, list []mounted, given []*pb.Storage) []storage {
-	var out []storage
+func (d *Diffs) sources(p *policy.Policy, cid string, list []mounted, given []*pb.Storage) []Storage {
+	var out []Storage
 	for _, m := range list {
 		field, source := m.at+".source", m.got.GetSource()
 		switch s := m.entry.Source; {
 		case s.Is != nil:
-			fixed(d, field, *s.Is, source)
+			Fixed(d, field, *s.Is, source)
 		case s.Shm:
-			fixed(d, field, contract.ShmDir, source)
+			Fixed(d, field, contract.ShmDir, source)
 		case s.Copy != nil:
-			fixed(d, field, request.GuestCopy(cid, m.entry.Destination), source)
+			Fixed(d, field, request.GuestCopy(cid, m.entry.Destination), source)
 		case s.Volume != nil:
 			out = append(out, d.use(p, cid, m, given)...)
 		}
@@ -69,38 +69,38 @@ func (d *diffs) sources(p *policy.Policy, cid string, list []mounted, given []*p
 }
 
 // use compares a mount of a volume.
-func (d *diffs) use(p *policy.Policy, cid string, m mounted, given []*pb.Storage) []storage {
+func (d *Diffs) use(p *policy.Policy, cid string, m mounted, given []*pb.Storage) []Storage {
 	u := m.entry.Source.Volume
 	i := slices.IndexFunc(p.Volumes, func(v policy.Volume) bool { return v.Name == u.Name })
 	if i < 0 { // Validate has refused it
-		d.add(m.at+".source", "a volume of the policy", quote(u.Name), "")
+		d.Add(m.at+".source", "a volume of the policy", Quote(u.Name), "")
 		return nil
 	}
 	v := &p.Volumes[i]
 	if u.SubPath == "" {
-		d.bind(m.at+".source", v, m.got.GetSource())
+		d.Bind(m.at+".source", v, m.got.GetSource())
 		return volume(v, m.got.GetSource())
 	}
 	at := subPath(cid, m.entry.Destination)
-	fixed(d, m.at+".source", at, m.got.GetSource())
+	Fixed(d, m.at+".source", at, m.got.GetSource())
 	j := slices.IndexFunc(given, func(s *pb.Storage) bool { return s.GetMountPoint() == at })
 	if j < 0 {
-		d.add("storages", "a storage for "+quote(at), "none", "")
+		d.Add("storages", "a storage for "+Quote(at), "none", "")
 		return nil
 	}
 	whole := given[j].GetSource()
-	d.bind(index("storages", j)+".source", v, whole)
-	return append(volume(v, whole), storage{
+	d.Bind(Index("storages", j)+".source", v, whole)
+	return append(volume(v, whole), Storage{
 		drivers: []string{contract.DriverBind}, source: whole, fstype: "bind", at: at,
 		driver: []string{contract.OptionSubPath + u.SubPath},
 	})
 }
 
 // unique keeps the first storage of each mount point.
-func unique(list []storage) []storage {
-	var out []storage
+func unique(list []Storage) []Storage {
+	var out []Storage
 	for _, s := range list {
-		if !slices.ContainsFunc(out, func(o storage) bool { return o.at == s.at }) {
+		if !slices.ContainsFunc(out, func(o Storage) bool { return o.at == s.at }) {
 			out = append(out, s)
 		}
 	}

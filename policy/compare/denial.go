@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package engine
+package compare
 
 import (
 	"fmt"
@@ -25,8 +25,8 @@ const (
 	Content    Code = "content"    // bytes of a copied file differ from what the policy pins
 )
 
-// maxDenial is the longest text of a denial, in bytes.
-const maxDenial = 1024
+// MaxDenial is the longest text of a denial, in bytes.
+const MaxDenial = 1024
 
 const maxQuoted = 120 // of a value within it
 
@@ -49,11 +49,11 @@ func (d *Denial) Error() string {
 	if d.Fix != "" {
 		text += "; allow with: " + d.Fix
 	}
-	if len(text) <= maxDenial {
+	if len(text) <= MaxDenial {
 		return text
 	}
 	const more = "…"
-	end := maxDenial - len(more)
+	end := MaxDenial - len(more)
 	for !utf8.RuneStart(text[end]) {
 		end--
 	}
@@ -63,8 +63,8 @@ func (d *Denial) Error() string {
 // Unwrap returns the class of the error.
 func (d *Denial) Unwrap() error { return errdefs.ErrPermissionDenied }
 
-// quote shows a text of a request or of the policy, shortened, without control characters.
-func quote(s string) string {
+// Quote shows a text of a request or of the policy, shortened, without control characters.
+func Quote(s string) string {
 	s = strings.ToValidUTF8(s, "?")
 	if len(s) <= maxQuoted {
 		return fmt.Sprintf("%q", s)
@@ -76,7 +76,7 @@ func quote(s string) string {
 	return fmt.Sprintf("%q… of %d bytes", s[:end], len(s))
 }
 
-func quoteAll(list []string) string {
+func QuoteAll(list []string) string {
 	var b strings.Builder
 	b.WriteByte('[')
 	for i, s := range list {
@@ -87,7 +87,7 @@ func quoteAll(list []string) string {
 			fmt.Fprintf(&b, "… %d in all", len(list))
 			break
 		}
-		b.WriteString(quote(s))
+		b.WriteString(Quote(s))
 	}
 	b.WriteByte(']')
 	return b.String()

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package engine
+package compare
 
 import (
 	"slices"
@@ -13,23 +13,23 @@ import (
 )
 
 // process compares a container's first process.
-func (d *diffs) process(want *policy.Process, got *pb.Process) {
+func (d *Diffs) process(want *policy.Process, got *pb.Process) {
 	const at, fix = "OCI.Process", "process"
-	d.list(at+".Args", fix+".args", want.Args, got.GetArgs())
-	same(d, at+".Terminal", fix+".tty", want.TTY, got.GetTerminal())
+	d.List(at+".Args", fix+".args", want.Args, got.GetArgs())
+	Same(d, at+".Terminal", fix+".tty", want.TTY, got.GetTerminal())
 	d.setting(at, want, got)
 	d.env(at+".Env", want.Env, got.GetEnv())
 }
 
 // setting compares what a container's first process and its execs have in common.
-func (d *diffs) setting(at string, want *policy.Process, got *pb.Process) {
+func (d *Diffs) setting(at string, want *policy.Process, got *pb.Process) {
 	const fix = "process"
-	same(d, at+".Cwd", fix+".cwd", want.Cwd, got.GetCwd())
+	Same(d, at+".Cwd", fix+".cwd", want.Cwd, got.GetCwd())
 	u := got.GetUser()
-	same(d, at+".User.UID", fix+".user.uid", want.User.UID, u.GetUID())
-	same(d, at+".User.GID", fix+".user.gid", want.User.GID, u.GetGID())
-	d.set(at+".User.AdditionalGids", fix+".user.groups", numbers(want.User.Groups), numbers(u.GetAdditionalGids()))
-	fixed(d, at+".User.Username", "", u.GetUsername())
+	Same(d, at+".User.UID", fix+".user.uid", want.User.UID, u.GetUID())
+	Same(d, at+".User.GID", fix+".user.gid", want.User.GID, u.GetGID())
+	d.Set(at+".User.AdditionalGids", fix+".user.groups", numbers(want.User.Groups), numbers(u.GetAdditionalGids()))
+	Fixed(d, at+".User.Username", "", u.GetUsername())
 	c := got.GetCapabilities()
 	for _, s := range []struct {
 		name      string
@@ -41,11 +41,11 @@ func (d *diffs) setting(at string, want *policy.Process, got *pb.Process) {
 		{"Permitted", want.Caps.Permitted, c.GetPermitted()},
 		{"Ambient", want.Caps.Ambient, c.GetAmbient()},
 	} {
-		d.set(at+".Capabilities."+s.name, fix+".caps."+strings.ToLower(s.name), s.want, s.got)
+		d.Set(at+".Capabilities."+s.name, fix+".caps."+strings.ToLower(s.name), s.want, s.got)
 	}
-	same(d, at+".NoNewPrivileges", fix+".noNewPrivileges", want.NoNewPrivileges, got.GetNoNewPrivileges())
-	fixed(d, at+".ApparmorProfile", "", got.GetApparmorProfile())
-	fixed(d, at+".SelinuxLabel", "", got.GetSelinuxLabel())
+	Same(d, at+".NoNewPrivileges", fix+".noNewPrivileges", want.NoNewPrivileges, got.GetNoNewPrivileges())
+	Fixed(d, at+".ApparmorProfile", "", got.GetApparmorProfile())
+	Fixed(d, at+".SelinuxLabel", "", got.GetSelinuxLabel())
 	d.rlimits(at+".Rlimits", fix+".rlimits", want.Rlimits, got.GetRlimits())
 }
 
@@ -57,26 +57,26 @@ func numbers(list []uint32) []string {
 	return out
 }
 
-func (d *diffs) rlimits(field, fix string, want policy.Rlimits, got []*pb.POSIXRlimit) {
+func (d *Diffs) rlimits(field, fix string, want policy.Rlimits, got []*pb.POSIXRlimit) {
 	seen := map[string]bool{}
 	for _, l := range got {
 		i := slices.IndexFunc(want.Limits, func(w policy.Rlimit) bool { return w.Type == l.GetType() })
-		text := show(policy.Rlimit{Type: l.GetType(), Soft: l.GetSoft(), Hard: l.GetHard()})
+		text := Show(policy.Rlimit{Type: l.GetType(), Soft: l.GetSoft(), Hard: l.GetHard()})
 		switch {
 		case seen[l.GetType()]:
-			d.add(field, quote(l.GetType())+" once", "it twice", "")
+			d.Add(field, Quote(l.GetType())+" once", "it twice", "")
 		case i >= 0 && (want.Limits[i].Soft != l.GetSoft() || want.Limits[i].Hard != l.GetHard()):
-			d.add(key(field, l.GetType()), show(want.Limits[i]), text, fix+".limits with "+text)
+			d.Add(Key(field, l.GetType()), Show(want.Limits[i]), text, fix+".limits with "+text)
 		case i < 0 && !want.FromHost:
-			d.add(key(field, l.GetType()), "none", text, fix+".limits with "+text)
+			d.Add(Key(field, l.GetType()), "none", text, fix+".limits with "+text)
 		case i < 0 && !isRlimit(l.GetType()):
-			d.add(key(field, l.GetType()), "the name of a limit", quote(l.GetType()), "")
+			d.Add(Key(field, l.GetType()), "the name of a limit", Quote(l.GetType()), "")
 		}
 		seen[l.GetType()] = true
 	}
 	for _, w := range want.Limits {
 		if !seen[w.Type] {
-			d.add(key(field, w.Type), show(w), "none", fix+".limits without "+quote(w.Type))
+			d.Add(Key(field, w.Type), Show(w), "none", fix+".limits without "+Quote(w.Type))
 		}
 	}
 }
@@ -87,7 +87,7 @@ func isRlimit(s string) bool {
 }
 
 // env compares an environment. Variables of services that no entry names are noted to be dropped.
-func (d *diffs) env(field string, want []policy.Env, got []string) {
+func (d *Diffs) env(field string, want []policy.Env, got []string) {
 	const fix = "process.env"
 	seen := map[string]bool{}
 	for i, e := range got {
@@ -95,29 +95,29 @@ func (d *diffs) env(field string, want []policy.Env, got []string) {
 		j := slices.IndexFunc(want, func(w policy.Env) bool { return w.Name == name })
 		switch {
 		case !ok || name == "":
-			d.add(index(field, i), "NAME=VALUE", hidden(e), "")
+			d.Add(Index(field, i), "NAME=VALUE", hidden(e), "")
 		case seen[name]:
-			d.add(key(field, name), "it once", "it twice", "")
-		case j >= 0 && !d.allows(want[j].Value, value):
-			d.add(key(field, name), d.wanted(want[j].Value), hidden(value), key(fix, name)+" with this text")
-		case j < 0 && isService(name):
-			d.drop[name] = true
+			d.Add(Key(field, name), "it once", "it twice", "")
+		case j >= 0 && !d.Allows(want[j].Value, value):
+			d.Add(Key(field, name), d.Wanted(want[j].Value), hidden(value), Key(fix, name)+" with this text")
+		case j < 0 && IsService(name):
+			d.Drop[name] = true
 		case j < 0:
-			d.add(key(field, name), "none", "a text of "+strconv.Itoa(len(value))+" bytes",
-				fix+" with an entry for "+quote(name))
+			d.Add(Key(field, name), "none", "a text of "+strconv.Itoa(len(value))+" bytes",
+				fix+" with an entry for "+Quote(name))
 		}
 		seen[name] = true
 	}
 	for _, w := range want {
 		if !w.Optional && !seen[w.Name] {
-			d.add(key(field, w.Name), d.wanted(w.Value), "none", key(fix, w.Name)+".optional = true")
+			d.Add(Key(field, w.Name), d.Wanted(w.Value), "none", Key(fix, w.Name)+".optional = true")
 		}
 	}
 }
 
-// isService says whether kubelet makes variables of this name for services: FOO_SERVICE_HOST, FOO_SERVICE_PORT,
+// IsService says whether kubelet makes variables of this name for services: FOO_SERVICE_HOST, FOO_SERVICE_PORT,
 // FOO_SERVICE_PORT_NAME, FOO_PORT, FOO_PORT_80_TCP, FOO_PORT_80_TCP_PROTO, …_PORT, …_ADDR.
-func isService(name string) bool {
+func IsService(name string) bool {
 	if strings.Trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") != "" {
 		return false
 	}
@@ -146,8 +146,8 @@ func isService(name string) bool {
 	return false
 }
 
-// exec compares a further process of a container.
-func (d *diffs) exec(c *policy.Container, got *pb.Process) {
+// Exec compares a further process of a container.
+func (d *Diffs) Exec(c *policy.Container, got *pb.Process) {
 	const at = "process"
 	d.setting(at, &c.Process, got)
 	env := c.Process.Env

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package engine
+package compare
 
 import (
 	"path"
@@ -20,8 +20,8 @@ var disks = []string{contract.DriverBlk, contract.DriverSCSI, contract.DriverMMI
 // anySize stands in options for a size that the host chooses.
 const anySize = "size=*"
 
-// storage is a storage that the policy expects.
-type storage struct {
+// Storage is a storage that the policy expects.
+type Storage struct {
 	drivers []string
 	source  string // "": an address of a disk
 	fstype  string
@@ -34,48 +34,48 @@ type storage struct {
 	member  string // of the policy
 }
 
-// storages compares the storages of a container's request: those of its volumes in the order of its mounts, then those
+// Storages compares the storages of a container's request: those of its volumes in the order of its mounts, then those
 // of its root file system.
-func (d *diffs) storages(want []storage, got []*pb.Storage) {
+func (d *Diffs) Storages(want []Storage, got []*pb.Storage) {
 	for i := range max(len(want), len(got)) {
-		field := index("storages", i)
+		field := Index("storages", i)
 		switch {
 		case i >= len(got):
-			d.add(field, "a storage for "+quote(want[i].at), "none", want[i].member)
+			d.Add(field, "a storage for "+Quote(want[i].at), "none", want[i].member)
 		case i >= len(want):
-			d.add(field, "none", "a storage for "+quote(got[i].GetMountPoint()), "")
+			d.Add(field, "none", "a storage for "+Quote(got[i].GetMountPoint()), "")
 		default:
 			d.storage(field, &want[i], got[i])
 		}
 	}
 }
 
-func (d *diffs) storage(field string, want *storage, got *pb.Storage) {
+func (d *Diffs) storage(field string, want *Storage, got *pb.Storage) {
 	if !slices.Contains(want.drivers, got.GetDriver()) {
-		d.add(field+".driver", "one of "+quoteAll(want.drivers), quote(got.GetDriver()), "")
+		d.Add(field+".driver", "one of "+QuoteAll(want.drivers), Quote(got.GetDriver()), "")
 	}
 	switch source := got.GetSource(); {
 	case want.source != "":
-		fixed(d, field+".source", want.source, source)
+		Fixed(d, field+".source", want.source, source)
 	case source == "" || len(source) > maxQuoted || strings.ContainsAny(source, " \t\n\x00"):
-		d.add(field+".source", "the address of a disk", quote(source), "")
+		d.Add(field+".source", "the address of a disk", Quote(source), "")
 	}
-	fixed(d, field+".fstype", want.fstype, got.GetFstype())
+	Fixed(d, field+".fstype", want.fstype, got.GetFstype())
 	options := slices.Clone(got.GetOptions())
 	if i := slices.Index(want.options, anySize); i >= 0 && i < len(options) && isSize(options[i]) {
 		options[i] = anySize
 	}
-	d.list(field+".options", want.member, want.options, options)
+	d.List(field+".options", want.member, want.options, options)
 	if want.layer != "" {
 		d.layer(field+".driver_options", want, got.GetDriverOptions())
 	} else {
-		d.list(field+".driver_options", "", want.driver, got.GetDriverOptions())
+		d.List(field+".driver_options", "", want.driver, got.GetDriverOptions())
 	}
-	fixed(d, field+".mount_point", want.at, got.GetMountPoint())
-	fixed(d, field+".shared", want.shared, got.GetShared())
+	Fixed(d, field+".mount_point", want.at, got.GetMountPoint())
+	Fixed(d, field+".shared", want.shared, got.GetShared())
 	g := got.GetFsGroup()
 	if (g != nil) != (want.gid != 0) || g.GetGroupId() != want.gid || g.GetGroupChangePolicy() != 0 {
-		d.add(field+".fs_group", show(want.gid), show(g.GetGroupId()), "")
+		d.Add(field+".fs_group", Show(want.gid), Show(g.GetGroupId()), "")
 	}
 }
 
@@ -87,35 +87,35 @@ func isSize(option string) bool {
 
 // layer compares the parameters of a layer. Its root hash decides; with a wrong salt, size or place of the tree no
 // block of the layer would be read.
-func (d *diffs) layer(field string, want *storage, got []string) {
+func (d *Diffs) layer(field string, want *Storage, got []string) {
 	names := []string{contract.VerityRootHash, contract.VeritySalt, contract.VerityDataBlocks, contract.VerityHashOffset}
 	if len(got) != len(names) {
-		d.add(field, "the options "+quoteAll(names), quoteAll(got), "")
+		d.Add(field, "the options "+QuoteAll(names), QuoteAll(got), "")
 		return
 	}
 	for i, o := range got {
 		name, value, _ := strings.Cut(o, "=")
 		switch {
 		case name != names[i]:
-			d.add(index(field, i), quote(names[i]+"=…"), quote(o), "")
+			d.Add(Index(field, i), Quote(names[i]+"=…"), Quote(o), "")
 		case i == 0 && value != want.layer:
-			d.add(index(field, i), quote(want.layer), quote(value), want.member+" = "+quote(value))
+			d.Add(Index(field, i), Quote(want.layer), Quote(value), want.member+" = "+Quote(value))
 		case i > 0 && (len(value) > maxQuoted || strings.Trim(value, "0123456789abcdef") != ""):
-			d.add(index(field, i), "a number or salt", quote(value), "")
+			d.Add(Index(field, i), "a number or salt", Quote(value), "")
 		}
 	}
 }
 
 // layers are the storages of an image's layers, and their mount points.
-func layers(list []string, member string) (out []storage, points []string) {
+func layers(list []string, member string) (out []Storage, points []string) {
 	for i, l := range list {
 		at := contract.LayersDir + "/" + l
 		if slices.Contains(points, at) {
 			continue // as package rootfs leaves it out
 		}
 		points = append(points, at)
-		out = append(out, storage{
-			drivers: disks, fstype: "erofs", options: []string{"ro"}, layer: l, at: at, member: index(member, i),
+		out = append(out, Storage{
+			drivers: disks, fstype: "erofs", options: []string{"ro"}, layer: l, at: at, member: Index(member, i),
 		})
 	}
 	return out, points
@@ -123,20 +123,20 @@ func layers(list []string, member string) (out []storage, points []string) {
 
 // rootStorages are the storages of a container's root file system. tmpfs: its writable layer is in the guest's memory,
 // as the host chooses.
-func rootStorages(c *policy.Container, cid string, tmpfs bool) []storage {
+func rootStorages(c *policy.Container, cid string, tmpfs bool) []Storage {
 	out, lower := layers(c.Image.Layers, "image.layers")
 	upper := contract.UpperDir + "/" + cid
-	on := storage{
+	on := Storage{
 		drivers: disks, fstype: "ext4", options: []string{"mode=700"}, at: upper,
 		driver: []string{contract.OptionEphemeralKey, contract.OptionCreateFS},
 	}
 	if tmpfs {
-		on = storage{
+		on = Storage{
 			drivers: []string{contract.DriverEphemeral}, source: "tmpfs", fstype: "tmpfs",
 			options: []string{anySize, "mode=0700"}, at: upper,
 		}
 	}
-	return append(out, on, storage{
+	return append(out, on, Storage{
 		drivers: []string{contract.DriverOverlay}, source: "none", fstype: "overlay", at: contract.Rootfs(cid),
 		options: []string{"lowerdir=" + strings.Join(lower, ":"), "upperdir=" + upper + "/fs", "workdir=" + upper + "/work"},
 		driver: []string{
@@ -158,58 +158,58 @@ var volumeDirs = map[string]string{
 	policy.VolumeHost: contract.StorageDir, policy.VolumeImage: contract.ImagesDir,
 }
 
-// copyPrefix begins the names of copies that are the pod's, not a container's.
-const copyPrefix = contract.SandboxName + "-"
+// CopyPrefix begins the names of copies that are the pod's, not a container's.
+const CopyPrefix = contract.SandboxName + "-"
 
-// bind takes a path of the guest for a volume. The volume keeps it, and no other one gets it.
-func (d *diffs) bind(field string, v *policy.Volume, at string) {
-	if known, ok := d.volumes[v.Name]; ok {
-		fixed(d, field, known, at)
+// Bind takes a path of the guest for a volume. The volume keeps it, and no other one gets it.
+func (d *Diffs) Bind(field string, v *policy.Volume, at string) {
+	if known, ok := d.Volumes[v.Name]; ok {
+		Fixed(d, field, known, at)
 		return
 	}
 	dir, name := path.Split(at)
 	if dir != volumeDirs[v.Kind]+"/" || name == "" || name == "." || name == ".." ||
-		v.Kind == policy.VolumeCopy && !strings.HasPrefix(name, copyPrefix) {
-		d.add(field, "a place for a volume below "+quote(volumeDirs[v.Kind]), quote(at), "")
+		v.Kind == policy.VolumeCopy && !strings.HasPrefix(name, CopyPrefix) {
+		d.Add(field, "a place for a volume below "+Quote(volumeDirs[v.Kind]), Quote(at), "")
 		return
 	}
-	for other, taken := range d.volumes {
+	for other, taken := range d.Volumes {
 		if taken == at {
-			d.add(field, "a place of its own", "that of volume "+quote(other), "")
+			d.Add(field, "a place of its own", "that of volume "+Quote(other), "")
 			return
 		}
 	}
-	d.volumes[v.Name] = at
+	d.Volumes[v.Name] = at
 }
 
 // volume are the storages of a volume at its place.
-func volume(v *policy.Volume, at string) []storage {
+func volume(v *policy.Volume, at string) []Storage {
 	member := "volumes[" + v.Name + "]"
 	options := []string{"mode=" + v.Mode}
 	if v.GID != 0 {
-		options = append(options, "gid="+show(v.GID))
+		options = append(options, "gid="+Show(v.GID))
 	}
 	switch v.Kind {
 	case policy.VolumeMemory:
-		return []storage{{
+		return []Storage{{
 			drivers: []string{contract.DriverEphemeral}, source: "tmpfs", fstype: "tmpfs", at: at, shared: true,
 			options: append([]string{anySize}, options...), member: member,
 		}}
 	case policy.VolumeDisk:
-		return []storage{{
+		return []Storage{{
 			drivers: disks, fstype: "ext4", at: at, shared: true, options: options, member: member,
 			driver: []string{contract.OptionEphemeralKey, contract.OptionCreateFS},
 		}}
 	case policy.VolumeHost:
-		return []storage{{drivers: disks, fstype: v.FSType, at: at, options: v.Options, gid: v.GID, member: member}}
+		return []Storage{{drivers: disks, fstype: v.FSType, at: at, options: v.Options, gid: v.GID, member: member}}
 	case policy.VolumeImage:
 		out, lower := layers(v.Layers, member+".layers")
 		if len(lower) == 1 {
-			return append(out, storage{
+			return append(out, Storage{
 				drivers: []string{contract.DriverBind}, source: lower[0], fstype: "bind", at: at, options: []string{"ro"},
 			})
 		}
-		return append(out, storage{
+		return append(out, Storage{
 			drivers: []string{contract.DriverOverlay}, source: "none", fstype: "overlay", at: at,
 			options: []string{"ro", "lowerdir=" + strings.Join(lower, ":")},
 		})
