@@ -13,6 +13,7 @@ import (
 	"github.com/coco-shim/coco/cmd/coco/internal/measure"
 	"github.com/coco-shim/coco/cmd/coco/internal/pods"
 	"github.com/coco-shim/coco/cmd/coco/internal/policy"
+	"github.com/coco-shim/coco/cmd/coco/internal/verify"
 	"github.com/coco-shim/coco/cmd/coco/internal/version"
 )
 
@@ -27,6 +28,7 @@ func commands() []*cobra.Command {
 		pods.MetricsCommand(),
 		pods.ListCommand(),
 		policy.Command(),
+		verify.Command(),
 		version.Command(),
 	}
 }

@@ -6,6 +6,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -30,8 +31,17 @@ func main() {
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "coco:", err)
-		os.Exit(1)
+		os.Exit(status(err))
 	}
+}
+
+// status returns the exit status of an error: its own, if it has one.
+func status(err error) int {
+	var coded interface{ ExitCode() int }
+	if errors.As(err, &coded) {
+		return coded.ExitCode()
+	}
+	return 1
 }
 
 func newRootCmd() *cobra.Command {

@@ -172,7 +172,10 @@ var edges = Edges{
 		"cmd/coco/internal/show", "configs", "metrics", "plan/launch", "virtcontainers",
 		"internal/words",
 	},
-	"cmd/coco/internal/show":    {},
+	"cmd/coco/internal/show": {},
+	"cmd/coco/internal/verify": {
+		"attestation", "attestation/collateral", "attestation/snp", "cmd/coco/internal/show", "internal/initdata",
+	},
 	"cmd/coco/internal/version": {"cmd/coco/internal/show", "internal/version"},
 	"tests/...":                 {"*"},
 }
