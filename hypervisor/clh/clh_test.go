@@ -130,12 +130,15 @@ func (h *harness) launch(t testing.TB, spec hypervisor.VMSpec) (*machine, error)
 // jailed are the options of a process as package virtcontainers/host launches it.
 func jailed(dir string, kept ...string) launch.Options {
 	return launch.Options{Jail: &jail.Options{
-		User: testUser, Disks: true, Devices: []string{"/dev/kvm"},
+		User: testUser, Processes: testProcesses, Disks: true, Devices: []string{"/dev/kvm"},
 		Kept: append(kept, dir),
 	}}
 }
 
-const testUser = 1_900_077_775
+const (
+	testUser      = 1_900_077_775
+	testProcesses = 128 + 2 // as virtcontainers has it for one vCPU
+)
 
 func (h *harness) launchIn(t testing.TB, spec hypervisor.VMSpec, opts launch.Options, dir string) (*machine, error) {
 	t.Helper()

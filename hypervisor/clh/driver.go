@@ -210,7 +210,7 @@ func confine(blocks []hypervisor.Block, par Params, u *undo.Stack) ([]hypervisor
 			return nil, fmt.Errorf("block device %s: %w", b.ID, err)
 		}
 		u.Push("close the copy of block device "+b.ID, func(context.Context) error { return f.Close() })
-		if err := par.give(fmt.Sprintf("/proc/self/fd/%d", f.Fd())); err != nil {
+		if err := f.Chmod(0o444); err != nil { // the VMM's user may read it, whatever our umask is
 			return nil, fmt.Errorf("block device %s: %w", b.ID, err)
 		}
 		if _, err := io.Copy(f, io.NewSectionReader(b.File, 0, st.Size())); err != nil {

@@ -14,8 +14,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/hypervisor/clh/clhapi"
+	"github.com/coco-shim/coco/hypervisor/clh/clhtest"
 	"github.com/coco-shim/coco/hypervisor/hypervisortest"
 	"github.com/coco-shim/coco/hypervisor/launch"
 	"github.com/coco-shim/coco/internal/testvm"
@@ -64,7 +69,9 @@ func launchReal(t *testing.T, action string, opts Options) (*machine, error) {
 		ID: "real", CPU: hypervisor.CPU{Count: 1}, MemoryMiB: 128, BlockBus: hypervisor.BlockBlk,
 		BootTimeout: 30 * time.Second,
 		Boot:        hypervisor.Boot{Kernel: f, Cmdline: "act=" + action},
-		Blocks:      []hypervisor.Block{{ID: "layer-0", File: sectors(t), ReadOnly: true}},
+		Blocks: []hypervisor.Block{
+			{ID: "layer-0", File: sectors(t), ReadOnly: true}, {ID: "initdata", File: inMemory(t), ReadOnly: true},
+		},
 		NICs: []hypervisor.NIC{{
 			ID: "eth0", MAC: "02:00:00:00:00:01", Tap: []*os.File{hypervisortest.Tap(t)}, MTU: 1500,
 		}},
@@ -87,6 +94,21 @@ func launchReal(t *testing.T, action string, opts Options) (*machine, error) {
 		}
 	})
 	return m, nil
+}
+
+// inMemory is a disk as initdata is one.
+func inMemory(t *testing.T) *os.File {
+	t.Helper()
+	fd, err := unix.MemfdCreate("initdata", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "initdata")
+	t.Cleanup(func() { f.Close() })
+	if err := f.Truncate(4096); err != nil {
+		t.Fatal(err)
+	}
+	return f
 }
 
 func sectors(t *testing.T) *os.File {
@@ -172,4 +194,88 @@ func TestRealJail(t *testing.T) {
 			inJail(t, m.Proc.(*launch.Process), os.Getenv("COCO_CLH"), []string{m.par.Dir, "/disks"})
 		})
 	}
+}
+
+// refusal is a request that the VMM refuses while a VM runs.
+type refusal struct {
+	name, call string
+	in         any
+}
+
+func refusals(path string, vm clhapi.VmConfig) []refusal {
+	disk := func(id, path string) clhapi.DiskConfig {
+		return clhapi.DiskConfig{Id: id, Path: path, ImageType: clhapi.Raw, Readonly: true}
+	}
+	net := clhapi.NetConfig{Id: "n", Mac: "02:00:00:00:00:07", NumQueues: 2, Mtu: 1279}
+	return []refusal{
+		{"an id with leading underscores", "vm.add-disk", disk("__disk", path)},
+		{"an id that is taken", "vm.add-disk", disk("disk-layer-0", path)},
+		{"a file that is not there", "vm.add-disk", disk("file", "/nonexistent")},
+		{"a small MTU", "vm.add-net", net},
+		{"a device that is not there", "vm.remove-device", clhapi.VmRemoveDevice{Id: "nobody"}},
+		{"a device without a name", "vm.remove-device", clhapi.VmRemoveDevice{}},
+		{"a second VM", "vm.create", vm},
+		{"a second boot", "vm.boot", nil},
+	}
+}
+
+// The imitation refuses with the status of the release that it imitates.
+func TestRealRefusesAsTheImitation(t *testing.T) {
+	real := realVM(t, "serve")
+	var v clhapi.VmmPingResponse
+	if err := real.api.get(t.Context(), "vmm.ping", &v); err != nil {
+		t.Fatal(err)
+	}
+	release, err := majorOf(v.Version)
+	if err != nil {
+		t.Fatal(err)
+	}
+	imitation, _ := up(t, clhtest.Config{Release: release}, plain(t))
+	ask := func(m *machine, r refusal) (int, string) {
+		var refused *apiError
+		if err := m.api.put(t.Context(), r.call, r.in, nil); !errors.As(err, &refused) {
+			return 0, fmt.Sprint(err)
+		}
+		return refused.status, refused.reason
+	}
+	_, config := Build(imitation.Spec, imitation.par)
+	for _, r := range refusals(sectors(t).Name(), config) {
+		want, says := ask(real, r)
+		got, said := ask(imitation, r)
+		t.Logf("%s: %d %s", r.name, want, says)
+		if got != want || want == 0 {
+			t.Errorf("%s: release %d answers %d (%s), the imitation %d (%s)", r.name, release, want, says, got, said)
+		}
+	}
+	for _, m := range []*machine{real, imitation} { // still there
+		if _, err := m.Dial(t.Context(), contract.PortAgent); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// The bus takes as many devices as the driver says.
+func TestRealFullBus(t *testing.T) {
+	m := realVM(t, "serve")
+	if _, err := m.Dial(t.Context(), contract.PortAgent); err != nil {
+		t.Fatal(err)
+	}
+	disk := func(i int) hypervisor.Block {
+		return hypervisor.Block{ID: fmt.Sprintf("disk-%d", i), File: sectors(t)}
+	}
+	for i := len(m.Spec.Blocks) + len(m.Spec.NICs); i < maxDevices; i++ {
+		if _, err := m.PlugBlock(t.Context(), disk(i)); err != nil {
+			t.Fatalf("PlugBlock() of device %d of %d = %v", i+1, maxDevices, err)
+		}
+	}
+	if _, err := m.PlugBlock(t.Context(), disk(maxDevices)); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("PlugBlock() of one more = %v, want a failed precondition", err)
+	}
+	err := m.withPath(disk(maxDevices), func(path string) error { // nor does the VMM take it
+		return m.api.put(t.Context(), "vm.add-disk", diskConfig(disk(maxDevices), path), nil)
+	})
+	if !refused(err) {
+		t.Errorf("vm.add-disk of one more = %v, want a refusal", err)
+	}
+	t.Log(err)
 }

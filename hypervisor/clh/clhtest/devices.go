@@ -49,7 +49,7 @@ func (v *vmm) addDisk(body []byte) answer {
 	}
 	if v.running {
 		if err := v.open(d.Path, !d.Readonly); err != nil {
-			return v.refused(internal, what, "Error from device manager", "Failed opening disk "+d.Path, err.Error())
+			return v.refused(internal, what, "Error from device manager", "Cannot open disk path", err.Error())
 		}
 		if _, ok := v.locks[d.Id]; !ok {
 			if err := v.lock(d); err != nil {
@@ -108,7 +108,8 @@ func (v *vmm) removeDevice(body []byte) answer {
 		v.forget(d.Id)
 		return done
 	case d.Id == "" || slot < 0:
-		return v.refused(unknown, what, "Error from device manager", "Unknown device ID: "+d.Id)
+		return v.refused(unknown, what, "Error from device manager",
+			"Failed to find device corresponding to the given identifier")
 	case v.config.KeepDevices:
 		return done
 	}

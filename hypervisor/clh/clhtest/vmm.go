@@ -5,6 +5,7 @@ package clhtest
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -240,7 +241,8 @@ func (v *vmm) problem(c *clhapi.VmConfig) (string, class) {
 	for _, d := range c.Disks {
 		all = append(all, d.Id)
 		if len(d.Serial) > maxSerial {
-			return fmt.Sprintf("Block device serial is too long (%d > %d)", len(d.Serial), maxSerial), malformed
+			return fmt.Sprintf("Block device serial length (%d) exceeds maximum allowed length (%d)", len(d.Serial),
+				maxSerial), malformed
 		}
 	}
 	for _, n := range v.nets {
@@ -253,7 +255,7 @@ func (v *vmm) problem(c *clhapi.VmConfig) (string, class) {
 			return "Number of vCPUs is insufficient for the number of queues", malformed
 		}
 		if n.Mtu != 0 && n.Mtu < minMTU {
-			return fmt.Sprintf("Invalid MTU %d: at least %d is needed", n.Mtu, minMTU), malformed
+			return fmt.Sprintf("Provided MTU %d is lower than %d (expected by VIRTIO specification)", n.Mtu, minMTU), malformed
 		}
 		if n.Mtu != 0 && !has(unix.CAP_NET_ADMIN) { // the real one tells when it makes the device
 			return fmt.Sprintf("Using existing tap: ioctl (%d) failed: %v", unix.SIOCSIFMTU, unix.EPERM), internal
@@ -264,7 +266,7 @@ func (v *vmm) problem(c *clhapi.VmConfig) (string, class) {
 			return fmt.Sprintf("Identifier %s is not unique", id), taken
 		}
 		if strings.HasPrefix(id, "__") {
-			return fmt.Sprintf("Invalid identifier %s: two leading underscores are the VMM's own", id), malformed
+			return fmt.Sprintf("Identifier %s is not valid", id), malformed
 		}
 		ids[id] = true
 	}
@@ -414,7 +416,7 @@ func (v *vmm) place(name string) (int, error) {
 			return i, nil
 		}
 	}
-	return 0, fmt.Errorf("failed to allocate a PCI device: no free slot")
+	return 0, errors.New("could not find an available device slot on the PCI bus")
 }
 
 func (v *vmm) bdf(slot int) string {
