@@ -58,11 +58,20 @@ func (l *Lender) Close() {
 	l.spaces = nil
 }
 
-// Lends tells why files of root in the file system of a directory, which may be yet to be made, cannot be lent to a
+// Lends tells why files of root in the file systems of directories, which may be yet to be made, cannot be lent to a
 // user; nil: they can.
-func Lends(dir string, user uint32) error {
+func Lends(user uint32, dirs ...string) error {
 	l := &Lender{user: user, spaces: map[owner]*os.File{}}
 	defer l.Close()
+	for _, dir := range dirs {
+		if err := l.lends(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *Lender) lends(dir string) error {
 	d, err := os.Open(dir)
 	for errors.Is(err, fs.ErrNotExist) && dir != filepath.Dir(dir) {
 		dir = filepath.Dir(dir)

@@ -131,7 +131,7 @@ func loop(t *testing.T, flags int) *os.File {
 // The user opens what it was lent as it was lent, and never for writing what is only to be read.
 func TestLend(t *testing.T) {
 	testvm.Need(t, testvm.Root)
-	if err := Lends(filepath.Join(t.TempDir(), "yet/to/make"), lendUser); err != nil {
+	if err := Lends(lendUser, t.TempDir(), filepath.Join(t.TempDir(), "yet/to/make")); err != nil {
 		t.Skipf("this file system's files cannot be lent: %v", err)
 	}
 	for _, tt := range []struct {
@@ -230,7 +230,7 @@ func TestWhatIsNotLent(t *testing.T) {
 	if lent, err := l.Lend(status); err == nil || !strings.HasPrefix(err.Error(), want) {
 		t.Errorf("Lend() = %v, %v, want %q", lent, err, want)
 	}
-	if err := Lends("/proc", lendUser); err == nil || !strings.Contains(err.Error(), "no idmapped mounts") {
+	if err := Lends(lendUser, "/", "/proc"); err == nil || !strings.Contains(err.Error(), "no idmapped mounts") {
 		t.Errorf("Lends(/proc) = %v", err)
 	}
 	l.Close()

@@ -110,7 +110,7 @@ while read -r cmd <&3; do eval "$cmd" >&4 2>&1; done`)
 func TestAJailedProgramIsShownItsDisks(t *testing.T) {
 	testvm.Need(t, testvm.Root)
 	t.Run("lent", func(t *testing.T) {
-		if err := jail.Lends(t.TempDir(), testUser); err != nil {
+		if err := jail.Lends(testUser, t.TempDir()); err != nil {
 			t.Skipf("files cannot be lent here: %v", err)
 		}
 		isShownItsDisks(t, jail.Options{Disks: true}, "0000000000000000 ")

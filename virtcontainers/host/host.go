@@ -125,9 +125,10 @@ func driver(c configs.Config, f forker, log *slog.Logger) (hypervisor.Driver, er
 	return nil, fmt.Errorf("hypervisor.type %q: %w", h.Type, errdefs.ErrNotImplemented)
 }
 
-// lends tells why disks, most of which are in the layer cache, cannot be lent to a VMM's user; nil: they can.
+// lends tells why the disks of layers and writable layers cannot be lent to a VMM's user; nil: they can.
 func lends(c configs.Config) error {
-	return jail.Lends(c.Runtime.LayerCache, uint32(c.Hypervisor.FirstUser)) //nolint:gosec // the schema bounds it
+	user := uint32(c.Hypervisor.FirstUser) //nolint:gosec // the schema bounds it
+	return jail.Lends(user, c.Runtime.LayerCache, c.Runtime.ScratchDir)
 }
 
 // needs lists the paths and devices that the VMM needs besides its own files and inherited descriptors.

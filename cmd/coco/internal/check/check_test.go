@@ -119,7 +119,7 @@ func TestCheckTriesTheConfinementOfTheVMM(t *testing.T) {
 func TestCheckTellsWhetherDisksCanBeLent(t *testing.T) {
 	testvm.Need(t, testvm.Root)
 	lent := t.TempDir()
-	if err := jail.Lends(lent, 1); err != nil {
+	if err := jail.Lends(1, lent); err != nil {
 		t.Skipf("files cannot be lent here: %v", err)
 	}
 	for cache, want := range map[string]struct {
@@ -130,7 +130,8 @@ func TestCheckTellsWhetherDisksCanBeLent(t *testing.T) {
 		"/proc": {"with no capability but dac_override", probe.No},
 	} {
 		cfg := configs.Default()
-		cfg.Hypervisor.Type, cfg.Hypervisor.Path, cfg.Runtime.LayerCache = configs.TypeCLH, "/bin/true", cache
+		cfg.Hypervisor.Type, cfg.Hypervisor.Path = configs.TypeCLH, "/bin/true"
+		cfg.Runtime.LayerCache, cfg.Runtime.ScratchDir = lent, cache
 		for _, c := range checkConfinement(t.Context(), cfg) {
 			detail, err := c.Run()
 			if c.Name == "confined" && (err != nil || !strings.Contains(detail, want.detail)) {

@@ -30,7 +30,7 @@ func checkConfinement(ctx context.Context, cfg configs.Config) []probe.Check {
 	o.Disks = h.Type == configs.TypeCLH
 	var lends error
 	if o.Disks && os.Geteuid() == 0 {
-		if lends = jail.Lends(cfg.Runtime.LayerCache, o.User); lends != nil {
+		if lends = jail.Lends(o.User, cfg.Runtime.LayerCache, cfg.Runtime.ScratchDir); lends != nil {
 			o.Capabilities, has = []int{unix.CAP_DAC_OVERRIDE}, "with no capability but dac_override"
 		}
 	}
