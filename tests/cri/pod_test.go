@@ -56,25 +56,31 @@ func unstarted(t *testing.T) *pod {
 func runPod(t *testing.T, change ...func(*runtime.PodSandboxConfig)) *pod {
 	t.Helper()
 	p := &pod{t: t, node: node(t), config: podConfig(t, change...)}
+	p.runUnder("coco")
+	return p
+}
+
+// runUnder starts the pod under a handler, until the test ends.
+func (p *pod) runUnder(handler string) {
+	p.t.Helper()
 	r, err := p.node.Runtime.RunPodSandbox(p.context(), &runtime.RunPodSandboxRequest{
 		Config:         p.config,
-		RuntimeHandler: "coco",
+		RuntimeHandler: handler,
 	})
 	if err != nil {
-		t.Fatalf("RunPodSandbox: %v", err)
+		p.t.Fatalf("RunPodSandbox: %v", err)
 	}
 	p.id = r.GetPodSandboxId()
-	t.Cleanup(func() {
+	p.t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if _, err := p.node.Runtime.StopPodSandbox(ctx, &runtime.StopPodSandboxRequest{PodSandboxId: p.id}); err != nil {
-			t.Errorf("StopPodSandbox: %v", err)
+			p.t.Errorf("StopPodSandbox: %v", err)
 		}
 		if _, err := p.node.Runtime.RemovePodSandbox(ctx, &runtime.RemovePodSandboxRequest{PodSandboxId: p.id}); err != nil {
-			t.Errorf("RemovePodSandbox: %v", err)
+			p.t.Errorf("RemovePodSandbox: %v", err)
 		}
 	})
-	return p
 }
 
 // context bounds one call; under TCG a VM takes seconds to boot, more on a busy machine.
