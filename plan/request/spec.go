@@ -13,6 +13,7 @@ package request
 import (
 	"fmt"
 	"maps"
+	"path"
 	"slices"
 	"strings"
 
@@ -174,7 +175,7 @@ func (r *refusals) process(at string, p *specs.Process, defaults []specs.POSIXRl
 			UID: p.User.UID, GID: p.User.GID,
 			AdditionalGids: slices.Clone(p.User.AdditionalGids), Username: p.User.Username,
 		},
-		Args: slices.Clone(p.Args), Env: lastOfEach(p.Env), Cwd: p.Cwd,
+		Args: slices.Clone(p.Args), Env: lastOfEach(p.Env), Cwd: shortest(p.Cwd),
 		NoNewPrivileges: p.NoNewPrivileges,
 	}
 	if b := p.ConsoleSize; b != nil {
@@ -210,6 +211,15 @@ func lastOfEach(env []string) (out []string) {
 		out = append(out, e)
 	}
 	return out
+}
+
+// shortest is a directory without what changes nothing, such as the slash at the end of an image's working directory.
+// Where ".." is, a symbolic link may stand before it.
+func shortest(dir string) string {
+	if dir == "" || slices.Contains(strings.Split(dir, "/"), "..") {
+		return dir
+	}
+	return path.Clean(dir)
 }
 
 // zeroBytes refuses what execve(2) cannot pass on: the rest would be cut off.

@@ -83,6 +83,18 @@ func TestTheLastSettingOfAVariableCounts(t *testing.T) {
 	}
 }
 
+func TestAWorkingDirectoryIsInItsShortestForm(t *testing.T) {
+	for dir, want := range map[string]string{
+		"/srv/": "/srv", "/": "/", "/a//./b": "/a/b", "/link/../x/": "/link/../x/", "": "",
+	} {
+		s := plain()
+		s.Process.Cwd = dir
+		if got := convert(t, s).OCI.GetProcess().GetCwd(); got != want {
+			t.Errorf("cwd %q becomes %q, want %q", dir, got, want)
+		}
+	}
+}
+
 func TestPathsOfTheHostsCPUsAreNotMasked(t *testing.T) {
 	s := plain()
 	s.Linux.MaskedPaths = []string{
