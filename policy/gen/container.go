@@ -6,7 +6,6 @@ package gen
 import (
 	"errors"
 	"fmt"
-	"path"
 	"slices"
 	"strings"
 
@@ -97,9 +96,6 @@ func (g *generator) converted(
 		}
 		out.Mounts = append(out.Mounts, pm)
 	}
-	for _, d := range c.VolumeDevices {
-		out.Disks = append(out.Disks, d.DevicePath)
-	}
 	return out, nil
 }
 
@@ -114,7 +110,7 @@ func fixedSource(m *agent.Mount) policy.Source {
 func (g *generator) process(p *agent.Process) policy.Process {
 	u, caps := p.GetUser(), p.GetCapabilities()
 	out := policy.Process{
-		Args: p.GetArgs(), Cwd: path.Clean(p.GetCwd()), TTY: p.GetTerminal(), NoNewPrivileges: p.GetNoNewPrivileges(),
+		Args: p.GetArgs(), Cwd: p.GetCwd(), TTY: p.GetTerminal(), NoNewPrivileges: p.GetNoNewPrivileges(),
 		User: policy.User{UID: u.GetUID(), GID: u.GetGID(), Groups: u.GetAdditionalGids()},
 		Caps: policy.Caps{
 			Bounding: caps.GetBounding(), Effective: caps.GetEffective(), Inheritable: caps.GetInheritable(),

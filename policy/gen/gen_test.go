@@ -33,7 +33,7 @@ func image() Image {
 			Passwd: []byte("root:x:0:0::/:/bin/sh\napp:x:1000:1001::/:/bin/sh\n"),
 			Group:  []byte("more:x:2000:app\napp:x:1001:\n"),
 		},
-		Files: map[string][]policy.File{"/data": {{Path: "seed", SHA256: hash("3")}}},
+		Files: map[string][]policy.File{"/data": {{Path: "seed", SHA256: digest([]byte("seed"))}}},
 	}
 }
 
@@ -305,7 +305,7 @@ func TestRefusals(t *testing.T) {
 		},
 		{
 			pod(mounts + "volumes: [{name: v, persistentVolumeClaim: {claimName: none}}]"),
-			"claim raw blocks",
+			"no policy can be made of it yet",
 		},
 		{
 			pod("containers: [{name: c, image: i}], volumes: [{name: v, configMap: {name: none}}]"),

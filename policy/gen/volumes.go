@@ -38,10 +38,9 @@ const (
 // volumeOf is a volume of the pod on the predicted node and in the policy.
 type volumeOf struct {
 	policy policy.Volume
-	plugin string // "": block is set, or the volume cannot be mounted
-	block  bool
-	bad    error // why it cannot be mounted
-	used   bool  // a container mounts it
+	plugin string // "": the volume cannot be mounted
+	bad    error  // why not
+	used   bool   // a container mounts it
 }
 
 func (g *generator) volume(name string) *volumeOf {
@@ -95,9 +94,8 @@ func (g *generator) hasToken() bool {
 
 // planVolumes describes the pod's volumes.
 func (g *generator) planVolumes() error {
-	for _, name := range sortedKeys(g.Workload.Templates) {
-		block := blockClaim(g.Workload.Templates[name].Spec.VolumeMode)
-		g.volumes = append(g.volumes, volumeOf{policy: policy.Volume{Name: name}, block: block, bad: errClaim})
+	for _, name := range g.Workload.Claims {
+		g.volumes = append(g.volumes, volumeOf{policy: policy.Volume{Name: name}, bad: errClaim})
 	}
 	var errs []error
 	for _, v := range g.pod.Volumes {
@@ -130,17 +128,14 @@ func (g *generator) planVolume(v corev1.Volume) (out volumeOf, err error) {
 		out.plugin = pluginProjected
 		out.policy.Kind = policy.VolumeCopy
 		out.policy.Content, err = g.projected(v.Projected.Sources)
-	case v.PersistentVolumeClaim != nil:
-		out.block, out.bad = g.claim(v.PersistentVolumeClaim.ClaimName)
-	case v.Ephemeral != nil:
-		mode := v.Ephemeral.VolumeClaimTemplate.Spec.VolumeMode
-		out.block, out.bad = blockClaim(mode), errClaim
+	case v.PersistentVolumeClaim != nil, v.Ephemeral != nil:
+		out.bad = errClaim
 	case v.HostPath != nil:
 		out.bad = errors.New("is of the host (hostPath), and a confidential guest takes no files of the host: " +
 			"use a volume of the pod")
 	default:
 		out.bad = errors.New("is of a kind of which no policy can be made: it is not emptyDir, configMap, secret, " +
-			"projected, downwardAPI or a claim of raw blocks")
+			"projected or downwardAPI")
 	}
 	if c := out.policy.Content; c != nil && c.Rule == policy.ContentUnpinned && v.Name != tokenVolume {
 		g.note("volume %s has content that is not pinned: the host decides about it", v.Name)
@@ -166,20 +161,7 @@ func (g *generator) emptyDir(e *corev1.EmptyDirVolumeSource) (out volumeOf, err 
 	return out, nil
 }
 
-var errClaim = errors.New("is a claim with a file system, which a VM takes only outside a TEE: " +
-	"claim raw blocks (volumeMode: Block)")
-
-// claim describes a claim of the pod; one that is not among the manifests has a file system, as by default.
-func (g *generator) claim(name string) (block bool, bad error) {
-	if c, ok := g.Objects.Claim(g.Workload.Namespace, name); ok {
-		return blockClaim(c.Spec.VolumeMode), errClaim
-	}
-	return true, fmt.Errorf("claim %q is not among the manifests: give its manifest with a further -f; %w", name, errClaim)
-}
-
-func blockClaim(mode *corev1.PersistentVolumeMode) bool {
-	return mode != nil && *mode == corev1.PersistentVolumeBlock
-}
+var errClaim = errors.New("is a claim, whose disk is of the host: no policy can be made of it yet")
 
 func unpinned() *policy.Content { return &policy.Content{Rule: policy.ContentUnpinned} }
 
@@ -291,10 +273,9 @@ func (g *generator) mounts(c *corev1.Container) (out []predict.Mount, err error)
 		}
 		out = append(out, pm)
 	}
-	for _, d := range c.VolumeDevices {
-		if v := g.volume(d.Name); v == nil || !v.block {
-			return nil, fmt.Errorf("device %s: the pod has no volume %q of raw blocks", d.DevicePath, d.Name)
-		}
+	if len(c.VolumeDevices) > 0 {
+		return nil, fmt.Errorf("device %s: raw blocks are not supported yet: their request has numbers of the node's "+
+			"devices, which no policy can name", c.VolumeDevices[0].DevicePath)
 	}
 	return out, nil
 }

@@ -31,8 +31,8 @@ const MaxText = 16 << 20
 type Workload struct {
 	Kind, Namespace, Name string
 	Pod                   corev1.PodTemplateSpec
-	// Templates are the claims that a StatefulSet makes for each pod, by the names of volumes.
-	Templates map[string]corev1.PersistentVolumeClaim
+	// Claims are the names of the volumes that a StatefulSet claims for each pod.
+	Claims []string
 }
 
 // String names the workload.
@@ -51,7 +51,6 @@ type Set struct {
 	Workloads  []Workload
 	ConfigMaps map[Key]corev1.ConfigMap
 	Secrets    map[Key]corev1.Secret
-	Claims     map[Key]corev1.PersistentVolumeClaim
 	Accounts   map[Key]corev1.ServiceAccount
 }
 
@@ -63,11 +62,6 @@ func (s *Set) ConfigMap(namespace, name string) (corev1.ConfigMap, bool) {
 // Secret returns a Secret of a workload's namespace.
 func (s *Set) Secret(namespace, name string) (corev1.Secret, bool) {
 	return lookup(s.Secrets, namespace, name)
-}
-
-// Claim returns a claim of a workload's namespace.
-func (s *Set) Claim(namespace, name string) (corev1.PersistentVolumeClaim, bool) {
-	return lookup(s.Claims, namespace, name)
 }
 
 // Account returns a service account of a workload's namespace.
@@ -174,9 +168,8 @@ func (s *Set) add(head metav1.TypeMeta, doc []byte) error {
 	case "apps/v1/StatefulSet":
 		return decode(doc, func(o appsv1.StatefulSet) {
 			w := s.workload(head.Kind, o.ObjectMeta, o.Spec.Template)
-			w.Templates = map[string]corev1.PersistentVolumeClaim{}
 			for _, c := range o.Spec.VolumeClaimTemplates {
-				w.Templates[c.Name] = c
+				w.Claims = append(w.Claims, c.Name)
 			}
 		})
 	case "batch/v1/Job":
@@ -187,8 +180,6 @@ func (s *Set) add(head metav1.TypeMeta, doc []byte) error {
 		return decode(doc, func(o corev1.ConfigMap) { put(&s.ConfigMaps, o.ObjectMeta, o) })
 	case "v1/Secret":
 		return decode(doc, func(o corev1.Secret) { put(&s.Secrets, o.ObjectMeta, o) })
-	case "v1/PersistentVolumeClaim":
-		return decode(doc, func(o corev1.PersistentVolumeClaim) { put(&s.Claims, o.ObjectMeta, o) })
 	case "v1/ServiceAccount":
 		return decode(doc, func(o corev1.ServiceAccount) { put(&s.Accounts, o.ObjectMeta, o) })
 	}
