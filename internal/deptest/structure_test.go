@@ -57,7 +57,8 @@ var edges = Edges{
 	"policy/gen":                {"api/agent", "api/contract", "plan/request", "plan/volume", "policy", "policy/gen/..."},
 	"policy/gen/manifest":       {},
 	"policy/gen/predict":        {"api/contract", "policy"},
-	"policy/lint":               {"policy"},
+	"policy/lint":               {"policy", "policy/compare"},
+	"policy/simulate":           {"api/agent", "policy", "policy/engine"},
 	"virtcontainers": {
 		"plan/...", "virtcontainers/...", "metrics", "hypervisor", "hypervisor/launch",
 		"network", "network/netns", "configs", "api/...", "image/layer", "internal/...",

@@ -61,7 +61,7 @@ func genCommand() *cobra.Command {
 		Short: "Make the policies of a manifest's pods and put them into the manifest",
 		Long: "Makes a policy for each workload (Pod, Deployment, StatefulSet, DaemonSet, ReplicaSet,\n" +
 			"ReplicationController, Job, CronJob, List) and writes the manifests with the policy in the annotation for\n" +
-			"initdata. The files may hold the ConfigMaps, Secrets, claims and service accounts that the pods use; - is\n" +
+			"initdata. The files may hold the ConfigMaps, Secrets and service accounts that the pods use; - is\n" +
 			"stdin. Where a cluster changes pods at admission, give what the API server makes of them:\n" +
 			"kubectl apply --dry-run=server -o yaml -f FILE.\n\n" +
 			"Images come from --images, else from their registry. The guest will run exactly these bytes.\n" +

@@ -29,7 +29,7 @@ func Command() *cobra.Command {
 			"FILE is a policy, an initdata document, the value of the initdata annotation, or a manifest whose pods have it;\n" +
 			"- is stdin.",
 	}
-	cmd.AddCommand(genCommand(), showCommand(), lintCommand(), diffCommand())
+	cmd.AddCommand(genCommand(), showCommand(), lintCommand(), diffCommand(), explainCommand(), simulateCommand())
 	return cmd
 }
 

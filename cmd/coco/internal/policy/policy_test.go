@@ -183,3 +183,23 @@ func TestGenRefuses(t *testing.T) {
 		t.Errorf("show of a manifest without a policy = %v", err)
 	}
 }
+
+func TestDenialsAreExplainedAndFound(t *testing.T) {
+	dir := place(t)
+	plain, err := genPolicy(t, dir, "--output", "policy")
+	must(t, plain, err)
+	file := filepath.Join(dir, "policy.coco")
+	write(t, file, plain)
+	log := `{"kind":"CreateSandbox","request":{"sandboxId":"a","hostname":"web"}}` + "\n"
+	out, err := run(t, log, "simulate", file, "-")
+	if err == nil || !strings.Contains(out, "1 CreateSandbox: denied [") {
+		t.Fatalf("simulate = %s, %v", out, err)
+	}
+	text, err := run(t, out, "explain")
+	if must(t, text, err); !strings.Contains(text, "field      ") || !strings.Contains(text, "advice     ") {
+		t.Errorf("explain = %s", text)
+	}
+	if _, err := run(t, "", "explain", "no", "denial"); err == nil {
+		t.Error("explain of another text has no error")
+	}
+}
