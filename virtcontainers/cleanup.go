@@ -14,6 +14,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/coco-shim/coco/network"
+	"github.com/coco-shim/coco/virtcontainers/boot"
 	"github.com/coco-shim/coco/virtcontainers/cgroups"
 	"github.com/coco-shim/coco/virtcontainers/hooks"
 	"github.com/coco-shim/coco/virtcontainers/nic"
@@ -31,7 +32,7 @@ func Cleanup(ctx context.Context, bundle string) error {
 	return cleanupWith(ctx, bundle, nic.Namespaces{})
 }
 
-func cleanupWith(ctx context.Context, bundle string, n Network) error {
+func cleanupWith(ctx context.Context, bundle string, n boot.Network) error {
 	j, err := state.Load(bundle)
 	if errors.Is(err, state.ErrNone) {
 		return nil
@@ -47,7 +48,7 @@ func cleanupWith(ctx context.Context, bundle string, n Network) error {
 	return state.Remove(bundle)
 }
 
-func cleanup(ctx context.Context, j state.Pod, n Network) error {
+func cleanup(ctx context.Context, j state.Pod, n boot.Network) error {
 	var errs []error
 	boot, err := state.BootID()
 	if err != nil {

@@ -81,11 +81,11 @@ func (c *Container) processes() []*process.Process {
 func (c *Container) start(ctx context.Context) error {
 	began := time.Now()
 	defer c.spent(began)
-	if err := c.pod.nics.ConnectLate(ctx); err != nil {
+	if err := c.pod.m.NICs.ConnectLate(ctx); err != nil {
 		return fmt.Errorf("start container %s: %w", c.id, err)
 	}
-	err := c.pod.agent.Call(ctx, "start container "+c.id, func(ctx context.Context) error {
-		_, err := c.pod.agent.StartContainer(ctx, &agent.StartContainerRequest{ContainerId: c.id})
+	err := c.pod.m.Agent.Call(ctx, "start container "+c.id, func(ctx context.Context) error {
+		_, err := c.pod.m.Agent.StartContainer(ctx, &agent.StartContainerRequest{ContainerId: c.id})
 		return err
 	})
 	c.pod.recordStep(c.id, "start", began)
@@ -102,7 +102,7 @@ func (c *Container) started(ctx context.Context) error {
 
 // state is the state that the container's hooks read.
 func (c *Container) state(s specs.ContainerState) specs.State {
-	return c.pod.ociState(c.spec, c.id, c.bundle, s)
+	return hooks.State(c.spec, c.id, c.bundle, s, c.pod.PID())
 }
 
 // Exec records a further process. The guest gets it in its Start.
@@ -114,7 +114,7 @@ func (c *Container) Exec(req ExecRequest) (*process.Process, error) {
 		return nil, fmt.Errorf("exec %s: container %s is %s: %w", req.ID, c.id, st, errdefs.ErrFailedPrecondition)
 	}
 	r, err := request.Exec(request.ExecInput{
-		Container: c.id, ID: req.ID, Process: req.Process, Terminal: req.Terminal, Rlimits: c.pod.rlimits,
+		Container: c.id, ID: req.ID, Process: req.Process, Terminal: req.Terminal, Rlimits: c.pod.m.Rlimits,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("exec %s: %w", req.ID, err)
@@ -149,8 +149,8 @@ func (c *Container) forgetExec(id string) func(context.Context) error {
 // Pause freezes the container.
 func (c *Container) Pause(ctx context.Context) error {
 	return c.init.Pause(func() error {
-		return c.pod.agent.Call(ctx, "pause container "+c.id, func(ctx context.Context) error {
-			_, err := c.pod.agent.PauseContainer(ctx, &agent.PauseContainerRequest{ContainerId: c.id})
+		return c.pod.m.Agent.Call(ctx, "pause container "+c.id, func(ctx context.Context) error {
+			_, err := c.pod.m.Agent.PauseContainer(ctx, &agent.PauseContainerRequest{ContainerId: c.id})
 			return err
 		})
 	})
@@ -159,8 +159,8 @@ func (c *Container) Pause(ctx context.Context) error {
 // Resume thaws the container.
 func (c *Container) Resume(ctx context.Context) error {
 	return c.init.Resume(func() error {
-		return c.pod.agent.Call(ctx, "resume container "+c.id, func(ctx context.Context) error {
-			_, err := c.pod.agent.ResumeContainer(ctx, &agent.ResumeContainerRequest{ContainerId: c.id})
+		return c.pod.m.Agent.Call(ctx, "resume container "+c.id, func(ctx context.Context) error {
+			_, err := c.pod.m.Agent.ResumeContainer(ctx, &agent.ResumeContainerRequest{ContainerId: c.id})
 			return err
 		})
 	})
@@ -175,16 +175,16 @@ func (c *Container) Update(ctx context.Context, res *specs.LinuxResources) error
 	if err != nil {
 		return fmt.Errorf("update: %w", err)
 	}
-	return c.pod.agent.Call(ctx, "update container "+c.id, func(ctx context.Context) error {
-		_, err := c.pod.agent.UpdateContainer(ctx, req)
+	return c.pod.m.Agent.Call(ctx, "update container "+c.id, func(ctx context.Context) error {
+		_, err := c.pod.m.Agent.UpdateContainer(ctx, req)
 		return err
 	})
 }
 
 // Stats reads the container's usage.
 func (c *Container) Stats(ctx context.Context) (res *agent.StatsContainerResponse, err error) {
-	err = c.pod.agent.Call(ctx, "stats of container "+c.id, func(ctx context.Context) (err error) {
-		res, err = c.pod.agent.StatsContainer(ctx, &agent.StatsContainerRequest{ContainerId: c.id})
+	err = c.pod.m.Agent.Call(ctx, "stats of container "+c.id, func(ctx context.Context) (err error) {
+		res, err = c.pod.m.Agent.StatsContainer(ctx, &agent.StatsContainerRequest{ContainerId: c.id})
 		return err
 	})
 	return res, err
@@ -214,12 +214,12 @@ func (c *Container) remove(ctx context.Context) error {
 // are fine.
 func (c *Container) removeInGuest(ctx context.Context) error {
 	select {
-	case <-c.pod.vm.Done():
+	case <-c.pod.m.VM.Done():
 		return nil
 	default:
 	}
-	err := c.pod.agent.Call(ctx, "remove container "+c.id, func(ctx context.Context) error {
-		_, err := c.pod.agent.RemoveContainer(ctx, &agent.RemoveContainerRequest{ContainerId: c.id})
+	err := c.pod.m.Agent.Call(ctx, "remove container "+c.id, func(ctx context.Context) error {
+		_, err := c.pod.m.Agent.RemoveContainer(ctx, &agent.RemoveContainerRequest{ContainerId: c.id})
 		return err
 	})
 	if ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) { // the guest may count the time too

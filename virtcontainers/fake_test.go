@@ -22,11 +22,9 @@ import (
 
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
-	"github.com/coco-shim/coco/image/layer"
-	"github.com/coco-shim/coco/image/verity"
 	"github.com/coco-shim/coco/network"
 	"github.com/coco-shim/coco/plan/launch"
-	"github.com/coco-shim/coco/virtcontainers/layers"
+	"github.com/coco-shim/coco/virtcontainers/boot"
 	"github.com/coco-shim/coco/virtcontainers/nic"
 )
 
@@ -47,6 +45,7 @@ type world struct {
 	tidied    []string                // guarded by mu; resources held when the layers were tidied
 	signals   []string                // guarded by mu; that the agent was asked to send
 	shared    []string                // guarded by mu; files that the guest can see, and whether read-only
+	server    hypervisor.Process      // of live files
 	layers    int                     // how many layers a root file system has
 	slow      map[string]chan string  // operations that wait until the channel is closed
 	noStreams bool                    // the agent takes no byte streams
@@ -157,7 +156,7 @@ func (w *world) options(args ...string) Options {
 	first := &ContainerRequest{ID: "c1", Bundle: bundle, Spec: s, Stdin: true, Stdout: true, Stderr: true}
 	return Options{
 		ID: "c1", Namespace: "default", Bundle: bundle, Spec: s, Config: cfg, First: first,
-		Host: Host{
+		Host: boot.Host{
 			Driver: (*fakeDriver)(w), Network: (*fakeNetwork)(w), Layers: (*fakeLayers)(w),
 			Files:   (*fakeFiles)(w),
 			Machine: launch.Machine{CPUs: 2, MemoryMiB: 8192},
@@ -264,48 +263,6 @@ func (f *fakeNetwork) Attach(ctx context.Context, _ string, standby bool,
 func (f *fakeNetwork) Clean(context.Context, string, []network.Redirect) error {
 	(*world)(f).free("tap")
 	return nil
-}
-
-type fakeLayers world
-
-// Tidy notes what is held of the pod then: it must be nothing.
-func (f *fakeLayers) Tidy(context.Context) error {
-	left := (*world)(f).left()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.tidied = append(f.tidied, fmt.Sprint(left))
-	return errInjected // nobody minds
-}
-
-func (f *fakeLayers) Open(ctx context.Context, _ layers.Request) ([]*layer.Layer, error) {
-	w := (*world)(f)
-	w.mu.Lock()
-	wait := w.slow["layers"]
-	w.mu.Unlock()
-	if wait != nil {
-		select {
-		case <-wait:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
-	if err := w.op("open layers"); err != nil {
-		return nil, err
-	}
-	var out []*layer.Layer
-	for i := range w.layers {
-		file, err := os.CreateTemp(w.dir, "layer")
-		if err != nil {
-			return nil, err
-		}
-		if err := os.Remove(file.Name()); err != nil {
-			return nil, err
-		}
-		l := &layer.Layer{File: file, Params: verity.Params{Salt: verity.Salt, DataBlocks: 1, HashOffset: 4096}}
-		l.RootHash[0] = byte(i + 1)
-		out = append(out, l)
-	}
-	return out, nil
 }
 
 type fakeDriver world

@@ -35,7 +35,7 @@ func TestALostConnectionIsExplainedByTheVMsDeath(t *testing.T) {
 				}
 			}()
 			w.vm().die(&hypervisor.DeadError{VM: "c1", Phase: hypervisor.PhaseRun, Reason: "its kernel panicked"})
-			err = p.agent.Fault(t.Context(), fmt.Errorf("announce stream 1: %w", broken))
+			err = p.m.Agent.Fault(t.Context(), fmt.Errorf("announce stream 1: %w", broken))
 			var dead *hypervisor.DeadError
 			if !errors.As(err, &dead) || !errdefs.IsUnavailable(err) {
 				t.Errorf("fault(%v) = %v, want the VM's death", broken, err)

@@ -20,6 +20,7 @@ import (
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/virtcontainers/boot"
 	"github.com/coco-shim/coco/virtcontainers/process"
 )
 
@@ -33,7 +34,7 @@ func (f *fakeFiles) Begin(_ context.Context, netns, _ string) (hypervisor.Proces
 	return (*world)(f).fork()
 }
 
-func (f *fakeFiles) Serve(_ context.Context, _ hypervisor.Process, dir string) (Files, *os.File, error) {
+func (f *fakeFiles) Serve(_ context.Context, proc hypervisor.Process, dir string) (boot.Files, *os.File, error) {
 	w := (*world)(f)
 	if names, err := os.ReadDir(dir); err != nil || len(names) > 0 {
 		return nil, nil, fmt.Errorf("the directory holds %v: %w", names, err)
@@ -46,6 +47,7 @@ func (f *fakeFiles) Serve(_ context.Context, _ hypervisor.Process, dir string) (
 		return nil, nil, err
 	}
 	w.hold("files")
+	w.server = proc
 	return &fakeShare{w: w}, socket, nil
 }
 
@@ -122,6 +124,16 @@ func TestLiveFilesAreSharedAsTheyAreMounted(t *testing.T) {
 	}
 }
 
+// inputs are those of the boot of a pod.
+func inputs(t *testing.T, o Options) boot.Options {
+	t.Helper()
+	b, err := o.boot(&Pod{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
 func TestOnlyVMsThatNeedItHaveADeviceForLiveFiles(t *testing.T) {
 	for name, tt := range map[string]struct {
 		options func(*world) Options
@@ -138,7 +150,7 @@ func TestOnlyVMsThatNeedItHaveADeviceForLiveFiles(t *testing.T) {
 			return o
 		}, false},
 	} {
-		if got, err := needsLiveFiles(tt.options(newWorld(t))); got != tt.want || err != nil {
+		if got, err := boot.NeedsFiles(inputs(t, tt.options(newWorld(t)))); got != tt.want || err != nil {
 			t.Errorf("%s: %v, %v, want %v", name, got, err, tt.want)
 		}
 	}
@@ -170,7 +182,7 @@ func TestOnlyVMsThatNeedItHaveADeviceForLiveFiles(t *testing.T) {
 func TestAPodEndsWithTheServerOfItsFiles(t *testing.T) {
 	w := newWorld(t)
 	p, _ := start(t, w, live(w, specs.Mount{Type: "bind", Source: w.file("data", 0o644), Destination: "/d"}))
-	if err := p.files.proc.Kill(); err != nil {
+	if err := w.server.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)

@@ -27,6 +27,7 @@ import (
 	"github.com/coco-shim/coco/measurement/snp"
 	"github.com/coco-shim/coco/measurement/snp/idauth"
 	"github.com/coco-shim/coco/plan/launch"
+	"github.com/coco-shim/coco/virtcontainers/boot"
 )
 
 // snpConfig makes a configuration for SNP of one for the plain platform.
@@ -76,7 +77,8 @@ func (w *world) snpDigest(cfg configs.Config, vcpus int) string {
 
 func published(t *testing.T, o Options) launch.Expected {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(o.Config.Runtime.StateDir, stateDirName(o.Namespace, o.ID), LaunchFile))
+	dir := filepath.Join(o.Config.Runtime.StateDir, boot.StateDirName(o.Namespace, o.ID))
+	text, err := os.ReadFile(filepath.Join(dir, boot.LaunchFile))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,8 +180,8 @@ func TestTheInitdataIsTheFirstDevice(t *testing.T) {
 	if err != nil || string(d.Text) != initdataText {
 		t.Errorf("the device has %q, %v", disk, err)
 	}
-	if _, err := os.Stat(filepath.Join(o.Config.Runtime.StateDir, stateDirName(o.Namespace, o.ID),
-		LaunchFile)); err == nil {
+	if _, err := os.Stat(filepath.Join(o.Config.Runtime.StateDir, boot.StateDirName(o.Namespace, o.ID),
+		boot.LaunchFile)); err == nil {
 		t.Error("a launch digest is published for a VM that nothing measures")
 	}
 }

@@ -29,8 +29,8 @@ const MetricsSocket = "metrics.sock"
 const guestTimeout = 5 * time.Second
 
 // serveMetrics serves the pod's metrics. It is the last step, since the fields that it reads are final by then.
-func (c *creation) serveMetrics(context.Context) error {
-	dir, err := os.Open(c.stateDir)
+func (p *Pod) serveMetrics() error {
+	dir, err := os.Open(p.m.StateDir)
 	if err != nil {
 		return err
 	}
@@ -46,9 +46,7 @@ func (c *creation) serveMetrics(context.Context) error {
 		_ = l.Close() // chmod's error matters
 		return err
 	}
-	p := c.Pod
-	p.shape = c.shape
-	if !p.life.spawn(func(ctx context.Context) {
+	if !p.m.Life.Spawn(func(ctx context.Context) {
 		if err := metrics.Serve(ctx, l, func(ctx context.Context) string { return p.Metrics(ctx).String() }); err != nil {
 			p.log.Warn("the pod's metrics are no longer served", "pod", p.opts.ID, "error", err)
 		}
@@ -64,7 +62,7 @@ func (p *Pod) Metrics(ctx context.Context) *metrics.Set {
 	m := metrics.New("pod", p.opts.ID)
 	p.mu.Lock()
 	running := !p.closing
-	phases, total := slices.Clone(p.phases), p.startTook
+	phases, total := slices.Clone(p.start.phases), p.start.took
 	containers := slices.Collect(maps.Values(p.containers))
 	p.mu.Unlock()
 
@@ -72,7 +70,7 @@ func (p *Pod) Metrics(ctx context.Context) *metrics.Set {
 	if u, err := procinfo.Read(0); err == nil {
 		processUsage(m, "shim", u)
 	}
-	vmmUsage(m, p.PID(), p.shape)
+	vmmUsage(m, p.PID(), p.m.Shape)
 	for _, ph := range phases {
 		if ph.Container == "" {
 			m.Gauge("coco_pod_start_phase_seconds", "Time that a step of the pod's start took; the steps follow each other.",
@@ -106,9 +104,9 @@ func (p *Pod) describe(m *metrics.Set) {
 		"pod_uid", a[contract.CRISandboxUID],
 		"hypervisor", h.Type, "platform", h.Platform)
 	m.Gauge("coco_pod_created_timestamp_seconds", "When the pod was asked for, in seconds since 1970.",
-		float64(p.began.UnixMilli())/1000)
-	m.Gauge("coco_vm_memory_bytes", "Memory of the virtual machine.", float64(p.shape.MemoryMiB<<20))
-	m.Gauge("coco_vm_vcpus", "Virtual processors.", float64(p.shape.VCPUs))
+		float64(p.start.began.UnixMilli())/1000)
+	m.Gauge("coco_vm_memory_bytes", "Memory of the virtual machine.", float64(p.m.Shape.MemoryMiB<<20))
+	m.Gauge("coco_vm_vcpus", "Virtual processors.", float64(p.m.Shape.VCPUs))
 }
 
 // processUsage adds the use of CPU and memory of a host process.
@@ -170,7 +168,7 @@ func (c *Container) labels() []string {
 
 // guestMetrics asks the agent.
 func (p *Pod) guestMetrics(ctx context.Context, m *metrics.Set, containers []*Container) {
-	res, err := p.agent.GetMetrics(ctx, &agent.GetMetricsRequest{})
+	res, err := p.m.Agent.GetMetrics(ctx, &agent.GetMetricsRequest{})
 	up := 1.0
 	if err != nil {
 		up = 0
@@ -184,7 +182,7 @@ func (p *Pod) guestMetrics(ctx context.Context, m *metrics.Set, containers []*Co
 		if st, _ := c.init.State(); st != process.Running && st != process.Paused {
 			continue
 		}
-		st, err := p.agent.StatsContainer(ctx, &agent.StatsContainerRequest{ContainerId: c.id})
+		st, err := p.m.Agent.StatsContainer(ctx, &agent.StatsContainerRequest{ContainerId: c.id})
 		if err != nil {
 			continue // it may have ended meanwhile
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/coco-shim/coco/api/agent"
@@ -17,6 +18,7 @@ import (
 	"github.com/coco-shim/coco/plan/request"
 	"github.com/coco-shim/coco/plan/rootfs"
 	"github.com/coco-shim/coco/virtcontainers/guest"
+	"github.com/coco-shim/coco/virtcontainers/hooks"
 	"github.com/coco-shim/coco/virtcontainers/share"
 	"github.com/coco-shim/coco/virtcontainers/stream"
 )
@@ -50,22 +52,22 @@ func (p *Pod) CreateContainer(ctx context.Context, req ContainerRequest) (_ *Con
 // create does the work of CreateContainer; u undoes it.
 func (c *Container) create(ctx context.Context, req ContainerRequest, u *undo.Stack) (stream.Streams, error) {
 	p := c.pod
-	mounts, err := p.volumes.Plan(req.share())
+	mounts, err := p.m.Volumes.Plan(req.share())
 	if err != nil {
 		return stream.Streams{}, err
 	}
 	if f := mounts.Message; f != nil {
-		u.Push("close "+f.Name(), func(context.Context) error { return closeOnce(f) })
+		u.Push("close "+f.Name(), func(context.Context) error { return mounts.Close() })
 	}
 	out, err := request.Convert(request.Input{
-		ID: c.id, Spec: req.Spec, SharedShm: p.sharedShm, Binds: mounts.Binds,
-		Disks: mounts.Disks(), Rlimits: p.rlimits,
+		ID: c.id, Spec: req.Spec, SharedShm: p.m.SharedShm, Binds: mounts.Binds,
+		Disks: mounts.Disks(), Rlimits: p.m.Rlimits,
 	})
 	if err != nil {
 		return stream.Streams{}, err
 	}
 	c.init.ExpectMessage(mounts.Message, mounts.MessagePath, out.OCI)
-	if out.OCI.GetLinux().GetSeccomp() != nil && !p.agent.Features().Seccomp {
+	if out.OCI.GetLinux().GetSeccomp() != nil && !p.m.Agent.Features().Seccomp {
 		return stream.Streams{}, fmt.Errorf("linux.seccomp: the guest's agent cannot apply filters: %w",
 			errdefs.ErrNotImplemented)
 	}
@@ -74,11 +76,11 @@ func (c *Container) create(ctx context.Context, req ContainerRequest, u *undo.St
 		return stream.Streams{}, err
 	}
 	if !c.isFirst() && req.Spec.Hooks != nil { // the first one's ran before the VM was launched
-		if err := p.runStartHooks(ctx, req.Spec, c.id, c.bundle); err != nil {
+		if err := hooks.RunStart(ctx, req.Spec.Hooks, c.state(specs.StateCreating)); err != nil {
 			return stream.Streams{}, err
 		}
 	}
-	devices, err := p.volumes.Devices(ctx, mounts)
+	devices, err := p.m.Volumes.Devices(ctx, mounts)
 	if err != nil {
 		return stream.Streams{}, err
 	}
@@ -107,14 +109,14 @@ func (c *Container) createInGuest(ctx context.Context, req *agent.CreateContaine
 	s, n, err := c.init.Open(ctx)
 	p.recordStep(c.id, "streams", start)
 	if err != nil {
-		return stream.Streams{}, p.agent.Fault(ctx, err)
+		return stream.Streams{}, p.m.Agent.Fault(ctx, err)
 	}
 	u.Push("close streams of container "+c.id, func(context.Context) error { return c.init.CloseStreams() })
 	u.Push("remove container "+c.id+" in the guest", c.removeInGuest)
 	req.StdinPort, req.StdoutPort, req.StderrPort = n.Stdin, n.Stdout, n.Stderr
 	defer p.recordStep(c.id, "create", time.Now())
-	if _, err := p.agent.CreateContainer(ctx, req); err != nil {
-		return stream.Streams{}, p.agent.Fault(ctx, err)
+	if _, err := p.m.Agent.CreateContainer(ctx, req); err != nil {
+		return stream.Streams{}, p.m.Agent.Fault(ctx, err)
 	}
 	return c.init.Created(s)
 }
@@ -128,10 +130,10 @@ func (c *Container) prepare(ctx context.Context, req ContainerRequest, copies []
 	began := time.Now()
 	layersDone := began
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return p.volumes.Copy(gctx, copies, mounts) })
+	g.Go(func() error { return p.m.Volumes.Copy(gctx, copies, mounts) })
 	var shared []*agent.Storage
 	g.Go(func() (err error) {
-		shared, err = p.volumes.Provide(gctx, mounts)
+		shared, err = p.m.Volumes.Provide(gctx, mounts)
 		return err
 	})
 	var attached []rootfs.Attached
@@ -141,9 +143,9 @@ func (c *Container) prepare(ctx context.Context, req ContainerRequest, copies []
 		if err != nil {
 			return err
 		}
-		o, err := p.takeFirst(req.ID, lr)
-		if err != nil {
-			return err
+		o := p.m.Layers(c.isFirst(), p.opts.Host.Layers, lr)
+		if o == nil {
+			return errShutdown
 		}
 		list, err := o.Take(gctx)
 		if err != nil {
@@ -151,7 +153,7 @@ func (c *Container) prepare(ctx context.Context, req ContainerRequest, copies []
 		}
 		p.recordStep(c.id, "layer", began)
 		found := time.Now()
-		if attached, err = p.disks.Attach(gctx, list, u); err != nil {
+		if attached, err = p.m.Disks.Attach(gctx, list, u); err != nil {
 			return err
 		}
 		// After the layers: they tell a snapshot with something in it by its not being empty.
@@ -159,7 +161,7 @@ func (c *Container) prepare(ctx context.Context, req ContainerRequest, copies []
 		if err != nil {
 			return err
 		}
-		on, err = p.disks.Writable(gctx, c.id, snapshot, u)
+		on, err = p.m.Disks.Writable(gctx, c.id, snapshot, u)
 		p.recordStep(c.id, "hotplug", found)
 		layersDone = time.Now()
 		return err

@@ -46,7 +46,7 @@ func linkedPod(t *testing.T, w *world) (*Pod, func() []string) {
 // settled waits until the pod has taken its first look.
 func settled(t *testing.T, p *Pod) {
 	t.Helper()
-	if errs := p.nics.Sync(t.Context()); len(errs) > 0 {
+	if errs := p.m.NICs.Sync(t.Context()); len(errs) > 0 {
 		t.Fatal(errs)
 	}
 }
@@ -159,7 +159,7 @@ func TestAnInterfaceThatFailsLeavesNothing(t *testing.T) {
 			before := w.links.Leftovers()
 			w.links.AddVeth("eth1", mac1, 1500, addr(addr1))
 			inject(w)
-			errs := p.nics.Sync(t.Context())
+			errs := p.m.NICs.Sync(t.Context())
 			if len(errs) != 1 || !errors.Is(errs[0], errInjected) && !strings.Contains(errs[0].Error(), "injected") ||
 				!strings.Contains(errs[0].Error(), "eth1") {
 				t.Errorf("errors = %v, want one that names eth1", errs)
@@ -172,7 +172,7 @@ func TestAnInterfaceThatFailsLeavesNothing(t *testing.T) {
 			}
 			// It is not tried again until it is another one.
 			n := w.count()
-			if again := p.nics.Sync(t.Context()); len(again) != 1 || w.count() != n {
+			if again := p.m.NICs.Sync(t.Context()); len(again) != 1 || w.count() != n {
 				t.Errorf("a second look: %v, %d operations", again, w.count()-n)
 			}
 			w.links.AddAddr("eth1", addr("10.1.0.3/24"))
@@ -272,7 +272,7 @@ func TestAnInterfaceThatDoesNotGoIsAskedForAgain(t *testing.T) {
 	w.mu.Lock()
 	w.fail = "unplug nic"
 	w.mu.Unlock()
-	if errs := p.nics.Sync(t.Context()); len(errs) != 1 ||
+	if errs := p.m.NICs.Sync(t.Context()); len(errs) != 1 ||
 		!strings.Contains(errs[0].Error(), "interface eth1 has left") {
 		t.Errorf("errors = %v", errs)
 	}

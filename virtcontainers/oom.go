@@ -24,10 +24,10 @@ const (
 // before the next call, which bounds the load that a hostile guest can cause.
 func (p *Pod) watchOOM(ctx context.Context) {
 	for ctx.Err() == nil {
-		ev, err := p.agent.GetOOMEvent(ctx, &agent.GetOOMEventRequest{})
+		ev, err := p.m.Agent.GetOOMEvent(ctx, &agent.GetOOMEventRequest{})
 		if err != nil {
 			if ctx.Err() == nil && !guest.Lost(err) {
-				p.log.Warn("no OOM events from the agent", "vm", p.vm.ID(), "error", guest.Classify(err))
+				p.log.Warn("no OOM events from the agent", "vm", p.m.VM.ID(), "error", guest.Classify(err))
 			}
 			return
 		}

@@ -12,20 +12,12 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 
-	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/internal/lock"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/plan/launch"
-	"github.com/coco-shim/coco/virtcontainers/disk"
-	"github.com/coco-shim/coco/virtcontainers/guest"
-	"github.com/coco-shim/coco/virtcontainers/hooks"
-	"github.com/coco-shim/coco/virtcontainers/layers"
-	"github.com/coco-shim/coco/virtcontainers/nic"
+	"github.com/coco-shim/coco/virtcontainers/boot"
 	"github.com/coco-shim/coco/virtcontainers/process"
-	"github.com/coco-shim/coco/virtcontainers/share"
-	"github.com/coco-shim/coco/virtcontainers/state"
 	"github.com/coco-shim/coco/virtcontainers/turns"
 )
 
@@ -33,38 +25,82 @@ var errShutdown = fmt.Errorf("the pod is shut down: %w", errdefs.ErrUnavailable)
 
 // Pod is a VM and the containers in it. Its methods may be called from several goroutines.
 type Pod struct {
-	opts    Options
-	log     *slog.Logger
-	vm      hypervisor.VM
-	place   hypervisor.Pending // where the VM runs
-	files   *liveFiles         // nil when no files of the host are live
-	agent   *guest.Link
-	life    *life
-	undo    undo.Stack // releases the pod's resources on the host
-	journal *state.Journal
-	disks   *disk.Set
-	volumes *share.Set
-	nics    *nic.Set
-	first   *layers.Search // layers of the pod of one; nil once taken, guarded by mu
+	opts Options
+	log  *slog.Logger
+	m    *boot.Machine // set by use
+	done chan struct{} // closed when the VM is gone and all exits are settled
 
-	sharedShm bool
-	rlimits   []specs.POSIXRlimit // of processes for which nobody names them
-	pids      pidsMode            // guarded by mu
-	expected  *launch.Expected    // nil where no hardware measures the launch
-	done      chan struct{}       // closed when the VM is gone and all exits are settled
-	stopping  lock.Mutex          // held while the pod, or a part of it, is shut down
-	doom      chan error          // capacity 1: why the VM has to end
-	creates   *turns.Turns
-	procs     *process.Pod
+	procs    *process.Pod
+	creates  *turns.Turns
+	stopping lock.Mutex // held while the pod, or a part of it, is shut down
+	doom     chan error // capacity 1: why the VM has to end
 
 	mu         sync.Mutex
 	containers map[string]*Container // guarded by mu
+	pids       pidsMode              // guarded by mu
 	closing    bool                  // guarded by mu
-	phases     []Phase               // guarded by mu
-	began      time.Time             // when CreatePod was called
-	shape      launch.Shape          // set before the metrics are served
-	startTook  time.Duration         // guarded by mu; all of CreatePod
 	death      error                 // guarded by mu; why the VM ended, when nobody asked it to
+	start      timing                // guarded by mu
+}
+
+// timing is how long the starts of the pod and of its containers took.
+type timing struct {
+	began  time.Time // when CreatePod was called
+	took   time.Duration
+	phases []Phase
+}
+
+// CreatePod makes a pod: its VM runs, the agent answers and the sandbox is set up. On error nothing is
+// left, and the error names the step.
+func CreatePod(ctx context.Context, opts Options) (*Pod, error) {
+	if !validID(opts.ID) {
+		return nil, fmt.Errorf("create pod %s: pod id %q: %w", opts.ID, opts.ID, errBadID)
+	}
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	p := &Pod{
+		opts: opts, log: opts.Log, containers: map[string]*Container{}, done: make(chan struct{}),
+		stopping: lock.New(), doom: make(chan error, 1), start: timing{began: time.Now()},
+		creates: turns.New("creations of containers", createsAtOnce, startsWaiting),
+	}
+	b, err := opts.boot(p)
+	if err != nil {
+		return nil, fmt.Errorf("create pod %s: %w", opts.ID, err)
+	}
+	if err := boot.Start(ctx, b); err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	p.start.took = time.Since(p.start.began)
+	p.mu.Unlock()
+	p.logPhases()
+	p.m.Life.Spawn(p.watch)
+	p.m.Life.Spawn(p.watchOOM)
+	p.m.Life.Spawn(p.watchPulse)
+	p.m.NICs.Follow()
+	return p, nil
+}
+
+// use is the last step of the boot: the pod gets its machine, and serves its metrics.
+func (p *Pod) use(m *boot.Machine) error {
+	p.m = m
+	p.procs = &process.Pod{
+		Agent: m.Agent, Caller: m.Agent, Streams: m.Agent, Log: p.log, Life: m.Life.Context(), Spawn: m.Life.Spawn,
+		Ended: errShutdown, Starts: turns.New("starts of processes", startsAtOnce, startsWaiting),
+		StopTimeout: p.opts.Config.Runtime.StopTimeout, Condemn: p.condemn,
+	}
+	return p.serveMetrics()
+}
+
+// Launch returns the expected launch measurement, or nil where no hardware measures the launch.
+func (p *Pod) Launch() *launch.Expected { return p.m.Expected }
+
+// ending reports whether the pod is about to end.
+func (p *Pod) ending() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.closing
 }
 
 // The guest holds 64 streams for processes that are being made, three for each at most.
@@ -75,14 +111,14 @@ const (
 )
 
 // PID is the VMM's process, the same from before the hooks until the end.
-func (p *Pod) PID() int { return p.place.PID() }
+func (p *Pod) PID() int { return p.m.Place.PID() }
 
 // Phases returns the duration of each step of the pod's start, then of each step of its containers' starts. The steps
 // of one start do not overlap: their sum is the whole duration.
 func (p *Pod) Phases() []Phase {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.Clone(p.phases)
+	return slices.Clone(p.start.phases)
 }
 
 // maxPhases bounds the list of phases in a pod that creates containers without end.
@@ -97,8 +133,8 @@ func (p *Pod) recordStep(container, name string, start time.Time) {
 	p.log.Debug("step done", "pod", p.opts.ID, "container", container, "step", name, "took", d)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.phases) < maxPhases {
-		p.phases = append(p.phases, Phase{container, name, d})
+	if len(p.start.phases) < maxPhases {
+		p.start.phases = append(p.start.phases, Phase{container, name, d})
 	}
 }
 
@@ -121,65 +157,22 @@ func (p *Pod) logPhases() {
 	p.log.Info("pod is up", slog.String("pod", p.opts.ID), slog.Group("took", attrs...))
 }
 
-// takeFirst returns the search for the layers that was begun before the boot, or begins one.
-func (p *Pod) takeFirst(id string, req layers.Request) (*layers.Search, error) {
-	if p.alone() == id {
-		p.mu.Lock()
-		o := p.first
-		p.first = nil
-		p.mu.Unlock()
-		if o != nil {
-			return o, nil
-		}
-	}
-	return p.search(req)
-}
-
-// search begins to look for the layers of a root file system.
-func (p *Pod) search(req layers.Request) (*layers.Search, error) {
-	if s := layers.Begin(p.life.ctx, p.life.spawn, p.opts.Host.Layers, req); s != nil {
-		return s, nil
-	}
-	return nil, errShutdown
-}
-
-// ociState is the state that hooks read.
-func (p *Pod) ociState(s *specs.Spec, id, bundle string, status specs.ContainerState) specs.State {
-	return specs.State{
-		Version: s.Version, ID: id, Status: status, Pid: p.place.PID(), Bundle: bundle,
-		Annotations: s.Annotations,
-	}
-}
-
-// runStartHooks runs the hooks that make the container's surroundings.
-func (p *Pod) runStartHooks(ctx context.Context, s *specs.Spec, id, bundle string) error {
-	if s.Hooks == nil {
-		return nil
-	}
-	st := p.ociState(s, id, bundle, specs.StateCreating)
-	//lint:ignore SA1019 engines still use it
-	if err := hooks.Run(ctx, "prestart", s.Hooks.Prestart, st); err != nil {
-		return err
-	}
-	return hooks.Run(ctx, "createRuntime", s.Hooks.CreateRuntime, st)
-}
-
 // watch waits for the VM's end, or its agent's, and settles the processes' exits.
 func (p *Pod) watch(ctx context.Context) {
 	defer close(p.done)
 	var err error
 	select {
-	case <-p.vm.Done():
-	case <-p.agent.Gone():
+	case <-p.m.VM.Done():
+	case <-p.m.Agent.Gone():
 		err = p.endWithoutAgent(ctx)
-	case <-p.files.gone():
+	case <-p.m.Files.Gone():
 		err = p.endWithoutFiles(ctx)
 	case why := <-p.doom:
 		err = p.endCondemned(ctx, why)
 	}
 	p.mu.Lock()
 	if err == nil {
-		err = p.vm.Err()
+		err = p.m.VM.Err()
 	}
 	if p.closing {
 		err = errShutdown
@@ -188,7 +181,7 @@ func (p *Pod) watch(ctx context.Context) {
 	}
 	p.mu.Unlock()
 	if err == nil {
-		err = fmt.Errorf("vm %s ended", p.vm.ID())
+		err = fmt.Errorf("vm %s ended", p.m.VM.ID())
 	}
 	p.settleAll(err)
 }
@@ -199,23 +192,23 @@ func (p *Pod) endWithin(ctx context.Context, patience time.Duration, why string)
 	t := time.NewTimer(patience)
 	defer t.Stop()
 	select {
-	case <-p.vm.Done():
+	case <-p.m.VM.Done():
 		return false
 	case <-t.C:
 	case <-ctx.Done(): // Shutdown is running and stops the VM
-		<-p.vm.Done()
+		<-p.m.VM.Done()
 		return false
 	}
-	p.log.Warn(why, "vm", p.vm.ID())
+	p.log.Warn(why, "vm", p.m.VM.ID())
 	sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undo.StepTimeout)
 	defer cancel()
-	if err := p.vm.Stop(sctx); err != nil {
-		p.log.Error("stop a VM", "vm", p.vm.ID(), "error", err)
-		if err := p.place.Abort(context.WithoutCancel(ctx)); err != nil {
-			p.log.Error("kill a VM", "vm", p.vm.ID(), "error", err)
+	if err := p.m.VM.Stop(sctx); err != nil {
+		p.log.Error("stop a VM", "vm", p.m.VM.ID(), "error", err)
+		if err := p.m.Place.Abort(context.WithoutCancel(ctx)); err != nil {
+			p.log.Error("kill a VM", "vm", p.m.VM.ID(), "error", err)
 		}
 	}
-	<-p.vm.Done()
+	<-p.m.VM.Done()
 	return true
 }
 
@@ -265,7 +258,7 @@ func (p *Pod) forget(id string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.containers, id)
-	p.phases = slices.DeleteFunc(p.phases, func(ph Phase) bool { return ph.Container == id })
+	p.start.phases = slices.DeleteFunc(p.start.phases, func(ph Phase) bool { return ph.Container == id })
 }
 
 // alone is the id of the container of a pod of one, else empty.

@@ -9,13 +9,9 @@ import (
 	"fmt"
 	"time"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
-
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/virtcontainers/guest"
-	"github.com/coco-shim/coco/virtcontainers/hooks"
 	"github.com/coco-shim/coco/virtcontainers/process"
-	"github.com/coco-shim/coco/virtcontainers/state"
 )
 
 // partTime is how long the agent may take to end the containers that still run. The guest's memory and disks are
@@ -35,8 +31,8 @@ func (p *Pod) Shutdown(ctx context.Context) error {
 	}
 	p.log.Debug("VM has ended, the rest is given back", "pod", p.opts.ID)
 	errs := []error{p.closeAllStreams()}
-	p.life.end(errShutdown)
-	errs = append(errs, p.undo.Run(ctx))
+	p.m.Life.End(errShutdown)
+	errs = append(errs, p.m.Undo.Run(ctx))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("shut pod %s down: %w", p.opts.ID, err)
 	}
@@ -88,7 +84,7 @@ func (p *Pod) endVM(ctx context.Context) error {
 	p.part(ctx)
 	if err := p.stopVM(ctx); err != nil {
 		p.log.Warn("stop the VM; killing it", "pod", p.opts.ID, "error", err)
-		if err := p.place.Abort(ctx); err != nil {
+		if err := p.m.Place.Abort(ctx); err != nil {
 			return fmt.Errorf("shut pod %s down: %w", p.opts.ID, err)
 		}
 	}
@@ -103,7 +99,7 @@ func (p *Pod) endVM(ctx context.Context) error {
 func (p *Pod) stopVM(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, p.opts.Config.Runtime.StopTimeout)
 	defer cancel()
-	return p.vm.Stop(ctx)
+	return p.m.VM.Stop(ctx)
 }
 
 // part tells the agent to end what still runs. A VM without running processes is just stopped.
@@ -113,7 +109,7 @@ func (p *Pod) part(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, partTime)
 	defer cancel()
-	if _, err := p.agent.DestroySandbox(ctx, &agent.DestroySandboxRequest{}); err != nil && !guest.Lost(err) {
+	if _, err := p.m.Agent.DestroySandbox(ctx, &agent.DestroySandboxRequest{}); err != nil && !guest.Lost(err) {
 		p.log.Debug("destroy sandbox", "pod", p.opts.ID, "error", err)
 	}
 }
@@ -136,30 +132,4 @@ func (p *Pod) closeAllStreams() error {
 		errs = append(errs, pr.CloseStreams())
 	}
 	return errors.Join(errs...)
-}
-
-// runPoststop runs the poststop hooks of the pod's specification. That one of them fails is logged:
-// the others have to run, and trying again would run them twice.
-func (p *Pod) runPoststop(ctx context.Context) error {
-	h := p.opts.Spec.Hooks
-	if h == nil || len(h.Poststop) == 0 {
-		return nil
-	}
-	st := p.ociState(p.opts.Spec, p.opts.ID, p.opts.Bundle, specs.StateStopped)
-	if err := hooks.RunAll(ctx, "poststop", h.Poststop, st); err != nil {
-		p.log.Error("poststop hooks", "pod", p.opts.ID, "error", err)
-	}
-	return p.journal.Update(func(p *state.Pod) { p.Hooks = nil })
-}
-
-func journalHooks(in []specs.Hook) []state.Hook {
-	var out []state.Hook
-	for _, h := range in {
-		s := state.Hook{Path: h.Path, Args: h.Args, Env: h.Env}
-		if h.Timeout != nil {
-			s.Timeout = *h.Timeout
-		}
-		out = append(out, s)
-	}
-	return out
 }

@@ -4,14 +4,15 @@
 // Package virtcontainers is the pod model: a Pod is one VM with its network, cgroups and files on
 // the host; containers and their processes live in it.
 //
-// CreatePod acquires everything in order and writes each thing to the journal in the bundle before
-// it has it. Shutdown gives everything back in reverse order. Cleanup does the same from the journal
-// when the process that made the pod is gone. The package decides in pure functions
-// (packages below plan) and acts on the host through the narrow
-// interfaces in Host, which tests replace by fakes that behave.
+// Pod, Container and process.Process are handles: a client gets a Container of CreateContainer and a Process of
+// its Init or Exec, and calls their methods. The pod's network, disks, volumes and streams are handles
+// too, each in a package below this one that declares the few calls which it needs.
 //
-// It knows neither containerd nor any VMM, and it relays no bytes: Streams hands the ends of a
-// process's streams to the caller.
+// CreatePod has package boot make the VM and what it holds on the host, and each thing is in the journal in the bundle
+// before it is made. Shutdown gives everything back in reverse order. Cleanup does the same from the journal when the
+// process that made the pod is gone. What can be decided without the host is decided in packages below plan.
+//
+// The package knows neither containerd nor any VMM, and it relays no bytes: a process's streams are the caller's.
 package virtcontainers
 
 import (
@@ -22,12 +23,11 @@ import (
 
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/plan/rootfs"
+	"github.com/coco-shim/coco/virtcontainers/boot"
 	"github.com/coco-shim/coco/virtcontainers/layers"
 	"github.com/coco-shim/coco/virtcontainers/share"
 	"github.com/coco-shim/coco/virtcontainers/stream"
 )
-
-const mib = 1 << 20
 
 // Mount is a mount of the container's root file system, as containerd describes it.
 type Mount struct {
@@ -91,7 +91,22 @@ type Options struct {
 	ShimExe string // the program that can be the launcher; for Host's maker
 	// JoinCgroup says that this process serves this pod and nothing else: it goes into the pod's cgroup.
 	JoinCgroup bool
-	Host       Host
+	Host       boot.Host
+}
+
+// boot are the inputs of the VM's boot.
+func (o Options) boot(p *Pod) (boot.Options, error) {
+	b := boot.Options{
+		ID: o.ID, Namespace: o.Namespace, Bundle: o.Bundle, Spec: o.Spec, Config: o.Config, Rehearse: o.Rehearse,
+		Initdata: o.Initdata, Log: o.Log, JoinCgroup: o.JoinCgroup, Host: o.Host,
+		Step: p.recordPodStep, Ending: p.ending, Use: p.use,
+	}
+	if o.First == nil {
+		return b, nil
+	}
+	l, err := o.First.layers()
+	b.First = &boot.First{Request: o.First.share(), Layers: l}
+	return b, err
 }
 
 // Phase is a step of a pod's start, or of a container's, and how long it took.

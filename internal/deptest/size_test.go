@@ -38,7 +38,6 @@ type exception struct {
 // Reasons that several have.
 const (
 	oneKeyAField  = "one field for each key of a file or flag that users write: the format is what is large"
-	untilHandles  = "pods, containers and processes become types of their own (house: handles)"
 	imitatesOther = "it imitates another program, one field for each behaviour that a test can switch"
 )
 
@@ -53,8 +52,6 @@ var large = map[string]exception{
 		2050,
 		"builder of the image; to be cut into packages, files and boot archive",
 	},
-	"virtcontainers":                        {2450, untilHandles},
-	"virtcontainers.Pod":                    {32, untilHandles},
 	"configs.Hypervisor":                    {30, oneKeyAField},
 	"configs.Runtime":                       {20, oneKeyAField},
 	"guest.Options":                         {18, oneKeyAField},

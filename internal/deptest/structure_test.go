@@ -60,8 +60,17 @@ var edges = Edges{
 	"policy/lint":               {"policy", "policy/compare"},
 	"policy/simulate":           {"api/agent", "policy", "policy/engine"},
 	"virtcontainers": {
-		"plan/...", "virtcontainers/...", "metrics", "hypervisor", "hypervisor/launch",
-		"network", "network/netns", "configs", "api/...", "image/layer", "internal/...",
+		"virtcontainers/boot", "virtcontainers/cgroups", "virtcontainers/guest", "virtcontainers/hooks",
+		"virtcontainers/layers", "virtcontainers/nic", "virtcontainers/process", "virtcontainers/pulse",
+		"virtcontainers/share", "virtcontainers/state", "virtcontainers/stream", "virtcontainers/turns",
+		"virtcontainers/users", "plan/launch", "plan/request", "plan/rootfs", "metrics", "hypervisor", "network",
+		"configs", "api/agent", "api/contract", "internal/...",
+	},
+	"virtcontainers/boot": {
+		"virtcontainers/bootfiles", "virtcontainers/cgroups", "virtcontainers/disk", "virtcontainers/guest",
+		"virtcontainers/hooks", "virtcontainers/hostvolume", "virtcontainers/layers", "virtcontainers/nic",
+		"virtcontainers/share", "virtcontainers/state", "virtcontainers/users", "plan/...", "hypervisor", "network",
+		"configs", "image/layer", "api/agent", "api/contract", "internal/...",
 	},
 	"virtcontainers/bootfiles": {
 		"hypervisor", "plan/launch", "configs", "measurement/bzimage",
@@ -101,7 +110,8 @@ var edges = Edges{
 	"virtcontainers/users":   {"internal/..."},
 	"virtcontainers/hooks":   {"internal/..."},
 	"virtcontainers/host": {
-		"virtcontainers", "virtcontainers/bootfiles", "virtcontainers/cgroups", "virtcontainers/layers", "virtcontainers/nic",
+		"virtcontainers/boot", "virtcontainers/bootfiles", "virtcontainers/cgroups", "virtcontainers/layers",
+		"virtcontainers/nic",
 		"plan/launch",
 		"hypervisor", "hypervisor/jail", "hypervisor/launch", "hypervisor/qemu", "hypervisor/clh", "hypervisor/virtiofsd",
 		"hypervisor/vmm", "network", "network/localhost", "configs", "internal/...",
@@ -170,7 +180,7 @@ var edges = Edges{
 	"cmd/coco/internal/measure/sev":    {"cmd/coco/internal/measure/...", "measurement/..."},
 	"cmd/coco/internal/measure/td":     {"cmd/coco/internal/measure/...", "measurement/..."},
 	"cmd/coco/internal/pods": {
-		"cmd/coco/internal/show", "configs", "metrics", "plan/launch", "virtcontainers",
+		"cmd/coco/internal/show", "configs", "metrics", "plan/launch", "virtcontainers", "virtcontainers/boot",
 		"internal/words",
 	},
 	"cmd/coco/internal/show": {},

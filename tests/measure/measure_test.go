@@ -31,7 +31,7 @@ import (
 	"github.com/coco-shim/coco/measurement/ovmf/ovmftest"
 	"github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/tests/harness"
-	"github.com/coco-shim/coco/virtcontainers"
+	"github.com/coco-shim/coco/virtcontainers/boot"
 )
 
 func TestMain(m *testing.M) {
@@ -217,7 +217,7 @@ func foretold(ctx context.Context, t *testing.T, snp string, manifest []byte) la
 func published(t *testing.T, stateDir, id string) launch.Expected {
 	t.Helper()
 	sum := sha256.Sum256([]byte("k8s.io\x00" + id))
-	text, err := os.ReadFile(filepath.Join(stateDir, hex.EncodeToString(sum[:12]), virtcontainers.LaunchFile))
+	text, err := os.ReadFile(filepath.Join(stateDir, hex.EncodeToString(sum[:12]), boot.LaunchFile))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,6 +29,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor/launch"
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/coco-shim/coco/virtcontainers"
+	"github.com/coco-shim/coco/virtcontainers/boot"
 	"github.com/coco-shim/coco/virtcontainers/host"
 )
 
@@ -164,7 +165,7 @@ func newPodIn(t *testing.T, dir string, change func(*configs.Config)) *pod {
 }
 
 // machine is this host, with a configuration that has all files in dir.
-func machine(t *testing.T, dir string, change func(*configs.Config)) (configs.Config, virtcontainers.Host,
+func machine(t *testing.T, dir string, change func(*configs.Config)) (configs.Config, boot.Host,
 	*slog.Logger,
 ) {
 	t.Helper()

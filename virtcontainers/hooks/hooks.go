@@ -107,3 +107,22 @@ func (l *limited) Write(p []byte) (int, error) {
 	}
 	return len(p), nil
 }
+
+// State is the state that the hooks of a specification read. pid is the VMM's.
+func State(s *specs.Spec, id, bundle string, status specs.ContainerState, pid int) specs.State {
+	return specs.State{
+		Version: s.Version, ID: id, Status: status, Pid: pid, Bundle: bundle, Annotations: s.Annotations,
+	}
+}
+
+// RunStart runs the hooks that make the container's surroundings.
+func RunStart(ctx context.Context, h *specs.Hooks, state specs.State) error {
+	if h == nil {
+		return nil
+	}
+	//lint:ignore SA1019 engines still use it
+	if err := Run(ctx, "prestart", h.Prestart, state); err != nil {
+		return err
+	}
+	return Run(ctx, "createRuntime", h.CreateRuntime, state)
+}

@@ -28,6 +28,7 @@ import (
 	"github.com/coco-shim/coco/network"
 	"github.com/coco-shim/coco/network/netns"
 	"github.com/coco-shim/coco/virtcontainers"
+	"github.com/coco-shim/coco/virtcontainers/boot"
 	"github.com/coco-shim/coco/virtcontainers/host"
 	"github.com/coco-shim/coco/virtcontainers/nic"
 )
@@ -51,7 +52,7 @@ func crash(step string) {
 	}
 }
 
-type crashingNetwork struct{ virtcontainers.Network }
+type crashingNetwork struct{ boot.Network }
 
 func (n crashingNetwork) Make(path string) error {
 	err := n.Network.Make(path)

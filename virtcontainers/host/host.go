@@ -28,7 +28,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor/vmm"
 	"github.com/coco-shim/coco/network/localhost"
 	plan "github.com/coco-shim/coco/plan/launch"
-	"github.com/coco-shim/coco/virtcontainers"
+	"github.com/coco-shim/coco/virtcontainers/boot"
 	"github.com/coco-shim/coco/virtcontainers/bootfiles"
 	"github.com/coco-shim/coco/virtcontainers/cgroups"
 	"github.com/coco-shim/coco/virtcontainers/layers"
@@ -37,7 +37,7 @@ import (
 
 // New makes the Host that a configuration describes. exe is the program that is run as the launcher,
 // with the one argument launch.Arg; empty: this one.
-func New(c configs.Config, exe string, log *slog.Logger) (virtcontainers.Host, error) {
+func New(c configs.Config, exe string, log *slog.Logger) (boot.Host, error) {
 	room := needs(c.Hypervisor)
 	if room.Disks {
 		if err := lends(c); err != nil {
@@ -49,23 +49,23 @@ func New(c configs.Config, exe string, log *slog.Logger) (virtcontainers.Host, e
 	}
 	d, err := driver(c, forker{exe, room}, log)
 	if err != nil {
-		return virtcontainers.Host{}, err
+		return boot.Host{}, err
 	}
 	m, err := machine()
 	if err != nil {
-		return virtcontainers.Host{}, err
+		return boot.Host{}, err
 	}
 	if err := jail.LandlockLacks(jail.LandlockVersion()); err != nil && log != nil {
 		log.Warn("the VMM is confined without all of Landlock", "lacks", err)
 	}
-	return virtcontainers.Host{
+	return boot.Host{
 		Driver:  d,
 		Devices: &cgroups.Devices{Chars: room.AllDevices(), Disks: room.Disks},
 		Network: nic.NewNamespaces(c.Network),
 		Layers:  layers.NewCache(c.Runtime),
 		Machine: m,
 		Files:   fileServer{exe, c.Runtime.Virtiofsd},
-		Localhost: func(netns string) (virtcontainers.Localhost, error) {
+		Localhost: func(netns string) (boot.Localhost, error) {
 			g, err := localhost.Open(netns)
 			if err != nil {
 				return nil, err
@@ -87,7 +87,7 @@ func (f fileServer) Begin(ctx context.Context, netns, dir string) (hypervisor.Pr
 }
 
 // Serve makes it virtiofsd.
-func (f fileServer) Serve(ctx context.Context, proc hypervisor.Process, dir string) (virtcontainers.Files,
+func (f fileServer) Serve(ctx context.Context, proc hypervisor.Process, dir string) (boot.Files,
 	*os.File, error,
 ) {
 	d, err := virtiofsd.Find(ctx, f.path)

@@ -155,8 +155,8 @@ func makePod(t *testing.T, dir string, s *specs.Spec, first *virtcontainers.Cont
 	return real{p, t, nil, map[string]*process.Process{}}
 }
 
-// boot makes a real pod of one and starts its container.
-func boot(t *testing.T, change func(*specs.Spec), args ...string) (real, stream.Streams) {
+// bootPod makes a real pod of one and starts its container.
+func bootPod(t *testing.T, change func(*specs.Spec), args ...string) (real, stream.Streams) {
 	t.Helper()
 	dir, s := t.TempDir(), spec(args...)
 	if change != nil {
@@ -216,7 +216,7 @@ func read(t *testing.T, r io.Reader) string {
 }
 
 func TestRealEcho(t *testing.T) {
-	r, s := boot(t, nil, "sh", "-c", "uname -r; hostname; echo err >&2; exit 7")
+	r, s := bootPod(t, nil, "sh", "-c", "uname -r; hostname; echo err >&2; exit 7")
 	out, errs := read(t, s.Stdout), read(t, s.Stderr)
 	host, err := os.ReadFile("/proc/sys/kernel/osrelease")
 	if err != nil {
@@ -238,7 +238,7 @@ func TestRealProcesses(t *testing.T) {
 	if err := os.WriteFile(hosts, []byte("10.1.2.3 there\n"), 0o640); err != nil {
 		t.Fatal(err)
 	}
-	r, s := boot(t, func(s *specs.Spec) {
+	r, s := bootPod(t, func(s *specs.Spec) {
 		s.Mounts = append(s.Mounts, specs.Mount{
 			Destination: "/etc/hosts", Type: "bind", Source: hosts,
 			Options: []string{"rbind", "ro"},

@@ -66,7 +66,18 @@ func Plan(c configs.Config, req Request) ([]volume.Bind, error) {
 	return binds, nil
 }
 
-// Plan decides where each bind mount of a container leads to in the guest. The caller closes the Message.
+// Close closes the file of the termination message. It is idempotent.
+func (m *Mounts) Close() error {
+	if m.Message == nil {
+		return nil
+	}
+	if err := m.Message.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// Plan decides where each bind mount of a container leads to in the guest. The caller closes the result.
 func (s *Set) Plan(req Request) (_ *Mounts, err error) {
 	binds, err := Plan(s.o.Config, req)
 	if err != nil {

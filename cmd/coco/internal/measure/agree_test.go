@@ -28,6 +28,7 @@ import (
 	"github.com/coco-shim/coco/network"
 	"github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/virtcontainers"
+	"github.com/coco-shim/coco/virtcontainers/boot"
 	"github.com/coco-shim/coco/virtcontainers/bootfiles"
 	"github.com/coco-shim/coco/virtcontainers/layers"
 	"github.com/coco-shim/coco/virtcontainers/nic"
@@ -157,7 +158,7 @@ func (c agreeCase) create(t *testing.T) (vm launched, err error) {
 		Spec: &specs.Spec{
 			Version: specs.Version, Annotations: annotations, Linux: &specs.Linux{Namespaces: namespaces},
 		},
-		Host: virtcontainers.Host{
+		Host: boot.Host{
 			Driver: noVMM{t, &vm, bootfiles.Precheck(cfg.Hypervisor.Type)}, Network: noNetwork{},
 			Layers:  noLayers{},
 			Machine: launch.Machine{CPUs: 2, MemoryMiB: 1 << 30},
@@ -205,7 +206,7 @@ func (d noVMM) Launch(
 	if err := d.precheck(spec); err != nil {
 		return nil, err
 	}
-	text, err := os.ReadFile(filepath.Join(filepath.Dir(dir), virtcontainers.LaunchFile))
+	text, err := os.ReadFile(filepath.Join(filepath.Dir(dir), boot.LaunchFile))
 	if err == nil {
 		err = json.Unmarshal(text, &d.vm.published)
 	}

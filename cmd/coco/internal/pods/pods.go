@@ -23,7 +23,7 @@ import (
 	"github.com/coco-shim/coco/internal/words"
 	"github.com/coco-shim/coco/metrics"
 	"github.com/coco-shim/coco/plan/launch"
-	"github.com/coco-shim/coco/virtcontainers"
+	"github.com/coco-shim/coco/virtcontainers/boot"
 )
 
 // metricsSocket is where each pod serves its metrics, below a directory of its own in runtime.state_dir.
@@ -117,12 +117,12 @@ func ask(ctx context.Context, socket string) (podMetrics, error) {
 			p.Pod = s.Labels["pod"]
 		}
 	}
-	launch, err := os.ReadFile(filepath.Join(filepath.Dir(socket), virtcontainers.LaunchFile))
+	launch, err := os.ReadFile(filepath.Join(filepath.Dir(socket), boot.LaunchFile))
 	if err != nil {
 		return p, nil // no hardware measures this pod
 	}
 	if err := json.Unmarshal(launch, &p.Launch); err != nil {
-		return podMetrics{}, fmt.Errorf("%s: %w", virtcontainers.LaunchFile, err)
+		return podMetrics{}, fmt.Errorf("%s: %w", boot.LaunchFile, err)
 	}
 	return p, nil
 }

@@ -19,7 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/coco-shim/coco/metrics"
-	"github.com/coco-shim/coco/virtcontainers"
+	"github.com/coco-shim/coco/virtcontainers/boot"
 )
 
 // servePods makes a state directory with two pods that answer and one that does not.
@@ -107,7 +107,7 @@ func TestMetricsShowThePublishedLaunch(t *testing.T) {
 		t.Fatal(err)
 	}
 	launch := []byte(`{"version":1,"platform":"snp","digest":"abcd"}`)
-	if err := os.WriteFile(filepath.Join(dir, "aa11", virtcontainers.LaunchFile), launch, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "aa11", boot.LaunchFile), launch, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	out, err := run(t, MetricsCommand(), "--config", config, "--json")

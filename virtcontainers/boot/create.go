@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package virtcontainers
+package boot
 
 import (
 	"context"
@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -21,7 +22,6 @@ import (
 
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
-	"github.com/coco-shim/coco/internal/lock"
 	"github.com/coco-shim/coco/internal/rlimit"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/network"
@@ -29,19 +29,74 @@ import (
 	"github.com/coco-shim/coco/plan/request"
 	"github.com/coco-shim/coco/virtcontainers/bootfiles"
 	"github.com/coco-shim/coco/virtcontainers/disk"
+	"github.com/coco-shim/coco/virtcontainers/guest"
+	"github.com/coco-shim/coco/virtcontainers/hooks"
+	"github.com/coco-shim/coco/virtcontainers/layers"
 	"github.com/coco-shim/coco/virtcontainers/nic"
 	"github.com/coco-shim/coco/virtcontainers/share"
 	"github.com/coco-shim/coco/virtcontainers/state"
-	"github.com/coco-shim/coco/virtcontainers/turns"
 )
 
-// creation is a pod being created, with the results of each step for the next ones.
+// Options are the inputs of a boot.
+type Options struct {
+	ID, Namespace, Bundle string
+	Spec                  *specs.Spec
+	Config                configs.Config
+	Rehearse              *configs.Config // the configuration that Config.Runtime.Rehearse names, or nil
+	Initdata              string          // the value of the annotation contract.KataInitdata
+	First                 *First          // of a pod of one
+	Log                   *slog.Logger
+	// JoinCgroup says that this process serves this pod and nothing else: it goes into the pod's cgroup.
+	JoinCgroup bool
+	Host       Host
+	// Step is told each step of the boot that is done, and when it began.
+	Step func(name string, began time.Time)
+	// Ending reports whether the pod is about to end.
+	Ending func() bool
+	// Use gets the machine in the last step. What it refuses is undone with the others.
+	Use func(*Machine) error
+}
+
+// First is the container of a pod of one: its layers are in the VM from boot when they are there in time.
+type First struct {
+	share.Request
+	Layers layers.Request
+}
+
+// Machine is a VM that runs, with its agent and what it holds on the host.
+type Machine struct {
+	VM       hypervisor.VM
+	Place    hypervisor.Pending // where the VM runs
+	Agent    *guest.Link
+	NICs     *nic.Set
+	Disks    *disk.Set
+	Volumes  *share.Set
+	Files    *LiveFiles // nil when no files of the host are live
+	Journal  *state.Journal
+	Undo     undo.Stack // releases what the machine holds
+	Life     *Life
+	StateDir string
+	Plan
+
+	mu    sync.Mutex
+	first *layers.Search // layers of the pod of one; nil once taken, guarded by mu
+}
+
+// Plan is what was decided before the VM was launched.
+type Plan struct {
+	Shape     launch.Shape
+	Expected  *launch.Expected    // nil where no hardware measures the launch
+	Rlimits   []specs.POSIXRlimit // of processes for which nobody names them
+	SharedShm bool                // the pod has a /dev/shm that its containers bind
+}
+
+// creation is a machine being made, with the results of each step for the next ones.
 type creation struct {
-	*Pod
+	*Machine
+	opts     Options
+	log      *slog.Logger
 	u        *undo.Stack
-	shape    launch.Shape
 	vmspec   hypervisor.VMSpec
-	stateDir string
 	user     uint32 // the VMM's, and nobody else's
 	netns    string // path; the launcher's own once it runs
 	ownNetNS bool
@@ -59,45 +114,33 @@ type step struct {
 	do   func(context.Context) error
 }
 
-// CreatePod makes a pod: its VM runs, the agent answers and the sandbox is set up. On error nothing is
+// Start boots the VM of a pod: it runs, the agent answers and the sandbox is set up. On error nothing is
 // left, and the error names the step.
-func CreatePod(ctx context.Context, opts Options) (_ *Pod, err error) {
+func Start(ctx context.Context, opts Options) (err error) {
 	if err := checkOptions(&opts); err != nil {
-		return nil, fmt.Errorf("create pod %s: %w", opts.ID, err)
+		return fmt.Errorf("create pod %s: %w", opts.ID, err)
 	}
-	p := &Pod{
-		opts: opts, log: opts.Log, life: newLife(),
-		containers: map[string]*Container{}, done: make(chan struct{}), stopping: lock.New(), doom: make(chan error, 1),
-		creates:   turns.New("creations of containers", createsAtOnce, startsWaiting),
-		sharedShm: needsSharedShm(opts), began: time.Now(),
-	}
-	c := &creation{Pod: p, u: &undo.Stack{}}
+	m := &Machine{Life: newLife(), Plan: Plan{SharedShm: needsSharedShm(opts)}}
+	c := &creation{Machine: m, opts: opts, log: opts.Log, u: &undo.Stack{}}
 	defer func() {
 		if err != nil { // before the undo, which releases resources that this still uses
-			p.life.cancel(errShutdown)
+			m.Life.cancel(errEnded)
 		}
 		c.u.RunOnError(&err)
 		if err != nil {
-			p.life.end(errShutdown)
+			m.Life.End(errEnded)
 		}
 	}()
 	for _, s := range c.steps() {
 		start := time.Now()
 		if err := s.do(ctx); err != nil {
-			return nil, fmt.Errorf("create pod %s, %s: %w", opts.ID, s.name, c.orDead(s.name, err))
+			return fmt.Errorf("create pod %s, %s: %w", opts.ID, s.name, c.orDead(s.name, err))
 		}
-		p.recordPodStep(s.name, start)
+		opts.Step(s.name, start)
 	}
-	p.mu.Lock()
-	p.startTook = time.Since(p.began)
-	p.mu.Unlock()
-	p.undo.Adopt(c.u)
-	p.undo.Push("remove disks", p.disks.RemoveAll)
-	p.logPhases()
-	p.life.spawn(p.watchOOM)
-	p.life.spawn(p.watchPulse)
-	p.nics.Follow()
-	return p, nil
+	m.Undo.Adopt(c.u)
+	m.Undo.Push("remove disks", m.Disks.RemoveAll)
+	return nil
 }
 
 func (c *creation) steps() []step {
@@ -119,20 +162,14 @@ func (c *creation) steps() []step {
 		{"guest network", c.bootNetwork},
 		{"sandbox", c.createSandbox},
 		{"localhost", c.openLocalhost},
-		{"metrics", c.serveMetrics},
+		{"metrics", func(context.Context) error { return c.opts.Use(c.Machine) }},
 	}
 }
 
 // checkOptions refuses early what cannot become a pod.
 func checkOptions(o *Options) error {
-	if !validID(o.ID) {
-		return fmt.Errorf("pod id %q: %w", o.ID, errBadID)
-	}
 	if err := o.Host.check(); err != nil {
 		return err
-	}
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.Spec == nil || o.Spec.Linux == nil {
 		return fmt.Errorf("the specification has no linux section: %w", errdefs.ErrInvalidArgument)
@@ -147,7 +184,7 @@ func checkOptions(o *Options) error {
 		return nil
 	}
 	// A container that the guest could not run is refused before a VM is booted for it.
-	if _, err := share.Plan(o.Config, o.First.share()); err != nil {
+	if _, err := share.Plan(o.Config, o.First.Request); err != nil {
 		return err
 	}
 	out, err := request.Convert(request.Input{ID: o.First.ID, Spec: o.First.Spec, SharedShm: needsSharedShm(*o)})
@@ -179,10 +216,10 @@ func needsSharedShm(o Options) bool {
 }
 
 func (c *creation) decideShape(context.Context) (err error) {
-	if c.rlimits, err = defaultRlimits(c.opts.Config.Runtime.Rlimits); err != nil {
+	if c.Rlimits, err = defaultRlimits(c.opts.Config.Runtime.Rlimits); err != nil {
 		return err
 	}
-	c.shape, err = launch.ShapeOf(c.opts.Config.Hypervisor, c.opts.Host.Machine, c.opts.Spec)
+	c.Shape, err = launch.ShapeOf(c.opts.Config.Hypervisor, c.opts.Host.Machine, c.opts.Spec)
 	return err
 }
 
@@ -192,24 +229,15 @@ func (c *creation) beginLayers(context.Context) error {
 	if c.opts.First == nil {
 		return nil
 	}
-	req, err := c.opts.First.layers()
-	if err != nil {
-		return err
+	c.first = c.search(c.opts.First.Layers, c.opts.Host.Layers)
+	if c.first == nil {
+		return errEnded
 	}
-	o, err := c.search(req)
-	if err != nil {
-		return err
-	}
-	c.first = o
 	c.u.Push("give the layers up", func(context.Context) error {
-		c.mu.Lock()
-		o := c.first
-		c.first = nil
-		c.mu.Unlock()
-		if o == nil {
-			return nil
+		if o := c.takeFirst(); o != nil {
+			return o.Close()
 		}
-		return o.Close()
+		return nil
 	})
 	return nil
 }
@@ -267,9 +295,9 @@ func closeOnce(f *os.File) error {
 	return nil
 }
 
-// stateDirName is the pod's directory below runtime.state_dir: short, because paths of sockets are
+// StateDirName is the pod's directory below runtime.state_dir: short, because paths of sockets are
 // bounded, and the same for the same pod, so that two of one id collide.
-func stateDirName(namespace, id string) string {
+func StateDirName(namespace, id string) string {
 	sum := sha256.Sum256([]byte(namespace + "\x00" + id))
 	return hex.EncodeToString(sum[:12])
 }
@@ -283,9 +311,9 @@ func (c *creation) openJournal(context.Context) error {
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return err
 	}
-	c.stateDir = filepath.Join(root, stateDirName(c.opts.Namespace, c.opts.ID))
-	c.journal, err = state.New(c.opts.Bundle, state.Pod{
-		ID: c.opts.ID, Namespace: c.opts.Namespace, BootID: boot, StateDir: c.stateDir,
+	c.StateDir = filepath.Join(root, StateDirName(c.opts.Namespace, c.opts.ID))
+	c.Journal, err = state.New(c.opts.Bundle, state.Pod{
+		ID: c.opts.ID, Namespace: c.opts.Namespace, BootID: boot, StateDir: c.StateDir,
 	})
 	if errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("the bundle %s belongs to a pod already: %w", c.opts.Bundle, errdefs.ErrAlreadyExists)
@@ -293,15 +321,15 @@ func (c *creation) openJournal(context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.u.Push("remove the journal", func(context.Context) error { return c.journal.Remove() })
-	if err := os.Mkdir(c.stateDir, 0o700); err != nil {
+	c.u.Push("remove the journal", func(context.Context) error { return c.Journal.Remove() })
+	if err := os.Mkdir(c.StateDir, 0o700); err != nil {
 		if errors.Is(err, fs.ErrExist) {
-			return fmt.Errorf("%s exists, so a pod %s in namespace %s runs, or was not cleaned up: %w", c.stateDir, c.opts.ID,
+			return fmt.Errorf("%s exists, so a pod %s in namespace %s runs, or was not cleaned up: %w", c.StateDir, c.opts.ID,
 				c.opts.Namespace, errdefs.ErrAlreadyExists)
 		}
 		return err
 	}
-	c.u.Push("remove "+c.stateDir, func(context.Context) error { return os.RemoveAll(c.stateDir) })
+	c.u.Push("remove "+c.StateDir, func(context.Context) error { return os.RemoveAll(c.StateDir) })
 	return nil
 }
 
@@ -316,8 +344,8 @@ func (c *creation) makeNetNS(context.Context) error {
 		}
 		return nil
 	}
-	c.netns, c.ownNetNS = filepath.Join(c.stateDir, "netns"), true
-	if err := c.journal.Update(func(p *state.Pod) { p.OwnNetNS = c.netns }); err != nil {
+	c.netns, c.ownNetNS = filepath.Join(c.StateDir, "netns"), true
+	if err := c.Journal.Update(func(p *state.Pod) { p.OwnNetNS = c.netns }); err != nil {
 		return err
 	}
 	path, n := c.netns, c.opts.Host.Network
@@ -335,13 +363,13 @@ func (c *creation) runHooks(ctx context.Context) error {
 	if h == nil {
 		return nil
 	}
-	if err := c.journal.Update(func(p *state.Pod) {
+	if err := c.Journal.Update(func(p *state.Pod) {
 		p.Hooks, p.Annotations = journalHooks(h.Poststop), c.opts.Spec.Annotations
 	}); err != nil {
 		return err
 	}
 	c.u.Push("poststop hooks", func(ctx context.Context) error { return c.runPoststop(ctx) })
-	return c.runStartHooks(ctx, c.opts.Spec, c.opts.ID, c.opts.Bundle)
+	return hooks.RunStart(ctx, h, c.hookState(specs.StateCreating))
 }
 
 func (c *creation) attachNetwork(ctx context.Context) (err error) {
@@ -353,11 +381,11 @@ func (c *creation) attachNetwork(ctx context.Context) (err error) {
 	for _, s := range c.attached.Skipped {
 		c.log.Info("the guest does not get all of the pod's network", "pod", c.opts.ID, "what", s.What, "why", s.Why)
 	}
-	c.nics = nic.New(c.attached, nic.Options{
+	c.NICs = nic.New(c.attached, nic.Options{
 		Pod: c.opts.ID, Log: c.log, Timeout: c.opts.Config.Runtime.CreateTimeout, Late: standby,
-		Record: c.recordRedirects, Spawn: c.life.spawn, Ended: c.ended,
+		Record: c.recordRedirects, Spawn: c.Life.Spawn, Ended: c.ended,
 	})
-	c.u.Push("detach the network", c.nics.Detach)
+	c.u.Push("detach the network", c.NICs.Detach)
 	for _, n := range c.attached.NICs {
 		c.vmspec.NICs = append(c.vmspec.NICs, hypervisor.NIC{ID: n.Name, MAC: n.MAC, Tap: n.Files, MTU: n.MTU})
 	}
@@ -365,8 +393,8 @@ func (c *creation) attachNetwork(ctx context.Context) (err error) {
 }
 
 func (c *creation) bootNetwork(ctx context.Context) error {
-	plugger, _ := c.vm.(hypervisor.NICPlugger) // nil: it takes no interface while it runs
-	return c.nics.Boot(ctx, plugger, c.agent)
+	plugger, _ := c.VM.(hypervisor.NICPlugger) // nil: it takes no interface while it runs
+	return c.NICs.Boot(ctx, plugger, c.Agent)
 }
 
 // recordRedirects writes down what is joined with the VM. In a namespace of ours it goes with the VMM's process.
@@ -374,7 +402,7 @@ func (c *creation) recordRedirects(made []network.Redirect) error {
 	if c.ownNetNS {
 		return nil
 	}
-	return c.journal.Update(func(p *state.Pod) {
+	return c.Journal.Update(func(p *state.Pod) {
 		p.NetNS, p.Redirects = c.netns, nil
 		for _, r := range made {
 			p.Redirects = append(p.Redirects, state.Redirect{Link: r.Link, Tap: r.Tap})
@@ -403,13 +431,13 @@ func (c *creation) startVMM(ctx context.Context) error {
 	if err := os.Mkdir(c.vmmDir(), 0o700); err != nil {
 		return err
 	}
-	vm, err := c.place.Launch(ctx, c.vmspec)
+	vm, err := c.Place.Launch(ctx, c.vmspec)
 	if err != nil {
 		return err
 	}
-	c.vm = vm
+	c.VM = vm
 	c.u.Push("stop the VM", vm.Stop)
-	c.disks = disk.New(vm, c.journal, c.opts.Config.Runtime, c.alone())
+	c.Disks = disk.New(vm, c.Journal, c.opts.Config.Runtime, c.opts.alone())
 	var errs []error
 	for _, n := range c.attached.NICs {
 		errs = append(errs, n.CloseFiles())
@@ -422,7 +450,7 @@ func (c *creation) startVMM(ctx context.Context) error {
 			errs = append(errs, closeOnce(f))
 		}
 	}
-	errs = append(errs, c.disks.Adopt(first))
+	errs = append(errs, c.Disks.Adopt(first))
 	return errors.Join(errs...)
 }
 
@@ -431,7 +459,7 @@ func (c *creation) addUpper() error {
 	if c.opts.First == nil {
 		return nil
 	}
-	b, ok, err := disk.AtBoot(c.opts.Config.Runtime, c.alone())
+	b, ok, err := disk.AtBoot(c.opts.Config.Runtime, c.opts.alone())
 	if err != nil || !ok {
 		return err
 	}

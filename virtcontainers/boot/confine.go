@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package virtcontainers
+package boot
 
 import (
 	"context"
@@ -38,7 +38,7 @@ func (c *creation) takeUser(context.Context) error {
 	ids := users.Range{First: uint32(h.FirstUser), Count: uint32(h.Users)} //nolint:gosec // the schema bounds both
 	_, err := users.Take(r.StateDir, ids, c.opts.Bundle, func(id uint32) error {
 		c.user = id
-		return c.journal.Update(func(p *state.Pod) { p.User = id })
+		return c.Journal.Update(func(p *state.Pod) { p.User = id })
 	})
 	return err
 }
@@ -51,7 +51,7 @@ func (c *creation) launch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.place = place
+	c.Place = place
 	c.u.Push("end the VMM's process", place.Abort)
 	pid := place.PID()
 	if pid == 0 {
@@ -63,7 +63,7 @@ func (c *creation) launch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := c.journal.Update(func(p *state.Pod) { p.VMM = &id }); err != nil {
+	if err := c.Journal.Update(func(p *state.Pod) { p.VMM = &id }); err != nil {
 		return err
 	}
 	if !c.ownNetNS {
@@ -73,11 +73,11 @@ func (c *creation) launch(ctx context.Context) error {
 		return err
 	}
 	c.netns = fmt.Sprintf("/proc/%d/ns/net", pid)
-	return c.journal.Update(func(p *state.Pod) { p.OwnNetNS = "" })
+	return c.Journal.Update(func(p *state.Pod) { p.OwnNetNS = "" })
 }
 
 // vmmDir is the directory that the VMM may write to: not the pod's own, where the journal is.
-func (c *creation) vmmDir() string { return filepath.Join(c.stateDir, "vmm") }
+func (c *creation) vmmDir() string { return filepath.Join(c.StateDir, "vmm") }
 
 // end kills the process and waits until it is gone.
 func end(ctx context.Context, proc hypervisor.Process) error {
@@ -99,14 +99,14 @@ func (c *creation) joinCgroups(context.Context) error {
 		return err
 	}
 	want := c.opts.Spec.Linux.CgroupsPath
-	place, err := cgroups.WithRoom(hs, want, c.shape.MemoryMiB*mib)
+	place, err := cgroups.WithRoom(hs, want, c.Shape.MemoryMiB<<20)
 	if err != nil {
 		return err
 	}
 	if place.Short != "" {
 		c.log.Warn("the pod's cgroup allows "+place.Short+
 			": the VMM runs beside it; declare the overhead in the RuntimeClass",
-			"pod", want, "vmm", place.Path, "vmMiB", c.shape.MemoryMiB)
+			"pod", want, "vmm", place.Path, "vmMiB", c.Shape.MemoryMiB)
 	}
 	dirs, leaves, err := cgroups.Plan(hs, place.Path, cgroups.VMM)
 	if err != nil {
@@ -116,15 +116,15 @@ func (c *creation) joinCgroups(context.Context) error {
 	var made []string
 	note := func(dir string) error {
 		made = append(made, dir)
-		return c.journal.Update(func(p *state.Pod) { p.Cgroups = slices.Clone(made) })
+		return c.Journal.Update(func(p *state.Pod) { p.Cgroups = slices.Clone(made) })
 	}
 	c.u.Push("remove cgroups", func(ctx context.Context) error {
-		if err := c.place.Abort(ctx); err != nil { // a group with a process in it stays
+		if err := c.Place.Abort(ctx); err != nil { // a group with a process in it stays
 			return err
 		}
 		return cgroups.Remove(ctx, made)
 	})
-	if err := cgroups.Apply(dirs, leaves, c.place.PID(), note); err != nil {
+	if err := cgroups.Apply(dirs, leaves, c.Place.PID(), note); err != nil {
 		return err
 	}
 	if err := errors.Join(place.SetQuota(hs), cgroups.LimitProcesses(leaves, c.threads()+filesThreads)); err != nil {
@@ -161,5 +161,5 @@ func (c *creation) joinOwn(hs []cgroups.Hierarchy, place string, note func(strin
 
 // threads is how many threads the VMM may have.
 func (c *creation) threads() uint64 {
-	return vmmThreads + 2*uint64(c.shape.VCPUs) //nolint:gosec // not negative
+	return vmmThreads + 2*uint64(c.Shape.VCPUs) //nolint:gosec // not negative
 }

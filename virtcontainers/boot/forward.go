@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package virtcontainers
+package boot
 
 import (
 	"context"
@@ -25,6 +25,6 @@ func (c *creation) openLocalhost(context.Context) error {
 		return nil
 	}
 	c.u.Push("close localhost", func(context.Context) error { return gate.Close() })
-	c.life.spawn(func(ctx context.Context) { gate.Serve(ctx, c.agent.DialService) })
+	c.Life.Spawn(func(ctx context.Context) { gate.Serve(ctx, c.Agent.DialService) })
 	return nil
 }

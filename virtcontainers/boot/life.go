@@ -1,15 +1,15 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package virtcontainers
+package boot
 
 import (
 	"context"
 	"sync"
 )
 
-// life owns a pod's goroutines: they get its context and are waited for in end.
-type life struct {
+// Life owns a pod's goroutines: they get its context and are waited for in end.
+type Life struct {
 	ctx    context.Context // the lifetime that goroutines are handed
 	cancel context.CancelCauseFunc
 
@@ -18,13 +18,13 @@ type life struct {
 	wg    sync.WaitGroup
 }
 
-func newLife() *life {
+func newLife() *Life {
 	ctx, cancel := context.WithCancelCause(context.Background())
-	return &life{ctx: ctx, cancel: cancel}
+	return &Life{ctx: ctx, cancel: cancel}
 }
 
-// spawn starts a goroutine unless the life has ended.
-func (l *life) spawn(fn func(ctx context.Context)) bool {
+// Spawn starts a goroutine unless the life has ended.
+func (l *Life) Spawn(fn func(ctx context.Context)) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.ended {
@@ -34,11 +34,14 @@ func (l *life) spawn(fn func(ctx context.Context)) bool {
 	return true
 }
 
-// end cancels the context and waits for all goroutines.
-func (l *life) end(cause error) {
+// End cancels the context and waits for all goroutines.
+func (l *Life) End(cause error) {
 	l.mu.Lock()
 	l.ended = true
 	l.mu.Unlock()
 	l.cancel(cause)
 	l.wg.Wait()
 }
+
+// Context is the context that the goroutines are handed.
+func (l *Life) Context() context.Context { return l.ctx }

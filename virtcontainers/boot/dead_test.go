@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package virtcontainers
+package boot
 
 import (
 	"errors"
@@ -17,7 +17,7 @@ import (
 
 // reaped is a process whose Done is closed when its parent has reaped it.
 type reaped struct {
-	fakePending
+	hypervisor.Pending
 	cmd  *exec.Cmd
 	done chan struct{}
 }
@@ -44,7 +44,7 @@ func TestAStepThatMeetsADyingVMMNamesItsDeath(t *testing.T) {
 	if met == nil {
 		t.Fatal("a dead process has a network namespace")
 	}
-	c := &creation{Pod: &Pod{place: p, opts: Options{ID: "c1"}}}
+	c := &creation{Machine: &Machine{Place: p}, opts: Options{ID: "c1"}}
 	said := make(chan error)
 	go func() { said <- c.orDead("network", fmt.Errorf("open network namespace: %w", met)) }()
 	_ = cmd.Wait() // it was killed
@@ -55,7 +55,7 @@ func TestAStepThatMeetsADyingVMMNamesItsDeath(t *testing.T) {
 		t.Errorf("orDead() = %v, want it to name the death and the step's error", err)
 	}
 
-	alive := &creation{Pod: &Pod{place: &reaped{cmd: cmd, done: make(chan struct{})}}}
+	alive := &creation{Machine: &Machine{Place: &reaped{cmd: cmd, done: make(chan struct{})}}}
 	other := &os.PathError{Op: "open", Path: "/nowhere", Err: unix.ENOENT}
 	if err := alive.orDead("network", other); errors.As(err, &dead) {
 		t.Errorf("orDead() = %v of a process that lives", err)

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package virtcontainers
+package boot
 
 import (
 	"context"
@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -23,14 +22,14 @@ import (
 	"github.com/coco-shim/coco/virtcontainers/state"
 )
 
-// liveFiles is the process that shows files of the host to the guest.
-type liveFiles struct {
+// LiveFiles is the process that shows files of the host to the guest.
+type LiveFiles struct {
 	Files
 	proc hypervisor.Process
 }
 
-// gone is closed when the process has ended; nil, which never is, without one.
-func (l *liveFiles) gone() <-chan struct{} {
+// Gone is closed when the process has ended; nil, which never is, without one.
+func (l *LiveFiles) Gone() <-chan struct{} {
 	if l == nil {
 		return nil
 	}
@@ -38,7 +37,7 @@ func (l *liveFiles) gone() <-chan struct{} {
 }
 
 // shared returns the files for the volumes, nil without any.
-func (l *liveFiles) shared() share.Files {
+func (l *LiveFiles) shared() share.Files {
 	if l == nil {
 		return nil
 	}
@@ -48,22 +47,22 @@ func (l *liveFiles) shared() share.Files {
 // liveDir is the directory, in the pod's state directory, that virtiofsd serves; it is empty on the host.
 const liveDir = "live"
 
-// needsLiveFiles says whether the VM has a device for files of the host. Which containers a pod of
+// NeedsFiles says whether the VM has a device for files of the host. Which containers a pod of
 // Kubernetes will have is not known when its VM starts, so each of its pods has one.
-func needsLiveFiles(o Options) (bool, error) {
+func NeedsFiles(o Options) (bool, error) {
 	if o.Config.Runtime.HostPath != configs.HostPathLive {
 		return false, nil
 	}
 	if o.First == nil {
 		return true, nil
 	}
-	binds, err := share.Plan(o.Config, o.First.share())
+	binds, err := share.Plan(o.Config, o.First.Request)
 	return slices.ContainsFunc(binds, func(b volume.Bind) bool { return b.Kind == volume.Shared }), err
 }
 
 // serveFiles starts the process, in the pod's cgroup like the VMM.
 func (c *creation) serveFiles(ctx context.Context) error {
-	if need, err := needsLiveFiles(c.opts); err != nil || !need {
+	if need, err := NeedsFiles(c.opts); err != nil || !need {
 		return err
 	}
 	if c.opts.Host.Files == nil {
@@ -72,7 +71,7 @@ func (c *creation) serveFiles(ctx context.Context) error {
 	c.log.Warn("runtime.host_path is live: the VM is not shut off from the host, it reads and writes files that its "+
 		"containers mount",
 		"pod", c.opts.ID)
-	dir := filepath.Join(c.stateDir, liveDir)
+	dir := filepath.Join(c.StateDir, liveDir)
 	if err := os.Mkdir(dir, 0o755); err != nil { // in a private directory; containers see the mode
 		return err
 	}
@@ -85,7 +84,7 @@ func (c *creation) serveFiles(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := c.journal.Update(func(p *state.Pod) { p.Virtiofsd = &id }); err != nil {
+	if err := c.Journal.Update(func(p *state.Pod) { p.Virtiofsd = &id }); err != nil {
 		return err
 	}
 	if err := cgroups.Apply(nil, c.leaves, proc.PID(), nil); err != nil {
@@ -98,37 +97,16 @@ func (c *creation) serveFiles(ctx context.Context) error {
 	c.u.Push("close the server of files", func(context.Context) error {
 		return errors.Join(closeOnce(socket), files.Close())
 	})
-	c.files = &liveFiles{files, proc}
+	c.Files = &LiveFiles{files, proc}
 	c.vmspec.HostFiles = &hypervisor.HostFiles{Tag: share.LiveTag, Socket: socket}
 	return nil
 }
 
-// filesLost is how long a VM may outlive its virtiofsd. virtiofsd also ends when the VM does; the VM's own exit then
-// gives the reason.
-const filesLost = time.Second
-
-// endWithoutFiles ends a VM whose virtiofsd has ended. Without it, guest processes that use a live file would block for
-// ever.
-func (p *Pod) endWithoutFiles(ctx context.Context) error {
-	if !p.endWithin(ctx, filesLost, "the server of the host's files ended; stopping the VM") {
-		return nil
-	}
-	words := strings.TrimSpace(p.files.proc.Stderr())
+// Death says how the process has ended, and its last words.
+func (l *LiveFiles) Death() string {
+	words := strings.TrimSpace(l.proc.Stderr())
 	if words != "" {
 		words = "; it says: " + words
 	}
-	return fmt.Errorf("vm %s was ended because virtiofsd, which serves the live files of the host, ended: %s%s", p.vm.ID(),
-		p.files.proc.ExitStatus(), words)
-}
-
-// ended says whether the VM has, or is about to.
-func (p *Pod) ended() bool {
-	select {
-	case <-p.vm.Done():
-		return true
-	default:
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.closing
+	return l.proc.ExitStatus() + words
 }

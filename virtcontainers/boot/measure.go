@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package virtcontainers
+package boot
 
 import (
 	"context"
@@ -94,7 +94,7 @@ func (c *creation) beginMeasuring(context.Context) error {
 		return nil
 	}
 	m := &measuring{done: make(chan struct{}), rehearsal: rehearsal}
-	if !c.life.spawn(func(ctx context.Context) {
+	if !c.Life.Spawn(func(ctx context.Context) {
 		defer close(m.done)
 		heads, err := bootfiles.Look(v.Boot)
 		var doubt error
@@ -113,7 +113,7 @@ func (c *creation) beginMeasuring(context.Context) error {
 		}
 		m.expected.Rehearsal, m.err = rehearsal, err
 	}) {
-		return errShutdown
+		return errEnded
 	}
 	c.measuring = m
 	c.u.Push("end the measurement", func(context.Context) error { <-m.done; return nil }) // its context has ended
@@ -153,7 +153,7 @@ func (c *creation) finishMeasuring(ctx context.Context) error {
 		c.vmspec.SNP = m.snp
 	}
 	l := m.expected
-	c.expected = &l
+	c.Expected = &l
 	c.log.Info("launch digest", slog.String("pod", c.opts.ID), slog.String("platform", l.Platform),
 		slog.Bool("rehearsal", l.Rehearsal),
 		slog.String("algorithm", l.Algorithm), slog.String("digest", l.Digest), slog.Int("vcpus", l.VCPUs),
@@ -164,8 +164,5 @@ func (c *creation) finishMeasuring(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(c.stateDir, LaunchFile), append(text, '\n'), 0o600)
+	return os.WriteFile(filepath.Join(c.StateDir, LaunchFile), append(text, '\n'), 0o600)
 }
-
-// Launch returns the expected launch measurement, or nil where no hardware measures the launch.
-func (p *Pod) Launch() *launch.Expected { return p.expected }

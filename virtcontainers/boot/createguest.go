@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package virtcontainers
+package boot
 
 import (
 	"context"
@@ -18,9 +18,7 @@ import (
 	"github.com/coco-shim/coco/plan/volume"
 	"github.com/coco-shim/coco/virtcontainers/guest"
 	"github.com/coco-shim/coco/virtcontainers/hostvolume"
-	"github.com/coco-shim/coco/virtcontainers/process"
 	"github.com/coco-shim/coco/virtcontainers/share"
-	"github.com/coco-shim/coco/virtcontainers/turns"
 )
 
 // awaitAgent waits for the agent, at most the boot's time. It ends early when the layers of the pod's
@@ -34,7 +32,7 @@ func (c *creation) awaitAgent(ctx context.Context) error {
 	if o := c.first; o != nil {
 		stop := make(chan struct{})
 		defer close(stop)
-		c.life.spawn(func(context.Context) {
+		c.Life.Spawn(func(context.Context) {
 			select {
 			case <-o.Done():
 				if err := o.Failed(); err != nil {
@@ -44,25 +42,19 @@ func (c *creation) awaitAgent(ctx context.Context) error {
 			}
 		})
 	}
-	l, err := guest.Connect(ctx, c.vm, c.opts.Config.Runtime.CreateTimeout)
+	l, err := guest.Connect(ctx, c.VM, c.opts.Config.Runtime.CreateTimeout)
 	if err != nil {
 		if o := c.first; o != nil && o.Failed() != nil {
 			return fmt.Errorf("root file system: %w", o.Failed())
 		}
 		return err
 	}
-	c.agent = l
-	c.volumes = share.New(share.Options{
-		Pod: c.opts.ID, Log: c.log, Config: c.opts.Config, Alone: c.alone(), MemoryMiB: c.shape.MemoryMiB,
-		Guest: l, Disks: c.disks, Layers: c.opts.Host.Layers, Files: c.files.shared(), Undo: &c.undo,
-		Spawn: c.life.spawn, Ended: c.ended,
+	c.Agent = l
+	c.Volumes = share.New(share.Options{
+		Pod: c.opts.ID, Log: c.log, Config: c.opts.Config, Alone: c.opts.alone(), MemoryMiB: c.Shape.MemoryMiB,
+		Guest: l, Disks: c.Disks, Layers: c.opts.Host.Layers, Files: c.Files.shared(), Undo: &c.Undo,
+		Spawn: c.Life.Spawn, Ended: c.ended,
 	})
-	c.procs = &process.Pod{
-		Agent: l, Caller: l, Streams: l, Log: c.log, Life: c.life.ctx, Spawn: c.life.spawn, Ended: errShutdown,
-		Starts:      turns.New("starts of processes", startsAtOnce, startsWaiting),
-		StopTimeout: c.opts.Config.Runtime.StopTimeout, Condemn: c.condemn,
-	}
-	c.life.spawn(c.watch)
 	c.u.Push("close the agent's connection", func(context.Context) error { return l.Close() })
 	return nil
 }
@@ -70,7 +62,7 @@ func (c *creation) awaitAgent(ctx context.Context) error {
 // shmSize is that of the pod's /dev/shm in bytes: of the tmpfs that the engine has made for it on the host, or what all
 // engines make by default.
 func shmSize(s *specs.Spec) uint64 {
-	size := uint64(64 * mib)
+	size := uint64(64 << 20)
 	for _, m := range s.Mounts {
 		if path.Clean(m.Destination) != "/dev/shm" || !request.IsBind(m) {
 			continue
@@ -88,19 +80,19 @@ func shmSize(s *specs.Spec) uint64 {
 }
 
 func (c *creation) createSandbox(ctx context.Context) error {
-	in := request.SandboxInput{ID: c.opts.ID, Spec: c.opts.Spec, Alone: c.opts.First != nil, SharedShm: c.sharedShm}
-	if c.sharedShm {
+	in := request.SandboxInput{ID: c.opts.ID, Spec: c.opts.Spec, Alone: c.opts.First != nil, SharedShm: c.SharedShm}
+	if c.SharedShm {
 		in.ShmBytes = shmSize(c.opts.Spec)
 	}
 	req := request.Sandbox(in)
 	g, ctx := errgroup.WithContext(ctx) // the three do not depend on each other
 	g.Go(func() error {
-		return c.agent.Call(ctx, "create sandbox", func(ctx context.Context) error {
-			_, err := c.agent.CreateSandbox(ctx, req)
+		return c.Agent.Call(ctx, "create sandbox", func(ctx context.Context) error {
+			_, err := c.Agent.CreateSandbox(ctx, req)
 			return err
 		})
 	})
-	g.Go(func() error { return c.agent.AskDetails(ctx) })
+	g.Go(func() error { return c.Agent.AskDetails(ctx) })
 	g.Go(func() error { return c.setClock(ctx) })
 	return g.Wait()
 }
@@ -108,9 +100,9 @@ func (c *creation) createSandbox(ctx context.Context) error {
 // setClock makes the guest's clock exact; a policy may forbid it, and the clock that the VMM gave
 // has to do then.
 func (c *creation) setClock(ctx context.Context) error {
-	err := c.agent.Call(ctx, "set the clock", func(ctx context.Context) error {
+	err := c.Agent.Call(ctx, "set the clock", func(ctx context.Context) error {
 		now := time.Now()
-		_, err := c.agent.SetGuestDateTime(ctx, &agent.SetGuestDateTimeRequest{
+		_, err := c.Agent.SetGuestDateTime(ctx, &agent.SetGuestDateTimeRequest{
 			Sec:  now.Unix(),
 			Usec: int64(now.Nanosecond() / 1000),
 		})

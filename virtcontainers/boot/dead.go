@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package virtcontainers
+package boot
 
 import (
 	"errors"
@@ -19,25 +19,25 @@ import (
 // of its effects, as "no such process". The driver says it itself, and ends the process when it refuses.
 func (c *creation) orDead(step string, err error) error {
 	var dead *hypervisor.DeadError
-	if c.place == nil || step == "vmm" || errors.As(err, &dead) {
+	if c.Place == nil || step == "vmm" || errors.As(err, &dead) {
 		return err
 	}
 	patience := time.Duration(0)
-	if showsDeath(err, c.place.PID()) { // that it was reaped follows
+	if showsDeath(err, c.Place.PID()) { // that it was reaped follows
 		patience = time.Second
 	}
 	t := time.NewTimer(patience)
 	defer t.Stop()
 	select {
-	case <-c.place.Done():
+	case <-c.Place.Done():
 	case <-t.C:
 		select {
-		case <-c.place.Done(): // both were ready
+		case <-c.Place.Done(): // both were ready
 		default:
 			return err
 		}
 	}
-	return fmt.Errorf("%w: %w", err, c.place.Err())
+	return fmt.Errorf("%w: %w", err, c.Place.Err())
 }
 
 // showsDeath reports whether an error is one that the end of a process causes. An exiting process loses its namespaces
