@@ -76,6 +76,7 @@ func Quote(s string) string {
 	return fmt.Sprintf("%q… of %d bytes", s[:end], len(s))
 }
 
+// QuoteAll shows a list of texts, likewise.
 func QuoteAll(list []string) string {
 	var b strings.Builder
 	b.WriteByte('[')

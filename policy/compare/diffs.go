@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/coco-shim/coco/policy"
 )
@@ -48,6 +49,7 @@ func Same[T comparable](d *Diffs, field, fix string, want, got T) {
 	d.Add(field, Show(want), Show(got), fix+" = "+Show(got))
 }
 
+// Show shows a value: texts as Quote does.
 func Show(v any) string {
 	if s, ok := v.(string); ok {
 		return Quote(s)
@@ -175,11 +177,19 @@ func (d *Diffs) Wanted(v policy.Value) string {
 // hidden describes a value that must not be shown: it may be a secret that the policy does not have.
 func hidden(text string) string { return "another text of " + strconv.Itoa(len(text)) + " bytes" }
 
+// Index names an element of a list.
 func Index(field string, i int) string { return field + "[" + strconv.Itoa(i) + "]" }
 
+// Key names an entry of a map, without characters that cannot be printed.
 func Key(field, k string) string {
-	if len(k) > maxQuoted {
-		k = k[:maxQuoted] + "…"
+	shown := strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, k)
+	if len(shown) > maxQuoted {
+		shown = strings.ToValidUTF8(shown[:maxQuoted], "") + "…"
 	}
-	return field + "[" + strings.ToValidUTF8(k, "?") + "]"
+	return field + "[" + shown + "]"
 }
