@@ -14,6 +14,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"sort"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -81,7 +82,7 @@ func Copy(ctx context.Context, source *os.File, to Target) error {
 			dirs = append(dirs, e)
 		}
 	}
-	slices.SortFunc(dirs, func(a, b Entry) int { return strings.Compare(b.Rel, a.Rel) })
+	sort.Slice(dirs, func(a, b int) bool { return dirs[b].Rel < dirs[a].Rel }) // as in survey
 	for _, e := range dirs {
 		req, err := to.request(e)
 		if err != nil {
