@@ -29,8 +29,30 @@ func Command() *cobra.Command {
 			"FILE is a policy, an initdata document, the value of the initdata annotation, or a manifest whose pods have it;\n" +
 			"- is stdin.",
 	}
-	cmd.AddCommand(genCommand(), showCommand(), lintCommand(), diffCommand(), explainCommand(), simulateCommand())
+	cmd.AddCommand(genCommand(), showCommand(), lintCommand(), diffCommand(), explainCommand(), simulateCommand(),
+		formatCommand())
 	return cmd
+}
+
+// formatCommand returns the command for people who write or change a policy by hand.
+func formatCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "format FILE",
+		Short: "Check a policy and write it in its canonical form, the only one that guests take",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p, err := readPolicy(cmd, args[0])
+			if err != nil {
+				return fmt.Errorf("policy format: %w", err)
+			}
+			b, err := policy.Encode(p)
+			if err != nil {
+				return fmt.Errorf("policy format: %w", err)
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s\n", b)
+			return err
+		},
+	}
 }
 
 // named is a policy and where it was found.

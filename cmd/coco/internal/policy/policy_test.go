@@ -203,3 +203,19 @@ func TestDenialsAreExplainedAndFound(t *testing.T) {
 		t.Error("explain of another text has no error")
 	}
 }
+
+func TestFormatWritesTheCanonicalForm(t *testing.T) {
+	dir := place(t)
+	plain, err := genPolicy(t, dir, "--output", "policy")
+	must(t, plain, err)
+	var spaced bytes.Buffer
+	if err := json.Indent(&spaced, []byte(plain), "", "\t"); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := run(t, spaced.String(), "format", "-"); err != nil || out != plain {
+		t.Errorf("format = %s, %v, want %s", out, err, plain)
+	}
+	if out, err := run(t, strings.Replace(plain, `"pod"`, `"Pod"`, 1), "format", "-"); err == nil {
+		t.Errorf("format of a policy with an unknown member = %s", out)
+	}
+}
