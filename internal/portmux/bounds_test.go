@@ -72,7 +72,7 @@ func TestUselessLinesOnTheControlStreamEndTheChannel(t *testing.T) {
 	}
 	say([]byte("OK 0\n"))
 	lines := bytes.Repeat([]byte("reset 4711\n"), 1000)
-	for said := len(lines); said < streamWindow && say(lines); said += len(lines) {
+	for said := len(lines); said < initialWindow && say(lines); said += len(lines) {
 		continue // as much as the first window holds
 	}
 	ended(t, d)
@@ -154,7 +154,7 @@ func TestAConnectionThatIsOnlyWrittenToKeepsNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	host.DropReads()
-	if _, err := guest.Write(make([]byte, streamWindow-100)); err != nil {
+	if _, err := guest.Write(make([]byte, initialWindow-100)); err != nil {
 		t.Fatal(err)
 	}
 	if err := guest.CloseWrite(); err != nil {

@@ -41,10 +41,9 @@ type Conn struct {
 	wdead    deadline
 
 	mu      sync.Mutex
-	in      queue  // guarded by mu
-	granted uint32 // guarded by mu; bytes that the peer may still send
-	read    uint32 // guarded by mu; bytes read and not granted again
+	in      inbox  // guarded by mu
 	window  uint32 // guarded by mu; bytes that this side may still send
+	acked   bool   // guarded by mu; the peer has accepted the stream
 	sawFIN  bool   // guarded by mu; the peer's direction has ended
 	finSent bool   // guarded by mu; our direction has ended
 	deaf    bool   // guarded by mu; received bytes are dropped
@@ -58,15 +57,15 @@ var (
 
 func newConn(l *link, id, port uint32) *Conn {
 	return &Conn{
-		link: l, id: id, port: port, granted: streamWindow, window: initialWindow,
+		link: l, id: id, port: port, in: newInbox(l.maxWindow()), window: initialWindow,
 		arrived: make(chan struct{}, 1), widened: make(chan struct{}, 1),
 		closed: make(chan struct{}), peerGone: make(chan struct{}),
 	}
 }
 
-// greetPeer opens the stream, or accepts it, and tells the peer our window.
+// greetPeer opens the stream, or accepts it. The peer knows our first window: it is the protocol's.
 func (c *Conn) greetPeer(flag uint16) {
-	c.link.post(header{typeWindow, flag, c.id, streamWindow - initialWindow})
+	c.link.post(header{kind: typeWindow, flags: flag, stream: c.id})
 }
 
 // Read reads what the peer wrote. After the peer's CloseWrite or Close, and all data before it,
@@ -139,28 +138,26 @@ func (c *Conn) peek() ([]byte, error) {
 	}
 }
 
-// consume removes n bytes that peek returned. The peer may send more once half of its window is used.
+// consume removes n bytes that peek returned, and lets the peer send more when it is time.
 func (c *Conn) consume(n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.in.take(n)
-	c.read += uint32(n) //nolint:gosec // at most a window
-	if c.read < streamWindow/2 || c.sawFIN {
+	if c.sawFIN {
 		return
 	}
-	c.link.post(header{kind: typeWindow, stream: c.id, length: c.read})
-	c.granted += c.read
-	c.read = 0
+	if more := c.in.grant(); more > 0 {
+		c.link.post(header{kind: typeWindow, stream: c.id, length: more})
+	}
 }
 
 // receive takes the body of a frame. It drops bytes of a stream without a reader.
 func (c *Conn) receive(r *bufio.Reader, length uint32) error {
 	c.mu.Lock()
-	if length > c.granted || c.sawFIN {
+	if c.sawFIN || !c.in.accept(length) {
 		c.mu.Unlock()
 		return fmt.Errorf("stream %d: %d bytes more than its window or after its end: %w", c.id, length, ErrProtocol)
 	}
-	c.granted -= length
 	c.mu.Unlock()
 	for left := int(length); left > 0; {
 		c.mu.Lock()
@@ -194,6 +191,15 @@ func (c *Conn) widen(by uint32) error {
 	c.window += by
 	wake(c.widened)
 	return nil
+}
+
+// acknowledged is called when the peer has accepted the stream. It returns whether that is new.
+func (c *Conn) acknowledged() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	first := !c.acked
+	c.acked = true
+	return first
 }
 
 // peerEnded is called when the peer has ended its direction, or with a reset both. It says whether that is new.
@@ -310,14 +316,15 @@ func (c *Conn) CloseWrite() error {
 	return nil
 }
 
+// sendFIN ends our direction. When it returns the end is queued, also when another goroutine was first.
 func (c *Conn) sendFIN() {
 	c.mu.Lock()
-	first, over := !c.finSent, c.sawFIN
-	c.finSent = true
-	c.mu.Unlock()
-	if first {
+	if !c.finSent {
+		c.finSent = true
 		c.link.post(header{kind: typeWindow, flags: flagFIN, stream: c.id})
 	}
+	over := c.sawFIN
+	c.mu.Unlock()
 	if over {
 		c.link.forget(c.id)
 	}

@@ -98,6 +98,14 @@ func (l *link) adopt(id, port uint32) *Conn {
 	return c
 }
 
+// maxWindow returns the largest window of this side's streams.
+func (l *link) maxWindow() uint32 {
+	if l.strict {
+		return hostWindow
+	}
+	return guestWindow
+}
+
 // forget removes a stream that has ended both ways.
 func (l *link) forget(id uint32) {
 	l.mu.Lock()
@@ -164,7 +172,7 @@ func (l *link) readFrames(newStream func(id uint32) error) error {
 // obey handles a frame of a stream. One that is not known has ended: the peer may have sent more
 // before it knew, but not much.
 func (l *link) obey(r *bufio.Reader, h header) error {
-	c, useful := l.conn(h.stream), false
+	c, useful := l.conn(h.stream), h.flags&flagSYN != 0
 	switch {
 	case h.kind == typeData && h.length > 0 && c == nil:
 		err := l.stray(h)
@@ -183,7 +191,10 @@ func (l *link) obey(r *bufio.Reader, h header) error {
 		if err := c.widen(h.length); err != nil {
 			return err
 		}
-		useful = h.length >= minGrant
+		useful = useful || h.length >= minGrant
+	}
+	if c != nil && h.flags&flagACK != 0 && c.acknowledged() {
+		useful = true
 	}
 	if c != nil && h.flags&(flagFIN|flagRST) != 0 && c.peerEnded(h.flags&flagRST != 0) {
 		useful = true

@@ -47,7 +47,8 @@ const (
 	handshakeTimeout = 30 * time.Second // for the first line of a stream, seen by the guest
 	backlog          = 64               // connections that wait for Accept, per listener
 	maxFrame         = 64<<10 - 12      // with its header it fills two writes to a virtio-serial port
-	streamWindow     = 1 << 20          // unread bytes per stream that a peer may send
+	hostWindow       = 512 << 10        // unread bytes of a stream in the host, once it is read
+	guestWindow      = 1 << 20          // and in the guest
 	maxQueued        = 1 << 20          // bytes of frames that the peer lets wait
 	maxGreetings     = 256              // streams at once that have not said their port
 )

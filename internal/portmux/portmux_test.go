@@ -134,7 +134,7 @@ func TestCloseGivesThePeerAllDataThenEOFAndFailsItsWrites(t *testing.T) {
 			}
 		}
 		if blocked { // nearly fill the window before the peer closes
-			if _, err := host.Write(make([]byte, streamWindow-1024)); err != nil {
+			if _, err := host.Write(make([]byte, initialWindow-1024)); err != nil {
 				t.Fatal(err)
 			}
 			go write()

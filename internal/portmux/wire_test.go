@@ -394,7 +394,7 @@ func FuzzFrames(f *testing.F) {
 		for _, ch := range c.in.list {
 			held += ch.w - ch.r
 		}
-		if held > streamWindow || held > len(in) {
+		if held > initialWindow || held > len(in) {
 			t.Errorf("%d bytes are held of %d sent", held, len(in))
 		}
 		if err := l.close(); err != nil {

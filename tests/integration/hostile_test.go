@@ -22,9 +22,8 @@ import (
 )
 
 const (
-	mostLog = 1 << 20 // bytes that our shims may add to containerd's log
-	// KiB of a shim that had a moment to give memory back; streams that nobody reads are still full. The goal is 16 MiB.
-	mostMemory = 18 << 10
+	mostLog    = 1 << 20  // bytes that our shims may add to containerd's log
+	mostMemory = 16 << 10 // KiB of a shim that had a moment to give memory back; streams that nobody reads are still full
 	mostAtOnce = 24 << 10 // KiB of a shim that is being lied to
 	stopWithin = 3 * time.Second
 )
