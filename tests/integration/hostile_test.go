@@ -176,10 +176,22 @@ func calm(t *testing.T, shim int) {
 	}
 }
 
-// others are served as if nothing happened.
+// others are served as if nothing happened: a container under runc writes a file and ends with a code of its own. Its
+// output is no witness, since ctr loses that now and then.
 func others(t *testing.T, d *harness.Daemon) {
 	t.Helper()
-	must(t, d, "run", "--rm", "--runtime", harness.RuncRuntime, harness.Image, newID(t), "true")
+	const code = 7
+	dir, id := t.TempDir(), newID(t)
+	r := ctr(t, d, "run", "--rm", "--runtime", harness.RuncRuntime,
+		"--mount", "type=bind,src="+dir+",dst=/witness,options=rbind:rw", harness.Image, id,
+		"sh", "-c", fmt.Sprintf("echo %s undisturbed >/witness/words; exit %d", id, code))
+	if r.Code != code {
+		t.Errorf("another container: %+v, want the exit code %d", r, code)
+	}
+	got, err := os.ReadFile(filepath.Join(dir, "words"))
+	if want := id + " undisturbed\n"; err != nil || string(got) != want {
+		t.Errorf("another container wrote %q, %v, want %q", got, err, want)
+	}
 }
 
 // deleted waits for the VM's end, which somebody else has brought about, and removes the container.
