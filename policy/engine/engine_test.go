@@ -375,6 +375,11 @@ func TestCapabilities(t *testing.T) {
 	id := p.creates[0].GetContainerId()
 	c := &p.policy.Containers[0]
 	c.Allow.Logs = false
+	withInput := proto.CloneOf(p.creates[0])
+	withInput.StdinPort = 9
+	if err := call(p.until(t, 0, false), "CreateContainer", withInput); code(err) != compare.Value {
+		t.Errorf("a stream for stdin without the capability: %v", err)
+	}
 	e := p.until(t, 0, true)
 	if err := call(e, "ExecProcess", p.execs[0]); err != nil {
 		t.Fatal(err)
@@ -412,5 +417,23 @@ func TestCapabilities(t *testing.T) {
 	p.policy.Pod.Stats = false
 	if err := call(e, "StatsContainer", &pb.StatsContainerRequest{ContainerId: id}); code(err) != compare.Capability {
 		t.Errorf("statistics: %v", err)
+	}
+}
+
+// TestLimitsAndPlacesByRequest: what the changes of single fields do not reach.
+func TestLimitsAndPlacesByRequest(t *testing.T) {
+	p := one(t)
+	m := proto.CloneOf(p.creates[0])
+	m.OCI.Process.Rlimits = append(m.OCI.Process.Rlimits, &pb.POSIXRlimit{Type: "RLIMIT_CORE", Soft: 1, Hard: 1})
+	if err := call(p.until(t, 0, false), "CreateContainer", m); code(err) != compare.Value {
+		t.Errorf("a limit that the policy does not name: %v", err)
+	}
+	p.policy.Containers[0].Process.Rlimits.FromHost = true
+	if err := call(p.until(t, 0, false), "CreateContainer", m); err != nil {
+		t.Error(err)
+	}
+	m.OCI.Process.Rlimits[len(m.OCI.Process.Rlimits)-1].Type = "limit"
+	if err := call(p.until(t, 0, false), "CreateContainer", m); code(err) != compare.Value {
+		t.Errorf("a limit without a limit's name: %v", err)
 	}
 }

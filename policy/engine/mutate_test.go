@@ -34,11 +34,11 @@ type mutation struct {
 // that the shim leaves out.
 //
 // choose says which of them are made: a change costs a copy of the message.
-func mutations(m proto.Message, choose func() bool) []mutation {
+func mutations(m proto.Message, choose func(change string) bool) []mutation {
 	var out []mutation
 	shape := proto.Clone(m)
 	walk(shape.ProtoReflect(), "", func(path, what string, change func()) {
-		if !choose() {
+		if !choose(path + ": " + what) {
 			return
 		}
 		change()
@@ -226,7 +226,12 @@ const allMutations = "COCO_ALL_MUTATIONS"
 func TestEverySingleChangeIsDenied(t *testing.T) {
 	const pods, part = 200, 100
 	all, r := os.Getenv(allMutations) != "", rand.New(rand.NewPCG(1, 1))
-	choose := func() bool { return all || r.IntN(part) == 0 }
+	tried := map[string]bool{} // each kind of change is made at least once
+	choose := func(change string) bool {
+		first := !tried[change]
+		tried[change] = true
+		return all || first || r.IntN(part) == 0
+	}
 	total, right := 0, 0
 	wrong := map[string]string{}
 	check := func(seed uint64, e *Engine, method string, m proto.Message) {
