@@ -16,6 +16,7 @@ import (
 	"encoding/asn1"
 	"encoding/binary"
 	"encoding/pem"
+	"errors"
 	"testing"
 	"time"
 
@@ -237,4 +238,44 @@ func TestWeakKeysAreRefused(t *testing.T) {
 	refused(t, err, attestation.CodeMalformed, "key")
 	_, err = tpm.ParseKey(bytes.Repeat([]byte{0x30}, 64<<10+1))
 	refused(t, err, attestation.CodeMalformed, "key")
+}
+
+// A key signs by its own scheme only, though another one would hold too.
+func TestSignaturesOfOtherSchemesAreRefused(t *testing.T) {
+	p := tpmtest.NewRSA(t)
+	public := p.Public(t, tpmtest.RSASSA)
+	for name, change := range map[string]func(*tpmtest.TPM){
+		"scheme": func(p *tpmtest.TPM) { p.Scheme = tpmtest.RSAPSS },
+		"hash":   func(p *tpmtest.TPM) { p.Hash = tpmtest.SHA384 },
+	} {
+		other := *p
+		change(&other)
+		r := newRound(t, &other, nil)
+		if _, err := r.verify(); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		r.evidence.Key = public
+		_, err := r.verify()
+		refused(t, err, attestation.CodeSignature, "quote.signature")
+	}
+}
+
+func TestCertificatesAreBounded(t *testing.T) {
+	p := tpmtest.NewECC(t)
+	r := newRound(t, p, nil)
+	r.want.Roots = x509.NewCertPool()
+	cert, _ := p.Certificate(t, nil)
+	block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert})
+	for name, b := range map[string][]byte{
+		"no certificate": []byte("none"), "nine": bytes.Repeat(block, 9), "too long": append(block, make([]byte, 64<<10)...),
+		"no DER": {0x30, 1},
+	} {
+		r.evidence.Certificates = b
+		_, err := r.verify()
+		if f, ok := attestation.FailureOf(err); !ok || f.Code != attestation.CodeKeyOrigin || f.Cause == nil {
+			t.Errorf("%s: %v", name, err)
+		} else if _, unknown := errors.AsType[x509.UnknownAuthorityError](f.Cause); unknown {
+			t.Errorf("%s: read, and refused as %v", name, err)
+		}
+	}
 }
