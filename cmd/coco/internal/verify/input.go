@@ -5,6 +5,7 @@ package verify
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/coco-shim/coco/attestation"
 	"github.com/coco-shim/coco/attestation/collateral"
+	"github.com/coco-shim/coco/attestation/eventlog"
 	"github.com/coco-shim/coco/attestation/snp"
 	"github.com/coco-shim/coco/internal/initdata"
 )
@@ -31,9 +33,11 @@ type inputs struct {
 	initdata     string
 	references   string
 	reportData   string
+	eventLog     string
 
-	service  collateral.Doer // nil: the network
-	verifier *snp.Verifier   // nil: AMD's roots
+	service  collateral.Doer  // nil: the network
+	verifier *snp.Verifier    // nil: AMD's roots
+	tdxRoot  *ecdsa.PublicKey // nil: Intel's root
 }
 
 const (
@@ -42,33 +46,31 @@ const (
 	maxListAge   = 24 * time.Hour
 )
 
-// verify reads the evidence, gets its collateral and judges it.
-func (in *inputs) verify(
-	ctx context.Context, stdin io.Reader, path string, at time.Time, want snp.Expectations,
-) (*attestation.Claims, error) {
+// read reads the evidence and gets its collateral.
+func (in *inputs) read(
+	ctx context.Context, stdin io.Reader, path string, at time.Time,
+) (ev attestation.Evidence, col attestation.Collateral, err error) {
 	b, err := readAll(stdin, path, maxInput)
 	if err != nil {
-		return nil, err
+		return ev, col, err
 	}
-	ev, err := snp.ParseEvidence(b)
-	if err != nil {
-		return nil, err
+	if ev, err = parse(b); err != nil {
+		return ev, col, err
 	}
-	col := attestation.Collateral{Now: at, AllowExpired: in.allowExpired}
-	if col.Documents, err = in.documents(ctx, ev); err != nil {
-		return nil, err
+	if in.eventLog != "" {
+		if ev.EventLog, err = readAll(nil, in.eventLog, eventlog.MaxSize); err != nil {
+			return ev, col, fmt.Errorf("--event-log: %w", err)
+		}
 	}
-	v := snp.AMD()
-	if in.verifier != nil {
-		v = *in.verifier
-	}
-	return v.Verify(ev, col, want)
+	col = attestation.Collateral{Now: at, AllowExpired: in.allowExpired}
+	col.Documents, err = in.documents(ctx, ev)
+	return ev, col, err
 }
 
 // documents returns the documents of --collateral, and those that the evidence needs beyond them.
 func (in *inputs) documents(ctx context.Context, ev attestation.Evidence) ([]attestation.Document, error) {
 	store := &collateral.Store{Now: time.Now, MaxAge: func(r attestation.Request) time.Duration {
-		if r.Kind == snp.KindCRL {
+		if r.Kind != snp.KindVCEK && r.Kind != snp.KindVLEK && r.Kind != snp.KindChain {
 			return maxListAge
 		}
 		return 0
@@ -109,7 +111,7 @@ func (in *inputs) documents(ctx context.Context, ev attestation.Evidence) ([]att
 func requested(
 	ctx context.Context, store *collateral.Store, ev attestation.Evidence, given []attestation.Document,
 ) ([]attestation.Document, error) {
-	requests, err := snp.Requests(ev)
+	requests, err := requestsFor(ev)
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +129,8 @@ func requested(
 			continue
 		}
 		if err != nil {
-			return nil, attestation.Fail(attestation.CodeCollateralMissing, string(r.Kind), "a document from AMD", "none", err)
+			return nil, attestation.Fail(attestation.CodeCollateralMissing, string(r.Kind), "a document of the vendor", "none",
+				err)
 		}
 		docs = append(docs, d)
 		have[r.Kind] = r.Kind == snp.KindVCEK // the first line that knows the chip is the right one
@@ -137,6 +140,9 @@ func requested(
 
 // kindOf tells certificates from lists, and a chip's certificate from its issuers'.
 func kindOf(b []byte) (attestation.Kind, error) {
+	if k := intelKind(b); k != "" {
+		return k, nil
+	}
 	der := b
 	if block, _ := pem.Decode(b); block != nil {
 		der = block.Bytes

@@ -10,7 +10,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -21,6 +23,7 @@ import (
 
 	"github.com/coco-shim/coco/attestation"
 	"github.com/coco-shim/coco/attestation/snp"
+	"github.com/coco-shim/coco/attestation/tpm"
 	"github.com/coco-shim/coco/cmd/coco/internal/show"
 )
 
@@ -28,6 +31,8 @@ import (
 type options struct {
 	inputs
 	snpFlags
+	tdxFlags
+	tpmFlags
 	at     string
 	strict bool
 	json   bool
@@ -51,10 +56,12 @@ func Command() *cobra.Command {
 		Use:   "verify EVIDENCE",
 		Short: "Verify the evidence of a confidential VM",
 		Long: "Verifies evidence (\"-\" reads stdin): an SEV-SNP attestation report, with the host's certificate table\n" +
-			"behind it or without, as bytes, hexadecimal digits or CoCo's JSON. Prints what was checked, with the values\n" +
-			"that were compared, then what was not checked because no value was given.\n\n" +
-			"AMD's roots are built in. The certificate of the chip's key comes from the evidence, from --collateral, or\n" +
-			"with --fetch from AMD; --collateral then keeps it.\n\n" +
+			"behind it or without, or a quote of Intel TDX, as bytes, hexadecimal digits or CoCo's JSON; or a quote of a\n" +
+			"TPM in CoCo's JSON. Prints what was checked, with the values that were compared, then what was not checked\n" +
+			"because no value was given.\n\n" +
+			"AMD's and Intel's roots are built in. The certificate of the chip's key comes from the evidence, from\n" +
+			"--collateral, or with --fetch from the vendor; --collateral then keeps it. TDX needs TCB info, identity of\n" +
+			"the quoting enclave, two lists of revoked certificates, and the certificates of the signer.\n\n" +
 			"Exit status: 0 the evidence holds, 1 usage or files, 2 malformed or unsupported, 3 forged, 4 refused,\n" +
 			"5 outdated, 6 unproven (collateral is missing or expired).",
 		Example: "  coco verify report.bin --fetch --collateral ~/.cache/coco --reference-values rv.json",
@@ -79,6 +86,9 @@ func (o *options) flags(f *pflag.FlagSet) {
 	f.StringSliceVar(&o.products, "product", nil, "allowed products: Milan, Genoa, Turin (default all)")
 	f.BoolVar(&o.allowDebug, "allow-debug", false, "accept a guest whose memory the host can read")
 	f.BoolVar(&o.allowMigration, "allow-migration", false, "accept a guest that a migration agent can move")
+	f.StringVar(&o.eventLog, "event-log", "", "TDX and TPM: event log that must lead to the registers (the CCEL area)")
+	o.tdxFlags.flags(f)
+	o.tpmFlags.flags(f)
 	f.BoolVar(&o.strict, "strict", false, "refuse when anything is left unchecked for want of a value")
 	f.BoolVar(&o.json, "json", false, "print the result as JSON")
 }
@@ -104,11 +114,7 @@ func (o *options) run(cmd *cobra.Command, path string) error {
 	if err != nil {
 		return err
 	}
-	want, err := o.expectations()
-	if err != nil {
-		return err
-	}
-	claims, err := o.verify(cmd.Context(), cmd.InOrStdin(), path, at, want)
+	claims, err := o.verify(cmd, path, at)
 	f, failed := attestation.FailureOf(err)
 	if err != nil && !failed {
 		return err
@@ -132,6 +138,20 @@ func (o *options) run(cmd *cobra.Command, path string) error {
 		return errors.Join(&Refusal{f}, err)
 	}
 	return err
+}
+
+// verify reads and judges. Flags that mean nothing for the evidence are refused.
+func (o *options) verify(cmd *cobra.Command, path string, at time.Time) (*attestation.Claims, error) {
+	ev, col, err := o.read(cmd.Context(), cmd.InOrStdin(), path, at)
+	if ev.Type != "" {
+		if err := checkFlags(cmd.Flags(), ev.Type); err != nil {
+			return nil, err
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return o.judge(ev, col)
 }
 
 func (o *options) time() (time.Time, error) {
@@ -172,10 +192,21 @@ func (o *options) expectations() (snp.Expectations, error) {
 		want.MinTCB[p] = tcb
 	}
 	var err error
-	if want.InitData, err = o.initdataDigest(); err != nil {
+	if want.Expectations, err = o.common(); err != nil {
 		return want, err
 	}
 	if want.Measurements, err = o.measurements(); err != nil {
+		return want, err
+	}
+	if !o.strict {
+		want.Undecided = append(want.Undecided, snp.ItemTCB, snp.ItemRevocation)
+	}
+	return want, nil
+}
+
+// common are the expectations that all types of evidence have, but for the measurement.
+func (o *options) common() (want attestation.Expectations, err error) {
+	if want.InitData, err = o.initdataDigest(); err != nil {
 		return want, err
 	}
 	if o.reportData != "" {
@@ -183,11 +214,10 @@ func (o *options) expectations() (snp.Expectations, error) {
 			return want, fmt.Errorf("--report-data is not hexadecimal: %w", err)
 		}
 	}
-	if o.strict {
-		return want, nil
-	}
-	want.Undecided = []attestation.Item{
-		attestation.ItemReportData, attestation.ItemInitData, attestation.ItemMeasurement, snp.ItemTCB, snp.ItemRevocation,
+	if !o.strict {
+		want.Undecided = []attestation.Item{
+			attestation.ItemReportData, attestation.ItemInitData, attestation.ItemMeasurement,
+		}
 	}
 	return want, nil
 }
@@ -261,7 +291,14 @@ func table(w io.Writer, c *attestation.Claims) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintf(w, "\nmeasurement  %s\ninit-data    %s\nreport-data  %s\n", c.Measurement, c.InitData, c.ReportData)
+	fmt.Fprintln(w)
+	if len(c.Measurement) > 0 {
+		fmt.Fprintf(w, "measurement  %s\n", c.Measurement)
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Registers)) {
+		fmt.Fprintf(w, "%-12s %s\n", name, c.Registers[name])
+	}
+	fmt.Fprintf(w, "init-data    %s\nreport-data  %s\n", c.InitData, c.ReportData)
 	for _, i := range c.Undecided {
 		fmt.Fprintf(w, "NOT CHECKED  %s: %s\n", i, missing[i])
 	}
@@ -273,6 +310,8 @@ var missing = map[attestation.Item]string{
 	attestation.ItemReportData:  "--report-data; without it the evidence may be an old one",
 	attestation.ItemInitData:    "--initdata; without it the guest may have any policy and configuration",
 	attestation.ItemMeasurement: "--reference-values; without it the guest may run any code",
+	tpm.ItemKey:                 "--ak-ca or --ak-hash; without it any program may have made the quote",
+	tpm.ItemSelection:           "--pcr-selection; without it the quote may cover other PCRs",
 	snp.ItemTCB:                 "--min-tcb; without it the firmware may have known weaknesses",
 	snp.ItemRevocation:          "--fetch or --collateral with AMD's list; without it the issuer may be revoked",
 }
