@@ -76,6 +76,12 @@ type Hypervisor struct {
 // HostPathLive is the value of runtime.host_path with which files of the host are not copied.
 const HostPathLive = "live"
 
+// Whether VMs start from templates.
+const (
+	TemplatePrivate = "private" // from one that fits, with memory of their own
+	TemplateOff     = "off"
+)
+
 // Where a container's writable layer lies.
 const (
 	WritableDisk   = "disk"   // a sparse file of the host that the guest encrypts
@@ -113,6 +119,7 @@ type Runtime struct {
 	StopTimeout       Duration // for a graceful stop before the VM is killed, and for a process to end after SIGKILL
 	HealthInterval    Duration // between two questions whether the agent lives
 	HealthMisses      int      // how many intervals it may be silent before the VM is ended; 0: for ever
+	Template          string   // whether VMs start from saved ones: "private" or "off"
 	LogLevel          string   // "error", "warn", "info" or "debug"
 	EnableAnnotations []string // "section.key" that pods may set by annotation
 	Rehearse          string   // configuration of a TEE whose launch digest is published too; "" is none
@@ -162,6 +169,7 @@ func Default() Config {
 			StopTimeout:       30 * time.Second,
 			HealthInterval:    30 * time.Second,
 			HealthMisses:      10,
+			Template:          TemplateOff,
 			LogLevel:          "info",
 			EnableAnnotations: []string{"hypervisor.default_vcpus", "hypervisor.default_memory_mib"},
 		},

@@ -175,6 +175,10 @@ var schema = []field{
 	},
 	{"runtime.health_misses", func(c *Config) any { return &c.Runtime.HealthMisses }, between(0, 1000), byFile, false},
 	{
+		"runtime.template", func(c *Config) any { return &c.Runtime.Template }, oneOf(TemplatePrivate, TemplateOff),
+		byFile, true,
+	},
+	{
 		"runtime.log_level", func(c *Config) any { return &c.Runtime.LogLevel }, oneOf("error", "warn", "info", "debug"),
 		byFile, true,
 	},

@@ -123,6 +123,20 @@ func (d *decoder) hostPath() {
 	}
 }
 
+// template checks where VMs can start from saved ones.
+func (d *decoder) template() {
+	h := d.cfg.Hypervisor
+	switch {
+	case d.cfg.Runtime.Template == TemplateOff:
+	case h.Platform != "none":
+		d.blame("runtime.template", fmt.Sprintf("%q copies the memory of a VM, which on platform %q nobody can",
+			d.cfg.Runtime.Template, h.Platform), `"off"`)
+	case h.Type == TypeCLH:
+		d.blame("runtime.template", fmt.Sprintf("%q is not supported with Cloud Hypervisor", d.cfg.Runtime.Template),
+			`"off", or type = "qemu"`)
+	}
+}
+
 // confidential checks what both TEEs ask for.
 func (d *decoder) confidential(h Hypervisor) {
 	if h.Firmware == "" {

@@ -69,6 +69,17 @@ func TestDecodeTEEKeys(t *testing.T) {
 			"debug switch elsewhere", tdx + "insecure_snp_debug = true\n",
 			"hypervisor.insecure_snp_debug: means nothing on platform \"tdx\"",
 		},
+		{
+			"a template", snp + "[runtime]\ntemplate = \"private\"\n",
+			"t.toml:6: runtime.template: \"private\" copies the memory of a VM, which on platform \"snp\" nobody can",
+		},
+		{"a template on TDX", tdx + "[runtime]\ntemplate = \"private\"\n", "platform \"tdx\" nobody can"},
+		{
+			"a template with Cloud Hypervisor", "[hypervisor]\ntype = \"clh\"\n[runtime]\ntemplate = \"private\"\n",
+			"runtime.template: \"private\" is not supported with Cloud Hypervisor",
+		},
+		{"a template elsewhere", "[runtime]\ntemplate = \"private\"\n", ""},
+		{"an unknown template", "[runtime]\ntemplate = \"shared\"\n", "expected one of \"private\", \"off\""},
 		{"host's model on SNP", strings.Replace(snp, "EPYC-v4", "host", 1), "\"host\" is not one model"},
 		{"TDX", tdx, ""},
 		{"model on TDX", tdx + "cpu_model = \"EPYC-v4\"\n", "TDX runs only with the host's"},

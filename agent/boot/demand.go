@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -38,11 +39,7 @@ func (l *Loader) CloseAfterBoot() {
 
 // finish loads and closes. A module for a processor or device that is not there is no error.
 func (l *Loader) finish() error {
-	for _, m := range l.mods {
-		if (m.Section == SectionLazy || m.Section == SectionReport) && !strings.Contains(m.Name, "vsock") {
-			_ = l.withDeps(m, "", 0) // its absence shows where it is needed
-		}
-	}
+	l.loadAll(SectionLazy, SectionReport)
 	if err := l.closed.lock(); err != nil {
 		return fmt.Errorf("close the loading of kernel modules: %w", err)
 	}
@@ -51,6 +48,18 @@ func (l *Loader) finish() error {
 		_ = os.Remove(m.Path)
 	}
 	return nil
+}
+
+// LoadLazy loads what the agent may need later.
+func (l *Loader) LoadLazy() { l.loadAll(SectionLazy) }
+
+// loadAll loads sections for what this guest may need. The absence of a module shows where it is needed.
+func (l *Loader) loadAll(sections ...Section) {
+	for _, m := range l.mods {
+		if slices.Contains(sections, m.Section) && !strings.Contains(m.Name, "vsock") {
+			_ = l.withDeps(m, "", 0)
+		}
+	}
 }
 
 // loadNamed loads the modules that the kernel's command line names.

@@ -27,4 +27,7 @@ const (
 	// the pod has initdata. The agent compares initdata with it there, which is a rehearsal: in a TEE it ignores the
 	// parameter, and the platform's report has the digest.
 	ParamInitdata = "agent.initdata"
+	// ParamTemplate has the agent finish the boot, with all modules that it may need later, before it opens the
+	// channel: the guest is saved then, and VMs start from what was saved. The driver adds it.
+	ParamTemplate = "agent.template"
 )

@@ -227,14 +227,20 @@ func findRuntime() string {
 	return runtimes[0] // its absence is reported by the first container
 }
 
-// run serves while the rest of the boot goes on beside it.
+// run serves while the rest of the boot goes on beside it. In a template the boot ends first, since the guest is saved
+// as soon as it serves.
 func (g *guest) run() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	ended := make(chan error, 1)
+	if _, template := boot.KernelParam(contract.ParamTemplate); template {
+		g.finishBoot()
+		g.mods.LoadLazy()
+	} else {
+		go g.finishBoot()
+	}
 	g.log.Debug("serving", "uptime", uptime())
 	go func() { ended <- g.server.Serve(ctx) }()
-	go g.finishBoot()
 	select {
 	case err := <-ended:
 		return errors.Join(errors.New("no transport is served any more"), err)

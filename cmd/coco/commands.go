@@ -14,6 +14,7 @@ import (
 	"github.com/coco-shim/coco/cmd/coco/internal/pods"
 	"github.com/coco-shim/coco/cmd/coco/internal/policy"
 	"github.com/coco-shim/coco/cmd/coco/internal/verify"
+	"github.com/coco-shim/coco/cmd/coco/internal/template"
 	"github.com/coco-shim/coco/cmd/coco/internal/version"
 )
 
@@ -29,6 +30,7 @@ func commands() []*cobra.Command {
 		pods.ListCommand(),
 		policy.Command(),
 		verify.Command(),
+		template.Command(),
 		version.Command(),
 	}
 }

@@ -24,6 +24,9 @@ type Params struct {
 	Binary      string
 	TCGCacheMiB int
 	NoSandbox   bool // without QEMU's system call filter
+	// Cloneable adds the device that tells a guest that it is a copy. Incoming has the VMM wait for a state to be
+	// loaded instead of booting. Unconnected leaves the agent's channel without a peer.
+	Cloneable, Incoming, Unconnected bool
 	// CBitPos and ReducedPhysBits are the processor's, CPUID 8000001F EBX; only for SNP.
 	CBitPos, ReducedPhysBits int
 	// Agent, Control and Console are the VMM's ends of socket pairs.
@@ -61,6 +64,7 @@ func (b *builder) build() {
 	}
 	b.channels()
 	b.skeleton()
+	b.cloning()
 	for i, blk := range b.spec.Blocks {
 		b.block(i, blk)
 	}
@@ -209,8 +213,22 @@ func (b *builder) channels() {
 		return
 	}
 	b.arg("-chardev", fmt.Sprintf("socket,id=control,fd=%d", b.fd(b.par.Control)), "-mon", "chardev=control,mode=control",
-		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", b.fd(b.par.Console)), "-serial", "chardev:console",
-		"-chardev", fmt.Sprintf("socket,id=agent,fd=%d", b.fd(b.par.Agent)))
+		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", b.fd(b.par.Console)), "-serial", "chardev:console")
+	if b.par.Unconnected {
+		b.arg("-chardev", "null,id=agent") // which counts as closed
+		return
+	}
+	b.arg("-chardev", fmt.Sprintf("socket,id=agent,fd=%d", b.fd(b.par.Agent)))
+}
+
+// cloning is what a VM has that is saved or starts from one that was.
+func (b *builder) cloning() {
+	if b.par.Cloneable {
+		b.arg("-device", "vmgenid,guid=auto,id=generation")
+	}
+	if b.par.Incoming {
+		b.arg("-incoming", "defer")
+	}
 }
 
 // skeleton is the part of the PCI bus that every VM has.

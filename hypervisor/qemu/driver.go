@@ -16,6 +16,7 @@ package qemu
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -26,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/hypervisor/qemu/template"
 	"github.com/coco-shim/coco/hypervisor/vmm"
 	"github.com/coco-shim/coco/internal/cpuid"
 	"github.com/coco-shim/coco/internal/fdpass"
@@ -43,6 +45,8 @@ type Options struct {
 	// Precheck refuses a spec before launch for reasons that need more knowledge than the driver
 	// has, such as the contents of firmware. May be nil.
 	Precheck func(hypervisor.VMSpec) error
+	// Templates are what VMs start from where one fits. nil: all VMs boot.
+	Templates *template.Store
 	// Log receives messages about VMs. nil: nothing is logged.
 	Log *slog.Logger
 }
@@ -75,15 +79,32 @@ func (d *Driver) Launch(ctx context.Context, spec hypervisor.VMSpec, proc hyperv
 	if err != nil {
 		return nil, err
 	}
+	t := d.template(spec)
+	if t == nil {
+		return d.launch(ctx, spec, proc, Params{})
+	}
+	defer t.Close() // only read
+	m, err := d.launch(ctx, bare(spec), proc, Params{Cloneable: true, Incoming: true})
+	if err != nil {
+		return nil, err
+	}
+	if err := m.restore(ctx, t, *d.opts.Templates, spec); err != nil {
+		return nil, errors.Join(err, m.Stop(context.WithoutCancel(ctx)))
+	}
+	return m, nil
+}
+
+// launch starts the VMM, with the parameters that are given and the driver's.
+func (d *Driver) launch(ctx context.Context, spec hypervisor.VMSpec, proc hypervisor.Process, par Params) (
+	*machine, error,
+) {
 	ends, err := openEnds()
 	if err != nil {
 		return nil, fmt.Errorf("launch VM %s: %w", spec.ID, err)
 	}
 	defer ends.closePeers()
-	par := Params{
-		Binary: d.opts.Path, TCGCacheMiB: d.opts.TCGCacheMiB, NoSandbox: d.opts.NoSandbox,
-		Agent: ends.peers[0], Control: ends.peers[1], Console: ends.peers[2],
-	}
+	par.Binary, par.TCGCacheMiB, par.NoSandbox = d.opts.Path, d.opts.TCGCacheMiB, d.opts.NoSandbox
+	par.Agent, par.Control, par.Console = ends.peers[0], ends.peers[1], ends.peers[2]
 	if spec.TEE == hypervisor.TEESNP {
 		r := cpuid.Query(0x8000001f, 0) // AMD APM 3: EBX[5:0] C-bit, [11:6] reduction
 		par.CBitPos, par.ReducedPhysBits = int(r.EBX&0x3f), int(r.EBX>>6&0x3f)

@@ -32,9 +32,17 @@ type machine struct {
 	ports   *slots // places on PCIe root ports
 	removed vmm.Removals
 
+	cloned    bool          // it started from a template
+	migration chan string   // how the writing or reading of a state goes on
+	agentUp   chan struct{} // closed when the guest has opened the agent's channel
+
 	mu       sync.Mutex
 	shutdown string // guarded by mu; the reason in the VMM's SHUTDOWN event
+	opened   bool   // guarded by mu; agentUp is closed
 }
+
+// migrationSteps is more than the states that QEMU's MIGRATION event tells of one migration.
+const migrationSteps = 16
 
 var (
 	_ vmm.Control             = (*machine)(nil)
@@ -50,7 +58,10 @@ var (
 var errEarlyEnd = errors.New("it closed its control connection before the VM ran")
 
 func newMachine(spec hypervisor.VMSpec, proc hypervisor.Process, ends *endpoints, log *slog.Logger) *machine {
-	m := &machine{ends: ends, targets: newSlots(scsiTargets), ports: newSlots(spec.HotplugPorts)}
+	m := &machine{
+		ends: ends, targets: newSlots(scsiTargets), ports: newSlots(spec.HotplugPorts),
+		migration: make(chan string, migrationSteps), agentUp: make(chan struct{}),
+	}
 	m.Life = vmm.NewLife(m, spec, proc, log)
 	for _, b := range spec.Blocks { // Build gives them the first places, in order
 		_, _ = m.blockSlots().take(b.ID) // valid specs have room and distinct ids
@@ -95,6 +106,7 @@ func (m *machine) event(e qmp.Event) {
 		Reason string `json:"reason"`
 		Device string `json:"device"`
 		Action string `json:"action"`
+		Status string `json:"status"`
 	}
 	if len(e.Data) > 0 && json.Unmarshal(e.Data, &data) != nil {
 		return // of a shape that is none of ours
@@ -103,6 +115,12 @@ func (m *machine) event(e qmp.Event) {
 	case "VSERPORT_CHANGE":
 		if data.ID == agentDevice && data.Open {
 			m.Enter(hypervisor.PhaseAgent)
+			m.agentIsUp()
+		}
+	case "MIGRATION":
+		select {
+		case m.migration <- data.Status:
+		default: // more than a migration has
 		}
 	case "SHUTDOWN":
 		m.mu.Lock()
@@ -110,6 +128,15 @@ func (m *machine) event(e qmp.Event) {
 		m.mu.Unlock()
 	case "DEVICE_DELETED":
 		m.removed.Gone(data.Device)
+	}
+}
+
+func (m *machine) agentIsUp() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.opened {
+		m.opened = true
+		close(m.agentUp)
 	}
 }
 

@@ -25,14 +25,17 @@ var edges = Edges{
 	"api/contract": {},
 	"internal/...": {"internal/...", "api/..."},
 
-	"hypervisor":            {},
-	"hypervisor/jail":       {"internal/..."},
-	"hypervisor/launch":     {"hypervisor", "hypervisor/jail", "internal/..."},
-	"hypervisor/console":    {"hypervisor"},
-	"hypervisor/vmm":        {"hypervisor", "hypervisor/console"},
-	"hypervisor/qemu":       {"api/contract", "hypervisor", "hypervisor/qemu/qmp", "hypervisor/vmm", "internal/..."},
-	"hypervisor/qemu/qmp":   {"internal/..."},
-	"hypervisor/qemu/qtest": {"internal/..."},
+	"hypervisor":         {},
+	"hypervisor/jail":    {"internal/..."},
+	"hypervisor/launch":  {"hypervisor", "hypervisor/jail", "internal/..."},
+	"hypervisor/console": {"hypervisor"},
+	"hypervisor/vmm":     {"hypervisor", "hypervisor/console"},
+	"hypervisor/qemu": {
+		"api/contract", "hypervisor", "hypervisor/qemu/qmp", "hypervisor/qemu/template", "hypervisor/vmm", "internal/...",
+	},
+	"hypervisor/qemu/template": {},
+	"hypervisor/qemu/qmp":      {"internal/..."},
+	"hypervisor/qemu/qtest":    {"internal/..."},
 	"hypervisor/clh": {
 		"api/contract", "hypervisor", "hypervisor/clh/clhapi", "hypervisor/clh/unixhttp", "hypervisor/vmm",
 		"internal/...",
@@ -114,7 +117,8 @@ var edges = Edges{
 		"virtcontainers/nic",
 		"plan/launch",
 		"hypervisor", "hypervisor/jail", "hypervisor/launch", "hypervisor/qemu", "hypervisor/clh", "hypervisor/virtiofsd",
-		"hypervisor/vmm", "network", "network/localhost", "configs", "internal/...",
+		"hypervisor/qemu/template", "hypervisor/vmm", "virtcontainers/users", "network", "network/localhost",
+		"network/netns", "configs", "internal/...",
 	},
 	"shim": {
 		"shim/bootstrap", "shim/bundle", "shim/events", "shim/task", "shim/sandbox",
@@ -189,6 +193,10 @@ var edges = Edges{
 	},
 	"cmd/coco/internal/version": {"cmd/coco/internal/show", "internal/version"},
 	"tests/...":                 {"*"},
+	"cmd/coco/internal/show":     {},
+	"cmd/coco/internal/template": {"cmd/coco/internal/show", "configs", "virtcontainers/host"},
+	"cmd/coco/internal/version":  {"cmd/coco/internal/show", "internal/version"},
+	"tests/...":                  {"*"},
 }
 
 func TestImportEdges(t *testing.T) {

@@ -187,6 +187,9 @@ const sector = 512
 // magic begins a device.
 const magic = "initdata"
 
+// DiskID is the serial number of the block device with a pod's document.
+const DiskID = magic
+
 // Disk is the block device on which a guest finds the document, in Kata's format: "initdata", the length
 // in 64 little-endian bits, the compressed document, zeros.
 func (d *Document) Disk() []byte {

@@ -5,6 +5,7 @@ package boot
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"path"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/plan/request"
 	"github.com/coco-shim/coco/plan/volume"
 	"github.com/coco-shim/coco/virtcontainers/guest"
@@ -56,7 +58,25 @@ func (c *creation) awaitAgent(ctx context.Context) error {
 		Spawn: c.Life.Spawn, Ended: c.ended,
 	})
 	c.u.Push("close the agent's connection", func(context.Context) error { return l.Close() })
-	return nil
+	return c.renew(ctx)
+}
+
+// entropyBytes is what a guest that was cloned gets. Its generator's state has 32.
+const entropyBytes = 64
+
+// renew gives a guest that began as a copy of another one entropy of its own, before any process runs in it.
+func (c *creation) renew(ctx context.Context) error {
+	if v, ok := c.vm.(hypervisor.Cloned); !ok || !v.Cloned() {
+		return nil
+	}
+	fresh := make([]byte, entropyBytes)
+	if _, err := rand.Read(fresh); err != nil {
+		return err
+	}
+	return c.agent.Call(ctx, "renew the random numbers of a guest from a template", func(ctx context.Context) error {
+		_, err := c.agent.ReseedRandomDev(ctx, &agent.ReseedRandomDevRequest{Data: fresh})
+		return err
+	})
 }
 
 // shmSize is that of the pod's /dev/shm in bytes: of the tmpfs that the engine has made for it on the host, or what all

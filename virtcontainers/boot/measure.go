@@ -26,9 +26,6 @@ import (
 // launch.Expected.
 const LaunchFile = "launch.json"
 
-// initdataBlock is the id of the block device with the initdata, always the first on its bus.
-const initdataBlock = "initdata"
-
 // launchInput returns the inputs of the launch plan under the given configuration.
 func (o Options) launchInput(cfg configs.Config, boot hypervisor.Boot) launch.Input {
 	return launch.Input{
@@ -42,13 +39,13 @@ func (c *creation) addInitdata(d *initdata.Document) error {
 	if d == nil {
 		return nil
 	}
-	f, err := memoryFile(initdataBlock, d.Disk())
+	f, err := memoryFile(initdata.DiskID, d.Disk())
 	if err != nil {
 		return fmt.Errorf("initdata: %w", err)
 	}
 	c.u.Push("close the initdata", func(context.Context) error { return closeOnce(f) })
 	c.initdata = f
-	c.vmspec.Blocks = []hypervisor.Block{{ID: initdataBlock, File: f, ReadOnly: true}}
+	c.vmspec.Blocks = []hypervisor.Block{{ID: initdata.DiskID, File: f, ReadOnly: true}}
 	c.log.Info("pod has initdata", "pod", c.opts.ID, "algorithm", d.Algorithm, "digest", fmt.Sprintf("%x", d.Digest()))
 	return nil
 }

@@ -108,14 +108,22 @@ func (g gate) Serve(ctx context.Context, dial func(context.Context, uint16) (net
 	g.Gate.Serve(ctx, dial)
 }
 
+func qemuDriver(c configs.Config, log *slog.Logger) *qemu.Driver {
+	h := c.Hypervisor
+	o := qemu.Options{Path: h.Path, NoSandbox: !h.Seccomp, Precheck: bootfiles.Precheck(h.Type), Log: log}
+	if c.Runtime.Template != configs.TemplateOff {
+		s := Templates(c)
+		o.Templates = &s
+	}
+	return qemu.New(o)
+}
+
 // driver makes the driver of hypervisor.type.
 func driver(c configs.Config, f forker, log *slog.Logger) (hypervisor.Driver, error) {
 	h := c.Hypervisor
 	switch h.Type {
 	case "qemu":
-		return vmm.NewDriver(qemu.New(qemu.Options{
-			Path: h.Path, NoSandbox: !h.Seccomp, Precheck: bootfiles.Precheck(h.Type), Log: log,
-		}), f.fork), nil
+		return vmm.NewDriver(qemuDriver(c, log), f.fork), nil
 	case "clh":
 		return vmm.NewDriver(clh.New(clh.Options{
 			Path: h.Path, NoSeccomp: !h.Seccomp, Landlock: h.Landlock, Staging: filepath.Join(c.Runtime.LayerCache, "plug"),
