@@ -228,7 +228,7 @@ func TestAgentLinksNothingHeavy(t *testing.T) {
 }
 
 func TestBinarySizes(t *testing.T) {
-	MaxSize(t, Module+"/cmd/containerd-shim-coco-v2", 9_250_000)
+	MaxSize(t, Module+"/cmd/containerd-shim-coco-v2", 9_300_000)
 	MaxSize(t, Module+"/cmd/coco-agent", 9_000_000)
 }
 
