@@ -13,8 +13,8 @@ import (
 	"github.com/coco-shim/coco/cmd/coco/internal/measure"
 	"github.com/coco-shim/coco/cmd/coco/internal/pods"
 	"github.com/coco-shim/coco/cmd/coco/internal/policy"
-	"github.com/coco-shim/coco/cmd/coco/internal/verify"
 	"github.com/coco-shim/coco/cmd/coco/internal/template"
+	"github.com/coco-shim/coco/cmd/coco/internal/verify"
 	"github.com/coco-shim/coco/cmd/coco/internal/version"
 )
 

@@ -191,8 +191,8 @@ var edges = Edges{
 	"cmd/coco/internal/verify": {
 		"attestation/...", "cmd/coco/internal/show", "internal/initdata",
 	},
-	"cmd/coco/internal/version": {"cmd/coco/internal/show", "internal/version"},
-	"tests/...":                 {"*"},
+	"cmd/coco/internal/version":  {"cmd/coco/internal/show", "internal/version"},
+	"tests/...":                  {"*"},
 	"cmd/coco/internal/show":     {},
 	"cmd/coco/internal/template": {"cmd/coco/internal/show", "configs", "virtcontainers/host"},
 	"cmd/coco/internal/version":  {"cmd/coco/internal/show", "internal/version"},

@@ -66,15 +66,15 @@ const entropyBytes = 64
 
 // renew gives a guest that began as a copy of another one entropy of its own, before any process runs in it.
 func (c *creation) renew(ctx context.Context) error {
-	if v, ok := c.vm.(hypervisor.Cloned); !ok || !v.Cloned() {
+	if v, ok := c.VM.(hypervisor.Cloned); !ok || !v.Cloned() {
 		return nil
 	}
 	fresh := make([]byte, entropyBytes)
 	if _, err := rand.Read(fresh); err != nil {
 		return err
 	}
-	return c.agent.Call(ctx, "renew the random numbers of a guest from a template", func(ctx context.Context) error {
-		_, err := c.agent.ReseedRandomDev(ctx, &agent.ReseedRandomDevRequest{Data: fresh})
+	return c.Agent.Call(ctx, "renew the random numbers of a guest from a template", func(ctx context.Context) error {
+		_, err := c.Agent.ReseedRandomDev(ctx, &agent.ReseedRandomDevRequest{Data: fresh})
 		return err
 	})
 }
