@@ -193,10 +193,7 @@ var edges = Edges{
 	},
 	"cmd/coco/internal/version":  {"cmd/coco/internal/show", "internal/version"},
 	"tests/...":                  {"*"},
-	"cmd/coco/internal/show":     {},
 	"cmd/coco/internal/template": {"cmd/coco/internal/show", "configs", "virtcontainers/host"},
-	"cmd/coco/internal/version":  {"cmd/coco/internal/show", "internal/version"},
-	"tests/...":                  {"*"},
 }
 
 func TestImportEdges(t *testing.T) {
