@@ -6,7 +6,6 @@ package snp_test
 import (
 	"bytes"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"fmt"
 	"math/big"
 	"os"
@@ -398,22 +397,5 @@ func TestRequests(t *testing.T) {
 	}
 	if _, err := snp.Requests(attestation.Evidence{Report: []byte("x")}); codeOf(err) != attestation.CodeMalformed {
 		t.Errorf("no report: %v", err)
-	}
-}
-
-// replaced changes the SNP level, the HWID and the product's name of a certificate.
-func replaced(level, hwid, name []byte) func([]pkix.Extension) []pkix.Extension {
-	return func(exts []pkix.Extension) []pkix.Extension {
-		for i := range exts {
-			switch {
-			case exts[i].Id.Equal(snptest.OID(3, 3)):
-				exts[i].Value = level
-			case exts[i].Id.Equal(snptest.OID(4)):
-				exts[i].Value = hwid
-			case exts[i].Id.Equal(snptest.OID(2)):
-				exts[i].Value = name
-			}
-		}
-		return exts
 	}
 }
