@@ -4,18 +4,20 @@
 // Package trust finds out, once, before the agent serves requests, by which policy it serves them.
 //
 // The pod's owner writes initdata; the host brings it on a disk. Establish finds that disk by its serial, reads it
-// once into bounded memory and compares the digest of what it has read with the digest that the launch is bound to. On
-// the plain platform no hardware measures anything: the digest on the kernel command line stands in, which the host
-// chooses as well. It is called a rehearsal, because it shows that the parts fit together and protects from nobody.
+// once into bounded memory and compares the digest of what it has read with the digest that the launch is bound to. In
+// a TEE that is a field of the guest's own report. On the plain platform no hardware measures anything: the digest on
+// the kernel command line stands in, which the host chooses as well. It is called a rehearsal, because it shows that
+// the parts fit together and protects from nobody.
 //
 // Whatever does not fit is an *Error with a stable code, and the agent answers nothing but health checks with it. The
 // platform is found from the processor; the command line cannot lower it. In a TEE the policy is closed if there is no
-// initdata or none in it, and initdata is refused as long as this package cannot read the platform's report.
+// initdata or none in it.
 package trust
 
 import (
+	"bytes"
+	"cmp"
 	"context"
-	"crypto/subtle"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -44,7 +46,7 @@ const (
 	Unreadable Code = "initdata-unreadable" // the disk, or what the launch is bound to, cannot be read
 	Format     Code = "initdata-format"     // too long, no gzip, no TOML of the format, an unknown version
 	Mismatch   Code = "initdata-mismatch"   // its digest is not the one that the launch is bound to
-	Unverified Code = "initdata-unverified" // this guest cannot compare it with the platform's report
+	Unverified Code = "initdata-unverified" // the platform's report cannot be read
 	BadPolicy  Code = "policy-invalid"      // its policy.coco is not a valid policy
 )
 
@@ -69,12 +71,19 @@ type Config struct {
 	IsBound      bool   // that parameter is there
 	Sys          string // sysfs
 	Load         func(module string, params ...string) error
+
+	ask ask    // replaced in tests
+	dev string // directory of devices; "/dev" but in tests
 }
 
 // Establish returns the engine of the pod's policy, or nil on the plain platform for a pod that has none.
 func Establish(ctx context.Context, c Config) (*engine.Engine, error) {
 	if !c.Confidential && !c.IsBound {
 		return nil, nil
+	}
+	bound, empty, err := c.binding(ctx)
+	if err != nil {
+		return nil, err
 	}
 	disks, err := c.find(ctx)
 	if err != nil {
@@ -83,10 +92,8 @@ func Establish(ctx context.Context, c Config) (*engine.Engine, error) {
 	switch {
 	case len(disks) > 1:
 		return nil, fail(Twice, "the disks %s have the serial %q, and one may", strings.Join(disks, ", "), serial)
-	case c.Confidential && len(disks) == 0:
+	case len(disks) == 0 && empty:
 		return engine.New(nil), nil
-	case c.Confidential:
-		return nil, fail(Unverified, "this release cannot read the platform's report: launch the pod without initdata")
 	case len(disks) == 0:
 		return nil, fail(Missing, "no disk has the serial %q", serial)
 	}
@@ -95,24 +102,63 @@ func Establish(ctx context.Context, c Config) (*engine.Engine, error) {
 		return nil, &Error{Unreadable, err}
 	}
 	defer f.Close()
-	return Judge(f, c.Bound)
+	e, err := Judge(f, bound)
+	if e == nil && err == nil && c.Confidential {
+		e = engine.New(nil) // initdata without a policy
+	}
+	return e, err
 }
 
-// Judge reads initdata from its disk, once, and compares it with bound, "ALGORITHM:HEX".
-func Judge(r io.Reader, bound string) (*engine.Engine, error) {
-	algorithm, digits, _ := strings.Cut(bound, ":")
+// Bound refuses initdata that is not what the launch is bound to.
+type Bound func(d *initdata.Document) error
+
+// binding finds what the launch is bound to. empty says that it is bound to no initdata.
+func (c Config) binding(ctx context.Context) (bound Bound, empty bool, err error) {
+	if !c.Confidential {
+		bound, err = CommandLine(c.Bound)
+		return bound, false, err
+	}
+	f, err := c.readField(ctx)
+	if err != nil {
+		return nil, false, &Error{Unverified, err}
+	}
+	return f.binds, f.zero(), nil
+}
+
+func (f field) binds(d *initdata.Document) error {
+	if f.fits(d.Digest()) {
+		return nil
+	}
+	return fail(Mismatch, "the disk has initdata with the digest %s:%x, and %s is %x", d.Algorithm, d.Digest(), f.name,
+		f.value)
+}
+
+// CommandLine is the binding of the plain platform, a rehearsal: the value of contract.ParamInitdata, "ALGORITHM:HEX".
+func CommandLine(value string) (Bound, error) {
+	algorithm, digits, _ := strings.Cut(value, ":")
 	want, err := hex.DecodeString(digits)
 	if err != nil || len(want) == 0 {
 		return nil, fail(Unreadable, "the kernel command line has %s=%.80q, want ALGORITHM:HEX", contract.ParamInitdata,
-			bound)
+			value)
 	}
+	return func(d *initdata.Document) error {
+		if d.Algorithm == algorithm && bytes.Equal(d.Digest(), want) {
+			return nil
+		}
+		return fail(Mismatch, "the disk has initdata with the digest %s:%x, the launch is bound to %.200s (rehearsal)",
+			d.Algorithm, d.Digest(), value)
+	}, nil
+}
+
+// Judge reads initdata from its disk, once, and returns the engine of its policy if the launch is bound to it; nil if
+// it has no policy.
+func Judge(r io.Reader, bound Bound) (*engine.Engine, error) {
 	d, err := initdata.FromDisk(r)
 	if err != nil {
 		return nil, &Error{Format, err}
 	}
-	if d.Algorithm != algorithm || subtle.ConstantTimeCompare(d.Digest(), want) != 1 {
-		return nil, fail(Mismatch, "the disk has initdata with the digest %s:%x, the launch is bound to %.200s (rehearsal)",
-			d.Algorithm, d.Digest(), bound)
+	if err := bound(d); err != nil {
+		return nil, err
 	}
 	text, ok := d.Data[policy.FileName]
 	if !ok {
@@ -160,7 +206,7 @@ func (c Config) find(ctx context.Context) ([]string, error) {
 	var out []string
 	for _, d := range all {
 		if serialOf(filepath.Join(dir, d.Name())) == serial {
-			out = append(out, "/dev/"+d.Name())
+			out = append(out, filepath.Join(cmp.Or(c.dev, "/dev"), d.Name()))
 		}
 	}
 	slices.Sort(out)

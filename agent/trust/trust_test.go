@@ -18,6 +18,7 @@ import (
 	"github.com/coco-shim/coco/internal/initdata"
 	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/coco-shim/coco/policy"
+	"github.com/coco-shim/coco/policy/engine"
 )
 
 const head = "version = '0.1.0'\nalgorithm = 'sha256'\n[data]\n"
@@ -29,6 +30,15 @@ func document(t testing.TB, text string) *initdata.Document {
 		t.Fatal(err)
 	}
 	return d
+}
+
+// judge is Judge with the binding of the plain platform.
+func judge(disk []byte, bound string) (*engine.Engine, error) {
+	b, err := CommandLine(bound)
+	if err != nil {
+		return nil, err
+	}
+	return Judge(bytes.NewReader(disk), b)
 }
 
 func bound(d *initdata.Document) string { return fmt.Sprintf("%s:%x", d.Algorithm, d.Digest()) }
@@ -80,7 +90,7 @@ func TestJudge(t *testing.T) {
 			}
 			b = bound(d)
 		}
-		e, err := Judge(bytes.NewReader(tc.disk), b)
+		e, err := judge(tc.disk, b)
 		if codeOf(err) != tc.code || (e != nil) != tc.has || (err != nil) != errdefs.IsPermissionDenied(err) {
 			t.Errorf("%s: Judge = %v, %v, want code %q", tc.name, e, err, tc.code)
 		}
@@ -124,12 +134,13 @@ func TestEstablish(t *testing.T) {
 		},
 		{name: "a TEE without initdata", tee: true, closed: true},
 		{name: "a TEE that is said to be bound", tee: true, bound: true, closed: true},
-		{name: "a TEE with initdata", tee: true, bound: true, virtio: one, code: Unverified},
+		{name: "a TEE with initdata", tee: true, bound: true, virtio: one, code: Unreadable}, // there is no such device
 		{name: "a TEE with two", tee: true, virtio: map[string]string{"vda": "initdata", "vdb": "initdata"}, code: Twice},
 	} {
 		e, err := Establish(t.Context(), Config{
 			Confidential: tc.tee, Bound: "sha256:00", IsBound: tc.bound, Sys: sysfs(t, tc.virtio, tc.scsi),
-			Load: func(string, ...string) error { return errdefs.ErrNotFound },
+			Load: func(string, ...string) error { return nil },
+			ask:  (&platform{}).ask,
 		})
 		if codeOf(err) != tc.code || (e != nil) != tc.closed {
 			t.Errorf("%s: Establish = %v, %v, want code %q, closed %t", tc.name, e, err, tc.code, tc.closed)
@@ -144,7 +155,7 @@ func FuzzJudge(f *testing.F) {
 	f.Add([]byte("initdata"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		defer worktest.Bound(t, len(b))()
-		if e, err := Judge(bytes.NewReader(b), bound(good)); e != nil {
+		if e, err := judge(b, bound(good)); e != nil {
 			d, derr := initdata.FromDisk(bytes.NewReader(b))
 			if err != nil || derr != nil || !bytes.Equal(d.Text, good.Text) {
 				t.Errorf("trusted %q: %v", b, err)
