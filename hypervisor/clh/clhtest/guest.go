@@ -125,9 +125,6 @@ func (v *vmm) connection(c net.Conn) {
 	_, _ = io.Copy(c, r) // until the host closes
 }
 
-// guestPace is how long the guest takes to switch itself off.
-const guestPace = 50 * time.Millisecond
-
 // Greeting is what the guest says on each connection before it echoes.
 const Greeting = "hello\n"
 

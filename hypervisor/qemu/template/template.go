@@ -263,9 +263,11 @@ func (s Store) lock() (unlock func(), err error) {
 		return nil, fmt.Errorf("directory of templates: %w", err)
 	}
 	var st unix.Stat_t
-	if err := unix.Lstat(s.Dir, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR ||
-		st.Mode&0o077 != 0 || int(st.Uid) != os.Geteuid() {
-		return nil, fmt.Errorf("directory of templates %s is not one that only its owner can open (%v): %w", s.Dir, err,
+	if err := unix.Lstat(s.Dir, &st); err != nil {
+		return nil, fmt.Errorf("directory of templates %s: %w", s.Dir, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Mode&0o077 != 0 || int(st.Uid) != os.Geteuid() {
+		return nil, fmt.Errorf("directory of templates %s is not one that only its owner can open: chmod 700: %w", s.Dir,
 			errdefs.ErrFailedPrecondition)
 	}
 	f, err := os.OpenFile(filepath.Join(s.Dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
