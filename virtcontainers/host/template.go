@@ -92,15 +92,37 @@ func templateSpec(c configs.Config) (hypervisor.VMSpec, error) {
 	return p.VM, nil
 }
 
+// asides is the pattern of the directories in which VMs are booted to be saved.
+const asides = ".template-*"
+
+// sweep removes what a maker left that was killed. The caller has the store's lock, so there is no other one.
+func sweep(state string) error {
+	left, err := filepath.Glob(filepath.Join(state, asides))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, dir := range left {
+		errs = append(errs, netns.Delete(filepath.Join(dir, netnsName)), users.FreeAll(state, dir), os.RemoveAll(dir))
+	}
+	return errors.Join(errs...)
+}
+
+// netnsName is the namespace of a VM that is saved, in its directory.
+const netnsName = "netns"
+
 // save boots a VM and writes its state.
 func save(ctx context.Context, c configs.Config, d hypervisor.Driver, spec hypervisor.VMSpec, f *os.File) (err error) {
-	dir, err := os.MkdirTemp(c.Runtime.StateDir, ".template-")
+	if err := sweep(c.Runtime.StateDir); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp(c.Runtime.StateDir, asides)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	place := hypervisor.Place{
-		ID: spec.ID, NetNS: filepath.Join(dir, "netns"), Dir: dir, Processes: templateProcesses,
+		ID: spec.ID, NetNS: filepath.Join(dir, netnsName), Dir: dir, Processes: templateProcesses,
 	}
 	if err := netns.New(place.NetNS); err != nil {
 		return err

@@ -61,4 +61,22 @@ func Free(dir string, id uint32, owner string) error {
 	return nil
 }
 
+// FreeAll gives back every id that an owner has, for one that is gone and whose ids nobody knows.
+func FreeAll(dir, owner string) error {
+	links, err := filepath.Glob(filepath.Join(dir, "user-*"))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, l := range links {
+		if target, err := os.Readlink(l); err != nil || target != owner {
+			continue
+		}
+		if err := os.Remove(l); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("give a user id back: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 func link(dir string, id uint32) string { return filepath.Join(dir, fmt.Sprint("user-", id)) }

@@ -81,3 +81,18 @@ func TestARangeThatIsNoneIsRefused(t *testing.T) {
 		}
 	}
 }
+
+func TestAllIdsOfAnOwnerAreGivenBack(t *testing.T) {
+	dir, r := t.TempDir(), Range{1000, 20}
+	for _, owner := range []string{"/gone", "/gone", "/other"} {
+		if _, err := Take(dir, r, owner, none); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := FreeAll(dir, "/gone"); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
