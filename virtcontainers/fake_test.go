@@ -53,6 +53,8 @@ type world struct {
 	elsewhere bool                    // VMs run on another machine
 	lies      *lie                    // stands before the agent; nil: it is honest
 	paused    atomic.Bool             // VMs are
+	cloned    bool                    // VMs begin as copies of another one
+	entropy   [][]byte                // guarded by mu; that guests were given
 	onLaunch  func(hypervisor.VMSpec) // looks at the VM's description while its files are open
 	links     *linkTable              // the network namespace; nil: one with an eth0 that never changes
 	ports     int                     // how many interfaces can be plugged in
@@ -371,6 +373,9 @@ func (v *fakeVM) die(err error) {
 		_ = v.proc.Kill()
 	})
 }
+
+// Cloned says what the world has set.
+func (v *fakeVM) Cloned() bool { return v.w.cloned }
 
 // Paused says what the world has set.
 func (v *fakeVM) Paused(context.Context) (bool, error) { return v.w.paused.Load(), nil }
