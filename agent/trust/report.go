@@ -5,7 +5,6 @@ package trust
 
 import (
 	"bytes"
-	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -59,7 +58,7 @@ func ioctl(device string, command uintptr, arg unsafe.Pointer) error {
 }
 
 // readField reads the field of the platform that the guest runs on.
-func (c Config) readField(_ context.Context) (field, error) {
+func (c Config) readField() (field, error) {
 	var nonce [nonceSize]byte
 	if _, err := rand.Read(nonce[:]); err != nil {
 		return field{}, err
@@ -69,12 +68,12 @@ func (c Config) readField(_ context.Context) (field, error) {
 		ask = ioctl
 	}
 	if _, err := os.Lstat(filepath.Join(c.Sys, "bus/platform/devices/sev-guest")); err == nil {
-		if err := c.Load("sev_guest"); err != nil {
+		if err := c.load("sev_guest"); err != nil {
 			return field{}, err
 		}
 		return hostData(ask, nonce)
 	}
-	if err := c.Load("tdx_guest"); err != nil {
+	if err := c.load("tdx_guest"); err != nil {
 		return field{}, err
 	}
 	return configID(ask, nonce)

@@ -9,12 +9,14 @@ import (
 	"crypto/sha512"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"unsafe"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -78,6 +80,25 @@ func snpSys(t *testing.T) string {
 	return dir
 }
 
+// A kernel with the driver built in has no module of it. Any other failure to load one ends the search.
+func TestTheDriverMayBeBuiltIn(t *testing.T) {
+	for name, sys := range map[string]string{"sev_guest": snpSys(t), "tdx_guest": t.TempDir()} {
+		for _, tc := range []struct {
+			load error
+			ok   bool
+		}{{fmt.Errorf("kernel module: %w", errdefs.ErrNotFound), true}, {unix.EKEYREJECTED, false}} {
+			asked := ""
+			c := Config{
+				Sys: sys, ask: (&platform{value: []byte{1}}).ask,
+				Load: func(m string, _ ...string) error { asked = m; return tc.load },
+			}
+			if _, err := c.readField(); (err == nil) != tc.ok || asked != name {
+				t.Errorf("%s: loaded %q with %v: %v", name, asked, tc.load, err)
+			}
+		}
+	}
+}
+
 func TestTheFieldIsReadFromTheOwnReport(t *testing.T) {
 	digest := sha512.Sum512([]byte("x"))
 	for _, tc := range []struct {
@@ -90,7 +111,7 @@ func TestTheFieldIsReadFromTheOwnReport(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			read := func(p *platform) (field, error) {
-				return Config{Sys: tc.sys, Load: func(string, ...string) error { return nil }, ask: p.ask}.readField(t.Context())
+				return Config{Sys: tc.sys, Load: func(string, ...string) error { return nil }, ask: p.ask}.readField()
 			}
 			p := &platform{value: digest[:]}
 			f, err := read(p)

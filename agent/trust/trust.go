@@ -64,13 +64,14 @@ func (e *Error) Unwrap() []error { return []error{e.err, errdefs.ErrPermissionDe
 
 func fail(c Code, format string, args ...any) error { return &Error{c, fmt.Errorf(format, args...)} }
 
-// Config has what is known before.
+// Config says where the guest runs, what its kernel command line has, and how to load a driver.
 type Config struct {
 	Confidential bool   // the guest runs in a TEE
 	Bound        string // value of contract.ParamInitdata on the kernel command line
 	IsBound      bool   // that parameter is there
 	Sys          string // sysfs
-	Load         func(module string, params ...string) error
+	// Load loads a kernel module. It returns errdefs.ErrNotFound for one that the guest image does not have.
+	Load func(module string, params ...string) error
 
 	ask ask    // replaced in tests
 	dev string // directory of devices; "/dev" but in tests
@@ -81,7 +82,7 @@ func Establish(ctx context.Context, c Config) (*engine.Engine, error) {
 	if !c.Confidential && !c.IsBound {
 		return nil, nil
 	}
-	bound, empty, err := c.binding(ctx)
+	bound, empty, err := c.binding()
 	if err != nil {
 		return nil, err
 	}
@@ -113,12 +114,12 @@ func Establish(ctx context.Context, c Config) (*engine.Engine, error) {
 type Bound func(d *initdata.Document) error
 
 // binding finds what the launch is bound to. empty says that it is bound to no initdata.
-func (c Config) binding(ctx context.Context) (bound Bound, empty bool, err error) {
+func (c Config) binding() (bound Bound, empty bool, err error) {
 	if !c.Confidential {
 		bound, err = CommandLine(c.Bound)
 		return bound, false, err
 	}
-	f, err := c.readField(ctx)
+	f, err := c.readField()
 	if err != nil {
 		return nil, false, &Error{Unverified, err}
 	}
@@ -181,10 +182,19 @@ const address = "0:0"
 // drivers of the disks that a guest may have at boot; virtio_blk shows its disks when it is loaded.
 var drivers = []string{"virtio_scsi", "sd_mod", "virtio_blk"}
 
+// load loads a driver. A module that the guest image does not have is no error: the driver may be built into the
+// kernel, and if it is not, the device that it serves is missing.
+func (c Config) load(module string) error {
+	if err := c.Load(module); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	return nil
+}
+
 // find returns the paths of the disks with the serial.
 func (c Config) find(ctx context.Context) ([]string, error) {
 	for _, m := range drivers {
-		if err := c.Load(m); err != nil && !errdefs.IsNotFound(err) {
+		if err := c.load(m); err != nil {
 			return nil, &Error{Unreadable, err}
 		}
 	}
