@@ -10,6 +10,7 @@ import (
 	"github.com/coco-shim/coco/cmd/coco/internal/check"
 	"github.com/coco-shim/coco/cmd/coco/internal/guest"
 	"github.com/coco-shim/coco/cmd/coco/internal/image"
+	"github.com/coco-shim/coco/cmd/coco/internal/kbs"
 	"github.com/coco-shim/coco/cmd/coco/internal/measure"
 	"github.com/coco-shim/coco/cmd/coco/internal/pods"
 	"github.com/coco-shim/coco/cmd/coco/internal/policy"
@@ -25,6 +26,7 @@ func commands() []*cobra.Command {
 		check.Command(),
 		guest.Command(),
 		image.Command(),
+		kbs.Command(),
 		measure.Command(),
 		pods.MetricsCommand(),
 		pods.ListCommand(),
