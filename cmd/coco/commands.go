@@ -12,6 +12,7 @@ import (
 	"github.com/coco-shim/coco/cmd/coco/internal/image"
 	"github.com/coco-shim/coco/cmd/coco/internal/kbs"
 	"github.com/coco-shim/coco/cmd/coco/internal/measure"
+	"github.com/coco-shim/coco/cmd/coco/internal/node"
 	"github.com/coco-shim/coco/cmd/coco/internal/pods"
 	"github.com/coco-shim/coco/cmd/coco/internal/policy"
 	"github.com/coco-shim/coco/cmd/coco/internal/template"
@@ -28,6 +29,7 @@ func commands() []*cobra.Command {
 		image.Command(),
 		kbs.Command(),
 		measure.Command(),
+		node.Command(),
 		pods.MetricsCommand(),
 		pods.ListCommand(),
 		policy.Command(),

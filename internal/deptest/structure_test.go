@@ -186,6 +186,8 @@ var edges = Edges{
 	"cmd/coco/internal/measure/report": {"cmd/coco/internal/show", "measurement"},
 	"cmd/coco/internal/measure/sev":    {"cmd/coco/internal/measure/...", "measurement/..."},
 	"cmd/coco/internal/measure/td":     {"cmd/coco/internal/measure/...", "measurement/..."},
+	"cmd/coco/internal/node":           {"cmd/coco/internal/show", "node/..."},
+	"node/...":                         {"node/..."},
 	"cmd/coco/internal/pods": {
 		"cmd/coco/internal/show", "configs", "metrics", "plan/launch", "virtcontainers", "virtcontainers/boot",
 		"internal/words",
