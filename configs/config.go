@@ -26,6 +26,7 @@ type Config struct {
 	Hypervisor Hypervisor
 	Runtime    Runtime
 	Network    Network
+	VTPM       VTPM
 
 	// Files are the files this came from, in the order they were merged; empty for the built-in
 	// defaults. It is not a key.
@@ -38,7 +39,7 @@ type Hypervisor struct {
 	Path     string // absolute path of the VMM binary
 	Machine  string // machine type, "q35"
 	Accel    string // "", "kvm" or "tcg"; "" lets the driver choose
-	Platform string // "none", "snp" or "tdx"
+	Platform string // "none", "vtpm", "snp" or "tdx"
 
 	GuestDir     string // directory of the guest image; "" is found relative to the executable
 	Kernel       string // "" is the guest image's kernel for the platform
@@ -125,6 +126,11 @@ type Runtime struct {
 	Rehearse          string   // configuration of a TEE whose launch digest is published too; "" is none
 }
 
+// VTPM is the virtual TPM of each pod on platform "vtpm".
+type VTPM struct {
+	Program string // absolute path of swtpm
+}
+
 // Network is how the pod's interfaces reach the VM.
 type Network struct {
 	Model        string // "tcfilter" or "none"
@@ -174,5 +180,6 @@ func Default() Config {
 			EnableAnnotations: []string{"hypervisor.default_vcpus", "hypervisor.default_memory_mib"},
 		},
 		Network: Network{Model: "tcfilter", QueuesPerNIC: 1},
+		VTPM:    VTPM{Program: "/usr/bin/swtpm"},
 	}
 }

@@ -129,12 +129,18 @@ func (c Config) CheckFiles() error {
 		}
 	}
 	vmm, firmware := "install QEMU (Debian: apt-get install qemu-system-x86)",
-		"install an OVMF build for platform "+h.Platform
+		"install an OVMF build for platform "+h.Platform+" (for vtpm Debian has one: apt-get install ovmf)"
 	if h.Type == TypeCLH {
 		vmm, firmware = "install Cloud Hypervisor (a release binary; for platform snp a build of one's own)",
 			"make one (coco measure igvm create)"
 	}
 	note("path", "VMM", h.Path, vmm, true)
+	if h.Platform == PlatformVTPM {
+		if err := checkFile(c.VTPM.Program, true); err != nil {
+			errs = append(errs, fmt.Errorf("virtual TPM %s: %w; install swtpm (Debian: apt-get install swtpm), or set "+
+				"vtpm.program", c.VTPM.Program, err))
+		}
+	}
 	b, err := h.Boot()
 	if err != nil {
 		errs = append(errs, err)

@@ -43,8 +43,8 @@ var schema = []field{
 	},
 	{"hypervisor.accel", func(c *Config) any { return &c.Hypervisor.Accel }, oneOf("", "kvm", "tcg"), byFile, false},
 	{
-		"hypervisor.platform", func(c *Config) any { return &c.Hypervisor.Platform }, oneOf("none", "snp", "tdx"), byFile,
-		true,
+		"hypervisor.platform", func(c *Config) any { return &c.Hypervisor.Platform },
+		oneOf("none", PlatformVTPM, "snp", "tdx"), byFile, true,
 	},
 	{
 		"hypervisor.guest_dir", func(c *Config) any { return &c.Hypervisor.GuestDir }, absPath("the guest image's directory"),
@@ -189,6 +189,8 @@ var schema = []field{
 
 	{"network.model", func(c *Config) any { return &c.Network.Model }, oneOf("tcfilter", "none"), byFile, true},
 	{"network.queues_per_nic", func(c *Config) any { return &c.Network.QueuesPerNIC }, between(1, 16), byFile, false},
+
+	{"vtpm.program", func(c *Config) any { return &c.VTPM.Program }, absPath("swtpm"), byFile, true},
 }
 
 // Keys lists every key as "section.key", in the order of the documentation.

@@ -10,6 +10,10 @@ import (
 	"strings"
 )
 
+// PlatformVTPM is the value of hypervisor.platform with which the firmware measures the boot into a virtual TPM of the
+// host. It proves to whoever trusts the host what was booted, and the guest's memory stays open to the host.
+const PlatformVTPM = "vtpm"
+
 // Bits of an SNP guest policy (AMD SEV-SNP firmware ABI, 56860, table 10).
 const (
 	snpPolicySMT       = 1 << 16 // may run with simultaneous multithreading
@@ -90,6 +94,11 @@ func (d *decoder) platform(h Hypervisor) {
 		d.blame("hypervisor.tdx_quote_socket", fmt.Sprintf("means nothing on platform %q", h.Platform), "\"\"")
 	}
 	switch h.Platform {
+	case PlatformVTPM:
+		d.firmware(h)
+		if h.Type != "qemu" {
+			d.blame("hypervisor.platform", fmt.Sprintf("%q: VMM %q has no virtual TPM", h.Platform, h.Type), `type = "qemu"`)
+		}
 	case "snp":
 		d.confidential(h)
 		// An IGVM file holds the processor's registers, so on Cloud Hypervisor no model is named.
@@ -139,13 +148,7 @@ func (d *decoder) template() {
 
 // confidential checks what both TEEs ask for.
 func (d *decoder) confidential(h Hypervisor) {
-	if h.Firmware == "" {
-		expect := "the absolute path of an OVMF build for it"
-		if h.Type == TypeCLH {
-			expect = "the absolute path of an IGVM file"
-		}
-		d.blame("hypervisor.firmware", fmt.Sprintf("is empty, but platform %q boots through firmware", h.Platform), expect)
-	}
+	d.firmware(h)
 	if h.InsecureDebugConsole {
 		d.blame("hypervisor.insecure_debug_console", fmt.Sprintf("shows the guest's console to the host of platform %q",
 			h.Platform), "false")
@@ -153,4 +156,16 @@ func (d *decoder) confidential(h Hypervisor) {
 	if h.Accel == "tcg" {
 		d.blame("hypervisor.accel", fmt.Sprintf("\"tcg\" cannot run platform %q", h.Platform), "\"\" or \"kvm\"")
 	}
+}
+
+// firmware demands a firmware where it is part of what is measured.
+func (d *decoder) firmware(h Hypervisor) {
+	if h.Firmware != "" {
+		return
+	}
+	expect := "the absolute path of an OVMF build for it"
+	if h.Type == TypeCLH {
+		expect = "the absolute path of an IGVM file"
+	}
+	d.blame("hypervisor.firmware", fmt.Sprintf("is empty, but platform %q boots through firmware", h.Platform), expect)
 }

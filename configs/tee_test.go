@@ -22,6 +22,9 @@ func TestExamplesOfConfidentialPlatformsLoad(t *testing.T) {
 		"config-qemu-snp.toml": func(h *Hypervisor) {
 			h.Platform, h.Firmware, h.CPUModel, h.MaxVCPUs = "snp", "/usr/share/ovmf/OVMF.amdsev.fd", "EPYC-v4", 8
 		},
+		"config-qemu-vtpm.toml": func(h *Hypervisor) {
+			h.Platform, h.Firmware = "vtpm", "/usr/share/ovmf/OVMF.fd"
+		},
 		"config-qemu-tdx.toml": func(h *Hypervisor) {
 			h.Platform, h.Firmware, h.MaxVCPUs, h.TDXQuoteSocket = "tdx", "/usr/share/ovmf/OVMF.fd", 8, "vsock:4050"
 		},
@@ -44,7 +47,20 @@ func TestExamplesOfConfidentialPlatformsLoad(t *testing.T) {
 func TestDecodeTEEKeys(t *testing.T) {
 	const snp = "[hypervisor]\nplatform = \"snp\"\nfirmware = \"/f\"\ncpu_model = \"EPYC-v4\"\n"
 	const tdx = "[hypervisor]\nplatform = \"tdx\"\nfirmware = \"/f\"\n"
+	const vtpm = "[hypervisor]\nplatform = \"vtpm\"\nfirmware = \"/f\"\n"
 	tests := []struct{ name, text, err string }{
+		{"a virtual TPM", vtpm + "accel = \"tcg\"\n[vtpm]\nprogram = \"/p\"\n", ""},
+		{
+			"a virtual TPM without firmware", "[hypervisor]\nplatform = \"vtpm\"\n",
+			"hypervisor.firmware: is empty, but platform \"vtpm\" boots through firmware",
+		},
+		{"a virtual TPM without a program", vtpm + "[vtpm]\nprogram = \"\"\n", "vtpm.program: must not be empty"},
+		{"a virtual TPM elsewhere", vtpm + "type = \"clh\"\n", "VMM \"clh\" has no virtual TPM"},
+		{
+			"a virtual TPM beside live files", vtpm + "[runtime]\nhost_path = \"live\"\n",
+			"which on platform \"vtpm\" trusts none",
+		},
+		{"a virtual TPM from a template", vtpm + "[runtime]\ntemplate = \"private\"\n", "copies the memory of a VM"},
 		{"SNP", snp, ""},
 		{"policy with single socket", snp + "snp_guest_policy = 0x130000\n", ""},
 		{

@@ -87,7 +87,16 @@ type Boot struct {
 	Initrd   *os.File // may be nil
 	Firmware *os.File // nil: the VMM's built-in loader (plain VMs only)
 	Cmdline  string   // bytes as the kernel sees them
+	TPM      *TPM     // what the firmware measures all of it into; nil: none. Never with a TEE
 }
+
+// TPM is a virtual TPM 2.0, served by a process of its own that swtpm's control protocol reaches.
+type TPM struct {
+	Control *os.File // connected with the process; the VMM gets a duplicate
+}
+
+// Measured reports whether something outside of the guest holds measurements of its boot: a TEE, or a virtual TPM.
+func (s VMSpec) Measured() bool { return s.TEE != TEENone || s.Boot.TPM != nil }
 
 // SNPPin says which ID block a launch gets, by which the AMD firmware refuses any other launch digest and policy.
 type SNPPin string

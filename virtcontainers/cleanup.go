@@ -54,7 +54,7 @@ func cleanup(ctx context.Context, j state.Pod, n boot.Network) error {
 	if err != nil {
 		return err
 	}
-	for _, p := range []*state.Process{j.VMM, j.Virtiofsd} {
+	for _, p := range []*state.Process{j.VMM, j.Helper} {
 		if p != nil && j.BootID == boot {
 			if err := p.Kill(ctx); err != nil {
 				return err // everything else is in use as long as it lives

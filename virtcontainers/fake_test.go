@@ -161,6 +161,7 @@ func (w *world) options(args ...string) Options {
 		Host: boot.Host{
 			Driver: (*fakeDriver)(w), Network: (*fakeNetwork)(w), Layers: (*fakeLayers)(w),
 			Files:   (*fakeFiles)(w),
+			TPM:     (*fakeTPM)(w),
 			Machine: launch.Machine{CPUs: 2, MemoryMiB: 8192},
 		},
 	}

@@ -17,6 +17,40 @@ import (
 
 // The property of undo: whichever operation fails, nothing is left.
 func TestWhateverFailsNothingIsLeft(t *testing.T) {
+	binds := func(w *world, o Options) Options {
+		o.Spec.Mounts = []specs.Mount{
+			{Type: "bind", Source: w.file("hosts", 0o644), Destination: "/etc/hosts"},
+			{Type: "bind", Source: w.file("data", 0o644), Destination: "/data"},
+		}
+		return o
+	}
+	t.Run("live files", func(t *testing.T) {
+		good := whateverFails(t, func(w *world) Options {
+			o := w.options("sleep")
+			o.Config.Runtime.HostPath = "live"
+			return binds(w, o)
+		})
+		if !good.did("serve files") || !good.did("share files") {
+			t.Errorf("nothing was shared: %q", good.ops)
+		}
+	})
+	t.Run("virtual TPM", func(t *testing.T) {
+		good := whateverFails(t, func(w *world) Options {
+			o := w.options("sleep")
+			o.Config.Hypervisor.Platform, o.Config.Hypervisor.Firmware = "vtpm", w.file("OVMF.fd", 0o644)
+			o.Config.VTPM.Program = w.file("swtpm", 0o755)
+			return binds(w, o)
+		})
+		if !good.did("serve a TPM") {
+			t.Errorf("there was no TPM: %q", good.ops)
+		}
+	})
+}
+
+// whateverFails runs a pod once, and then once for each operation of that run, which fails. It returns the world of the
+// first run.
+func whateverFails(t *testing.T, options func(*world) Options) *world {
+	t.Helper()
 	var started int // operations after this one belong to Shutdown, which tries again
 	run := func(w *world, o Options) (err error) {
 		p, err := CreatePod(t.Context(), o)
@@ -44,24 +78,12 @@ func TestWhateverFailsNothingIsLeft(t *testing.T) {
 		started = w.count()
 		return err
 	}
-	options := func(w *world) Options {
-		o := w.options("sleep")
-		o.Config.Runtime.HostPath = "live"
-		o.Spec.Mounts = []specs.Mount{
-			{Type: "bind", Source: w.file("hosts", 0o644), Destination: "/etc/hosts"},
-			{Type: "bind", Source: w.file("data", 0o644), Destination: "/data"},
-		}
-		return o
-	}
 	good := newWorld(t)
 	if err := run(good, options(good)); err != nil {
 		t.Fatal(err)
 	}
 	if left := good.left(); len(left) > 0 {
 		t.Fatalf("left without a failure: %q", left)
-	}
-	if !good.did("serve files") || !good.did("share files") {
-		t.Errorf("nothing was shared: %q", good.ops)
 	}
 	for i := range good.ops {
 		w := newWorld(t)
@@ -81,6 +103,7 @@ func TestWhateverFailsNothingIsLeft(t *testing.T) {
 			t.Errorf("operation %d (%s) failed, left: %q", i+1, name, left)
 		}
 	}
+	return good
 }
 
 func TestCreatePodRefuses(t *testing.T) {

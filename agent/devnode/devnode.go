@@ -21,8 +21,8 @@ import (
 var (
 	made  = []string{"null", "zero", "full", "random", "urandom", "tty", "console", "ptmx"}
 	other = []string{"pts", "shm", "mqueue", "fd", "hugepages", "virtio-ports"}
-	// memory shows the guest's memory and its processor's ports: the agent's too.
-	memory = []string{"mem", "kmem", "port"}
+	// agents are the agent's alone: the guest's memory, its processor's ports, and the TPM that speaks for the guest.
+	agents = []string{"mem", "kmem", "port", "tpm0", "tpmrm0"}
 )
 
 // AllAllowed says whether a specification lets a container use every device, which makes it a
@@ -76,7 +76,7 @@ func List(root string) ([]specs.LinuxDevice, error) {
 			}
 			return nil
 		}
-		if slices.Contains(made, name) || slices.Contains(memory, name) || strings.HasPrefix(name, "vport") ||
+		if slices.Contains(made, name) || slices.Contains(agents, name) || strings.HasPrefix(name, "vport") ||
 			e.Type()&fs.ModeDevice == 0 {
 			return nil
 		}

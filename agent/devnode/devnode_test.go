@@ -25,7 +25,7 @@ func TestAddGivesWhatTheGuestHas(t *testing.T) {
 	}
 	for name, mode := range map[string]uint32{
 		"null": unix.S_IFCHR, "mem": unix.S_IFCHR, "port": unix.S_IFCHR, "vda": unix.S_IFBLK, "net/tun": unix.S_IFCHR,
-		"vport0p1": unix.S_IFCHR, "pts/0": unix.S_IFCHR, "mine": unix.S_IFCHR,
+		"vport0p1": unix.S_IFCHR, "tpm0": unix.S_IFCHR, "tpmrm0": unix.S_IFCHR, "pts/0": unix.S_IFCHR, "mine": unix.S_IFCHR,
 	} {
 		if err := unix.Mknod(filepath.Join(root, name), mode|0o600, int(unix.Mkdev(10, 200))); err != nil {
 			t.Skipf("no device nodes here: %v", err)

@@ -12,6 +12,9 @@
 // Whatever does not fit is an *Error with a stable code, and the agent answers nothing but health checks with it. The
 // platform is found from the processor; the command line cannot lower it. In a TEE the policy is closed if there is no
 // initdata or none in it.
+//
+// On platform vtpm, where the guest has a TPM that the host runs, initdata is measured instead of compared. The policy
+// is closed there too without initdata.
 package trust
 
 import (
@@ -32,6 +35,7 @@ import (
 	"github.com/coco-shim/coco/agent/disk"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/initdata"
+	"github.com/coco-shim/coco/internal/tpm2"
 	"github.com/coco-shim/coco/policy"
 	"github.com/coco-shim/coco/policy/engine"
 )
@@ -73,12 +77,17 @@ type Config struct {
 	// Load loads a kernel module. It returns errdefs.ErrNotFound for one that the guest image does not have.
 	Load func(module string, params ...string) error
 
-	ask ask    // replaced in tests
-	dev string // directory of devices; "/dev" but in tests
+	ask    ask                                          // replaced in tests
+	extend func(pcr int, d [tpm2.DigestSize]byte) error // likewise; nil: of the guest's TPM
+	dev    string                                       // directory of devices; "/dev" but in tests
 }
 
-// Establish returns the engine of the pod's policy, or nil on the plain platform for a pod that has none.
+// Establish returns the engine of the pod's policy, or nil on the plain platform for a pod that has none. On platform
+// vtpm it measures the initdata first.
 func Establish(ctx context.Context, c Config) (*engine.Engine, error) {
+	if !c.Confidential && HasTPM(c.Sys) {
+		return c.measure(ctx)
+	}
 	if !c.Confidential && !c.IsBound {
 		return nil, nil
 	}
@@ -86,6 +95,16 @@ func Establish(ctx context.Context, c Config) (*engine.Engine, error) {
 	if err != nil {
 		return nil, err
 	}
+	e, err := c.judgeDisk(ctx, bound, empty)
+	if e == nil && err == nil && c.Confidential {
+		e = engine.New(nil) // initdata without a policy
+	}
+	return e, err
+}
+
+// judgeDisk finds the disk with the initdata and judges what it has. Where the launch is bound to nothing, empty, there
+// may be none.
+func (c Config) judgeDisk(ctx context.Context, bound Bound, empty bool) (*engine.Engine, error) {
 	disks, err := c.find(ctx)
 	if err != nil {
 		return nil, err
@@ -103,11 +122,7 @@ func Establish(ctx context.Context, c Config) (*engine.Engine, error) {
 		return nil, &Error{Unreadable, err}
 	}
 	defer f.Close()
-	e, err := Judge(f, bound)
-	if e == nil && err == nil && c.Confidential {
-		e = engine.New(nil) // initdata without a policy
-	}
-	return e, err
+	return Judge(f, bound)
 }
 
 // Bound refuses initdata that is not what the launch is bound to.

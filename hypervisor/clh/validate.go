@@ -44,6 +44,7 @@ func Validate(spec hypervisor.VMSpec) error {
 	p.devices(spec)
 	switch spec.TEE {
 	case hypervisor.TEENone:
+		p.add(spec.Boot.TPM != nil, "a virtual TPM: only QEMU takes one")
 		p.add(spec.SNP != nil || spec.TDX != nil, "settings of a TEE without one: set the platform")
 		p.add(spec.Boot.Kernel == nil, "no kernel")
 		p.add(spec.Boot.Firmware != nil, "firmware and a kernel: Cloud Hypervisor would boot the firmware alone")

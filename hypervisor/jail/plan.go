@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -24,6 +25,9 @@ type Options struct {
 	// Paths are files and directories that the program needs to start, besides those of the system and
 	// those of its own directory. Kept are such that it needs as long as it runs, and may write to.
 	Paths, Kept []string
+	// Memory are directories that the program may write to as long as it runs: file systems in memory that nobody else
+	// has, and that are gone with the program.
+	Memory []string
 	// Capabilities are all that the program has.
 	Capabilities []int
 	// Disks says that the program opens its files by name, so that the directory Disks is there. Files are lent to its
@@ -78,6 +82,11 @@ func Prepare(binary string, o Options) (_ *Plan, err error) {
 	}
 	if err := p.trees(slices.Concat(o.Paths, o.Kept)); err != nil {
 		return nil, err
+	}
+	for _, path := range o.Memory {
+		if err := p.memory(path, o.User); err != nil {
+			return nil, err
+		}
 	}
 	if err := p.devices(slices.Concat(common, o.Devices)); err != nil {
 		return nil, err
@@ -166,6 +175,35 @@ func (p *Plan) tree(path string, writable bool) error {
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, attr); err != nil {
 		return &fs.PathError{Op: "mount_setattr (Linux 5.12 or later)", Path: path, Err: err}
 	}
+	return nil
+}
+
+// memorySize is the size of a file system in memory, as tmpfs takes it.
+const memorySize = "4m"
+
+// memory makes a file system in memory that belongs to the program's user. It is mounted nowhere but in the jail.
+func (p *Plan) memory(path string, user uint32) error {
+	fd, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return os.NewSyscallError("fsopen", err)
+	}
+	defer unix.Close(fd)
+	id := strconv.FormatUint(uint64(user), 10)
+	for _, option := range [][2]string{{"size", memorySize}, {"mode", "0700"}, {"uid", id}, {"gid", id}} {
+		if err := unix.FsconfigSetString(fd, option[0], option[1]); err != nil {
+			return fmt.Errorf("a file system in memory with %s=%s: %w", option[0], option[1], err)
+		}
+	}
+	if err := unix.FsconfigCreate(fd); err != nil {
+		return os.NewSyscallError("fsconfig", err)
+	}
+	const quiet = unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC
+	mount, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, quiet)
+	if err != nil {
+		return os.NewSyscallError("fsmount", err)
+	}
+	p.Files = append(p.Files, os.NewFile(uintptr(mount), path))
+	p.Spec.Trees, p.Spec.Kept = append(p.Spec.Trees, path), append(slices.Clone(p.Spec.Kept), path)
 	return nil
 }
 

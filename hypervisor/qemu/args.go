@@ -63,6 +63,7 @@ func (b *builder) build() {
 		b.boot()
 	}
 	b.channels()
+	b.tpm()
 	b.skeleton()
 	b.cloning()
 	for i, blk := range b.spec.Blocks {
@@ -204,6 +205,15 @@ func (b *builder) boot() {
 		b.arg("-initrd", b.path(f))
 	}
 	b.arg("-append", b.spec.Boot.Cmdline)
+}
+
+// tpm connects the guest's TPM with the process that serves it.
+func (b *builder) tpm() {
+	if b.spec.Boot.TPM == nil || b.tables {
+		return
+	}
+	b.arg("-chardev", fmt.Sprintf("socket,id=tpm0,fd=%d", b.fd(b.spec.Boot.TPM.Control)),
+		"-tpmdev", "emulator,id=tpm0,chardev=tpm0", "-device", "tpm-crb,tpmdev=tpm0")
 }
 
 // channels connects the socket pairs: control, console, agent.

@@ -62,6 +62,12 @@ func snpSpec(t *testing.T) hypervisor.VMSpec {
 	return s
 }
 
+func vtpmSpec() hypervisor.VMSpec {
+	s := plainSpec()
+	s.Boot.Firmware, s.Boot.TPM = unopened(), &hypervisor.TPM{Control: unopened()}
+	return s
+}
+
 func tdxSpec(t *testing.T) hypervisor.VMSpec {
 	t.Helper()
 	s := plainSpec()
@@ -79,7 +85,9 @@ func TestCommandLines(t *testing.T) {
 	kvm.Blocks, kvm.NICs, kvm.HotplugPorts = nil, nil, 0
 	files := plainSpec()
 	files.HostFiles = &hypervisor.HostFiles{Tag: "live", Socket: unopened()}
+	vtpm := vtpmSpec()
 	tests := map[string]hypervisor.VMSpec{
+		"vtpm":      vtpm,
 		"plain-tcg": plainSpec(), "plain-blk": blk, "plain-kvm": kvm,
 		"plain-files": files, "snp": snpSpec(t), "tdx": tdxSpec(t),
 	}
@@ -141,6 +149,9 @@ func checkFiles(t *testing.T, spec hypervisor.VMSpec, par Params, cmd Command) {
 	if spec.Boot.Firmware != nil {
 		want++
 	}
+	if spec.Boot.TPM != nil {
+		want++
+	}
 	for _, n := range spec.NICs {
 		want += len(n.Tap)
 	}
@@ -186,6 +197,7 @@ func TestValidateRefuses(t *testing.T) {
 	plain := func(change func(*hypervisor.VMSpec)) hypervisor.VMSpec { s := plainSpec(); change(&s); return s }
 	snp := func(change func(*hypervisor.VMSpec)) hypervisor.VMSpec { s := snpSpec(t); change(&s); return s }
 	tdx := func(change func(*hypervisor.VMSpec)) hypervisor.VMSpec { s := tdxSpec(t); change(&s); return s }
+	vtpm := func(change func(*hypervisor.VMSpec)) hypervisor.VMSpec { s := vtpmSpec(); change(&s); return s }
 	tests := []struct {
 		name string
 		spec hypervisor.VMSpec
@@ -246,6 +258,14 @@ func TestValidateRefuses(t *testing.T) {
 		{"SNP with TDX settings", snp(func(s *hypervisor.VMSpec) { s.TDX = &hypervisor.TDX{} }), "settings of TDX"},
 		{"TDX with a named processor", tdx(func(s *hypervisor.VMSpec) { s.CPU.Model = "EPYC" }), "only with the host's"},
 		{"TDX without settings", tdx(func(s *hypervisor.VMSpec) { s.TDX = nil }), "without TDX settings"},
+		{"a virtual TPM", vtpmSpec(), ""},
+		{"a virtual TPM that nobody serves", vtpm(func(s *hypervisor.VMSpec) { s.Boot.TPM.Control = nil }), "a process"},
+		{"a virtual TPM without firmware", vtpm(func(s *hypervisor.VMSpec) { s.Boot.Firmware = nil }), "needs firmware"},
+		{"a virtual TPM without initramfs", vtpm(func(s *hypervisor.VMSpec) { s.Boot.Initrd = nil }), "needs an initramfs"},
+		{"a virtual TPM in a TEE", snp(func(s *hypervisor.VMSpec) { s.Boot.TPM = &hypervisor.TPM{} }), "host would run"},
+		{"a virtual TPM beside files of the host", vtpm(func(s *hypervisor.VMSpec) {
+			s.HostFiles = &hypervisor.HostFiles{Tag: "live", Socket: unopened()}
+		}), "trusts none"},
 		{"files of the host", plain(func(s *hypervisor.VMSpec) {
 			s.HostFiles = &hypervisor.HostFiles{Tag: "live", Socket: unopened()}
 		}), ""},

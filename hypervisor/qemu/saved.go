@@ -138,7 +138,7 @@ func clonable(spec hypervisor.VMSpec) error {
 		ports += len(spec.Blocks)
 	}
 	switch {
-	case spec.TEE != hypervisor.TEENone:
+	case spec.Measured():
 		return fmt.Errorf("memory of platform %q cannot be copied: %w", spec.TEE, errdefs.ErrFailedPrecondition)
 	case spec.HostFiles != nil:
 		return fmt.Errorf("it shows live files of the host, which need shared memory: %w", errdefs.ErrFailedPrecondition)

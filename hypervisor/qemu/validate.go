@@ -46,6 +46,7 @@ func Validate(spec hypervisor.VMSpec) error {
 	switch spec.TEE {
 	case hypervisor.TEENone:
 		p.add(spec.SNP != nil || spec.TDX != nil, "settings of a TEE without one: set the platform")
+		p.tpm(spec)
 	case hypervisor.TEESNP:
 		p.snp(spec)
 	case hypervisor.TEETDX:
@@ -101,7 +102,7 @@ func (p *problems) devices(s hypervisor.VMSpec) {
 		ids[n.ID] = true
 	}
 	if f := s.HostFiles; f != nil {
-		p.add(s.TEE != hypervisor.TEENone, "files of the host in a VM of platform %s, which trusts none", s.TEE)
+		p.add(s.Measured(), "files of the host in a VM whose boot is measured, which trusts none")
 		p.add(!ident.Device(f.Tag), "files of the host: tag %q must match %s", f.Tag, ident.DeviceForm)
 		p.add(f.Socket == nil, "files of the host: no socket")
 	}
@@ -120,8 +121,19 @@ func (p *problems) nic(n hypervisor.NIC) {
 	p.add(n.MTU != 0 && (n.MTU < 68 || n.MTU > 65535), "network interface %q: MTU %d, want 68 to 65535", n.ID, n.MTU)
 }
 
+// tpm checks what a VM with a virtual TPM needs.
+func (p *problems) tpm(s hypervisor.VMSpec) {
+	if s.Boot.TPM == nil {
+		return
+	}
+	p.add(s.Boot.TPM.Control == nil, "a virtual TPM without a process that serves it")
+	p.add(s.Boot.Firmware == nil, "a virtual TPM needs firmware: without it nothing is measured")
+	p.add(s.Boot.Initrd == nil, "a virtual TPM needs an initramfs: its digest binds the agent")
+}
+
 // confidential checks the requirements that both TEEs have.
 func (p *problems) confidential(s hypervisor.VMSpec) {
+	p.add(s.Boot.TPM != nil, "a virtual TPM in a VM of platform %s, which the host would run", s.TEE)
 	p.add(s.Boot.Firmware == nil, "%s needs firmware: without it nothing is measured", s.TEE)
 	p.add(s.Boot.Initrd == nil, "%s needs an initramfs: its hash binds the agent", s.TEE)
 	p.add(s.Accel == hypervisor.AccelTCG, "%s needs KVM, not tcg", s.TEE)

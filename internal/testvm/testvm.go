@@ -41,6 +41,8 @@ var (
 	Virtiofsd13 = Cap{"virtiofsd 1.13", needUnpacked("virtiofsd-1.13", "virtiofsd")}
 	Docker      = Cap{"Docker 26", needUnpacked("docker", "dockerd")}
 	Virtiofsd   = Cap{"virtiofsd", needVirtiofsd}
+	Swtpm       = Cap{"swtpm", needProgram("swtpm", "swtpm")}
+	OVMF        = Cap{"OVMF", needFile("/usr/share/ovmf/OVMF.fd", "ovmf")}
 	Busybox     = Cap{"a static busybox", needProgram("busybox", "busybox-static")}
 	FsckErofs   = Cap{"fsck.erofs", needProgram("fsck.erofs", "erofs-utils")}
 	Veritysetup = Cap{"veritysetup", needProgram("veritysetup", "cryptsetup-bin")}
@@ -142,6 +144,16 @@ func needProgram(name, pkg string) func() error {
 	return func() error {
 		if _, err := exec.LookPath(name); err != nil {
 			return fmt.Errorf("no %s in PATH; apt-get install %s", name, pkg)
+		}
+		return nil
+	}
+}
+
+// needFile wants a file of a package.
+func needFile(path, pkg string) func() error {
+	return func() error {
+		if _, err := os.Stat(path); err != nil {
+			return fmt.Errorf("no %s; apt-get install %s", path, pkg)
 		}
 		return nil
 	}

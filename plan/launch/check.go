@@ -4,9 +4,11 @@
 package launch
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 
+	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/measurement/bzimage"
 )
@@ -29,12 +31,12 @@ type Heads struct{ Kernel, Initrd, Firmware Head }
 // vouches for: files that are no kernel for it, an initrd that does not fit into its memory (0: unknown), a command
 // line that the kernel cuts off, on TDX a kernel that measures neither. A doubt is a check that the files do not allow.
 func Check(v hypervisor.VMSpec, h Heads) (doubt, err error) {
-	if v.TEE == hypervisor.TEENone {
+	if !v.Measured() {
 		return nil, nil
 	}
 	doubt, err = check(v, h)
 	if err != nil {
-		err = fmt.Errorf("platform %s: %w", v.TEE, err)
+		err = fmt.Errorf("platform %s: %w", cmp.Or(string(v.TEE), configs.PlatformVTPM), err)
 	}
 	return doubt, err
 }

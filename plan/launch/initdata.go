@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/internal/initdata"
 )
@@ -48,6 +49,13 @@ func bind(v hypervisor.VMSpec, d *initdata.Document) (hypervisor.VMSpec, error) 
 	wrong := func(want string) error {
 		return fmt.Errorf("initdata with algorithm %q: platform %s takes %s, the length of its field: %w",
 			d.Algorithm, v.TEE, want, errdefs.ErrInvalidArgument)
+	}
+	if v.Boot.TPM != nil { // the guest measures it
+		if d.Algorithm != "sha256" {
+			return v, fmt.Errorf("initdata with algorithm %q: platform %s takes sha256, the length of a PCR: %w", d.Algorithm,
+				configs.PlatformVTPM, errdefs.ErrInvalidArgument)
+		}
+		return v, nil
 	}
 	switch v.TEE {
 	case hypervisor.TEESNP:

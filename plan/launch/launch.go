@@ -67,6 +67,8 @@ func VM(id string, h configs.Hypervisor, s Shape, boot hypervisor.Boot) hypervis
 		BlockBus: hypervisor.BlockBus(h.BlockBus), HotplugPorts: h.HotplugPorts, BootTimeout: h.BootTimeout,
 	}
 	switch h.Platform {
+	case configs.PlatformVTPM:
+		v.Boot.TPM = &hypervisor.TPM{}
 	case "snp":
 		v.TEE, v.SNP = hypervisor.TEESNP, &hypervisor.SNP{
 			Policy: h.SNPGuestPolicy, InsecureDebug: h.InsecureSNPDebug,

@@ -62,7 +62,8 @@ func (t Traces) processes() {
 		}
 		argv := strings.Split(string(cmd), "\x00")
 		name := filepath.Base(argv[0])
-		if strings.HasPrefix(name, "containerd-shim-coco") || name == "virtiofsd" || strings.HasPrefix(name, "qemu-system") &&
+		if strings.HasPrefix(name, "containerd-shim-coco") || name == "virtiofsd" ||
+			name == "swtpm" && strings.Contains(string(cmd), "\x00dir=/tpm,") || strings.HasPrefix(name, "qemu-system") &&
 			strings.Contains(string(cmd), "\x00-name\x00coco-") {
 			t[fmt.Sprintf("process %s (pid %s)", name, filepath.Base(d))] = true
 		}

@@ -157,6 +157,7 @@ func (c *creation) steps() []step {
 		{"hooks", c.runHooks},
 		{"network", c.attachNetwork},
 		{"live files", c.serveFiles},
+		{"virtual tpm", c.serveTPM},
 		{"vmm", c.startVMM},
 		{"agent", c.awaitAgent},
 		{"guest network", c.bootNetwork},
@@ -444,6 +445,9 @@ func (c *creation) startVMM(ctx context.Context) error {
 	}
 	if f := c.vmspec.HostFiles; f != nil { // the server ends with the VMM's
 		errs = append(errs, closeOnce(f.Socket))
+	}
+	if t := c.vmspec.Boot.TPM; t != nil { // the TPM must see the VMM's end
+		errs = append(errs, closeOnce(t.Control))
 	}
 	for _, f := range append(c.opened, c.initdata) {
 		if f != nil {

@@ -32,6 +32,8 @@ type Host struct {
 	Devices *cgroups.Devices
 	// Files starts what shows files of the host to a VM, runtime.host_path = "live"; nil: nothing does.
 	Files FileServer
+	// TPM starts the virtual TPM of a VM, hypervisor.platform = "vtpm"; nil: nothing does.
+	TPM TPMServer
 	// Localhost opens the way from the loopback address of a pod's network namespace into the VM; nil
 	// for none.
 	Localhost func(netns string) (Localhost, error)

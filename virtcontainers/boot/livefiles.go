@@ -84,7 +84,7 @@ func (c *creation) serveFiles(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := c.Journal.Update(func(p *state.Pod) { p.Virtiofsd = &id }); err != nil {
+	if err := c.Journal.Update(func(p *state.Pod) { p.Helper = &id }); err != nil {
 		return err
 	}
 	if err := cgroups.Apply(nil, c.leaves, proc.PID(), nil); err != nil {

@@ -24,6 +24,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor/jail"
 	"github.com/coco-shim/coco/hypervisor/launch"
 	"github.com/coco-shim/coco/hypervisor/qemu"
+	"github.com/coco-shim/coco/hypervisor/swtpm"
 	"github.com/coco-shim/coco/hypervisor/virtiofsd"
 	"github.com/coco-shim/coco/hypervisor/vmm"
 	"github.com/coco-shim/coco/network/localhost"
@@ -65,6 +66,7 @@ func New(c configs.Config, exe string, log *slog.Logger) (boot.Host, error) {
 		Layers:  layers.NewCache(c.Runtime),
 		Machine: m,
 		Files:   fileServer{exe, c.Runtime.Virtiofsd},
+		TPM:     tpmServer{exe, c.VTPM.Program},
 		Localhost: func(netns string) (boot.Localhost, error) {
 			g, err := localhost.Open(netns)
 			if err != nil {
@@ -99,6 +101,25 @@ func (f fileServer) Serve(ctx context.Context, proc hypervisor.Process, dir stri
 		return nil, nil, err
 	}
 	return s, socket, nil
+}
+
+// tpmServer runs the swtpm at a path.
+type tpmServer struct{ exe, path string }
+
+// tpmProcesses is the most processes of the VMM's user that its TPM tolerates: it has one itself.
+const tpmProcesses = 4096
+
+// Begin forks the process that becomes swtpm.
+func (t tpmServer) Begin(ctx context.Context, netns string, user uint32) (hypervisor.Process, error) {
+	return start(ctx, launch.Options{
+		Exe: t.exe, NetNS: netns,
+		Jail: &jail.Options{User: user, Processes: tpmProcesses, Memory: []string{swtpm.StateDir}},
+	})
+}
+
+// Serve makes it swtpm.
+func (t tpmServer) Serve(ctx context.Context, proc hypervisor.Process) (*os.File, error) {
+	return swtpm.Serve(ctx, proc, t.path)
 }
 
 // gate is package localhost's, by the pod model's words.

@@ -47,13 +47,14 @@ type Process struct {
 
 // Pod is everything that a pod holds on the host.
 type Pod struct {
-	Version     int               `json:"version"`
-	ID          string            `json:"id"`
-	Namespace   string            `json:"namespace"`
-	BootID      string            `json:"bootId"` // of the host, /proc/sys/kernel/random/boot_id
-	Bundle      string            `json:"bundle"`
-	VMM         *Process          `json:"vmm,omitempty"`       // launcher, then VMM
-	Virtiofsd   *Process          `json:"virtiofsd,omitempty"` // launcher, then what serves files of the host
+	Version   int      `json:"version"`
+	ID        string   `json:"id"`
+	Namespace string   `json:"namespace"`
+	BootID    string   `json:"bootId"` // of the host, /proc/sys/kernel/random/boot_id
+	Bundle    string   `json:"bundle"`
+	VMM       *Process `json:"vmm,omitempty"` // launcher, then VMM
+	// Helper is the process beside the VMM: launcher, then what serves files of the host or the TPM. No pod has both.
+	Helper      *Process          `json:"virtiofsd,omitempty"`
 	StateDir    string            `json:"stateDir,omitempty"`  // sockets
 	User        uint32            `json:"user,omitempty"`      // id of the VMM's user, taken in StateDir's parent
 	Cgroups     []string          `json:"cgroups,omitempty"`   // directories, parents first
@@ -108,7 +109,7 @@ func (p Pod) validate() error {
 	if p.Version != Version {
 		return fmt.Errorf("version %d, this program writes %d", p.Version, Version)
 	}
-	for _, pr := range []*Process{p.VMM, p.Virtiofsd} {
+	for _, pr := range []*Process{p.VMM, p.Helper} {
 		if pr != nil && (pr.PID <= 1 || pr.StartTime == 0) {
 			return fmt.Errorf("process %d started at %d cannot be the pod's", pr.PID, pr.StartTime)
 		}

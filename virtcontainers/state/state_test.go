@@ -105,7 +105,7 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, pr := range []*Process{p.VMM, p.Virtiofsd} {
+		for _, pr := range []*Process{p.VMM, p.Helper} {
 			if pr != nil && pr.PID <= 1 {
 				t.Errorf("process %d", pr.PID)
 			}

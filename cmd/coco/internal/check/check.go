@@ -78,6 +78,9 @@ func Command() *cobra.Command {
 
 // verdict is the error of a host on which the configured platform cannot run.
 func verdict(r probe.Report, platform string) error {
+	if platform == configs.PlatformVTPM { // beyond that it needs files, which were looked for with the guest image
+		platform = "none"
+	}
 	for _, p := range r.Platforms {
 		if p.Name == platform && !p.Usable {
 			return fmt.Errorf("pods of platform %q cannot run here: %s", platform, strings.Join(p.Missing, ", "))
