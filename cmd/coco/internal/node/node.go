@@ -31,7 +31,7 @@ func Command() *cobra.Command {
 			"a version behind them (coco-1a2b3c4d5e6f) for every version that is installed. All files change together\n" +
 			"or not at all; an interrupted run is undone or finished by the next one.",
 	}
-	cmd.AddCommand(installCommand(), uninstallCommand(), statusCommand())
+	cmd.AddCommand(installCommand(), upgradeCommand(), statusCommand(), checkCommand(), gcCommand(), uninstallCommand())
 	return cmd
 }
 
@@ -126,12 +126,7 @@ func installCommand() *cobra.Command {
 			if o.Settings, err = json.Marshal(s); err != nil {
 				return err
 			}
-			if o.Source == "" {
-				if o.Source, err = ownSource(); err != nil {
-					return err
-				}
-			}
-			if o.Release, err = releaseOf(cmd.Context(), o.Source); err != nil {
+			if err := fromSource(cmd, &o); err != nil {
 				return err
 			}
 			if cmd.Flags().Changed("alias") {
@@ -270,7 +265,7 @@ func verdict(s node.Status) error {
 	case s.Interrupted:
 		return errors.New("a run of coco node was interrupted; the next install or uninstall undoes or finishes it")
 	case !s.Installed:
-		return fmt.Errorf("coco is not installed in %s; coco node install does it", s.Prefix)
+		return errNotInstalled(&node.Node{Prefix: s.Prefix})
 	case len(s.Missing) > 0:
 		return fmt.Errorf("not loaded: %s; run coco node install again", strings.Join(s.Missing, ", "))
 	}

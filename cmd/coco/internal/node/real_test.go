@@ -97,37 +97,53 @@ const childVar = "COCO_NODE_CHILD"
 func TestRealContainerd(t *testing.T) {
 	testvm.Need(t, testvm.Root, testvm.Containerd)
 	for _, version := range []string{"1.6", "1.7", "2.1", "2.4"} {
-		t.Run(version, func(t *testing.T) {
-			bin, err := harness.Binaries(version)
-			if err != nil {
-				if os.Getenv("COCO_REQUIRE") == "all" {
-					t.Fatal(err)
-				}
-				t.Skip(err)
-			}
-			dir, err := os.MkdirTemp("/var/tmp", "coco-node-")
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { os.RemoveAll(dir) })
-			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
-			defer cancel()
-			cmd := exec.CommandContext(ctx, os.Args[0], "-test.v", "-test.run", "^TestInItsNamespace$")
-			cmd.Env = append(os.Environ(), childVar+"="+version+" "+filepath.Join(bin, "containerd")+" "+dir)
-			cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
-			out, err := cmd.CombinedOutput()
-			if err != nil || !bytes.Contains(out, []byte("--- PASS: TestInItsNamespace")) {
-				t.Errorf("%v\n%s", err, out)
-			}
-		})
+		t.Run(version, func(t *testing.T) { inNamespace(t, version, "TestInItsNamespace") })
+	}
+}
+
+// inNamespace runs a test of this program as a process with a mount namespace of its own, with a version of containerd.
+func inNamespace(t *testing.T, version, name string) {
+	t.Helper()
+	bin, err := harness.Binaries(version)
+	if err != nil {
+		if os.Getenv("COCO_REQUIRE") == "all" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	dir, err := os.MkdirTemp("/var/tmp", "coco-node-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, os.Args[0], "-test.v", "-test.run", "^"+name+"$")
+	cmd.Env = append(os.Environ(), childVar+"="+version+" "+filepath.Join(bin, "containerd")+" "+dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	out, err := cmd.CombinedOutput()
+	if err != nil || !bytes.Contains(out, []byte("--- PASS: "+name)) {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 
 // TestInItsNamespace is the child of TestRealContainerd.
 func TestInItsNamespace(t *testing.T) {
+	c := newReal(t)
+	c.source = release(t, filepath.Join(c.dir, "release"), "1")
+	for _, s := range sites {
+		if s.major == 0 || s.major == c.major {
+			t.Run(s.name, func(t *testing.T) { c.site(t, s) })
+		}
+	}
+}
+
+// newReal takes the places of the host that a containerd has, in the namespace of a child.
+func newReal(t *testing.T) *real {
+	t.Helper()
 	f := strings.Fields(os.Getenv(childVar))
 	if len(f) != 3 {
-		t.Skip("run by TestRealContainerd")
+		t.Skip("run by a test that makes a namespace for it")
 	}
 	major, err := strconv.Atoi(f[0][:1])
 	if err != nil {
@@ -137,12 +153,7 @@ func TestInItsNamespace(t *testing.T) {
 	for _, p := range []string{"/etc/containerd", "/var/lib/containerd", "/usr/local/bin", "/run/containerd"} {
 		bind(t, filepath.Join(c.dir, p), p)
 	}
-	c.source = release(t, filepath.Join(c.dir, "release"), "1")
-	for _, s := range sites {
-		if s.major == 0 || s.major == major {
-			t.Run(s.name, func(t *testing.T) { c.site(t, s) })
-		}
-	}
+	return c
 }
 
 func bind(t *testing.T, from, to string) {
