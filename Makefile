@@ -155,8 +155,9 @@ cri-suite: setup-bench stage ## all of containerd's CRI suite under runc and und
 	COCO_REQUIRE=all $(GO) test -count=1 -v -timeout 90m -run TestContainerdsCRISuite ./tests/cri -args -cri.suite all
 
 .PHONY: hostile
-hostile: setup-bench stage ## ten minutes of a guest that lies, and 200 execs at once: memory of the shim, log, others
+hostile: setup-bench stage ## ten minutes of a guest that lies, a host that does, and 200 execs at once: memory, log, others
 	COCO_HOSTILE_TIME=10m COCO_GUEST_DIR=$(CURDIR)/$(GUEST) COCO_REQUIRE=all $(GO) test -count=1 -v -timeout 30m -run TestAHostileAgent ./tests/integration
+	COCO_HALF_OPEN=10000 COCO_GUEST_DIR=$(CURDIR)/$(GUEST) COCO_REQUIRE=all $(GO) test -count=1 -v -timeout 10m -run TestAHostileHost ./tests/agent
 	COCO_STORM=200 COCO_GUEST_DIR=$(CURDIR)/$(GUEST) COCO_REQUIRE=all $(GO) test -count=1 -v -timeout 10m -run TestManyExecs ./tests/sandbox
 
 .PHONY: big-write

@@ -78,6 +78,7 @@ func (s *Server) Close(ctx context.Context) error {
 	if serr := s.rpc.Shutdown(ctx); serr != nil {
 		err = errors.Join(err, fmt.Errorf("stop serving: %w", serr))
 	}
+	s.service.bursts.Close()
 	s.service.streams.Close()
 	if s.forward != nil {
 		s.forward.Close()
@@ -85,9 +86,8 @@ func (s *Server) Close(ctx context.Context) error {
 	return err
 }
 
-// pass is the way of every request: it is decoded once, refused if a part of it is unknown, waits for its turn, is
-// compared with the policy and is handled; an error gets a class that becomes the protocol's code. The handler gets the
-// message that was checked. The policy notes what has succeeded, before the next request has its turn.
+// pass is the way of every request: decoded once, refused if a part is unknown, given its turn, compared with the
+// policy, handled. The policy notes what has succeeded before the next turn. An error's class becomes a code.
 func (s *service) pass(
 	ctx context.Context, decode ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method,
 ) (any, error) {
@@ -95,7 +95,7 @@ func (s *service) pass(
 	defer func() { done() }()
 	var grant *gate.Grant
 	resp, err := method(ctx, func(req any) error {
-		m, err := gate.Decode(decode, req)
+		m, err := gate.Decode(s.bursts.Decoder(decode), req)
 		if err != nil {
 			return err
 		}

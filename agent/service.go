@@ -10,6 +10,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -17,6 +18,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/coco-shim/coco/agent/burst"
 	"github.com/coco-shim/coco/agent/cgroup"
 	"github.com/coco-shim/coco/agent/copyin"
 	"github.com/coco-shim/coco/agent/gate"
@@ -110,6 +112,7 @@ type service struct {
 	Config
 	copy    *copyin.Receiver
 	streams *stdio.Broker // byte streams that the host has opened, until a request claims them
+	bursts  burst.Watch   // of big requests
 
 	stopped chan struct{}  // closed by DestroySandbox
 	tasks   sync.WaitGroup // watchers of processes
@@ -130,9 +133,7 @@ var (
 )
 
 func newService(cfg Config) *service {
-	if cfg.RunDir == "" {
-		cfg.RunDir = contract.GuestRoot
-	}
+	cfg.RunDir = cmp.Or(cfg.RunDir, contract.GuestRoot)
 	life, end := context.WithCancel(context.Background())
 	return &service{
 		Config: cfg, copy: copyin.New(cfg.RunDir + "/" + contract.FilesName), streams: stdio.NewBroker(cfg.Policy.Stream),

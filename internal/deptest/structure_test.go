@@ -144,6 +144,7 @@ var edges = Edges{
 	},
 	"agent":       {"agent/...", "api/...", "internal/..."},
 	"agent/gate":  {"policy/engine", "api/contract", "internal/..."},
+	"agent/burst": {},
 	"agent/trust": {"agent/disk", "policy", "policy/engine", "api/contract", "internal/..."},
 	"agent/...": {
 		"agent/...", "api/...", "image/verity/...", "image/erofs/...", "image/ext4",
