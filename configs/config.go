@@ -77,6 +77,21 @@ type Hypervisor struct {
 // HostPathLive is the value of runtime.host_path with which files of the host are not copied.
 const HostPathLive = "live"
 
+// How containers of engines without pods (Docker, nerdctl, ctr) see the host's files.
+const (
+	BindsLive     = "live"      // the files themselves
+	BindsReadOnly = "read-only" // copies of what is mounted read-only; other mounts are refused
+)
+
+// LiveBinds says whether bind mounts and volumes of engines without pods are the host's own files. Unless that is
+// configured, they are where it can be done.
+func (c Config) LiveBinds() bool {
+	if c.Runtime.Binds == "" {
+		return c.Hypervisor.Platform == "none" && c.Hypervisor.Type == TypeQEMU
+	}
+	return c.Runtime.Binds == BindsLive
+}
+
 // Whether VMs start from templates.
 const (
 	TemplatePrivate = "private" // from one that fits, with memory of their own
@@ -111,9 +126,10 @@ type Runtime struct {
 	MaxCopyMiB        uint64   // limit of a bind-mounted file or directory that is copied in
 	EmptyDirSizeMiB   uint64   // of an emptyDir on disk, a sparse file; 0: that of the host's file system
 	HostPath          string   // files of the host in a container: "read-only", "writable", "live" or "refused"
+	Binds             string   // bind mounts of Docker, nerdctl, ctr: "live", "read-only"; "": LiveBinds chooses
 	KubeletDirs       []string // root directories of kubelets, whose volumes are known by their paths
 	EngineDirs        []string // root directories of container engines beside the containerd that calls
-	Virtiofsd         string   // program for HostPath "live"; "" is looked for where distributions have it
+	Virtiofsd         string   // program for live files of the host; "" is looked for where distributions have it
 	// limits of processes that ask for none, "nofile=1024:4096"; limits that are not named are containerd's
 	Rlimits           []string
 	CreateTimeout     Duration // for creating a container in the guest

@@ -304,7 +304,7 @@ func (d *decoder) validate() {
 	}
 	d.driver(h)
 	d.platform(h)
-	d.hostPath()
+	d.liveFiles()
 	d.template()
 	if d.cfg.Runtime.Rehearse != "" && h.Platform != "none" {
 		d.blame("runtime.rehearse", fmt.Sprintf("is for platform \"none\": on %q the VM's own launch digest is published",

@@ -21,6 +21,11 @@ type field struct {
 	needed bool              // an empty string is refused
 }
 
+// row makes a row of the schema.
+func row(name string, ptr func(*Config) any, r rule, by setBy, needed bool) field {
+	return field{name, ptr, r, by, needed}
+}
+
 type setBy int
 
 const (
@@ -35,162 +40,105 @@ type rule struct {
 }
 
 var schema = []field{
-	{"hypervisor.type", func(c *Config) any { return &c.Hypervisor.Type }, oneOf("qemu", "clh"), byFile, true},
-	{"hypervisor.path", func(c *Config) any { return &c.Hypervisor.Path }, absPath("the VMM binary"), byFile, true},
-	{
-		"hypervisor.machine", func(c *Config) any { return &c.Hypervisor.Machine }, word("a machine type, as in \"q35\""),
-		byFile, false,
-	},
-	{"hypervisor.accel", func(c *Config) any { return &c.Hypervisor.Accel }, oneOf("", "kvm", "tcg"), byFile, false},
-	{
-		"hypervisor.platform", func(c *Config) any { return &c.Hypervisor.Platform },
-		oneOf("none", PlatformVTPM, "snp", "tdx"), byFile, true,
-	},
-	{
-		"hypervisor.guest_dir", func(c *Config) any { return &c.Hypervisor.GuestDir }, absPath("the guest image's directory"),
-		byFile, false,
-	},
-	{"hypervisor.kernel", func(c *Config) any { return &c.Hypervisor.Kernel }, absPath("the guest kernel"), byFile, false},
-	{
-		"hypervisor.initrd", func(c *Config) any { return &c.Hypervisor.Initrd }, absPath("the guest initramfs"),
-		byFile, false,
-	},
-	{
-		"hypervisor.firmware", func(c *Config) any { return &c.Hypervisor.Firmware }, absPath("the VM's firmware"),
-		byFile, false,
-	},
-	{"hypervisor.kernel_params", func(c *Config) any { return &c.Hypervisor.KernelParams }, line(1024), byPod, false},
-	{
-		"hypervisor.initdata", func(c *Config) any { return &c.Hypervisor.Initdata }, absPath("an initdata document (TOML)"),
-		byFile, false,
-	},
-	{
-		"hypervisor.cpu_model", func(c *Config) any { return &c.Hypervisor.CPUModel }, word("a CPU model, as in \"EPYC-v4\""),
-		byFile, false,
-	},
-	{
-		"hypervisor.default_vcpus", func(c *Config) any { return &c.Hypervisor.DefaultVCPUs },
-		between(1, 1024), byPod, false,
-	},
-	{"hypervisor.max_vcpus", func(c *Config) any { return &c.Hypervisor.MaxVCPUs }, between(0, 1024), byFile, false},
-	{
-		"hypervisor.default_memory_mib", func(c *Config) any { return &c.Hypervisor.DefaultMemoryMiB },
-		between(MinMemoryMiB, 16<<20), byPod, false,
-	},
-	{
-		"hypervisor.max_memory_mib", func(c *Config) any { return &c.Hypervisor.MaxMemoryMiB }, zeroOr(MinMemoryMiB, 16<<20),
-		byFile, false,
-	},
-	{
-		"hypervisor.overhead_memory_mib", func(c *Config) any { return &c.Hypervisor.OverheadMemoryMiB }, between(0, 64<<10),
-		byFile, false,
-	},
-	{
-		"hypervisor.block_bus", func(c *Config) any { return &c.Hypervisor.BlockBus }, oneOf("virtio-scsi", "virtio-blk"),
-		byFile, true,
-	},
-	{"hypervisor.hotplug_ports", func(c *Config) any { return &c.Hypervisor.HotplugPorts }, between(0, 32), byFile, false},
-	{
-		"hypervisor.boot_timeout", func(c *Config) any { return &c.Hypervisor.BootTimeout },
-		lasting(time.Second, time.Hour), byPod, false,
-	},
-	{
-		"hypervisor.snp_guest_policy", func(c *Config) any { return &c.Hypervisor.SNPGuestPolicy }, snpPolicy(),
-		byFile, false,
-	},
-	{
-		"hypervisor.snp_id_block", func(c *Config) any { return &c.Hypervisor.SNPIDBlock },
-		oneOf("anonymous", "author", "none"), byFile, false,
-	},
-	{
-		"hypervisor.insecure_snp_debug", func(c *Config) any { return &c.Hypervisor.InsecureSNPDebug }, truth(),
-		byFile, false,
-	},
-	{
-		"hypervisor.tdx_quote_socket", func(c *Config) any { return &c.Hypervisor.TDXQuoteSocket }, quoteSocket(),
-		byFile, false,
-	},
-	{"hypervisor.first_user", func(c *Config) any { return &c.Hypervisor.FirstUser }, between(1, 1<<32-2), byFile, false},
-	{"hypervisor.users", func(c *Config) any { return &c.Hypervisor.Users }, between(1, 1<<24), byFile, false},
-	{
-		"hypervisor.extra_paths", func(c *Config) any { return &c.Hypervisor.ExtraPaths },
-		absPaths("files and directories that the VMM needs to start"), byFile, false,
-	},
-	{"hypervisor.seccomp", func(c *Config) any { return &c.Hypervisor.Seccomp }, truth(), byFile, false},
-	{"hypervisor.landlock", func(c *Config) any { return &c.Hypervisor.Landlock }, truth(), byFile, false},
-	{
-		"hypervisor.insecure_debug_console", func(c *Config) any { return &c.Hypervisor.InsecureDebugConsole }, truth(),
-		byFile, false,
-	},
+	row("hypervisor.type", func(c *Config) any { return &c.Hypervisor.Type }, oneOf("qemu", "clh"), byFile, true),
+	row("hypervisor.path", func(c *Config) any { return &c.Hypervisor.Path }, absPath("the VMM binary"), byFile, true),
+	row("hypervisor.machine", func(c *Config) any { return &c.Hypervisor.Machine },
+		word("a machine type, as in \"q35\""), byFile, false),
+	row("hypervisor.accel", func(c *Config) any { return &c.Hypervisor.Accel }, oneOf("", "kvm", "tcg"), byFile, false),
+	row("hypervisor.platform", func(c *Config) any { return &c.Hypervisor.Platform },
+		oneOf("none", PlatformVTPM, "snp", "tdx"), byFile, true),
+	row("hypervisor.guest_dir", func(c *Config) any { return &c.Hypervisor.GuestDir },
+		absPath("the guest image's directory"), byFile, false),
+	row("hypervisor.kernel", func(c *Config) any { return &c.Hypervisor.Kernel },
+		absPath("the guest kernel"), byFile, false),
+	row("hypervisor.initrd", func(c *Config) any { return &c.Hypervisor.Initrd },
+		absPath("the guest initramfs"), byFile, false),
+	row("hypervisor.firmware", func(c *Config) any { return &c.Hypervisor.Firmware },
+		absPath("the VM's firmware"), byFile, false),
+	row("hypervisor.kernel_params", func(c *Config) any { return &c.Hypervisor.KernelParams }, line(1024), byPod, false),
+	row("hypervisor.initdata", func(c *Config) any { return &c.Hypervisor.Initdata },
+		absPath("an initdata document (TOML)"), byFile, false),
+	row("hypervisor.cpu_model", func(c *Config) any { return &c.Hypervisor.CPUModel },
+		word("a CPU model, as in \"EPYC-v4\""), byFile, false),
+	row("hypervisor.default_vcpus", func(c *Config) any { return &c.Hypervisor.DefaultVCPUs },
+		between(1, 1024), byPod, false),
+	row("hypervisor.max_vcpus", func(c *Config) any { return &c.Hypervisor.MaxVCPUs }, between(0, 1024), byFile, false),
+	row("hypervisor.default_memory_mib", func(c *Config) any { return &c.Hypervisor.DefaultMemoryMiB },
+		between(MinMemoryMiB, 16<<20), byPod, false),
+	row("hypervisor.max_memory_mib", func(c *Config) any { return &c.Hypervisor.MaxMemoryMiB },
+		zeroOr(MinMemoryMiB, 16<<20), byFile, false),
+	row("hypervisor.overhead_memory_mib", func(c *Config) any { return &c.Hypervisor.OverheadMemoryMiB },
+		between(0, 64<<10), byFile, false),
+	row("hypervisor.block_bus", func(c *Config) any { return &c.Hypervisor.BlockBus },
+		oneOf("virtio-scsi", "virtio-blk"), byFile, true),
+	row("hypervisor.hotplug_ports", func(c *Config) any { return &c.Hypervisor.HotplugPorts },
+		between(0, 32), byFile, false),
+	row("hypervisor.boot_timeout", func(c *Config) any { return &c.Hypervisor.BootTimeout },
+		lasting(time.Second, time.Hour), byPod, false),
+	row("hypervisor.snp_guest_policy", func(c *Config) any { return &c.Hypervisor.SNPGuestPolicy },
+		snpPolicy(), byFile, false),
+	row("hypervisor.snp_id_block", func(c *Config) any { return &c.Hypervisor.SNPIDBlock },
+		oneOf("anonymous", "author", "none"), byFile, false),
+	row("hypervisor.insecure_snp_debug", func(c *Config) any { return &c.Hypervisor.InsecureSNPDebug },
+		truth(), byFile, false),
+	row("hypervisor.tdx_quote_socket", func(c *Config) any { return &c.Hypervisor.TDXQuoteSocket },
+		quoteSocket(), byFile, false),
+	row("hypervisor.first_user", func(c *Config) any { return &c.Hypervisor.FirstUser },
+		between(1, 1<<32-2), byFile, false),
+	row("hypervisor.users", func(c *Config) any { return &c.Hypervisor.Users }, between(1, 1<<24), byFile, false),
+	row("hypervisor.extra_paths", func(c *Config) any { return &c.Hypervisor.ExtraPaths },
+		absPaths("files and directories that the VMM needs to start"), byFile, false),
+	row("hypervisor.seccomp", func(c *Config) any { return &c.Hypervisor.Seccomp }, truth(), byFile, false),
+	row("hypervisor.landlock", func(c *Config) any { return &c.Hypervisor.Landlock }, truth(), byFile, false),
+	row("hypervisor.insecure_debug_console", func(c *Config) any { return &c.Hypervisor.InsecureDebugConsole },
+		truth(), byFile, false),
 
-	{
-		"runtime.state_dir", func(c *Config) any { return &c.Runtime.StateDir }, absPath("a directory on a tmpfs"), byFile,
-		true,
-	},
-	{
-		"runtime.layer_cache", func(c *Config) any { return &c.Runtime.LayerCache }, absPath("a directory on a disk"), byFile,
-		true,
-	},
-	{
-		"runtime.layer_cache_size_mib", func(c *Config) any { return &c.Runtime.LayerCacheSizeMiB }, zeroOr(64, 16<<20),
-		byFile, false,
-	},
-	{
-		"runtime.writable_layer", func(c *Config) any { return &c.Runtime.WritableLayer },
-		oneOf(WritableDisk, WritableMemory), byFile, true,
-	},
-	{"runtime.upper_size_mib", func(c *Config) any { return &c.Runtime.UpperSizeMiB }, zeroOr(16, 1<<20), byPod, false},
-	{
-		"runtime.scratch_dir", func(c *Config) any { return &c.Runtime.ScratchDir }, absPath("a directory on a disk"), byFile,
-		true,
-	},
-	{"runtime.max_copy_mib", func(c *Config) any { return &c.Runtime.MaxCopyMiB }, between(0, 16<<10), byFile, false},
-	{
-		"runtime.empty_dir_size_mib", func(c *Config) any { return &c.Runtime.EmptyDirSizeMiB },
-		zeroOr(16, 1<<20), byPod, false,
-	},
-	{"runtime.host_path", func(c *Config) any { return &c.Runtime.HostPath }, oneOf("read-only", "writable", HostPathLive,
-		"refused"), byFile, true},
-	{
-		"runtime.kubelet_dirs", func(c *Config) any { return &c.Runtime.KubeletDirs },
-		absPaths("root directories of kubelets"), byFile, false,
-	},
-	{
-		"runtime.engine_dirs", func(c *Config) any { return &c.Runtime.EngineDirs },
-		absPaths("root directories of container engines"), byFile, false,
-	},
-	{"runtime.virtiofsd", func(c *Config) any { return &c.Runtime.Virtiofsd }, absPath("virtiofsd"), byFile, false},
-	{"runtime.rlimits", func(c *Config) any { return &c.Runtime.Rlimits }, rlimits(), byFile, false},
-	{
-		"runtime.create_timeout", func(c *Config) any { return &c.Runtime.CreateTimeout },
-		lasting(time.Second, time.Hour), byPod, false,
-	},
-	{
-		"runtime.stop_timeout", func(c *Config) any { return &c.Runtime.StopTimeout },
-		lasting(100*time.Millisecond, time.Hour), byPod, false,
-	},
-	{
-		"runtime.health_interval", func(c *Config) any { return &c.Runtime.HealthInterval }, lasting(time.Second, time.Hour),
-		byFile, false,
-	},
-	{"runtime.health_misses", func(c *Config) any { return &c.Runtime.HealthMisses }, between(0, 1000), byFile, false},
-	{
-		"runtime.template", func(c *Config) any { return &c.Runtime.Template }, oneOf(TemplatePrivate, TemplateOff),
-		byFile, true,
-	},
-	{
-		"runtime.log_level", func(c *Config) any { return &c.Runtime.LogLevel }, oneOf("error", "warn", "info", "debug"),
-		byFile, true,
-	},
-	{"runtime.enable_annotations", func(c *Config) any { return &c.Runtime.EnableAnnotations }, podKeys(), byFile, false},
-	{"runtime.rehearse", func(c *Config) any {
+	row("runtime.state_dir", func(c *Config) any { return &c.Runtime.StateDir },
+		absPath("a directory on a tmpfs"), byFile, true),
+	row("runtime.layer_cache", func(c *Config) any { return &c.Runtime.LayerCache },
+		absPath("a directory on a disk"), byFile, true),
+	row("runtime.layer_cache_size_mib", func(c *Config) any { return &c.Runtime.LayerCacheSizeMiB },
+		zeroOr(64, 16<<20), byFile, false),
+	row("runtime.writable_layer", func(c *Config) any { return &c.Runtime.WritableLayer },
+		oneOf(WritableDisk, WritableMemory), byFile, true),
+	row("runtime.upper_size_mib", func(c *Config) any { return &c.Runtime.UpperSizeMiB }, zeroOr(16, 1<<20), byPod, false),
+	row("runtime.scratch_dir", func(c *Config) any { return &c.Runtime.ScratchDir },
+		absPath("a directory on a disk"), byFile, true),
+	row("runtime.max_copy_mib", func(c *Config) any { return &c.Runtime.MaxCopyMiB }, between(0, 16<<10), byFile, false),
+	row("runtime.empty_dir_size_mib", func(c *Config) any { return &c.Runtime.EmptyDirSizeMiB },
+		zeroOr(16, 1<<20), byPod, false),
+	row("runtime.host_path", func(c *Config) any { return &c.Runtime.HostPath },
+		oneOf("read-only", "writable", HostPathLive,
+		"refused"), byFile, true),
+	row("runtime.binds", func(c *Config) any { return &c.Runtime.Binds },
+		oneOf("", BindsLive, BindsReadOnly), byFile, false),
+	row("runtime.kubelet_dirs", func(c *Config) any { return &c.Runtime.KubeletDirs },
+		absPaths("root directories of kubelets"), byFile, false),
+	row("runtime.engine_dirs", func(c *Config) any { return &c.Runtime.EngineDirs },
+		absPaths("root directories of container engines"), byFile, false),
+	row("runtime.virtiofsd", func(c *Config) any { return &c.Runtime.Virtiofsd }, absPath("virtiofsd"), byFile, false),
+	row("runtime.rlimits", func(c *Config) any { return &c.Runtime.Rlimits }, rlimits(), byFile, false),
+	row("runtime.create_timeout", func(c *Config) any { return &c.Runtime.CreateTimeout },
+		lasting(time.Second, time.Hour), byPod, false),
+	row("runtime.stop_timeout", func(c *Config) any { return &c.Runtime.StopTimeout },
+		lasting(100*time.Millisecond, time.Hour), byPod, false),
+	row("runtime.health_interval", func(c *Config) any { return &c.Runtime.HealthInterval },
+		lasting(time.Second, time.Hour), byFile, false),
+	row("runtime.health_misses", func(c *Config) any { return &c.Runtime.HealthMisses }, between(0, 1000), byFile, false),
+	row("runtime.template", func(c *Config) any { return &c.Runtime.Template },
+		oneOf(TemplatePrivate, TemplateOff), byFile, true),
+	row("runtime.log_level", func(c *Config) any { return &c.Runtime.LogLevel },
+		oneOf("error", "warn", "info", "debug"), byFile, true),
+	row("runtime.enable_annotations", func(c *Config) any { return &c.Runtime.EnableAnnotations },
+		podKeys(), byFile, false),
+	row("runtime.rehearse", func(c *Config) any {
 		return &c.Runtime.Rehearse
-	}, absPath("a configuration file for platform snp or tdx"), byFile, false},
+	}, absPath("a configuration file for platform snp or tdx"), byFile, false),
 
-	{"network.model", func(c *Config) any { return &c.Network.Model }, oneOf("tcfilter", "none"), byFile, true},
-	{"network.queues_per_nic", func(c *Config) any { return &c.Network.QueuesPerNIC }, between(1, 16), byFile, false},
+	row("network.model", func(c *Config) any { return &c.Network.Model }, oneOf("tcfilter", "none"), byFile, true),
+	row("network.queues_per_nic", func(c *Config) any { return &c.Network.QueuesPerNIC }, between(1, 16), byFile, false),
 
-	{"vtpm.program", func(c *Config) any { return &c.VTPM.Program }, absPath("swtpm"), byFile, true},
+	row("vtpm.program", func(c *Config) any { return &c.VTPM.Program }, absPath("swtpm"), byFile, true),
 }
 
 // Keys lists every key as "section.key", in the order of the documentation.

@@ -114,21 +114,28 @@ func (d *decoder) platform(h Hypervisor) {
 	}
 }
 
-// hostPath checks who can have files of the host live.
-func (d *decoder) hostPath() {
-	h, r := d.cfg.Hypervisor, d.cfg.Runtime
-	const others = "\"read-only\", \"writable\" or \"refused\""
-	switch {
-	case r.HostPath != HostPathLive:
-		if r.Virtiofsd != "" {
-			d.blame("runtime.virtiofsd", fmt.Sprintf("means nothing for host_path %q", r.HostPath),
-				"\"\", or host_path = \"live\"")
-		}
+// liveFiles checks who can have files of the host live.
+func (d *decoder) liveFiles() {
+	r := d.cfg.Runtime
+	if r.HostPath == HostPathLive {
+		d.live("runtime.host_path", "\"read-only\", \"writable\" or \"refused\"")
+	}
+	if r.Binds == BindsLive {
+		d.live("runtime.binds", "\"\" or \"read-only\"")
+	}
+	if r.HostPath != HostPathLive && !d.cfg.LiveBinds() && r.Virtiofsd != "" {
+		d.blame("runtime.virtiofsd", "means nothing, because neither host_path nor binds is \"live\"", "\"\"")
+	}
+}
+
+// live checks whether a key can have the value "live".
+func (d *decoder) live(key, others string) {
+	switch h := d.cfg.Hypervisor; {
 	case h.Platform != "none":
-		d.blame("runtime.host_path", fmt.Sprintf("\"live\" shares files of the host with the guest, which on platform %q "+
+		d.blame(key, fmt.Sprintf("\"live\" shares files of the host with the guest, which on platform %q "+
 			"trusts none", h.Platform), others)
 	case h.Type == TypeCLH:
-		d.blame("runtime.host_path", "\"live\" is not supported with Cloud Hypervisor", others+", or type = \"qemu\"")
+		d.blame(key, "\"live\" is not supported with Cloud Hypervisor", others+", or type = \"qemu\"")
 	}
 }
 

@@ -115,8 +115,17 @@ func TestDecodeTEEKeys(t *testing.T) {
 			"not supported with Cloud Hypervisor",
 		},
 		{
-			"a program for nothing", "[runtime]\nvirtiofsd = \"/usr/libexec/virtiofsd\"\n",
-			"t.toml:2: runtime.virtiofsd: means nothing for host_path \"read-only\"",
+			"a program for nothing", "[runtime]\nbinds = \"read-only\"\nvirtiofsd = \"/usr/libexec/virtiofsd\"\n",
+			"t.toml:3: runtime.virtiofsd: means nothing, because neither host_path nor binds",
+		},
+		{"a program for volumes of engines", "[runtime]\nvirtiofsd = \"/usr/libexec/virtiofsd\"\n", ""},
+		{
+			"volumes of engines", snp + "[runtime]\nbinds = \"live\"\n",
+			"t.toml:6: runtime.binds: \"live\" shares files of the host with the guest, which on platform \"snp\" trusts none",
+		},
+		{
+			"volumes of engines with Cloud Hypervisor", "[hypervisor]\ntype = \"clh\"\n[runtime]\nbinds = \"live\"\n",
+			"runtime.binds: \"live\" is not supported with Cloud Hypervisor",
 		},
 		{
 			"socket elsewhere", snp + "tdx_quote_socket = \"vsock:4050\"\n",

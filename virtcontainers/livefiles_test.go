@@ -81,7 +81,12 @@ func (s *fakeShare) Close() error {
 func live(w *world, mounts ...specs.Mount) Options {
 	o := w.options("sleep")
 	o.Config.Runtime.HostPath = "live"
-	o.Spec.Mounts = append(mounts, specs.Mount{Type: "bind", Source: w.file("hosts", 0o644), Destination: "/etc/hosts"})
+	if err := os.MkdirAll(filepath.Join(w.dir, o.ID), 0o700); err != nil {
+		w.t.Fatal(err)
+	}
+	o.Spec.Mounts = append(mounts, specs.Mount{
+		Type: "bind", Source: w.file(o.ID+"/hosts", 0o644), Destination: "/etc/hosts",
+	})
 	return o
 }
 
@@ -143,6 +148,13 @@ func TestOnlyVMsThatNeedItHaveADeviceForLiveFiles(t *testing.T) {
 		"a pod of one with a mount": {func(w *world) Options {
 			return live(w, specs.Mount{Type: "bind", Source: w.file("data", 0o644), Destination: "/d"})
 		}, true},
+		"one whose mounts are copies": {func(w *world) Options {
+			o := live(w, specs.Mount{
+				Type: "bind", Source: w.file("data", 0o644), Destination: "/d", Options: []string{"ro"},
+			})
+			o.Config.Runtime.Binds = "read-only"
+			return o
+		}, false},
 		"a pod of Kubernetes": {func(w *world) Options { o := live(w); o.First = nil; return o }, true},
 		"one that is not configured so": {func(w *world) Options {
 			o := live(w)

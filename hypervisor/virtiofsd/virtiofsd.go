@@ -64,7 +64,8 @@ func find(ctx context.Context, path string, places []string) (Daemon, error) {
 		return ask(ctx, p)
 	}
 	return Daemon{}, fmt.Errorf("there is no virtiofsd, which files that are shared live need: no program %s; install "+
-		"the package virtiofsd (Debian 12: qemu-system-common), or set runtime.virtiofsd: %w",
+		"the package virtiofsd (Debian 12: qemu-system-common), set runtime.virtiofsd, or share nothing live "+
+		"(runtime.binds, runtime.host_path = \"read-only\"): %w",
 		strings.Join(places, ", "), errdefs.ErrFailedPrecondition)
 }
 

@@ -94,6 +94,9 @@ type Input struct {
 	// HostPath is the configuration's choice; TEE says that the guest trusts nothing of the host.
 	HostPath HostPath
 	TEE      bool
+	// LiveBinds says that a bind mount of an engine without pods is the host's own file or directory. Without it such a
+	// mount is a copy if it is read-only, and is refused if it is writable.
+	LiveBinds bool
 	// Direct says whether a volume's path has a record of a CSI driver's .
 	Direct func(volume string) (bool, error)
 }
@@ -268,17 +271,45 @@ func (in Input) one(m specs.Mount) (Bind, error) {
 	case len(rest) == 1 && rest[0] == hostsFile:
 	case len(rest) >= 3 && rest[0] == volumesDir:
 		return in.persistent(m, src)
-	case person && (in.TEE || in.HostPath != Live || slices.Contains(engineFiles, path.Clean(m.Destination))):
-		// Engines for people (ctr, nerdctl, Docker, Podman) mount what somebody named on the
-		// command line: a copy for that container.
-		b.Origin = Named
-	case in.engines(&b):
 	case person:
-		return in.hostPath(m, src, Named)
+		return in.named(m, src)
+	case in.engines(&b):
 	default:
 		return in.hostPath(m, src, Resolved)
 	}
 	return b, nil
+}
+
+// named is a mount of an engine for people (ctr, nerdctl, Docker, Podman): a source that somebody named on the command
+// line, a volume of the engine, or a file that the engine makes for every container. Volumes keep data, and people
+// expect the host's own files, so a copy that a container can write to is never made of them.
+func (in Input) named(m specs.Mount, src string) (Bind, error) {
+	dest := path.Clean(m.Destination)
+	made := slices.Contains(engineFiles, dest) && slices.Contains(strings.Split(src, "/"), in.ID)
+	switch live := in.LiveBinds && !in.TEE; {
+	case made:
+		return Bind{Source: src, Origin: Named}, nil
+	case live:
+		return Bind{Kind: Shared, Source: src, Origin: Named, ReadOnly: readOnly(m)}, nil
+	case readOnly(m):
+		return Bind{Source: src, Origin: Named}, nil
+	case in.TEE:
+		return Bind{}, fmt.Errorf("%s is on the host, unencrypted, and a confidential guest keeps no data there: mount it "+
+			"read-only to get a copy, or use a tmpfs or the container's own file system: %w", store(src),
+			errdefs.ErrInvalidArgument)
+	}
+	return Bind{}, fmt.Errorf("%s would be a copy, and what the container writes to it would be lost: mount it "+
+		"read-only, or share it live (runtime.binds = \"live\", with QEMU): %w", store(src), errdefs.ErrInvalidArgument)
+}
+
+// store names a source for an error: engines keep the volume NAME in volumes/NAME/_data.
+func store(src string) string {
+	dir, base := path.Split(src)
+	name := path.Base(dir)
+	if base == "_data" && name != "." && name != "/" {
+		return "the volume " + name + " (" + src + ")"
+	}
+	return "the source " + src
 }
 
 // guestDevices are devices that every guest has and that are the same everywhere. A bind mount of one shows the

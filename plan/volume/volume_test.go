@@ -54,7 +54,9 @@ func table() []*mountinfo.Info {
 
 func TestPlan(t *testing.T) {
 	live := func(in *Input) { in.HostPath = Live }
-	alone := func(in *Input) { in.HostPath, in.Spec.Annotations = Live, nil }
+	alone := func(in *Input) { in.LiveBinds, in.Spec.Annotations = true, nil }
+	copies := func(in *Input) { in.Spec.Annotations = nil }
+	const db = "/var/lib/docker/volumes/db/_data"
 	refuse := func(in *Input) { in.HostPath = Refused }
 	volumes := pods + "/volumes/kubernetes.io~"
 	for _, tt := range []struct {
@@ -279,12 +281,35 @@ func TestPlan(t *testing.T) {
 			want: Bind{Origin: Named, Kind: Shared, Source: "/opt/x"},
 		},
 		{
-			name: "bind of a person in a TEE, live", source: "/opt/x", change: func(in *Input) { alone(in); in.TEE = true },
-			want: Bind{Origin: Named, Source: "/opt/x"},
+			name: "bind of a person, live, read-only", source: "/opt/x", options: []string{"ro"}, change: alone,
+			want: Bind{Origin: Named, Kind: Shared, Source: "/opt/x", ReadOnly: true},
 		},
 		{
-			name: "Docker's resolv.conf beside live ones", source: "/var/lib/docker/x/resolv.conf", dest: "/etc/resolv.conf",
-			change: alone, want: Bind{Origin: Named, Source: "/var/lib/docker/x/resolv.conf"},
+			name: "bind of a person, live in the pods of Kubernetes only", source: "/opt/x",
+			change: func(in *Input) { copies(in); in.HostPath = Live }, refused: "would be lost",
+		},
+		{name: "volume of Docker", source: db, change: alone, want: Bind{Origin: Named, Kind: Shared, Source: db}},
+		{
+			name: "volume of Docker in a TEE", source: db, change: func(in *Input) { alone(in); in.TEE = true },
+			refused: "the volume db (" + db + ") is on the host, unencrypted",
+		},
+		{
+			name: "volume of Docker in a TEE, read-only", source: db, options: []string{"ro"},
+			change: func(in *Input) { alone(in); in.TEE = true }, want: Bind{Origin: Named, Source: db},
+		},
+		{name: "volume of Docker that would be a copy", source: db, change: copies, refused: `runtime.binds = "live"`},
+		{
+			name: "Docker's resolv.conf", source: "/x/containers/ctr-1/resolv.conf", dest: "/etc/resolv.conf",
+			change: alone, want: Bind{Origin: Named, Source: "/x/containers/ctr-1/resolv.conf"},
+		},
+		{
+			name: "Docker's resolv.conf in a TEE", source: "/x/containers/ctr-1/resolv.conf", dest: "/etc/resolv.conf",
+			change: func(in *Input) { copies(in); in.TEE = true },
+			want:   Bind{Origin: Named, Source: "/x/containers/ctr-1/resolv.conf"},
+		},
+		{
+			name: "a person's own resolv.conf", source: "/opt/resolv.conf", dest: "/etc/resolv.conf", change: copies,
+			refused: "the source /opt/resolv.conf would be a copy",
 		},
 		{
 			name: "resolv.conf in a TEE", source: "/run/containerd/x/sandbox-1/resolv.conf", dest: "/etc/resolv.conf",
@@ -295,7 +320,7 @@ func TestPlan(t *testing.T) {
 			want: Bind{Source: "/var/lib/containerd/containers/ctr-1/volumes/0f"},
 		},
 		{
-			name: "bind of a person", source: "/opt/x", change: func(in *Input) { in.Spec.Annotations, in.TEE = nil, true },
+			name: "bind of a person, read-only", source: "/opt/x", options: []string{"ro"}, change: copies,
 			want: Bind{Origin: Named, Source: "/opt/x"},
 		},
 	} {

@@ -207,6 +207,7 @@ func TestDockerRunsContainersInMicroVMs(t *testing.T) {
 					checkNoNetworkAtFirst(t, d)
 					checkNoCommand(t, d)
 					checkSharing(t, d)
+					checkVolumes(t, d)
 				}
 			})
 			left, err := harness.Leaks(t.Context(), before, 10*time.Second)

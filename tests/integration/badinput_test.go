@@ -57,6 +57,10 @@ func TestBadConfigurationIsRefusedInWords(t *testing.T) {
 			"--mount",
 			"type=bind,src=/nonexistent/file,dst=/x,options=rbind",
 		}, want: []string{"/nonexistent/file"}},
+		{
+			name: "bind mount that would lose what is written", config: "[runtime]\nbinds = \"read-only\"\n",
+			flags: []string{"--mount", "type=bind,src=/opt,dst=/x,options=rbind:rw"}, want: []string{"/opt", "would be lost"},
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			id := newID(t)

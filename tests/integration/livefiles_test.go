@@ -14,16 +14,15 @@ import (
 	"github.com/coco-shim/coco/tests/harness"
 )
 
-// A bind mount is the host's own directory where that is configured; nothing is left by a container's end, nor by
+// A bind mount is the host's own directory; nothing is left by a container's end, nor by
 // its shim's.
-func TestBindMountsAreLiveWhereThatIsConfigured(t *testing.T) {
+func TestBindMountsAreLive(t *testing.T) {
 	testvm.Need(t, testvm.Virtiofsd)
 	d := daemon(t, primary)
 	noLeaks(t)
-	config, host := filepath.Join(t.TempDir(), "config.toml"), t.TempDir()
-	write(t, config, "[runtime]\nhost_path = \"live\"\n")
+	host := t.TempDir()
 	write(t, filepath.Join(host, "in"), "of the host\n")
-	mount := []string{"--runtime-config-path", config, "--mount", "type=bind,src=" + host + ",dst=/h,options=rbind:rw"}
+	mount := []string{"--mount", "type=bind,src=" + host + ",dst=/h,options=rbind:rw"}
 	back := func() error {
 		_, err := os.Stat(filepath.Join(host, "up"))
 		return err

@@ -30,7 +30,8 @@ func templates(t *testing.T) (config, dir string) {
 		}
 	})
 	config = filepath.Join(t.TempDir(), "config.toml")
-	write(t, config, fmt.Sprintf("[runtime]\nstate_dir = %q\ntemplate = \"private\"\n", state))
+	// Pods with live files boot: the program twin comes as a copy.
+	write(t, config, fmt.Sprintf("[runtime]\nstate_dir = %q\ntemplate = \"private\"\nbinds = \"read-only\"\n", state))
 	return config, filepath.Join(state, "templates")
 }
 

@@ -275,7 +275,7 @@ func TestABindMountOfAPersonIsLive(t *testing.T) {
 		}
 		s := spec(mounts, "sh", "-c", script)
 		s.Annotations = nil
-		cfg, h, log := machine(t, dir, func(c *configs.Config) { c.Runtime.HostPath = "live" })
+		cfg, h, log := machine(t, dir, func(*configs.Config) {})
 		first := &virtcontainers.ContainerRequest{ID: "one", Bundle: dir, Spec: s, Stdout: true}
 		p, err := virtcontainers.CreatePod(t.Context(), virtcontainers.Options{
 			ID: "one", Namespace: "test", Bundle: dir, Spec: s, Config: cfg, Host: h, Log: log, First: first,

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -48,13 +49,10 @@ func (l *LiveFiles) shared() share.Files {
 const liveDir = "live"
 
 // NeedsFiles says whether the VM has a device for files of the host. Which containers a pod of
-// Kubernetes will have is not known when its VM starts, so each of its pods has one.
+// Kubernetes will have is not known when its VM starts, so with host_path "live" each of its pods has one.
 func NeedsFiles(o Options) (bool, error) {
-	if o.Config.Runtime.HostPath != configs.HostPathLive {
-		return false, nil
-	}
 	if o.First == nil {
-		return true, nil
+		return o.Config.Runtime.HostPath == configs.HostPathLive, nil
 	}
 	binds, err := share.Plan(o.Config, o.First.Request)
 	return slices.ContainsFunc(binds, func(b volume.Bind) bool { return b.Kind == volume.Shared }), err
@@ -66,10 +64,13 @@ func (c *creation) serveFiles(ctx context.Context) error {
 		return err
 	}
 	if c.opts.Host.Files == nil {
-		return fmt.Errorf("runtime.host_path is \"live\", for which this host has no server: %w", errdefs.ErrNotImplemented)
+		return fmt.Errorf("files of the host are live, for which this host has no server: %w", errdefs.ErrNotImplemented)
 	}
-	c.log.Warn("runtime.host_path is live: the VM is not shut off from the host, it reads and writes files that its "+
-		"containers mount",
+	level := slog.LevelInfo // of the mounts that somebody named for this container
+	if c.opts.Config.Runtime.HostPath == configs.HostPathLive {
+		level = slog.LevelWarn // of those that anybody's pods name
+	}
+	c.log.Log(ctx, level, "the VM is not shut off from the host: it reads and writes files that its containers mount",
 		"pod", c.opts.ID)
 	dir := filepath.Join(c.StateDir, liveDir)
 	if err := os.Mkdir(dir, 0o755); err != nil { // in a private directory; containers see the mode

@@ -55,6 +55,7 @@ func Plan(c configs.Config, req Request) ([]volume.Bind, error) {
 		Kubelets: hostvolume.Roots(c.Runtime.KubeletDirs), Engines: hostvolume.EngineRoots(req.Bundle,
 			c.Runtime.EngineDirs),
 		HostPath: volume.HostPath(c.Runtime.HostPath), TEE: c.Hypervisor.Platform != "none",
+		LiveBinds: c.LiveBinds(),
 		Direct: func(v string) (bool, error) {
 			d, err := hostvolume.ReadDirect(hostvolume.DirectDir, v)
 			return d != nil, err
@@ -79,7 +80,11 @@ func (m *Mounts) Close() error {
 
 // Plan decides where each bind mount of a container leads to in the guest. The caller closes the result.
 func (s *Set) Plan(req Request) (_ *Mounts, err error) {
-	binds, err := Plan(s.o.Config, req)
+	cfg := s.o.Config
+	if s.o.Files == nil {
+		cfg.Runtime.Binds = configs.BindsReadOnly // a pod that more containers were to join has no device for their volumes
+	}
+	binds, err := Plan(cfg, req)
 	if err != nil {
 		return nil, err
 	}

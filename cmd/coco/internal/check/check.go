@@ -50,9 +50,10 @@ func Command() *cobra.Command {
 				{Name: "config", Required: true, Run: func() (string, error) { return describeConfig(cfg), cfgErr }},
 				{Name: "guest-image", Required: true, Run: func() (string, error) { return checkGuest(cfg) }},
 			}
-			if cfg.Runtime.HostPath == configs.HostPathLive {
+			if hostPath := cfg.Runtime.HostPath == configs.HostPathLive; hostPath || cfg.LiveBinds() {
 				live := func() (string, error) { return checkLive(cmd.Context(), cfg) }
-				checks = append(checks, probe.Check{Name: "virtiofsd", Required: true, Run: live})
+				required := hostPath || cfg.Runtime.Binds == configs.BindsLive
+				checks = append(checks, probe.Check{Name: "virtiofsd", Required: required, Run: live})
 			}
 			checks = append(checks, checkConfinement(cmd.Context(), cfg)...)
 			report := probe.Run(cmd.Context(), host, probe.Options{
@@ -125,7 +126,11 @@ func checkLive(ctx context.Context, cfg configs.Config) (string, error) {
 	if err != nil {
 		return "not usable", errors.New(strings.TrimSuffix(err.Error(), ": "+errdefs.ErrFailedPrecondition.Error()))
 	}
-	return d.Path + ", " + d.Version + "; runtime.host_path is live: VMs read and write files of the host", nil
+	whose := "that somebody mounts with Docker, nerdctl or ctr"
+	if cfg.Runtime.HostPath == configs.HostPathLive {
+		whose = "of the host (runtime.host_path is live)"
+	}
+	return d.Path + ", " + d.Version + "; VMs read and write files " + whose, nil
 }
 
 func askQEMU(ctx context.Context, path string) (probe.QEMU, error) {
