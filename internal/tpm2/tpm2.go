@@ -16,6 +16,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 // PCRs is how many PCRs the TPM of a PC has.
@@ -55,11 +57,15 @@ type TPM struct{ rw io.ReadWriter }
 func New(rw io.ReadWriter) TPM { return TPM{rw} }
 
 // Open opens a device of the kernel, such as /dev/tpm0. The caller closes it.
+//
+// The descriptor must block. Package os would make it one that does not, with which the kernel works on a command after
+// write(2) has returned, and read(2) returns nothing until the answer is there (drivers/char/tpm/tpm-dev-common.c).
 func Open(path string) (TPM, io.Closer, error) {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return TPM{}, nil, err
+		return TPM{}, nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
+	f := os.NewFile(uintptr(fd), path)
 	return TPM{f}, f, nil
 }
 
