@@ -189,6 +189,9 @@ var edges = Edges{
 	"cmd/coco/internal/measure/report": {"cmd/coco/internal/show", "measurement"},
 	"cmd/coco/internal/measure/sev":    {"cmd/coco/internal/measure/...", "measurement/..."},
 	"cmd/coco/internal/measure/td":     {"cmd/coco/internal/measure/...", "measurement/..."},
+	"cmd/coco/internal/measure/tpm": {
+		"cmd/coco/internal/measure/...", "configs", "internal/initdata", "measurement/...", "plan/launch",
+	},
 	"cmd/coco/internal/node":           {"cmd/coco/internal/show", "node/..."},
 	"node/...":                         {"node/..."},
 	"cmd/coco/internal/pods": {

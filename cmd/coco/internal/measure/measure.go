@@ -14,6 +14,7 @@ import (
 	"github.com/coco-shim/coco/cmd/coco/internal/measure/report"
 	"github.com/coco-shim/coco/cmd/coco/internal/measure/sev"
 	"github.com/coco-shim/coco/cmd/coco/internal/measure/td"
+	"github.com/coco-shim/coco/cmd/coco/internal/measure/tpm"
 )
 
 // Command returns the group.
@@ -62,6 +63,6 @@ func Command() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&a, "diff", "", "compare the trace in this file with the one in the file that follows")
 	o.flags(cmd)
-	cmd.AddCommand(sev.Command(), sev.IGVMCommand(), td.Command())
+	cmd.AddCommand(sev.Command(), sev.IGVMCommand(), td.Command(), tpm.Command())
 	return cmd
 }

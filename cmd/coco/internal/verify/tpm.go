@@ -7,8 +7,10 @@ import (
 	"crypto"
 	"crypto/x509"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -47,7 +49,9 @@ func (o *options) tpmExpectations() (tpm.Expectations, error) {
 		want.Undecided = append(want.Undecided, tpm.ItemKey, tpm.ItemSelection)
 	}
 	if o.references != "" {
-		return want, errors.New("--reference-values: a TPM has no launch digest; give --pcr")
+		if err := o.tpmReferences(&want); err != nil {
+			return want, fmt.Errorf("--reference-values %s: %w", o.references, err)
+		}
 	}
 	if o.selection != "" {
 		if want.Selection, err = parseSelection(o.selection); err != nil {
@@ -87,6 +91,78 @@ func (o *options) tpmExpectations() (tpm.Expectations, error) {
 	}
 	return want, nil
 }
+
+// tpmReferences takes the allowed values of PCRs from a file of coco measure vtpm --reference-values. Without
+// --pcr-selection the quote must cover all PCRs, as that of our attester and of CoCo's does.
+func (o *options) tpmReferences(want *tpm.Expectations) error {
+	text, err := readAll(nil, o.references, maxInput)
+	if err != nil {
+		return err
+	}
+	if want.Registers, err = pcrReferences(text); err != nil {
+		return err
+	}
+	want.Selection = &tpm.Selection{Bank: crypto.SHA256}
+	for n := range 24 {
+		want.Selection.PCRs = append(want.Selection.PCRs, n)
+	}
+	return nil
+}
+
+// pcrReferences reads both forms of reference values: that of our broker and that of Trustee.
+func pcrReferences(text []byte) (map[string][][]byte, error) {
+	var doc struct {
+		Type    string `json:"type"`
+		Payload []byte `json:"payload"`
+		Values  []struct {
+			Platform  string            `json:"platform"`
+			Registers map[string]string `json:"registers"`
+		} `json:"values"`
+	}
+	if err := json.Unmarshal(text, &doc); err != nil {
+		return nil, err
+	}
+	values := map[string][]string{}
+	switch doc.Type {
+	case "coco-reference-values":
+		for _, v := range doc.Values {
+			for name, digits := range v.Registers {
+				if v.Platform == "vtpm" {
+					values[name] = append(values[name], digits)
+				}
+			}
+		}
+	case "sample":
+		var payload map[string][]string
+		if err := json.Unmarshal(doc.Payload, &payload); err != nil {
+			return nil, fmt.Errorf("payload: %w", err)
+		}
+		for name, list := range payload {
+			if register, ok := strings.CutPrefix(name, "tpm_"); ok {
+				values[register] = list
+			}
+		}
+	default:
+		return nil, fmt.Errorf("type %q: known are coco-reference-values and sample", doc.Type)
+	}
+	if len(values) == 0 {
+		return nil, errors.New("no values of PCRs")
+	}
+	out := map[string][][]byte{}
+	for name, list := range values {
+		for _, digits := range list {
+			b, err := hex.DecodeString(digits)
+			if err != nil || len(b) != crypto.SHA256.Size() || !pcrName.MatchString(name) {
+				return nil, fmt.Errorf("%s: %q is no value of a PCR of the SHA-256 bank", name, digits)
+			}
+			out[name] = append(out[name], b)
+		}
+	}
+	return out, nil
+}
+
+// pcrName is how PCRs are named in reference values and claims.
+var pcrName = regexp.MustCompile(`^pcr([01][0-9]|2[0-3])$`)
 
 // parseSelection reads a bank and PCRs as tpm2-tools write them.
 func parseSelection(text string) (*tpm.Selection, error) {

@@ -11,6 +11,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"io"
 	"path/filepath"
 	"slices"
@@ -180,12 +181,29 @@ func TestQuoteOfATPM(t *testing.T) {
 		t.Fatal(err)
 	}
 	sum := sha256.Sum256(der)
+	all := []string{"--pcr-selection", "sha256:9,8,7,6,5,4,3,2,1,0", "--reference-values"}
+	rv := func(name, text string) []string {
+		write(t, filepath.Join(dir, name), []byte(text))
+		return append(slices.Clone(all), filepath.Join(dir, name))
+	}
+	ours := `{"type":"coco-reference-values","values":[{"platform":"vtpm","registers":{"pcr04":"%s"}},{"platform":"tdx",` +
+		`"registers":{"mrtd":"00"}}]}`
+	rvps := `{"type":"sample","payload":"` + base64.StdEncoding.EncodeToString([]byte(`{"tpm_pcr04":["`+pcrs[5]+`","`+
+		pcrs[4]+`"],"snp_launch_measurement":["00"]}`)) + `"}`
 	for _, tc := range []struct {
 		name      string
 		args      []string
 		want      int
 		undecided int
 	}{
+		{"reference values of ours", rv("ours", fmt.Sprintf(ours, pcrs[4])), 0, 3},
+		{"reference values of Trustee's form", rv("rvps", rvps), 0, 3},
+		{"other reference values", rv("other", fmt.Sprintf(ours, pcrs[5])), 4, 0},
+		{"a quote of less than all PCRs", []string{"--reference-values", filepath.Join(dir, "ours")}, 4, 0},
+		{"reference values without PCRs", rv("none", `{"type":"coco-reference-values"}`), 1, 0},
+		{"reference values of another kind", rv("kind", `{"type":"x"}`), 1, 0},
+		{"a PCR that no TPM has", rv("24", strings.ReplaceAll(fmt.Sprintf(ours, pcrs[4]), "pcr04", "pcr24")), 1, 0},
+		{"a value that is too short", rv("short", fmt.Sprintf(ours, "00")), 1, 0},
 		{"nothing is said", nil, 0, 5},
 		{"as asked", []string{"--pcr-selection", "sha256:9,8,7,6,5,4,3,2,1,0", "--pcr", "4=" + pcrs[4]}, 0, 3},
 		{"by the CA", []string{"--ak-ca", filepath.Join(dir, "ca")}, 0, 4},
