@@ -6,7 +6,6 @@ package node
 import (
 	"context"
 	"errors"
-	"fmt"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -54,7 +53,7 @@ func (n *Node) Check(ctx context.Context) ([]Finding, error) {
 		findings = append(findings, Finding{"link " + path, text(n.checkLink(path, r.Current))})
 	}
 	for _, e := range s.Engines {
-		f := Finding{What: fmt.Sprintf("%s %s", e.Engine, e.Version), Problem: e.Problem}
+		f := Finding{What: strings.TrimSpace(e.Engine + " " + e.Version), Problem: e.Problem}
 		var missing []string
 		for _, m := range s.Missing {
 			if name, ok := strings.CutPrefix(m, e.Engine+": "); ok {

@@ -160,7 +160,7 @@ func (n *Node) edits(ctx context.Context, p *plan, want []engine.Handler) error 
 			}
 		}
 		loaded := e.State(ctx)
-		if loaded.Running && (len(p.Changes) > before || !sameHandlers(loaded, want)) {
+		if loaded.Running && (len(p.Changes) > before || len(want) > 0 && !sameHandlers(loaded, want)) {
 			p.Restart = append(p.Restart, e.Name())
 		}
 	}

@@ -34,17 +34,17 @@ const (
 	startTimeout = 60 * time.Second
 )
 
-// peer returns the program that listens on a socket, and its arguments. ok is false if nothing does.
-func peer(ctx context.Context, socket string) (exe string, args []string, ok bool) {
+// peerPID returns the process that has bound a socket, 0 if none listens there.
+func peerPID(ctx context.Context, socket string) int {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", socket)
 	if err != nil {
-		return "", nil, false
+		return 0
 	}
 	defer conn.Close()
 	raw, err := conn.(*net.UnixConn).SyscallConn()
 	if err != nil {
-		return "", nil, false
+		return 0
 	}
 	pid := 0
 	err = raw.Control(func(fd uintptr) {
@@ -52,11 +52,29 @@ func peer(ctx context.Context, socket string) (exe string, args []string, ok boo
 			pid = int(cred.Pid)
 		}
 	})
-	if err != nil || pid == 0 {
+	if err != nil {
+		return 0
+	}
+	return pid
+}
+
+// Hangup sends SIGHUP to the daemon that listens on a socket.
+func Hangup(ctx context.Context, socket string) error {
+	pid := peerPID(ctx, socket)
+	if pid <= 1 {
+		return fmt.Errorf("no daemon of its own listens at %s", socket)
+	}
+	return unix.Kill(pid, unix.SIGHUP)
+}
+
+// peer returns the program that listens on a socket, and its arguments. ok is false if nothing does.
+func peer(ctx context.Context, socket string) (exe string, args []string, ok bool) {
+	pid := peerPID(ctx, socket)
+	if pid == 0 {
 		return "", nil, false
 	}
 	dir := filepath.Join("/proc", strconv.Itoa(pid))
-	exe, err = os.Readlink(filepath.Join(dir, "exe"))
+	exe, err := os.Readlink(filepath.Join(dir, "exe"))
 	if err != nil {
 		return "", nil, false
 	}
@@ -137,8 +155,37 @@ func AskDump(ctx context.Context, binary, file string, major int) (Dump, error) 
 // errNoCRI is the error of a containerd without its CRI plugin.
 var errNoCRI = errors.New("containerd runs without its CRI plugin")
 
-// loaded asks a running containerd for its handlers: their names, and the shims of those that name one.
-func loaded(ctx context.Context, socket string) (map[string]string, error) {
+// ErrNotRunning says that nothing listens at an engine's socket.
+var ErrNotRunning = errors.New("it does not run")
+
+// Loaded asks a running containerd for its handlers: their names, and the shims of those that name one.
+func Loaded(ctx context.Context, socket string) (map[string]string, error) {
+	if _, _, running := peer(ctx, socket); !running {
+		return nil, fmt.Errorf("nothing listens at %s: %w", socket, ErrNotRunning)
+	}
+	return loaded(ctx, socket)
+}
+
+// LoadedNames asks a running CRI of another kind, whose answer has names only.
+func LoadedNames(ctx context.Context, socket string) (map[string]string, error) {
+	if _, _, running := peer(ctx, socket); !running {
+		return nil, fmt.Errorf("nothing listens at %s: %w", socket, ErrNotRunning)
+	}
+	answer, err := ask(ctx, socket)
+	if err != nil {
+		return nil, err
+	}
+	if len(answer.GetRuntimeHandlers()) == 0 {
+		return nil, fmt.Errorf("the CRI at %s does not say which handlers it has", socket)
+	}
+	out := map[string]string{}
+	for _, h := range answer.GetRuntimeHandlers() {
+		out[h.GetName()] = ""
+	}
+	return out, nil
+}
+
+func ask(ctx context.Context, socket string) (*cri.StatusResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -151,7 +198,15 @@ func loaded(ctx context.Context, socket string) (map[string]string, error) {
 		return nil, errNoCRI
 	}
 	if err != nil {
-		return nil, fmt.Errorf("ask containerd at %s: %w", socket, err)
+		return nil, fmt.Errorf("ask the CRI at %s: %w", socket, err)
+	}
+	return answer, nil
+}
+
+func loaded(ctx context.Context, socket string) (map[string]string, error) {
+	answer, err := ask(ctx, socket)
+	if err != nil {
+		return nil, err
 	}
 	var config struct {
 		Containerd struct {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,6 +21,8 @@ import (
 	"github.com/coco-shim/coco/cmd/coco/internal/show"
 	"github.com/coco-shim/coco/node"
 	"github.com/coco-shim/coco/node/ctrd"
+	"github.com/coco-shim/coco/node/engine"
+	"github.com/coco-shim/coco/node/engines"
 )
 
 // Command returns the group.
@@ -37,6 +40,7 @@ func Command() *cobra.Command {
 
 // settings are the choices that a later run needs again; the record of the installation has them.
 type settings struct {
+	Engines   []string `json:"engines,omitempty"` // none: all that are found
 	EnableCRI bool     `json:"enable_cri,omitempty"`
 	Restart   []string `json:"restart_command,omitempty"`
 	Config    string   `json:"containerd_config,omitempty"`
@@ -86,11 +90,33 @@ func findEngines(ctx context.Context, n *node.Node, s settings) error {
 	if s.Socket != "" {
 		plain.Socket = s.Socket
 	}
-	e, err := ctrd.Find(ctx, plain)
-	if err == nil && e != nil {
-		n.Engines = append(n.Engines, e)
+	others := engines.Find("/", n.Prefix)
+	if wanted(s, plain.Name) {
+		// A distribution of Kubernetes brings its own: a containerd beside it that does not run is nobody's.
+		e, err := ctrd.Find(ctx, plain)
+		if err != nil {
+			return err
+		}
+		if e != nil && (len(others) == 0 || len(s.Engines) > 0 || e.State(ctx).Running) {
+			n.Engines = append(n.Engines, e)
+		}
 	}
-	return err
+	for _, e := range others {
+		if wanted(s, e.Name()) {
+			n.Engines = append(n.Engines, e)
+		}
+	}
+	for _, name := range s.Engines {
+		if !slices.ContainsFunc(n.Engines, func(e engine.Engine) bool { return e.Name() == name }) {
+			return fmt.Errorf("there is no %s on this host; known engines are containerd, %s", name,
+				strings.Join(engines.Names(), ", "))
+		}
+	}
+	return nil
+}
+
+func wanted(s settings, name string) bool {
+	return len(s.Engines) == 0 || slices.Contains(s.Engines, name)
 }
 
 func needRoot() error {
@@ -144,6 +170,8 @@ func installCommand() *cobra.Command {
 	f.BoolVar(&o.DryRun, "dry-run", false, "print the differences and change nothing")
 	f.IntVar(&o.Keep, "keep", 1, "older versions to keep besides those that pods use; -1: all")
 	f.StringToStringVar(&aliases, "alias", nil, "further name of a handler, as in kata-qemu-snp=coco-snp")
+	f.StringSliceVar(&s.Engines, "engine", nil,
+		"engines that get the handlers: containerd, "+strings.Join(engines.Names(), ", ")+" (default: all that are found)")
 	f.BoolVar(&s.EnableCRI, "enable-cri", false, "take the CRI plugin out of containerd's disabled_plugins")
 	f.StringVar(&s.Config, "containerd-config", "",
 		"containerd's configuration file (default: that of the running daemon)")
@@ -156,6 +184,9 @@ func installCommand() *cobra.Command {
 // override puts the flags that were given over the settings of the installation that is there.
 func override(cmd *cobra.Command, old *settings, s settings, restart []string) {
 	given := cmd.Flags().Changed
+	if given("engine") {
+		old.Engines = s.Engines
+	}
 	if given("enable-cri") {
 		old.EnableCRI = s.EnableCRI
 	}
@@ -293,7 +324,7 @@ func printStatus(cmd *cobra.Command, s node.Status) {
 		if e.Problem != "" {
 			state += ": " + e.Problem
 		}
-		fmt.Fprintf(out, "%s %s (%s): %s\n", e.Engine, e.Version, e.File, state)
+		fmt.Fprintf(out, "%s (%s): %s\n", strings.TrimSpace(e.Engine+" "+e.Version), e.File, state)
 	}
 	for _, p := range s.Pods {
 		fmt.Fprintf(out, "pod %s\n", p)
