@@ -19,8 +19,8 @@ import (
 func TestWhateverFailsNothingIsLeft(t *testing.T) {
 	binds := func(w *world, o Options) Options {
 		o.Spec.Mounts = []specs.Mount{
-			{Type: "bind", Source: w.file("hosts", 0o644), Destination: "/etc/hosts"},
-			{Type: "bind", Source: w.file("data", 0o644), Destination: "/data"},
+			{Type: "bind", Source: w.file("hosts", 0o644), Destination: "/etc/hosts", Options: []string{"ro"}},
+			{Type: "bind", Source: w.file("data", 0o644), Destination: "/data", Options: []string{"ro"}},
 		}
 		return o
 	}
