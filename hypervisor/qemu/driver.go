@@ -47,6 +47,8 @@ type Options struct {
 	Precheck func(hypervisor.VMSpec) error
 	// Templates are what VMs start from where one fits. nil: all VMs boot.
 	Templates *template.Store
+	// Missing is told the key of a template that a VM could have started from, and the VM, which boots. May be nil.
+	Missing func(key string, spec hypervisor.VMSpec)
 	// Log receives messages about VMs. nil: nothing is logged.
 	Log *slog.Logger
 }
@@ -79,9 +81,16 @@ func (d *Driver) Launch(ctx context.Context, spec hypervisor.VMSpec, proc hyperv
 	if err != nil {
 		return nil, err
 	}
-	t := d.template(spec)
+	t, missing := d.template(spec)
 	if t == nil {
-		return d.launch(ctx, spec, proc, Params{})
+		m, err := d.launch(ctx, spec, proc, Params{})
+		if err != nil {
+			return nil, err
+		}
+		if missing != "" && d.opts.Missing != nil {
+			d.opts.Missing(missing, spec)
+		}
+		return m, nil
 	}
 	defer t.Close() // only read
 	m, err := d.launch(ctx, bare(spec), proc, Params{Cloneable: true, Incoming: true})

@@ -154,25 +154,25 @@ func clonable(spec hypervisor.VMSpec) error {
 	return nil
 }
 
-// template opens the template of a resolved spec. nil: the VM boots, and the log says why where one was to be used.
-func (d *Driver) template(spec hypervisor.VMSpec) *template.Template {
+// template opens the template of a resolved spec. nil: the VM boots, and the log says why where one was to be used;
+// missing is the key of a template that could be made.
+func (d *Driver) template(spec hypervisor.VMSpec) (t *template.Template, missing string) {
 	if d.opts.Templates == nil {
-		return nil
+		return nil, ""
 	}
 	err := clonable(spec)
 	var key string
 	if err == nil {
 		key, _, err = d.kind(spec)
 	}
-	var t *template.Template
 	if err == nil {
 		t, err = d.opts.Templates.Open(key)
 	}
 	if err != nil {
 		d.opts.Log.Info("VM boots, not from a template", "vm", spec.ID, "reason", err)
-		return nil
+		return nil, key
 	}
-	return t
+	return t, ""
 }
 
 // restore makes a VMM that waits the VM of spec, from a template: its processors run when it returns. What the VMM

@@ -37,7 +37,8 @@ import (
 )
 
 // New makes the Host that a configuration describes. exe is the program that is run as the launcher,
-// with the one argument launch.Arg; empty: this one.
+// with the one argument launch.Arg; the program coco beside it makes templates in the background. Empty: this one is
+// the launcher, and no template is made.
 func New(c configs.Config, exe string, log *slog.Logger) (boot.Host, error) {
 	room := needs(c.Hypervisor)
 	if room.Disks {
@@ -129,14 +130,9 @@ func (g gate) Serve(ctx context.Context, dial func(context.Context, uint16) (net
 	g.Gate.Serve(ctx, dial)
 }
 
-func qemuDriver(c configs.Config, log *slog.Logger) *qemu.Driver {
+func qemuOptions(c configs.Config, log *slog.Logger) qemu.Options {
 	h := c.Hypervisor
-	o := qemu.Options{Path: h.Path, NoSandbox: !h.Seccomp, Precheck: bootfiles.Precheck(h.Type), Log: log}
-	if c.Runtime.Template != configs.TemplateOff {
-		s := Templates(c)
-		o.Templates = &s
-	}
-	return qemu.New(o)
+	return qemu.Options{Path: h.Path, NoSandbox: !h.Seccomp, Precheck: bootfiles.Precheck(h.Type), Log: log}
 }
 
 // driver makes the driver of hypervisor.type.
@@ -144,7 +140,19 @@ func driver(c configs.Config, f forker, log *slog.Logger) (hypervisor.Driver, er
 	h := c.Hypervisor
 	switch h.Type {
 	case "qemu":
-		return vmm.NewDriver(qemuDriver(c, log), f.fork), nil
+		o := qemuOptions(c, log)
+		if c.Runtime.Template != configs.TemplateOff {
+			s := Templates(c)
+			o.Templates = &s
+			if f.exe != "" {
+				m, err := newMaker(c, f.exe, log)
+				if err != nil {
+					return nil, err
+				}
+				o.Missing = m.missing
+			}
+		}
+		return vmm.NewDriver(qemu.New(o), f.fork), nil
 	case "clh":
 		return vmm.NewDriver(clh.New(clh.Options{
 			Path: h.Path, NoSeccomp: !h.Seccomp, Landlock: h.Landlock, Staging: filepath.Join(c.Runtime.LayerCache, "plug"),

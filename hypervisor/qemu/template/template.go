@@ -9,8 +9,9 @@
 // its name. So a template is whole or absent, whenever a maker is killed; the next maker removes what the killed one
 // left. The directories can be opened by their owner only, since the state has the guest's memory.
 //
-// The number of templates and their bytes are bounded. The one that was used least recently goes first, and one that is
-// older than a limit is not used any more. The package knows nothing of VMMs.
+// The number of templates and their bytes are bounded, by the size of their file system too. The one that was used
+// least recently goes first, and one that is older than a limit is not used any more. A make that failed is noted for a
+// while, so that it is not tried for each VM. The package knows nothing of VMMs.
 package template
 
 import (
@@ -24,7 +25,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
+	"sort"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -37,6 +38,7 @@ const (
 	stateName = "state"
 	asideName = ".new-"
 	lockName  = ".lock"
+	faultName = ".failed-" // followed by a key
 )
 
 const (
@@ -51,7 +53,12 @@ type Store struct {
 	MaxCount int           // most templates
 	MaxBytes int64         // most bytes of all states
 	MaxAge   time.Duration // a template that is older is removed; 0: no limit
+	MinFree  int64         // bytes: none is made where the file system has fewer
+	Retry    time.Duration // for which a make that failed is not wanted again
 }
+
+// share of its file system that a store may take: the file system has the node's other files in memory too.
+const share = 4
 
 // Meta describes a template.
 type Meta struct {
@@ -90,11 +97,16 @@ func (s Store) Open(key string) (*Template, error) {
 	}
 	dir := filepath.Join(s.Dir, key)
 	m, err := s.meta(key)
+	if errdefs.IsNotFound(err) {
+		if fault := s.fault(key); fault != nil {
+			err = fmt.Errorf("%w, since %w", err, fault)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
-	if s.expired(m) {
-		return nil, fmt.Errorf("template %s is older than %v: %w", short(key), s.MaxAge, errdefs.ErrNotFound)
+	if err := s.expired(m); err != nil {
+		return nil, fmt.Errorf("template %s %w: %w", short(key), err, errdefs.ErrNotFound)
 	}
 	f, err := os.Open(filepath.Join(dir, stateName))
 	if err != nil {
@@ -118,9 +130,18 @@ func touch(dir string) {
 	_ = os.Chtimes(dir, now, now)
 }
 
-func (s Store) expired(m Meta) bool {
+// expired says why the age of a template keeps it from being used; nil: it does not.
+func (s Store) expired(m Meta) error {
 	age := time.Since(m.Made)
-	return s.MaxAge > 0 && (age > s.MaxAge || age < -time.Minute) // a clock that was set back proves no age
+	switch {
+	case s.MaxAge <= 0:
+		return nil
+	case age > s.MaxAge:
+		return fmt.Errorf("is older than %v", s.MaxAge)
+	case age < -time.Minute: // how old it is cannot be told
+		return fmt.Errorf("was made in the future, at %s: the host's clock was set back", m.Made.UTC().Format(time.RFC3339))
+	}
+	return nil
 }
 
 func (s Store) meta(key string) (m Meta, err error) {
@@ -199,6 +220,10 @@ func (s Store) Make(ctx context.Context, key, summary string, save func(context.
 	if err := s.sweep(); err != nil {
 		return false, err
 	}
+	defer func() { err = errors.Join(err, s.note(key, err)) }()
+	if s.MaxBytes, err = s.room(); err != nil {
+		return false, err
+	}
 	aside, err := os.MkdirTemp(s.Dir, asideName)
 	if err != nil {
 		return false, fmt.Errorf("make a template: %w", err)
@@ -253,7 +278,86 @@ func (s Store) sweep() error {
 	for _, dir := range left {
 		errs = append(errs, os.RemoveAll(dir))
 	}
+	notes, err := filepath.Glob(filepath.Join(s.Dir, faultName+"*"))
+	if err != nil {
+		return err
+	}
+	for _, name := range notes {
+		if st, err := os.Lstat(name); err == nil && !s.recent(st.ModTime()) {
+			errs = append(errs, os.Remove(name))
+		}
+	}
 	return errors.Join(errs...)
+}
+
+// room is how many bytes the templates may have. The error says that the file system is too full for another one.
+func (s Store) room() (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.Dir, &st); err != nil {
+		return 0, fmt.Errorf("size of the file system of %s: %w", s.Dir, err)
+	}
+	free, all := int64(st.Bavail)*st.Bsize, int64(st.Blocks)*st.Bsize //nolint:gosec // file systems are smaller
+	if free < s.MinFree {
+		return 0, fmt.Errorf("the file system of %s has %d MiB free, and %d are to stay: %w", s.Dir, free>>20,
+			s.MinFree>>20, errdefs.ErrResourceExhausted)
+	}
+	return min(s.MaxBytes, all/share), nil
+}
+
+// recent reports whether a failure was so lately that the make is not tried again.
+func (s Store) recent(at time.Time) bool {
+	ago := time.Since(at)
+	return ago >= 0 && ago < s.Retry
+}
+
+// fault says that making the template of a key failed lately; nil: it did not.
+func (s Store) fault(key string) error {
+	f, err := os.Open(filepath.Join(s.Dir, faultName+key))
+	if err != nil {
+		return nil // there is no note, or the next make removes it
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil || !s.recent(st.ModTime()) {
+		return nil
+	}
+	text, _ := io.ReadAll(io.LimitReader(f, maxMeta)) // a part of it is a reason too
+	return fmt.Errorf("making it failed at %s: %s", st.ModTime().UTC().Format(time.TimeOnly), text)
+}
+
+// note writes down that making the template of a key failed, or removes such a note. A maker that was told to end has
+// not failed.
+func (s Store) note(key string, fault error) error {
+	name := filepath.Join(s.Dir, faultName+key)
+	if fault == nil {
+		err := os.Remove(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	if errors.Is(fault, context.Canceled) {
+		return nil
+	}
+	return os.WriteFile(name, []byte(fault.Error()), 0o600)
+}
+
+// Wanted says why no process is to be started to make the template of a key: another one makes a template, or making
+// this one failed lately. nil: one is to be.
+func (s Store) Wanted(key string) error {
+	if fault := s.fault(key); fault != nil {
+		return fault
+	}
+	made, err := filepath.Glob(filepath.Join(s.Dir, asideName+"*"))
+	if err != nil || len(made) == 0 {
+		return err
+	}
+	unlock, err := s.lock() // a killed maker's directory stays until the next one
+	if err != nil {
+		return err
+	}
+	unlock()
+	return nil
 }
 
 // lock takes the store's lock, and makes the store where it is missing. The kernel gives the lock back when its holder
@@ -302,8 +406,8 @@ func (s Store) List() ([]Entry, error) {
 			continue
 		}
 		m, err := s.meta(e.Name())
-		if err == nil && s.expired(m) {
-			err = fmt.Errorf("it is older than %v", s.MaxAge)
+		if err == nil {
+			err = s.expired(m)
 		}
 		m.Key = e.Name()
 		info, ierr := e.Info()
@@ -315,7 +419,8 @@ func (s Store) List() ([]Entry, error) {
 		}
 		out = append(out, Entry{m, info.ModTime(), err})
 	}
-	slices.SortFunc(out, func(a, b Entry) int { return b.Used.Compare(a.Used) })
+	// slices.SortFunc costs 20 kB of the shim for a type as large as Entry.
+	sort.Slice(out, func(a, b int) bool { return out[a].Used.After(out[b].Used) })
 	return out, nil
 }
 
@@ -342,20 +447,16 @@ func (s Store) shrink(key string) error {
 	if err != nil {
 		return err
 	}
-	slices.SortStableFunc(list, func(a, b Entry) int { // the ones to keep first
+	rank := func(e Entry) int { // the ones to keep first
 		switch {
-		case a.Key == key:
-			return -1
-		case b.Key == key:
-			return 1
-		case (a.Err == nil) != (b.Err == nil):
-			if a.Err == nil {
-				return -1
-			}
+		case e.Key == key:
+			return 0
+		case e.Err == nil:
 			return 1
 		}
-		return 0
-	})
+		return 2
+	}
+	sort.SliceStable(list, func(a, b int) bool { return rank(list[a]) < rank(list[b]) })
 	var errs []error
 	var bytes int64
 	for i, e := range list {

@@ -111,6 +111,12 @@ func TestDamageIsNoticed(t *testing.T) {
 			return errors.Join(err, os.WriteFile(dir+"/template.json",
 				[]byte(strings.Replace(string(b), year, `"made":"2001`, 1)), 0o600))
 		}, open: "older than 1h"},
+		"one from before the clock was set back": {damage: func(dir string) error {
+			b, err := os.ReadFile(dir + "/template.json")
+			year := fmt.Sprintf(`"made":"%d`, time.Now().Year())
+			return errors.Join(err, os.WriteFile(dir+"/template.json",
+				[]byte(strings.Replace(string(b), year, `"made":"2999`, 1)), 0o600))
+		}, open: "clock was set back"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, k := store(t), key(t, name)
@@ -245,12 +251,81 @@ func TestMakersThatAreKilled(t *testing.T) {
 	if _, err := s.Open(k); !errdefs.IsNotFound(err) {
 		t.Errorf("a template that is being written: %v", err)
 	}
+	if err := s.Wanted(k); !errors.Is(err, ErrBusy) {
+		t.Errorf("one that is being written is wanted: %v", err)
+	}
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait() // killed
+	if err := s.Wanted(k); err != nil {
+		t.Errorf("after a kill: %v", err)
+	}
 	put(t, s, k, "mine")
 	if left, _ := filepath.Glob(s.Dir + "/.new*"); len(left) > 0 {
 		t.Errorf("left: %v", left)
+	}
+}
+
+// A make that failed is not wanted again for a while, and the next Open says why there is no template.
+func TestAFailureIsNotedForAWhile(t *testing.T) {
+	s, k := store(t), key(t, "one")
+	s.Retry = time.Hour
+	if err := s.Wanted(k); err != nil {
+		t.Errorf("a store that is not there: %v", err)
+	}
+	broken := func(context.Context, *os.File) error { return errors.New("the guest did not boot") }
+	if _, err := s.Make(t.Context(), k, "", broken); err == nil {
+		t.Fatal("a broken maker has made one")
+	}
+	if _, err := s.Open(k); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "the guest did not boot") {
+		t.Errorf("open: %v", err)
+	}
+	if err := s.Wanted(k); err == nil || !strings.Contains(err.Error(), "failed at") {
+		t.Errorf("wanted: %v", err)
+	}
+	if err := s.Wanted(key(t, "another")); err != nil {
+		t.Errorf("another one: %v", err)
+	}
+	note := filepath.Join(s.Dir, faultName+k)
+	long := time.Now().Add(-2 * time.Hour)
+	if err := os.Chtimes(note, long, long); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Wanted(k); err != nil {
+		t.Errorf("after a while: %v", err)
+	}
+	put(t, s, key(t, "another"), "state") // which removes what is old
+	if _, err := os.Stat(note); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the note stays: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	told := func(ctx context.Context, _ *os.File) error { return context.Cause(ctx) }
+	if _, err := s.Make(ctx, k, "", told); !errors.Is(err, context.Canceled) || s.Wanted(k) != nil {
+		t.Errorf("a maker that was told to end: %v, %v", err, s.Wanted(k))
+	}
+	if _, err := s.Make(t.Context(), k, "", broken); err == nil {
+		t.Fatal("a broken maker has made one")
+	}
+	put(t, s, k, "state") // by a command, which does not ask
+	if err := s.Remove(k); err != nil {
+		t.Error(err)
+	}
+	if err := s.Wanted(k); err != nil {
+		t.Errorf("after a make that went well: %v", err)
+	}
+}
+
+func TestAFullFileSystemGetsNoTemplate(t *testing.T) {
+	s := store(t)
+	s.MinFree = 1 << 60
+	_, err := s.Make(t.Context(), key(t, 1), "", saves("x"))
+	if !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "MiB free") {
+		t.Errorf("%v", err)
+	}
+	s.MinFree, s.MaxBytes = 0, 1<<60
+	if room, err := s.room(); err != nil || room <= 0 || room > 1<<58 {
+		t.Errorf("a bound that is larger than the file system: %d, %v", room, err)
 	}
 }

@@ -5,6 +5,8 @@
 package template
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -26,8 +28,21 @@ func Command() *cobra.Command {
 			"a pod whose VM would be the same starts from a copy of it, in a fraction of the time of a boot. Templates\n" +
 			"are in memory, below runtime.state_dir, until the node restarts or they are a day old.",
 	}
-	cmd.AddCommand(buildCommand(), listCommand(), removeCommand())
+	cmd.AddCommand(buildCommand(), listCommand(), removeCommand(), backgroundCommand())
 	return cmd
+}
+
+// backgroundCommand is for shims.
+func backgroundCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    host.MakerArgs[1],
+		Short:  "Make what standard input describes; the shim calls it",
+		Args:   cobra.NoArgs,
+		Hidden: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return host.Maker(cmd.Context(), cmd.InOrStdin())
+		},
+	}
 }
 
 func load(cmd *cobra.Command) (configs.Config, error) {
@@ -62,7 +77,7 @@ func buildCommand() *cobra.Command {
 				cfg.Hypervisor.DefaultMemoryMiB = memory
 			}
 			begun := time.Now()
-			key, made, err := host.MakeTemplate(cmd.Context(), cfg, "", slog.New(slog.DiscardHandler))
+			key, made, err := build(cmd, cfg)
 			if err != nil {
 				return err
 			}
@@ -81,6 +96,29 @@ func buildCommand() *cobra.Command {
 	cmd.Flags().IntVar(&vcpus, "vcpus", 0, "processors (default: hypervisor.default_vcpus)")
 	cmd.Flags().Uint64Var(&memory, "memory-mib", 0, "memory (default: hypervisor.default_memory_mib)")
 	return configFlag(cmd)
+}
+
+// lockPoll is how often a lock that another process has is tried.
+const lockPoll = 100 * time.Millisecond
+
+// build makes the template when no other process makes one any more.
+func build(cmd *cobra.Command, cfg configs.Config) (key string, made bool, err error) {
+	tick := time.NewTicker(lockPoll)
+	defer tick.Stop()
+	for said := false; ; said = true {
+		key, made, err = host.MakeTemplate(cmd.Context(), cfg, "", slog.New(slog.DiscardHandler))
+		if !errors.Is(err, host.ErrTemplateBusy) {
+			return key, made, err
+		}
+		if !said {
+			cmd.PrintErrln("another process makes a template; waiting for its end")
+		}
+		select {
+		case <-tick.C:
+		case <-cmd.Context().Done():
+			return "", false, context.Cause(cmd.Context())
+		}
+	}
 }
 
 // entry is a template as it is printed.
@@ -149,8 +187,8 @@ func removeCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			store := host.Templates(cfg)
-			list, err := store.List()
+			templates := host.Templates(cfg)
+			list, err := templates.List()
 			if err != nil {
 				return err
 			}
@@ -173,7 +211,7 @@ func removeCommand() *cobra.Command {
 				keys = append(keys, fits[0])
 			}
 			for _, k := range keys {
-				if err := store.Remove(k); err != nil {
+				if err := templates.Remove(k); err != nil {
 					return err
 				}
 				cmd.PrintErrf("removed %.12s\n", k)

@@ -93,6 +93,16 @@ func TestTemplatesAreListedAndRemoved(t *testing.T) {
 	}
 }
 
+func TestTheMakerRefusesWhatNoShimSays(t *testing.T) {
+	cmd := Command()
+	cmd.SetIn(strings.NewReader("{"))
+	cmd.SetArgs([]string{"background"})
+	cmd.SilenceUsage, cmd.SilenceErrors = true, true
+	if err := cmd.Execute(); err == nil || !strings.Contains(err.Error(), "read what to make") {
+		t.Errorf("half an order: %v", err)
+	}
+}
+
 func TestNothingIsBuiltWhereTemplatesCannotBe(t *testing.T) {
 	config := filepath.Join(t.TempDir(), "config.toml")
 	if err := os.WriteFile(config, []byte("[hypervisor]\ntype = \"clh\"\n"), 0o600); err != nil {

@@ -1,0 +1,163 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package host
+
+// The template that a VM could have started from is made in the background, by a process of its own: the pod may end
+// before it is made. The process is the program coco beside the shim. The shim starts it, puts it back into the cgroup
+// that the shim itself came from, and only then tells it what to make. From then on the process depends on nothing of
+// the pod. Its VM runs in a cgroup of its own. Both are the first to go when the node is short of memory.
+//
+// Nobody waits for the process. What keeps it from making the template is noted in the store, and the next VM of the
+// kind says so when it boots.
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/configs"
+	"github.com/coco-shim/coco/hypervisor"
+	"github.com/coco-shim/coco/hypervisor/qemu/template"
+	plan "github.com/coco-shim/coco/plan/launch"
+	"github.com/coco-shim/coco/virtcontainers/cgroups"
+)
+
+// MakerArgs are the arguments that make the program coco call Maker.
+var MakerArgs = []string{"template", "background"}
+
+const (
+	makerName    = "coco"
+	orderTimeout = 10 * time.Second
+	maxOrder     = 2 << 20
+)
+
+// maker starts processes that make templates of a configuration.
+type maker struct {
+	exe    string // calls Maker when its arguments are MakerArgs
+	config configs.Config
+	trees  []cgroups.Hierarchy
+	home   cgroups.Membership
+	log    *slog.Logger
+}
+
+// newMaker remembers in which cgroup this process is, before it moves to that of its pod. exe is the shim.
+func newMaker(c configs.Config, exe string, log *slog.Logger) (maker, error) {
+	m := maker{exe: filepath.Join(filepath.Dir(exe), makerName), config: c, log: log}
+	if m.log == nil {
+		m.log = slog.New(slog.DiscardHandler)
+	}
+	var err error
+	if m.trees, err = cgroups.Hierarchies(); err != nil {
+		return m, err
+	}
+	m.home, err = cgroups.Self(m.trees)
+	return m, err
+}
+
+// missing starts a process that makes the template of a VM, if one is wanted. The VM that lacks it goes on without.
+func (m maker) missing(key string, spec hypervisor.VMSpec) {
+	if err := Templates(m.config).Wanted(key); err != nil {
+		m.log.Debug("no template is made", "template", key, "reason", err)
+		return
+	}
+	pid, err := m.start(order{m.config, plan.Shape{VCPUs: spec.CPU.Count, MemoryMiB: spec.MemoryMiB}, key})
+	if err != nil {
+		m.log.Warn("no template is made", "template", key, "error", err)
+		return
+	}
+	m.log.Info("a template is made in the background", "template", key, "pid", pid)
+}
+
+func (m maker) start(o order) (pid int, err error) {
+	text, err := json.Marshal(o)
+	if err != nil {
+		return 0, fmt.Errorf("describe a template: %w", err)
+	}
+	in, out, err := os.Pipe()
+	if err != nil {
+		return 0, err
+	}
+	defer out.Close()
+	cmd := exec.Command(m.exe, MakerArgs...) // it outlives this call
+	cmd.Stdin, cmd.Dir, cmd.Env = in, "/", []string{"PATH=" + os.Getenv("PATH")}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = cmd.Start()
+	_ = in.Close() // the child has its own
+	if err != nil {
+		return 0, fmt.Errorf("start the maker of a template: %w", err)
+	}
+	err = m.home.Return(m.trees, cmd.Process.Pid)
+	if err == nil {
+		err = errors.Join(out.SetWriteDeadline(time.Now().Add(orderTimeout)), write(out, text))
+	}
+	if err != nil {
+		_ = cmd.Process.Kill() // may have ended by itself
+		_ = cmd.Wait()         // its status says less than err
+		return 0, fmt.Errorf("tell the maker of a template what to make: %w", err)
+	}
+	pid = cmd.Process.Pid
+	return pid, cmd.Process.Release() // a subreaper, or PID 1, collects it
+}
+
+func write(w io.Writer, b []byte) error {
+	_, err := w.Write(b)
+	return err
+}
+
+// Maker is the process that makes a template. It reads from in what to make. Its error is in the store's note too.
+func Maker(ctx context.Context, in io.Reader) error {
+	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
+	text, err := io.ReadAll(io.LimitReader(in, maxOrder))
+	if err != nil {
+		return fmt.Errorf("read what to make: %w", err)
+	}
+	var o order
+	if err := json.Unmarshal(text, &o); err != nil { // a shim that was killed has written nothing
+		return fmt.Errorf("read what to make: %w", err)
+	}
+	// It was started by a shim, which the kernel spares for long.
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0); err != nil {
+		return err
+	}
+	_, _, err = makeTemplate(ctx, o, "", slog.New(slog.DiscardHandler))
+	if errors.Is(err, template.ErrBusy) {
+		return nil
+	}
+	return err
+}
+
+// enoughMemory refuses to boot a VM that others would have to make room for.
+func enoughMemory(mib uint64) error {
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(text)) {
+		f := strings.Fields(line)
+		if len(f) < 2 || f[0] != "MemAvailable:" {
+			continue
+		}
+		n, err := strconv.ParseUint(f[1], 10, 64)
+		if err == nil && n>>10 < 2*mib {
+			err = fmt.Errorf("the host has %d MiB of memory available, less than twice the %d MiB of the VM: %w", n>>10, mib,
+				errdefs.ErrResourceExhausted)
+		}
+		return err
+	}
+	return nil // a kernel that does not tell
+}
