@@ -102,6 +102,13 @@ image: build ## guest image (kernel, initramfs, manifest) in dist/guest, if buil
 		bin/coco guest build $(IMAGE_FLAGS) --agent bin/coco-agent --out $(GUEST) && mv dist/guest.inputs.new dist/guest.inputs; \
 	fi
 
+# FIRMWARE_SNP and FIRMWARE_TDX are builds of OVMF for which launch digests are published, RELEASE_KEY is a private key of
+# ssh-keygen. All times in the files are that of the commit.
+.PHONY: release
+release: stage ## archive, SBOM, reference values and checksums in dist/release; signed with RELEASE_KEY=FILE
+	$(GO) run ./internal/release -version '$(VERSION)' -epoch "$$(git log -1 --format=%ct)" \
+		-firmware-snp '$(FIRMWARE_SNP)' -firmware-tdx '$(FIRMWARE_TDX)' -key '$(RELEASE_KEY)'
+
 .PHONY: image-lock
 image-lock: build ## newest packages for releases: guest/packages.lock.json, which coco guest build --locked obeys
 	bin/coco guest build --agent bin/coco-agent --out $(GUEST) --lock guest/packages.lock.json --renew-lock
