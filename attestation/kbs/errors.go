@@ -27,7 +27,7 @@ const (
 	ReferenceError     ErrorType = "RvpsError"
 	SerdeError         ErrorType = "SerdeError"
 	TokenNotFound      ErrorType = "TokenNotFound"
-	TokenVerifierError ErrorType = "TokenVerifierError"
+	TokenVerifierError ErrorType = "TokenVerifierError" //nolint:gosec // the name of an error
 	HTTPFailed         ErrorType = "HTTPFailed"
 )
 

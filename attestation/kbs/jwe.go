@@ -226,7 +226,7 @@ func keyWrap(kek, key []byte) ([]byte, error) {
 		copy(buf[:8], out)
 		copy(buf[8:], r)
 		block.Encrypt(buf[:], buf[:])
-		a := binary.BigEndian.Uint64(buf[:8]) ^ uint64(t+1) //nolint:gosec // t is small
+		a := binary.BigEndian.Uint64(buf[:8]) ^ uint64(t+1)
 		binary.BigEndian.PutUint64(out, a)
 		copy(r, buf[8:])
 	}
@@ -244,7 +244,7 @@ func keyUnwrap(kek, wrapped []byte) ([]byte, error) {
 	var buf [16]byte
 	for t := 6*n - 1; t >= 0; t-- {
 		r := out[8*(t%n+1):][:8]
-		a := binary.BigEndian.Uint64(out) ^ uint64(t+1) //nolint:gosec // t is small
+		a := binary.BigEndian.Uint64(out) ^ uint64(t+1)
 		binary.BigEndian.PutUint64(buf[:], a)
 		copy(buf[8:], r)
 		block.Decrypt(buf[:], buf[:])

@@ -399,7 +399,7 @@ func TestForeignBrokers(t *testing.T) {
 	}
 	old := httptest.NewUnstartedServer(b)
 	old.Config.ErrorLog = log.New(io.Discard, "", 0)
-	old.TLS = &tls.Config{MaxVersion: tls.VersionTLS12} //nolint:gosec // a downgrade that must fail
+	old.TLS = &tls.Config{MaxVersion: tls.VersionTLS12}
 	old.StartTLS()
 	defer old.Close()
 	c = start(t, &broker{}, func(c *Config) {

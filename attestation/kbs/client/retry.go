@@ -111,5 +111,5 @@ func retryAfter(h http.Header) time.Duration {
 	if err != nil {
 		return 0
 	}
-	return time.Duration(n) * time.Second //nolint:gosec // 16 bits
+	return time.Duration(n) * time.Second
 }

@@ -25,8 +25,8 @@ const (
 // errCertificate says that the other side is not the configured broker.
 var errCertificate = errors.New("the broker's certificate is not the one that is configured")
 
-// newTransport returns a transport that trusts nothing but these certificates.
-func newTransport(host string, certPEM []byte) (*http.Transport, error) {
+// NewTransport returns a transport that trusts nothing but these certificates.
+func NewTransport(host string, certPEM []byte) (*http.Transport, error) {
 	var roots []*x509.Certificate
 	for rest := certPEM; ; {
 		var block *pem.Block

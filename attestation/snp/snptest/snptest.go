@@ -71,6 +71,8 @@ type Made struct {
 	// Leaf, Middle and List are DER; Root stands in the verifier.
 	Leaf, Middle, List []byte
 	Verifier           snp.Verifier
+
+	key *ecdsa.PrivateKey // of the leaf
 }
 
 // Collateral returns the certificates and the list, at Now.
@@ -103,6 +105,7 @@ func Make(tb testing.TB, s Spec) *Made {
 	leaf.BasicConstraintsValid = false
 	leaf.ExtraExtensions = s.extensions(tb)
 	apply(s.Certificate, leaf)
+	m.key = leafKey
 	m.Leaf = sign(tb, leaf, middle, &leafKey.PublicKey, middleKey)
 	m.List = once(s.List == nil && !s.Revoked, "list of "+string(s.Product), func() []byte {
 		list := s.list(middle)
