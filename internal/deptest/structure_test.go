@@ -62,6 +62,7 @@ var edges = Edges{
 	"policy/gen/manifest":       {},
 	"policy/gen/predict":        {"api/contract", "policy"},
 	"policy/lint":               {"policy", "policy/compare"},
+	"policy/rego":               {},
 	"policy/simulate":           {"api/agent", "policy", "policy/engine"},
 	"virtcontainers": {
 		"virtcontainers/boot", "virtcontainers/cgroups", "virtcontainers/guest", "virtcontainers/hooks",
@@ -159,9 +160,20 @@ var edges = Edges{
 	"attestation/tpm/...":    {"attestation", "attestation/eventlog", "attestation/tpm", "measurement/..."},
 	"attestation/kbs":        {},
 	"attestation/kbs/client": {"attestation/kbs"},
-	"measurement":            {},
-	"measurement/...":        {"measurement/..."},
-	"cmd/coco-agent":         {"agent/...", "api/contract", "internal/..."},
+	"attestation/broker": {
+		"attestation/...", "internal/initdata", "internal/version", "metrics", "policy/rego",
+	},
+	"attestation/broker/audit": {},
+	"attestation/broker/evidence": {
+		"attestation", "attestation/collateral", "attestation/snp", "attestation/tdx", "attestation/tpm",
+	},
+	"attestation/broker/references": {},
+	"attestation/broker/session":    {"attestation/kbs"},
+	"attestation/broker/store":      {},
+	"attestation/broker/token":      {},
+	"measurement":                   {},
+	"measurement/...":               {"measurement/..."},
+	"cmd/coco-agent":                {"agent/...", "api/contract", "internal/..."},
 	"cmd/containerd-shim-coco-v2": {
 		"shim/...", "virtcontainers/...", "hypervisor/...", "network", "configs", "api/...",
 		"image/...", "internal/...",
@@ -174,7 +186,7 @@ var edges = Edges{
 	},
 	"cmd/coco/internal/guest": {"cmd/coco/internal/progress", "cmd/coco/internal/show", "guest"},
 	"cmd/coco/internal/image": {},
-	"cmd/coco/internal/kbs":   {"attestation/...", "cmd/coco/internal/show"},
+	"cmd/coco/internal/kbs":   {"attestation/...", "cmd/coco/internal/show", "policy/rego"},
 	"cmd/coco/internal/policy": {
 		"api/contract", "cmd/coco/internal/measure", "cmd/coco/internal/progress", "cmd/coco/internal/show", "configs",
 		"image/resolve", "internal/initdata", "policy/...",

@@ -86,7 +86,7 @@ func run(t *testing.T, args ...string) (string, error) {
 }
 
 func exit(err error) int {
-	if c, ok := err.(interface{ ExitCode() int }); ok { //nolint:errorlint // as main does it
+	if c, ok := err.(interface{ ExitCode() int }); ok {
 		return c.ExitCode()
 	}
 	if err != nil {

@@ -1,7 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package kbs has the commands around the key broker: getting a secret from one as a guest.
+// Package kbs has the commands around the key broker: running one, administering it, and getting a secret from one as a
+// guest.
 package kbs
 
 import (
@@ -12,9 +13,17 @@ import (
 func Command() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "kbs",
-		Short: "Get secrets from a key broker",
+		Short: "Release secrets to guests that prove what they are",
 		Args:  cobra.NoArgs,
 	}
-	cmd.AddCommand(getCommand())
+	cmd.AddCommand(initCommand(), serveCommand(), getCommand(), auditCommand())
+	for _, of := range []func(*connection) *cobra.Command{
+		resourceCommand, policyCommand, referenceCommand, checkCommand, whatIfCommand, attestationsCommand, backupCommand,
+	} {
+		c := &connection{}
+		below := of(c)
+		c.flags(below)
+		cmd.AddCommand(below)
+	}
 	return cmd
 }
