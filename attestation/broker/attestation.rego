@@ -70,13 +70,19 @@ configuration := 2 if {
 	initdata
 }
 
-# A TPM of the node: firmware and boot loader, kernel, command line and initrd are in PCRs 0 to 7 and 9. PCR 8 holds the
-# initdata. The broker has checked that a CA of the operator vouches for the TPM; what it proves is integrity alone.
+# A TPM of the node: firmware, kernel, command line and initrd are in PCRs 0 to 7 and 9. PCR 8 holds the initdata. The
+# broker has checked that a CA of the operator vouches for the TPM; what it proves is integrity alone. PCR 0, the firmware
+# itself, may be left to the node, which makes the TPM's words as well.
 executables := 3 if {
-	every n in ["00", "01", "02", "03", "04", "05", "06", "07", "09"] {
+	every n in ["01", "02", "03", "04", "05", "06", "07", "09"] {
 		known(concat("", ["tpm_pcr", n]), input.tpm.tpm[concat("", ["pcr", n])])
 	}
+	tpm_firmware
 }
+
+tpm_firmware if known("tpm_pcr00", input.tpm.tpm.pcr00)
+
+tpm_firmware if query_reference_value("tpm_pcr00_by_node") == true
 
 hardware := 2 if input.tpm.key_certificate
 

@@ -145,14 +145,17 @@ func (v *Verifiers) tdx(
 	return tdx.Verify(ev, col, tdx.Expectations{Expectations: want, Root: v.TDXRoot})
 }
 
-// tpm demands the CA's certificate, so that the key's origin is known. A TPM signs at most 32 bytes of the digest.
+// cutDigest is how much of the digest CoCo's attester has a TPM sign. Ours has all of it signed.
+const cutDigest = 32
+
+// tpm demands the CA's certificate, so that the key's origin is known.
 func (v *Verifiers) tpm(text json.RawMessage, want attestation.Expectations) (*attestation.Claims, error) {
 	ev, err := tpm.ParseEvidence(text)
 	if err != nil {
 		return nil, err
 	}
-	if len(want.ReportData) > 32 {
-		want.ReportData = want.ReportData[:32]
+	if q, err := tpm.Parse(ev.Report); err == nil && len(q.ExtraData) == cutDigest && len(want.ReportData) > cutDigest {
+		want.ReportData = want.ReportData[:cutDigest]
 	}
 	return tpm.Verify(ev, attestation.Collateral{Now: v.Now()}, tpm.Expectations{
 		Expectations: want, Selection: &v.TPMSelection, Roots: v.TPMRoots,
