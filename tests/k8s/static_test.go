@@ -21,7 +21,12 @@ const podTime = 150 * time.Second
 // static runs a static pod and removes it when the test ends. The text is what follows metadata and "spec:".
 func static(t *testing.T, n *kube.Node, name, spec string) {
 	t.Helper()
-	manifest := fmt.Sprintf(`apiVersion: v1
+	put(t, n, name, manifestOf(name, spec))
+}
+
+// manifestOf is the manifest of a static pod.
+func manifestOf(name, spec string) string {
+	return fmt.Sprintf(`apiVersion: v1
 kind: Pod
 metadata:
   name: %s
@@ -30,6 +35,11 @@ metadata:
 spec:
   terminationGracePeriodSeconds: 2
 %s`, name, name, strings.ReplaceAll(strings.Trim(spec, "\n"), "IMAGE", kube.Busybox))
+}
+
+// put runs the static pod of a manifest and removes it when the test ends.
+func put(t *testing.T, n *kube.Node, name, manifest string) {
+	t.Helper()
 	if err := n.AddStatic(name, manifest); err != nil {
 		t.Fatal(err)
 	}
