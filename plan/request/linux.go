@@ -162,6 +162,12 @@ func guestDevice(d specs.LinuxDevice) *agent.LinuxDevice {
 // seccompDefaultErrno is the error of SCMP_ACT_ERRNO without a number, as in other runtimes: EPERM.
 const seccompDefaultErrno = 1
 
+// Seccomp returns a filter as Convert sends it.
+func Seccomp(s *specs.LinuxSeccomp) (*agent.LinuxSeccomp, error) {
+	var r refusals
+	return r.seccomp(s), r.err("any")
+}
+
 func (r *refusals) seccomp(s *specs.LinuxSeccomp) *agent.LinuxSeccomp {
 	if s == nil {
 		return nil

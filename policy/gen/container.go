@@ -248,28 +248,6 @@ func (g *generator) allow(c *corev1.Container) (policy.Capabilities, error) {
 	return out, errors.Join(errs...)
 }
 
-// seccomp lists the filters with which the container may run.
-func (g *generator) seccomp(c *corev1.Container) ([]string, error) {
-	var p *corev1.SeccompProfile
-	if sc := g.pod.SecurityContext; sc != nil {
-		p = sc.SeccompProfile
-	}
-	if sc := c.SecurityContext; sc != nil && sc.SeccompProfile != nil {
-		p = sc.SeccompProfile
-	}
-	switch {
-	case p == nil:
-		return append([]string{policy.NoSeccomp}, g.Options.Seccomp...), nil // kubelet's seccompDefault decides
-	case p.Type == corev1.SeccompProfileTypeUnconfined:
-		return []string{policy.NoSeccomp}, nil
-	case p.Type == corev1.SeccompProfileTypeRuntimeDefault && len(g.Options.Seccomp) > 0:
-		return g.Options.Seccomp, nil
-	case p.Type == corev1.SeccompProfileTypeRuntimeDefault:
-		return nil, errors.New("securityContext.seccompProfile is RuntimeDefault and the runtime's filter is unknown")
-	}
-	return nil, fmt.Errorf("securityContext.seccompProfile of type %s is not supported: its file is on the node", p.Type)
-}
-
 // sources decides for each bind mount of a specification where the guest gets its content from, by index.
 func (g *generator) sources(c *corev1.Container, img Image, spec *specs.Spec) (map[int]policy.Mount, error) {
 	binds, err := volume.Plan(volume.Input{

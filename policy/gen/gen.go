@@ -41,8 +41,11 @@ type Options struct {
 	Unpinned bool
 	// OldContainerd says that nodes run containerd 1.x, which sets no sysctls of its own.
 	OldContainerd bool
-	// Seccomp has the digests of the runtime's default filter, by release of containerd.
+	// Seccomp has the digests (FilterDigest) of the filters that RuntimeDefault may be, one for each release of containerd
+	// and set of capabilities.
 	Seccomp []string
+	// LocalSeccomp has the digests of profiles of type Localhost, by the name that pods give.
+	LocalSeccomp map[string]string
 }
 
 // Allow opens capabilities of a policy.

@@ -297,7 +297,7 @@ func TestRefusals(t *testing.T) {
 		},
 		{
 			one(", securityContext: {seccompProfile: {type: Localhost, localhostProfile: x}}"),
-			"its file is on the node",
+			`the file "x" of the node`,
 		},
 		{
 			pod(mounts + "volumes: [{name: v, hostPath: {path: /x}}]"),

@@ -30,7 +30,7 @@ type genOptions struct {
 	images                          []string
 	platform, cache                 string
 	offline, insecure, lock, asJSON bool
-	allow                           []string
+	allow, seccomp                  []string
 	output, class, algorithm        string
 	base, config                    string
 	gen.Options
@@ -91,6 +91,9 @@ func (o *genOptions) flags(cmd *cobra.Command) {
 	f.StringVar(&o.cache, "cache", defaultCache(),
 		"directory with the results of images that were read before; \"\": none")
 	f.StringSliceVar(&o.allow, "allow", nil, "open capabilities: "+strings.Join(capabilityNames(), ", "))
+	f.StringArrayVar(&o.seccomp, "seccomp", nil,
+		"file with the filter that RuntimeDefault is on the nodes (a container's specification, as ctr container info\n"+
+			"prints it), or PROFILE=FILE for a profile of type Localhost; may be repeated")
 	f.BoolVar(&o.Unpinned, "allow-unpinned", false, "admit any content of ConfigMaps and Secrets that no file has")
 	f.StringVarP(&o.output, "output", "o", formManifest, "what is written: "+strings.Join(forms, ", "))
 	f.BoolVar(&o.lock, "lock", false, "write the images of the manifest by their digests")
@@ -181,6 +184,9 @@ func (o *genOptions) check() error {
 		}
 		*open(&o.Allow) = true
 	}
+	if err := o.filters(); err != nil {
+		return err
+	}
 	if !slices.Contains(forms, o.output) {
 		return fmt.Errorf("--output %q: known are %s", o.output, strings.Join(forms, ", "))
 	}
@@ -188,6 +194,31 @@ func (o *genOptions) check() error {
 		return fmt.Errorf("--lock is for --output %s", formManifest)
 	}
 	return o.chooseAlgorithm()
+}
+
+// filters reads the files of --seccomp.
+func (o *genOptions) filters() error {
+	o.LocalSeccomp = map[string]string{}
+	for _, arg := range o.seccomp {
+		name, file, named := strings.Cut(arg, "=")
+		if !named {
+			file = arg
+		}
+		text, err := os.ReadFile(file)
+		var digest string
+		if err == nil {
+			digest, err = gen.FilterDigest(text)
+		}
+		switch {
+		case err != nil:
+			return fmt.Errorf("--seccomp %s: %w", arg, err)
+		case named:
+			o.LocalSeccomp[name] = digest
+		case !slices.Contains(o.Seccomp, digest):
+			o.Options.Seccomp = append(o.Seccomp, digest)
+		}
+	}
+	return nil
 }
 
 // results makes the policy of each workload.
