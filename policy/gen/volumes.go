@@ -143,21 +143,29 @@ func (g *generator) planVolume(v corev1.Volume) (out volumeOf, err error) {
 	return out, err
 }
 
+// emptyDir predicts the mode that kubelet gives the directory: 0777, and for a tmpfs, which it mounts over that, the
+// kernel's 01777; a group that owns it adds the bit that files inherit it by (pkg/volume/emptydir, pkg/volume).
 func (g *generator) emptyDir(e *corev1.EmptyDirVolumeSource) (out volumeOf, err error) {
 	out.plugin = pluginEmptyDir
-	out.policy.Mode = "777"
-	if sc := g.pod.SecurityContext; sc != nil && sc.FSGroup != nil && *sc.FSGroup != 0 {
-		out.policy.Mode, out.policy.GID = "2777", uint32(*sc.FSGroup) //nolint:gosec // the API server bounds it
-	}
+	mode := 0o777
 	switch e.Medium {
 	case corev1.StorageMediumDefault:
 		out.policy.Kind = policy.VolumeDisk
 	case corev1.StorageMediumMemory:
 		out.policy.Kind = policy.VolumeMemory
+		mode = 0o1777
 	default:
 		out.plugin = ""
 		return out, fmt.Errorf("emptyDir of medium %s is not possible in the VM; use Memory", e.Medium)
 	}
+	if e.Mode != nil {
+		return out, errors.New("emptyDir.mode is a field of an alpha feature, of which no policy can be made")
+	}
+	if sc := g.pod.SecurityContext; sc != nil && sc.FSGroup != nil && *sc.FSGroup != 0 {
+		mode |= 0o2000
+		out.policy.GID = uint32(*sc.FSGroup) //nolint:gosec // the API server bounds it
+	}
+	out.policy.Mode = strconv.FormatInt(int64(mode), 8)
 	return out, nil
 }
 

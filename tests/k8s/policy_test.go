@@ -52,7 +52,7 @@ const pinnedSpec = `
   - {name: info, downwardAPI: {items: [{path: labels, fieldRef: {fieldPath: metadata.labels}}]}}
 `
 
-// pinned makes the policy of a static pod from its manifest alone, as its owner would, and returns the manifest with it.
+// pinned makes the policy of a static pod from its manifest alone, as its owner would. It returns the manifest with it.
 func pinned(t *testing.T, n *kube.Node, name, version string) string {
 	t.Helper()
 	const node = "-localhost" // which the kubelet adds to the names of static pods
@@ -85,25 +85,30 @@ func TestAPodRunsUnderThePolicyOfItsManifest(t *testing.T) {
 			n := node(t, version)
 			noLeaks(t, n)
 			manifest := pinned(t, n, "pinned", version)
-			put(t, n, "pinned", manifest)
-			await(t, n, "pinned", "runs", running)
-			logged(t, n, "pinned", "a", "pinned-localhost a b")
-			logged(t, n, "pinned", "a", "from the first")
-			if out, err := n.RunIn(t.Context(), "pinned", "a", "id"); err == nil ||
-				!strings.Contains(out+err.Error(), "denied [") {
-				t.Errorf("a command that no policy allows: %q, %v", out, err)
-			}
-			changed := strings.Replace(manifest, "exec sleep 1000", "exec sleep 2000", 1)
-			changed = strings.Replace(changed, "name: pinned\n", "name: changed\n", 1)
-			put(t, n, "changed", changed)
-			pod := await(t, n, "changed", "is denied", func(p *kube.Pod) bool {
-				return strings.Contains(text(p), "denied [value]")
-			})
-			for _, want := range []string{"a/OCI.Process.Args[2]", "sleep 1000", "sleep 2000", "allow with:"} {
-				if !strings.Contains(text(pod), want) {
-					t.Errorf("the status of the changed pod does not have %q: %s", want, text(pod))
+			t.Run("as it is", func(t *testing.T) {
+				put(t, n, "pinned", manifest)
+				await(t, n, "pinned", "runs", running)
+				logged(t, n, "pinned", "a", "pinned-localhost a b")
+				logged(t, n, "pinned", "a", "from the first")
+				if out, err := n.RunIn(t.Context(), "pinned", "a", "id"); err == nil ||
+					!strings.Contains(out+err.Error(), "denied [") {
+					t.Errorf("a command that no policy allows: %q, %v", out, err)
 				}
+			})
+			if version != primary { // the denial is the guest's; only how it is told may differ
+				return
 			}
+			t.Run("with another command", func(t *testing.T) {
+				put(t, n, "pinned", strings.Replace(manifest, "exec sleep 1000", "exec sleep 2000", 1))
+				pod := await(t, n, "pinned", "is denied", func(p *kube.Pod) bool {
+					return strings.Contains(text(p), "denied [value]")
+				})
+				for _, want := range []string{"a/OCI.Process.Args[2]", "sleep 1000", "sleep 2000", "allow with:"} {
+					if !strings.Contains(text(pod), want) {
+						t.Errorf("the status of the changed pod does not have %q: %s", want, text(pod))
+					}
+				}
+			})
 		})
 	}
 }
