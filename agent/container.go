@@ -262,10 +262,8 @@ func (s *service) openIO(terminal, output bool, stdin, stdout, stderr uint32) (*
 		return nil, err
 	}
 	return stdio.New(stdio.Wiring{
-		Terminal: terminal,
-		Discard:  !output,
-		Streams:  stdin != 0 || stdout != 0 || stderr != 0,
-		Stdin:    conns[0], Stdout: conns[1], Stderr: conns[2],
+		Terminal: terminal, Discard: !output, Streams: stdin != 0 || stdout != 0 || stderr != 0,
+		Stdin: conns[0], Stdout: conns[1], Stderr: conns[2],
 	})
 }
 

@@ -32,11 +32,8 @@ import (
 // GetGuestDetails returns the features of this guest.
 func (s *service) GetGuestDetails(_ context.Context, req *pb.GuestDetailsRequest) (*pb.GuestDetailsResponse, error) {
 	resp := &pb.GuestDetailsResponse{AgentDetails: &pb.AgentDetails{
-		Version:         s.Config.Version,
-		InitDaemon:      os.Getpid() == 1,
-		DeviceHandlers:  storage.DeviceTypes(),
-		StorageHandlers: storage.Drivers(),
-		SupportsSeccomp: true,
+		Version: s.Config.Version, InitDaemon: os.Getpid() == 1, SupportsSeccomp: true,
+		DeviceHandlers: storage.DeviceTypes(), StorageHandlers: storage.Drivers(),
 		ExtraFeatures: []string{
 			"seccomp", contract.FeatureStreams, contract.FeatureRemove, contract.FeatureRawPath,
 			contract.FeatureSignalAll, contract.FeatureRules,

@@ -16,6 +16,7 @@ import (
 
 	"github.com/coco-shim/coco/agent/forward"
 	"github.com/coco-shim/coco/agent/gate"
+	"github.com/coco-shim/coco/agent/resolver"
 	"github.com/coco-shim/coco/agent/transport"
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
@@ -23,25 +24,35 @@ import (
 )
 
 // Server is the host's only way into the guest: the port for requests, the port for byte streams and, if configured,
-// the port for port-forward. All input on them passes package gate before the agent acts on it. A request goes through
-// pass; a connection to one of the other ports begins with a gate.Greeting.
+// the ports for port-forward and for name lookups. All input on them passes package gate before the agent acts on it. A
+// request goes through pass; a connection to one of the other ports begins with a gate.Greeting.
 type Server struct {
 	service *service
 	rpc     *ttrpc.Server
-	forward *forward.Server // nil without Config.PortForward
+	others  map[uint32]portServer // the other ports
+}
+
+// portServer serves the connections to a port. Close ends them.
+type portServer interface {
+	Serve(net.Listener) error
+	Close()
 }
 
 // NewServer makes a Server.
 func NewServer(cfg Config) (*Server, error) {
-	s := &Server{service: newService(cfg)}
+	s := &Server{service: newService(cfg), others: map[uint32]portServer{}}
 	var err error
 	if s.rpc, err = ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(s.service.pass)); err != nil {
 		return nil, err
 	}
 	pb.RegisterAgentServiceService(s.rpc, s.service)
 	pb.RegisterHealthService(s.rpc, s.service)
+	s.others[contract.PortStreams] = s.service.streams
 	if cfg.PortForward {
-		s.forward = forward.New(cfg.Policy.Forward)
+		s.others[contract.PortForward] = forward.New(cfg.Policy.Forward)
+	}
+	if cfg.Resolver {
+		s.others[contract.PortResolver] = resolver.New(cfg.Policy.Resolver)
 	}
 	return s, nil
 }
@@ -53,17 +64,14 @@ func (s *Server) Serve(ctx context.Context) error {
 
 // ports returns the ports that the guest serves.
 func (s *Server) ports(ctx context.Context) transport.Ports {
-	p := transport.Ports{
-		contract.PortAgent: func(l net.Listener) error {
-			if err := s.rpc.Serve(ctx, l); !errors.Is(err, ttrpc.ErrServerClosed) {
-				return err
-			}
-			return nil
-		},
-		contract.PortStreams: s.service.streams.Serve,
-	}
-	if s.forward != nil {
-		p[contract.PortForward] = s.forward.Serve
+	p := transport.Ports{contract.PortAgent: func(l net.Listener) error {
+		if err := s.rpc.Serve(ctx, l); !errors.Is(err, ttrpc.ErrServerClosed) {
+			return err
+		}
+		return nil
+	}}
+	for n, m := range s.others {
+		p[n] = m.Serve
 	}
 	return p
 }
@@ -79,9 +87,8 @@ func (s *Server) Close(ctx context.Context) error {
 		err = errors.Join(err, fmt.Errorf("stop serving: %w", serr))
 	}
 	s.service.bursts.Close()
-	s.service.streams.Close()
-	if s.forward != nil {
-		s.forward.Close()
+	for _, m := range s.others {
+		m.Close()
 	}
 	return err
 }

@@ -30,7 +30,7 @@ func serve(t *testing.T) (dial func(port uint32) net.Conn) {
 	t.Helper()
 	f := newFixture(t)
 	cfg := f.Config
-	cfg.PortForward = true
+	cfg.PortForward, cfg.Resolver = true, true
 	s, err := NewServer(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -77,7 +77,7 @@ func strange(m proto.Message, number protowire.Number) {
 	m.ProtoReflect().SetUnknown(protoreflect.RawFields(raw))
 }
 
-// TestWhatIsUnknownIsRefusedByName: fields at three depths, and the greetings of both stream ports.
+// TestWhatIsUnknownIsRefusedByName: fields at three depths, and the greetings of the stream ports.
 func TestWhatIsUnknownIsRefusedByName(t *testing.T) {
 	dial := serve(t)
 	client := ttrpc.NewClient(dial(contract.PortAgent))
@@ -126,6 +126,8 @@ func TestWhatIsUnknownIsRefusedByName(t *testing.T) {
 		{contract.PortStreams, "attach 2\n", `unknown word "attach"`},
 		{contract.PortForward, "80 udp\n", `unknown field "udp"`},
 		{contract.PortForward, "tcp 80\n", `"tcp" is not a number`},
+		{contract.PortResolver, "stream 1\n", `unknown word "stream"`},
+		{contract.PortResolver, "resolver 2\n", `"2" is not a number from 1 to 1`},
 	} {
 		c := dial(tc.port)
 		if _, err := io.WriteString(c, tc.line); err != nil {

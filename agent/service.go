@@ -95,8 +95,9 @@ type Config struct {
 	System     System
 	CgroupRoot string
 	RunDir     string // contract.GuestRoot, but for tests
-	// PortForward lets the host connect to the services that listen on the guest's loopback address.
-	PortForward bool
+	// PortForward lets the host connect to the services that listen on the guest's loopback address. Resolver lets the
+	// guest's processes ask the host for names.
+	PortForward, Resolver bool
 	// Policy decides about each request.
 	Policy gate.Policy
 	// Confidential says that the guest runs in a TEE.

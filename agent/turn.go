@@ -15,8 +15,7 @@ import (
 // RemoveContainer takes its turn when the processes have ended.
 var oneAtATime = map[string]bool{
 	"CreateSandbox": true, "CreateContainer": true, "UpdateContainer": true, "UpdateEphemeralMounts": true,
-	"CopyFile":        true,
-	"UpdateInterface": true, "UpdateRoutes": true, "AddARPNeighbors": true, "OnlineCPUMem": true,
+	"CopyFile": true, "UpdateInterface": true, "UpdateRoutes": true, "AddARPNeighbors": true, "OnlineCPUMem": true,
 	"SetGuestDateTime": true, "ReseedRandomDev": true,
 }
 

@@ -364,7 +364,7 @@ func TestBootResolvesTheGuestImage(t *testing.T) {
 	h.GuestDir, h.KernelParams = dir, "debug"
 	got, err := h.Boot()
 	want := BootFiles{Kernel: dir + "/vmlinux", Initrd: dir + "/initrd.img", Cmdline: "quiet panic=-1 debug " +
-		contract.ParamPortForward}
+		contract.ParamPortForward + " " + contract.ParamResolver}
 	if err != nil || got != want {
 		t.Errorf("Boot = %+v, %v, want %+v", got, err, want)
 	}

@@ -87,9 +87,12 @@ func (h Hypervisor) Boot() (BootFiles, error) {
 		return BootFiles{}, err
 	}
 	b.Cmdline = strings.TrimSpace(cmdline + " " + h.KernelParams)
-	if (h.Platform == "none" || h.Platform == "") &&
-		!slices.Contains(strings.Fields(b.Cmdline), contract.ParamPortForward) {
-		b.Cmdline += " " + contract.ParamPortForward
+	if h.Platform == "none" || h.Platform == "" {
+		for _, param := range []string{contract.ParamPortForward, contract.ParamResolver} {
+			if !slices.Contains(strings.Fields(b.Cmdline), param) {
+				b.Cmdline += " " + param
+			}
+		}
 	}
 	return b, nil
 }

@@ -162,6 +162,7 @@ func (w *world) options(args ...string) Options {
 			Driver: (*fakeDriver)(w), Network: (*fakeNetwork)(w), Layers: (*fakeLayers)(w),
 			Files:   (*fakeFiles)(w),
 			TPM:     (*fakeTPM)(w),
+			Names:   w.names,
 			Machine: launch.Machine{CPUs: 2, MemoryMiB: 8192},
 		},
 	}

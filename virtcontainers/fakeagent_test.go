@@ -156,6 +156,8 @@ func (a *fakeAgent) accept(port uint32) (net.Conn, error) {
 		}
 	case contract.PortStreams:
 		a.wg.Go(func() { a.announced(guest) })
+	case contract.PortResolver:
+		a.wg.Go(func() { a.asks(guest) })
 	}
 	return host, nil
 }

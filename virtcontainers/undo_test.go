@@ -28,10 +28,12 @@ func TestWhateverFailsNothingIsLeft(t *testing.T) {
 		good := whateverFails(t, func(w *world) Options {
 			o := w.options("sleep")
 			o.Config.Runtime.HostPath = "live"
-			return binds(w, o)
+			o = binds(w, o)
+			o.Spec.Mounts = append(o.Spec.Mounts, resolvConf(w, o.ID))
+			return o
 		})
-		if !good.did("serve files") || !good.did("share files") {
-			t.Errorf("nothing was shared: %q", good.ops)
+		if !good.did("serve files") || !good.did("share files") || !good.did("ask for names") {
+			t.Errorf("nothing was shared, or asked for: %q", good.ops)
 		}
 	})
 	t.Run("virtual TPM", func(t *testing.T) {

@@ -54,6 +54,19 @@ func (p Policy) Forward(port uint32) error {
 	return none.Forward(port)
 }
 
+// Resolver decides whether processes of the guest may ask the host for names.
+func (p Policy) Resolver() error {
+	switch {
+	case p.Distrust != nil:
+		return p.Distrust
+	case p.Engine != nil:
+		return p.Engine.Resolver()
+	case p.Open:
+		return nil
+	}
+	return none.Resolver()
+}
+
 // Stream decides whether the host may open a byte stream for a later request at all.
 func (p Policy) Stream() error {
 	switch {

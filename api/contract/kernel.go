@@ -23,6 +23,9 @@ const (
 	// ParamPortForward has the agent listen on PortForward. The shim adds it where there is no TEE; a
 	// confidential guest has it only if hypervisor.kernel_params says so.
 	ParamPortForward = "agent.port_forward"
+	// ParamResolver has the agent listen on PortResolver, so that the host answers questions for names. The shim adds it
+	// where there is no TEE; a confidential guest has it only if hypervisor.kernel_params says so.
+	ParamResolver = "agent.resolver"
 	// ParamInitdata takes the digest of the pod's initdata, as "sha256:HEX". The shim adds it where there is no TEE and
 	// the pod has initdata. The agent compares initdata with it there, which is a rehearsal: in a TEE it ignores the
 	// parameter, and the platform's report has the digest.

@@ -14,6 +14,9 @@ const (
 	// PortForward carries connections with services on the guest's loopback address (agent/forward). The
 	// agent listens on it if the kernel command line says so.
 	PortForward = 1028
+	// PortResolver carries questions for names to the host (agent/resolver). The agent listens on it if the kernel
+	// command line says so.
+	PortResolver = 1029
 )
 
 // SerialPort names the virtio-serial port of a machine without vsock, over which internal/portmux carries

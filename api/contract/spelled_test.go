@@ -24,17 +24,19 @@ import (
 // only where a name beside it matches the expression, as Dial in Dial(ctx, 1024). An empty expression
 // says that the value is not looked for at all.
 var words = map[string]string{
-	"PortAgent":   portNames,
-	"PortStreams": portNames,
-	"PortForward": portNames,
-	"SharedName":  "",
-	"SandboxName": "",
-	"ImageName":   "",
-	"RootfsName":  "",
+	"PortAgent":    portNames,
+	"PortStreams":  portNames,
+	"PortForward":  portNames,
+	"PortResolver": portNames,
+	"SharedName":   "",
+	"SandboxName":  "",
+	"ImageName":    "",
+	"RootfsName":   "",
 
 	"DriverWatchableBind": driverNames,
 	"DriverVirtioFS":      driverNames,
 	"StreamWord":          "^Word$",
+	"ResolverWord":        "^Word$",
 	"GreetingOK":          "^answer$",
 	"GreetingFull":        "^answer$",
 

@@ -3,14 +3,23 @@
 
 package contract
 
-// How a connection to PortStreams or PortForward begins. The shim writes one line: StreamWord, a space and
-// the number that a later request names the stream by; or, to PortForward, the number of a TCP port alone.
+// How a connection to PortStreams, PortForward or PortResolver begins. The shim writes one line: StreamWord, a space
+// and the number that a later request names the stream by; or, to PortForward, the number of a TCP port alone; or, to
+// PortResolver, ResolverWord, a space and 1.
 // The agent answers with one line, GreetingOK or what it refuses, and after GreetingOK the bytes that follow
 // are the stream's. Its other answer that the shim knows, GreetingFull, says that too many connections wait.
 const (
 	StreamWord   = "stream"
+	ResolverWord = "resolver"
 	GreetingOK   = "ok"
 	GreetingFull = "no"
+)
+
+// ResolverAddress is where Docker answers names of a container's networks, and where the guest does while the shim has
+// a connection to PortResolver. ResolverLine is what a container's resolv.conf says then.
+const (
+	ResolverAddress = "127.0.0.11:53"
+	ResolverLine    = "nameserver 127.0.0.11"
 )
 
 // TerminationLog is the type of diagnostic data with which the shim asks for a container's termination

@@ -196,6 +196,7 @@ func newGuest(mods *boot.Loader, log *slog.Logger, closed bool, decides gate.Pol
 		return nil, err
 	}
 	_, portForward := boot.KernelParam(contract.ParamPortForward)
+	_, names := boot.KernelParam(contract.ParamResolver)
 	g.server, err = agent.NewServer(agent.Config{
 		Runner: runner.New(runner.Config{
 			Binary: findRuntime(), StateDir: runtimeState, WorkDir: workDir, CgroupRoot: boot.CgroupRoot, Reaper: g.reaper,
@@ -210,6 +211,7 @@ func newGuest(mods *boot.Loader, log *slog.Logger, closed bool, decides gate.Pol
 		Policy:       decides,
 		Confidential: boot.Confidential("/"),
 		PortForward:  portForward,
+		Resolver:     names,
 
 		Version: version.Version,
 		Closed:  closed,

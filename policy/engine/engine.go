@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/ident"
 	"github.com/coco-shim/coco/policy"
 	"github.com/coco-shim/coco/policy/compare"
@@ -159,6 +160,21 @@ func (e *Engine) Forward(port uint32) error {
 	return &compare.Denial{
 		Code: compare.Capability, Field: "port", Want: "a port of pod.portForward", Got: compare.Show(port),
 		Fix: "pod.portForward with " + compare.Show(port),
+	}
+}
+
+// Resolver decides whether the guest's processes may ask the host for names. Who may choose the name servers chooses
+// the answers, so it is what the policy says about resolv.conf.
+func (e *Engine) Resolver() error {
+	if e.policy == nil {
+		return noPolicy("resolver")
+	}
+	if dns := e.policy.Pod.DNS; dns.FromHost || slices.Contains(dns.Lines, contract.ResolverLine) {
+		return nil
+	}
+	return &compare.Denial{
+		Code: compare.Capability, Field: "resolver", Want: "name servers of pod.dns",
+		Got: compare.Show(contract.ResolverLine), Fix: "pod.dns.lines with " + compare.Show(contract.ResolverLine),
 	}
 }
 

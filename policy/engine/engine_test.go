@@ -86,6 +86,9 @@ func TestTheDefaultIsToDeny(t *testing.T) {
 		"") {
 		t.Error("a closed guest forwards, streams or shows output")
 	}
+	if New(nil).Resolver() == nil || New(least).Resolver() == nil {
+		t.Error("a closed guest asks the host for names")
+	}
 }
 
 func code(err error) compare.Code {
@@ -407,6 +410,16 @@ func TestCapabilities(t *testing.T) {
 		code(e.Forward(80+1<<16)) != compare.Capability {
 		t.Error("port-forward")
 	}
+	for _, dns := range []policy.DNS{
+		{FromHost: true}, {Lines: []string{"search x", contract.ResolverLine}}, {Lines: []string{"nameserver 10.0.0.1"}},
+	} {
+		p.policy.Pod.DNS = dns
+		if err, open := e.Resolver(), dns.FromHost || len(dns.Lines) == 2; open != (err == nil) ||
+			!open && code(err) != compare.Capability {
+			t.Errorf("names with %+v: %v", dns, err)
+		}
+	}
+	p.policy.Pod.DNS = policy.DNS{}
 	c.Allow.Exec = policy.Exec{}
 	if err := call(e, "ExecProcess", p.execs[0]); code(err) != compare.Capability {
 		t.Errorf("exec without the capability: %v", err)

@@ -208,6 +208,7 @@ func TestDockerRunsContainersInMicroVMs(t *testing.T) {
 					checkNoCommand(t, d)
 					checkSharing(t, d)
 					checkVolumes(t, d)
+					checkNames(t, d)
 				}
 			})
 			left, err := harness.Leaks(t.Context(), before, 10*time.Second)

@@ -39,6 +39,7 @@ func checkSharing(t *testing.T, d *daemon) {
 	for _, c := range [][2]string{
 		{"--net", "container:web"},
 		{"--ipc", "container:web"},
+		{"--pid", "container:web"},
 		{"--pid", "host"},
 		{"--ipc", "host"},
 		{"--uts", "host"},

@@ -103,6 +103,8 @@ type creation struct {
 	leaves   []string // cgroups that the pod's processes are in
 	attached nic.Attachment
 
+	asksNames bool // the guest asks the engine's resolver
+
 	opened    []*os.File // the boot chains and disks; closed once the VMM has them
 	initdata  *os.File   // nil without one
 	measuring *measuring // nil where nothing is measured
@@ -155,6 +157,7 @@ func (c *creation) steps() []step {
 		{"launcher", c.launch},
 		{"cgroups", c.joinCgroups},
 		{"hooks", c.runHooks},
+		{"names", c.checkNames}, // Docker's hook writes resolv.conf
 		{"network", c.attachNetwork},
 		{"live files", c.serveFiles},
 		{"virtual tpm", c.serveTPM},
@@ -163,6 +166,7 @@ func (c *creation) steps() []step {
 		{"guest network", c.bootNetwork},
 		{"sandbox", c.createSandbox},
 		{"localhost", c.openLocalhost},
+		{"resolver", c.openNames},
 		{"metrics", func(context.Context) error { return c.opts.Use(c.Machine) }},
 	}
 }
@@ -191,7 +195,8 @@ func checkOptions(o *Options) error {
 	out, err := request.Convert(request.Input{ID: o.First.ID, Spec: o.First.Spec, SharedShm: needsSharedShm(*o)})
 	if err == nil && out.SandboxPidNS {
 		ns, _ := namespace(o.First.Spec, specs.PIDNamespace)
-		err = fmt.Errorf("linux.namespaces: the pid namespace %s is one of the host, which a VM cannot join: %w", ns.Path,
+		err = fmt.Errorf("it asks for the processes of another container (--pid container:…, %s), which run in another "+
+			"kernel; give this one a pid namespace of its own, or put both into one pod: %w", ns.Path,
 			errdefs.ErrInvalidArgument)
 	}
 	return err

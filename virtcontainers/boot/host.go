@@ -37,6 +37,8 @@ type Host struct {
 	// Localhost opens the way from the loopback address of a pod's network namespace into the VM; nil
 	// for none.
 	Localhost func(netns string) (Localhost, error)
+	// Names asks the resolver that an engine has in a network namespace; nil: nothing does.
+	Names func(netns string) (Names, error)
 }
 
 // Localhost takes connections with a namespace's loopback address, where the runtime's port-forward

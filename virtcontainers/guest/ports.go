@@ -64,10 +64,19 @@ func announce(conn io.ReadWriter, n uint32) error {
 const forwardTimeout = 15 * time.Second
 
 // DialService connects with what listens on a port of the guest's loopback address.
-func (l *Link) DialService(ctx context.Context, port uint16) (_ net.Conn, err error) {
+func (l *Link) DialService(ctx context.Context, port uint16) (net.Conn, error) {
+	conn, err := l.greet(ctx, contract.PortForward, fmt.Sprintf("%d\n", port))
+	if err != nil {
+		return nil, fmt.Errorf("port %d: %w", port, err)
+	}
+	return conn, nil
+}
+
+// greet opens a connection to a port of the agent that begins with a line, and reads whether it is taken.
+func (l *Link) greet(ctx context.Context, port uint32, greeting string) (_ net.Conn, err error) {
 	ctx, cancel := context.WithTimeout(ctx, forwardTimeout)
 	defer cancel()
-	conn, err := l.vm.Dial(ctx, contract.PortForward)
+	conn, err := l.vm.Dial(ctx, port)
 	if err != nil {
 		return nil, err
 	}
@@ -77,17 +86,22 @@ func (l *Link) DialService(ctx context.Context, port uint16) (_ net.Conn, err er
 		}
 	}()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	if _, err := fmt.Fprintf(conn, "%d\n", port); err != nil {
+	if _, err := io.WriteString(conn, greeting); err != nil {
 		return nil, err
 	}
 	answer, err := readLine(conn)
 	if !stop() || err != nil {
-		return nil, errors.Join(fmt.Errorf("no answer about port %d: %w", port, context.Cause(ctx)), err)
+		return nil, errors.Join(fmt.Errorf("the agent does not answer: %w", context.Cause(ctx)), err)
 	}
 	if answer != contract.GreetingOK {
 		return nil, fmt.Errorf("%s: %w", answer, errdefs.ErrUnavailable)
 	}
 	return conn, nil
+}
+
+// DialResolver opens the stream over which the guest asks for names (package lookup).
+func (l *Link) DialResolver(ctx context.Context) (net.Conn, error) {
+	return l.greet(ctx, contract.PortResolver, contract.ResolverWord+" 1\n")
 }
 
 // readLine reads the agent's answer to a greeting.

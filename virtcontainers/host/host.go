@@ -28,6 +28,7 @@ import (
 	"github.com/coco-shim/coco/hypervisor/virtiofsd"
 	"github.com/coco-shim/coco/hypervisor/vmm"
 	"github.com/coco-shim/coco/network/localhost"
+	"github.com/coco-shim/coco/network/nameserver"
 	plan "github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/virtcontainers/boot"
 	"github.com/coco-shim/coco/virtcontainers/bootfiles"
@@ -74,6 +75,13 @@ func New(c configs.Config, exe string, log *slog.Logger) (boot.Host, error) {
 				return nil, err
 			}
 			return gate{g}, nil
+		},
+		Names: func(netns string) (boot.Names, error) {
+			a, err := nameserver.Open(netns)
+			if err != nil {
+				return nil, err
+			}
+			return a, nil
 		},
 	}, nil
 }

@@ -8,6 +8,7 @@ package hostvolume
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 
@@ -51,6 +52,21 @@ func Open(o volume.Origin, source string) (*os.File, error) {
 		return nil, fmt.Errorf("the source %s: %w", source, err)
 	}
 	return f, nil
+}
+
+// ReadNamed reads the first bytes of a file that somebody has named.
+func ReadNamed(source string, limit int64) ([]byte, error) {
+	at, err := Open(volume.Named, source)
+	if err != nil {
+		return nil, err
+	}
+	defer at.Close()
+	f, err := hostfs.Reopen(at, os.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, limit))
 }
 
 // Shape is what a volume's directory on the host tells about the one to be made in the guest.
