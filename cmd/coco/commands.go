@@ -32,6 +32,8 @@ func commands() []*cobra.Command {
 		node.Command(),
 		pods.MetricsCommand(),
 		pods.ListCommand(),
+		pods.InspectCommand(),
+		pods.TopCommand(),
 		policy.Command(),
 		verify.Command(),
 		template.Command(),

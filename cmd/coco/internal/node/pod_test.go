@@ -5,6 +5,7 @@ package node
 
 import (
 	"context"
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -71,6 +72,14 @@ func TestPodInItsNamespace(t *testing.T) {
 		}
 	}
 	defer remove()
+	var pod struct {
+		Engine, Name string
+		Guest        bool `json:"guest_up"`
+	}
+	seen, err := exec.Command(filepath.Join(harness.Prefix(), node.CLI), "inspect", "web", "--json").Output()
+	if jerr := json.Unmarshal(seen, &pod); err != nil || jerr != nil || pod.Engine != "ctr" || !pod.Guest {
+		t.Errorf("coco inspect web --json = %s, %v", seen, err)
+	}
 	_, _, err = run(t, "uninstall", prefix)
 	if err == nil || !strings.Contains(err.Error(), "web (namespace default, shim") {
 		t.Errorf("uninstall while a pod runs = %v", err)

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package pods has the commands that ask the running pods of this host for their metrics.
+// Package pods has the commands that ask the running pods of this host what they are and use.
 package pods
 
 import (
@@ -19,6 +19,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/show"
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/internal/words"
 	"github.com/coco-shim/coco/metrics"
@@ -40,33 +41,31 @@ type podMetrics struct {
 	text    string
 }
 
-// value returns a sample's value.
-func (p podMetrics) value(name string) float64 {
-	for _, s := range p.Samples {
-		if s.Name == name {
-			return s.Value
-		}
-	}
-	return 0
-}
-
 // ListCommand returns coco ps.
 func ListCommand() *cobra.Command {
 	var config string
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "ps",
 		Short: "List the pods that run here",
-		Args:  cobra.NoArgs,
+		Long: "Lists the pods of all engines by the names that their users know: NAMESPACE/NAME of Kubernetes, the\n" +
+			"name of a container of Docker, the id of ctr.",
+		Example: "  sudo coco ps\n  sudo coco ps --json",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			dir, err := stateDir(config)
 			if err != nil {
 				return err
 			}
-			pods, err := gather(cmd.Context(), dir)
+			pods, err := views(cmd.Context(), dir)
+			if asJSON {
+				return errors.Join(show.JSON(cmd.OutOrStdout(), pods), err)
+			}
 			return errors.Join(printPods(cmd.OutOrStdout(), pods, time.Now()), err)
 		},
 	}
 	cmd.Flags().StringVar(&config, "config", "", "configuration file, as the shim finds it by default")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 
@@ -137,33 +136,17 @@ func printable(text string) string {
 	return b.String()
 }
 
-func printPods(out io.Writer, pods []podMetrics, now time.Time) error {
+func printPods(out io.Writer, pods []view, now time.Time) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(w, "POD\tNAME\tAGE\tCPUS\tMEMORY\tGUEST USES\tVMM\tSHIM\tCONTAINERS\tSTART")
+	fmt.Fprintln(w, "POD\tNAME\tENGINE\tAGE\tCPUS\tMEMORY\tGUEST USES\tVMM\tSHIM\tCONTAINERS\tSTART")
 	for _, p := range pods {
-		name, containers := "", 0
-		kinds := map[string]float64{}
-		for _, s := range p.Samples {
-			switch s.Name {
-			case "coco_pod_info":
-				if name = s.Labels["pod_name"]; name != "" {
-					name = s.Labels["pod_namespace"] + "/" + name
-				}
-			case "coco_vmm_memory_bytes":
-				kinds[s.Labels["kind"]] = s.Value
-			case "coco_container_start_seconds":
-				containers++
-			}
-		}
-		id := p.Pod
+		id := p.ID
 		if len(id) > 13 {
 			id = id[:13]
 		}
-		age := now.Sub(time.UnixMilli(int64(p.value("coco_pod_created_timestamp_seconds") * 1000))).Round(time.Second)
-		fmt.Fprintf(w, "%s\t%s\t%s\t%.0f\t%s\t%s\t%s\t%s\t%d\t%.1fs\n", id, words.Line(name, 128), age,
-			p.value("coco_vm_vcpus"), mib(p.value("coco_vm_memory_bytes")), mib(kinds["guest"]),
-			mib(kinds["generated_code"]+kinds["own"]), mib(p.value("coco_shim_resident_memory_bytes")),
-			containers, p.value("coco_pod_start_seconds"))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%d\t%.1fs\n", id, short(p.Name), p.Engine,
+			now.Sub(p.Created).Round(time.Second), p.VCPUs, mib(p.Memory.VM), mib(p.Memory.Guest), mib(p.Memory.VMM),
+			mib(p.Memory.Shim), len(p.Containers), p.StartS)
 	}
 	return w.Flush()
 }

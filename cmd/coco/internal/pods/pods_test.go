@@ -86,7 +86,7 @@ coco_vm_memory_bytes{pod="bb22"} 6.7108864e+08
 	if err == nil {
 		err = json.Unmarshal([]byte(got), &pods)
 	}
-	if err != nil || len(pods) != 1 || pods[0].Pod != "bb22" || pods[0].value("coco_vm_memory_bytes") != 640<<20 {
+	if err != nil || len(pods) != 1 || pods[0].Pod != "bb22" || look(pods[0]).Memory.VM != 640<<20 {
 		t.Errorf("metrics --json --pod = %s, %v", got, err)
 	}
 	if _, err := run(t, MetricsCommand(), "--config", config, "--pod", "cc"); err == nil {
