@@ -37,6 +37,7 @@ func (b *Broker) adminRoutes() map[string]http.HandlerFunc {
 		"GET " + p + "/reference-value/{name...}": b.getReference,
 		"GET " + p + "/admin/resources":           b.listResources,
 		"GET " + p + "/admin/references":          b.listReferences,
+		"DELETE " + p + "/admin/references/{set}": b.removeReferences,
 		"GET " + p + "/admin/attestations":        b.listAttestations,
 		"GET " + p + "/admin/backup":              b.backup,
 		"POST " + p + "/admin/check":              b.check,
@@ -184,6 +185,26 @@ func (b *Broker) addReference(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	b.change(func(r *rules) { *r = r.withSet(s) })
+}
+
+// removeReferences removes a set.
+func (b *Broker) removeReferences(w http.ResponseWriter, r *http.Request) {
+	b.writes.Lock()
+	defer b.writes.Unlock()
+	name := r.PathValue("set")
+	err := b.cfg.Store.Delete(bucketReference, name)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		refuse(w, http.StatusNotFound, kbs.ReferenceError, err.Error())
+		return
+	case err != nil:
+		refuse(w, http.StatusInternalServerError, kbs.ReferenceError, err.Error())
+		return
+	}
+	b.change(func(r *rules) {
+		r.references = maps.Clone(r.references)
+		delete(r.references, name)
+	})
 }
 
 // unwrap returns a message that some clients send as a JSON string, or in a member of that name.

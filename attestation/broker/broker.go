@@ -71,6 +71,8 @@ type Config struct {
 	// Admins are issuers of administrators' tokens beside the broker itself, Roles what each role may do.
 	Admins []token.Issuer
 	Roles  []Role
+	// RevokeAdmins makes all tokens of administrators invalid that the broker has given so far.
+	RevokeAdmins bool
 	// Session is how long a guest has for its evidence. Zero means 5 minutes.
 	Session time.Duration
 	// MaxSessions bounds the sessions that are open. Zero means 20000.
@@ -110,10 +112,17 @@ func New(ctx context.Context, cfg Config) (*Broker, error) {
 		signer: &token.Signer{Issuer: cfg.Issuer, Lead: publishFor, Now: cfg.Now},
 		admin:  &token.Signer{Issuer: adminIssuer, Now: cfg.Now},
 	}
+	// Numbers of attestations go on where an earlier start cannot have been: tokens name them.
+	b.history.next = cfg.Audit.Head().Number
 	b.sessions = session.New(cfg.Session, cfg.MaxSessions, cfg.Now)
 	var err error
 	if b.access, err = newAccess(b.admin, cfg); err != nil {
 		return nil, err
+	}
+	if cfg.RevokeAdmins {
+		if err := b.dropKeys(bucketAdminKey); err != nil {
+			return nil, err
+		}
 	}
 	for bucket, s := range map[string]*token.Signer{bucketKey: b.signer, bucketAdminKey: b.admin} {
 		if err := b.loadKeys(bucket, s); err != nil {
@@ -127,6 +136,16 @@ func New(ctx context.Context, cfg Config) (*Broker, error) {
 		return nil, err
 	}
 	return b, b.checkAudit()
+}
+
+// dropKeys forgets the keys of a signer, so that nothing that they have signed is valid.
+func (b *Broker) dropKeys(bucket string) error {
+	for _, e := range b.cfg.Store.List(bucket) {
+		if err := b.cfg.Store.Delete(bucket, e.Key); err != nil {
+			return err
+		}
+	}
+	return b.cfg.Audit.Write("admin", "ok", map[string]string{"endpoint": "revoke tokens"})
 }
 
 // loadKeys reads the keys of a signer, and makes the first one.

@@ -30,6 +30,7 @@ var (
 	ErrMany  = errors.New("this address has too many open sessions")
 	ErrNone  = errors.New("session not found or expired; begin anew with /auth")
 	ErrOther = errors.New("this session's nonce was used for other evidence")
+	ErrSpent = errors.New("this session's evidence was refused; begin anew with /auth")
 	ErrBusy  = errors.New("the evidence of this session is being verified")
 )
 
@@ -148,7 +149,7 @@ func (s *Sessions) Claim(id string, body [32]byte) (n *Session, token string, er
 	case n.state == checking:
 		return nil, "", ErrBusy
 	case n.state == spent:
-		return nil, "", ErrOther
+		return nil, "", ErrSpent
 	case n.state == done:
 		return n, n.token, nil
 	}

@@ -99,7 +99,6 @@ func removeCommand(c *connection) *cobra.Command {
 
 func referenceCommand(c *connection) *cobra.Command {
 	var set, expires string
-	var asJSON bool
 	add := &cobra.Command{
 		Use:   "add FILE",
 		Short: `Register reference values ("-" reads stdin)`,
@@ -121,6 +120,18 @@ func referenceCommand(c *connection) *cobra.Command {
 	}
 	add.Flags().StringVar(&set, "set", "", "name of the set")
 	add.Flags().StringVar(&expires, "expires", "", "end of validity, such as 2027-06-30 (default in a year)")
+	rm := &cobra.Command{
+		Use: "rm SET", Short: "Remove a set: what-if --without-set says who would lose access", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			_, _, err := c.ask(cmd.Context(), http.MethodDelete, "/admin/references/"+args[0], nil, nil, nil)
+			return err
+		},
+	}
+	return group("reference", "Register, list and remove reference values", add, referenceListCommand(c), rm)
+}
+
+func referenceListCommand(c *connection) *cobra.Command {
+	var asJSON bool
 	ls := &cobra.Command{
 		Use: "ls", Short: "List reference values", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -146,7 +157,7 @@ func referenceCommand(c *connection) *cobra.Command {
 		},
 	}
 	ls.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return group("reference", "Register and list reference values", add, ls)
+	return ls
 }
 
 // message reads a message with reference values, and adds set and end of validity.

@@ -53,15 +53,18 @@ const (
 	maxConnections = 4096
 )
 
+// adminTokens says what happens to tokens of administrators at the start.
+type adminTokens struct{ newToken, revoke bool }
+
 // serveOptions are the flags of coco kbs serve.
 type serveOptions struct {
+	adminTokens
 	dir, listen, url        string
 	passphraseFile, keyFile string
 	config                  string
 	fetch, allowExpired     bool
 	tpmCA, selection        string
 	allowInsecure           bool
-	newToken                bool
 
 	verifier *snp.Verifier // nil: AMD's roots
 	now      func() time.Time
@@ -100,6 +103,8 @@ func serveCommand() *cobra.Command {
 	f.BoolVar(&o.allowInsecure, "allow-insecure", false,
 		"accept evidence of type sample, which proves nothing: for tests only")
 	f.BoolVar(&o.newToken, "new-admin-token", false, "print a new token with role admin")
+	f.BoolVar(&o.revoke, "revoke-admin-tokens", false,
+		"make all tokens of administrators invalid that the broker has printed, and print a new one")
 	return cmd
 }
 
@@ -132,7 +137,7 @@ func (o *serveOptions) run(ctx context.Context, stdout, stderr io.Writer) (err e
 		return err
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
-	if first || o.newToken {
+	if first || o.newToken || o.revoke {
 		t, err := b.AdminToken(broker.AdminRole)
 		if err != nil {
 			return err
@@ -259,6 +264,7 @@ func (o *serveOptions) broker(
 	}
 	cfg := broker.Config{
 		Store: s, Audit: a, Evidence: v, Issuer: strings.TrimSuffix(o.url, "/"), Log: log, Now: o.now,
+		RevokeAdmins: o.revoke,
 	}
 	if o.config != "" {
 		if cfg.Admins, cfg.Roles, err = readConfig(o.config, o.now); err != nil {

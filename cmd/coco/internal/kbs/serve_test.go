@@ -179,6 +179,30 @@ func TestFromZeroToASecret(t *testing.T) {
 	}
 }
 
+// Tokens of administrators can be taken back, and sets of reference values too.
+func TestWhatWasGivenCanBeTakenBack(t *testing.T) {
+	r := start(t, nil)
+	r.must(t, "reference", "add", "--set", "old", file(t, `{"type":"sample","payload":"eyJhIjpbMV19"}`))
+	r.must(t, "reference", "rm", "old")
+	if _, err := r.admin(t, "reference", "rm", "old"); err == nil {
+		t.Error("removed twice")
+	}
+	if out := r.must(t, "reference", "ls"); strings.Contains(out, "old") {
+		t.Errorf("reference ls: %s", out)
+	}
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	next := serveDir(t, r.dir, func(o *serveOptions) { o.revoke = true })
+	if _, err := next.admin(t, "resource", "ls"); err == nil {
+		t.Error("a token that was taken back is accepted")
+	}
+	if err := os.WriteFile(filepath.Join(r.dir, "admin.token"), []byte(next.out.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	next.must(t, "resource", "ls")
+}
+
 func TestPolicyCommands(t *testing.T) {
 	r := start(t, nil)
 	good := file(t, "package policy\nallow if data.plugin == \"resource\"\n")
