@@ -142,7 +142,7 @@ demo: ## set up everything, boot a microVM and run a container in it
 # FLAKED with the first failure; dist/flakes.json has the same. More than ten failures are no flakes.
 gotest = COCO_GUEST_DIR=$(CURDIR)/$(GUEST) COCO_VERSION=$(VERSION) COCO_REQUIRE=all $(TOOLS)/gotestsum --format standard-quiet --rerun-fails=1 \
 	--rerun-fails-max-failures=10 --rerun-fails-run-root-test --jsonfile dist/$(1).json --packages "$(2)" -- \
-	-count=1 -p 2 -exec 'flock -o $(CURDIR)/dist/test.lock' -timeout 35m
+	-count=1 -p 2 -exec 'flock -o $(CURDIR)/dist/test.lock' -timeout 35m $(3)
 
 $(TOOLS)/gotestsum: tools/go.mod
 	cd tools && GOBIN=$(TOOLS) $(GO) install -trimpath gotest.tools/gotestsum
@@ -156,6 +156,16 @@ test: setup stage $(TOOLS)/gotestsum ## lint and all tests: unit, real VMs, real
 	wait $$k8s && $(call gotest,tests-k8s,./tests/k8s) || failed=1; \
 	$(GO) run ./tests/flakes -out dist/flakes.json dist/tests.json dist/tests-k8s.json || failed=1; \
 	test -z "$$failed"
+
+# What runs a second time from templates: each way of starting a pod, several containers in a VM, disks and volumes,
+# memory, and kills at every moment. The rest of a suite is about what happens long after the start.
+WARM_SUITES := ./tests/integration ./tests/cri ./tests/sandbox ./tests/volumes
+WARM_TESTS  ?= Template|KillAtEachMoment|KillOfShim|TwoCreates|EveryContainerd|RunLooksTheSame|ThirtyContainers|WantsMoreThanItsMemory|ContainersShareAPod|InitContainers|ExecProbes|PodOfTwoContainers|VMThatDies|VolumesThatKeepData|EmptyDirsAreThePods
+
+.PHONY: test-template
+test-template: setup stage $(TOOLS)/gotestsum ## suites with real daemons once more, their VMs started from templates
+	@export COCO_TEST_TEMPLATE=private; $(call gotest,tests-template,$(WARM_SUITES),-run '$(WARM_TESTS)'); failed=$$?; \
+	dist/prefix/bin/coco template rm --all; exit $$failed
 
 .PHONY: cri-suite
 cri-suite: setup-bench stage ## all of containerd's CRI suite under runc and under coco (half an hour)

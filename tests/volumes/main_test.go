@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -28,6 +29,7 @@ import (
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor/launch"
 	"github.com/coco-shim/coco/internal/testvm"
+	"github.com/coco-shim/coco/tests/harness"
 	"github.com/coco-shim/coco/virtcontainers"
 	"github.com/coco-shim/coco/virtcontainers/boot"
 	"github.com/coco-shim/coco/virtcontainers/host"
@@ -156,7 +158,9 @@ func newPodIn(t *testing.T, dir string, change func(*configs.Config)) *pod {
 			t.Errorf("Shutdown() = %v", err)
 		}
 		for _, d := range []string{"run/*", "coco-state.json", "kubelet/pods/*/volumes/kubernetes.io~empty-dir/*/*"} {
-			if names, _ := filepath.Glob(filepath.Join(dir, d)); len(names) > 0 {
+			names, _ := filepath.Glob(filepath.Join(dir, d))
+			names = slices.DeleteFunc(names, func(n string) bool { return filepath.Base(n) == "templates" })
+			if len(names) > 0 {
 				t.Errorf("left: %q", names)
 			}
 		}
@@ -177,6 +181,7 @@ func machine(t *testing.T, dir string, change func(*configs.Config)) (configs.Co
 	if change != nil {
 		change(&cfg)
 	}
+	must(t, harness.Template(t.Context(), &cfg))
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	h, err := host.New(cfg, "", log)
 	must(t, err)

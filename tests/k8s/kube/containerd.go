@@ -112,9 +112,10 @@ func (n *Node) writeContainerd() error {
 		config = strings.Replace(config, string(dropin), "", 1)
 		config = fmt.Sprintf("imports = [%q]\n", DropIn(false)) + config
 	}
+	coco := fmt.Sprintf("[runtime]\nkubelet_dirs = [%q]\n%s", n.podsDir(), harness.TemplateKey())
 	return errors.Join(
 		os.WriteFile(filepath.Join(n.Dir, "cni", "10-coco.conflist"), []byte(cni), 0o644),
-		os.WriteFile(n.cocoConfig(), []byte(fmt.Sprintf("[runtime]\nkubelet_dirs = [%q]\n", n.podsDir())), 0o644),
+		os.WriteFile(n.cocoConfig(), []byte(coco), 0o644),
 		os.WriteFile(filepath.Join(n.Dir, "config.toml"), []byte(config), 0o644))
 }
 
