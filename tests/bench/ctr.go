@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/coco-shim/coco/tests/harness"
@@ -51,28 +50,12 @@ func benchParallel(ctx context.Context, b *bench) ([]Figure, error) {
 		}
 		single = append(single, time.Since(start).Seconds())
 	}
-	const n = 8
-	ids := make([]string, n)
-	for i := range ids {
-		ids[i] = b.id()
-	}
-	errs := make([]error, n)
-	var wg sync.WaitGroup
-	start := time.Now()
-	for i, id := range ids {
-		wg.Go(func() {
-			_, errs[i] = b.ctr(ctx, "run", "--rm", "--runtime", harness.Runtime, harness.Image, id, "true")
-		})
-	}
-	wg.Wait()
-	took := time.Since(start).Seconds()
-	for _, err := range errs {
-		if err != nil {
-			return nil, err
-		}
+	took, err := b.together(ctx, nil)
+	if err != nil {
+		return nil, err
 	}
 	return []Figure{against("parallel", "8 × ctr run --rm true at once", "s", "≤ 0.8", []float64{took}, "8 × one",
-		[]float64{n * median(single)})}, nil
+		[]float64{atOnce * median(single)})}, nil
 }
 
 // shimRest is when a shim that nobody calls has given back what its start needed.

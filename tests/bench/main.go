@@ -62,6 +62,7 @@ var suites = []suite{
 	{"memory", benchMemory},
 	{"layer", benchLayer},
 	{"parallel", benchParallel},
+	{"template", benchTemplate},
 }
 
 // bench is what the suites share.
@@ -75,7 +76,7 @@ type bench struct {
 func main() {
 	out := flag.String("out", "dist/bench.json", "file for the JSON report")
 	only := flag.String("only", "",
-		"comma-separated groups to run (default: all): start,pod,exec,stream,memory,layer,parallel")
+		"comma-separated groups to run (default: all): start,pod,exec,stream,memory,layer,parallel,template")
 	runs := flag.Int("runs", 5, "runs per figure; the median counts")
 	tree := flag.String("build-layer", "", "internal: build one layer from this directory, and end")
 	cache := flag.String("build-cache", "", "internal: cache for -build-layer")
@@ -189,9 +190,10 @@ func (b *bench) ctr(ctx context.Context, args ...string) (harness.Result, error)
 }
 
 // detached starts a container that sleeps and returns its id and the function that removes it.
-func (b *bench) detached(ctx context.Context, runtime string) (string, func(), error) {
+func (b *bench) detached(ctx context.Context, runtime string, extra ...string) (string, func(), error) {
 	id := b.id()
-	if _, err := b.ctr(ctx, "run", "-d", "--runtime", runtime, harness.Image, id, "sleep", "100000"); err != nil {
+	args := append([]string{"run", "-d", "--runtime", runtime}, extra...)
+	if _, err := b.ctr(ctx, append(args, harness.Image, id, "sleep", "100000")...); err != nil {
 		return "", nil, err
 	}
 	return id, func() {

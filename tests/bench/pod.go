@@ -39,7 +39,8 @@ func benchPod(ctx context.Context, b *bench) ([]Figure, error) {
 	}, nil
 }
 
-func (b *bench) onePod(ctx context.Context, pods, further *[]float64) error {
+// onePod times a pod and, unless further is nil, containers in it.
+func (b *bench) onePod(ctx context.Context, pods, further *[]float64, extra ...string) error {
 	pod := b.id()
 	defer func() {
 		b.daemon.Ctr(context.WithoutCancel(ctx), "task", "rm", "-f", pod)
@@ -48,12 +49,16 @@ func (b *bench) onePod(ctx context.Context, pods, further *[]float64) error {
 	if err := warmMemory(); err != nil {
 		return err
 	}
-	r, err := b.ctr(ctx, "run", "-d", "--runtime", harness.Runtime, "--annotation", podKind+"sandbox", "--annotation",
-		podID+pod, harness.Image, pod, "true")
+	args := append([]string{"run", "-d", "--runtime", harness.Runtime}, extra...)
+	r, err := b.ctr(ctx, append(args, "--annotation", podKind+"sandbox", "--annotation", podID+pod, harness.Image, pod,
+		"true")...)
 	if err != nil {
 		return err
 	}
 	*pods = append(*pods, r.Took.Seconds())
+	if further == nil {
+		return nil
+	}
 	for range 3 {
 		r, err := b.ctr(ctx, "run", "--rm", "--runtime", harness.Runtime, "--annotation", podKind+"container", "--annotation",
 			podID+pod, harness.Image, b.id(), "true")
