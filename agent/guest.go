@@ -109,14 +109,14 @@ func (s *service) UpdateInterface(ctx context.Context, req *pb.UpdateInterfaceRe
 	}
 	// The driver comes with the first interface that is asked for: a pod without a network shows none,
 	// although its VM has one to spare. An image may have it built in.
-	if err := s.Modules.Load(netDriver); err != nil && !errdefs.IsNotFound(err) {
+	if err := s.Modules.Load(NetDriver); err != nil && !errdefs.IsNotFound(err) {
 		return nil, err
 	}
 	return s.Network.UpdateInterface(ctx, req.Interface)
 }
 
-// netDriver is the module of virtio network devices.
-const netDriver = "virtio_net"
+// NetDriver is the module of virtio network devices. It must not be loaded before the guest gets a network.
+const NetDriver = "virtio_net"
 
 // UpdateRoutes replaces the routes.
 func (s *service) UpdateRoutes(ctx context.Context, req *pb.UpdateRoutesRequest) (*pb.Routes, error) {

@@ -11,7 +11,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -39,7 +38,7 @@ func (l *Loader) CloseAfterBoot() {
 
 // finish loads and closes. A module for a processor or device that is not there is no error.
 func (l *Loader) finish() error {
-	l.loadAll(SectionLazy, SectionReport)
+	l.loadAll(func(m Module) bool { return m.Section == SectionLazy || m.Section == SectionReport })
 	if err := l.closed.lock(); err != nil {
 		return fmt.Errorf("close the loading of kernel modules: %w", err)
 	}
@@ -50,13 +49,15 @@ func (l *Loader) finish() error {
 	return nil
 }
 
-// LoadLazy loads what the agent may need later.
-func (l *Loader) LoadLazy() { l.loadAll(SectionLazy) }
+// LoadLazy loads what the agent may need later, but for one module.
+func (l *Loader) LoadLazy(but string) {
+	l.loadAll(func(m Module) bool { return m.Section == SectionLazy && m.Name != but })
+}
 
-// loadAll loads sections for what this guest may need. The absence of a module shows where it is needed.
-func (l *Loader) loadAll(sections ...Section) {
+// loadAll loads the wanted modules for what this guest may need. The absence of a module shows where it is needed.
+func (l *Loader) loadAll(wanted func(Module) bool) {
 	for _, m := range l.mods {
-		if slices.Contains(sections, m.Section) && !strings.Contains(m.Name, "vsock") {
+		if wanted(m) && !strings.Contains(m.Name, "vsock") {
 			_ = l.withDeps(m, "", 0)
 		}
 	}

@@ -237,7 +237,7 @@ func (g *guest) run() error {
 	ended := make(chan error, 1)
 	if _, template := boot.KernelParam(contract.ParamTemplate); template {
 		g.finishBoot()
-		g.mods.LoadLazy()
+		g.mods.LoadLazy(agent.NetDriver)
 	} else {
 		go g.finishBoot()
 	}

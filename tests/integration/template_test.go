@@ -233,9 +233,13 @@ func TestATemplateIsMadeAtTheFirstStart(t *testing.T) {
 		t.Errorf("the pods that started meanwhile: %s", said)
 	}
 	since = logOf(t, d)
-	run()
+	links := must(t, d, "run", "--rm", "--runtime", harness.Runtime, "--runtime-config-path", config, harness.Image,
+		newID(t), "ls", "/sys/class/net")
 	if said := since(); !strings.Contains(said, "VM starts from a template") {
 		t.Errorf("the pod after that: %s", said)
+	}
+	if links != "lo\n" { // the VM has an interface for a network that may come
+		t.Errorf("a pod without network has the links %q", links)
 	}
 	if _, err := os.Stat(group); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the cgroup stays: %v", err)
