@@ -145,6 +145,7 @@ type Runtime struct {
 // VTPM is the virtual TPM of each pod on platform "vtpm".
 type VTPM struct {
 	Program string // absolute path of swtpm
+	CA      string // directory of the CA that certifies the TPMs' attestation keys; "": none does
 }
 
 // Network is how the pod's interfaces reach the VM.

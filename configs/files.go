@@ -143,6 +143,11 @@ func (c Config) CheckFiles() error {
 			errs = append(errs, fmt.Errorf("virtual TPM %s: %w; install swtpm (Debian: apt-get install swtpm), or set "+
 				"vtpm.program", c.VTPM.Program, err))
 		}
+		if ca := c.VTPM.CA; ca != "" {
+			if err := checkFile(filepath.Join(ca, "ca.crt"), false); err != nil {
+				errs = append(errs, fmt.Errorf("CA of virtual TPMs %s: ca.crt %w; make it (coco node tpm-ca --dir %[1]s)", ca, err))
+			}
+		}
 	}
 	b, err := h.Boot()
 	if err != nil {

@@ -137,6 +137,8 @@ var schema = []field{
 	row("network.model", func(c *Config) any { return &c.Network.Model }, oneOf("tcfilter", "none"), byFile, true),
 	row("network.queues_per_nic", func(c *Config) any { return &c.Network.QueuesPerNIC }, between(1, 16), byFile, false),
 
+	row("vtpm.ca", func(c *Config) any { return &c.VTPM.CA },
+		absPath("the directory of a CA (coco node tpm-ca)"), byFile, false),
 	row("vtpm.program", func(c *Config) any { return &c.VTPM.Program }, absPath("swtpm"), byFile, true),
 }
 

@@ -55,6 +55,8 @@ func TestDecodeTEEKeys(t *testing.T) {
 			"hypervisor.firmware: is empty, but platform \"vtpm\" boots through firmware",
 		},
 		{"a virtual TPM without a program", vtpm + "[vtpm]\nprogram = \"\"\n", "vtpm.program: must not be empty"},
+		{"a CA of virtual TPMs", vtpm + "[vtpm]\nca = \"/ca\"\n", ""},
+		{"a CA without a path", vtpm + "[vtpm]\nca = \"ca\"\n", "\"ca\" is not an absolute path"},
 		{"a virtual TPM elsewhere", vtpm + "type = \"clh\"\n", "VMM \"clh\" has no virtual TPM"},
 		{
 			"a virtual TPM beside live files", vtpm + "[runtime]\nhost_path = \"live\"\n",

@@ -20,7 +20,7 @@ CACHE=${COCO_TEST_CACHE:-/var/cache/coco/test}
 CONTAINERD_24=v2.4.2
 K8S=v1.37.2
 PACKAGES=(qemu-system-x86 containerd runc containernetworking-plugins busybox-static iproute2 iptables
-  erofs-utils cryptsetup-bin swtpm ovmf make git ca-certificates)
+  erofs-utils cryptsetup-bin swtpm tpm2-tools ovmf make git ca-certificates)
 
 say() { echo "setup: $*" >&2; }
 

@@ -216,3 +216,21 @@ func (w wireEvidence) table() ([]byte, error) {
 	}
 	return append(append(head, make([]byte, first-len(head))...), data...), nil
 }
+
+// Fields calls fn with the name in CoCo's JSON, the offset and the size of each field of a report.
+func Fields(fn func(name string, at, size int)) {
+	for name, f := range wireFields {
+		fn(name, f.at, f.size)
+	}
+}
+
+// AMDCertificates returns those certificates of a host's table that CoCo's JSON has, in the order of the chain.
+func AMDCertificates(table []byte) (names []string, der [][]byte, err error) {
+	certs, err := parseTable(table)
+	for _, c := range [][2]string{{"VCEK", guidVCEK}, {"VLEK", guidVLEK}, {"ASK", guidASK}, {"ARK", guidARK}} {
+		if b := certs[c[1]]; len(b) > 0 {
+			names, der = append(names, c[0]), append(der, b)
+		}
+	}
+	return names, der, err
+}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/coco-shim/coco/cmd/coco/internal/cache"
 	"github.com/coco-shim/coco/cmd/coco/internal/check"
+	"github.com/coco-shim/coco/cmd/coco/internal/evidence"
 	"github.com/coco-shim/coco/cmd/coco/internal/guest"
 	"github.com/coco-shim/coco/cmd/coco/internal/image"
 	"github.com/coco-shim/coco/cmd/coco/internal/kbs"
@@ -25,6 +26,7 @@ func commands() []*cobra.Command {
 	return []*cobra.Command{
 		cache.Command(),
 		check.Command(),
+		evidence.Command(),
 		guest.Command(),
 		image.Command(),
 		kbs.Command(),

@@ -5,6 +5,7 @@ package swtpm
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -14,13 +15,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/hypervisor/jail"
 	"github.com/coco-shim/coco/hypervisor/launch"
-	"github.com/coco-shim/coco/internal/fdpass"
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/coco-shim/coco/internal/tpm2"
 )
@@ -69,34 +66,22 @@ func connect(t *testing.T, socket *os.File) (tpm2.TPM, io.Closer) {
 	if err := call(control, cmdInit, make([]byte, 4)); err != nil {
 		t.Fatal(err)
 	}
-	data, peer, err := fdpass.Pair("commands", unix.SOCK_STREAM)
+	data, err := Commands(control)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = data.Close() }) // likewise
-	const cmdSetDataFD = 0x10
-	if err := fdpass.Send(control, []byte{0, 0, 0, cmdSetDataFD}, peer); err != nil {
+	tpm := tpm2.New(data)
+	if err := tpm.Startup(); err != nil {
 		t.Fatal(err)
 	}
-	answer := make([]byte, 4)
-	if _, err := control.Read(answer); err != nil || !bytes.Equal(answer, make([]byte, 4)) {
-		t.Fatalf("SET_DATAFD: % x, %v", answer, err)
-	}
-	_ = peer.Close() // the process has its duplicate
-	// TPM2_Startup(TPM_SU_CLEAR), which is the firmware's first command.
-	if _, err := data.Write([]byte{0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x44, 0, 0}); err != nil {
-		t.Fatal(err)
-	}
-	if n, err := data.Read(make([]byte, 64)); n != 10 || err != nil {
-		t.Fatalf("startup: %d bytes, %v", n, err)
-	}
-	return tpm2.New(data), data
+	return tpm, data
 }
 
 func TestEachProcessIsAFreshTPM(t *testing.T) {
 	testvm.Need(t, testvm.Swtpm)
 	p := start(t)
-	socket, err := Serve(t.Context(), p, "/usr/bin/swtpm")
+	socket, err := Serve(t.Context(), p, "/usr/bin/swtpm", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,22 +117,46 @@ func TestEachProcessIsAFreshTPM(t *testing.T) {
 	}
 }
 
-// A VMM that was killed closes the channel for commands.
-func TestItEndsWithItsConnection(t *testing.T) {
+// A certifier has the TPM to itself, and the VMM has it afterwards with what the certifier has left.
+func TestACertifierLeavesSomethingInTheTPM(t *testing.T) {
 	testvm.Need(t, testvm.Swtpm)
 	p := start(t)
-	socket, err := Serve(t.Context(), p, "/usr/bin/swtpm")
+	failed := errors.New("no CA")
+	if _, err := Serve(t.Context(), start(t), "/usr/bin/swtpm", func(context.Context, *os.File) error {
+		return failed
+	}); !errors.Is(err, failed) {
+		t.Errorf("a certifier that fails: %v", err)
+	}
+	socket, err := Serve(t.Context(), p, "/usr/bin/swtpm", func(_ context.Context, control *os.File) error {
+		c, err := net.FileConn(control)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		data, err := Commands(c.(*net.UnixConn))
+		if err != nil {
+			return err
+		}
+		defer data.Close()
+		tpm := tpm2.New(data)
+		return errors.Join(tpm.Startup(), tpm.Store(tpm2.AKCertificate, []byte("certificate")),
+			tpm.Extend(8, [tpm2.DigestSize]byte{1}))
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, data := connect(t, socket)
-	if err := errors.Join(socket.Close(), data.Close()); err != nil {
+	tpm, _ := connect(t, socket)
+	if err := socket.Close(); err != nil {
 		t.Error(err)
 	}
-	select {
-	case <-p.Done():
-	case <-time.After(10 * time.Second):
-		t.Error("it runs on")
+	if got, err := tpm.Load(tpm2.AKCertificate); err != nil || string(got) != "certificate" {
+		t.Errorf("Load() = %q, %v", got, err)
+	}
+	if got, err := tpm.PCR(8); err != nil || !bytes.Equal(got, make([]byte, 32)) {
+		t.Errorf("PCR 8 is %x, %v: the VM's TPM was not started anew", got, err)
+	}
+	if _, err := tpm.Load(tpm2.AKCertificate + 1); err == nil {
+		t.Error("an index that is not there: Load() = nil")
 	}
 }
 
@@ -165,7 +174,7 @@ func TestAProgramThatIsNoTPMIsTold(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		socket, err := Serve(t.Context(), p, path)
+		socket, err := Serve(t.Context(), p, path, nil)
 		if socket != nil || err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path) {
 			t.Errorf("%q: %v", text, err)
 		}

@@ -42,6 +42,7 @@ var (
 	Docker      = Cap{"Docker 26", needUnpacked("docker", "dockerd")}
 	Virtiofsd   = Cap{"virtiofsd", needVirtiofsd}
 	Swtpm       = Cap{"swtpm", needProgram("swtpm", "swtpm")}
+	TPM2Tools   = Cap{"tpm2-tools", needProgram("tpm2_checkquote", "tpm2-tools")}
 	OVMF        = Cap{"OVMF", needFile("/usr/share/ovmf/OVMF.fd", "ovmf")}
 	Busybox     = Cap{"a static busybox", needProgram("busybox", "busybox-static")}
 	FsckErofs   = Cap{"fsck.erofs", needProgram("fsck.erofs", "erofs-utils")}

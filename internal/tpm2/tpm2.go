@@ -98,12 +98,9 @@ func (t TPM) do(c command) (handles []uint32, params []byte, err error) {
 	req := be.AppendUint16(nil, tag)
 	req = be.AppendUint32(req, uint32(headerSize+len(body))) //nolint:gosec // far below
 	req = be.AppendUint32(req, c.code)
-	if _, err := t.rw.Write(append(req, body...)); err != nil {
-		return nil, nil, fmt.Errorf("send a command to the TPM: %w", err)
-	}
-	answer, err := t.receive()
+	answer, err := t.exchange(append(req, body...))
 	if err != nil {
-		return nil, nil, fmt.Errorf("answer of the TPM: %w", err)
+		return nil, nil, err
 	}
 	if code := be.Uint32(answer[6:]); code != 0 {
 		return nil, nil, &Error{c.code, code}
@@ -118,6 +115,26 @@ func (t TPM) do(c command) (handles []uint32, params []byte, err error) {
 		params = r.rest
 	}
 	return handles, params, r.err
+}
+
+// exchange sends a command and receives its answer. One that the TPM could not begin is sent again.
+func (t TPM) exchange(req []byte) ([]byte, error) {
+	const (
+		retry = 0x922 // TPM_RC_RETRY
+		most  = 100
+	)
+	for n := 0; ; n++ {
+		if _, err := t.rw.Write(req); err != nil {
+			return nil, fmt.Errorf("send a command to the TPM: %w", err)
+		}
+		answer, err := t.receive()
+		if err != nil {
+			return nil, fmt.Errorf("answer of the TPM: %w", err)
+		}
+		if binary.BigEndian.Uint32(answer[6:]) != retry || n == most {
+			return answer, nil
+		}
+	}
 }
 
 // receive reads one answer. A device gives it at once, a socket may give it in parts.

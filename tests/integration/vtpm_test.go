@@ -4,13 +4,11 @@
 package integration
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -31,8 +29,11 @@ func vtpmConfig(t *testing.T, initdata string) string {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "config.toml")
 	write(t, filepath.Join(dir, "initdata.toml"), initdata)
+	ca := filepath.Join(dir, "ca")
+	coco(t, "node", "tpm-ca", "--dir", ca)
 	write(t, file, fmt.Sprintf("[hypervisor]\nplatform = \"vtpm\"\nboot_timeout = \"3m\"\n"+
-		"firmware = \"/usr/share/ovmf/OVMF.fd\"\ninitdata = %q\n", filepath.Join(dir, "initdata.toml")))
+		"firmware = \"/usr/share/ovmf/OVMF.fd\"\ninitdata = %q\n[vtpm]\nca = %q\n",
+		filepath.Join(dir, "initdata.toml"), ca))
 	return file
 }
 
@@ -66,16 +67,9 @@ func TestFirmwareMeasuresTheBoot(t *testing.T) {
 	if want := hex.EncodeToString(sum[:]); pcrs[8] != want {
 		t.Errorf("PCR 8 is %s, want %s of the initdata", pcrs[8], want)
 	}
-	var said bytes.Buffer
-	measure := exec.CommandContext(t.Context(), filepath.Join(harness.Prefix(), "bin", "coco"), "measure", "vtpm",
-		"--config", config)
-	measure.Stderr = &said
-	out, err := measure.Output()
-	if err != nil {
-		t.Fatalf("coco measure vtpm: %v: %s", err, said.String())
-	}
+	out := coco(t, "measure", "vtpm", "--config", config)
 	compared := 0
-	for line := range strings.Lines(string(out)) {
+	for line := range strings.Lines(out) {
 		number, want, _ := strings.Cut(strings.TrimSpace(line), "=")
 		if n, err := strconv.Atoi(number); err == nil && n < len(pcrs) {
 			compared++

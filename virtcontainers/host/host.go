@@ -11,9 +11,12 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -68,7 +71,7 @@ func New(c configs.Config, exe string, log *slog.Logger) (boot.Host, error) {
 		Layers:  layers.NewCache(c.Runtime),
 		Machine: m,
 		Files:   fileServer{exe, c.Runtime.Virtiofsd},
-		TPM:     tpmServer{exe, c.VTPM.Program},
+		TPM:     tpmServer{exe, c.VTPM},
 		Localhost: func(netns string) (boot.Localhost, error) {
 			g, err := localhost.Open(netns)
 			if err != nil {
@@ -112,8 +115,11 @@ func (f fileServer) Serve(ctx context.Context, proc hypervisor.Process, dir stri
 	return s, socket, nil
 }
 
-// tpmServer runs the swtpm at a path.
-type tpmServer struct{ exe, path string }
+// tpmServer runs the swtpm of a configuration.
+type tpmServer struct {
+	exe  string
+	conf configs.VTPM
+}
 
 // tpmProcesses is the most processes of the VMM's user that its TPM tolerates: it has one itself.
 const tpmProcesses = 4096
@@ -128,7 +134,36 @@ func (t tpmServer) Begin(ctx context.Context, netns string, user uint32) (hyperv
 
 // Serve makes it swtpm.
 func (t tpmServer) Serve(ctx context.Context, proc hypervisor.Process) (*os.File, error) {
-	return swtpm.Serve(ctx, proc, t.path)
+	return swtpm.Serve(ctx, proc, t.conf.Program, t.certify())
+}
+
+// certifyTime bounds the certification of a TPM, which takes some 50 ms.
+const certifyTime = 30 * time.Second
+
+// certify has the CLI beside this program certify a TPM's key by the configured CA: the shim itself has no use for
+// certificates.
+func (t tpmServer) certify() swtpm.Certify {
+	if t.conf.CA == "" {
+		return nil
+	}
+	return func(ctx context.Context, control *os.File) error {
+		self := t.exe
+		if self == "" {
+			var err error
+			if self, err = os.Executable(); err != nil {
+				return err
+			}
+		}
+		ctx, cancel := context.WithTimeout(ctx, certifyTime)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(self), "coco"), "node", "tpm-certify", "--ca", t.conf.CA)
+		cmd.ExtraFiles = []*os.File{control}
+		cmd.Env = []string{"PATH=/usr/bin:/bin", "LANG=C"}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w: %s", cmd.Path, err, strings.TrimSpace(string(out)))
+		}
+		return nil
+	}
 }
 
 // gate is package localhost's, by the pod model's words.

@@ -19,6 +19,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/coco-shim/coco/attestation/guest"
 	"github.com/coco-shim/coco/attestation/kbs"
 	"github.com/coco-shim/coco/attestation/kbs/client"
 )
@@ -44,8 +45,9 @@ func getCommand() *cobra.Command {
 		Short: "Get a secret, as a guest does",
 		Long: "Attests to a key broker (ours or CoCo's Trustee) and prints the secret, or with --token the broker's\n" +
 			"token.\n\n" +
-			"The evidence comes from a program: --evidence-program gets the digest that the evidence must hold as its\n" +
-			"argument, 96 hexadecimal digits, and prints the TEE's evidence in CoCo's JSON. Only the broker's certificate,\n" +
+			"The evidence is that of this machine, or comes from a program: --evidence-program gets the\n" +
+			"digest that the evidence must hold as its argument, 96 hexadecimal digits, and prints the TEE's evidence in\n" +
+			"CoCo's JSON. Only the broker's certificate,\n" +
 			"or its CA's, is trusted; no redirect is followed and no proxy is asked.\n\n" +
 			"Exit status: 0 the secret is there, 1 usage or files, 2 no answer, 3 not the broker that was named, 4 the\n" +
 			"evidence is refused, 5 the policy denies the secret, 6 there is no such secret, 7 no evidence.",
@@ -119,8 +121,12 @@ func (o *getOptions) client(stderr io.Writer) (*client.Client, error) {
 	case o.insecureSample:
 		fmt.Fprintln(stderr, "coco: insecure: sample evidence proves nothing about this machine")
 		cfg.Attester = sample{}
-	case o.tee == "" || o.program == "":
-		return nil, errors.New("evidence needs --tee and --evidence-program")
+	case o.tee == "":
+		return nil, errors.New("evidence needs --tee, and unless it is this machine's --evidence-program")
+	case o.program == "":
+		if cfg.Attester, err = guest.New("/", o.tee); err != nil {
+			return nil, fmt.Errorf("--tee %s without --evidence-program: %w", o.tee, err)
+		}
 	default:
 		cfg.Attester = program{o.tee, o.program, stderr}
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/nodetpm"
 	"github.com/coco-shim/coco/cmd/coco/internal/show"
 	"github.com/coco-shim/coco/node"
 	"github.com/coco-shim/coco/node/ctrd"
@@ -34,7 +35,8 @@ func Command() *cobra.Command {
 			"a version behind them (coco-1a2b3c4d5e6f) for every version that is installed. All files change together\n" +
 			"or not at all; an interrupted run is undone or finished by the next one.",
 	}
-	cmd.AddCommand(installCommand(), upgradeCommand(), statusCommand(), checkCommand(), gcCommand(), uninstallCommand())
+	cmd.AddCommand(installCommand(), upgradeCommand(), statusCommand(), checkCommand(), gcCommand(), uninstallCommand(),
+		nodetpm.CACommand(), nodetpm.CertifyCommand())
 	return cmd
 }
 
