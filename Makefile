@@ -129,7 +129,7 @@ stage: build image ## like install, into dist/prefix, for the tests and the demo
 
 .PHONY: setup
 setup: ## packages and other versions of containerd, QEMU and Docker that the tests need
-	tests/setup.sh packages containerd-1.7 containerd-2.1 containerd-2.4 qemu-10.0 qemu-11.1 virtiofsd-1.13 docker
+	tests/setup.sh packages containerd-1.7 containerd-2.1 containerd-2.4 qemu-10.0 qemu-11.1 virtiofsd-1.13 docker python
 
 .PHONY: demo
 demo: ## set up everything, boot a microVM and run a container in it

@@ -10,6 +10,7 @@
 #   qemu-11.1        QEMU 11.1 from Debian sid with the libraries that it needs, likewise
 #   virtiofsd-1.13   virtiofsd from Debian trixie with the libraries that it needs, likewise: Debian 12 has QEMU's old one
 #   docker           Docker 26 from Debian trixie, likewise: Debian 12's refuses the names of other shims
+#   python           a Python with other implementations of JOSE and JCS; tests that compare with them skip without it
 #   kubelet          the kubelet of Kubernetes 1.37, built from the Go module proxy (about five minutes)
 #   k8s              etcd and a static bash from Debian; API server, controller manager, scheduler, kubectl and the e2e suite with its
 #                    test images' programs, built likewise (about ten minutes more)
@@ -211,6 +212,17 @@ docker_26() {
 [ $# -gt 0 ] || { sed -n '2,17p' "$0"; exit 2; }
 [ "$(id -u)" = 0 ] || { echo "setup: run as root: sudo $0 $*" >&2; exit 1; }
 mkdir -p "$CACHE"
+# python has its packages from PyPI. Where that cannot be reached, the tests that want them skip with that reason.
+python_env() {
+  local dir=$CACHE/python
+  "$dir/bin/python3" -c 'import jwcrypto, jwt, rfc8785' 2>/dev/null && return
+  say "installing jwcrypto, PyJWT and rfc8785 from PyPI"
+  rm -rf "$dir"
+  python3 -c 'import ensurepip' 2>/dev/null || debian python3-venv
+  python3 -m venv "$dir" && "$dir/bin/pip" install -q --disable-pip-version-check jwcrypto==1.5.6 PyJWT==2.10.1 rfc8785==0.1.4 >&2 ||
+    { rm -rf "$dir"; say "PyPI cannot be reached: tests against Python's libraries skip"; }
+}
+
 for want in "$@"; do
   case $want in
     packages) packages ;;
@@ -221,6 +233,7 @@ for want in "$@"; do
     qemu-11.1) qemu_11 ;;
     virtiofsd-1.13) virtiofsd_113 ;;
     docker) docker_26 ;;
+    python) python_env ;;
     kubelet) kubelet ;;
     k8s) k8s ;;
     *) echo "setup: unknown thing $want" >&2; exit 2 ;;

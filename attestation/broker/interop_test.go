@@ -6,7 +6,6 @@ package broker
 import (
 	"bufio"
 	"bytes"
-	"cmp"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
@@ -18,14 +17,15 @@ import (
 
 	"github.com/coco-shim/coco/attestation/snp"
 	"github.com/coco-shim/coco/attestation/snp/snptest"
+	"github.com/coco-shim/coco/internal/testvm"
 )
 
-// python is an interpreter with the packages that the clients need, named by COCO_TEST_PYTHON.
+// python is an interpreter with the packages that the clients need.
 func python(t *testing.T) string {
 	t.Helper()
-	path := cmp.Or(os.Getenv("COCO_TEST_PYTHON"), "python3")
+	path := testvm.Unpacked("python", "python3")
 	if out, err := exec.Command(path, "-c", "import jwcrypto, jwt, rfc8785").CombinedOutput(); err != nil {
-		t.Skipf("%s lacks jwcrypto, PyJWT or rfc8785 (COCO_TEST_PYTHON names one that has them): %s", path, out)
+		t.Skipf("%s lacks jwcrypto, PyJWT or rfc8785 (tests/setup.sh python): %s", path, out)
 	}
 	return path
 }

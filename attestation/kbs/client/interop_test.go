@@ -6,7 +6,6 @@ package client
 import (
 	"bufio"
 	"bytes"
-	"cmp"
 	"crypto/x509"
 	"encoding/pem"
 	"os"
@@ -16,13 +15,14 @@ import (
 	"time"
 
 	"github.com/coco-shim/coco/attestation/kbs"
+	"github.com/coco-shim/coco/internal/testvm"
 )
 
 // A broker of other libraries gives our client a secret: its view of our digest, and its encryption.
 func TestPythonBroker(t *testing.T) {
-	interpreter := cmp.Or(os.Getenv("COCO_TEST_PYTHON"), "python3")
+	interpreter := testvm.Unpacked("python", "python3")
 	if out, err := exec.Command(interpreter, "-c", "import jwcrypto, rfc8785").CombinedOutput(); err != nil {
-		t.Skipf("%s lacks jwcrypto or rfc8785 (COCO_TEST_PYTHON names one that has them): %s", interpreter, out)
+		t.Skipf("%s lacks jwcrypto or rfc8785 (tests/setup.sh python): %s", interpreter, out)
 	}
 	ca := issue(t, nil, "ca", time.Now().Add(-time.Hour))
 	leaf := issue(t, ca, "localhost", time.Now().Add(-time.Hour))
