@@ -236,6 +236,7 @@ func checkCommand(c *connection) *cobra.Command {
 
 func whatIfCommand(c *connection) *cobra.Command {
 	var attestation, resource, reference, set, expires, without string
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "what-if",
 		Short: "Ask which guests would gain or lose access",
@@ -273,10 +274,14 @@ func whatIfCommand(c *connection) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return printJSON(cmd.OutOrStdout(), text)
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), text)
+			}
+			return printChanges(cmd.OutOrStdout(), text)
 		},
 	}
 	f := cmd.Flags()
+	f.BoolVar(&asJSON, "json", false, "print JSON")
 	f.StringVar(&attestation, "attestation-policy", "", "file with another attestation policy")
 	f.StringVar(&resource, "resource-policy", "", "file with another resource policy")
 	f.StringVar(&reference, "reference", "", "file with reference values that would be added")
@@ -284,19 +289,6 @@ func whatIfCommand(c *connection) *cobra.Command {
 	f.StringVar(&expires, "expires", "", "its end of validity")
 	f.StringVar(&without, "without-set", "", "set that would be gone")
 	return cmd
-}
-
-func attestationsCommand(c *connection) *cobra.Command {
-	return &cobra.Command{
-		Use: "attestations", Short: "Print the last attestations, with the reason of each refusal", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			text, _, err := c.ask(cmd.Context(), http.MethodGet, "/admin/attestations", nil, nil, nil)
-			if err != nil {
-				return err
-			}
-			return printJSON(cmd.OutOrStdout(), text)
-		},
-	}
 }
 
 func auditCommand() *cobra.Command {

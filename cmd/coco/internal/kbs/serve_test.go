@@ -138,15 +138,24 @@ func TestFromZeroToASecret(t *testing.T) {
 	if out, err := run(t, get...); exit(err) != 5 || out != "" {
 		t.Fatalf("without reference values: %q, %v", out, err)
 	}
-	list := r.must(t, "attestations")
+	list := r.must(t, "attestations", "--json")
 	m := regexp.MustCompile(`"init_data": "([0-9a-f]{64})"`).FindStringSubmatch(list)
 	if m == nil || !strings.Contains(list, "executables is warning (33)") {
 		t.Fatalf("attestations: %s", list)
 	}
+	row := `(?m)^1 .* sample .* ` + m[1][:12] + ` +contraindicated +default/db/password \(denied\) .*executables is warning`
+	if table := r.must(t, "attestations"); !regexp.MustCompile(row).MatchString(table) {
+		t.Errorf("attestations as a table: %s", table)
+	}
 	values := fmt.Sprintf(`{"launch_digest":["abcde"],"svn":["1"],"init_data":[%q]}`, m[1])
 	message := file(t, `{"type":"sample","payload":"`+base64.StdEncoding.EncodeToString([]byte(values))+`"}`)
-	if out := r.must(t, "what-if", "--reference", message, "--set", "a"); !strings.Contains(out, `"gaining": 1`) {
+	ask := []string{"what-if", "--reference", message, "--set", "a"}
+	if out := r.must(t, append(ask, "--json")...); !strings.Contains(out, `"gaining": 1`) {
 		t.Errorf("what-if: %s", out)
+	}
+	if out := r.must(t, ask...); !strings.HasPrefix(out, "1 attestations: 1 would gain access, 0 would lose it\n") ||
+		!strings.Contains(out, "contraindicated -> affirming") {
+		t.Errorf("what-if as a table: %s", out)
 	}
 	r.must(t, "reference", "add", "--set", "a", "--expires", "2999-01-01", message)
 	if out, err := run(t, get...); err != nil || out != "a secret" {
