@@ -146,6 +146,19 @@ func read(path, kind string) ([]byte, error) {
 	return block.Bytes, nil
 }
 
+// point makes the public key of a point of P-256.
+func point(x, y *big.Int) (*ecdsa.PublicKey, error) {
+	const size = 32
+	if x.Sign() < 0 || y.Sign() < 0 || x.BitLen() > 8*size || y.BitLen() > 8*size {
+		return nil, errors.New("its coordinates are no numbers of 32 bytes")
+	}
+	b := make([]byte, 1+2*size)
+	b[0] = 4 // uncompressed: SEC 1, 2.3.3
+	x.FillBytes(b[1 : 1+size])
+	y.FillBytes(b[1+size:])
+	return ecdsa.ParseUncompressedPublicKey(elliptic.P256(), b)
+}
+
 // Certify makes the attestation key of a TPM that was started, certifies it, and leaves the certificate in the TPM.
 func (c *CA) Certify(t tpm2.TPM, now time.Time) (err error) {
 	if now.After(c.cert.NotAfter) {
@@ -157,8 +170,8 @@ func (c *CA) Certify(t tpm2.TPM, now time.Time) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, t.Flush(ak)) }()
-	public := &ecdsa.PublicKey{Curve: elliptic.P256(), X: ak.X, Y: ak.Y}
-	if _, err := public.ECDH(); err != nil {
+	public, err := point(ak.X, ak.Y)
+	if err != nil {
 		return fmt.Errorf("the attestation key is no point of P-256: %w", err)
 	}
 	serial, err := newSerial()
