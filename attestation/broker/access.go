@@ -88,7 +88,7 @@ func (b *Broker) admit(next http.HandlerFunc) http.HandlerFunc {
 		endpoint := r.Method + " " + r.URL.Path
 		deny := func(status int, err error) {
 			b.counters.add("admin", "denied")
-			b.record("admin", "denied", map[string]string{
+			b.recordRefusal("admin", "denied", map[string]string{
 				"endpoint": short(endpoint), "address": addrOf(r), "reason": err.Error(),
 			})
 			refuse(w, status, kbs.AdminAuthAccess, fmt.Sprintf("admin access denied for endpoint %s: %v", r.URL.Path, err))

@@ -92,6 +92,8 @@ type Broker struct {
 	counters counters
 	slots    chan struct{} // one for each attestation that is being verified
 
+	strangers throttle // of audit entries about them
+
 	writes sync.Mutex // held by who changes policies or reference values, so that store and rules agree
 
 	mu    sync.RWMutex

@@ -93,7 +93,7 @@ func (b *Broker) attest(w http.ResponseWriter, r *http.Request) {
 		return
 	case err != nil:
 		b.counters.add("attest", "conflict")
-		b.record("attest", "conflict", map[string]string{"address": addrOf(r), "reason": err.Error()})
+		b.recordRefusal("attest", "conflict", map[string]string{"address": addrOf(r), "reason": err.Error()})
 		refuse(w, http.StatusConflict, kbs.AttestationError, attestFailed+err.Error())
 		return
 	}
@@ -122,7 +122,7 @@ func (b *Broker) judge(w http.ResponseWriter, r *http.Request, s *session.Sessio
 	a, err := kbs.ParseAttestation(text)
 	if err != nil {
 		b.counters.add("attest", "malformed")
-		b.record("attest", "malformed", map[string]string{"tee": s.TEE, "address": s.Addr, "reason": err.Error()})
+		b.recordRefusal("attest", "malformed", map[string]string{"tee": s.TEE, "address": s.Addr, "reason": err.Error()})
 		refuse(w, http.StatusBadRequest, kbs.SerdeError, attestFailed+err.Error())
 		return "", false
 	}
@@ -131,7 +131,7 @@ func (b *Broker) judge(w http.ResponseWriter, r *http.Request, s *session.Sessio
 		b.counters.add("attest", e.Status)
 		return jwt, true
 	}
-	e.Status, e.Reason = "refused", err.Error()
+	e.Status, e.Reason = refused, err.Error()
 	f, isFailure := attestation.FailureOf(err)
 	again = isFailure && f.Code.Explain().Class == attestation.Unproven
 	if isFailure {
@@ -178,6 +178,9 @@ func (b *Broker) tokenFor(ctx context.Context, s *session.Session, a *kbs.Attest
 	return jwt, nil
 }
 
+// refused is the status of evidence that does not hold.
+const refused = "refused"
+
 // note writes an attestation into audit and log.
 func (b *Broker) note(e seen) {
 	fields := map[string]string{"tee": e.TEE, "address": e.Address}
@@ -188,7 +191,11 @@ func (b *Broker) note(e seen) {
 			fields[name] = short(v)
 		}
 	}
-	b.record("attest", e.Status, fields)
+	if e.Status == refused {
+		b.recordRefusal("attest", e.Status, fields)
+	} else {
+		b.record("attest", e.Status, fields)
+	}
 	args := []any{"status", e.Status}
 	for name, v := range fields {
 		args = append(args, name, v)
