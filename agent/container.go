@@ -74,7 +74,7 @@ func (s *service) CreateContainer(ctx context.Context, req *pb.CreateContainerRe
 	}
 	if err != nil {
 		err = fmt.Errorf("create container %s: %w", c.id, errors.Join(s.Storage.Corrupted(c.id), err))
-		uerr := c.undo.Run(ctx)
+		uerr := s.Policy.Undone(c.undo.Run(ctx))
 		if uerr == nil {
 			s.dropContainer(c)
 			return nil, err
@@ -329,7 +329,7 @@ func (s *service) tearDown(ctx context.Context, c *container) error {
 		return err
 	}
 	defer done()
-	if err := c.undo.Run(ctx); err != nil {
+	if err := s.Policy.Undone(c.undo.Run(ctx)); err != nil {
 		return err
 	}
 	return s.copy.Forget(c.id)

@@ -4,6 +4,9 @@
 package gate
 
 import (
+	"context"
+	"errors"
+
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coco-shim/coco/policy/engine"
@@ -86,6 +89,16 @@ func (p Policy) Output(id, exec string) bool {
 		return p.Engine.Output(id, exec)
 	}
 	return p.Open
+}
+
+// Undone takes the outcome of an undoing and returns it. When it has failed, nobody knows what is mounted where, and
+// the policy admits nothing new. A request that was ended in the middle is no failure: what is left is known, and the
+// next one goes on there.
+func (p Policy) Undone(err error) error {
+	if err != nil && p.Engine != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+		p.Engine.Broken()
+	}
+	return err
 }
 
 // Exited notes the end of a container's first process.

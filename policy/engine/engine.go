@@ -39,6 +39,7 @@ type Engine struct {
 	past   map[string]*past     // guarded by mu; by name in the policy
 	copies copies               // guarded by mu
 	making making               // guarded by mu
+	broken bool                 // guarded by mu; a removal has failed, so that nobody knows what is mounted where
 }
 
 // sandbox is what the pod has been told.
@@ -119,6 +120,11 @@ func (e *Engine) Check(method string, req proto.Message) (*Grant, error) {
 		}
 	case e.policy == nil && !answersClosed[method]:
 		return nil, noPolicy(method)
+	case e.broken && !answersBroken[method]:
+		return nil, &compare.Denial{
+			Code: compare.Order, Field: "guest", Want: "one in which every removal succeeded",
+			Got: "one in which a mount or a container could not be removed",
+		}
 	}
 	g, d := r(e, req)
 	if d != nil {
@@ -147,6 +153,13 @@ func (e *Engine) Exited(id string, code int) {
 	delete(e.box.Live, c.of.Name)
 	p := e.of(c.of)
 	p.exited, p.code = true, code
+}
+
+// Broken notes that what a container had mounted could not be removed. Nothing new begins in this guest any more.
+func (e *Engine) Broken() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.broken = true
 }
 
 // Forward decides about a connection to a TCP port of the guest's loopback address.

@@ -66,6 +66,26 @@ func TestEveryMethodHasARule(t *testing.T) {
 	}
 }
 
+// After a removal that has failed, a guest begins nothing new; what ends its pod is answered.
+func TestABrokenGuestBeginsNothing(t *testing.T) {
+	hostname := "a"
+	e := New(&policy.Policy{APIVersion: policy.APIVersion, Pod: policy.Pod{
+		Hostname: policy.Value{Is: &hostname}, Stats: true, Debug: true, Copy: true,
+	}})
+	e.Broken()
+	for name, m := range methods() {
+		_, err := e.Check("/"+name, m)
+		if told := err != nil && strings.Contains(err.Error(), "could not be removed"); told == answersBroken[name] {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name := range answersBroken {
+		if rules[name] == nil {
+			t.Errorf("there is no method %s", name)
+		}
+	}
+}
+
 // A policy that pins nothing allows nothing: every method but those of a closed guest and the sandbox is denied.
 func TestTheDefaultIsToDeny(t *testing.T) {
 	hostname := "a"

@@ -77,6 +77,15 @@ var answersClosed = map[string]bool{
 	service + "GetGuestDetails": true, service + "DestroySandbox": true,
 }
 
+// answersBroken are the methods that a guest answers after a removal that has failed: what ends the pod, and tells of
+// its end.
+var answersBroken = map[string]bool{
+	health + "Check": true, health + "Version": true,
+	service + "GetGuestDetails": true, service + "DestroySandbox": true,
+	service + "RemoveContainer": true, service + "SignalProcess": true, service + "WaitProcess": true,
+	service + "ReadStdout": true, service + "ReadStderr": true, service + "GetDiagnosticData": true,
+}
+
 func always(*Engine, proto.Message) (*Grant, *compare.Denial) { return &Grant{}, nil }
 
 func never(_ *Engine, m proto.Message) (*Grant, *compare.Denial) {
