@@ -16,8 +16,8 @@ import (
 	"github.com/coco-shim/coco/policy/engine"
 )
 
-// An unmount that fails closes the guest for what is new. One that was given up in the middle does not, and neither does
-// a guest without a policy know of it.
+// An unmount that fails closes the guest for what is new. One that was given up in the middle does not. A guest without
+// a policy does not ask.
 func TestAFailedRemovalBreaksTheGuest(t *testing.T) {
 	hostname := "a"
 	for _, tc := range []struct {

@@ -31,6 +31,7 @@ import (
 	"github.com/coco-shim/coco/attestation/broker/references"
 	"github.com/coco-shim/coco/attestation/broker/session"
 	"github.com/coco-shim/coco/attestation/broker/store"
+	"github.com/coco-shim/coco/attestation/broker/throttle"
 	"github.com/coco-shim/coco/attestation/broker/token"
 	"github.com/coco-shim/coco/policy/rego"
 )
@@ -92,7 +93,7 @@ type Broker struct {
 	counters counters
 	slots    chan struct{} // one for each attestation that is being verified
 
-	strangers throttle // of audit entries about them
+	strangers throttle.Bucket // of audit entries about requests that prove nothing
 
 	writes sync.Mutex // held by who changes policies or reference values, so that store and rules agree
 
@@ -110,7 +111,8 @@ type rules struct {
 // New opens a broker on its store. It makes keys that are missing.
 func New(ctx context.Context, cfg Config) (*Broker, error) {
 	b := &Broker{
-		cfg: cfg, history: &history{}, slots: make(chan struct{}, maxVerifying),
+		strangers: throttle.Bucket{Burst: strangersBurst, Pause: time.Second},
+		cfg:       cfg, history: &history{}, slots: make(chan struct{}, maxVerifying),
 		signer: &token.Signer{Issuer: cfg.Issuer, Lead: publishFor, Now: cfg.Now},
 		admin:  &token.Signer{Issuer: adminIssuer, Now: cfg.Now},
 	}
@@ -294,6 +296,23 @@ func (b *Broker) record(event, result string, fields map[string]string) {
 		b.counters.add("audit_errors", "")
 		b.cfg.Log.Error("audit entry is lost", "event", event, "error", err)
 	}
+}
+
+// strangersBurst bounds audit entries at once about refused requests for which nobody has proven anything. Operators
+// see attacks by them, and an attacker must not fill the disk.
+const strangersBurst = 200
+
+// recordRefusal writes an audit entry about a stranger's request, unless there were too many. The next counts those.
+func (b *Broker) recordRefusal(event, result string, fields map[string]string) {
+	ok, quiet := b.strangers.Take(b.cfg.Now())
+	if !ok {
+		b.counters.add("audit_left_out", event)
+		return
+	}
+	if quiet > 0 {
+		fields["left_out"] = strconv.FormatUint(quiet, 10)
+	}
+	b.record(event, result, fields)
 }
 
 // anchor keeps the end of the audit log in the store, so that lines which are cut off later are missed.

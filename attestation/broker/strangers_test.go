@@ -33,13 +33,13 @@ func TestAStrangerDoesNotFillTheAuditLog(t *testing.T) {
 			}
 		}
 	}
-	knock(refusalBurst + 50)
-	if n := lines(); n != refusalBurst {
-		t.Errorf("%d refusals are told of %d, want %d", n, refusalBurst+50, refusalBurst)
+	knock(strangersBurst + 50)
+	if n := lines(); n != strangersBurst {
+		t.Errorf("%d refusals are told of %d, want %d", n, strangersBurst+50, strangersBurst)
 	}
 	w.clock.move(3 * time.Second)
 	knock(50)
-	if n := lines(); n != refusalBurst+3 {
+	if n := lines(); n != strangersBurst+3 {
 		t.Errorf("%d refusals are told, want three more, one for each second", n)
 	}
 	text, err := os.ReadFile(w.audit)
