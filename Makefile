@@ -67,7 +67,7 @@ $(TOOLS)/golangci-lint: tools/lint/go.mod
 
 .PHONY: generate
 generate: tools ## regenerate the agent protocol from its .proto files, Cloud Hypervisor's types from OpenAPI
-	for d in agent shimoptions; do (cd api/$$d && PATH=$(TOOLS):$$PATH buf generate) || exit 1; done
+	for d in agent containerd shimoptions; do (cd api/$$d && PATH=$(TOOLS):$$PATH buf generate) || exit 1; done
 	cd hypervisor/clh/clhapi && $(TOOLS)/oapi-codegen -config oapi-codegen.yaml openapi.yaml
 
 .PHONY: check-generate

@@ -13,10 +13,10 @@ import (
 	"os"
 	"time"
 
-	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/ttrpc"
 	"google.golang.org/protobuf/proto"
 
+	api "github.com/coco-shim/coco/api/containerd"
 	"github.com/coco-shim/coco/internal/version"
 	"github.com/coco-shim/coco/shim/bootstrap"
 	"github.com/coco-shim/coco/shim/bundle"
@@ -140,7 +140,7 @@ func info(in io.Reader, out io.Writer) error {
 	if _, err := bootstrap.ReadStdin(in); err != nil {
 		return err
 	}
-	data, err := proto.Marshal(&types.RuntimeInfo{Name: Name, Version: &types.RuntimeVersion{Version: version.Version}})
+	data, err := proto.Marshal(&api.RuntimeInfo{Name: Name, Version: &api.RuntimeVersion{Version: version.Version}})
 	if err != nil {
 		return fmt.Errorf("encode runtime information: %w", err)
 	}

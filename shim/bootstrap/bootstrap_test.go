@@ -11,13 +11,12 @@ import (
 	"strings"
 	"testing"
 
-	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
-	"github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	api "github.com/coco-shim/coco/api/containerd"
 	"github.com/coco-shim/coco/internal/worktest"
 )
 
@@ -72,16 +71,16 @@ func marshal(t testing.TB, m proto.Message) []byte {
 
 func TestDecodeParams(t *testing.T) {
 	inv := Invocation{Namespace: "ns", ID: "c1", Address: "/flag.sock", PublishBinary: "/flag"}
-	full := &bootapi.BootstrapParams{
-		InstanceID: "c1", Namespace: "ns", LogLevel: bootapi.LogLevel_LOG_LEVEL_DEBUG,
+	full := &api.BootstrapParams{
+		InstanceId: "c1", Namespace: "ns", LogLevel: api.LogLevel_LOG_LEVEL_DEBUG,
 		ContainerdTtrpcAddress: "/p.ttrpc", ContainerdGrpcAddress: "/p.sock", ContainerdBinary: "/p",
 		SocketDir: proto.String("/sd"),
 	}
 	options := &anypb.Any{
 		TypeUrl: "runtimeoptions.v1.Options",
-		Value:   marshal(t, &runtimeoptions.Options{ConfigPath: "/x"}),
+		Value:   marshal(t, &api.RuntimeOptions{ConfigPath: "/x"}),
 	}
-	full.Extensions = []*bootapi.Extension{{Value: &anypb.Any{TypeUrl: "example.Other"}}, {Value: options}}
+	full.Extensions = []*api.Extension{{Value: &anypb.Any{TypeUrl: "example.Other"}}, {Value: options}}
 	// reads as BootstrapParams{InstanceID: "c1", Namespace: "other"}
 	trap := &anypb.Any{TypeUrl: "c1", Value: []byte("other")}
 	old := map[string]string{envTTRPCAddress: "/env.ttrpc"}
@@ -109,17 +108,17 @@ func TestDecodeParams(t *testing.T) {
 		{
 			"2.3: parameters win over flags and environment", marshal(t, full), newer,
 			Params{debug, "/p.ttrpc", "/sd", marshal(t, options), protoAnswer},
-			string(marshal(t, &bootapi.BootstrapResult{Version: 3, Address: "unix:///s", Protocol: "ttrpc"})), nil,
+			string(marshal(t, &api.BootstrapResult{Version: 3, Address: "unix:///s", Protocol: "ttrpc"})), nil,
 		},
 		{
-			"2.3: what is empty comes from the flags", marshal(t, &bootapi.BootstrapParams{InstanceID: "c1", Namespace: "ns"}),
+			"2.3: what is empty comes from the flags", marshal(t, &api.BootstrapParams{InstanceId: "c1", Namespace: "ns"}),
 			newer,
 			Params{inv, "/env.ttrpc", defaultSocketDir, nil, protoAnswer},
-			string(marshal(t, &bootapi.BootstrapResult{Version: 3, Address: "unix:///s", Protocol: "ttrpc"})), nil,
+			string(marshal(t, &api.BootstrapResult{Version: 3, Address: "unix:///s", Protocol: "ttrpc"})), nil,
 		},
 		{
 			"relative socket directory",
-			marshal(t, &bootapi.BootstrapParams{InstanceID: "c1", Namespace: "ns", SocketDir: proto.String("s")}),
+			marshal(t, &api.BootstrapParams{InstanceId: "c1", Namespace: "ns", SocketDir: proto.String("s")}),
 			newer,
 			Params{},
 			"", errdefs.ErrInvalidArgument,
@@ -147,7 +146,7 @@ func TestDecodeParams(t *testing.T) {
 
 func FuzzDecodeParams(f *testing.F) {
 	f.Add([]byte{})
-	f.Add(marshal(f, &bootapi.BootstrapParams{InstanceID: "c1", Namespace: "ns", SocketDir: proto.String("/s")}))
+	f.Add(marshal(f, &api.BootstrapParams{InstanceId: "c1", Namespace: "ns", SocketDir: proto.String("/s")}))
 	f.Add(marshal(f, &anypb.Any{TypeUrl: "runtimeoptions.v1.Options", Value: []byte("x")}))
 	inv := Invocation{Namespace: "ns", ID: "c1"}
 	f.Fuzz(func(t *testing.T, stdin []byte) {

@@ -10,11 +10,11 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/containerd/containerd/api/runtime/task/v2"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	api "github.com/coco-shim/coco/api/containerd"
 	"github.com/coco-shim/coco/shim/bundle"
 )
 
@@ -43,7 +43,7 @@ func Delete(ctx context.Context, inv Invocation, dir bundle.Dir,
 	if !ok {
 		exit = bundle.Exit{Status: 128 + uint32(unix.SIGKILL), At: time.Now()}
 	}
-	return proto.Marshal(&task.DeleteResponse{
+	return proto.Marshal(&api.DeleteResponse{
 		Pid: dir.Init(), ExitStatus: exit.Status,
 		ExitedAt: timestamppb.New(exit.At),
 	})

@@ -8,10 +8,11 @@ import (
 	"fmt"
 	"strings"
 
-	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	api "github.com/coco-shim/coco/api/containerd"
 )
 
 // maxStdin bounds what start reads: options and a config body, not more.
@@ -53,8 +54,8 @@ func DecodeParams(inv Invocation, stdin []byte, env func(string) string) (Params
 	if len(stdin) == 0 {
 		return p, nil
 	}
-	var b bootapi.BootstrapParams
-	if err := proto.Unmarshal(stdin, &b); err == nil && b.GetInstanceID() == inv.ID && b.GetNamespace() == inv.Namespace {
+	var b api.BootstrapParams
+	if err := proto.Unmarshal(stdin, &b); err == nil && b.GetInstanceId() == inv.ID && b.GetNamespace() == inv.Namespace {
 		return p.withBootstrap(&b)
 	}
 	var opts anypb.Any
@@ -66,9 +67,9 @@ func DecodeParams(inv Invocation, stdin []byte, env func(string) string) (Params
 	return p, nil
 }
 
-func (p Params) withBootstrap(b *bootapi.BootstrapParams) (Params, error) {
+func (p Params) withBootstrap(b *api.BootstrapParams) (Params, error) {
 	p.generation = protoAnswer
-	if b.GetLogLevel() <= bootapi.LogLevel_LOG_LEVEL_DEBUG {
+	if b.GetLogLevel() <= api.LogLevel_LOG_LEVEL_DEBUG {
 		p.Debug = true
 	}
 	for dst, src := range map[*string]string{
@@ -107,5 +108,5 @@ func (p Params) answer(address string) ([]byte, error) {
 			Protocol string `json:"protocol"`
 		}{2, address, "ttrpc"})
 	}
-	return proto.Marshal(&bootapi.BootstrapResult{Version: 3, Address: address, Protocol: "ttrpc"})
+	return proto.Marshal(&api.BootstrapResult{Version: 3, Address: address, Protocol: "ttrpc"})
 }

@@ -16,13 +16,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	api "github.com/coco-shim/coco/api/containerd"
 	"github.com/coco-shim/coco/shim/bundle"
 )
 
@@ -198,7 +198,7 @@ func TestDeleteEndsAShimThatWasGivenUp(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var r task.DeleteResponse
+		var r api.DeleteResponse
 		if err := proto.Unmarshal(out, &r); err != nil || r.ExitStatus != 137 || r.Pid != 77 || r.ExitedAt == nil {
 			t.Errorf("Delete = %v, %v, want exit status 137 of pid 77", &r, err)
 		}
@@ -214,7 +214,7 @@ func TestDeleteEndsAShimThatWasGivenUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	out, err := Delete(t.Context(), p.Invocation, dir, func(context.Context, string) error { return nil })
-	var r task.DeleteResponse
+	var r api.DeleteResponse
 	if err != nil || proto.Unmarshal(out, &r) != nil || r.ExitStatus != 5 {
 		t.Errorf("Delete after a recorded exit = %v, %v, want 5", &r, err)
 	}

@@ -21,13 +21,16 @@ import (
 	"sync"
 	"time"
 
-	eventsapi "github.com/containerd/containerd/api/events"
-	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	api "github.com/coco-shim/coco/api/containerd"
 )
+
+// eventPackage is containerd's package of events: what it knows the types of events by.
+const eventPackage = "containerd.events."
 
 const (
 	maxQueue       = 4096
@@ -38,7 +41,7 @@ const (
 
 // forwarder hands one envelope to containerd. A failed forwarder is closed and made anew.
 type forwarder interface {
-	Forward(ctx context.Context, envelope *types.Envelope) error
+	Forward(ctx context.Context, envelope *api.Envelope) error
 	Close() error
 }
 
@@ -52,7 +55,7 @@ type Config struct {
 }
 
 type queued struct {
-	envelope *types.Envelope
+	envelope *api.Envelope
 	keep     bool // an exit or deletion: never dropped
 }
 
@@ -106,9 +109,9 @@ func (p *Publisher) Send(event proto.Message) {
 		p.log.Error("event not published", "type", fmt.Sprintf("%T", event), "error", err)
 		return
 	}
-	e := &types.Envelope{
+	e := &api.Envelope{
 		Timestamp: timestamppb.Now(), Namespace: p.namespace, Topic: topic,
-		Event: &anypb.Any{TypeUrl: string(event.ProtoReflect().Descriptor().FullName()), Value: value},
+		Event: &anypb.Any{TypeUrl: eventPackage + string(event.ProtoReflect().Descriptor().Name()), Value: value},
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -199,7 +202,7 @@ func (p *Publisher) run(ctx context.Context) {
 }
 
 // deliver forwards one event, for as long as it takes, and returns the connection to go on with.
-func (p *Publisher) deliver(ctx context.Context, conn forwarder, e *types.Envelope) forwarder {
+func (p *Publisher) deliver(ctx context.Context, conn forwarder, e *api.Envelope) forwarder {
 	for backoff := minBackoff; ; backoff = min(2*backoff, maxBackoff) {
 		var err error
 		if conn == nil {
@@ -234,13 +237,13 @@ func (p *Publisher) deliver(ctx context.Context, conn forwarder, e *types.Envelo
 	}
 }
 
-func forward(ctx context.Context, conn forwarder, e *types.Envelope) error {
+func forward(ctx context.Context, conn forwarder, e *api.Envelope) error {
 	ctx, cancel := context.WithTimeout(ctx, forwardTimeout)
 	defer cancel()
 	return conn.Forward(ctx, e)
 }
 
-func (p *Publisher) head() (*types.Envelope, bool) {
+func (p *Publisher) head() (*api.Envelope, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.queue) == 0 {
@@ -273,23 +276,23 @@ func (e permanent) Unwrap() error { return e.error }
 // topicOf returns containerd's topic for an event and whether the event must never be dropped.
 func topicOf(event proto.Message) (topic string, keep bool) {
 	switch event.(type) {
-	case *eventsapi.TaskCreate:
+	case *api.TaskCreate:
 		return "/tasks/create", false
-	case *eventsapi.TaskStart:
+	case *api.TaskStart:
 		return "/tasks/start", false
-	case *eventsapi.TaskOOM:
+	case *api.TaskOOM:
 		return "/tasks/oom", false
-	case *eventsapi.TaskExit:
+	case *api.TaskExit:
 		return "/tasks/exit", true
-	case *eventsapi.TaskDelete:
+	case *api.TaskDelete:
 		return "/tasks/delete", true
-	case *eventsapi.TaskExecAdded:
+	case *api.TaskExecAdded:
 		return "/tasks/exec-added", false
-	case *eventsapi.TaskExecStarted:
+	case *api.TaskExecStarted:
 		return "/tasks/exec-started", false
-	case *eventsapi.TaskPaused:
+	case *api.TaskPaused:
 		return "/tasks/paused", false
-	case *eventsapi.TaskResumed:
+	case *api.TaskResumed:
 		return "/tasks/resumed", false
 	}
 	return "", false

@@ -16,9 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	eventsapi "github.com/containerd/containerd/api/events"
 	ttrpcevents "github.com/containerd/containerd/api/services/ttrpc/events/v1"
-	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
@@ -26,6 +24,8 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
+
+	api "github.com/coco-shim/coco/api/containerd"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -38,7 +38,7 @@ type daemon struct {
 	got  []string
 }
 
-func (d *daemon) Forward(_ context.Context, e *types.Envelope) error {
+func (d *daemon) Forward(_ context.Context, e *api.Envelope) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.away {
@@ -47,9 +47,9 @@ func (d *daemon) Forward(_ context.Context, e *types.Envelope) error {
 	if e.Topic == d.bad {
 		return permanent{errors.New("not this one")}
 	}
-	var exit eventsapi.TaskExit
+	var exit api.TaskExit
 	if e.Event.TypeUrl == "containerd.events.TaskExit" && proto.Unmarshal(e.Event.Value, &exit) == nil {
-		d.got = append(d.got, e.Topic+" "+exit.ID)
+		d.got = append(d.got, e.Topic+" "+exit.Id)
 		return nil
 	}
 	d.got = append(d.got, e.Topic)
@@ -77,11 +77,11 @@ func TestOrderIsKeptWhileTheDaemonIsAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &daemon{}
 		p := newPublisher("ns", slog.New(slog.DiscardHandler), d.dial)
-		p.Send(&eventsapi.TaskCreate{})
+		p.Send(&api.TaskCreate{})
 		synctest.Wait()
 		d.set(func(d *daemon) { d.away = true })
-		p.Send(&eventsapi.TaskStart{})
-		p.Send(&eventsapi.TaskExit{ID: "c1"})
+		p.Send(&api.TaskStart{})
+		p.Send(&api.TaskExit{Id: "c1"})
 		time.Sleep(time.Minute)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
@@ -89,7 +89,7 @@ func TestOrderIsKeptWhileTheDaemonIsAway(t *testing.T) {
 			t.Errorf("Flush while the daemon is away = %v, want a deadline", err)
 		}
 		d.set(func(d *daemon) { d.away = false })
-		p.Send(&eventsapi.TaskDelete{})
+		p.Send(&api.TaskDelete{})
 		if err := p.Close(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -106,9 +106,9 @@ func TestExitsAreNeverDropped(t *testing.T) {
 		p := newPublisher("ns", slog.New(slog.DiscardHandler), d.dial)
 		const exits = 50
 		for i := range exits {
-			p.Send(&eventsapi.TaskExit{ID: fmt.Sprint(i)})
+			p.Send(&api.TaskExit{Id: fmt.Sprint(i)})
 			for range 2 * maxQueue / exits {
-				p.Send(&eventsapi.TaskOOM{})
+				p.Send(&api.TaskOOM{})
 			}
 		}
 		d.set(func(d *daemon) { d.away = false })
@@ -133,23 +133,24 @@ func TestExitsAreNeverDropped(t *testing.T) {
 func TestARefusedEventDoesNotStopTheNext(t *testing.T) {
 	d := &daemon{bad: "/tasks/oom"}
 	p := newPublisher("ns", slog.New(slog.DiscardHandler), d.dial)
-	p.Send(&eventsapi.TaskOOM{})
-	p.Send(&eventsapi.TaskPaused{})
+	p.Send(&api.TaskOOM{})
+	p.Send(&api.TaskPaused{})
 	p.Send(&emptypb.Empty{}) // no event at all
 	if err := p.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	p.Send(&eventsapi.TaskResumed{}) // too late
+	p.Send(&api.TaskResumed{}) // too late
 	if diff := cmp.Diff([]string{"/tasks/paused"}, d.got); diff != "" {
 		t.Errorf("events (-want +got):\n%s", diff)
 	}
 }
 
-// service is containerd's event service.
+// service is containerd's event service, in containerd's own types.
 type service struct{ *daemon }
 
 func (s service) Forward(ctx context.Context, r *ttrpcevents.ForwardRequest) (*emptypb.Empty, error) {
-	return &emptypb.Empty{}, errgrpc.ToGRPC(s.daemon.Forward(ctx, r.Envelope))
+	e := &api.Envelope{Topic: r.Envelope.Topic, Namespace: r.Envelope.Namespace, Event: r.Envelope.Event}
+	return &emptypb.Empty{}, errgrpc.ToGRPC(s.daemon.Forward(ctx, e))
 }
 
 // serve runs the service until stop.
@@ -180,13 +181,13 @@ func TestTheDaemonRestarts(t *testing.T) {
 	d := &daemon{}
 	stop := serve(t, path, d)
 	p := New(Config{Namespace: "ns", TTRPCAddress: path, Log: slog.New(slog.DiscardHandler)})
-	p.Send(&eventsapi.TaskCreate{})
+	p.Send(&api.TaskCreate{})
 	if err := p.Flush(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	stop()
-	p.Send(&eventsapi.TaskStart{})
-	p.Send(&eventsapi.TaskExit{ID: "c1"})
+	p.Send(&api.TaskStart{})
+	p.Send(&api.TaskExit{Id: "c1"})
 	stop = serve(t, path, d)
 	defer stop()
 	if err := p.Close(t.Context()); err != nil {
@@ -204,7 +205,7 @@ func TestWithoutTTRPCTheDaemonsCommandIsRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := New(Config{Namespace: "ns", GRPCAddress: "/a.sock", Binary: binary, Log: slog.New(slog.DiscardHandler)})
-	p.Send(&eventsapi.TaskExit{ID: "c1"})
+	p.Send(&api.TaskExit{Id: "c1"})
 	if err := p.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -11,18 +11,21 @@ import (
 	"os/exec"
 	"strings"
 
-	ttrpcevents "github.com/containerd/containerd/api/services/ttrpc/events/v1"
-	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	api "github.com/coco-shim/coco/api/containerd"
 )
+
+// eventService is containerd's name for it.
+const eventService = "containerd.services.events.ttrpc.v1.Events"
 
 // ttrpcConn is one connection to containerd's event service.
 type ttrpcConn struct {
 	client *ttrpc.Client
-	events ttrpcevents.TTRPCEventsService
 }
 
 func dialTTRPC(ctx context.Context, address string) (forwarder, error) {
@@ -31,13 +34,12 @@ func dialTTRPC(ctx context.Context, address string) (forwarder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dial containerd's event service: %w", err)
 	}
-	client := ttrpc.NewClient(conn)
-	return &ttrpcConn{client: client, events: ttrpcevents.NewTTRPCEventsClient(client)}, nil
+	return &ttrpcConn{client: ttrpc.NewClient(conn)}, nil
 }
 
 // Forward sends one envelope and waits for containerd's word.
-func (c *ttrpcConn) Forward(ctx context.Context, e *types.Envelope) error {
-	_, err := c.events.Forward(ctx, &ttrpcevents.ForwardRequest{Envelope: e})
+func (c *ttrpcConn) Forward(ctx context.Context, e *api.Envelope) error {
+	err := c.client.Call(ctx, eventService, "Forward", &api.ForwardRequest{Envelope: e}, &emptypb.Empty{})
 	if err == nil {
 		return nil
 	}
@@ -57,7 +59,7 @@ type publishBinary struct {
 }
 
 // Forward runs the command with the event on its standard input.
-func (b publishBinary) Forward(ctx context.Context, e *types.Envelope) error {
+func (b publishBinary) Forward(ctx context.Context, e *api.Envelope) error {
 	data, err := proto.Marshal(e.Event)
 	if err != nil {
 		return permanent{fmt.Errorf("encode %s: %w", e.Topic, err)}

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	api "github.com/containerd/containerd/api/runtime/sandbox/v1"
-	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
@@ -27,6 +26,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	taskapi "github.com/coco-shim/coco/api/containerd"
 	"github.com/coco-shim/coco/internal/worktest"
 	"github.com/coco-shim/coco/shim/shimtest/hostpod"
 	"github.com/coco-shim/coco/shim/task"

@@ -11,11 +11,10 @@ import (
 	"os"
 	"path/filepath"
 
-	eventsapi "github.com/containerd/containerd/api/events"
-	api "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	api "github.com/coco-shim/coco/api/containerd"
 	"github.com/coco-shim/coco/internal/brief"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/shim/bundle"
@@ -29,17 +28,17 @@ const maxSpec = 16 << 20
 // Create makes a container, and first of all its pod.
 func (s *Service) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.CreateTaskResponse, error) {
 	if r.Checkpoint != "" {
-		return nil, fmt.Errorf("create %s from a checkpoint: a VM's processes cannot be restored: %w", r.ID,
+		return nil, fmt.Errorf("create %s from a checkpoint: a VM's processes cannot be restored: %w", r.Id,
 			errdefs.ErrNotImplemented)
 	}
-	if err := bundle.CheckName("container id", r.ID); err != nil {
+	if err := bundle.CheckName("container id", r.Id); err != nil {
 		return nil, err
 	}
 	spec, err := readSpec(r.Bundle)
 	if err != nil {
-		return nil, fmt.Errorf("create %s: %w", r.ID, err)
+		return nil, fmt.Errorf("create %s: %w", r.Id, err)
 	}
-	role, err := bundle.RoleOf(r.ID, spec.Annotations)
+	role, err := bundle.RoleOf(r.Id, spec.Annotations)
 	if err != nil {
 		return nil, err
 	}
@@ -49,10 +48,10 @@ func (s *Service) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.Cr
 	defer context.AfterFunc(s.life, cancel)()
 
 	c := &container{
-		id: r.ID, dir: bundle.Dir(r.Bundle), sandbox: role.Sandbox, creating: true,
+		id: r.Id, dir: bundle.Dir(r.Bundle), sandbox: role.Sandbox, creating: true,
 		execs: map[string]*process{}, killed: make(chan uint32, 1),
 		init: newProcess("", stdio.Config{
-			Namespace: s.cfg.Namespace, ID: r.ID, Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr,
+			Namespace: s.cfg.Namespace, ID: r.Id, Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr,
 			Terminal: r.Terminal, Log: s.log,
 		}),
 	}
@@ -66,11 +65,11 @@ func (s *Service) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.Cr
 		if errors.Is(client.Err(), context.Canceled) { // it hung up
 			s.Deserted()
 		}
-		return nil, about(r.ID, err, "create %s", r.ID)
+		return nil, about(r.Id, err, "create %s", r.Id)
 	}
-	s.cfg.Events.Send(&eventsapi.TaskCreate{
-		ContainerID: r.ID, Bundle: r.Bundle, Rootfs: r.Rootfs, Pid: c.pid,
-		IO: &eventsapi.TaskIO{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
+	s.cfg.Events.Send(&api.TaskCreate{
+		ContainerId: r.Id, Bundle: r.Bundle, Rootfs: r.Rootfs, Pid: c.pid,
+		Io: &api.TaskIO{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
 	})
 	s.watchProcess(c, c.init, pod)
 	s.settled(c)
@@ -174,14 +173,14 @@ func (s *Service) podFor(ctx context.Context, role bundle.Role, req virtcontaine
 	if err != nil {
 		return nil, err
 	}
-	pr := PodRequest{ID: r.ID, Bundle: r.Bundle, Spec: req.Spec, Options: opts, OnOOM: s.onOOM}
+	pr := PodRequest{ID: r.Id, Bundle: r.Bundle, Spec: req.Spec, Options: opts, OnOOM: s.onOOM}
 	if !role.Sandbox {
 		pr.First = &req
 	}
 	pod, err = s.cfg.MakePod(ctx, pr)
 	if err != nil {
 		if role.Sandbox {
-			err = s.forEvent(r.ID, err)
+			err = s.forEvent(r.Id, err)
 		}
 		return nil, err
 	}
@@ -210,11 +209,11 @@ func (s *Service) setPod(pod Pod) bool {
 }
 
 func (s *Service) onOOM(containerID string) {
-	s.cfg.Events.Send(&eventsapi.TaskOOM{ContainerID: containerID})
+	s.cfg.Events.Send(&api.TaskOOM{ContainerId: containerID})
 }
 
 func containerRequest(r *api.CreateTaskRequest, spec *specs.Spec, io stdio.Config) virtcontainers.ContainerRequest {
-	req := virtcontainers.ContainerRequest{ID: r.ID, Bundle: r.Bundle, Spec: spec, Terminal: r.Terminal}
+	req := virtcontainers.ContainerRequest{ID: r.Id, Bundle: r.Bundle, Spec: spec, Terminal: r.Terminal}
 	req.Stdin, req.Stdout, req.Stderr = io.Wants()
 	for _, m := range r.Rootfs {
 		req.Rootfs = append(req.Rootfs, virtcontainers.Mount{

@@ -10,11 +10,10 @@ import (
 	"testing"
 	"time"
 
-	api "github.com/containerd/containerd/api/runtime/task/v2"
-	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	api "github.com/coco-shim/coco/api/containerd"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/shim/shimtest/hostpod"
 )
@@ -40,24 +39,24 @@ func TestTheVMOfAPodOfOneEndsWithItAndItsExitIsKept(t *testing.T) {
 	}
 	awaitVM(t, f.pod)
 	for range 2 { // as often as somebody asks
-		if s, code := f.status("c1", ""), f.wait("c1", ""); s != tasktypes.Status_STOPPED || code != killedCode {
+		if s, code := f.status("c1", ""), f.wait("c1", ""); s != api.Status_STOPPED || code != killedCode {
 			t.Errorf("state %v, exit status %d", s, code)
 		}
 	}
 	ctx := t.Context()
-	_, err := f.Exec(ctx, &api.ExecProcessRequest{ID: "c1", ExecID: "late", Spec: processSpec(t, "/bin/true")})
+	_, err := f.Exec(ctx, &api.ExecProcessRequest{Id: "c1", ExecId: "late", Spec: processSpec(t, "/bin/true")})
 	wantClass(t, "exec", err, errdefs.ErrFailedPrecondition)
-	_, err = f.Start(ctx, &api.StartRequest{ID: "c1", ExecID: "made"})
+	_, err = f.Start(ctx, &api.StartRequest{Id: "c1", ExecId: "made"})
 	wantClass(t, "start of an exec", err, errdefs.ErrFailedPrecondition)
-	_, err = f.Kill(ctx, &api.KillRequest{ID: "c1", Signal: uint32(unix.SIGTERM)})
+	_, err = f.Kill(ctx, &api.KillRequest{Id: "c1", Signal: uint32(unix.SIGTERM)})
 	wantClass(t, "kill", err, errdefs.ErrNotFound)
-	_, err = f.Stats(ctx, &api.StatsRequest{ID: "c1"})
+	_, err = f.Stats(ctx, &api.StatsRequest{Id: "c1"})
 	wantClass(t, "stats", err, errdefs.ErrNotFound)
-	_, err = f.Pause(ctx, &api.PauseRequest{ID: "c1"})
+	_, err = f.Pause(ctx, &api.PauseRequest{Id: "c1"})
 	wantClass(t, "pause", err, errdefs.ErrFailedPrecondition)
-	_, err = f.ResizePty(ctx, &api.ResizePtyRequest{ID: "c1", Width: 80, Height: 25})
+	_, err = f.ResizePty(ctx, &api.ResizePtyRequest{Id: "c1", Width: 80, Height: 25})
 	wantClass(t, "resize", err, errdefs.ErrFailedPrecondition)
-	if p, err := f.Pids(ctx, &api.PidsRequest{ID: "c1"}); err != nil || len(p.Processes) != 0 {
+	if p, err := f.Pids(ctx, &api.PidsRequest{Id: "c1"}); err != nil || len(p.Processes) != 0 {
 		t.Errorf("pids = %v, %v", p, err)
 	}
 	f.remove("c1", "made")
@@ -80,7 +79,7 @@ func TestTheVMOfAPodOfOneWaitsForTheReaderOfItsOutput(t *testing.T) {
 	defer reader.Close()
 	const size = 1 << 20 // more than the pipes in between hold
 	dir := f.bundle(nil, "/bin/sh", "-c", "head -c 1048576 /dev/zero; exit 4")
-	if _, err := f.Create(t.Context(), &api.CreateTaskRequest{ID: "c1", Bundle: dir, Stdout: fifo}); err != nil {
+	if _, err := f.Create(t.Context(), &api.CreateTaskRequest{Id: "c1", Bundle: dir, Stdout: fifo}); err != nil {
 		t.Fatal(err)
 	}
 	f.start("c1", "")
@@ -107,13 +106,13 @@ func TestTheVMOfAPodOfOneWaitsForTheReaderOfItsOutput(t *testing.T) {
 func TestTheVMOfASandboxOutlivesItsContainers(t *testing.T) {
 	f := newFixture(t)
 	a := map[string]string{contract.CRIContainerType: "sandbox", contract.CRISandboxID: "s1"}
-	if _, err := f.Create(t.Context(), &api.CreateTaskRequest{ID: "s1", Bundle: f.bundle(a)}); err != nil {
+	if _, err := f.Create(t.Context(), &api.CreateTaskRequest{Id: "s1", Bundle: f.bundle(a)}); err != nil {
 		t.Fatal(err)
 	}
 	f.start("s1", "")
 	a[contract.CRIContainerType] = "container"
 	for _, id := range []string{"c1", "c2"} { // a restart policy makes the second
-		if _, err := f.Create(t.Context(), &api.CreateTaskRequest{ID: id, Bundle: f.bundle(a, "/bin/true")}); err != nil {
+		if _, err := f.Create(t.Context(), &api.CreateTaskRequest{Id: id, Bundle: f.bundle(a, "/bin/true")}); err != nil {
 			t.Fatalf("create %s: %v", id, err)
 		}
 		f.start(id, "")

@@ -16,15 +16,13 @@ import (
 	"testing"
 	"time"
 
-	eventsapi "github.com/containerd/containerd/api/events"
-	api "github.com/containerd/containerd/api/runtime/task/v2"
-	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	api "github.com/coco-shim/coco/api/containerd"
 	"github.com/coco-shim/coco/shim/shimtest/hostpod"
 )
 
@@ -44,10 +42,10 @@ func (r *recorder) Send(m proto.Message) {
 	defer r.mu.Unlock()
 	name := strings.TrimPrefix(string(m.ProtoReflect().Descriptor().Name()), "Task")
 	switch e := m.(type) {
-	case *eventsapi.TaskExit:
-		name += fmt.Sprintf(" %s %d", e.ID, e.ExitStatus)
-	case *eventsapi.TaskExecStarted:
-		name += " " + e.ExecID
+	case *api.TaskExit:
+		name += fmt.Sprintf(" %s %d", e.Id, e.ExitStatus)
+	case *api.TaskExecStarted:
+		name += " " + e.ExecId
 	}
 	r.got = append(r.got, name)
 }
@@ -117,7 +115,7 @@ func (f *fixture) bundle(annotations map[string]string, args ...string) string {
 func (f *fixture) create(id string, args ...string) string {
 	f.t.Helper()
 	dir := f.bundle(nil, args...)
-	if _, err := f.Create(f.t.Context(), &api.CreateTaskRequest{ID: id, Bundle: dir}); err != nil {
+	if _, err := f.Create(f.t.Context(), &api.CreateTaskRequest{Id: id, Bundle: dir}); err != nil {
 		f.t.Fatalf("Create(%s): %v", id, err)
 	}
 	return dir
@@ -125,7 +123,7 @@ func (f *fixture) create(id string, args ...string) string {
 
 func (f *fixture) start(id, execID string) {
 	f.t.Helper()
-	if _, err := f.Start(f.t.Context(), &api.StartRequest{ID: id, ExecID: execID}); err != nil {
+	if _, err := f.Start(f.t.Context(), &api.StartRequest{Id: id, ExecId: execID}); err != nil {
 		f.t.Fatalf("Start(%s, %s): %v", id, execID, err)
 	}
 }
@@ -133,7 +131,7 @@ func (f *fixture) start(id, execID string) {
 func (f *fixture) exec(id, execID string, args ...string) {
 	f.t.Helper()
 	if _, err := f.Exec(f.t.Context(), &api.ExecProcessRequest{
-		ID: id, ExecID: execID,
+		Id: id, ExecId: execID,
 		Spec: processSpec(f.t, args...),
 	}); err != nil {
 		f.t.Fatalf("Exec(%s, %s): %v", id, execID, err)
@@ -153,7 +151,7 @@ func (f *fixture) wait(id, execID string) uint32 {
 	f.t.Helper()
 	ctx, cancel := context.WithTimeout(f.t.Context(), 10*time.Second)
 	defer cancel()
-	r, err := f.Wait(ctx, &api.WaitRequest{ID: id, ExecID: execID})
+	r, err := f.Wait(ctx, &api.WaitRequest{Id: id, ExecId: execID})
 	if err != nil {
 		f.t.Fatalf("Wait(%s, %s): %v", id, execID, err)
 	}
@@ -162,23 +160,23 @@ func (f *fixture) wait(id, execID string) uint32 {
 
 func (f *fixture) kill(id, execID string, sig unix.Signal) {
 	f.t.Helper()
-	if _, err := f.Kill(f.t.Context(), &api.KillRequest{ID: id, ExecID: execID, Signal: uint32(sig)}); err != nil {
+	if _, err := f.Kill(f.t.Context(), &api.KillRequest{Id: id, ExecId: execID, Signal: uint32(sig)}); err != nil {
 		f.t.Fatalf("Kill(%s, %s): %v", id, execID, err)
 	}
 }
 
 func (f *fixture) remove(id, execID string) *api.DeleteResponse {
 	f.t.Helper()
-	r, err := f.Delete(f.t.Context(), &api.DeleteRequest{ID: id, ExecID: execID})
+	r, err := f.Delete(f.t.Context(), &api.DeleteRequest{Id: id, ExecId: execID})
 	if err != nil {
 		f.t.Fatalf("Delete(%s, %s): %v", id, execID, err)
 	}
 	return r
 }
 
-func (f *fixture) status(id, execID string) tasktypes.Status {
+func (f *fixture) status(id, execID string) api.Status {
 	f.t.Helper()
-	r, err := f.State(f.t.Context(), &api.StateRequest{ID: id, ExecID: execID})
+	r, err := f.State(f.t.Context(), &api.StateRequest{Id: id, ExecId: execID})
 	if err != nil {
 		f.t.Fatalf("State(%s, %s): %v", id, execID, err)
 	}

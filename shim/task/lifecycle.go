@@ -9,14 +9,13 @@ import (
 	"fmt"
 	"time"
 
-	eventsapi "github.com/containerd/containerd/api/events"
-	api "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	api "github.com/coco-shim/coco/api/containerd"
 	"github.com/coco-shim/coco/shim/bundle"
 	"github.com/coco-shim/coco/shim/stdio"
 	"github.com/coco-shim/coco/virtcontainers"
@@ -25,63 +24,63 @@ import (
 
 // Exec records a further process. It starts with Start.
 func (s *Service) Exec(_ context.Context, r *api.ExecProcessRequest) (*emptypb.Empty, error) {
-	c, _, err := s.lookup(r.ID)
+	c, _, err := s.lookup(r.Id)
 	if err != nil {
 		return nil, err
 	}
-	if err := bundle.CheckName("exec id", r.ExecID); err != nil {
+	if err := bundle.CheckName("exec id", r.ExecId); err != nil {
 		return nil, err
 	}
 	if c.sandbox {
-		return nil, fmt.Errorf("exec %s in sandbox %s: a sandbox has no processes in the guest: %w", r.ExecID, r.ID,
+		return nil, fmt.Errorf("exec %s in sandbox %s: a sandbox has no processes in the guest: %w", r.ExecId, r.Id,
 			errdefs.ErrFailedPrecondition)
 	}
 	if c.init.hasExited() {
-		return nil, fmt.Errorf("exec %s: container %s has stopped: %w", r.ExecID, r.ID, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("exec %s: container %s has stopped: %w", r.ExecId, r.Id, errdefs.ErrFailedPrecondition)
 	}
 	var spec specs.Process
 	if err := decodeJSON(r.Spec, "Process", &spec); err != nil {
-		return nil, about(r.ID, err, "exec %s in container %s", r.ExecID, r.ID)
+		return nil, about(r.Id, err, "exec %s in container %s", r.ExecId, r.Id)
 	}
-	p := newProcess(r.ExecID, stdio.Config{
-		Namespace: s.cfg.Namespace, ID: r.ID, Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr,
+	p := newProcess(r.ExecId, stdio.Config{
+		Namespace: s.cfg.Namespace, ID: r.Id, Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr,
 		Terminal: r.Terminal, Log: s.log,
 	})
 	if err := c.addExec(p); err != nil {
 		return nil, err
 	}
-	req := virtcontainers.ExecRequest{ID: r.ExecID, Process: &spec, Terminal: r.Terminal}
+	req := virtcontainers.ExecRequest{ID: r.ExecId, Process: &spec, Terminal: r.Terminal}
 	req.Stdin, req.Stdout, req.Stderr = p.stdio.Wants()
 	guest, err := c.guest.Exec(req)
 	if err != nil {
-		c.removeExec(r.ExecID)
-		return nil, about(r.ID, err, "exec %s in container %s", r.ExecID, r.ID)
+		c.removeExec(r.ExecId)
+		return nil, about(r.Id, err, "exec %s in container %s", r.ExecId, r.Id)
 	}
 	p.setGuest(guest)
-	s.cfg.Events.Send(&eventsapi.TaskExecAdded{ContainerID: r.ID, ExecID: r.ExecID})
+	s.cfg.Events.Send(&api.TaskExecAdded{ContainerId: r.Id, ExecId: r.ExecId})
 	return &emptypb.Empty{}, nil
 }
 
 // Start starts an init or an exec.
 func (s *Service) Start(ctx context.Context, r *api.StartRequest) (*api.StartResponse, error) {
-	c, p, pod, err := s.process(r.ID, r.ExecID)
+	c, p, pod, err := s.process(r.Id, r.ExecId)
 	if err != nil {
 		return nil, err
 	}
 	settle, err := p.beginStart()
 	if err != nil {
-		return nil, about(r.ID, err, "start process %q in container %s", r.ExecID, r.ID)
+		return nil, about(r.Id, err, "start process %q in container %s", r.ExecId, r.Id)
 	}
 	ctx, cancel := s.detached(ctx, startTimeout)
 	defer cancel()
-	if r.ExecID == "" {
+	if r.ExecId == "" {
 		err = s.startInit(ctx, c)
 	} else {
 		err = s.startExec(ctx, c, p, pod)
 	}
 	settle(err == nil)
 	if err != nil {
-		return nil, about(r.ID, err, "start process %q in container %s", r.ExecID, r.ID)
+		return nil, about(r.Id, err, "start process %q in container %s", r.ExecId, r.Id)
 	}
 	return &api.StartResponse{Pid: c.pid}, nil
 }
@@ -93,7 +92,7 @@ func (s *Service) startInit(ctx context.Context, c *container) error {
 		}
 		c.init.currentRelay().ProcessStarts()
 	}
-	s.cfg.Events.Send(&eventsapi.TaskStart{ContainerID: c.id, Pid: c.pid})
+	s.cfg.Events.Send(&api.TaskStart{ContainerId: c.id, Pid: c.pid})
 	return nil
 }
 
@@ -118,22 +117,22 @@ func (s *Service) startExec(ctx context.Context, c *container, p *process, pod P
 	}
 	relay.Start(stdio.Streams(streams))
 	relay.ProcessStarts()
-	s.cfg.Events.Send(&eventsapi.TaskExecStarted{ContainerID: c.id, ExecID: p.exec, Pid: c.pid})
+	s.cfg.Events.Send(&api.TaskExecStarted{ContainerId: c.id, ExecId: p.exec, Pid: c.pid})
 	s.watchProcess(c, p, pod) // publishes the exit after the start is settled
 	return nil
 }
 
 // Kill sends a signal.
 func (s *Service) Kill(ctx context.Context, r *api.KillRequest) (*emptypb.Empty, error) {
-	c, p, _, err := s.process(r.ID, r.ExecID)
+	c, p, _, err := s.process(r.Id, r.ExecId)
 	if err != nil {
 		return nil, err
 	}
 	if p.hasExited() {
-		return nil, fmt.Errorf("kill process %q in container %s: process already finished: %w", r.ExecID, r.ID,
+		return nil, fmt.Errorf("kill process %q in container %s: process already finished: %w", r.ExecId, r.Id,
 			errdefs.ErrNotFound)
 	}
-	s.log.Debug("signal", "container", r.ID, "exec", r.ExecID, "signal", r.Signal)
+	s.log.Debug("signal", "container", r.Id, "exec", r.ExecId, "signal", r.Signal)
 	if c.sandbox {
 		c.kill(r.Signal)
 		return &emptypb.Empty{}, nil
@@ -143,7 +142,7 @@ func (s *Service) Kill(ctx context.Context, r *api.KillRequest) (*emptypb.Empty,
 		err = guest.Kill(ctx, r.Signal, r.All)
 	}
 	if err != nil {
-		return nil, about(r.ID, err, "kill process %q in container %s", r.ExecID, r.ID)
+		return nil, about(r.Id, err, "kill process %q in container %s", r.ExecId, r.Id)
 	}
 	return &emptypb.Empty{}, nil
 }
@@ -167,24 +166,24 @@ func (c *container) kill(signal uint32) {
 
 // Delete frees an exec or a container. With the pod's own container goes the pod.
 func (s *Service) Delete(ctx context.Context, r *api.DeleteRequest) (*api.DeleteResponse, error) {
-	c, p, pod, err := s.process(r.ID, r.ExecID)
+	c, p, pod, err := s.process(r.Id, r.ExecId)
 	if err != nil {
 		return nil, err
 	}
 	if p.isAlive() {
-		return nil, fmt.Errorf("delete process %q in container %s: it runs; kill it first: %w", r.ExecID, r.ID,
+		return nil, fmt.Errorf("delete process %q in container %s: it runs; kill it first: %w", r.ExecId, r.Id,
 			errdefs.ErrFailedPrecondition)
 	}
 	client := ctx
 	ctx, cancel := s.detached(ctx, stopTimeout)
 	defer cancel()
-	if r.ExecID != "" {
+	if r.ExecId != "" {
 		err = s.deleteExec(ctx, c, p)
 	} else {
 		err = s.deleteContainer(ctx, c, pod)
 	}
 	if err != nil {
-		return nil, about(r.ID, err, "delete process %q in container %s", r.ExecID, r.ID)
+		return nil, about(r.Id, err, "delete process %q in container %s", r.ExecId, r.Id)
 	}
 	if client.Err() != nil { // it waits no more, as Docker after two seconds, and will not ask the shim to end
 		s.Deserted()
@@ -234,8 +233,8 @@ func (s *Service) deleteContainer(ctx context.Context, c *container, pod Pod) er
 	}
 	delete(s.containers, c.id)
 	s.mu.Unlock()
-	s.cfg.Events.Send(&eventsapi.TaskDelete{
-		ContainerID: c.id, Pid: c.pid, ExitStatus: c.init.status.Code, ExitedAt: timestamppb.New(c.init.status.At),
+	s.cfg.Events.Send(&api.TaskDelete{
+		ContainerId: c.id, Pid: c.pid, ExitStatus: c.init.status.Code, ExitedAt: timestamppb.New(c.init.status.At),
 	})
 	return nil
 }

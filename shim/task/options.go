@@ -9,11 +9,11 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	api "github.com/coco-shim/coco/api/containerd"
 	"github.com/coco-shim/coco/api/shimoptions"
 )
 
@@ -36,7 +36,7 @@ func DecodeOptions(a *anypb.Any) (Options, error) {
 		}
 		return Options{}, nil
 	case "runtimeoptions.v1.Options":
-		var m runtimeoptions.Options
+		var m api.RuntimeOptions
 		if err := proto.Unmarshal(a.GetValue(), &m); err != nil {
 			return Options{}, fmt.Errorf("runtime options %s: %w: %w", name, err, errdefs.ErrInvalidArgument)
 		}

@@ -9,12 +9,12 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	api "github.com/coco-shim/coco/api/containerd"
 	"github.com/coco-shim/coco/internal/worktest"
 )
 
@@ -26,7 +26,7 @@ func TestDecodeOptions(t *testing.T) {
 		}
 		return data
 	}
-	body := pack(&runtimeoptions.Options{ConfigPath: "/c.toml", ConfigBody: []byte("x")})
+	body := pack(&api.RuntimeOptions{ConfigPath: "/c.toml", ConfigBody: []byte("x")})
 	for _, tc := range []struct {
 		name    string
 		in      *anypb.Any
@@ -59,7 +59,7 @@ func TestDecodeOptions(t *testing.T) {
 		{"untyped", &anypb.Any{Value: body}, Options{}, "no type"},
 		{"relative path", &anypb.Any{
 			TypeUrl: "runtimeoptions.v1.Options",
-			Value:   pack(&runtimeoptions.Options{ConfigPath: "c"}),
+			Value:   pack(&api.RuntimeOptions{ConfigPath: "c"}),
 		}, Options{}, `"c"`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

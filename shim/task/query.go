@@ -9,42 +9,40 @@ import (
 	"os"
 	"slices"
 
-	eventsapi "github.com/containerd/containerd/api/events"
-	api "github.com/containerd/containerd/api/runtime/task/v2"
-	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	api "github.com/coco-shim/coco/api/containerd"
 	"github.com/coco-shim/coco/shim/stats"
 	vcprocess "github.com/coco-shim/coco/virtcontainers/process"
 )
 
 // State returns the state of a process. It is stopped once its exit has been published, not before.
 func (s *Service) State(_ context.Context, r *api.StateRequest) (*api.StateResponse, error) {
-	c, p, _, err := s.process(r.ID, r.ExecID)
+	c, p, _, err := s.process(r.Id, r.ExecId)
 	if err != nil {
 		return nil, err
 	}
-	id := r.ExecID
+	id := r.ExecId
 	if id == "" {
-		id = r.ID
+		id = r.Id
 	}
 	resp := &api.StateResponse{
-		ID: id, ExecID: r.ExecID, Bundle: string(c.dir), Pid: c.pid, Status: tasktypes.Status_CREATED,
+		Id: id, ExecId: r.ExecId, Bundle: string(c.dir), Pid: c.pid, Status: api.Status_CREATED,
 		Stdin: p.stdio.Stdin, Stdout: p.stdio.Stdout, Stderr: p.stdio.Stderr, Terminal: p.stdio.Terminal,
 	}
 	switch {
 	case p.hasExited():
-		resp.Status = tasktypes.Status_STOPPED
+		resp.Status = api.Status_STOPPED
 		resp.ExitStatus = p.status.Code
 		resp.ExitedAt = timestamppb.New(p.status.At)
 	case p.wasStarted():
-		resp.Status = tasktypes.Status_RUNNING
+		resp.Status = api.Status_RUNNING
 		if !c.sandbox && p.exec == "" {
 			if st, _ := c.guest.Init().State(); st == vcprocess.Paused {
-				resp.Status = tasktypes.Status_PAUSED
+				resp.Status = api.Status_PAUSED
 			}
 		}
 	}
@@ -53,7 +51,7 @@ func (s *Service) State(_ context.Context, r *api.StateRequest) (*api.StateRespo
 
 // Wait waits for the exit of a process.
 func (s *Service) Wait(ctx context.Context, r *api.WaitRequest) (*api.WaitResponse, error) {
-	_, p, _, err := s.process(r.ID, r.ExecID)
+	_, p, _, err := s.process(r.Id, r.ExecId)
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +69,7 @@ const maxPids = 32 << 10
 // Pids lists a container's processes by their numbers in the guest, as far as its agent reports them. The first, its
 // init, goes by the number that containerd knows it by.
 func (s *Service) Pids(ctx context.Context, r *api.PidsRequest) (*api.PidsResponse, error) {
-	c, _, err := s.lookup(r.ID)
+	c, _, err := s.lookup(r.Id)
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +81,7 @@ func (s *Service) Pids(ctx context.Context, r *api.PidsRequest) (*api.PidsRespon
 	if !c.sandbox {
 		st, err := c.guest.Stats(ctx)
 		if err != nil {
-			return nil, about(r.ID, err, "list processes of container %s", r.ID)
+			return nil, about(r.Id, err, "list processes of container %s", r.Id)
 		}
 		if in := st.GetPids(); len(in) > 0 {
 			pids = in[:min(len(in), maxPids)]
@@ -94,34 +92,34 @@ func (s *Service) Pids(ctx context.Context, r *api.PidsRequest) (*api.PidsRespon
 		if i == 0 {
 			pid = c.pid
 		}
-		resp.Processes = append(resp.Processes, &tasktypes.ProcessInfo{Pid: pid})
+		resp.Processes = append(resp.Processes, &api.ProcessInfo{Pid: pid})
 	}
 	return resp, nil
 }
 
 // Pause stops a container's processes for a while.
 func (s *Service) Pause(ctx context.Context, r *api.PauseRequest) (*emptypb.Empty, error) {
-	guest, err := s.inGuest(r.ID, "pause")
+	guest, err := s.inGuest(r.Id, "pause")
 	if err != nil {
 		return nil, err
 	}
 	if err := guest.Pause(ctx); err != nil {
-		return nil, about(r.ID, err, "pause container %s", r.ID)
+		return nil, about(r.Id, err, "pause container %s", r.Id)
 	}
-	s.cfg.Events.Send(&eventsapi.TaskPaused{ContainerID: r.ID})
+	s.cfg.Events.Send(&api.TaskPaused{ContainerId: r.Id})
 	return &emptypb.Empty{}, nil
 }
 
 // Resume lets them go on.
 func (s *Service) Resume(ctx context.Context, r *api.ResumeRequest) (*emptypb.Empty, error) {
-	guest, err := s.inGuest(r.ID, "resume")
+	guest, err := s.inGuest(r.Id, "resume")
 	if err != nil {
 		return nil, err
 	}
 	if err := guest.Resume(ctx); err != nil {
-		return nil, about(r.ID, err, "resume container %s", r.ID)
+		return nil, about(r.Id, err, "resume container %s", r.Id)
 	}
-	s.cfg.Events.Send(&eventsapi.TaskResumed{ContainerID: r.ID})
+	s.cfg.Events.Send(&api.TaskResumed{ContainerId: r.Id})
 	return &emptypb.Empty{}, nil
 }
 
@@ -142,16 +140,16 @@ func (s *Service) inGuest(id, what string) (Container, error) {
 
 // ResizePty changes the size of a terminal.
 func (s *Service) ResizePty(ctx context.Context, r *api.ResizePtyRequest) (*emptypb.Empty, error) {
-	c, p, _, err := s.process(r.ID, r.ExecID)
+	c, p, _, err := s.process(r.Id, r.ExecId)
 	if err != nil {
 		return nil, err
 	}
 	if c.sandbox || !p.stdio.Terminal {
-		return nil, fmt.Errorf("resize terminal of process %q in container %s: it has none: %w", r.ExecID, r.ID,
+		return nil, fmt.Errorf("resize terminal of process %q in container %s: it has none: %w", r.ExecId, r.Id,
 			errdefs.ErrFailedPrecondition)
 	}
 	if p.hasExited() {
-		return nil, fmt.Errorf("resize terminal of process %q in container %s: it has ended: %w", r.ExecID, r.ID,
+		return nil, fmt.Errorf("resize terminal of process %q in container %s: it has ended: %w", r.ExecId, r.Id,
 			errdefs.ErrFailedPrecondition)
 	}
 	guest, err := p.inGuest()
@@ -159,20 +157,20 @@ func (s *Service) ResizePty(ctx context.Context, r *api.ResizePtyRequest) (*empt
 		err = guest.Resize(ctx, r.Width, r.Height)
 	}
 	if err != nil {
-		return nil, about(r.ID, err, "resize terminal of process %q in container %s", r.ExecID, r.ID)
+		return nil, about(r.Id, err, "resize terminal of process %q in container %s", r.ExecId, r.Id)
 	}
 	return &emptypb.Empty{}, nil
 }
 
 // CloseIO ends a process's input.
 func (s *Service) CloseIO(_ context.Context, r *api.CloseIORequest) (*emptypb.Empty, error) {
-	_, p, _, err := s.process(r.ID, r.ExecID)
+	_, p, _, err := s.process(r.Id, r.ExecId)
 	if err != nil {
 		return nil, err
 	}
 	if r.Stdin {
 		if err := p.closeStdin(); err != nil {
-			return nil, fmt.Errorf("close stdin of process %q in container %s: %w", r.ExecID, r.ID, err)
+			return nil, fmt.Errorf("close stdin of process %q in container %s: %w", r.ExecId, r.Id, err)
 		}
 	}
 	return &emptypb.Empty{}, nil
@@ -180,7 +178,7 @@ func (s *Service) CloseIO(_ context.Context, r *api.CloseIORequest) (*emptypb.Em
 
 // Checkpoint is not possible.
 func (s *Service) Checkpoint(_ context.Context, r *api.CheckpointTaskRequest) (*emptypb.Empty, error) {
-	return nil, fmt.Errorf("checkpoint %s: the processes of a VM cannot be checkpointed: %w", r.ID,
+	return nil, fmt.Errorf("checkpoint %s: the processes of a VM cannot be checkpointed: %w", r.Id,
 		errdefs.ErrNotImplemented)
 }
 
@@ -188,44 +186,44 @@ func (s *Service) Checkpoint(_ context.Context, r *api.CheckpointTaskRequest) (*
 func (s *Service) Update(ctx context.Context, r *api.UpdateTaskRequest) (*emptypb.Empty, error) {
 	var res specs.LinuxResources
 	if err := decodeJSON(r.Resources, "LinuxResources", &res); err != nil {
-		return nil, about(r.ID, err, "update %s", r.ID)
+		return nil, about(r.Id, err, "update %s", r.Id)
 	}
-	c, _, err := s.lookup(r.ID)
+	c, _, err := s.lookup(r.Id)
 	if err != nil {
 		return nil, err
 	}
 	if c.sandbox {
 		return &emptypb.Empty{}, nil // a VM's shape is fixed at its start; the containers' limits are what counts
 	}
-	guest, err := s.inGuest(r.ID, "update")
+	guest, err := s.inGuest(r.Id, "update")
 	if err != nil {
 		return nil, err
 	}
 	if err := guest.Update(ctx, &res); err != nil {
-		return nil, about(r.ID, err, "update container %s", r.ID)
+		return nil, about(r.Id, err, "update container %s", r.Id)
 	}
 	return &emptypb.Empty{}, nil
 }
 
 // Stats measures a container, or for a sandbox the pod's use of the node.
 func (s *Service) Stats(ctx context.Context, r *api.StatsRequest) (*api.StatsResponse, error) {
-	c, pod, err := s.lookup(r.ID)
+	c, pod, err := s.lookup(r.Id)
 	if err != nil {
 		return nil, err
 	}
 	if c.init.hasExited() {
-		return nil, fmt.Errorf("measure: container %s has stopped: %w", r.ID, errdefs.ErrNotFound)
+		return nil, fmt.Errorf("measure: container %s has stopped: %w", r.Id, errdefs.ErrNotFound)
 	}
 	if c.sandbox {
 		data, err := stats.Process(pod.PID())
 		if err != nil {
-			return nil, about(r.ID, err, "measure sandbox %s", r.ID)
+			return nil, about(r.Id, err, "measure sandbox %s", r.Id)
 		}
 		return &api.StatsResponse{Stats: data}, nil
 	}
 	st, err := c.guest.Stats(ctx)
 	if err != nil {
-		return nil, about(r.ID, err, "measure container %s", r.ID)
+		return nil, about(r.Id, err, "measure container %s", r.Id)
 	}
 	return &api.StatsResponse{Stats: stats.Container(st)}, nil
 }
@@ -234,7 +232,7 @@ func (s *Service) Stats(ctx context.Context, r *api.StatsRequest) (*api.StatsRes
 // answers.
 func (s *Service) Connect(_ context.Context, r *api.ConnectRequest) (*api.ConnectResponse, error) {
 	resp := &api.ConnectResponse{ShimPid: uint32(os.Getpid())} //nolint:gosec // a pid
-	if c, _, err := s.lookup(r.ID); err == nil {
+	if c, _, err := s.lookup(r.Id); err == nil {
 		resp.TaskPid = c.pid
 	}
 	return resp, nil

@@ -4,14 +4,13 @@
 package task
 
 import (
-	api "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/ttrpc"
 
 	"github.com/coco-shim/coco/shim/rpc"
 )
 
 // The two generations of containerd's task API differ in nothing but the name: the messages are the
-// same on the wire. The Go types are those of v2, as that package links no gRPC.
+// same on the wire.
 var serviceNames = []string{"containerd.task.v2.Task", "containerd.task.v3.Task"}
 
 // Register adds the task service to a server, under both its names.
@@ -22,7 +21,7 @@ func (s *Service) Register(server *ttrpc.Server) {
 	}
 }
 
-func methodsOf(s api.TTRPCTaskService) map[string]ttrpc.Method {
+func methodsOf(s *Service) map[string]ttrpc.Method {
 	return map[string]ttrpc.Method{
 		"State":      rpc.Unary(s.State),
 		"Create":     rpc.Unary(s.Create),

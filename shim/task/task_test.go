@@ -12,15 +12,13 @@ import (
 	"testing"
 	"time"
 
-	eventsapi "github.com/containerd/containerd/api/events"
-	api "github.com/containerd/containerd/api/runtime/task/v2"
-	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	api "github.com/coco-shim/coco/api/containerd"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/shim/bundle"
 )
@@ -33,14 +31,14 @@ func TestAPodOfOneFromCreateToShutdown(t *testing.T) {
 	if f.asked.First == nil || f.asked.First.ID != "c1" {
 		t.Errorf("pod request = %+v, want c1 as its first container", f.asked)
 	}
-	if s := f.status("c1", ""); s != tasktypes.Status_CREATED {
+	if s := f.status("c1", ""); s != api.Status_CREATED {
 		t.Errorf("state after create = %v", s)
 	}
 	f.start("c1", "")
 	if code := f.wait("c1", ""); code != 3 {
 		t.Errorf("exit status = %d, want 3", code)
 	}
-	if s := f.status("c1", ""); s != tasktypes.Status_STOPPED {
+	if s := f.status("c1", ""); s != api.Status_STOPPED {
 		t.Errorf("state after exit = %v", s)
 	}
 	if e, ok := bundle.Dir(dir).Exit(); !ok || e.Status != 3 {
@@ -67,7 +65,7 @@ func TestAPodOfOneFromCreateToShutdown(t *testing.T) {
 	}
 	<-f.Done()
 	f.wantEvents("Create", "Start", "Exit c1 3", "Delete")
-	_, err := f.Delete(t.Context(), &api.DeleteRequest{ID: "c1"})
+	_, err := f.Delete(t.Context(), &api.DeleteRequest{Id: "c1"})
 	wantClass(t, "second Delete", err, errdefs.ErrNotFound)
 }
 
@@ -92,13 +90,13 @@ func TestStartIsToldBeforeTheExitOfWhatEndsAtOnce(t *testing.T) {
 // Docker deletes a container as soon as it hears of its exit. A delete that found it running would leave the VM.
 func TestWhoHearsOfTheExitFindsTheProcessEnded(t *testing.T) {
 	f := newFixture(t)
-	saw := make(chan tasktypes.Status, 1)
+	saw := make(chan api.Status, 1)
 	f.events.react = func(m proto.Message) {
-		if _, ok := m.(*eventsapi.TaskExit); !ok {
+		if _, ok := m.(*api.TaskExit); !ok {
 			return
 		}
 		go func() {
-			r, err := f.State(context.Background(), &api.StateRequest{ID: "c1"})
+			r, err := f.State(context.Background(), &api.StateRequest{Id: "c1"})
 			if err != nil {
 				t.Error(err)
 			}
@@ -112,7 +110,7 @@ func TestWhoHearsOfTheExitFindsTheProcessEnded(t *testing.T) {
 	}
 	f.create("c1", "/bin/true")
 	f.start("c1", "")
-	if s := <-saw; s != tasktypes.Status_STOPPED {
+	if s := <-saw; s != api.Status_STOPPED {
 		t.Errorf("state on the exit event = %v, want stopped", s)
 	}
 	f.remove("c1", "")
@@ -126,7 +124,7 @@ func TestAShimWhoseDeleteNobodyWaitsForEnds(t *testing.T) {
 	f.wait("c1", "")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := f.Delete(ctx, &api.DeleteRequest{ID: "c1"}); err != nil {
+	if _, err := f.Delete(ctx, &api.DeleteRequest{Id: "c1"}); err != nil {
 		t.Fatal(err)
 	}
 	select {
@@ -160,7 +158,7 @@ func TestOutputIsDeliveredBeforeTheExit(t *testing.T) {
 	log := filepath.Join(t.TempDir(), "log")
 	dir := f.bundle(nil, "/bin/sh", "-c", "i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done")
 	if _, err := f.Create(t.Context(), &api.CreateTaskRequest{
-		ID: "c1", Bundle: dir,
+		Id: "c1", Bundle: dir,
 		Stdout: "file://" + log,
 	}); err != nil {
 		t.Fatal(err)
@@ -179,9 +177,9 @@ func TestKillBeforeStart(t *testing.T) {
 	if code := f.wait("c1", ""); code != 137 {
 		t.Errorf("exit status = %d, want 137", code)
 	}
-	_, err := f.Start(t.Context(), &api.StartRequest{ID: "c1"})
+	_, err := f.Start(t.Context(), &api.StartRequest{Id: "c1"})
 	wantClass(t, "Start after the exit", err, errdefs.ErrFailedPrecondition)
-	_, err = f.Kill(t.Context(), &api.KillRequest{ID: "c1", Signal: 9})
+	_, err = f.Kill(t.Context(), &api.KillRequest{Id: "c1", Signal: 9})
 	wantClass(t, "second Kill", err, errdefs.ErrNotFound)
 	f.remove("c1", "")
 	f.wantEvents("Create", "Exit c1 137", "Delete")
@@ -201,34 +199,34 @@ func TestPauseResumeUpdateAndCounts(t *testing.T) {
 	f.create("c1", "/bin/sleep", "1000")
 	f.start("c1", "")
 	ctx := t.Context()
-	if _, err := f.Pause(ctx, &api.PauseRequest{ID: "c1"}); err != nil || f.status("c1", "") != tasktypes.Status_PAUSED {
+	if _, err := f.Pause(ctx, &api.PauseRequest{Id: "c1"}); err != nil || f.status("c1", "") != api.Status_PAUSED {
 		t.Errorf("Pause = %v", err)
 	}
-	if _, err := f.Resume(ctx, &api.ResumeRequest{ID: "c1"}); err != nil ||
-		f.status("c1", "") != tasktypes.Status_RUNNING {
+	if _, err := f.Resume(ctx, &api.ResumeRequest{Id: "c1"}); err != nil ||
+		f.status("c1", "") != api.Status_RUNNING {
 		t.Errorf("Resume = %v", err)
 	}
 	res := &anypb.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources", Value: []byte(`{}`)}
-	if _, err := f.Update(ctx, &api.UpdateTaskRequest{ID: "c1", Resources: res}); err != nil {
+	if _, err := f.Update(ctx, &api.UpdateTaskRequest{Id: "c1", Resources: res}); err != nil {
 		t.Error(err)
 	}
-	_, err := f.Update(ctx, &api.UpdateTaskRequest{ID: "c1", Resources: processSpec(t)})
+	_, err := f.Update(ctx, &api.UpdateTaskRequest{Id: "c1", Resources: processSpec(t)})
 	wantClass(t, "Update with a process", err, errdefs.ErrInvalidArgument)
-	if r, err := f.Pids(ctx, &api.PidsRequest{ID: "c1"}); err != nil || len(r.Processes) != 1 ||
+	if r, err := f.Pids(ctx, &api.PidsRequest{Id: "c1"}); err != nil || len(r.Processes) != 1 ||
 		int(r.Processes[0].Pid) != f.pod.PID() {
 		t.Errorf("Pids = %v, %v", r, err)
 	}
-	if r, err := f.Connect(ctx, &api.ConnectRequest{ID: "c1"}); err != nil || int(r.TaskPid) != f.pod.PID() ||
+	if r, err := f.Connect(ctx, &api.ConnectRequest{Id: "c1"}); err != nil || int(r.TaskPid) != f.pod.PID() ||
 		int(r.ShimPid) != os.Getpid() {
 		t.Errorf("Connect = %v, %v", r, err)
 	}
-	_, err = f.Checkpoint(ctx, &api.CheckpointTaskRequest{ID: "c1"})
+	_, err = f.Checkpoint(ctx, &api.CheckpointTaskRequest{Id: "c1"})
 	wantClass(t, "Checkpoint", err, errdefs.ErrNotImplemented)
-	_, err = f.ResizePty(ctx, &api.ResizePtyRequest{ID: "c1"})
+	_, err = f.ResizePty(ctx, &api.ResizePtyRequest{Id: "c1"})
 	wantClass(t, "ResizePty without a terminal", err, errdefs.ErrFailedPrecondition)
-	_, err = f.Delete(ctx, &api.DeleteRequest{ID: "c1"})
+	_, err = f.Delete(ctx, &api.DeleteRequest{Id: "c1"})
 	wantClass(t, "Delete while it runs", err, errdefs.ErrFailedPrecondition)
-	_, err = f.Start(ctx, &api.StartRequest{ID: "c1"})
+	_, err = f.Start(ctx, &api.StartRequest{Id: "c1"})
 	wantClass(t, "second Start", err, errdefs.ErrFailedPrecondition)
 }
 
@@ -244,7 +242,7 @@ func TestTheVMDies(t *testing.T) {
 	if code := f.wait("c1", ""); code != 137 {
 		t.Errorf("exit status = %d, want 137", code)
 	}
-	_, err := f.Exec(t.Context(), &api.ExecProcessRequest{ID: "c1", ExecID: "x2", Spec: processSpec(t, "/bin/true")})
+	_, err := f.Exec(t.Context(), &api.ExecProcessRequest{Id: "c1", ExecId: "x2", Spec: processSpec(t, "/bin/true")})
 	wantClass(t, "Exec in a stopped container", err, errdefs.ErrFailedPrecondition)
 	f.remove("c1", "")
 	f.wantEvents("Create", "Start", "ExecAdded", "ExecStarted x1", "Exit x1 137", "Exit c1 137", "Delete")
@@ -255,26 +253,26 @@ func TestACRIPod(t *testing.T) {
 	f := newFixture(t)
 	ctx := t.Context()
 	member := f.bundle(map[string]string{kind: "container", id: "p1"}, "/bin/sleep", "1000")
-	_, err := f.Create(ctx, &api.CreateTaskRequest{ID: "c1", Bundle: member})
+	_, err := f.Create(ctx, &api.CreateTaskRequest{Id: "c1", Bundle: member})
 	wantClass(t, "Create before the sandbox", err, errdefs.ErrFailedPrecondition)
 	sandbox := f.bundle(map[string]string{kind: "sandbox", id: "p1"}, "/pause")
-	if _, err := f.Create(ctx, &api.CreateTaskRequest{ID: "p1", Bundle: sandbox}); err != nil {
+	if _, err := f.Create(ctx, &api.CreateTaskRequest{Id: "p1", Bundle: sandbox}); err != nil {
 		t.Fatal(err)
 	}
 	if f.asked.First != nil {
 		t.Error("a sandbox's pod has a first container")
 	}
 	f.start("p1", "")
-	if _, err := f.Create(ctx, &api.CreateTaskRequest{ID: "c1", Bundle: member}); err != nil {
+	if _, err := f.Create(ctx, &api.CreateTaskRequest{Id: "c1", Bundle: member}); err != nil {
 		t.Fatal(err)
 	}
 	f.start("c1", "")
 	other := f.bundle(map[string]string{kind: "container", id: "p2"}, "/bin/true")
-	_, err = f.Create(ctx, &api.CreateTaskRequest{ID: "c2", Bundle: other})
+	_, err = f.Create(ctx, &api.CreateTaskRequest{Id: "c2", Bundle: other})
 	wantClass(t, "Create of another pod's container", err, errdefs.ErrFailedPrecondition)
-	_, err = f.Create(ctx, &api.CreateTaskRequest{ID: "c1", Bundle: member})
+	_, err = f.Create(ctx, &api.CreateTaskRequest{Id: "c1", Bundle: member})
 	wantClass(t, "second Create", err, errdefs.ErrAlreadyExists)
-	_, err = f.Exec(ctx, &api.ExecProcessRequest{ID: "p1", ExecID: "x", Spec: processSpec(t, "/bin/true")})
+	_, err = f.Exec(ctx, &api.ExecProcessRequest{Id: "p1", ExecId: "x", Spec: processSpec(t, "/bin/true")})
 	wantClass(t, "Exec in a sandbox", err, errdefs.ErrFailedPrecondition)
 
 	f.kill("c1", "", unix.SIGKILL)
@@ -298,17 +296,17 @@ func TestACRIPod(t *testing.T) {
 func TestAFailedCreateLeavesNothing(t *testing.T) {
 	f := newFixture(t)
 	ctx := t.Context()
-	_, err := f.Create(ctx, &api.CreateTaskRequest{ID: "c1", Bundle: t.TempDir()})
+	_, err := f.Create(ctx, &api.CreateTaskRequest{Id: "c1", Bundle: t.TempDir()})
 	wantClass(t, "Create without a spec", err, errdefs.ErrInvalidArgument)
 	dir := f.bundle(nil, "/bin/true")
-	_, err = f.Create(ctx, &api.CreateTaskRequest{ID: "c1", Bundle: dir, Checkpoint: "/x"})
+	_, err = f.Create(ctx, &api.CreateTaskRequest{Id: "c1", Bundle: dir, Checkpoint: "/x"})
 	wantClass(t, "Create from a checkpoint", err, errdefs.ErrNotImplemented)
-	_, err = f.Create(ctx, &api.CreateTaskRequest{ID: "c1", Bundle: dir, Stdout: "/no/such/fifo"})
+	_, err = f.Create(ctx, &api.CreateTaskRequest{Id: "c1", Bundle: dir, Stdout: "/no/such/fifo"})
 	if err == nil || f.pod != nil {
 		t.Errorf("Create without its output = %v, pod made = %v", err, f.pod != nil)
 	}
 	_, err = f.Create(ctx, &api.CreateTaskRequest{
-		ID: "c1", Bundle: dir,
+		Id: "c1", Bundle: dir,
 		Rootfs: nil, Options: &anypb.Any{TypeUrl: "containerd.runc.v1.Options"},
 	})
 	wantClass(t, "Create with runc's options", err, errdefs.ErrInvalidArgument)
@@ -320,14 +318,14 @@ func TestAFailedExecCanBeDeleted(t *testing.T) {
 	f.create("c1", "/bin/sleep", "1000")
 	f.start("c1", "")
 	f.exec("c1", "x1", "/no/such")
-	_, err := f.Start(t.Context(), &api.StartRequest{ID: "c1", ExecID: "x1"})
+	_, err := f.Start(t.Context(), &api.StartRequest{Id: "c1", ExecId: "x1"})
 	wantClass(t, "Start of a missing program", err, errdefs.ErrInvalidArgument)
-	_, err = f.Exec(t.Context(), &api.ExecProcessRequest{ID: "c1", ExecID: "x1", Spec: processSpec(t, "/bin/true")})
+	_, err = f.Exec(t.Context(), &api.ExecProcessRequest{Id: "c1", ExecId: "x1", Spec: processSpec(t, "/bin/true")})
 	wantClass(t, "Exec with a used id", err, errdefs.ErrAlreadyExists)
 	f.remove("c1", "x1")
 	f.exec("c1", "x1", "/bin/true")
 	f.remove("c1", "x1") // never started
-	_, err = f.State(t.Context(), &api.StateRequest{ID: "c1", ExecID: "x1"})
+	_, err = f.State(t.Context(), &api.StateRequest{Id: "c1", ExecId: "x1"})
 	wantClass(t, "State of a deleted exec", err, errdefs.ErrNotFound)
 }
 
@@ -339,7 +337,7 @@ func TestStopTellsTheExits(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.wantEvents("Create", "Start", "Exit c1 137")
-	_, err := f.Create(t.Context(), &api.CreateTaskRequest{ID: "c2", Bundle: f.bundle(nil, "/bin/true")})
+	_, err := f.Create(t.Context(), &api.CreateTaskRequest{Id: "c2", Bundle: f.bundle(nil, "/bin/true")})
 	wantClass(t, "Create while stopping", err, errdefs.ErrUnavailable)
 }
 
@@ -358,7 +356,7 @@ func TestNothingGrowsOverManyExecs(t *testing.T) {
 	before := fds()
 	for i := range 200 {
 		id := fmt.Sprint("x", i)
-		r := &api.ExecProcessRequest{ID: "c1", ExecID: id, Stdout: "file://" + out, Spec: processSpec(t, "/bin/true")}
+		r := &api.ExecProcessRequest{Id: "c1", ExecId: id, Stdout: "file://" + out, Spec: processSpec(t, "/bin/true")}
 		if _, err := f.Exec(t.Context(), r); err != nil {
 			t.Fatal(err)
 		}

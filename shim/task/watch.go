@@ -7,10 +7,10 @@ import (
 	"context"
 	"time"
 
-	eventsapi "github.com/containerd/containerd/api/events"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	api "github.com/coco-shim/coco/api/containerd"
 	"github.com/coco-shim/coco/shim/bundle"
 	vcprocess "github.com/coco-shim/coco/virtcontainers/process"
 )
@@ -129,8 +129,8 @@ func (s *Service) publishExit(c *container, p *process, st vcprocess.ExitStatus)
 		s.log.Error("process ended with its VM", "container", c.id, "exec", p.exec, "reason", st.Reason)
 	}
 	p.end(st, func() {
-		s.cfg.Events.Send(&eventsapi.TaskExit{
-			ContainerID: c.id, ID: id, Pid: c.pid, ExitStatus: st.Code, ExitedAt: timestamppb.New(st.At),
+		s.cfg.Events.Send(&api.TaskExit{
+			ContainerId: c.id, Id: id, Pid: c.pid, ExitStatus: st.Code, ExitedAt: timestamppb.New(st.At),
 		})
 	})
 	s.log.Debug("exit", "container", c.id, "exec", p.exec, "status", st.Code)
