@@ -131,6 +131,9 @@ func (m *Mirror) once(ctx context.Context, source *os.File, to Target, v View) e
 	if err != nil {
 		return err
 	}
+	if v.Skip != nil && torn(now) {
+		return fmt.Errorf("%s leads to a state that was not there before: %w", contract.KubeletData, ErrChanged)
+	}
 	if err := to.check(now); err != nil {
 		return err
 	}
@@ -151,6 +154,21 @@ func (m *Mirror) once(ctx context.Context, source *os.File, to Target, v View) e
 		}
 	}
 	return nil
+}
+
+// torn says whether kubelet swapped ..data between the choice of what to leave out and the reading of the link: the
+// list has the new link without the state that it leads to. A guest that got it would have no file of the volume, and
+// would take no more of that state, which it holds for the current one.
+func torn(list []Entry) bool {
+	target := ""
+	there := map[string]bool{}
+	for _, e := range list {
+		there[e.Rel] = true
+		if e.Rel == contract.KubeletData && e.kind() == unix.S_IFLNK {
+			target = e.Target
+		}
+	}
+	return target != "" && !there[target]
 }
 
 // remove removes an entry and all entries below it.

@@ -358,6 +358,42 @@ func TestUpdatesAreInOrder(t *testing.T) {
 	check("a mode", "..2/a", "")
 }
 
+// kubelet swaps ..data when it has been asked what to leave out, and before it is read: the guest gets no link to a
+// state that it does not have.
+func TestASwapWhileAVolumeIsRead(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "..1/a"), []byte("1"), 0o644)
+	write(t, filepath.Join(dir, "..2/a"), []byte("2"), 0o644)
+	must(t, os.Symlink("..1", filepath.Join(dir, "..data")))
+	must(t, os.Symlink("..data/a", filepath.Join(dir, "a")))
+	swaps := 0
+	skip := func(source *os.File) func(string) bool {
+		target, err := os.Readlink(filepath.Join(source.Name(), "..data"))
+		must(t, err)
+		if swaps++; swaps == 1 {
+			must(t, os.Symlink("..2", filepath.Join(dir, "..data_tmp")))
+			must(t, os.Rename(filepath.Join(dir, "..data_tmp"), filepath.Join(dir, "..data")))
+		}
+		return func(rel string) bool {
+			top, _, _ := strings.Cut(rel, "/")
+			return strings.HasPrefix(top, "..") && top != "..data" && top != target
+		}
+	}
+	g := &guest{}
+	g.before = func(name string) {
+		if name == "/g/..data" && g.files["/g/..2/a"] == nil {
+			t.Error("..data leads nowhere in the guest")
+		}
+	}
+	f, err := hostfs.OpenSource(dir, true)
+	must(t, err)
+	defer f.Close()
+	must(t, (&Mirror{}).Sync(t.Context(), f, Target{Sink: g, Guest: "/g", LimitMiB: 1}, View{Skip: skip, OneFS: true}))
+	if l := g.files["/g/..data"]; string(l.GetData()) != "..2" {
+		t.Errorf("..data leads to %q, want ..2", l.GetData())
+	}
+}
+
 type sinkFunc func(*agent.CopyFileRequest)
 
 func (f sinkFunc) CopyFile(_ context.Context, r *agent.CopyFileRequest) error { f(r); return nil }
