@@ -6,6 +6,7 @@ package main
 import (
 	"github.com/spf13/cobra"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/azure"
 	"github.com/coco-shim/coco/cmd/coco/internal/cache"
 	"github.com/coco-shim/coco/cmd/coco/internal/check"
 	"github.com/coco-shim/coco/cmd/coco/internal/evidence"
@@ -24,6 +25,7 @@ import (
 // commands lists the subcommands.
 func commands() []*cobra.Command {
 	return []*cobra.Command{
+		azure.Command(),
 		cache.Command(),
 		check.Command(),
 		evidence.Command(),

@@ -174,6 +174,7 @@ var edges = Edges{
 	"attestation/broker/session":    {"attestation/kbs"},
 	"attestation/broker/store":      {},
 	"attestation/broker/token":      {},
+	"azure/release":                 {},
 	"measurement":                   {},
 	"measurement/...":               {"measurement/..."},
 	"cmd/coco-agent":                {"agent/...", "api/contract", "internal/..."},
@@ -182,6 +183,7 @@ var edges = Edges{
 		"image/...", "internal/...",
 	},
 	"cmd/coco":                {"cmd/coco/internal/...", "hypervisor/launch"},
+	"cmd/coco/internal/azure": {"azure/...", "cmd/coco/internal/show", "internal/initdata"},
 	"cmd/coco/internal/cache": {"cmd/coco/internal/show", "configs", "image/layer"},
 	"cmd/coco/internal/check": {
 		"cmd/coco/internal/show", "configs", "guest", "hypervisor/...", "virtcontainers/cgroups",
