@@ -188,11 +188,7 @@ func driver(c configs.Config, f forker, log *slog.Logger) (hypervisor.Driver, er
 			s := Templates(c)
 			o.Templates = &s
 			if f.exe != "" {
-				m, err := newMaker(c, f.exe, log)
-				if err != nil {
-					return nil, err
-				}
-				o.Missing = m.missing
+				o.Missing = newMaker(c, f.exe, log).missing
 			}
 		}
 		return vmm.NewDriver(qemu.New(o), f.fork), nil

@@ -52,27 +52,31 @@ type maker struct {
 	config configs.Config
 	trees  []cgroups.Hierarchy
 	home   cgroups.Membership
+	unable error // why none can be started; nil: it can
 	log    *slog.Logger
 }
 
-// newMaker remembers in which cgroup this process is, before it moves to that of its pod. exe is the shim.
-func newMaker(c configs.Config, exe string, log *slog.Logger) (maker, error) {
+// newMaker remembers in which cgroup this process is, before it moves to that of its pod. exe is the shim. A host whose
+// cgroups cannot be read gets no templates, and its VMs boot.
+func newMaker(c configs.Config, exe string, log *slog.Logger) maker {
 	m := maker{exe: filepath.Join(filepath.Dir(exe), makerName), config: c, log: log}
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}
-	var err error
-	if m.trees, err = cgroups.Hierarchies(); err != nil {
-		return m, err
+	if m.trees, m.unable = cgroups.Hierarchies(); m.unable == nil {
+		m.home, m.unable = cgroups.Self(m.trees)
 	}
-	m.home, err = cgroups.Self(m.trees)
-	return m, err
+	return m
 }
 
 // missing starts a process that makes the template of a VM, if one is wanted. The VM that lacks it goes on without.
 func (m maker) missing(key string, spec hypervisor.VMSpec) {
 	if err := Templates(m.config).Wanted(key); err != nil {
 		m.log.Debug("no template is made", "template", key, "reason", err)
+		return
+	}
+	if m.unable != nil {
+		m.log.Warn("no template is made", "template", key, "error", m.unable)
 		return
 	}
 	pid, err := m.start(order{m.config, plan.Shape{VCPUs: spec.CPU.Count, MemoryMiB: spec.MemoryMiB}, key})

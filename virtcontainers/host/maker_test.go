@@ -4,8 +4,10 @@
 package host
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -20,10 +22,26 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/configs"
+	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/internal/testvm"
 	plan "github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/virtcontainers/cgroups"
 )
+
+// A host whose cgroups cannot be read gets no template, and the log says why; nothing fails.
+func TestAMakerThatCannotBeStartedIsSaid(t *testing.T) {
+	var log bytes.Buffer
+	c := configs.Default()
+	c.Runtime.StateDir = t.TempDir()
+	m := newMaker(c, filepath.Join(t.TempDir(), "shim"), slog.New(slog.NewTextHandler(&log, nil)))
+	m.unable = errors.New("no cgroups are mounted")
+	m.missing("a key", hypervisor.VMSpec{})
+	for _, want := range []string{"no template is made", "no cgroups are mounted"} {
+		if text := log.String(); !strings.Contains(text, want) {
+			t.Errorf("log: %q, want %q", text, want)
+		}
+	}
+}
 
 // A maker gets all that it needs from its standard input, from whatever cgroup it was started.
 func TestTheMakerIsToldWhatToMake(t *testing.T) {
@@ -37,9 +55,9 @@ func TestTheMakerIsToldWhatToMake(t *testing.T) {
 	}
 	c := configs.Default()
 	c.Files, c.Runtime.Rlimits = []string{"/etc/coco.toml"}, []string{"nofile=1:2"}
-	m, err := newMaker(c, filepath.Join(dir, "shim"), slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
+	m := newMaker(c, filepath.Join(dir, "shim"), slog.New(slog.DiscardHandler))
+	if m.unable != nil {
+		t.Fatal(m.unable)
 	}
 	hs, err := cgroups.Hierarchies()
 	if err != nil {
