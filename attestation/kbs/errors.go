@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+
+	"github.com/coco-shim/coco/internal/strictjson"
 )
 
 // ErrorType names an error of the protocol.
@@ -60,9 +62,9 @@ const maxDetail = 1024
 // ParseError reads the body of an answer. A body that is not of the protocol gives an error without a type.
 func ParseError(status int, body []byte) *Error {
 	e := &Error{Status: status}
-	m, err := members(body)
+	m, err := strictjson.Parse(body)
 	var name string
-	if err != nil || m.text("type", &name) != nil || m.text("detail", &e.Detail) != nil {
+	if err != nil || m.Text("type", &name) != nil || m.Text("detail", &e.Detail) != nil {
 		return &Error{Status: status, Detail: "no message of the protocol"}
 	}
 	if short, ok := strings.CutPrefix(name, errorPrefix); ok && typeName.MatchString(short) {

@@ -5,10 +5,8 @@ package kbs
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"math"
 	"slices"
@@ -19,70 +17,6 @@ import (
 
 // object is a JSON object that is written.
 type object map[string]any
-
-// raws are the members of an object that was read, by their exact names.
-type raws map[string]json.RawMessage
-
-// members reads the members of one object. Package json alone would take the last of two members of one name, and
-// ignore whether letters are large.
-func members(b []byte) (raws, error) {
-	if !utf8.Valid(b) {
-		return nil, errors.New("the text is not UTF-8")
-	}
-	dec := json.NewDecoder(bytes.NewReader(b))
-	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
-		return nil, errors.New("not a JSON object")
-	}
-	m := raws{}
-	for dec.More() {
-		t, err := dec.Token()
-		if err != nil {
-			return nil, fmt.Errorf("not JSON: %w", err)
-		}
-		name, _ := t.(string)
-		if _, twice := m[name]; twice {
-			return nil, fmt.Errorf("member %.40q stands twice", name)
-		}
-		var v json.RawMessage
-		if err := dec.Decode(&v); err != nil {
-			return nil, fmt.Errorf("member %.40q: not JSON: %w", name, err)
-		}
-		m[name] = v
-	}
-	if _, err := dec.Token(); err != nil {
-		return nil, fmt.Errorf("not JSON: %w", err)
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("text after the object")
-	}
-	return m, nil
-}
-
-// only reads an object that has no other members than these.
-func only(b []byte, names ...string) (raws, error) {
-	m, err := members(b)
-	if err != nil {
-		return nil, err
-	}
-	for name := range m {
-		if !slices.Contains(names, name) {
-			return nil, fmt.Errorf("unknown member %.40q", name)
-		}
-	}
-	return m, nil
-}
-
-// text reads a member that is a string.
-func (m raws) text(name string, to *string) error {
-	v, ok := m[name]
-	if !ok {
-		return fmt.Errorf("no %s", name)
-	}
-	if len(v) == 0 || v[0] != '"' {
-		return fmt.Errorf("%s is no string", name)
-	}
-	return json.Unmarshal(v, to)
-}
 
 // canonical writes a value in the form of RFC 8785. It knows strings, booleans, nil, whole numbers up to 2^53, objects
 // and lists; what the protocol hashes has no other values.

@@ -16,6 +16,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+
+	"github.com/coco-shim/coco/internal/strictjson"
 )
 
 // A resource travels as JWE in the flattened JSON form (RFC 7516, section 7.2.2), without an aad member.
@@ -136,12 +138,12 @@ func (k *Key) Open(text []byte) ([]byte, error) {
 // unwrap decrypts the content's key as the header says. Members that are not known are refused: some would change how
 // keys are derived.
 func (k *Key) unwrap(header, wrapped []byte) ([]byte, error) {
-	h, err := only(header, "alg", "enc", "epk")
+	h, err := strictjson.Only(header, "alg", "enc", "epk")
 	if err != nil {
 		return nil, fmt.Errorf("the JWE's header: %w", err)
 	}
 	var alg, enc string
-	if err := errors.Join(h.text("alg", &alg), h.text("enc", &enc)); err != nil {
+	if err := errors.Join(h.Text("alg", &alg), h.Text("enc", &enc)); err != nil {
 		return nil, fmt.Errorf("the JWE's header: %w", err)
 	}
 	want := algECDH

@@ -16,6 +16,8 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+
+	"github.com/coco-shim/coco/internal/strictjson"
 )
 
 // Kind is a kind of the guest's key, by CoCo's name in aa.toml (tee_key_algorithm).
@@ -126,12 +128,12 @@ func curveOf(name string, c elliptic.Curve) (curve, error) {
 
 // ParsePublicKey reads a JWK. It has exactly the members that its kind needs: the digest covers no others.
 func ParsePublicKey(b []byte) (*PublicKey, error) {
-	m, err := members(b)
+	m, err := strictjson.Parse(b)
 	if err != nil {
 		return nil, err
 	}
 	var kind string
-	if err := m.text("kty", &kind); err != nil {
+	if err := m.Text("kty", &kind); err != nil {
 		return nil, err
 	}
 	switch kind {
@@ -145,14 +147,14 @@ func ParsePublicKey(b []byte) (*PublicKey, error) {
 
 // strings reads an object of strings with exactly these members.
 func stringsOf(b []byte, names ...string) (map[string]string, error) {
-	m, err := only(b, names...)
+	m, err := strictjson.Only(b, names...)
 	if err != nil {
 		return nil, err
 	}
 	out := map[string]string{}
 	for _, name := range names {
 		var s string
-		if err := m.text(name, &s); err != nil {
+		if err := m.Text(name, &s); err != nil {
 			return nil, err
 		}
 		out[name] = s

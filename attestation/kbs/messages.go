@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/coco-shim/coco/internal/strictjson"
 )
 
 const (
@@ -45,11 +47,11 @@ func NewRequest(tee string) Request {
 // ParseRequest reads a request. Members that it does not know are ignored: later versions announce more devices.
 func ParseRequest(b []byte) (Request, error) {
 	var r Request
-	m, err := members(b)
+	m, err := strictjson.Parse(b)
 	if err != nil {
 		return r, err
 	}
-	if err := errors.Join(m.text("version", &r.Version), m.text("tee", &r.TEE)); err != nil {
+	if err := errors.Join(m.Text("version", &r.Version), m.Text("tee", &r.TEE)); err != nil {
 		return r, err
 	}
 	r.ExtraParams = m["extra-params"]
@@ -78,11 +80,11 @@ type Challenge struct {
 // ParseChallenge reads a challenge. The nonce must be 32 bytes in base64.
 func ParseChallenge(b []byte) (Challenge, error) {
 	var c Challenge
-	m, err := members(b)
+	m, err := strictjson.Parse(b)
 	if err != nil {
 		return c, err
 	}
-	if err := m.text("nonce", &c.Nonce); err != nil {
+	if err := m.Text("nonce", &c.Nonce); err != nil {
 		return c, err
 	}
 	return c, CheckNonce(c.Nonce)
@@ -129,7 +131,7 @@ func ParseAttestation(b []byte) (*Attestation, error) {
 	if len(b) > MaxBody {
 		return nil, fmt.Errorf("the message has more than %d bytes", MaxBody)
 	}
-	top, err := only(b, "init-data", "runtime-data", "tee-evidence")
+	top, err := strictjson.Only(b, "init-data", "runtime-data", "tee-evidence")
 	if err != nil {
 		return nil, err
 	}
@@ -149,11 +151,11 @@ func ParseAttestation(b []byte) (*Attestation, error) {
 }
 
 func (a *Attestation) parseRuntime(b []byte) error {
-	m, err := only(b, "nonce", "tee-pubkey")
+	m, err := strictjson.Only(b, "nonce", "tee-pubkey")
 	if err != nil {
 		return err
 	}
-	if err := m.text("nonce", &a.Nonce); err != nil {
+	if err := m.Text("nonce", &a.Nonce); err != nil {
 		return err
 	}
 	if a.Key, err = ParsePublicKey(m["tee-pubkey"]); err != nil {
@@ -163,7 +165,7 @@ func (a *Attestation) parseRuntime(b []byte) error {
 }
 
 func (a *Attestation) parseEvidence(b []byte) error {
-	m, err := only(b, "primary_evidence", "additional_evidence")
+	m, err := strictjson.Only(b, "primary_evidence", "additional_evidence")
 	if err != nil {
 		return err
 	}
@@ -173,16 +175,16 @@ func (a *Attestation) parseEvidence(b []byte) error {
 	if m["additional_evidence"] == nil {
 		return nil
 	}
-	return m.text("additional_evidence", &a.Additional)
+	return m.Text("additional_evidence", &a.Additional)
 }
 
 func (a *Attestation) parseInitData(b []byte) error {
-	m, err := only(b, "format", "body")
+	m, err := strictjson.Only(b, "format", "body")
 	if err != nil {
 		return err
 	}
 	var format string
-	if err := errors.Join(m.text("format", &format), m.text("body", &a.InitData)); err != nil {
+	if err := errors.Join(m.Text("format", &format), m.Text("body", &a.InitData)); err != nil {
 		return err
 	}
 	if format != "toml" {
@@ -214,11 +216,11 @@ type Token struct {
 // ParseToken reads the last message.
 func ParseToken(b []byte) (Token, error) {
 	var t Token
-	m, err := members(b)
+	m, err := strictjson.Parse(b)
 	if err != nil {
 		return t, err
 	}
-	if err := m.text("token", &t.Token); err != nil {
+	if err := m.Text("token", &t.Token); err != nil {
 		return t, err
 	}
 	if strings.Count(t.Token, ".") != 2 {
