@@ -20,6 +20,7 @@ import (
 
 	"github.com/coco-shim/coco/attestation/kbs"
 	"github.com/coco-shim/coco/attestation/kbs/client"
+	"github.com/coco-shim/coco/cmd/coco/internal/cli"
 )
 
 const (
@@ -117,16 +118,7 @@ func (c *connection) list(ctx context.Context, path string, v any) error {
 }
 
 // input reads a file, or stdin for "-".
-func input(cmd *cobra.Command, path string) ([]byte, error) {
-	if path != "-" {
-		return readFile(path)
-	}
-	b, err := io.ReadAll(io.LimitReader(cmd.InOrStdin(), kbs.MaxBody+1))
-	if err == nil && len(b) > kbs.MaxBody {
-		err = fmt.Errorf("stdin has more than %d bytes", kbs.MaxBody)
-	}
-	return b, err
-}
+func input(cmd *cobra.Command, path string) ([]byte, error) { return cli.Input(cmd, path, kbs.MaxBody) }
 
 // printJSON prints an answer of the broker, indented.
 func printJSON(w io.Writer, text []byte) error {

@@ -22,6 +22,7 @@ import (
 	"github.com/coco-shim/coco/attestation/broker/references"
 	"github.com/coco-shim/coco/attestation/broker/store"
 	"github.com/coco-shim/coco/attestation/kbs"
+	"github.com/coco-shim/coco/cmd/coco/internal/cli"
 	"github.com/coco-shim/coco/cmd/coco/internal/show"
 )
 
@@ -224,7 +225,7 @@ func checkCommand(c *connection) *cobra.Command {
 				return err
 			}
 			if out.Status != "affirming" {
-				return failure{fmt.Errorf("the evidence is %s: %s", out.Status, out.Reason), 4}
+				return cli.Failure{Err: fmt.Errorf("the evidence is %s: %s", out.Status, out.Reason), Code: 4}
 			}
 			return nil
 		},
@@ -313,7 +314,7 @@ func auditCommand() *cobra.Command {
 			}
 			r, err := verifyAudit(args[0], known...)
 			if err != nil {
-				return failure{err, 3}
+				return cli.Failure{Err: err, Code: 3}
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%d entries, head %d:%s\n", r.Head.Number, r.Head.Number, r.Head.Hash)
 			if r.Incomplete > 0 || r.Tail > 0 {

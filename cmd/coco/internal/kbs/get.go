@@ -12,9 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"os/exec"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -22,6 +20,7 @@ import (
 	"github.com/coco-shim/coco/attestation/guest"
 	"github.com/coco-shim/coco/attestation/kbs"
 	"github.com/coco-shim/coco/attestation/kbs/client"
+	"github.com/coco-shim/coco/cmd/coco/internal/cli"
 )
 
 const maxFile = 1 << 20
@@ -95,7 +94,7 @@ func (o *getOptions) run(cmd *cobra.Command, args []string) error {
 		return coded(err)
 	}
 	if o.out != "" {
-		return writeSecret(o.out, out)
+		return cli.WriteSecret(o.out, out)
 	}
 	_, err = cmd.OutOrStdout().Write(out)
 	return err
@@ -183,69 +182,17 @@ func (sample) Evidence(_ context.Context, digest []byte) (json.RawMessage, error
 	return json.Marshal(map[string]string{"svn": "1", "report_data": base64.StdEncoding.EncodeToString(digest)})
 }
 
-// failure is an error with the exit status of its reason.
-type failure struct {
-	error
-	code int
-}
-
-// Unwrap returns the error.
-func (f failure) Unwrap() error { return f.error }
-
-// ExitCode returns the exit status.
-func (f failure) ExitCode() int { return f.code }
-
 // coded gives an error of the client its exit status.
 func coded(err error) error {
 	var e *client.Error
 	if !errors.As(err, &e) {
 		return err
 	}
-	return failure{err, map[client.Reason]int{
+	return cli.Failure{Err: err, Code: map[client.Reason]int{
 		client.Unavailable: 2, client.Untrusted: 3, client.Refused: 4, client.Denied: 5, client.NotFound: 6,
 		client.NoEvidence: 7,
 	}[e.Reason]}
 }
 
 // readFile reads a file of bounded length.
-func readFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
-	}
-	if len(b) > maxFile {
-		return nil, fmt.Errorf("%s has more than %d bytes", path, maxFile)
-	}
-	return b, nil
-}
-
-// writeSecret makes a file that only its owner may read. A file that exists is replaced, never written into.
-func writeSecret(path string, b []byte) (err error) {
-	f, err := os.CreateTemp(dirOf(path), ".coco-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
-}
-
-// dirOf returns the directory of a file.
-func dirOf(path string) string {
-	if at := strings.LastIndexByte(path, '/'); at >= 0 {
-		return path[:at+1]
-	}
-	return "."
-}
+func readFile(path string) ([]byte, error) { return cli.ReadFile(path, maxFile) }

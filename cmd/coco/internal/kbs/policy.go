@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/cli"
 	"github.com/coco-shim/coco/policy/rego"
 )
 
@@ -98,7 +99,7 @@ func lintCommand() *cobra.Command {
 				return err
 			}
 			if _, err := rego.Compile(cmd.Context(), kind, string(text)); err != nil {
-				return failure{err, 4}
+				return cli.Failure{Err: err, Code: 4}
 			}
 			if references == "" {
 				return nil
@@ -116,7 +117,7 @@ func lintCommand() *cobra.Command {
 				return err
 			}
 			if len(found) > 0 {
-				return failure{errors.New(strings.Join(found, "\n")), 4}
+				return cli.Failure{Err: errors.New(strings.Join(found, "\n")), Code: 4}
 			}
 			return nil
 		},
@@ -169,7 +170,7 @@ func testCommand() *cobra.Command {
 			}
 			p, err := rego.Compile(cmd.Context(), kind, string(text))
 			if err != nil {
-				return failure{err, 4}
+				return cli.Failure{Err: err, Code: 4}
 			}
 			failed := 0
 			for _, tc := range cases {
@@ -180,7 +181,7 @@ func testCommand() *cobra.Command {
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%d of %d cases pass\n", len(cases)-failed, len(cases))
 			if failed > 0 {
-				return failure{fmt.Errorf("%d cases fail", failed), 4}
+				return cli.Failure{Err: fmt.Errorf("%d cases fail", failed), Code: 4}
 			}
 			return nil
 		},

@@ -1,0 +1,77 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package cli has what commands of coco do alike with their files, their input and their exit status.
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+)
+
+// Failure is an error with an exit status of its own.
+type Failure struct {
+	Err  error
+	Code int
+}
+
+// Error returns the error's text.
+func (f Failure) Error() string { return f.Err.Error() }
+
+// Unwrap returns the error.
+func (f Failure) Unwrap() error { return f.Err }
+
+// ExitCode returns the exit status.
+func (f Failure) ExitCode() int { return f.Code }
+
+// ReadFile reads a file of at most limit bytes.
+func ReadFile(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return read(f, path, limit)
+}
+
+// Input reads a file, or stdin for "-", of at most limit bytes.
+func Input(cmd *cobra.Command, path string, limit int64) ([]byte, error) {
+	if path == "-" {
+		return read(cmd.InOrStdin(), "stdin", limit)
+	}
+	return ReadFile(path, limit)
+}
+
+func read(r io.Reader, name string, limit int64) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", name, err)
+	}
+	if int64(len(b)) > limit {
+		return nil, fmt.Errorf("%s has more than %d bytes", name, limit)
+	}
+	return b, nil
+}
+
+// WriteSecret makes a file that only its owner may read. A file that exists is replaced, never written into.
+func WriteSecret(path string, b []byte) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), ".coco-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+	}()
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
