@@ -17,6 +17,7 @@ import (
 	"github.com/coco-shim/coco/cmd/coco/internal/node"
 	"github.com/coco-shim/coco/cmd/coco/internal/pods"
 	"github.com/coco-shim/coco/cmd/coco/internal/policy"
+	"github.com/coco-shim/coco/cmd/coco/internal/secret"
 	"github.com/coco-shim/coco/cmd/coco/internal/template"
 	"github.com/coco-shim/coco/cmd/coco/internal/verify"
 	"github.com/coco-shim/coco/cmd/coco/internal/version"
@@ -39,6 +40,7 @@ func commands() []*cobra.Command {
 		pods.InspectCommand(),
 		pods.TopCommand(),
 		policy.Command(),
+		secret.Command(),
 		verify.Command(),
 		template.Command(),
 		version.Command(),

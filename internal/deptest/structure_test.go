@@ -161,8 +161,9 @@ var edges = Edges{
 	"attestation/tpm/...":    {"attestation", "attestation/eventlog", "attestation/tpm", "measurement/..."},
 	"attestation/guest":      {"attestation/snp", "internal/tpm2"},
 	"attestation/tpmca":      {"internal/tpm2"},
-	"attestation/kbs":        {},
+	"attestation/kbs":        {"internal/strictjson"},
 	"attestation/kbs/client": {"attestation/kbs"},
+	"attestation/sealed":     {"attestation/kbs", "internal/strictjson"},
 	"attestation/broker": {
 		"attestation/...", "internal/initdata", "internal/version", "metrics", "policy/rego",
 	},
@@ -193,7 +194,11 @@ var edges = Edges{
 	"cmd/coco/internal/nodetpm":  {"attestation/tpmca", "hypervisor/swtpm", "internal/tpm2"},
 	"cmd/coco/internal/guest":    {"cmd/coco/internal/progress", "cmd/coco/internal/show", "guest"},
 	"cmd/coco/internal/image":    {},
-	"cmd/coco/internal/kbs":      {"attestation/...", "cmd/coco/internal/show", "policy/rego"},
+	"cmd/coco/internal/cli":      {},
+	"cmd/coco/internal/kbs": {
+		"attestation/...", "cmd/coco/internal/cli", "cmd/coco/internal/show", "policy/rego",
+	},
+	"cmd/coco/internal/secret": {"attestation/sealed", "cmd/coco/internal/cli", "cmd/coco/internal/show"},
 	"cmd/coco/internal/policy": {
 		"api/contract", "cmd/coco/internal/measure", "cmd/coco/internal/progress", "cmd/coco/internal/show", "configs",
 		"image/resolve", "internal/initdata", "policy/...",

@@ -1,8 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package strictjson reads JSON objects of messages that are signed, encrypted or sent by a stranger. Package json takes
-// the last of two members of one name and ignores the case of names, so that two programs can read one message
+// Package strictjson reads JSON objects of messages that are signed, encrypted or sent by a stranger. Package json
+// takes the last of two members of one name and ignores the case of names, so that two programs can read one message
 // differently. This package refuses such objects.
 package strictjson
 
