@@ -62,6 +62,7 @@ var edges = Edges{
 	"policy/gen/manifest":       {},
 	"policy/gen/predict":        {"api/contract", "policy"},
 	"policy/lint":               {"policy", "policy/compare"},
+	"policy/katarego":           {"api/agent", "internal/words"},
 	"policy/rego":               {},
 	"policy/simulate":           {"api/agent", "policy", "policy/engine"},
 	"virtcontainers": {

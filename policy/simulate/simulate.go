@@ -49,6 +49,12 @@ type line struct {
 // Run asks the policy about each line of a log. The error tells of a line that cannot be read.
 func Run(p *policy.Policy, log io.Reader) ([]Verdict, error) {
 	e := engine.New(p)
+	return Each(log, func(kind string, request json.RawMessage) (string, error) { return ask(e, kind, request) })
+}
+
+// Each asks about each line of a log. ask returns why a request is denied, "" if it is allowed, or that it cannot be
+// read.
+func Each(log io.Reader, ask func(kind string, request json.RawMessage) (denial string, err error)) ([]Verdict, error) {
 	in := bufio.NewScanner(log)
 	in.Buffer(nil, MaxLine)
 	out := []Verdict{}
@@ -56,11 +62,17 @@ func Run(p *policy.Policy, log io.Reader) ([]Verdict, error) {
 		if len(bytes.TrimSpace(in.Bytes())) == 0 {
 			continue
 		}
-		v, err := ask(e, in.Bytes())
+		var l line
+		dec := json.NewDecoder(bytes.NewReader(in.Bytes()))
+		dec.DisallowUnknownFields()
+		err := dec.Decode(&l)
+		v := Verdict{Line: n, Kind: l.Kind}
+		if err == nil {
+			v.Denial, err = ask(l.Kind, l.Request)
+		}
 		if err != nil {
 			return out, fmt.Errorf("line %d: %w", n, err)
 		}
-		v.Line = n
 		out = append(out, v)
 	}
 	if err := in.Err(); err != nil {
@@ -69,40 +81,34 @@ func Run(p *policy.Policy, log io.Reader) ([]Verdict, error) {
 	return out, nil
 }
 
-func ask(e *engine.Engine, text []byte) (Verdict, error) {
-	var l line
-	dec := json.NewDecoder(bytes.NewReader(text))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&l); err != nil {
-		return Verdict{}, err
-	}
-	if l.Kind == exited {
+func ask(e *engine.Engine, kind string, request json.RawMessage) (denial string, err error) {
+	if kind == exited {
 		var end struct {
 			ContainerID string `json:"container_id"`
 			ExitCode    int    `json:"exit_code"`
 		}
-		if err := json.Unmarshal(l.Request, &end); err != nil {
-			return Verdict{}, fmt.Errorf("%s: %w", l.Kind, err)
+		if err := json.Unmarshal(request, &end); err != nil {
+			return "", fmt.Errorf("%s: %w", kind, err)
 		}
 		e.Exited(end.ContainerID, end.ExitCode)
-		return Verdict{Kind: l.Kind}, nil
+		return "", nil
 	}
-	method, req, err := message(l.Kind)
+	method, req, err := message(kind)
 	if err != nil {
-		return Verdict{}, err
+		return "", err
 	}
-	if len(l.Request) > 0 {
-		if err := protojson.Unmarshal(l.Request, req); err != nil {
-			return Verdict{}, fmt.Errorf("%s: %w", l.Kind, err)
+	if len(request) > 0 {
+		if err := protojson.Unmarshal(request, req); err != nil {
+			return "", fmt.Errorf("%s: %w", kind, err)
 		}
 	}
 	grant, err := e.Check(method, req)
 	if err != nil {
-		return Verdict{Kind: l.Kind, Denial: err.Error()}, nil
+		return err.Error(), nil
 	}
 	grant.Apply()
 	grant.Commit()
-	return Verdict{Kind: l.Kind}, nil
+	return "", nil
 }
 
 // message finds the method and the empty request of a kind.

@@ -5,12 +5,15 @@ package policy
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/coco-shim/coco/cmd/coco/internal/show"
+	"github.com/coco-shim/coco/policy/katarego"
 	"github.com/coco-shim/coco/policy/lint"
 	"github.com/coco-shim/coco/policy/simulate"
 )
@@ -59,6 +62,28 @@ func explainCommand() *cobra.Command {
 	return cmd
 }
 
+// replay asks a policy about a log, in the language that the policy is written in.
+func replay(cmd *cobra.Command, name string, log []byte) ([]simulate.Verdict, error) {
+	if filepath.Ext(name) != ".rego" {
+		p, err := readPolicy(cmd, name)
+		if err != nil {
+			return nil, err
+		}
+		return simulate.Run(p, bytes.NewReader(log))
+	}
+	text, err := readFile(cmd, name)
+	if err != nil {
+		return nil, err
+	}
+	p, err := katarego.Compile(cmd.Context(), string(text))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return simulate.Each(bytes.NewReader(log), func(kind string, request json.RawMessage) (string, error) {
+		return p.Replay(cmd.Context(), kind, request)
+	})
+}
+
 func simulateCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -66,20 +91,19 @@ func simulateCommand() *cobra.Command {
 		Short: "Ask a policy about the requests of a log; fail if it denies one",
 		Long: "Each line of the log is a JSON object {\"kind\": \"CreateContainer\", \"request\": {…}} with a request of\n" +
 			"the agent's protocol in its JSON form. They are asked in order, as the agent would be; a line of kind Exited\n" +
-			"with {\"container_id\", \"exit_code\"} tells of a container's end. LOG may be -, stdin.",
-		Args: cobra.ExactArgs(2),
+			"with {\"container_id\", \"exit_code\"} tells of a container's end. LOG may be -, stdin.\n\n" +
+			"A POLICY whose name ends in .rego is one of Kata's agent. Its log is the agent's /tmp/policy.jsonl, or the\n" +
+			"testcases of genpolicy, one a line.",
+		Example: "  coco policy simulate policy.coco requests.jsonl\n  coco policy simulate policy.rego policy.jsonl",
+		Args:    cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			p, err := readPolicy(cmd, args[0])
-			if err != nil {
-				return fmt.Errorf("policy simulate: %w", err)
-			}
 			log, err := readFile(cmd, args[1])
 			if err != nil {
 				return fmt.Errorf("policy simulate: %w", err)
 			}
-			list, err := simulate.Run(p, bytes.NewReader(log))
+			list, err := replay(cmd, args[0], log)
 			if err != nil {
-				return fmt.Errorf("policy simulate: %s: %w", args[1], err)
+				return fmt.Errorf("policy simulate: %w", err)
 			}
 			denials := 0
 			for _, v := range list {

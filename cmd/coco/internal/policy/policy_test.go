@@ -204,6 +204,30 @@ func TestDenialsAreExplainedAndFound(t *testing.T) {
 	}
 }
 
+func TestKatasPoliciesAreAskedAboutKatasLog(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "policy.rego")
+	write(t, file, `package agent_policy
+default StartContainerRequest := false
+CreateSandboxRequest := {"allowed": true, "ops": [{"op": "add", "path": "/pstate/id", "value": input.sandbox_id}]}
+StartContainerRequest { print("started before its sandbox"); data.pstate.id }
+`)
+	start := `{"kind":"StartContainerRequest","request":{"container_id":"c"}}` + "\n"
+	log := start + `{"kind":"CreateSandboxRequest","request":{"sandbox_id":"a"}}` + "\n" +
+		`{"kind":"CreateSandboxRequest","request":{"allowed":true,"ops":[]}}` + "\n" + start +
+		`{"kind":"PauseContainerRequest","request":{}}` + "\n"
+	out, err := run(t, log, "simulate", file, "-")
+	want := "1 StartContainerRequest: StartContainerRequest is blocked by policy: started before its sandbox\n" +
+		"2 CreateSandboxRequest: allowed\n3 CreateSandboxRequest: allowed\n4 StartContainerRequest: allowed\n" +
+		"5 PauseContainerRequest: cannot be evaluated: PauseContainerRequest: the policy does not say: "
+	if err == nil || !strings.Contains(err.Error(), "2 of 5") || !strings.HasPrefix(out, want) {
+		t.Errorf("simulate = %s, %v, want %s", out, err, want)
+	}
+	write(t, file, "package agent_policy\nx if http.send({})")
+	if _, err := run(t, log, "simulate", file, "-"); err == nil || !strings.Contains(err.Error(), "http.send") {
+		t.Error(err)
+	}
+}
+
 func TestFormatWritesTheCanonicalForm(t *testing.T) {
 	dir := place(t)
 	plain, err := genPolicy(t, dir, "--output", "policy")
