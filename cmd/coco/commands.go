@@ -38,6 +38,8 @@ func commands() []*cobra.Command {
 		pods.MetricsCommand(),
 		pods.ListCommand(),
 		pods.InspectCommand(),
+		pods.LogsCommand(),
+		pods.ExecCommand(),
 		pods.TopCommand(),
 		policy.Command(),
 		secret.Command(),

@@ -221,7 +221,8 @@ var edges = Edges{
 	"node/...":               {"node/..."},
 	"cmd/coco/internal/pods": {
 		"cmd/coco/internal/show", "configs", "metrics", "plan/launch", "virtcontainers", "virtcontainers/boot",
-		"internal/words",
+		"internal/words", "api/contract", "api/containerd", "internal/initdata", "policy", "shim/bundle", "shim/rpc",
+		"virtcontainers/state",
 	},
 	"cmd/coco/internal/show": {},
 	"cmd/coco/internal/verify": {

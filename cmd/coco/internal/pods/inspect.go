@@ -40,6 +40,7 @@ func InspectCommand() *cobra.Command {
 			if err != nil {
 				return errors.Join(err, gerr)
 			}
+			v.fill(cmd.Context(), v)
 			if asJSON {
 				return show.JSON(cmd.OutOrStdout(), v)
 			}
@@ -65,13 +66,16 @@ func printView(out io.Writer, v view) error {
 		guest = "does not answer"
 	}
 	row("guest", "%s", guest)
+	row("begun from", "%s", v.Begun)
+	row("policy digest", "%s", v.Policy)
+	row("initdata digest", "%s", v.Initdata)
 	if l := v.LaunchFacts; l != nil {
 		of := l.Platform
 		if l.Rehearsal {
 			of += ", rehearsed: no hardware vouches for it"
 		}
 		row("launch digest", "%s (%s, %s)", l.Digest, l.Algorithm, of)
-		row("initdata digest", "%s", l.HostData)
+		row("host data", "%s", l.HostData)
 	} else {
 		row("launch digest", "none: the platform measures nothing")
 	}

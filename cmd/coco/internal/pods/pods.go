@@ -39,6 +39,7 @@ type podMetrics struct {
 	Samples []metrics.Sample `json:"metrics"`
 	Launch  *launch.Expected `json:"launch,omitempty"` // what the shim says that hardware will report
 	text    string
+	socket  string
 }
 
 // ListCommand returns coco ps.
@@ -107,7 +108,7 @@ func ask(ctx context.Context, socket string) (podMetrics, error) {
 		return podMetrics{}, err
 	}
 	text = printable(text)
-	p := podMetrics{text: text}
+	p := podMetrics{text: text, socket: socket}
 	if p.Samples, err = metrics.Parse(text); err != nil {
 		return podMetrics{}, fmt.Errorf("%s: %w", socket, err)
 	}

@@ -16,26 +16,31 @@ import (
 
 	"github.com/coco-shim/coco/internal/words"
 	"github.com/coco-shim/coco/metrics"
-	"github.com/coco-shim/coco/plan/launch"
 )
 
 // view is a pod as people see it: by the name that its engine gave it.
 type view struct {
-	ID          string           `json:"id"`
-	Engine      string           `json:"engine"`    // kubernetes, docker or ctr, by the namespace in containerd
-	Namespace   string           `json:"namespace"` // in containerd
-	Name        string           `json:"name"`
-	Hypervisor  string           `json:"hypervisor"`
-	Platform    string           `json:"platform"`
-	Created     time.Time        `json:"created"`
-	StartS      float64          `json:"start_seconds"`
-	GuestUp     bool             `json:"guest_up"`
-	VCPUs       int              `json:"vcpus"`
-	Memory      memoryView       `json:"memory"`
-	CPUSeconds  float64          `json:"cpu_seconds"` // of VMM and shim
-	Phases      []phaseView      `json:"start_phases"`
-	Containers  []*containerView `json:"containers"`
-	LaunchFacts *launch.Expected `json:"launch,omitempty"` // what hardware will report; none on the plain platform
+	ID         string           `json:"id"`
+	Engine     string           `json:"engine"`    // kubernetes, docker or ctr, by the namespace in containerd
+	Namespace  string           `json:"namespace"` // in containerd
+	Name       string           `json:"name"`
+	Hypervisor string           `json:"hypervisor"`
+	Created    time.Time        `json:"created"`
+	StartS     float64          `json:"start_seconds"`
+	GuestUp    bool             `json:"guest_up"`
+	VCPUs      int              `json:"vcpus"`
+	Memory     memoryView       `json:"memory"`
+	CPUSeconds float64          `json:"cpu_seconds"` // of VMM and shim
+	Phases     []phaseView      `json:"start_phases"`
+	Containers []*containerView `json:"containers"`
+	trust
+	origin
+}
+
+// origin is where a pod was found.
+type origin struct {
+	socket string // of its metrics
+	uid    string // Kubernetes' own id of the pod
 }
 
 // memoryView is in bytes; all but VM are what is really used on the host.
@@ -74,11 +79,13 @@ func engineOf(namespace string) string {
 
 // look makes the view of what a pod said.
 func look(p podMetrics) view {
-	v := view{ID: p.Pod, Phases: []phaseView{}, Containers: []*containerView{}, LaunchFacts: p.Launch}
+	v := view{ID: p.Pod, Phases: []phaseView{}, Containers: []*containerView{}, origin: origin{socket: p.socket}}
+	v.LaunchFacts = p.Launch
 	for _, s := range p.Samples {
 		switch s.Name {
 		case "coco_pod_info":
 			v.Namespace, v.Hypervisor, v.Platform = s.Labels["namespace"], s.Labels["hypervisor"], s.Labels["platform"]
+			v.uid = s.Labels["pod_uid"]
 			if v.Name = s.Labels["pod_name"]; v.Name != "" {
 				v.Name = s.Labels["pod_namespace"] + "/" + v.Name
 			}
@@ -171,16 +178,7 @@ func views(ctx context.Context, dir string) ([]view, error) {
 func dockerName(ctx context.Context, id string) string {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", dockerSocket)
-	}}
-	defer transport.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker/containers/"+id+"/json", http.NoBody)
-	if err != nil {
-		return ""
-	}
-	resp, err := transport.RoundTrip(req)
+	resp, err := dockerGet(ctx, "/containers/"+id+"/json")
 	if err != nil {
 		return ""
 	}
@@ -190,6 +188,22 @@ func dockerName(ctx context.Context, id string) string {
 		return ""
 	}
 	return strings.TrimPrefix(c.Name, "/")
+}
+
+// dockerGet asks Docker's API. The connection ends with the answer's body.
+func dockerGet(ctx context.Context, path string) (*http.Response, error) {
+	transport := &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", dockerSocket)
+		},
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker"+path, http.NoBody)
+	if err != nil {
+		return nil, err
+	}
+	return transport.RoundTrip(req)
 }
 
 // find returns the one pod that a user means: by name, or by the beginning of its id or of one of its containers'.
