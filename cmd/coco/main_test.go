@@ -32,15 +32,15 @@ func TestTheFlagTellsTheVersion(t *testing.T) {
 	}
 }
 
-func TestHelpListsEveryCommandButImage(t *testing.T) {
+func TestHelpListsEveryCommand(t *testing.T) {
 	out, err := run(t, "--help")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range commands() {
 		line := regexp.MustCompile(`(?m)^  ` + c.Name() + ` +` + regexp.QuoteMeta(c.Short) + `$`)
-		if listed := c.Short != "" && line.MatchString(out); listed != (c.Name() != "image") {
-			t.Errorf("coco --help: %s is listed: %v\n%s", c.Name(), listed, out)
+		if c.Short == "" || !line.MatchString(out) {
+			t.Errorf("coco --help does not list %s:\n%s", c.Name(), out)
 		}
 	}
 }

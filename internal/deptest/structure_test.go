@@ -194,8 +194,10 @@ var edges = Edges{
 	"cmd/coco/internal/evidence": {"attestation/guest"},
 	"cmd/coco/internal/nodetpm":  {"attestation/tpmca", "hypervisor/swtpm", "internal/tpm2"},
 	"cmd/coco/internal/guest":    {"cmd/coco/internal/progress", "cmd/coco/internal/show", "guest"},
-	"cmd/coco/internal/image":    {},
-	"cmd/coco/internal/cli":      {},
+	"cmd/coco/internal/image": {
+		"cmd/coco/internal/cli", "cmd/coco/internal/progress", "cmd/coco/internal/show", "image/...",
+	},
+	"cmd/coco/internal/cli": {},
 	"cmd/coco/internal/kbs": {
 		"attestation/...", "cmd/coco/internal/cli", "cmd/coco/internal/show", "policy/rego",
 	},

@@ -1,32 +1,100 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package image reserves the name for commands on container images, of which there are none yet. The commands on guest
-// images once had this name: Command fails and names their new place.
+// Package image has the commands on container images: who has signed them, and which layers a signer vouches for.
+//
+// Commands on guest images once had this name. Their old names fail and name the new place.
 package image
 
 import (
+	"errors"
 	"fmt"
-	"slices"
+	"os"
 
 	"github.com/spf13/cobra"
+
+	"github.com/coco-shim/coco/cmd/coco/internal/cli"
+	"github.com/coco-shim/coco/image/sign"
 )
 
-// moved are the commands that coco guest has now.
-var moved = []string{"build", "inspect"}
+const maxKey = 64 << 10
 
-// Command returns a command that help does not list and that always fails.
+// notVerified is the exit status for an image that is not signed as was asked.
+const notVerified = 3
+
+// Command returns coco image.
 func Command() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "image",
+		Short: "Sign and verify container images",
+		Args:  cobra.NoArgs,
+	}
+	cmd.AddCommand(keygenCommand(), signCommand(), attestCommand(), verifyCommand(), moved("build"), moved("inspect"))
+	return cmd
+}
+
+// moved is a command that coco guest has now.
+func moved(name string) *cobra.Command {
 	return &cobra.Command{
-		Use:                "image",
+		Use:                name,
 		Hidden:             true,
 		DisableFlagParsing: true, // the flags are those of another command
-		RunE: func(_ *cobra.Command, args []string) error {
-			name := "coco guest"
-			if len(args) > 0 && slices.Contains(moved, args[0]) {
-				name += " " + args[0]
-			}
-			return fmt.Errorf("coco image has no commands; for guest images run %s", name)
+		RunE: func(*cobra.Command, []string) error {
+			return fmt.Errorf("coco image has no command %s; for guest images run coco guest %s", name, name)
 		},
 	}
+}
+
+func keygenCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "keygen NAME",
+		Short: "Make a key that signs images",
+		Long: "Makes a key of P-256 and writes NAME.key, which only its owner may read and which has no passphrase, and\n" +
+			"NAME.pub. cosign takes NAME.key after cosign import-key-pair, and NAME.pub as it is.",
+		Example: "  coco image keygen release",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			private, public := args[0]+".key", args[0]+".pub"
+			for _, path := range []string{private, public} {
+				if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+					return fmt.Errorf("%s exists, or cannot be looked at: a key is not overwritten", path)
+				}
+			}
+			s, err := sign.NewSigner()
+			if err != nil {
+				return err
+			}
+			d, p, err := s.PEM()
+			if err == nil {
+				err = cli.WriteSecret(private, d)
+			}
+			if err == nil {
+				err = os.WriteFile(public, p, 0o644)
+			}
+			if err == nil {
+				cmd.Printf("%s and %s\n", private, public)
+			}
+			return err
+		},
+	}
+}
+
+// must panics over a flag that is not there.
+func must(err error) {
+	if err != nil {
+		panic(err)
+	}
+}
+
+// signer reads the file of --key.
+func signer(path string) (sign.Signer, error) {
+	text, err := cli.ReadFile(path, maxKey)
+	if err != nil {
+		return sign.Signer{}, fmt.Errorf("--key: %w", err)
+	}
+	s, err := sign.ParseSigner(text)
+	if err != nil {
+		return sign.Signer{}, fmt.Errorf("--key %s: %w", path, err)
+	}
+	return s, nil
 }
