@@ -100,8 +100,8 @@ func attestCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "attest IMAGE",
 		Short: "Sign a statement of the layers that nodes make of an image",
-		Long: "Reads the image's layers, computes the dm-verity root hash that a node computes of each, and stores a signed\n" +
-			"statement of them as a sigstore bundle that refers to the image. coco image verify --layers checks it.",
+		Long: "Reads the image's layers, computes the dm-verity root hash that a node computes of each, and stores a\n" +
+			"signed statement of them as a sigstore bundle that refers to the image. coco image verify --layers checks it.",
 		Example: "  coco image attest --key release.key --platform linux/amd64 registry.example/team/app:1.4",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

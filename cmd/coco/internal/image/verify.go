@@ -30,9 +30,9 @@ func verifyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify IMAGE",
 		Short: "Verify that an image is signed by a key, or as a policy.json asks",
-		Long: "Looks for signatures in the image's repository, as bundles and as payloads, and verifies that one is by the\n" +
-			"key and names this repository and this digest. --layers asks for a layer statement in addition, and prints the\n" +
-			"layers that it vouches for. Certificates and transparency logs are not looked at.\n\n" +
+		Long: "Looks for signatures in the image's repository, as bundles and as payloads, and verifies that one is by\n" +
+			"the key and names this repository and this digest. --layers asks for a layer statement in addition, and\n" +
+			"prints the layers that it vouches for. Certificates and transparency logs are not looked at.\n\n" +
 			"Exit status: 0 verified, 1 usage, files or no answer of the registry, 3 not verified.",
 		Example: "  coco image verify --key release.pub registry.example/team/app:1.4\n" +
 			"  coco image verify --policy policy.json registry.example/team/app:1.4",
