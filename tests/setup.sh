@@ -215,11 +215,12 @@ mkdir -p "$CACHE"
 # python has its packages from PyPI. Where that cannot be reached, the tests that want them skip with that reason.
 python_env() {
   local dir=$CACHE/python
-  "$dir/bin/python3" -c 'import jwcrypto, jwt, rfc8785' 2>/dev/null && return
-  say "installing jwcrypto, PyJWT and rfc8785 from PyPI"
-  rm -rf "$dir"
+  "$dir/bin/python3" -c 'import jwcrypto, jwt, rfc8785, azure.keyvault.keys, azure.security.attestation' 2>/dev/null && return
+  say "installing jwcrypto, PyJWT, rfc8785 and Microsoft's clients of Azure from PyPI"
+  [ -x "$dir/bin/pip" ] || rm -rf "$dir"
   python3 -c 'import ensurepip' 2>/dev/null || debian python3-venv
-  python3 -m venv "$dir" && "$dir/bin/pip" install -q --disable-pip-version-check jwcrypto==1.5.6 PyJWT==2.10.1 rfc8785==0.1.4 >&2 ||
+  python3 -m venv "$dir" && "$dir/bin/pip" install -q --disable-pip-version-check jwcrypto==1.5.6 PyJWT==2.10.1 rfc8785==0.1.4 \
+    azure-keyvault-keys==4.11.3 azure-security-attestation==1.0.0 six==1.17.0 >&2 ||
     { rm -rf "$dir"; say "PyPI cannot be reached: tests against Python's libraries skip"; }
 }
 

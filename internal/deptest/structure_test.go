@@ -176,16 +176,21 @@ var edges = Edges{
 	"attestation/broker/session":    {"attestation/kbs"},
 	"attestation/broker/store":      {},
 	"attestation/broker/token":      {},
-	"azure/release":                 {},
-	"measurement":                   {},
-	"measurement/...":               {"measurement/..."},
-	"cmd/coco-agent":                {"agent/...", "api/contract", "internal/..."},
+	"azure/...": {
+		"azure/akv", "azure/azhttp", "azure/kwp", "azure/maa", "azure/release", "azure/thim",
+	},
+	"azure/fake":      {"attestation", "attestation/snp", "azure/akv", "azure/kwp", "azure/release"},
+	"measurement":     {},
+	"measurement/...": {"measurement/..."},
+	"cmd/coco-agent":  {"agent/...", "api/contract", "internal/..."},
 	"cmd/containerd-shim-coco-v2": {
 		"shim/...", "virtcontainers/...", "hypervisor/...", "network", "configs", "api/...",
 		"image/...", "internal/...",
 	},
-	"cmd/coco":                {"cmd/coco/internal/...", "hypervisor/launch"},
-	"cmd/coco/internal/azure": {"azure/...", "cmd/coco/internal/show", "internal/initdata"},
+	"cmd/coco": {"cmd/coco/internal/...", "hypervisor/launch"},
+	"cmd/coco/internal/azure": {
+		"attestation/guest", "attestation/snp", "azure/...", "cmd/coco/internal/show", "internal/initdata",
+	},
 	"cmd/coco/internal/cache": {"cmd/coco/internal/show", "configs", "image/layer"},
 	"cmd/coco/internal/check": {
 		"cmd/coco/internal/show", "configs", "guest", "hypervisor/...", "virtcontainers/cgroups",

@@ -20,10 +20,10 @@ const maxInput = 1 << 20
 func Command() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "azure",
-		Short: "Keys in Azure Key Vault: release policies",
+		Short: "Keys in Azure Key Vault: release policies, release, fakes of the services",
 		Long:  "Commands for pods whose keys are released by Azure Key Vault or Managed HSM. See docs/azure.md.",
 	}
-	cmd.AddCommand(policyCommand())
+	cmd.AddCommand(policyCommand(), getCommand(), fakeCommand())
 	return cmd
 }
 
