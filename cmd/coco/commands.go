@@ -12,6 +12,7 @@ import (
 	"github.com/coco-shim/coco/cmd/coco/internal/evidence"
 	"github.com/coco-shim/coco/cmd/coco/internal/guest"
 	"github.com/coco-shim/coco/cmd/coco/internal/image"
+	"github.com/coco-shim/coco/cmd/coco/internal/inside"
 	"github.com/coco-shim/coco/cmd/coco/internal/kbs"
 	"github.com/coco-shim/coco/cmd/coco/internal/measure"
 	"github.com/coco-shim/coco/cmd/coco/internal/node"
@@ -38,8 +39,8 @@ func commands() []*cobra.Command {
 		pods.MetricsCommand(),
 		pods.ListCommand(),
 		pods.InspectCommand(),
-		pods.LogsCommand(),
-		pods.ExecCommand(),
+		inside.LogsCommand(),
+		inside.ExecCommand(),
 		pods.TopCommand(),
 		policy.Command(),
 		secret.Command(),

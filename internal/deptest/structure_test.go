@@ -224,13 +224,16 @@ var edges = Edges{
 	"cmd/coco/internal/measure/tpm": {
 		"cmd/coco/internal/measure/...", "configs", "internal/initdata", "measurement/...", "plan/launch",
 	},
-	"cmd/coco/internal/node": {"cmd/coco/internal/nodetpm", "cmd/coco/internal/show", "node/..."},
+	"cmd/coco/internal/node": {
+		"cmd/coco/internal/nodetpm", "cmd/coco/internal/pods", "cmd/coco/internal/show", "node/...",
+	},
 	"node/...":               {"node/..."},
 	"cmd/coco/internal/pods": {
 		"cmd/coco/internal/show", "configs", "metrics", "plan/launch", "virtcontainers", "virtcontainers/boot",
-		"internal/words", "api/contract", "api/containerd", "internal/initdata", "policy", "shim/bundle", "shim/rpc",
+		"internal/words", "api/contract", "api/containerd", "internal/initdata", "policy", "shim/bundle",
 		"virtcontainers/state",
 	},
+	"cmd/coco/internal/inside": {"api/containerd", "cmd/coco/internal/pods"},
 	"cmd/coco/internal/show": {},
 	"cmd/coco/internal/verify": {
 		"attestation/...", "cmd/coco/internal/show", "internal/initdata",

@@ -171,14 +171,14 @@ func printUse(out io.Writer, list []use) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(w, "NAME\tENGINE\tCPU\tOF\tGUEST USES\tOF\tVMM\tSHIM")
 	for _, u := range list {
-		fmt.Fprintf(w, "%s\t%s\t%.0f%%\t%d00%%\t%s\t%s\t%s\t%s\n", short(u.Name), u.Engine, u.CPUs*100, u.Of,
+		fmt.Fprintf(w, "%s\t%s\t%.0f%%\t%d00%%\t%s\t%s\t%s\t%s\n", Short(u.Name), u.Engine, u.CPUs*100, u.Of,
 			mib(u.Memory.Guest), mib(u.Memory.VM), mib(u.Memory.VMM), mib(u.Memory.Shim))
 	}
 	return w.Flush()
 }
 
-// short cuts an id that stands for a name.
-func short(name string) string {
+// Short cuts an id that stands for a name.
+func Short(name string) string {
 	if dockerID.MatchString(name) {
 		return name[:12]
 	}

@@ -4,12 +4,9 @@
 package pods
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"slices"
 	"strings"
 
@@ -34,7 +31,7 @@ func MetricsCommand() *cobra.Command {
 				return err
 			}
 			if listen != "" {
-				return serveMetrics(cmd.Context(), listen, dir, cmd.ErrOrStderr())
+				return serveNode(cmd.Context(), listen, &source{dir: dir, log: cmd.ErrOrStderr()}, metricsOnly)
 			}
 			pods, err := gather(cmd.Context(), dir)
 			if pod != "" {
@@ -54,7 +51,8 @@ func MetricsCommand() *cobra.Command {
 	cmd.Flags().StringVar(&config, "config", "", "configuration file, as the shim finds it by default")
 	cmd.Flags().StringVar(&pod, "pod", "", "only the pod whose id begins so")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	cmd.Flags().StringVar(&listen, "listen", "", "serve at this address, for example 127.0.0.1:9469")
+	cmd.Flags().StringVar(&listen, "listen", "",
+		"serve at this address of the loopback interface, for example 127.0.0.1:9469, or at unix:///PATH")
 	cmd.MarkFlagsMutuallyExclusive("listen", "json")
 	cmd.MarkFlagsMutuallyExclusive("listen", "pod")
 	return cmd
@@ -90,28 +88,4 @@ func merge(pods []podMetrics) string {
 		b.WriteString(head[name] + lines[name])
 	}
 	return b.String()
-}
-
-func serveMetrics(ctx context.Context, address, dir string, log io.Writer) error {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
-		pods, err := gather(r.Context(), dir)
-		if err != nil { // those that answered are worth having
-			fmt.Fprintln(log, "coco:", err)
-		}
-		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		_, _ = io.WriteString(w, merge(pods)) // the client may be gone
-	})
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
-	if err != nil {
-		return fmt.Errorf("serve metrics: %w", err)
-	}
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: podTimeout}
-	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
-	defer stop()
-	fmt.Fprintf(log, "coco: metrics at http://%s/metrics\n", l.Addr())
-	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve metrics: %w", err)
-	}
-	return nil
 }

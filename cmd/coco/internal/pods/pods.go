@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/coco-shim/coco/cmd/coco/internal/show"
 	"github.com/coco-shim/coco/configs"
@@ -29,6 +30,9 @@ import (
 
 // metricsSocket is where each pod serves its metrics, below a directory of its own in runtime.state_dir.
 const metricsSocket = "metrics.sock"
+
+// asked is how many pods are asked at once.
+const asked = 8
 
 // podTimeout bounds how long one pod is waited for.
 const podTimeout = 15 * time.Second
@@ -78,22 +82,29 @@ func stateDir(config string) (string, error) {
 	return cfg.Runtime.StateDir, nil
 }
 
-// gather asks all pods, one after the other: a host has some tens. The error is of those that did not answer; a
-// pod that has ended meanwhile is none of them.
+// gather asks all pods, a few at once. The error joins those that did not answer; a pod that has ended meanwhile is
+// none of them.
 func gather(ctx context.Context, dir string) ([]podMetrics, error) {
 	sockets, err := filepath.Glob(filepath.Join(dir, "*", metricsSocket))
 	if err != nil {
 		return nil, fmt.Errorf("look for pods: %w", err)
 	}
+	answers, errs := make([]podMetrics, len(sockets)), make([]error, len(sockets))
+	var g errgroup.Group
+	g.SetLimit(asked)
+	for i, socket := range sockets {
+		g.Go(func() error {
+			answers[i], errs[i] = ask(ctx, socket)
+			return nil
+		})
+	}
+	_ = g.Wait() // the errors are in errs
 	pods := []podMetrics{}
-	var errs []error
-	for _, socket := range sockets {
-		p, err := ask(ctx, socket)
-		if left, _ := filepath.Glob(socket); err != nil && len(left) > 0 {
-			errs = append(errs, err)
-		}
-		if err == nil {
-			pods = append(pods, p)
+	for i, socket := range sockets {
+		if errs[i] == nil {
+			pods = append(pods, answers[i])
+		} else if left, _ := filepath.Glob(socket); len(left) == 0 {
+			errs[i] = nil // it has ended
 		}
 	}
 	slices.SortFunc(pods, func(a, b podMetrics) int { return strings.Compare(a.Pod, b.Pod) })
@@ -145,7 +156,7 @@ func printPods(out io.Writer, pods []view, now time.Time) error {
 		if len(id) > 13 {
 			id = id[:13]
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%d\t%.1fs\n", id, short(p.Name), p.Engine,
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%d\t%.1fs\n", id, Short(p.Name), p.Engine,
 			now.Sub(p.Created).Round(time.Second), p.VCPUs, mib(p.Memory.VM), mib(p.Memory.Guest), mib(p.Memory.VMM),
 			mib(p.Memory.Shim), len(p.Containers), p.StartS)
 	}

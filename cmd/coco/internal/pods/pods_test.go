@@ -9,12 +9,10 @@ import (
 	"encoding/json"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -141,40 +139,5 @@ func TestAPodThatDoesNotAnswer(t *testing.T) {
 	got, err := run(t, MetricsCommand(), "--config", config)
 	if err == nil || !strings.Contains(err.Error(), "cc33") || !strings.Contains(got, `pod="aa11"`) {
 		t.Errorf("metrics = %q, %v", got, err)
-	}
-}
-
-func TestListen(t *testing.T) {
-	config := servePods(t)
-	dir, err := stateDir(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	r, w := io.Pipe()
-	done := make(chan error, 1)
-	go func() { done <- serveMetrics(ctx, "127.0.0.1:0", dir, w) }()
-	line := make([]byte, 200)
-	n, err := r.Read(line)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, url, _ := strings.Cut(strings.TrimSpace(string(line[:n])), " at ")
-	client := &http.Client{Timeout: 5 * time.Second}
-	defer client.CloseIdleConnections()
-	resp, err := client.Get(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	body, err := io.ReadAll(resp.Body)
-	if err := resp.Body.Close(); err != nil {
-		t.Error(err)
-	}
-	if err != nil || !strings.Contains(string(body), `pod="bb22"`) {
-		t.Errorf("GET %s = %q, %v", url, body, err)
-	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Errorf("serve = %v", err)
 	}
 }

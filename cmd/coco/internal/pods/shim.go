@@ -54,8 +54,8 @@ var bundleOf = func(socket string) (bundle.Dir, error) {
 	return bundle.Dir(dir), nil
 }
 
-// readSpec reads the OCI specification in a bundle.
-func readSpec(dir string) (*specs.Spec, error) {
+// ReadSpec reads the OCI specification in a bundle.
+func ReadSpec(dir string) (*specs.Spec, error) {
 	f, err := os.Open(filepath.Join(dir, "config.json"))
 	if err != nil {
 		return nil, fmt.Errorf("read the container's specification: %w", err)
@@ -68,33 +68,34 @@ func readSpec(dir string) (*specs.Spec, error) {
 	return &s, nil
 }
 
-// task is a connection to a shim's task service, which containerd uses too.
-type task struct{ client *ttrpc.Client }
+// Task is a connection to a shim's task service, which containerd uses too.
+type Task struct{ client *ttrpc.Client }
 
-func dialTask(ctx context.Context, dir bundle.Dir) (task, error) {
+func dialTask(ctx context.Context, dir bundle.Dir) (Task, error) {
 	address, err := dir.Address()
 	if err != nil {
-		return task{}, fmt.Errorf("find the shim's socket: %w", err)
+		return Task{}, fmt.Errorf("find the shim's socket: %w", err)
 	}
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", strings.TrimPrefix(address, "unix://"))
 	if err != nil {
-		return task{}, fmt.Errorf("the shim does not answer: %w", err)
+		return Task{}, fmt.Errorf("the shim does not answer: %w", err)
 	}
-	return task{ttrpc.NewClient(conn)}, nil
+	return Task{ttrpc.NewClient(conn)}, nil
 }
 
-func (t task) close() { _ = t.client.Close() } // nothing is lost: every call has its answer
+// Close ends the connection. Calls that wait fail.
+func (t Task) Close() { _ = t.client.Close() } // nothing is lost: every call has its answer
 
-// call makes one call; an error has its class of errdefs.
-func (t task) call(ctx context.Context, method string, in, out proto.Message) error {
+// Call makes one call; an error has its class of errdefs.
+func (t Task) Call(ctx context.Context, method string, in, out proto.Message) error {
 	return errgrpc.ToNative(t.client.Call(ctx, "containerd.task.v2.Task", method, in, out))
 }
 
-// state asks for the state of a container's first process.
-func (t task) state(ctx context.Context, id string) (*api.StateResponse, error) {
+// State asks for the state of a container's first process.
+func (t Task) State(ctx context.Context, id string) (*api.StateResponse, error) {
 	out := &api.StateResponse{}
-	if err := t.call(ctx, "State", &api.StateRequest{Id: id}, out); err != nil {
+	if err := t.Call(ctx, "State", &api.StateRequest{Id: id}, out); err != nil {
 		return nil, fmt.Errorf("container %s: %w", id, err)
 	}
 	return out, nil
@@ -115,7 +116,7 @@ func (v view) choose(name string) (*containerView, error) {
 			fits = append(fits, c)
 		}
 		if names = append(names, c.Name); c.Name == "" {
-			names[len(names)-1] = short(c.ID)
+			names[len(names)-1] = Short(c.ID)
 		}
 	}
 	switch {
@@ -131,25 +132,36 @@ func (v view) choose(name string) (*containerView, error) {
 		strings.Join(names, ", "))
 }
 
-// open finds a pod and one of its containers and connects to the pod's shim.
-func open(ctx context.Context, config, pod, container string) (v view, c *containerView, t task, err error) {
+// Target is a container that a user named, with a connection to the shim of its pod.
+type Target struct {
+	Engine        string // kubernetes, docker or ctr
+	Pod, PodUID   string // name; Kubernetes' id
+	ID, Container string // of the container: id, and its name in Kubernetes
+	Task
+}
+
+// Open finds a pod and one of its containers and connects to the pod's shim.
+func Open(ctx context.Context, config, pod, container string) (t Target, err error) {
 	dir, err := stateDir(config)
 	if err != nil {
-		return v, nil, t, err
+		return t, err
 	}
 	all, gerr := views(ctx, dir)
-	if v, err = find(all, pod); err != nil {
-		return v, nil, t, errors.Join(err, gerr)
+	v, err := find(all, pod)
+	if err != nil {
+		return t, errors.Join(err, gerr)
 	}
-	if c, err = v.choose(container); err != nil {
-		return v, nil, t, err
+	c, err := v.choose(container)
+	if err != nil {
+		return t, err
 	}
+	t = Target{Engine: v.Engine, Pod: v.Name, PodUID: v.uid, ID: c.ID, Container: c.Name}
 	b, err := bundleOf(v.socket)
 	if err != nil {
-		return v, nil, t, fmt.Errorf("pod %s: %w", v.Name, err)
+		return t, fmt.Errorf("pod %s: %w", v.Name, err)
 	}
-	if t, err = dialTask(ctx, b); err != nil {
-		return v, nil, t, fmt.Errorf("pod %s: %w", v.Name, err)
+	if t.Task, err = dialTask(ctx, b); err != nil {
+		return t, fmt.Errorf("pod %s: %w", v.Name, err)
 	}
-	return v, c, t, nil
+	return t, nil
 }

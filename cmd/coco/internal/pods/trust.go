@@ -79,7 +79,7 @@ func (t *trust) read(annotation string) {
 // annotations are those of the pod as the shim got them. A sandbox of the sandbox API has no specification; containerd
 // gives the same annotations to each of its containers.
 func annotations(ctx context.Context, b bundle.Dir, v view) (map[string]string, error) {
-	spec, err := readSpec(string(b))
+	spec, err := ReadSpec(string(b))
 	if err == nil {
 		return spec.Annotations, nil
 	}
@@ -90,10 +90,10 @@ func annotations(ctx context.Context, b bundle.Dir, v view) (map[string]string, 
 	if err != nil {
 		return nil, err
 	}
-	defer t.close()
+	defer t.Close()
 	for _, c := range v.Containers {
-		if st, err := t.state(ctx, c.ID); err == nil && st.Bundle != string(b) {
-			if spec, err := readSpec(st.Bundle); err == nil {
+		if st, err := t.State(ctx, c.ID); err == nil && st.Bundle != string(b) {
+			if spec, err := ReadSpec(st.Bundle); err == nil {
 				return spec.Annotations, nil
 			}
 		}

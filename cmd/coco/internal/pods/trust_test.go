@@ -36,7 +36,7 @@ func zip64(t *testing.T, text string) string {
 }
 
 func TestInspectShowsPolicyAndInitdata(t *testing.T) {
-	config, s := servePod(t, text)
+	config, dir := servePod(t, text)
 	document := "version = \"0.1.0\"\nalgorithm = \"sha256\"\n[data]\n\"policy.coco\" = \"rules\"\n"
 	spec, err := json.Marshal(map[string]any{"annotations": map[string]string{
 		contract.KataInitdata: zip64(t, document),
@@ -44,14 +44,14 @@ func TestInspectShowsPolicyAndInitdata(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, filepath.Join(s.dir, "config.json"), string(spec))
+	write(t, filepath.Join(dir, "config.json"), string(spec))
 	j, err := json.Marshal(state.Pod{
-		Version: state.Version, ID: "p1", Bundle: s.dir, VMM: &state.Process{PID: os.Getpid(), StartTime: 1},
+		Version: state.Version, ID: "p1", Bundle: dir, VMM: &state.Process{PID: os.Getpid(), StartTime: 1},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, filepath.Join(s.dir, state.File), string(j))
+	write(t, filepath.Join(dir, state.File), string(j))
 	digest := func(text string) string {
 		sum := sha256.Sum256([]byte(text))
 		return "sha256:" + hex.EncodeToString(sum[:])
@@ -62,7 +62,7 @@ func TestInspectShowsPolicyAndInitdata(t *testing.T) {
 	if err != nil || jerr != nil || v.Initdata != digest(document) || v.Policy != digest("rules") || v.Begun != "boot" {
 		t.Errorf("inspect --json = %s, %v, %v", out, err, jerr)
 	}
-	write(t, filepath.Join(s.dir, "config.json"), `{}`)
+	write(t, filepath.Join(dir, "config.json"), `{}`)
 	out, err = run(t, InspectCommand(), "--config", config, "shop/web")
 	for _, want := range []string{"policy digest", "initdata digest", "begun from"} {
 		at := strings.Index(out, want)
@@ -76,11 +76,11 @@ func TestInspectShowsPolicyAndInitdata(t *testing.T) {
 
 // A bundle that is gone leaves the words unknown, never "none".
 func TestWhatIsNotReadIsUnknown(t *testing.T) {
-	config, s := servePod(t, text)
-	if err := os.Remove(filepath.Join(s.dir, "config.json")); err != nil {
+	config, dir := servePod(t, text)
+	if err := os.Remove(filepath.Join(dir, "config.json")); err != nil {
 		t.Fatal(err)
 	}
-	write(t, filepath.Join(s.dir, "address"), "unix:///nowhere")
+	write(t, filepath.Join(dir, "address"), "unix:///nowhere")
 	out, err := run(t, InspectCommand(), "--config", config, "shop/web", "--json")
 	var v view
 	jerr := json.Unmarshal([]byte(out), &v)

@@ -151,14 +151,19 @@ func (v *view) takeContainer(s metrics.Sample) {
 	}
 }
 
-// dockerSocket is where Docker tells the names of its containers.
-var dockerSocket = "/var/run/docker.sock"
+// DockerSocket is where Docker answers. Tests have their own.
+var DockerSocket = "/var/run/docker.sock"
 
 var dockerID = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // views gathers the pods and asks Docker for the names of its own. The error is of pods that did not answer.
 func views(ctx context.Context, dir string) ([]view, error) {
 	pods, err := gather(ctx, dir)
+	return named(ctx, pods), err
+}
+
+// named makes the views of what pods said.
+func named(ctx context.Context, pods []podMetrics) []view {
 	out := []view{}
 	for _, p := range pods {
 		v := look(p)
@@ -171,14 +176,14 @@ func views(ctx context.Context, dir string) ([]view, error) {
 		v.Name = words.Line(v.Name, 128)
 		out = append(out, v)
 	}
-	return out, err
+	return out
 }
 
 // dockerName returns the name of a container, or "" if Docker does not tell it in two seconds.
 func dockerName(ctx context.Context, id string) string {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	resp, err := dockerGet(ctx, "/containers/"+id+"/json")
+	resp, err := DockerGet(ctx, "/containers/"+id+"/json")
 	if err != nil {
 		return ""
 	}
@@ -190,13 +195,13 @@ func dockerName(ctx context.Context, id string) string {
 	return strings.TrimPrefix(c.Name, "/")
 }
 
-// dockerGet asks Docker's API. The connection ends with the answer's body.
-func dockerGet(ctx context.Context, path string) (*http.Response, error) {
+// DockerGet asks Docker's API. The connection ends with the answer's body.
+func DockerGet(ctx context.Context, path string) (*http.Response, error) {
 	transport := &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
-			return d.DialContext(ctx, "unix", dockerSocket)
+			return d.DialContext(ctx, "unix", DockerSocket)
 		},
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker"+path, http.NoBody)

@@ -145,9 +145,9 @@ func TestDockerTellsNames(t *testing.T) {
 		}
 		<-done
 	})
-	old := dockerSocket
-	dockerSocket = filepath.Join(dir, "s")
-	t.Cleanup(func() { dockerSocket = old })
+	old := DockerSocket
+	DockerSocket = filepath.Join(dir, "s")
+	t.Cleanup(func() { DockerSocket = old })
 	if got := dockerName(t.Context(), id); got != "web" {
 		t.Errorf("dockerName = %q, want web", got)
 	}

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package pods
+package inside
 
 import (
 	"context"
@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/coco-shim/coco/cmd/coco/internal/pods"
 )
 
 const kubeLines = `2026-11-30T10:00:00.1Z stdout F one
@@ -70,17 +72,15 @@ func TestLogsOfKubernetes(t *testing.T) {
 
 // Names come from annotations, which other clients of containerd set as they like.
 func TestLogsStayBelowTheKubeletsDirectory(t *testing.T) {
-	for _, v := range []view{
-		{Name: "shop/web", origin: origin{uid: "../../etc"}},
-		{Name: "shop/", origin: origin{uid: "u"}},
-		{Name: "shop/we*", origin: origin{uid: "u"}},
+	for _, t2 := range []pods.Target{
+		{Pod: "shop/web", PodUID: "../../etc", Container: "nginx"},
+		{Pod: "shop/", PodUID: "u", Container: "nginx"},
+		{Pod: "shop/we*", PodUID: "u", Container: "nginx"},
+		{Pod: "shop/web", PodUID: "u", Container: ".."},
 	} {
-		if path, err := kubeLog(v, &containerView{Name: "nginx"}); err == nil {
-			t.Errorf("the log of %v is %s", v, path)
+		if path, err := kubeLog(t2); err == nil {
+			t.Errorf("the log of %v is %s", t2, path)
 		}
-	}
-	if path, err := kubeLog(view{Name: "a/b", origin: origin{uid: "u"}}, &containerView{Name: ".."}); err == nil {
-		t.Errorf("the log of a container called .. is %s", path)
 	}
 }
 
@@ -172,9 +172,9 @@ func TestLogsOfDocker(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(l) }()
 	t.Cleanup(func() { server.Close(); <-done })
-	old := dockerSocket
-	dockerSocket = filepath.Join(dir, "s")
-	t.Cleanup(func() { dockerSocket = old })
+	old := pods.DockerSocket
+	pods.DockerSocket = filepath.Join(dir, "s")
+	t.Cleanup(func() { pods.DockerSocket = old })
 
 	out, errs, err := both(t.Context(), t, LogsCommand(), "", "--config", config, "web", "--tail", "5")
 	if out != "out\n" || errs != "err\n" || err != nil || asked != "/containers/c1/logs?stderr=1&stdout=1&tail=5" {

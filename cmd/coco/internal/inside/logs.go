@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package pods
+package inside
 
 import (
 	"bufio"
@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/coco-shim/coco/cmd/coco/internal/pods"
 )
 
 // podLogs is where the kubelet has the logs of pods.
@@ -51,16 +53,16 @@ func LogsCommand() *cobra.Command {
 			if o.tail < -1 {
 				return fmt.Errorf("--tail %d is no number of lines; -1 is all", o.tail)
 			}
-			v, c, t, err := open(cmd.Context(), config, args[0], o.container)
+			t, err := pods.Open(cmd.Context(), config, args[0], o.container)
 			if err != nil {
 				return err
 			}
-			defer t.close()
+			defer t.Close()
 			p := &printer{out: cmd.OutOrStdout(), err: cmd.ErrOrStderr(), timestamps: o.timestamps}
-			if v.Engine == "docker" {
-				return dockerLogs(cmd.Context(), c.ID, o, p)
+			if t.Engine == "docker" {
+				return dockerLogs(cmd.Context(), t.ID, o, p)
 			}
-			path, parse, err := logFile(cmd.Context(), v, c, t)
+			path, parse, err := logFile(cmd.Context(), t)
 			if err != nil {
 				return err
 			}
@@ -77,42 +79,42 @@ func LogsCommand() *cobra.Command {
 }
 
 // logFile returns the file of a container's output and the reader of its lines.
-func logFile(ctx context.Context, v view, c *containerView, t task) (string, func(*printer, string) error, error) {
-	if v.Engine == "kubernetes" {
-		path, err := kubeLog(v, c)
+func logFile(ctx context.Context, t pods.Target) (string, func(*printer, string) error, error) {
+	if t.Engine == "kubernetes" {
+		path, err := kubeLog(t)
 		return path, (*printer).cri, err
 	}
-	st, err := t.state(ctx, c.ID)
+	st, err := t.State(ctx, t.ID)
 	if err != nil {
 		return "", nil, err
 	}
 	u, err := url.Parse(st.Stdout)
 	switch {
 	case st.Stdout == "":
-		return "", nil, fmt.Errorf("container %s has no output: it was started without one", c.ID)
+		return "", nil, fmt.Errorf("container %s has no output: it was started without one", t.ID)
 	case err == nil && u.Scheme == "file":
 		return u.Path, (*printer).plain, nil
 	case err == nil && u.Scheme == "binary":
 		return "", nil, fmt.Errorf("the output of container %s goes to the program %s; ask the command that started it, "+
-			"for example nerdctl logs", c.ID, u.Path)
+			"for example nerdctl logs", t.ID, u.Path)
 	}
 	return "", nil, fmt.Errorf("the output of container %s goes to the terminal that started it and is kept nowhere; "+
-		"start it with ctr run --log-uri file:///PATH to keep it", c.ID)
+		"start it with ctr run --log-uri file:///PATH to keep it", t.ID)
 }
 
 // kubeLog returns the kubelet's newest file of a container.
-func kubeLog(v view, c *containerView) (string, error) {
-	namespace, name, _ := strings.Cut(v.Name, "/")
-	for _, part := range []string{namespace, name, v.uid, c.Name} {
+func kubeLog(t pods.Target) (string, error) {
+	namespace, name, _ := strings.Cut(t.Pod, "/")
+	for _, part := range []string{namespace, name, t.PodUID, t.Container} {
 		if part == "" || part == "." || part == ".." || strings.ContainsAny(part, "/*?[\\") {
-			return "", fmt.Errorf("%q is no name of Kubernetes, so the log of pod %s cannot be found", part, v.Name)
+			return "", fmt.Errorf("%q is no name of Kubernetes, so the log of pod %s cannot be found", part, t.Pod)
 		}
 	}
-	dir := filepath.Join(podLogs, namespace+"_"+name+"_"+v.uid, c.Name)
+	dir := filepath.Join(podLogs, namespace+"_"+name+"_"+t.PodUID, t.Container)
 	files, err := os.ReadDir(dir)
 	if err != nil {
 		return "", fmt.Errorf("find the log of container %s: %w; kubectl logs asks the kubelet, which may keep it elsewhere",
-			c.Name, err)
+			t.Container, err)
 	}
 	newest := -1 // the number of restarts
 	for _, f := range files {
@@ -121,7 +123,7 @@ func kubeLog(v view, c *containerView) (string, error) {
 		}
 	}
 	if newest < 0 {
-		return "", fmt.Errorf("container %s has no log in %s yet", c.Name, dir)
+		return "", fmt.Errorf("container %s has no log in %s yet", t.Container, dir)
 	}
 	return filepath.Join(dir, strconv.Itoa(newest)+".log"), nil
 }
@@ -286,14 +288,14 @@ func dockerLogs(ctx context.Context, id string, o logOptions, p *printer) error 
 	if o.timestamps {
 		q.Set("timestamps", "1")
 	}
-	resp, err := dockerGet(ctx, "/containers/"+id+"/logs?"+q.Encode())
+	resp, err := pods.DockerGet(ctx, "/containers/"+id+"/logs?"+q.Encode())
 	if err != nil {
-		return fmt.Errorf("ask Docker for the log of container %s: %w", short(id), err)
+		return fmt.Errorf("ask Docker for the log of container %s: %w", pods.Short(id), err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		said, _ := io.ReadAll(io.LimitReader(resp.Body, 512)) // the status says enough
-		return fmt.Errorf("docker has no log of container %s: %s %q; its logging driver may keep none", short(id),
+		return fmt.Errorf("docker has no log of container %s: %s %q; its logging driver may keep none", pods.Short(id),
 			resp.Status, said)
 	}
 	if resp.Header.Get("Content-Type") == "application/vnd.docker.raw-stream" { // of a terminal

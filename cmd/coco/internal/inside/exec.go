@@ -1,7 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package pods
+// Package inside has the commands that look into a container: its output, and commands that run in it.
+package inside
 
 import (
 	"context"
@@ -25,6 +26,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	api "github.com/coco-shim/coco/api/containerd"
+	"github.com/coco-shim/coco/cmd/coco/internal/pods"
 )
 
 // execOptions are the flags of coco exec.
@@ -46,12 +48,12 @@ func ExecCommand() *cobra.Command {
 		Example: "  sudo coco exec default/web -- ls /\n  sudo coco exec default/web -c nginx -it -- sh",
 		Args:    cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			_, c, t, err := open(cmd.Context(), config, args[0], o.container)
+			t, err := pods.Open(cmd.Context(), config, args[0], o.container)
 			if err != nil {
 				return err
 			}
-			defer t.close()
-			e, err := newExecution(cmd.Context(), t, c.ID, args[1:], o)
+			defer t.Close()
+			e, err := newExecution(cmd.Context(), t.Task, t.ID, args[1:], o)
 			if err != nil {
 				return err
 			}
@@ -76,7 +78,7 @@ func ExecCommand() *cobra.Command {
 
 // execution is a command in a container.
 type execution struct {
-	t             task
+	t             pods.Task
 	container, id string
 	process       specs.Process
 	stdin         bool
@@ -92,15 +94,17 @@ func (e exitError) Error() string { return fmt.Sprintf("the command ended with s
 func (e exitError) ExitCode() int { return int(e & 0xff) }
 
 // newExecution describes a command like the container's first process.
-func newExecution(ctx context.Context, t task, container string, args []string, o execOptions) (*execution, error) {
-	st, err := t.state(ctx, container)
+func newExecution(
+	ctx context.Context, t pods.Task, container string, args []string, o execOptions,
+) (*execution, error) {
+	st, err := t.State(ctx, container)
 	if err != nil {
 		return nil, err
 	}
 	if st.Status != api.Status_RUNNING {
 		return nil, fmt.Errorf("container %s is %s: only a running one takes commands", container, st.Status)
 	}
-	spec, err := readSpec(st.Bundle)
+	spec, err := pods.ReadSpec(st.Bundle)
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +164,7 @@ func (e *execution) rawTerminal(ctx context.Context) (restore func(), err error)
 
 func (e *execution) resize(ctx context.Context, width, height uint32) error {
 	r := &api.ResizePtyRequest{Id: e.container, ExecId: e.id, Width: width, Height: height}
-	return e.t.call(ctx, "ResizePty", r, &emptypb.Empty{})
+	return e.t.Call(ctx, "ResizePty", r, &emptypb.Empty{})
 }
 
 // endTimeout bounds each step after the command's end, and how long a signal is waited for.
@@ -196,24 +200,26 @@ func (e *execution) run(ctx context.Context, in io.Reader, out, errs io.Writer) 
 			return err
 		}
 	}
-	if err := e.t.call(ctx, "Exec", req, &emptypb.Empty{}); err != nil {
+	if err := e.t.Call(ctx, "Exec", req, &emptypb.Empty{}); err != nil {
 		return e.explain(err)
 	}
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
 		defer cancel()
 		r := &api.DeleteRequest{Id: e.container, ExecId: e.id}
-		if derr := e.t.call(ctx, "Delete", r, &api.DeleteResponse{}); derr != nil && err == nil {
+		if derr := e.t.Call(ctx, "Delete", r, &api.DeleteResponse{}); derr != nil && err == nil {
 			err = fmt.Errorf("remove the ended command: %w", derr)
 		}
 	}()
-	if err := e.t.call(ctx, "Start", &api.StartRequest{Id: e.container, ExecId: e.id}, &api.StartResponse{}); err != nil {
+	// An interrupt is for the command, once it has started.
+	start := &api.StartRequest{Id: e.container, ExecId: e.id}
+	if err := e.t.Call(context.WithoutCancel(ctx), "Start", start, &api.StartResponse{}); err != nil {
 		return e.explain(err)
 	}
 	if e.stdin {
 		p.feed(in, func() {
 			r := &api.CloseIORequest{Id: e.container, ExecId: e.id, Stdin: true}
-			_ = e.t.call(context.WithoutCancel(ctx), "CloseIO", r, &emptypb.Empty{}) // the command may have ended
+			_ = e.t.Call(context.WithoutCancel(ctx), "CloseIO", r, &emptypb.Empty{}) // the command may have ended
 		})
 	}
 	status, err := e.wait(ctx)
@@ -242,7 +248,7 @@ func (e *execution) wait(ctx context.Context) (uint32, error) {
 	calls, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	go func() {
-		done <- e.t.call(calls, "Wait", &api.WaitRequest{Id: e.container, ExecId: e.id}, resp)
+		done <- e.t.Call(calls, "Wait", &api.WaitRequest{Id: e.container, ExecId: e.id}, resp)
 	}()
 	signals := []uint32{uint32(unix.SIGTERM), uint32(unix.SIGKILL)}
 	next, interrupted := ctx.Done(), false
@@ -265,7 +271,7 @@ func (e *execution) wait(ctx context.Context) (uint32, error) {
 		}
 		if interrupted {
 			r := &api.KillRequest{Id: e.container, ExecId: e.id, Signal: signals[0]}
-			_ = e.t.call(calls, "Kill", r, &emptypb.Empty{}) // it may have ended: Wait tells
+			_ = e.t.Call(calls, "Kill", r, &emptypb.Empty{}) // it may have ended: Wait tells
 			signals = signals[1:]
 			late = time.After(endTimeout)
 		}

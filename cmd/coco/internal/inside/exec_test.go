@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package pods
+package inside
 
 import (
 	"bytes"
@@ -25,9 +25,14 @@ import (
 
 	api "github.com/coco-shim/coco/api/containerd"
 	"github.com/coco-shim/coco/metrics"
-	"github.com/coco-shim/coco/shim/bundle"
 	"github.com/coco-shim/coco/shim/rpc"
+	"github.com/coco-shim/coco/virtcontainers"
 )
+
+// text is what a pod of Kubernetes says.
+const text = `coco_pod_info{pod="p1",namespace="k8s.io",pod_name="web",pod_namespace="shop",hypervisor="qemu",platform="none"} 1
+coco_container_start_seconds{pod="p1",container="c1",container_name="nginx"} 0.5
+`
 
 // fakeShim runs commands on the host instead of in a guest.
 type fakeShim struct {
@@ -142,7 +147,7 @@ func servePod(t *testing.T, text string) (config string, s *fakeShim) {
 			t.Fatal(err)
 		}
 	}
-	l, err := net.Listen("unix", filepath.Join(place, metricsSocket))
+	l, err := net.Listen("unix", filepath.Join(place, virtcontainers.MetricsSocket))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,9 +156,7 @@ func servePod(t *testing.T, text string) (config string, s *fakeShim) {
 	t.Cleanup(func() { cancel(); <-done })
 	s.serve(t, filepath.Join(dir, "task.sock"))
 
-	old := bundleOf
-	bundleOf = func(string) (bundle.Dir, error) { return bundle.Dir(s.dir), nil }
-	t.Cleanup(func() { bundleOf = old })
+	t.Chdir(s.dir) // a shim works in the bundle, and this process serves the metrics
 	config = filepath.Join(dir, "config.toml")
 	write(t, config, "[runtime]\nstate_dir = \""+filepath.Join(dir, "s")+"\"\n")
 	write(t, filepath.Join(s.dir, "config.json"), `{"process": {"args": ["init"], "cwd": "/", "env": ["A=of the container"]}}`)
@@ -274,38 +277,5 @@ func TestExecInAStoppedContainer(t *testing.T) {
 	_, _, err := both(t.Context(), t, ExecCommand(), "", "--config", config, "web", "--", "ls")
 	if err == nil || !strings.Contains(err.Error(), "STOPPED") {
 		t.Errorf("exec in a stopped container = %v", err)
-	}
-}
-
-func TestTheShimBehindASocketIsFound(t *testing.T) {
-	dir, err := os.MkdirTemp("", "s")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	l, err := net.Listen("unix", filepath.Join(dir, "m"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	here, err := os.Getwd()
-	got, berr := bundleOf(filepath.Join(dir, "m"))
-	if err != nil || berr != nil || string(got) != here {
-		t.Errorf("bundleOf = %q, %v, want this process's directory", got, berr)
-	}
-}
-
-func TestChoose(t *testing.T) {
-	v := view{ID: "p1", Engine: "kubernetes", Name: "a/b", Containers: []*containerView{
-		{ID: "p1"}, {ID: "aa1", Name: "web"}, {ID: "ab2", Name: "db"},
-	}}
-	for name, want := range map[string]string{"web": "aa1", "ab": "ab2", "a": "", "": "", "p1": "", "x": ""} {
-		c, err := v.choose(name)
-		if (err == nil) != (want != "") || err == nil && c.ID != want {
-			t.Errorf("choose(%q) = %v, %v, want %q", name, c, err, want)
-		}
-		if err != nil && !strings.Contains(err.Error(), "web, db") {
-			t.Errorf("choose(%q) does not name the containers: %v", name, err)
-		}
 	}
 }
