@@ -9,6 +9,7 @@ import (
 	"github.com/coco-shim/coco/cmd/coco/internal/azure"
 	"github.com/coco-shim/coco/cmd/coco/internal/cache"
 	"github.com/coco-shim/coco/cmd/coco/internal/check"
+	"github.com/coco-shim/coco/cmd/coco/internal/debug"
 	"github.com/coco-shim/coco/cmd/coco/internal/evidence"
 	"github.com/coco-shim/coco/cmd/coco/internal/guest"
 	"github.com/coco-shim/coco/cmd/coco/internal/image"
@@ -30,6 +31,7 @@ func commands() []*cobra.Command {
 		azure.Command(),
 		cache.Command(),
 		check.Command(),
+		debug.Command(),
 		evidence.Command(),
 		guest.Command(),
 		image.Command(),

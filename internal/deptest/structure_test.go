@@ -233,6 +233,7 @@ var edges = Edges{
 		"internal/words", "api/contract", "api/containerd", "internal/initdata", "policy", "shim/bundle",
 		"virtcontainers/state",
 	},
+	"cmd/coco/internal/debug":  {"cmd/coco/internal/pods", "configs", "virtcontainers", "virtcontainers/state"},
 	"cmd/coco/internal/inside": {"api/containerd", "cmd/coco/internal/pods"},
 	"cmd/coco/internal/show": {},
 	"cmd/coco/internal/verify": {

@@ -107,7 +107,8 @@ func NodeServeCommand() *cobra.Command {
 		Long: "Serves a page that shows the pods of this node as coco ps and coco inspect do, and /metrics. It changes\n" +
 			"nothing, has no script, and listens on the loopback interface or at a Unix socket only; every user of the\n" +
 			"host can read what is served at an address.",
-		Example: "  sudo coco node serve\n  ssh -L 9470:127.0.0.1:9470 root@node coco node serve   # http://localhost:9470/ here",
+		Example: "  sudo coco node serve\n" +
+			"  ssh -L 9470:127.0.0.1:9470 root@node coco node serve   # http://localhost:9470/ here",
 	}, "127.0.0.1:9470", func(s *source, mux *http.ServeMux) string {
 		mux.HandleFunc("GET /metrics", s.serveText)
 		mux.HandleFunc("GET /{$}", s.servePage)

@@ -143,8 +143,8 @@ func serve(ctx context.Context, l net.Listener, handler http.Handler) error {
 	return nil
 }
 
-// guarded lets through GET and HEAD of local names, a few at once. Pages of other sites that a browser on this host shows
-// cannot read answers for names of their own (DNS rebinding).
+// guarded lets through GET and HEAD of local names, a few at once. Pages of other sites that a browser on this host
+// shows cannot read answers for names of their own (DNS rebinding).
 func guarded(next http.Handler) http.Handler {
 	slots := make(chan struct{}, maxRequests)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -94,7 +94,8 @@ func TestNodeMetrics(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "another process") {
 		t.Errorf("a socket that is served = %v", err)
 	}
-	if out, err := run(t, NodeMetricsCommand(), "--config", config); err != nil || !strings.Contains(out, "coco_node_pods 2\n") {
+	out, err := run(t, NodeMetricsCommand(), "--config", config)
+	if err != nil || !strings.Contains(out, "coco_node_pods 2\n") {
 		t.Errorf("node metrics prints %q, %v", out, err)
 	}
 }
