@@ -313,6 +313,9 @@ type Content struct {
 	Rule  string   `json:"rule"`
 	Files []File   `json:"files,omitempty"`
 	Keys  []string `json:"keys,omitempty"` // public keys, P-256 or Ed25519: base64 of their PKIX form
+	// Counter is the lowest that a signature may have: it keeps older ones out, which a guest that has just started knows
+	// nothing of.
+	Counter uint64 `json:"counter,omitempty"`
 }
 
 // File is a file of a copied mount or volume. Path is relative to it; of a mount that is a single file it is ".".

@@ -257,6 +257,9 @@ func (p *problems) content(at string, c *Content) {
 	if (len(c.Keys) > 0) != (c.Rule == ContentSigned) {
 		p.add(at+".keys", "belong to the rule %q and to no other", ContentSigned)
 	}
+	if c.Counter > 0 && c.Rule != ContentSigned {
+		p.add(at+".counter", "belongs to the rule %q", ContentSigned)
+	}
 	var names []string
 	for i, f := range c.Files {
 		names = append(names, f.Path)

@@ -19,6 +19,7 @@ import (
 	"github.com/coco-shim/coco/plan/request"
 	"github.com/coco-shim/coco/policy"
 	"github.com/coco-shim/coco/policy/compare"
+	"github.com/coco-shim/coco/policy/signed"
 )
 
 // copies are the files that the host copies into the guest. Each directory directly below contract.FilesDir is the
@@ -37,8 +38,15 @@ const (
 )
 
 type tree struct {
-	rule    *policy.Content // of the mount or volume, once a container has it
+	pin     // of the mount or volume, once a container has it
 	entries map[string]entry
+	signed  signatures // with the rule signed, once a container has it
+}
+
+// pin is what the policy says of a tree.
+type pin struct {
+	rule *policy.Content
+	name string // of the volume, or the destination of the mount
 }
 
 // entry is a file or link of a copy; directories are not noted.
@@ -46,11 +54,13 @@ type entry struct {
 	link   string // target
 	digest string // of a file
 	size   int64
+	text   []byte // of a file of signatures
 }
 
 type part struct {
 	hash.Hash
 	next int64
+	text []byte // of a file of signatures
 }
 
 func newCopies() copies { return copies{trees: map[string]*tree{}, open: map[string]*part{}} }
@@ -143,11 +153,11 @@ func (c *copies) change(top, rest, name string, req *pb.CopyFileRequest) (*Grant
 	case symlink:
 		now.link = string(req.GetData())
 	case regular:
-		digest, done, d := c.add(name, req)
-		if d != nil || !done {
+		whole, d := c.add(name, req)
+		if d != nil || whole == nil {
 			return &Grant{}, d
 		}
-		now.digest, now.size = digest, req.GetFileSize()
+		now.digest, now.size, now.text = hex.EncodeToString(whole.Sum(nil)), req.GetFileSize(), whole.text
 	default:
 		return nil, &compare.Denial{
 			Code: compare.Content, Field: "path", Want: "a file, directory or link",
@@ -171,6 +181,7 @@ func (c *copies) change(top, rest, name string, req *pb.CopyFileRequest) (*Grant
 			c.entries++
 		}
 		t.entries[rest] = now
+		t.noteSigned(rest, now)
 		c.trees[top] = t
 	}}, nil
 }
@@ -183,30 +194,33 @@ const (
 	regular   = 0o100000
 )
 
-// add takes a part of a file. A file that is begun again starts anew.
-func (c *copies) add(name string, req *pb.CopyFileRequest) (digest string, done bool, _ *compare.Denial) {
+// add takes a part of a file, and returns the whole with its last part. A file that is begun again starts anew.
+func (c *copies) add(name string, req *pb.CopyFileRequest) (whole *part, _ *compare.Denial) {
 	p := c.open[name]
 	if req.GetOffset() == 0 {
 		p = &part{Hash: sha256.New()}
 		if c.open[name] == nil && len(c.open) >= maxOpen {
-			return "", false, &compare.Denial{
+			return nil, &compare.Denial{
 				Code: compare.Content, Field: "path", Want: "at most " + compare.Show(maxOpen) + " files at a time", Got: "more",
 			}
 		}
 		c.open[name] = p
 	}
 	if p == nil || req.GetOffset() != p.next {
-		return "", false, &compare.Denial{
+		return nil, &compare.Denial{
 			Code: compare.Order, Field: "offset", Want: "the parts of a file in their order", Got: compare.Show(req.GetOffset()),
 		}
 	}
 	_, _ = p.Write(req.GetData()) // a hash takes everything
 	p.next += int64(len(req.GetData()))
+	if path.Base(name) == signed.FileName && p.next <= signed.MaxSize {
+		p.text = append(p.text, req.GetData()...)
+	}
 	if p.next < req.GetFileSize() {
-		return "", false, nil
+		return nil, nil
 	}
 	delete(c.open, name)
-	return hex.EncodeToString(p.Sum(nil)), true, nil
+	return p, nil
 }
 
 // remove takes a path away with all below it. Of a tree that a container has, only states of a volume that kubelet has
@@ -225,6 +239,7 @@ func (c *copies) remove(top, rest string, t *tree) (*Grant, *compare.Denial) {
 				c.entries--
 			}
 		}
+		delete(t.signed.states, rest)
 		if len(t.entries) == 0 && t.rule == nil {
 			delete(c.trees, top)
 		}
@@ -232,12 +247,12 @@ func (c *copies) remove(top, rest string, t *tree) (*Grant, *compare.Denial) {
 }
 
 // pinned are the copies of a container, with their rules: of its mounts and of its volumes.
-func pinned(p *policy.Policy, c *policy.Container, id string, places map[string]string) map[string]*policy.Content {
-	out := map[string]*policy.Content{}
+func pinned(p *policy.Policy, c *policy.Container, id string, places map[string]string) map[string]pin {
+	out := map[string]pin{}
 	for i := range c.Mounts {
 		m := &c.Mounts[i]
 		if m.Source.Copy != nil {
-			out[path.Base(request.GuestCopy(id, m.Destination))] = m.Source.Copy
+			out[path.Base(request.GuestCopy(id, m.Destination))] = pin{m.Source.Copy, m.Destination}
 		}
 		if m.Source.Volume == nil {
 			continue
@@ -245,7 +260,7 @@ func pinned(p *policy.Policy, c *policy.Container, id string, places map[string]
 		for j := range p.Volumes {
 			v := &p.Volumes[j]
 			if v.Name == m.Source.Volume.Name && v.Content != nil && places[v.Name] != "" {
-				out[path.Base(places[v.Name])] = v.Content
+				out[path.Base(places[v.Name])] = pin{v.Content, v.Name}
 			}
 		}
 	}
@@ -254,13 +269,13 @@ func pinned(p *policy.Policy, c *policy.Container, id string, places map[string]
 
 // admit compares the copies that a container gets with their rules.
 func (c *copies) admit(p *policy.Policy, of *policy.Container, id string, places map[string]string) *compare.Denial {
-	for top, rule := range pinned(p, of, id, places) {
-		if rule.Rule == policy.ContentUnpinned {
+	for top, pin := range pinned(p, of, id, places) {
+		if pin.rule.Rule == policy.ContentUnpinned {
 			continue
 		}
-		t := &tree{rule: rule}
+		t := &tree{pin: pin}
 		if known := c.trees[top]; known != nil {
-			t.entries = known.entries
+			t.entries, t.signed = known.entries, known.signed
 		}
 		if d := t.check(); d != nil {
 			d.Container = of.Name
@@ -272,22 +287,29 @@ func (c *copies) admit(p *policy.Policy, of *policy.Container, id string, places
 
 // own binds the copies of a container to their rules.
 func (c *copies) own(p *policy.Policy, of *policy.Container, id string, places map[string]string) {
-	for top, rule := range pinned(p, of, id, places) {
+	for top, pin := range pinned(p, of, id, places) {
 		t := c.trees[top]
 		if t == nil {
 			t = &tree{entries: map[string]entry{}}
 			c.trees[top] = t
 		}
-		t.rule = rule
-		if rule.Rule == policy.ContentUnpinned {
+		first := t.rule == nil
+		t.pin = pin
+		switch {
+		case pin.rule.Rule == policy.ContentUnpinned:
 			c.entries -= len(t.entries)
 			t.entries = nil
+		case pin.rule.Rule == policy.ContentSigned && first:
+			t.signed, _ = t.readSigned() // admit has compared it
 		}
 	}
 }
 
 // check compares all of a tree: every file and link is one of the rule's, and none is missing.
 func (t *tree) check() *compare.Denial {
+	if t.rule.Rule == policy.ContentSigned {
+		return t.checkSigned()
+	}
 	there := map[string]bool{}
 	for name, e := range t.entries {
 		if d := t.verify(name, e); d != nil {
@@ -312,10 +334,7 @@ func (t *tree) check() *compare.Denial {
 // to which a link "..data" leads, and links to "..data/NAME" beside it.
 func (t *tree) verify(name string, e entry) *compare.Denial {
 	if t.rule.Rule == policy.ContentSigned {
-		return &compare.Denial{
-			Code: compare.Content, Field: "file " + compare.Quote(name), Want: "a signature, which this guest cannot verify yet",
-			Got: "a file",
-		}
+		return t.signed.verify(t, name, e)
 	}
 	clean := state(name)
 	if e.digest != "" {

@@ -37,6 +37,8 @@ type Image struct {
 type Options struct {
 	Namespace string // of workloads whose manifest names none; "": any
 	Allow     Allow
+	// Signed has the public keys of volumes whose files their owner signs, by the names of the volumes.
+	Signed map[string][]string
 	// Unpinned admits any content where a ConfigMap or Secret is not among the manifests.
 	Unpinned bool
 	// OldContainerd says that nodes run containerd 1.x, which sets no sysctls of its own.

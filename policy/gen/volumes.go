@@ -100,6 +100,9 @@ func (g *generator) planVolumes() error {
 	var errs []error
 	for _, v := range g.pod.Volumes {
 		out, err := g.planVolume(v)
+		if keys := g.Options.Signed[v.Name]; len(keys) > 0 {
+			out, err = signedVolume(v, out, keys)
+		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("volume %s: %w", v.Name, err))
 		}
@@ -107,6 +110,15 @@ func (g *generator) planVolumes() error {
 		g.volumes = append(g.volumes, out)
 	}
 	return errors.Join(errs...)
+}
+
+// signedVolume is a volume whose files its owner signs. It does not matter which they are today.
+func signedVolume(v corev1.Volume, out volumeOf, keys []string) (volumeOf, error) {
+	if v.ConfigMap == nil && v.Secret == nil && v.Projected == nil {
+		return out, errors.New("it has no files that an owner signs: it is no configMap, secret or projected volume")
+	}
+	out.policy.Content = &policy.Content{Rule: policy.ContentSigned, Keys: keys}
+	return out, nil
 }
 
 func (g *generator) planVolume(v corev1.Volume) (out volumeOf, err error) {
@@ -374,8 +386,11 @@ func (g *generator) subPath(c *corev1.Container, rest string) (*policy.Content, 
 		return nil, fmt.Errorf("the sub path %s is unknown", rest)
 	}
 	sub, v := path.Clean(c.VolumeMounts[i].SubPath), g.volume(c.VolumeMounts[i].Name)
-	if v.policy.Content.Rule == policy.ContentUnpinned {
+	switch v.policy.Content.Rule {
+	case policy.ContentUnpinned:
 		return unpinned(), nil
+	case policy.ContentSigned:
+		return nil, fmt.Errorf("volume %s is signed as a whole, and a sub path is a part of it", v.policy.Name)
 	}
 	out := &policy.Content{Rule: policy.ContentDigest}
 	for _, f := range v.policy.Content.Files {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -94,6 +95,9 @@ func (o *genOptions) flags(cmd *cobra.Command) {
 	f.StringArrayVar(&o.seccomp, "seccomp", nil,
 		"file with the filter that RuntimeDefault is on the nodes (a container's specification, as ctr container info\n"+
 			"prints it), or PROFILE=FILE for a profile of type Localhost; may be repeated")
+	f.Var(signedVolumes{&o.Signed}, "signed",
+		"VOLUME=FILE: the volume's files are those that the owner of the public key in FILE (PEM) signs, see coco policy\n"+
+			"sign; may be repeated")
 	f.BoolVar(&o.Unpinned, "allow-unpinned", false, "admit any content of ConfigMaps and Secrets that no file has")
 	f.StringVarP(&o.output, "output", "o", formManifest, "what is written: "+strings.Join(forms, ", "))
 	f.BoolVar(&o.lock, "lock", false, "write the images of the manifest by their digests")
@@ -255,7 +259,21 @@ func (o *genOptions) results(cmd *cobra.Command, set *manifest.Set) ([]*result, 
 	if len(out) == 0 && len(errs) == 0 {
 		return nil, errors.New("there is no pod, nor a workload that makes pods")
 	}
-	return out, errors.Join(errs...)
+	return out, errors.Join(append(errs, o.unsigned(out))...)
+}
+
+// unsigned is an error if a volume of --signed is in no pod.
+func (o *genOptions) unsigned(list []*result) error {
+	left := maps.Clone(o.Signed)
+	for _, r := range list {
+		for i := range r.Policy.Volumes {
+			delete(left, r.Policy.Volumes[i].Name)
+		}
+	}
+	for name := range left {
+		return fmt.Errorf("--signed %s: no pod has a volume of this name that a container mounts", name)
+	}
+	return nil
 }
 
 // shown shows the resolver's steps.

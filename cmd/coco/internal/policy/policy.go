@@ -30,7 +30,7 @@ func Command() *cobra.Command {
 			"- is stdin.",
 	}
 	cmd.AddCommand(genCommand(), showCommand(), lintCommand(), diffCommand(), explainCommand(), simulateCommand(),
-		formatCommand())
+		formatCommand(), signCommand())
 	return cmd
 }
 

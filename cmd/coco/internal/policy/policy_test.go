@@ -5,7 +5,12 @@ package policy
 
 import (
 	"bytes"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,6 +22,7 @@ import (
 	"github.com/coco-shim/coco/internal/initdata"
 	"github.com/coco-shim/coco/internal/testimage"
 	"github.com/coco-shim/coco/policy"
+	"github.com/coco-shim/coco/policy/signed"
 )
 
 const deployment = `apiVersion: apps/v1
@@ -241,5 +247,55 @@ func TestFormatWritesTheCanonicalForm(t *testing.T) {
 	}
 	if out, err := run(t, strings.Replace(plain, `"pod"`, `"Pod"`, 1), "format", "-"); err == nil {
 		t.Errorf("format of a policy with an unknown member = %s", out)
+	}
+}
+
+// TestSignedVolumes signs the files of a directory and makes a policy that names the key.
+func TestSignedVolumes(t *testing.T) {
+	dir := place(t)
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	priv, pub, files := filepath.Join(dir, "owner.key"), filepath.Join(dir, "owner.pub"), filepath.Join(dir, "files")
+	write(t, priv, string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})))
+	write(t, pub, string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public})))
+	if err := os.Mkdir(files, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(files, "key"), "text")
+	for range 2 { // the signature is none of the files
+		out, err := run(t, "", "sign", "--key", priv, "--for", "conf", "--counter", "3", files)
+		must(t, out, err)
+	}
+	text, err := os.ReadFile(filepath.Join(files, signed.FileName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := signed.Verify(text, []string{base64.StdEncoding.EncodeToString(public)})
+	if err != nil || s.Counter != 3 || s.Name != "conf" || len(s.Files) != 1 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	out, err := genPolicy(t, dir, "--output", "policy", "--signed", "conf="+pub)
+	must(t, out, err)
+	if !strings.Contains(out, `"rule":"signed"`) {
+		t.Errorf("no signed volume in %s", out)
+	}
+	for _, bad := range []string{"conf", "conf=" + priv, "conf=" + dir + "/none", "none=" + pub} {
+		if _, err := genPolicy(t, dir, "--signed", bad); err == nil || !strings.Contains(err.Error(), "--signed") {
+			t.Errorf("gen --signed %s = %v", bad, err)
+		}
+	}
+	write(t, filepath.Join(files, "-first"), "text")
+	if _, err := run(t, "", "sign", "--key", priv, "--for", "conf", "--counter", "4", files); err == nil {
+		t.Error("a file that is sent before the signature is signed")
 	}
 }

@@ -223,7 +223,7 @@ func contentText(c policy.Content) string {
 		}
 		return "pinned: " + none(strings.Join(out, ", "))
 	case policy.ContentSigned:
-		return fmt.Sprintf("signed by one of %d keys", len(c.Keys))
+		return fmt.Sprintf("signed by one of %d keys, counter from %d", len(c.Keys), c.Counter)
 	}
 	return "NOT PINNED"
 }
