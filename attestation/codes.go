@@ -4,7 +4,7 @@
 package attestation
 
 // tables are the codes of all verifiers and those that one platform adds. A code stands in one table.
-var tables = []map[Code]Explanation{common, codesSNP, codesTDX, codesTPM}
+var tables = []map[Code]Explanation{common, codesSNP, codesTDX, codesTPM, codesAzure}
 
 // Codes that every verifier uses.
 const (

@@ -230,7 +230,7 @@ var edges = Edges{
 	"cmd/coco/internal/node": {
 		"cmd/coco/internal/nodetpm", "cmd/coco/internal/pods", "cmd/coco/internal/show", "node/...",
 	},
-	"node/...":               {"node/..."},
+	"node/...": {"node/..."},
 	"cmd/coco/internal/pods": {
 		"cmd/coco/internal/show", "configs", "metrics", "plan/launch", "virtcontainers", "virtcontainers/boot",
 		"internal/words", "api/contract", "api/containerd", "internal/initdata", "policy", "shim/bundle",
@@ -238,7 +238,7 @@ var edges = Edges{
 	},
 	"cmd/coco/internal/debug":  {"cmd/coco/internal/pods", "configs", "virtcontainers", "virtcontainers/state"},
 	"cmd/coco/internal/inside": {"api/containerd", "cmd/coco/internal/pods"},
-	"cmd/coco/internal/show": {},
+	"cmd/coco/internal/show":   {},
 	"cmd/coco/internal/verify": {
 		"attestation/...", "cmd/coco/internal/show", "internal/initdata",
 	},
@@ -249,32 +249,6 @@ var edges = Edges{
 
 func TestImportEdges(t *testing.T) {
 	edges.Check(t, List(t, Module+"/..."))
-}
-
-// Web servers, templates and gRPC double the memory that each pod pays for its shim and agent.
-const heavy = "its code and tables double the memory that each pod pays for"
-
-func TestShimLinksNothingHeavy(t *testing.T) {
-	Deny(t, Module+"/cmd/containerd-shim-coco-v2", map[string]string{
-		"net/http": heavy, "html/template": heavy, "text/template": heavy, "google.golang.org/grpc/internal/transport": heavy,
-		"golang.org/x/net/trace": heavy, "github.com/prometheus/client_golang/prometheus": heavy,
-		"github.com/vishvananda/netlink":             "internal/netdump reads what the shim needs, and is smaller",
-		"github.com/containerd/containerd/api/types": "api/containerd has its messages without regular expressions",
-		"regexp": "every shim would compile its expressions and carry the tables of Unicode",
-		"github.com/google/go-containerregistry/pkg/v1": heavy, "k8s.io/api/core/v1": heavy,
-		Module + "/agent": "it belongs to the guest",
-		Module + "/guest": "images are built by the command, not by a shim",
-	})
-}
-
-func TestAgentLinksNothingHeavy(t *testing.T) {
-	Deny(t, Module+"/cmd/coco-agent", map[string]string{
-		"net/http": heavy, "html/template": heavy, "text/template": heavy, "google.golang.org/grpc/internal/transport": heavy,
-		"golang.org/x/net/trace": heavy, "github.com/prometheus/client_golang/prometheus": heavy,
-		"github.com/google/go-containerregistry/pkg/v1": heavy, "k8s.io/api/core/v1": heavy,
-		Module + "/virtcontainers": "it belongs to the host", Module + "/hypervisor": "it belongs to the host",
-		Module + "/shim/task": "it belongs to the host",
-	})
 }
 
 func TestBinarySizes(t *testing.T) {

@@ -34,6 +34,7 @@ type inputs struct {
 	references   string
 	reportData   string
 	eventLog     string
+	azureFlags
 
 	service  collateral.Doer  // nil: the network
 	verifier *snp.Verifier    // nil: AMD's roots
@@ -54,7 +55,7 @@ func (in *inputs) read(
 	if err != nil {
 		return ev, col, err
 	}
-	if ev, err = parse(b); err != nil {
+	if ev, err = in.parse(b); err != nil {
 		return ev, col, err
 	}
 	if in.eventLog != "" {
@@ -65,6 +66,14 @@ func (in *inputs) read(
 	col = attestation.Collateral{Now: at, AllowExpired: in.allowExpired}
 	col.Documents, err = in.documents(ctx, ev)
 	return ev, col, err
+}
+
+// parse reads evidence of any kind.
+func (in *inputs) parse(b []byte) (attestation.Evidence, error) {
+	if ev, ok, err := in.readHCL(b); ok {
+		return ev, err
+	}
+	return parse(b)
 }
 
 // documents returns the documents of --collateral, and those that the evidence needs beyond them.

@@ -22,7 +22,10 @@ import (
 // flagsOf are the flags that mean something for one type of evidence only. Given with another one they are refused: the
 // caller would take for checked what is not.
 var flagsOf = map[attestation.Type][]string{
-	attestation.SNP: {"min-tcb", "vmpl", "product"},
+	attestation.SNP: {
+		"min-tcb", "vmpl", "product", "endorsement", "endorsement-issuer", "endorsement-feed", "endorsement-min-svn",
+		"allow-no-user-data",
+	},
 	attestation.TDX: {"tcb-status", "refuse-advisory", "min-evaluation"},
 	attestation.TPM: {"pcr-selection", "pcr", "ak-ca", "ak-hash", "bare-key"},
 }
@@ -94,15 +97,7 @@ func (o *options) judge(ev attestation.Evidence, col attestation.Collateral) (*a
 		}
 		return tpm.Verify(ev, col, want)
 	}
-	want, err := o.expectations()
-	if err != nil {
-		return nil, err
-	}
-	v := snp.AMD()
-	if o.verifier != nil {
-		v = *o.verifier
-	}
-	return v.Verify(ev, col, want)
+	return o.judgeSNP(ev, col)
 }
 
 // intelKind tells Intel's documents by their members and issuers. Others have no kind here.

@@ -56,9 +56,9 @@ func Command() *cobra.Command {
 		Use:   "verify EVIDENCE",
 		Short: "Verify the evidence of a confidential VM",
 		Long: "Verifies evidence (\"-\" reads stdin): an SEV-SNP attestation report, with the host's certificate table\n" +
-			"behind it or without, or a quote of Intel TDX, as bytes, hexadecimal digits or CoCo's JSON; or a quote of a\n" +
-			"TPM in CoCo's JSON. Prints what was checked, with the values that were compared, then what was not checked\n" +
-			"because no value was given.\n\n" +
+			"behind it or without, or a quote of Intel TDX, as bytes, hexadecimal digits or CoCo's JSON; a quote of a TPM\n" +
+			"in CoCo's JSON; or the report of an Azure VM (HCL) with SEV-SNP. Prints what was checked, with the values\n" +
+			"that were compared, then what was not checked because no value was given.\n\n" +
 			"AMD's and Intel's roots are built in. The certificate of the chip's key comes from the evidence, from\n" +
 			"--collateral, or with --fetch from the vendor; --collateral then keeps it. TDX needs TCB info, identity of\n" +
 			"the quoting enclave, two lists of revoked certificates, and the certificates of the signer.\n\n" +
@@ -87,6 +87,7 @@ func (o *options) flags(f *pflag.FlagSet) {
 	f.BoolVar(&o.allowDebug, "allow-debug", false, "accept a guest whose memory the host can read")
 	f.BoolVar(&o.allowMigration, "allow-migration", false, "accept a guest that a migration agent can move")
 	f.StringVar(&o.eventLog, "event-log", "", "TDX and TPM: event log that must lead to the registers (the CCEL area)")
+	o.azureFlags.flags(f)
 	o.tdxFlags.flags(f)
 	o.tpmFlags.flags(f)
 	f.BoolVar(&o.strict, "strict", false, "refuse when anything is left unchecked for want of a value")
