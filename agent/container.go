@@ -22,6 +22,7 @@ import (
 	"github.com/coco-shim/coco/agent/runner"
 	"github.com/coco-shim/coco/agent/stdio"
 	"github.com/coco-shim/coco/agent/storage"
+	"github.com/coco-shim/coco/agent/sysctl"
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/undo"
@@ -147,7 +148,7 @@ func (s *service) build(ctx context.Context, c *container, req *pb.CreateContain
 	if err := s.prepare(spec); err != nil {
 		return err
 	}
-	if err := setSysctls(sysctls); err != nil {
+	if err := sysctl.Set(sysctls); err != nil {
 		return err
 	}
 	child, err := s.run(ctx, c, runner.Container{ID: c.id, Bundle: c.bundle, Spec: spec, Streams: io})

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/coco-shim/coco/agent/guard"
+	"github.com/coco-shim/coco/agent/sysctl"
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/internal/fsm"
 )
@@ -130,11 +131,11 @@ func (s *service) makeSandbox(ctx context.Context, req *pb.CreateSandboxRequest)
 
 // makeNamespaces makes the namespaces that the containers share. Sysctls of the network are set in the guest's own.
 func (s *service) makeNamespaces(req *pb.CreateSandboxRequest) (map[string]string, error) {
-	network, shared, err := splitSysctls(req.Sysctls)
+	network, shared, err := sysctl.Split(req.Sysctls)
 	if err != nil {
 		return nil, err
 	}
-	if err := setSysctls(network); err != nil {
+	if err := sysctl.Set(network); err != nil {
 		return nil, err
 	}
 	ns, err := s.System.Namespaces(req.Hostname, shared)

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/coco-shim/coco/agent/sysctl"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/ident"
 	"github.com/coco-shim/coco/internal/worktest"
@@ -112,33 +113,6 @@ func TestAdaptRefuses(t *testing.T) {
 	}
 }
 
-func TestSplitSysctls(t *testing.T) {
-	network, shared, err := splitSysctls(map[string]string{
-		"net.core.somaxconn": "1", "kernel.shmmax": "2",
-		"fs.mqueue.msg_max": "3",
-	})
-	if err != nil || len(network) != 1 || len(shared) != 2 || shared["kernel/shmmax"] != "2" ||
-		shared["fs/mqueue/msg_max"] != "3" {
-		t.Errorf("splitSysctls = %v, %v, %v", network, shared, err)
-	}
-	for _, k := range []string{"kernel.core_pattern", "vm.swappiness", "kernel/../vm/x", "/kernel/shmmax"} {
-		if _, _, err := splitSysctls(map[string]string{k: "1"}); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("splitSysctls(%s) = %v, want invalid argument", k, err)
-		}
-	}
-}
-
-func TestSysctlFile(t *testing.T) {
-	for in, want := range map[string]string{
-		"net.ipv4.ip_forward": "net/ipv4/ip_forward", "net/ipv4/conf/eth0.1/x": "net/ipv4/conf/eth0.1/x",
-		"kernel.x": "", "net..x": "", "net/../kernel/x": "", "net.": "",
-	} {
-		if got, err := sysctlFile(in); got != want || (err == nil) != (want != "") {
-			t.Errorf("sysctlFile(%q) = %q, %v", in, got, err)
-		}
-	}
-}
-
 func TestParseNetDev(t *testing.T) {
 	const text = `Inter-|   Receive                                                |  Transmit
  face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
@@ -158,8 +132,8 @@ func FuzzHostText(f *testing.F) {
 	f.Add("net.ipv4.x", contract.GuestRoot+"/a")
 	f.Fuzz(func(t *testing.T, a, b string) {
 		defer worktest.Bound(t, len(a)+len(b))()
-		if p, err := sysctlFile(a); err == nil && (strings.Contains(p, "..") || !strings.HasPrefix(p, "net/")) {
-			t.Errorf("sysctlFile(%q) = %q", a, p)
+		if p, err := sysctl.File(a); err == nil && (strings.Contains(p, "..") || !strings.HasPrefix(p, "net/")) {
+			t.Errorf("File(%q) = %q", a, p)
 		}
 		if checkContainerID(a) == nil && filepath.Dir(filepath.Join(contract.GuestRoot, a)) != contract.GuestRoot {
 			t.Errorf("id %q leaves the directory", a)

@@ -1,7 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package agent
+// Package sysctl sets the sysctls that the host names, of which it may name only those of a pod's namespaces.
+package sysctl
 
 import (
 	"errors"
@@ -15,10 +16,10 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// setSysctls sets network sysctls of the guest, whose network namespace is the pod's.
-func setSysctls(list map[string]string) error {
+// Set sets network sysctls of the guest, whose network namespace is the pod's.
+func Set(list map[string]string) error {
 	for k, v := range list {
-		p, err := sysctlFile(k)
+		p, err := File(k)
 		if err != nil {
 			return err
 		}
@@ -34,8 +35,8 @@ func setSysctls(list map[string]string) error {
 	return nil
 }
 
-// sysctlPath is the path of a sysctl below /proc/sys, from both spellings ("net.a.b", "net/a/b").
-func sysctlPath(key string) (string, error) {
+// below is the path of a sysctl below /proc/sys, from both spellings ("net.a.b", "net/a/b").
+func below(key string) (string, error) {
 	p := key
 	if !strings.Contains(key, "/") {
 		p = strings.ReplaceAll(key, ".", "/")
@@ -46,9 +47,9 @@ func sysctlPath(key string) (string, error) {
 	return p, nil
 }
 
-// sysctlFile is the path of a network sysctl.
-func sysctlFile(key string) (string, error) {
-	p, err := sysctlPath(key)
+// File is the path of a network sysctl.
+func File(key string) (string, error) {
+	p, err := below(key)
 	if err == nil && !strings.HasPrefix(p, "net/") {
 		return "", fmt.Errorf("sysctl %q is not of the network: %w", key, errdefs.ErrInvalidArgument)
 	}
@@ -61,13 +62,13 @@ var ipcSysctls = []string{
 	"kernel/shm_rmid_forced",
 }
 
-// splitSysctls separates a pod's sysctls into those of its network, by their keys, and those of the
+// Split separates a pod's sysctls into those of its network, by their keys, and those of the
 // namespaces that its containers share, by their paths. Others are the kernel's as a whole, and no
 // business of the host's.
-func splitSysctls(all map[string]string) (network, shared map[string]string, err error) {
+func Split(all map[string]string) (network, shared map[string]string, err error) {
 	network, shared = map[string]string{}, map[string]string{}
 	for k, v := range all {
-		p, err := sysctlPath(k)
+		p, err := below(k)
 		switch {
 		case err != nil:
 			return nil, nil, err
