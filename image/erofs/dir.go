@@ -20,11 +20,21 @@ import (
 // Symbolic links are never followed, nor are other file systems that are mounted below.
 // userxattr says that the overlay keeps its marks in user.overlay.*.
 func FromDir(ctx context.Context, path string, userxattr bool) (*Tree, error) {
+	return readTree(ctx, path, &walker{ctx: ctx, userxattr: userxattr})
+}
+
+// FromUpper reads the upper directory of a container. Nothing was unpacked there: each directory has the time that the
+// container has given it.
+func FromUpper(ctx context.Context, path string, userxattr bool) (*Tree, error) {
+	return readTree(ctx, path, &walker{ctx: ctx, userxattr: userxattr, written: true})
+}
+
+func readTree(ctx context.Context, path string, w *walker) (*Tree, error) {
 	root, err := os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
-	t, err := readDir(ctx, root, userxattr)
+	t, err := w.readDir(root)
 	if err != nil {
 		root.Close()
 		return nil, fmt.Errorf("layer directory %s: %w", path, err)
@@ -32,15 +42,15 @@ func FromDir(ctx context.Context, path string, userxattr bool) (*Tree, error) {
 	return t, nil
 }
 
-func readDir(ctx context.Context, root *os.File, userxattr bool) (*Tree, error) {
-	w := &walker{ctx: ctx, links: map[inode]*node{}, userxattr: userxattr, xattrs: make([]byte, 1024)}
+func (w *walker) readDir(root *os.File) (*Tree, error) {
+	w.links, w.xattrs = map[inode]*node{}, make([]byte, 1024)
 	fd := int(root.Fd())
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, os.NewSyscallError("fstat", err)
 	}
 	w.dev = st.Dev
-	n := fromStat(nil, "", &st)
+	n := w.fromStat(nil, "", &st)
 	if err := w.readXattrs(n, "/proc/self/fd/"+strconv.Itoa(fd), unix.Getxattr, unix.Listxattr); err != nil {
 		return nil, pathError("read attributes of", "", err)
 	}
@@ -60,7 +70,9 @@ type walker struct {
 	xattrs []byte
 	// userxattr is FromDir's.
 	userxattr bool
-	count     int
+	// written says that a container has written the directory.
+	written bool
+	count   int
 }
 
 // walk reads the directory called name in the directory parent.
@@ -121,7 +133,7 @@ func (w *walker) child(dir *node, fd int, name string) (*node, error) {
 	if w.count++; w.count > maxNodes {
 		return nil, errTooManyFiles
 	}
-	n := fromStat(dir, name, &st)
+	n := w.fromStat(dir, name, &st)
 	if kind == sIFCHR && st.Rdev == 0 {
 		makeWhiteout(n)
 		return n, nil
@@ -140,9 +152,13 @@ func (w *walker) child(dir *node, fd int, name string) (*node, error) {
 	return n, nil
 }
 
-func fromStat(parent *node, name string, st *unix.Stat_t) *node {
+func (w *walker) fromStat(parent *node, name string, st *unix.Stat_t) *node {
 	n := &node{parent: parent, name: name, mode: st.Mode, uid: st.Uid, gid: st.Gid}
-	n.mtime, n.nsec = kept(st.Mode, st.Mtim.Sec, st.Mtim.Nsec)
+	mode := st.Mode
+	if w.written {
+		mode = sIFREG
+	}
+	n.mtime, n.nsec = kept(mode, st.Mtim.Sec, st.Mtim.Nsec)
 	switch st.Mode & sIFMT {
 	case sIFREG:
 		n.size = uint64(st.Size) //nolint:gosec // of a file

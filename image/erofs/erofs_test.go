@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	goerofs "github.com/erofs/go-erofs"
 	"github.com/google/go-cmp/cmp"
@@ -363,5 +364,31 @@ func TestMissingDirectory(t *testing.T) {
 	if _, err := FromDir(t.Context(), "/does/not/exist", false); err == nil ||
 		!strings.Contains(err.Error(), "/does/not/exist") {
 		t.Errorf("FromDir = %v, want an error that names the directory", err)
+	}
+}
+
+// What a container has written keeps its times; of an unpacked directory, one with a fraction is that of the unpacking.
+func TestTimesOfDirectoriesThatAContainerHasWritten(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "d"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(filepath.Join(dir, "d"), time.Time{}, time.Unix(1e9, 7)); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		read func(context.Context, string, bool) (*Tree, error)
+		want int64
+	}{"unpacked": {FromDir, 0}, "written": {FromUpper, 1e9}} {
+		tree, err := c.read(t.Context(), dir, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := tree.root.kids[0].node.mtime; got != c.want {
+			t.Errorf("%s: the directory's time is %d, want %d", name, got, c.want)
+		}
+		if err := tree.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }

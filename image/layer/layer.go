@@ -243,7 +243,11 @@ type input struct {
 func openInput(ctx context.Context, s Source) (*input, error) {
 	switch s.Kind {
 	case Dir:
-		t, err := erofs.FromDir(ctx, s.Path, s.UserXattr)
+		read := erofs.FromDir
+		if s.Private {
+			read = erofs.FromUpper
+		}
+		t, err := read(ctx, s.Path, s.UserXattr)
 		if err != nil {
 			return nil, err
 		}
