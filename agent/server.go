@@ -18,14 +18,16 @@ import (
 	"github.com/coco-shim/coco/agent/gate"
 	"github.com/coco-shim/coco/agent/resolver"
 	"github.com/coco-shim/coco/agent/transport"
+	"github.com/coco-shim/coco/agent/upper"
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/words"
 )
 
 // Server is the host's only way into the guest: the port for requests, the port for byte streams and, if configured,
-// the ports for port-forward and for name lookups. All input on them passes package gate before the agent acts on it. A
-// request goes through pass; a connection to one of the other ports begins with a gate.Greeting.
+// the ports for port-forward, for name lookups and for a container's files. All input on them passes package gate
+// before the agent acts on it. A request goes through pass; a connection to one of the other ports begins with a
+// gate.Greeting.
 type Server struct {
 	service *service
 	rpc     *ttrpc.Server
@@ -53,6 +55,9 @@ func NewServer(cfg Config) (*Server, error) {
 	}
 	if cfg.Resolver {
 		s.others[contract.PortResolver] = resolver.New(cfg.Policy.Resolver)
+	}
+	if !cfg.Confidential {
+		s.others[contract.PortUpper] = upper.New(s.service.upperDir)
 	}
 	return s, nil
 }

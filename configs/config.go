@@ -92,6 +92,20 @@ func (c Config) LiveBinds() bool {
 	return c.Runtime.Binds == BindsLive
 }
 
+// Whether what a container of such an engine writes to its root file system is there after its end.
+const (
+	KeepFiles = "on"  // it is brought back to the engine's directory
+	DropFiles = "off" // it ends with the VM
+)
+
+// KeepsFiles says whether it is. Unless that is configured, it is where no platform protects the guest from its host.
+func (c Config) KeepsFiles() bool {
+	if c.Runtime.KeepFiles == "" {
+		return c.Hypervisor.Platform == "none"
+	}
+	return c.Runtime.KeepFiles == KeepFiles
+}
+
 // Whether VMs start from templates.
 const (
 	TemplatePrivate = "private" // from one that fits, with memory of their own
@@ -127,6 +141,7 @@ type Runtime struct {
 	EmptyDirSizeMiB   uint64   // of an emptyDir on disk, a sparse file; 0: that of the host's file system
 	HostPath          string   // files of the host in a container: "read-only", "writable", "live" or "refused"
 	Binds             string   // bind mounts of Docker, nerdctl, ctr: "live", "read-only"; "": LiveBinds chooses
+	KeepFiles         string   // what containers of these engines write to their root: "on", "off"; "": KeepsFiles chooses
 	KubeletDirs       []string // root directories of kubelets, whose volumes are known by their paths
 	EngineDirs        []string // root directories of container engines beside the containerd that calls
 	Virtiofsd         string   // program for live files of the host; "" is looked for where distributions have it

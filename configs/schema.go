@@ -111,6 +111,8 @@ var schema = []field{
 		oneOf("read-only", "writable", HostPathLive, "refused"), byFile, true),
 	row("runtime.binds", func(c *Config) any { return &c.Runtime.Binds },
 		oneOf("", BindsLive, BindsReadOnly), byFile, false),
+	row("runtime.keep_files", func(c *Config) any { return &c.Runtime.KeepFiles },
+		oneOf("", KeepFiles, DropFiles), byFile, false),
 	row("runtime.kubelet_dirs", func(c *Config) any { return &c.Runtime.KubeletDirs },
 		absPaths("root directories of kubelets"), byFile, false),
 	row("runtime.engine_dirs", func(c *Config) any { return &c.Runtime.EngineDirs },

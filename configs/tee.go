@@ -123,6 +123,10 @@ func (d *decoder) liveFiles() {
 	if r.Binds == BindsLive {
 		d.live("runtime.binds", "\"\" or \"read-only\"")
 	}
+	if p := d.cfg.Hypervisor.Platform; r.KeepFiles == KeepFiles && p != "none" {
+		d.blame("runtime.keep_files", fmt.Sprintf("\"on\" gives what containers write to the host, which on platform %q is "+
+			"not trusted", p), "\"\" or \"off\"")
+	}
 	if r.HostPath != HostPathLive && !d.cfg.LiveBinds() && r.Virtiofsd != "" {
 		d.blame("runtime.virtiofsd", "means nothing, because neither host_path nor binds is \"live\"", "\"\"")
 	}

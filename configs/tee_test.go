@@ -122,6 +122,10 @@ func TestDecodeTEEKeys(t *testing.T) {
 		},
 		{"a program for volumes of engines", "[runtime]\nvirtiofsd = \"/usr/libexec/virtiofsd\"\n", ""},
 		{
+			"files of containers", snp + "[runtime]\nkeep_files = \"on\"\n",
+			"t.toml:6: runtime.keep_files: \"on\" gives what containers write to the host, which on platform \"snp\" is ",
+		},
+		{
 			"volumes of engines", snp + "[runtime]\nbinds = \"live\"\n",
 			"t.toml:6: runtime.binds: \"live\" shares files of the host with the guest, which on platform \"snp\" trusts none",
 		},

@@ -48,7 +48,9 @@ func (p *Pod) newContainer(req ContainerRequest) *Container {
 	c := &Container{
 		pod: p, id: req.ID, bundle: req.Bundle, spec: req.Spec, execs: map[string]*process.Process{},
 	}
-	c.init = process.New(p.procs, c.id, req.wanted(), process.Owner{Start: c.start, Started: c.started, Remove: c.remove})
+	c.init = process.New(p.procs, c.id, req.wanted(), process.Owner{
+		Start: c.start, Started: c.started, Ended: c.ended, Remove: c.remove,
+	})
 	return c
 }
 
@@ -146,23 +148,33 @@ func (c *Container) forgetExec(id string) func(context.Context) error {
 	}
 }
 
-// Pause freezes the container.
+// Pause freezes the container, and brings back what it has written: an engine that commits a container pauses it first.
 func (c *Container) Pause(ctx context.Context) error {
 	return c.init.Pause(func() error {
-		return c.pod.m.Agent.Call(ctx, "pause container "+c.id, func(ctx context.Context) error {
+		err := c.pod.m.Agent.Call(ctx, "pause container "+c.id, func(ctx context.Context) error {
 			_, err := c.pod.m.Agent.PauseContainer(ctx, &agent.PauseContainerRequest{ContainerId: c.id})
 			return err
 		})
+		if err != nil {
+			return err
+		}
+		if err := c.keepFiles(ctx); err != nil {
+			err = fmt.Errorf("pause container %s: its files cannot be brought to its engine (runtime.keep_files): %w", c.id, err)
+			return errors.Join(err, c.thaw(context.WithoutCancel(ctx)))
+		}
+		return nil
 	})
 }
 
 // Resume thaws the container.
 func (c *Container) Resume(ctx context.Context) error {
-	return c.init.Resume(func() error {
-		return c.pod.m.Agent.Call(ctx, "resume container "+c.id, func(ctx context.Context) error {
-			_, err := c.pod.m.Agent.ResumeContainer(ctx, &agent.ResumeContainerRequest{ContainerId: c.id})
-			return err
-		})
+	return c.init.Resume(func() error { return c.thaw(ctx) })
+}
+
+func (c *Container) thaw(ctx context.Context) error {
+	return c.pod.m.Agent.Call(ctx, "resume container "+c.id, func(ctx context.Context) error {
+		_, err := c.pod.m.Agent.ResumeContainer(ctx, &agent.ResumeContainerRequest{ContainerId: c.id})
+		return err
 	})
 }
 

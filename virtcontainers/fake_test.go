@@ -55,6 +55,7 @@ type world struct {
 	paused    atomic.Bool             // VMs are
 	cloned    bool                    // VMs begin as copies of another one
 	entropy   [][]byte                // guarded by mu; that guests were given
+	upper     []byte                  // what guests send of a container's files; nil: they refuse
 	onLaunch  func(hypervisor.VMSpec) // looks at the VM's description while its files are open
 	links     *linkTable              // the network namespace; nil: one with an eth0 that never changes
 	ports     int                     // how many interfaces can be plugged in

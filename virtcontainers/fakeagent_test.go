@@ -122,23 +122,6 @@ func (a *fakeAgent) close() {
 	a.wg.Wait()
 }
 
-type oneListener struct {
-	conns chan net.Conn
-	done  chan struct{}
-	once  sync.Once
-}
-
-func (l *oneListener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.done:
-		return nil, net.ErrClosed
-	}
-}
-func (l *oneListener) Close() error   { l.once.Do(func() { close(l.done) }); return nil }
-func (l *oneListener) Addr() net.Addr { return &net.UnixAddr{Name: "fake"} }
-
 func (a *fakeAgent) accept(port uint32) (net.Conn, error) {
 	host, guest, err := socketPair()
 	if err != nil {
@@ -158,6 +141,8 @@ func (a *fakeAgent) accept(port uint32) (net.Conn, error) {
 		a.wg.Go(func() { a.announced(guest) })
 	case contract.PortResolver:
 		a.wg.Go(func() { a.asks(guest) })
+	case contract.PortUpper:
+		a.wg.Go(func() { a.sendsUpper(guest) })
 	}
 	return host, nil
 }

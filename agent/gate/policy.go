@@ -6,7 +6,9 @@ package gate
 import (
 	"context"
 	"errors"
+	"fmt"
 
+	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coco-shim/coco/policy/engine"
@@ -68,6 +70,19 @@ func (p Policy) Resolver() error {
 		return nil
 	}
 	return none.Resolver()
+}
+
+// Files decides whether the host may have what a container has written to its root file system. No policy can say so
+// yet.
+func (p Policy) Files() error {
+	switch {
+	case p.Distrust != nil:
+		return p.Distrust
+	case p.Engine == nil && p.Open:
+		return nil
+	}
+	return fmt.Errorf("the host does not get a container's files from a guest that has a policy: %w",
+		errdefs.ErrPermissionDenied)
 }
 
 // Stream decides whether the host may open a byte stream for a later request at all.

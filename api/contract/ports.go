@@ -17,6 +17,9 @@ const (
 	// PortResolver carries questions for names to the host (agent/resolver). The agent listens on it if the kernel
 	// command line says so.
 	PortResolver = 1029
+	// PortUpper carries what a container has written to its root file system to the host (agent/upper). The agent listens
+	// on it where there is no TEE.
+	PortUpper = 1030
 )
 
 // SerialPort names the virtio-serial port of a machine without vsock, over which internal/portmux carries

@@ -28,6 +28,7 @@ var words = map[string]string{
 	"PortStreams":  portNames,
 	"PortForward":  portNames,
 	"PortResolver": portNames,
+	"PortUpper":    portNames,
 	"SharedName":   "",
 	"SandboxName":  "",
 	"ImageName":    "",
@@ -37,6 +38,7 @@ var words = map[string]string{
 	"DriverVirtioFS":      driverNames,
 	"StreamWord":          "^Word$",
 	"ResolverWord":        "^Word$",
+	"UpperWord":           "^Word$",
 	"GreetingOK":          "^answer$",
 	"GreetingFull":        "^answer$",
 

@@ -3,14 +3,15 @@
 
 package contract
 
-// How a connection to PortStreams, PortForward or PortResolver begins. The shim writes one line: StreamWord, a space
-// and the number that a later request names the stream by; or, to PortForward, the number of a TCP port alone; or, to
-// PortResolver, ResolverWord, a space and 1.
-// The agent answers with one line, GreetingOK or what it refuses, and after GreetingOK the bytes that follow
-// are the stream's. Its other answer that the shim knows, GreetingFull, says that too many connections wait.
+// How a connection to PortStreams, PortForward, PortResolver or PortUpper begins. The shim writes one line:
+// StreamWord, a space and the number that a later request names the stream by; or, to PortForward, the number of a
+// TCP port alone; or, to PortResolver and PortUpper, ResolverWord or UpperWord, a space and 1. The agent answers with
+// one line, GreetingOK or what it refuses, and after GreetingOK the bytes that follow are the stream's. Its other
+// answer that the shim knows, GreetingFull, says that too many connections wait.
 const (
 	StreamWord   = "stream"
 	ResolverWord = "resolver"
+	UpperWord    = "upper"
 	GreetingOK   = "ok"
 	GreetingFull = "no"
 )

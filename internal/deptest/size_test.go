@@ -53,7 +53,7 @@ var large = map[string]exception{
 		"builder of the image; to be cut into packages, files and boot archive",
 	},
 	"configs.Hypervisor":                    {30, oneKeyAField},
-	"configs.Runtime":                       {22, oneKeyAField},
+	"configs.Runtime":                       {23, oneKeyAField},
 	"guest.Options":                         {18, oneKeyAField},
 	"cmd/coco/internal/measure/sev.Options": {18, oneKeyAField},
 	"plan/launch.Expected":                  {16, oneKeyAField},

@@ -72,13 +72,15 @@ var edges = Edges{
 		"virtcontainers/boot", "virtcontainers/cgroups", "virtcontainers/guest", "virtcontainers/hooks",
 		"virtcontainers/layers", "virtcontainers/nic", "virtcontainers/process", "virtcontainers/pulse",
 		"virtcontainers/share", "virtcontainers/state", "virtcontainers/stream", "virtcontainers/turns",
-		"virtcontainers/users", "plan/launch", "plan/request", "plan/rootfs", "metrics", "hypervisor", "network",
+		"virtcontainers/upper", "virtcontainers/users", "plan/launch", "plan/request", "plan/rootfs", "metrics",
+		"hypervisor", "network",
 		"configs", "api/agent", "api/contract", "internal/...",
 	},
 	"virtcontainers/boot": {
 		"virtcontainers/bootfiles", "virtcontainers/cgroups", "virtcontainers/disk", "virtcontainers/guest",
 		"virtcontainers/hooks", "virtcontainers/hostvolume", "virtcontainers/layers", "virtcontainers/nic",
-		"virtcontainers/share", "virtcontainers/state", "virtcontainers/users", "plan/...", "hypervisor", "network",
+		"virtcontainers/share", "virtcontainers/state", "virtcontainers/upper", "virtcontainers/users", "plan/...",
+		"hypervisor", "network",
 		"configs", "image/layer", "api/agent", "api/contract", "internal/...",
 	},
 	"virtcontainers/bootfiles": {
@@ -96,6 +98,7 @@ var edges = Edges{
 		"internal/portmux",
 	},
 	"virtcontainers/layers": {"plan/rootfs", "image/layer", "configs"},
+	"virtcontainers/upper":  {"virtcontainers/hostfs", "internal/upperwire"},
 	"virtcontainers/disk": {
 		"virtcontainers/hostfs", "virtcontainers/layers", "virtcontainers/scratch", "virtcontainers/state",
 		"plan/rootfs", "hypervisor", "configs", "image/layer", "internal/...",
@@ -151,6 +154,7 @@ var edges = Edges{
 	"agent":       {"agent/...", "api/...", "internal/..."},
 	"agent/gate":  {"policy/engine", "api/contract", "internal/..."},
 	"agent/burst": {},
+	"agent/upper": {"agent/gate", "api/contract", "internal/upperwire"},
 	"agent/trust": {"agent/disk", "policy", "policy/engine", "api/contract", "internal/..."},
 	"agent/...": {
 		"agent/...", "api/...", "image/verity/...", "image/erofs/...", "image/ext4",
@@ -362,10 +366,13 @@ var doors = map[string][]string{
 	Module + "/agent/stdio":       {"agent"},
 	Module + "/agent/forward":     {"agent"},
 	Module + "/agent/resolver":    {"agent"},
-	Module + "/agent/gate":        {"agent", "agent/stdio", "agent/forward", "agent/resolver", "cmd/coco-agent"},
+	Module + "/agent/upper":       {"agent"},
+	Module + "/agent/gate": {
+		"agent", "agent/stdio", "agent/forward", "agent/resolver", "agent/upper", "cmd/coco-agent",
+	},
 	"net": {
 		"agent", "agent/forward", "agent/gate", "agent/netcfg", "agent/resolver", "agent/runner", "agent/stdio",
-		"agent/transport",
+		"agent/transport", "agent/upper",
 	},
 }
 

@@ -35,6 +35,7 @@ import (
 	"github.com/coco-shim/coco/virtcontainers/nic"
 	"github.com/coco-shim/coco/virtcontainers/share"
 	"github.com/coco-shim/coco/virtcontainers/state"
+	"github.com/coco-shim/coco/virtcontainers/upper"
 )
 
 // Options are the inputs of a boot.
@@ -71,7 +72,8 @@ type Machine struct {
 	NICs     *nic.Set
 	Disks    *disk.Set
 	Volumes  *share.Set
-	Files    *LiveFiles // nil when no files of the host are live
+	Files    *LiveFiles   // nil when no files of the host are live
+	Upper    *upper.Layer // nil when what the container writes is not kept
 	Journal  *state.Journal
 	Undo     undo.Stack // releases what the machine holds
 	Life     *Life
@@ -148,6 +150,7 @@ func Start(ctx context.Context, opts Options) (err error) {
 func (c *creation) steps() []step {
 	return []step{
 		{"shape", c.decideShape},
+		{"files", c.findUpper},
 		{"layers", c.beginLayers},
 		{"boot files", c.openBootFiles},
 		{"measurement", c.beginMeasuring},

@@ -104,6 +104,15 @@ func (l *Link) DialResolver(ctx context.Context) (net.Conn, error) {
 	return l.greet(ctx, contract.PortResolver, contract.ResolverWord+" 1\n")
 }
 
+// DialUpper opens the stream of what the only container has written to its root file system (package upperwire).
+func (l *Link) DialUpper(ctx context.Context) (net.Conn, error) {
+	conn, err := l.greet(ctx, contract.PortUpper, contract.UpperWord+" 1\n")
+	if err != nil {
+		return nil, fmt.Errorf("ask the guest for the container's files: %w", err)
+	}
+	return conn, nil
+}
+
 // readLine reads the agent's answer to a greeting.
 func readLine(r io.Reader) (string, error) {
 	const limit = 512

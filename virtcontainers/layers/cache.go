@@ -102,16 +102,21 @@ func (h Cache) Open(ctx context.Context, req Request) (_ []*layer.Layer, err err
 	return out, nil
 }
 
-// sources lists the layers of a root file system, the topmost first.
-func sources(req Request) ([]layer.Source, error) {
-	sr := rootfs.Request{Mounts: req.Mounts, Root: req.Root, ReadOnly: req.ReadOnly}
+// Plan says which directories the root file system consists of.
+func (r Request) Plan() (rootfs.Plan, error) {
+	sr := rootfs.Request{Mounts: r.Mounts, Root: r.Root, ReadOnly: r.ReadOnly}
 	if len(sr.Mounts) == 0 {
 		var err error
-		if sr.HostMounts, err = mountsAt(req.Root); err != nil {
-			return nil, err
+		if sr.HostMounts, err = mountsAt(r.Root); err != nil {
+			return rootfs.Plan{}, err
 		}
 	}
-	plan, err := rootfs.Resolve(sr)
+	return rootfs.Resolve(sr)
+}
+
+// sources lists the layers of a root file system, the topmost first.
+func sources(req Request) ([]layer.Source, error) {
+	plan, err := req.Plan()
 	if err != nil {
 		return nil, err
 	}

@@ -90,6 +90,9 @@ func (p *Process) awaitExit(ctx context.Context) {
 	case err == nil:
 		p.drain(ctx)
 		p.fetchMessage(ctx)
+		if p.owner.Ended != nil {
+			p.owner.Ended(ctx)
+		}
 		p.Settle(exitTold(res.GetStatus()), false)
 	case ctx.Err() != nil:
 		p.Settle(KilledWith(context.Cause(ctx)), true)

@@ -80,6 +80,8 @@ type Owner struct {
 	Start func(ctx context.Context) error
 	// Started runs after a start; nil: nothing does.
 	Started func(ctx context.Context) error
+	// Ended runs when the guest has reported the exit, before it is published; nil: nothing does.
+	Ended func(ctx context.Context)
 	// Remove releases what the container has of the process.
 	Remove func(ctx context.Context) error
 }
