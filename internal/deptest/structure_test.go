@@ -208,6 +208,7 @@ var edges = Edges{
 	"cmd/coco/internal/guest":    {"cmd/coco/internal/progress", "cmd/coco/internal/show", "guest"},
 	"cmd/coco/internal/image": {
 		"cmd/coco/internal/cli", "cmd/coco/internal/progress", "cmd/coco/internal/show", "image/...",
+		"internal/strictjson",
 	},
 	"cmd/coco/internal/cli": {},
 	"cmd/coco/internal/kbs": {

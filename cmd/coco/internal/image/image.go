@@ -1,7 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package image has the commands on container images: who has signed them, and which layers a signer vouches for.
+// Package image has the commands on container images: who has signed them, which layers a signer vouches for, and how
+// their layers are encrypted.
 //
 // Commands on guest images once had this name. Their old names fail and name the new place.
 package image
@@ -26,10 +27,11 @@ const notVerified = 3
 func Command() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "image",
-		Short: "Sign and verify container images",
+		Short: "Sign, verify and encrypt container images",
 		Args:  cobra.NoArgs,
 	}
-	cmd.AddCommand(keygenCommand(), signCommand(), attestCommand(), verifyCommand(), moved("build"), moved("inspect"))
+	cmd.AddCommand(keygenCommand(), signCommand(), attestCommand(), verifyCommand(),
+		encryptCommand(), decryptCommand(), keyproviderCommand(), moved("build"), moved("inspect"))
 	return cmd
 }
 
