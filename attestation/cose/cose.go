@@ -34,7 +34,10 @@ import (
 // MaxSize bounds an endorsement.
 const MaxSize = 64 << 10
 
-const maxChain = 8
+const (
+	maxChain    = 8
+	maxLaunches = 256
+)
 
 // Names in the protected header that are text.
 const (
@@ -64,8 +67,8 @@ type Endorsement struct {
 	Issuer string
 	Feed   string
 	SVN    uint64
-	// Measurement is the launch digest of SNP: 48 bytes.
-	Measurement attestation.Hex
+	// Launches are what is endorsed.
+	Launches []Launch
 	// Signed is the signing time, by which the certificates were judged.
 	Signed time.Time
 	Checks []attestation.Check
@@ -173,7 +176,7 @@ func Verify(b []byte, want Expectations) (*Endorsement, error) {
 		return nil, err
 	}
 	e := Endorsement{Issuer: m.issuer, Feed: m.feed, Signed: m.signed}
-	if e.SVN, e.Measurement, err = payload(m.sign1.Payload); err != nil {
+	if err := e.payload(m.sign1.Payload); err != nil {
 		return nil, err
 	}
 	for _, c := range []struct {
@@ -239,29 +242,53 @@ var (
 	number = regexp.MustCompile(`^(0|[1-9][0-9]{0,18})$`)
 )
 
-// payload reads what is endorsed. The version is a string of decimal digits in Microsoft's endorsements; it is the
-// endorsement's, and not GUEST_SVN of the report.
-func payload(b []byte) (uint64, []byte, error) {
+// payload reads what is endorsed. Microsoft endorses one digest of SNP, and writes the version as a string of decimal
+// digits; it is the endorsement's, and not GUEST_SVN of the report. Ours has a number and a list.
+func (e *Endorsement) payload(b []byte) error {
 	var p struct {
-		SVN         json.RawMessage `json:"x-ms-sevsnpvm-guestsvn"`
+		launches
+		Number      json.RawMessage `json:"x-ms-sevsnpvm-guestsvn"`
 		Measurement string          `json:"x-ms-sevsnpvm-launchmeasurement"`
 	}
 	if err := json.Unmarshal(b, &p); err != nil {
-		return 0, nil, malformed("payload", "JSON", "something else", err)
+		return malformed("payload", "JSON", "something else", err)
 	}
-	text := string(bytes.Trim(p.SVN, `"`))
-	if !number.MatchString(text) {
-		return 0, nil, malformed("payload", "x-ms-sevsnpvm-guestsvn, a decimal number", clip(text), nil)
+	if (p.SVN != nil) == (p.Number != nil) {
+		return malformed("payload", "either svn or x-ms-sevsnpvm-guestsvn", "both or neither", nil)
 	}
-	svn, err := strconv.ParseUint(text, 10, 64)
-	if err != nil {
-		return 0, nil, malformed("payload", "x-ms-sevsnpvm-guestsvn, a decimal number", clip(text), err)
+	if p.SVN != nil {
+		e.SVN, e.Launches = *p.SVN, p.Launches
+	} else {
+		text := string(bytes.Trim(p.Number, `"`))
+		if !number.MatchString(text) {
+			return malformed("payload", "x-ms-sevsnpvm-guestsvn, a decimal number", clip(text), nil)
+		}
+		var err error
+		if e.SVN, err = strconv.ParseUint(text, 10, 64); err != nil {
+			return malformed("payload", "x-ms-sevsnpvm-guestsvn, a decimal number", clip(text), err)
+		}
+		e.Launches = []Launch{{Platform: "snp", Digest: p.Measurement}}
 	}
-	if !digits.MatchString(p.Measurement) {
-		return 0, nil, malformed("payload", "x-ms-sevsnpvm-launchmeasurement of 96 digits", clip(p.Measurement), nil)
+	if len(e.Launches) == 0 || len(e.Launches) > maxLaunches {
+		return malformed("payload", fmt.Sprintf("1 to %d launches", maxLaunches), fmt.Sprint(len(e.Launches)), nil)
 	}
-	out, err := hex.DecodeString(p.Measurement)
-	return svn, out, err
+	for _, l := range e.Launches {
+		if !digits.MatchString(l.Digest) || l.Platform != "snp" && l.Platform != "tdx" {
+			return malformed("payload", "a digest of 96 digits, of snp or tdx", clip(l.Platform+" "+l.Digest), nil)
+		}
+	}
+	return nil
+}
+
+// Measurements returns the endorsed digests of a platform.
+func (e *Endorsement) Measurements(platform string) [][]byte {
+	out := [][]byte{} // not nil: no digest is allowed
+	for _, l := range e.Launches {
+		if b, err := hex.DecodeString(l.Digest); err == nil && l.Platform == platform {
+			out = append(out, b)
+		}
+	}
+	return out
 }
 
 func clip(s string) string {

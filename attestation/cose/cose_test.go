@@ -28,7 +28,7 @@ func TestEndorsementsAreVerified(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if e.SVN != 101 || e.Measurement.String() != cosetest.Digest || !e.Signed.Equal(cosetest.Signed) ||
+			if e.SVN != 101 || e.Launches[0].Digest != cosetest.Digest || !e.Signed.Equal(cosetest.Signed) ||
 				len(e.Checks) != 5 {
 				t.Errorf("%s: %+v", alg, e)
 			}
@@ -87,6 +87,12 @@ func TestEachWrongEndorsementHasItsCode(t *testing.T) {
 			h[cose.HeaderLabelCritical] = []any{"unheard"}
 			h["unheard"] = 1
 		}, nil, attestation.CodeUnsupported},
+		{"two versions", good, `{"svn":1,` + body[1:], nil, nil, bad},
+		{"no launches", good, `{"svn":1,"launches":[]}`, nil, nil, bad},
+		{
+			"a platform that is not known", good, `{"svn":1,"launches":[{"platform":"sgx","digest":"` + cosetest.Digest + `"}]}`,
+			nil, nil, bad,
+		},
 		{"no JSON", good, "x", nil, nil, bad},
 		{"no svn", good, `{"x-ms-sevsnpvm-launchmeasurement":"` + cosetest.Digest + `"}`, nil, nil, bad},
 		{"svn -1", good, cosetest.Body("-1"), nil, nil, bad},
@@ -143,6 +149,26 @@ func TestNoFlippedBitIsAccepted(t *testing.T) {
 	}
 	if _, err := Verify(append(b, 0), expect(v, 0)); err == nil {
 		t.Error("a byte may follow")
+	}
+}
+
+func TestAChainHasAName(t *testing.T) {
+	for _, name := range []string{"ContainerPlat", "Container Plat+1: of coco, 100%"} {
+		v := cosetest.Make(t, func(s *cosetest.Spec) { s.Subject = name })
+		chain, err := chainOf(v.Chain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		did, err := IssuerOf(chain)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := parseDID(did); err != nil {
+			t.Errorf("%s: %v", did, err)
+		}
+	}
+	if did, err := IssuerOf(nil); err == nil {
+		t.Errorf("no chain has the name %s", did)
 	}
 }
 

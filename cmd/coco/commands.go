@@ -10,6 +10,7 @@ import (
 	"github.com/coco-shim/coco/cmd/coco/internal/cache"
 	"github.com/coco-shim/coco/cmd/coco/internal/check"
 	"github.com/coco-shim/coco/cmd/coco/internal/debug"
+	"github.com/coco-shim/coco/cmd/coco/internal/endorse"
 	"github.com/coco-shim/coco/cmd/coco/internal/evidence"
 	"github.com/coco-shim/coco/cmd/coco/internal/guest"
 	"github.com/coco-shim/coco/cmd/coco/internal/image"
@@ -32,6 +33,7 @@ func commands() []*cobra.Command {
 		cache.Command(),
 		check.Command(),
 		debug.Command(),
+		endorse.Command(),
 		evidence.Command(),
 		guest.Command(),
 		image.Command(),

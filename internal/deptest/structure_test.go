@@ -203,6 +203,7 @@ var edges = Edges{
 		"cmd/coco/internal/show", "configs", "guest", "hypervisor/...", "virtcontainers/cgroups",
 		"internal/...",
 	},
+	"cmd/coco/internal/endorse":  {"attestation", "attestation/cose", "cmd/coco/internal/show"},
 	"cmd/coco/internal/evidence": {"attestation/guest"},
 	"cmd/coco/internal/nodetpm":  {"attestation/tpmca", "hypervisor/swtpm", "internal/tpm2"},
 	"cmd/coco/internal/guest":    {"cmd/coco/internal/progress", "cmd/coco/internal/show", "guest"},

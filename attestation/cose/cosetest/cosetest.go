@@ -37,7 +37,8 @@ type Vendor struct {
 	Chain []any // DER, the signer's first
 	DID   string
 
-	key crypto.Signer
+	// Key is the signer's.
+	Key crypto.Signer
 	alg cose.Algorithm
 }
 
@@ -66,9 +67,9 @@ func Make(tb testing.TB, edit func(*Spec)) Vendor {
 	var err error
 	switch s.Alg {
 	case cose.AlgorithmPS384:
-		v.key, err = rsa.GenerateKey(rand.Reader, 2048)
+		v.Key, err = rsa.GenerateKey(rand.Reader, 2048)
 	default:
-		v.key, err = ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+		v.Key, err = ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
 	}
 	must(tb, err)
 	cert := func(name string, ca bool, up *x509.Certificate, pub crypto.PublicKey, by crypto.Signer) *x509.Certificate {
@@ -96,7 +97,7 @@ func Make(tb testing.TB, edit func(*Spec)) Vendor {
 	must(tb, err)
 	root := cert("root", true, nil, rootKey.Public(), rootKey)
 	middle := cert("middle", true, root, middleKey.Public(), rootKey)
-	leaf := cert(s.Subject, false, middle, v.key.Public(), middleKey)
+	leaf := cert(s.Subject, false, middle, v.Key.Public(), middleKey)
 	v.Chain = []any{leaf.Raw, middle.Raw, root.Raw}
 	v.DID = didOf(root.Raw, "subject:CN:ContainerPlat:O:Tests%3A%20of%20coco", "eku:"+usage)
 	return v
@@ -125,7 +126,7 @@ func Body(svn string) string {
 // Sign makes an endorsement; edit changes its protected header.
 func (v Vendor) Sign(tb testing.TB, payload string, edit func(cose.ProtectedHeader)) []byte {
 	tb.Helper()
-	signer, err := cose.NewSigner(v.alg, v.key)
+	signer, err := cose.NewSigner(v.alg, v.Key)
 	must(tb, err)
 	h := cose.ProtectedHeader{
 		cose.HeaderLabelContentType: "application/json", cose.HeaderLabelX5Chain: v.Chain,

@@ -67,7 +67,7 @@ func (o *options) judgeSNP(ev attestation.Evidence, col attestation.Collateral) 
 		return nil, err
 	}
 	if e != nil {
-		want.Measurements = [][]byte{e.Measurement}
+		want.Measurements = e.Measurements("snp")
 	}
 	if o.envelope == nil && o.allowNoUserData {
 		return nil, errors.New("--allow-no-user-data is for the report of an Azure VM")
