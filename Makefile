@@ -65,6 +65,14 @@ $(TOOLS)/golangci-lint: tools/lint/go.mod
 	@mkdir -p $(TOOLS)
 	cd tools/lint && GOBIN=$(TOOLS) $(GO) install -trimpath tool
 
+.PHONY: helm
+helm: $(TOOLS)/helm ## the pinned helm of tools/helm, without which the tests of the chart skip
+
+# In a module of its own, for the same reason.
+$(TOOLS)/helm: tools/helm/go.mod
+	@mkdir -p $(TOOLS)
+	cd tools/helm && CGO_ENABLED=0 GOBIN=$(TOOLS) $(GO) install -trimpath tool
+
 .PHONY: generate
 generate: tools ## regenerate the agent protocol from its .proto files, Cloud Hypervisor's types from OpenAPI
 	for d in agent containerd shimoptions; do (cd api/$$d && PATH=$(TOOLS):$$PATH buf generate) || exit 1; done

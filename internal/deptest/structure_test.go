@@ -234,7 +234,8 @@ var edges = Edges{
 		"cmd/coco/internal/measure/...", "configs", "internal/initdata", "measurement/...", "plan/launch",
 	},
 	"cmd/coco/internal/node": {
-		"cmd/coco/internal/nodetpm", "cmd/coco/internal/pods", "cmd/coco/internal/show", "node/...",
+		"cmd/coco/internal/announce", "cmd/coco/internal/nodetpm", "cmd/coco/internal/pods", "cmd/coco/internal/show",
+		"node/...",
 	},
 	"node/...": {"node/..."},
 	"cmd/coco/internal/pods": {
@@ -242,9 +243,10 @@ var edges = Edges{
 		"internal/words", "api/contract", "api/containerd", "internal/initdata", "policy", "shim/bundle",
 		"virtcontainers/state",
 	},
-	"cmd/coco/internal/debug":  {"cmd/coco/internal/pods", "configs", "virtcontainers", "virtcontainers/state"},
-	"cmd/coco/internal/inside": {"api/containerd", "cmd/coco/internal/pods"},
-	"cmd/coco/internal/show":   {},
+	"cmd/coco/internal/debug":    {"cmd/coco/internal/pods", "configs", "virtcontainers", "virtcontainers/state"},
+	"cmd/coco/internal/announce": {"internal/words"},
+	"cmd/coco/internal/inside":   {"api/containerd", "cmd/coco/internal/pods"},
+	"cmd/coco/internal/show":     {},
 	"cmd/coco/internal/verify": {
 		"attestation/...", "cmd/coco/internal/show", "internal/initdata",
 	},

@@ -18,6 +18,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/announce"
 	"github.com/coco-shim/coco/cmd/coco/internal/nodetpm"
 	"github.com/coco-shim/coco/cmd/coco/internal/pods"
 	"github.com/coco-shim/coco/cmd/coco/internal/show"
@@ -37,7 +38,7 @@ func Command() *cobra.Command {
 			"or not at all; an interrupted run is undone or finished by the next one.",
 	}
 	cmd.AddCommand(installCommand(), upgradeCommand(), statusCommand(), checkCommand(), gcCommand(), uninstallCommand(),
-		pods.NodeMetricsCommand(), pods.NodeServeCommand(), nodetpm.CACommand(), nodetpm.CertifyCommand())
+		pods.NodeMetricsCommand(), pods.NodeServeCommand(), announce.Command(), nodetpm.CACommand(), nodetpm.CertifyCommand())
 	return cmd
 }
 
