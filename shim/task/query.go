@@ -10,11 +10,14 @@ import (
 	"slices"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/ttrpc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	api "github.com/coco-shim/coco/api/containerd"
+	"github.com/coco-shim/coco/shim/bundle"
 	"github.com/coco-shim/coco/shim/stats"
 	vcprocess "github.com/coco-shim/coco/virtcontainers/process"
 )
@@ -49,7 +52,7 @@ func (s *Service) State(_ context.Context, r *api.StateRequest) (*api.StateRespo
 	return resp, nil
 }
 
-// Wait waits for the exit of a process.
+// Wait waits for the exit of a process. The process ends with a caller that stands for it on the host (bundle.OwnerKey).
 func (s *Service) Wait(ctx context.Context, r *api.WaitRequest) (*api.WaitResponse, error) {
 	_, p, _, err := s.process(r.Id, r.ExecId)
 	if err != nil {
@@ -58,9 +61,27 @@ func (s *Service) Wait(ctx context.Context, r *api.WaitRequest) (*api.WaitRespon
 	select {
 	case <-p.exited:
 	case <-ctx.Done():
+		if md, ok := ttrpc.GetMetadata(ctx); ok {
+			if _, owner := md.Get(bundle.OwnerKey); owner {
+				s.orphaned(ctx, r)
+			}
+		}
 		return nil, ctx.Err()
 	}
 	return &api.WaitResponse{ExitStatus: p.status.Code, ExitedAt: timestamppb.New(p.status.At)}, nil
+}
+
+// orphaned kills a process whose owner has gone.
+func (s *Service) orphaned(ctx context.Context, r *api.WaitRequest) {
+	s.log.Info("the process that stands for it on the host has gone: kill", "container", r.Id, "exec", r.ExecId)
+	ctx, cancel := s.detached(ctx, stopTimeout)
+	defer cancel()
+	_, err := s.Kill(ctx, &api.KillRequest{
+		Id: r.Id, ExecId: r.ExecId, Signal: uint32(unix.SIGKILL), All: r.ExecId == "",
+	})
+	if err != nil && !errdefs.IsNotFound(err) {
+		s.log.Warn("a process outlives its owner", "container", r.Id, "exec", r.ExecId, "error", err)
+	}
 }
 
 // maxPids bounds the list of processes in a guest's answer. It is Linux' default limit of pids.
