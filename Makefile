@@ -14,7 +14,7 @@ GCFLAGS     := -gcflags=all=-l -gcflags=runtime/...= -gcflags=internal/...= -gcf
 BUILD       := -trimpath -buildvcs=false -tags no_grpc $(GCFLAGS)
 export CGO_ENABLED := 0
 export GOTOOLCHAIN := local
-BINARIES    := containerd-shim-coco-v2 coco-agent coco
+BINARIES    := containerd-shim-coco-v2 coco-agent coco coco-oci
 GUEST       := dist/guest
 STAGE       := $(CURDIR)/dist/prefix
 TOOLS       := $(CURDIR)/dist/tools
@@ -125,7 +125,7 @@ image-lock: build ## newest packages for releases: guest/packages.lock.json, whi
 install: build ## shim, CLI, guest image and configuration under DESTDIR/PREFIX
 	@test -s $(GUEST)/manifest.json || $(MAKE) image
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/coco/guest $(DESTDIR)$(PREFIX)/share/coco/configs
-	install -m 0755 bin/containerd-shim-coco-v2 bin/coco $(DESTDIR)$(PREFIX)/bin/
+	install -m 0755 bin/containerd-shim-coco-v2 bin/coco bin/coco-oci $(DESTDIR)$(PREFIX)/bin/
 	install -m 0644 $(GUEST)/vmlinux $(GUEST)/vmlinuz $(GUEST)/initrd.img $(GUEST)/manifest.json $(DESTDIR)$(PREFIX)/share/coco/guest/
 	install -m 0644 configs/*.toml $(DESTDIR)$(PREFIX)/share/coco/configs/
 
@@ -137,7 +137,7 @@ stage: build image ## like install, into dist/prefix, for the tests and the demo
 
 .PHONY: setup
 setup: ## packages and other versions of containerd, QEMU and Docker that the tests need
-	tests/setup.sh packages containerd-1.7 containerd-2.1 containerd-2.4 qemu-10.0 qemu-11.1 virtiofsd-1.13 docker python
+	tests/setup.sh packages containerd-1.7 containerd-2.1 containerd-2.4 qemu-10.0 qemu-11.1 virtiofsd-1.13 docker podman python
 
 .PHONY: demo
 demo: ## set up everything, boot a microVM and run a container in it

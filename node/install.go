@@ -168,7 +168,7 @@ func (n *Node) links(p *plan, r, old *Record) error {
 	if n.Links == "" {
 		return nil
 	}
-	for _, program := range []string{Shim, CLI} {
+	for _, program := range []string{Shim, CLI, OCI} {
 		path := filepath.Join(n.Links, filepath.Base(program))
 		before, err := n.Disk.Read(path)
 		if err != nil {

@@ -169,7 +169,7 @@ func source(t testing.TB, content string) string {
 	t.Helper()
 	dir := t.TempDir()
 	for _, name := range []string{
-		Shim, CLI, "share/coco/guest/manifest.json", "share/coco/guest/vmlinux", "share/coco/configs/a.toml",
+		Shim, CLI, OCI, "share/coco/guest/manifest.json", "share/coco/guest/vmlinux", "share/coco/configs/a.toml",
 	} {
 		must(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755))
 		must(t, os.WriteFile(filepath.Join(dir, name), []byte(content+name), 0o644))

@@ -28,10 +28,11 @@ import (
 // DefaultPrefix is where versions are, unless the administrator says otherwise.
 const DefaultPrefix = "/opt/coco"
 
-// Shim and CLI are the programs of a version, relative to its directory.
+// Shim, CLI and OCI are the programs of a version, relative to its directory. OCI is for engines without containerd.
 const (
 	Shim = "bin/containerd-shim-coco-v2"
 	CLI  = "bin/coco"
+	OCI  = "bin/coco-oci"
 )
 
 // manifestName is the list of a version's files, in its directory.
@@ -61,7 +62,7 @@ var wanted = []struct {
 	mode fs.FileMode
 	only []string // nil: all files
 }{
-	{"bin", 0o755, []string{filepath.Base(Shim), filepath.Base(CLI)}},
+	{"bin", 0o755, []string{filepath.Base(Shim), filepath.Base(CLI), filepath.Base(OCI)}},
 	{"share/coco/guest", 0o644, nil},
 	{"share/coco/configs", 0o644, nil},
 }

@@ -10,6 +10,7 @@
 #   qemu-11.1        QEMU 11.1 from Debian sid with the libraries that it needs, likewise
 #   virtiofsd-1.13   virtiofsd from Debian trixie with the libraries that it needs, likewise: Debian 12 has QEMU's old one
 #   docker           Docker 26 from Debian trixie, likewise: Debian 12's refuses the names of other shims
+#   podman           Podman with conmon and crun, from Debian
 #   python           a Python with other implementations of JOSE and JCS; tests that compare with them skip without it
 #   kubelet          the kubelet of Kubernetes 1.37, built from the Go module proxy (about five minutes)
 #   k8s              etcd and a static bash from Debian; API server, controller manager, scheduler, kubectl and the e2e suite with its
@@ -209,7 +210,7 @@ docker_26() {
   "$dir/bin/dockerd" --version >&2
 }
 
-[ $# -gt 0 ] || { sed -n '2,17p' "$0"; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,18p' "$0"; exit 2; }
 [ "$(id -u)" = 0 ] || { echo "setup: run as root: sudo $0 $*" >&2; exit 1; }
 mkdir -p "$CACHE"
 # python has its packages from PyPI. Where that cannot be reached, the tests that want them skip with that reason.
@@ -234,6 +235,7 @@ for want in "$@"; do
     qemu-11.1) qemu_11 ;;
     virtiofsd-1.13) virtiofsd_113 ;;
     docker) docker_26 ;;
+    podman) (PACKAGES=(podman crun); packages) ;;
     python) python_env ;;
     kubelet) kubelet ;;
     k8s) k8s ;;

@@ -32,3 +32,13 @@ func TestAgentLinksNothingHeavy(t *testing.T) {
 		Module + "/shim/task": "it belongs to the host",
 	})
 }
+
+// Each process of a guest has one of coco-oci on the host.
+func TestStandInLinksNothingHeavy(t *testing.T) {
+	Deny(t, Module+"/cmd/coco-oci", map[string]string{
+		"net/http": heavy, "html/template": heavy, "text/template": heavy, "google.golang.org/grpc/internal/transport": heavy,
+		"golang.org/x/net/trace": heavy, "github.com/spf13/cobra": "flags of the standard library suffice",
+		Module + "/virtcontainers": "the pod is the shim's", Module + "/shim/task": "the pod is the shim's",
+		Module + "/configs": "the shim reads its configuration itself",
+	})
+}

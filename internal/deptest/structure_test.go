@@ -194,7 +194,9 @@ var edges = Edges{
 		"shim/...", "virtcontainers/...", "hypervisor/...", "network", "configs", "api/...",
 		"image/...", "internal/...",
 	},
-	"cmd/coco": {"cmd/coco/internal/...", "hypervisor/launch"},
+	"cmd/coco-oci":              {"cmd/coco-oci/internal/..."},
+	"cmd/coco-oci/internal/...": {"cmd/coco-oci/internal/...", "api/...", "shim/bundle", "internal/..."},
+	"cmd/coco":                  {"cmd/coco/internal/...", "hypervisor/launch"},
 	"cmd/coco/internal/azure": {
 		"attestation/guest", "attestation/snp", "azure/...", "cmd/coco/internal/show", "internal/initdata",
 	},
@@ -262,6 +264,7 @@ func TestImportEdges(t *testing.T) {
 func TestBinarySizes(t *testing.T) {
 	MaxSize(t, Module+"/cmd/containerd-shim-coco-v2", 9_000_000)
 	MaxSize(t, Module+"/cmd/coco-agent", 9_000_000)
+	MaxSize(t, Module+"/cmd/coco-oci", 5_300_000)
 }
 
 func TestMeasurementKnowsOnlyTheStandardLibrary(t *testing.T) {

@@ -32,8 +32,9 @@ func fixture(t *testing.T, dir string) input {
 		out: filepath.Join(dir, "out"), version: "1.0", epoch: 1_700_000_000, firmware: map[string]string{},
 	}
 	for path, text := range map[string][]byte{
-		in.agent:                exe,
-		in.prefix + "/bin/coco": exe,
+		in.agent:                    exe,
+		in.prefix + "/bin/coco":     exe,
+		in.prefix + "/bin/coco-oci": exe,
 		in.prefix + "/bin/containerd-shim-coco-v2": exe,
 		in.prefix + "/share/coco/guest/initrd.img": []byte("initrd"),
 		in.prefix + "/share/coco/guest/manifest.json": []byte(`{"cmdline": "quiet", "suite": "trixie",

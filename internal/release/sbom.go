@@ -92,7 +92,7 @@ func listParts(in input) ([]byte, error) {
 	}
 	d.add("SPDXRef-DOCUMENT", "DESCRIBES", part{ID: "SPDXRef-coco", Name: "coco", Version: in.version})
 	programs := map[string]string{"coco-agent": in.agent}
-	for _, name := range []string{"coco", "containerd-shim-coco-v2"} {
+	for _, name := range []string{"coco", "coco-oci", "containerd-shim-coco-v2"} {
 		programs[name] = filepath.Join(in.prefix, "bin", name)
 	}
 	for _, name := range sorted(programs) {

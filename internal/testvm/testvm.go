@@ -40,6 +40,8 @@ var (
 	QEMU111     = Cap{"QEMU 11.1", needUnpacked("qemu-11.1", "qemu-system-x86_64")}
 	Virtiofsd13 = Cap{"virtiofsd 1.13", needUnpacked("virtiofsd-1.13", "virtiofsd")}
 	Docker      = Cap{"Docker 26", needUnpacked("docker", "dockerd")}
+	Podman      = Cap{"Podman", needProgram("podman", "podman")}
+	Crun        = Cap{"crun", needProgram("crun", "crun")}
 	Virtiofsd   = Cap{"virtiofsd", needVirtiofsd}
 	Swtpm       = Cap{"swtpm", needProgram("swtpm", "swtpm")}
 	TPM2Tools   = Cap{"tpm2-tools", needProgram("tpm2_checkquote", "tpm2-tools")}

@@ -52,7 +52,8 @@ func (s *Service) State(_ context.Context, r *api.StateRequest) (*api.StateRespo
 	return resp, nil
 }
 
-// Wait waits for the exit of a process. The process ends with a caller that stands for it on the host (bundle.OwnerKey).
+// Wait waits for the exit of a process. The process ends with a caller that stands for it on the host: see
+// bundle.OwnerKey.
 func (s *Service) Wait(ctx context.Context, r *api.WaitRequest) (*api.WaitResponse, error) {
 	_, p, _, err := s.process(r.Id, r.ExecId)
 	if err != nil {
