@@ -223,7 +223,7 @@ func features(_ context.Context, o options, args []string) (int, error) {
 	return 0, printJSON(o.stdout, map[string]any{
 		"ociVersionMin": "1.0.0",
 		"ociVersionMax": specVersion,
-		"hooks":         []string{"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"},
+		"hooks":         []string{"prestart", "createRuntime", "poststart", "poststop"},
 		"mountOptions":  []string{"bind", "nodev", "noexec", "nosuid", "rbind", "ro", "rprivate", "rw", "private"},
 		"linux": map[string]any{
 			"namespaces": []string{"cgroup", "ipc", "mount", "network", "pid", "uts"},
