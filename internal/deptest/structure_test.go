@@ -151,11 +151,12 @@ var edges = Edges{
 		"shim", "shim/task", "shim/shimtest/...", "virtcontainers", "virtcontainers/process", "virtcontainers/stream",
 		"api/agent", "tests/harness",
 	},
-	"agent":       {"agent/...", "api/...", "internal/..."},
-	"agent/gate":  {"policy/engine", "api/contract", "internal/..."},
-	"agent/burst": {},
-	"agent/upper": {"agent/gate", "api/contract", "internal/upperwire"},
-	"agent/trust": {"agent/disk", "policy", "policy/engine", "api/contract", "internal/..."},
+	"agent":         {"agent/...", "api/...", "internal/..."},
+	"agent/gate":    {"policy/engine", "api/contract", "internal/..."},
+	"agent/burst":   {},
+	"agent/upper":   {"agent/gate", "api/contract", "internal/upperwire"},
+	"agent/secrets": {"agent/reap", "api/contract", "internal/undo", "policy", "trust/wire"},
+	"agent/trust":   {"agent/disk", "policy", "policy/engine", "api/contract", "internal/..."},
 	"agent/...": {
 		"agent/...", "api/...", "image/verity/...", "image/erofs/...", "image/ext4",
 		"internal/...",
@@ -187,9 +188,13 @@ var edges = Edges{
 		"azure/akv", "azure/azhttp", "azure/kwp", "azure/maa", "azure/release", "azure/thim",
 	},
 	"azure/fake":      {"attestation", "attestation/snp", "azure/akv", "azure/kwp", "azure/release"},
+	"trust":           {"attestation/...", "internal/initdata", "internal/tpm2", "trust/..."},
+	"trust/config":    {"attestation/kbs", "internal/initdata"},
+	"trust/wire":      {},
 	"measurement":     {},
 	"measurement/...": {"measurement/..."},
-	"cmd/coco-agent":  {"agent/...", "api/contract", "internal/..."},
+	"cmd/coco-agent":  {"agent/...", "api/contract", "internal/...", "trust/wire"},
+	"cmd/coco-trust":  {"trust", "trust/wire"},
 	"cmd/containerd-shim-coco-v2": {
 		"shim/...", "virtcontainers/...", "hypervisor/...", "network", "configs", "api/...",
 		"image/...", "internal/...",
@@ -208,7 +213,9 @@ var edges = Edges{
 	"cmd/coco/internal/endorse":  {"attestation", "attestation/cose", "cmd/coco/internal/show"},
 	"cmd/coco/internal/evidence": {"attestation/guest"},
 	"cmd/coco/internal/nodetpm":  {"attestation/tpmca", "hypervisor/swtpm", "internal/tpm2"},
-	"cmd/coco/internal/guest":    {"cmd/coco/internal/progress", "cmd/coco/internal/show", "guest"},
+	"cmd/coco/internal/guest": {
+		"api/contract", "cmd/coco/internal/progress", "cmd/coco/internal/show", "guest", "guest/part",
+	},
 	"cmd/coco/internal/image": {
 		"cmd/coco/internal/cli", "cmd/coco/internal/progress", "cmd/coco/internal/show", "image/...",
 		"internal/strictjson",
@@ -220,7 +227,7 @@ var edges = Edges{
 	"cmd/coco/internal/secret": {"attestation/sealed", "cmd/coco/internal/cli", "cmd/coco/internal/show"},
 	"cmd/coco/internal/policy": {
 		"api/contract", "cmd/coco/internal/cli", "cmd/coco/internal/measure", "cmd/coco/internal/progress",
-		"cmd/coco/internal/show", "configs", "image/resolve", "internal/initdata", "policy/...",
+		"cmd/coco/internal/show", "configs", "image/resolve", "internal/initdata", "policy/...", "trust/config",
 	},
 	"cmd/coco/internal/progress": {},
 	"cmd/coco/internal/measure": {

@@ -31,6 +31,12 @@ const (
 // version of the document's format.
 const version = "0.1.0"
 
+// Files, by CoCo's names, that say which key broker a pod has.
+const (
+	FileAA  = "aa.toml"
+	FileCDH = "cdh.toml"
+)
+
 // Document is a valid document.
 type Document struct {
 	Algorithm string            // "sha256", "sha384" or "sha512"

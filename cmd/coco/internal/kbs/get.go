@@ -6,7 +6,6 @@ package kbs
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -119,7 +118,7 @@ func (o *getOptions) client(stderr io.Writer) (*client.Client, error) {
 		return nil, errors.New("--insecure-sample goes without --tee and --evidence-program")
 	case o.insecureSample:
 		fmt.Fprintln(stderr, "coco: insecure: sample evidence proves nothing about this machine")
-		cfg.Attester = sample{}
+		cfg.Attester = guest.InsecureSample{}
 	case o.tee == "":
 		return nil, errors.New("evidence needs --tee, and unless it is this machine's --evidence-program")
 	case o.program == "":
@@ -169,17 +168,6 @@ func (p program) Evidence(ctx context.Context, digest []byte) (json.RawMessage, 
 		return nil, fmt.Errorf("%s: its output is no JSON", p.path)
 	}
 	return out.Bytes(), nil
-}
-
-// sample makes CoCo's evidence of type sample. It proves nothing.
-type sample struct{}
-
-// TEE returns sample.
-func (sample) TEE() string { return "sample" }
-
-// Evidence returns the digest.
-func (sample) Evidence(_ context.Context, digest []byte) (json.RawMessage, error) {
-	return json.Marshal(map[string]string{"svn": "1", "report_data": base64.StdEncoding.EncodeToString(digest)})
 }
 
 // coded gives an error of the client its exit status.

@@ -1,0 +1,90 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package wire is how the agent and coco-trust talk over the socket pair between them, which nobody else can reach. A
+// message is four bytes with its length, the most significant first, and JSON. The agent sends a Setup first, then one
+// Request after the other; coco-trust sends an Answer to each, in the same order.
+package wire
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+)
+
+// maxMessage bounds a message: a secret of 2 MiB is 2.7 MiB in base64, initdata is at most 1 MiB.
+const maxMessage = 4 << 20
+
+// Descriptors of coco-trust.
+const (
+	Socket = 3 // the connection with the agent
+	TPM    = 4 // the guest's TPM, with TEE "tpm" only
+)
+
+// Setup says for which pod coco-trust works.
+type Setup struct {
+	Initdata string `json:"initdata"` // the document, whose digest the launch is bound to
+	TEE      string `json:"tee"`      // type of this guest's evidence: snp, tdx, tpm or, without any of them, sample
+}
+
+// Request asks for a secret.
+type Request struct {
+	Resource string `json:"resource"` // kbs:///repository/type/tag
+}
+
+// Answer has the secret, which is never empty, or says why there is none.
+type Answer struct {
+	Secret []byte   `json:"secret,omitempty"`
+	Error  *Failure `json:"error,omitempty"`
+}
+
+// Failure is why a secret was not got.
+type Failure struct {
+	Code string `json:"code"` // a Reason of attestation/kbs/client, or Config
+	Text string `json:"text"` // one sentence
+}
+
+// Config is the code of a failure that lies in the pod's initdata.
+const Config = "config"
+
+// Error returns the sentence with the code.
+func (f *Failure) Error() string { return fmt.Sprintf("[%s] %s", f.Code, f.Text) }
+
+// Write sends a message.
+func Write(w io.Writer, message any) error {
+	body, err := json.Marshal(message)
+	if err != nil {
+		return err
+	}
+	defer clear(body)
+	if len(body) > maxMessage {
+		return fmt.Errorf("a message of %d bytes: at most %d are sent", len(body), maxMessage)
+	}
+	out := binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(body)), uint32(len(body))) //nolint:gosec // bounded
+	out = append(out, body...)
+	defer clear(out)
+	_, err = w.Write(out)
+	return err
+}
+
+// Read receives a message. It returns io.EOF when the other side has closed the connection before it.
+func Read(r io.Reader, message any) error {
+	var head [4]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return err
+	}
+	n := binary.BigEndian.Uint32(head[:])
+	if n > maxMessage {
+		return fmt.Errorf("a message of %d bytes: at most %d are read", n, maxMessage)
+	}
+	body := make([]byte, n)
+	defer clear(body)
+	if _, err := io.ReadFull(r, body); err != nil {
+		return fmt.Errorf("a message is cut short: %w", err)
+	}
+	dec := json.NewDecoder(bytes.NewReader(body))
+	dec.DisallowUnknownFields()
+	return dec.Decode(message)
+}
