@@ -14,7 +14,7 @@ GCFLAGS     := -gcflags=all=-l -gcflags=runtime/...= -gcflags=internal/...= -gcf
 BUILD       := -trimpath -buildvcs=false -tags no_grpc $(GCFLAGS)
 export CGO_ENABLED := 0
 export GOTOOLCHAIN := local
-BINARIES    := containerd-shim-coco-v2 coco-agent coco coco-oci
+BINARIES    := containerd-shim-coco-v2 coco-agent coco-trust coco coco-oci
 GUEST       := dist/guest
 STAGE       := $(CURDIR)/dist/prefix
 TOOLS       := $(CURDIR)/dist/tools
@@ -103,7 +103,7 @@ IMAGE_FLAGS ?=
 .PHONY: image
 image: build ## guest image (kernel, initramfs, manifest) in dist/guest, if builder or agent changed
 	@mkdir -p dist
-	@{ sha256sum bin/coco bin/coco-agent; echo '$(IMAGE_FLAGS)'; } >dist/guest.inputs.new
+	@{ sha256sum bin/coco bin/coco-agent bin/coco-trust; echo '$(IMAGE_FLAGS)'; } >dist/guest.inputs.new
 	@if cmp -s dist/guest.inputs.new dist/guest.inputs && bin/coco guest inspect $(GUEST) >/dev/null 2>&1; then \
 		echo "dist/guest is up to date"; rm dist/guest.inputs.new; \
 	else \
@@ -126,7 +126,7 @@ install: build ## shim, CLI, guest image and configuration under DESTDIR/PREFIX
 	@test -s $(GUEST)/manifest.json || $(MAKE) image
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/coco/guest $(DESTDIR)$(PREFIX)/share/coco/configs
 	install -m 0755 bin/containerd-shim-coco-v2 bin/coco bin/coco-oci $(DESTDIR)$(PREFIX)/bin/
-	install -m 0644 $(GUEST)/vmlinux $(GUEST)/vmlinuz $(GUEST)/initrd.img $(GUEST)/manifest.json $(DESTDIR)$(PREFIX)/share/coco/guest/
+	install -m 0644 $(GUEST)/vmlinux $(GUEST)/vmlinuz $(GUEST)/initrd.img $(GUEST)/part-*.img $(GUEST)/manifest.json $(DESTDIR)$(PREFIX)/share/coco/guest/
 	install -m 0644 configs/*.toml $(DESTDIR)$(PREFIX)/share/coco/configs/
 
 .PHONY: stage
@@ -142,6 +142,10 @@ setup: ## packages and other versions of containerd, QEMU and Docker that the te
 .PHONY: demo
 demo: ## set up everything, boot a microVM and run a container in it
 	tests/demo.sh
+
+.PHONY: demo-secret
+demo-secret: ## a broker, and pods on platform vtpm that get their secrets or are refused, with the reasons
+	tests/demo-secret.sh
 
 # Test programs run one at a time, under a lock: they boot VMs and look for what others leave behind. Meanwhile the second
 # processor compiles what comes next, checks the code, and compiles Kubernetes, which only the last package needs.

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/guest/part"
 )
 
 const debArch = "amd64"
@@ -52,14 +53,16 @@ type Options struct {
 	Kernel         string // kernel package; DefaultKernel when empty
 	Runtime        string // crun or runc; DefaultRuntime when empty
 	Agent          string // path of a static coco-agent
-	Out            string // directory to write to; made when missing
-	Cache          string // DefaultCache when empty
-	Lock           string // lock file: obeyed when it exists, written when not
-	Locked         bool   // obey the lock of this release instead; excludes Lock
-	RenewLock      bool   // write Lock anew, from the newest packages
-	Compression    Compression
-	Cmdline        string // DefaultCmdline when empty
-	Offline        bool   // use only what the cache has
+	// Parts has the static programs that only some pods need, by the names of their parts, such as contract.PartTrust.
+	Parts       map[string]string
+	Out         string // directory to write to; made when missing
+	Cache       string // DefaultCache when empty
+	Lock        string // lock file: obeyed when it exists, written when not
+	Locked      bool   // obey the lock of this release instead; excludes Lock
+	RenewLock   bool   // write Lock anew, from the newest packages
+	Compression Compression
+	Cmdline     string // DefaultCmdline when empty
+	Offline     bool   // use only what the cache has
 	// MaxReleaseAge bounds the age of the archive's index; zero: as long as the index itself says.
 	MaxReleaseAge time.Duration
 	Progress      Progress
@@ -155,6 +158,7 @@ type builder struct {
 	used    map[string]Package
 	entries map[string]Entry
 	kernel  Kernel
+	parts   []part.Part
 }
 
 // Build makes an image in o.Out and returns its manifest, which is also written there. The directory's files
@@ -168,6 +172,9 @@ func Build(ctx context.Context, o Options) (Manifest, error) {
 		return Manifest{}, err
 	}
 	b := &builder{opts: o, used: map[string]Package{}, entries: map[string]Entry{}}
+	if b.parts, err = part.Build(ctx, o.Parts); err != nil {
+		return Manifest{}, err
+	}
 	if b.lock, err = o.pins(); err != nil {
 		return Manifest{}, err
 	}
@@ -190,6 +197,7 @@ func Build(ctx context.Context, o Options) (Manifest, error) {
 	}
 	b.addSkeleton(agent, program)
 	b.addModules(mods)
+	b.addList(contract.PartsFile, part.List(b.parts))
 	for _, f := range rt {
 		b.addPackageFile(f)
 	}
@@ -351,11 +359,13 @@ func (b *builder) addModules(mods []module) {
 		}
 		b.add(Entry{Path: m.path, Mode: modeRegular | 0o644, Data: m.data, Origin: origin})
 	}
-	addList := func(path string, data []byte) {
-		b.add(Entry{Path: strings.TrimPrefix(path, "/"), Mode: modeRegular | 0o644, Data: data, Origin: originImage})
-	}
-	addList(contract.ModulesFile, moduleList(mods))
-	addList(contract.AliasesFile, aliasList(mods))
+	b.addList(contract.ModulesFile, moduleList(mods))
+	b.addList(contract.AliasesFile, aliasList(mods))
+}
+
+// addList adds a file that the build itself writes.
+func (b *builder) addList(path string, data []byte) {
+	b.add(Entry{Path: strings.TrimPrefix(path, "/"), Mode: modeRegular | 0o644, Data: data, Origin: originImage})
 }
 
 func (b *builder) addPackageFile(f tarFile) {
@@ -394,7 +404,12 @@ func (b *builder) write(bz []byte) (_ Manifest, err error) {
 		newArtifact(VmlinuxName, vmlinux), newArtifact(VmlinuzName, bz),
 		newArtifact(InitrdName, initrd),
 	}
-	return m, b.store(m, map[string][]byte{VmlinuxName: vmlinux, VmlinuzName: bz, InitrdName: initrd})
+	files := map[string][]byte{VmlinuxName: vmlinux, VmlinuzName: bz, InitrdName: initrd}
+	for _, p := range b.parts {
+		files[p.File()] = p.Image
+		m.Artifacts = append(m.Artifacts, newArtifact(p.File(), p.Image))
+	}
+	return m, b.store(m, files)
 }
 
 func packInitrd(entries []Entry, c Compression) ([]byte, error) {

@@ -9,14 +9,21 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+
+	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/guest/part"
+	"github.com/coco-shim/coco/image/verity/partlist"
 )
 
 // Report is the result of holding an image against its manifest.
 type Report struct {
-	Dir      string   `json:"dir"`
-	Manifest Manifest `json:"manifest"`
-	Unpacked int64    `json:"unpacked"` // bytes of the initramfs's files: the guest memory they take
-	Problems []string `json:"problems"` // empty: every file is what the manifest says
+	Dir      string          `json:"dir"`
+	Manifest Manifest        `json:"manifest"`
+	Unpacked int64           `json:"unpacked"` // bytes of the initramfs's files: the guest memory they take
+	Parts    []partlist.Line `json:"parts"`    // as the initramfs lists them
+	Problems []string        `json:"problems"` // empty: every file is what the manifest says
+
+	list []byte // of the parts
 }
 
 // Err is nil when the image is what its manifest says.
@@ -55,7 +62,7 @@ func Inspect(dir string) (Report, error) {
 	for _, a := range m.Artifacts {
 		r.checkArtifact(a)
 	}
-	return r, r.checkInitrd()
+	return r, errors.Join(r.checkInitrd(), r.checkParts())
 }
 
 func (r *Report) problem(format string, args ...any) {
@@ -99,6 +106,9 @@ func (r *Report) checkInitrd() error {
 	for _, e := range entries {
 		got := newFile(e)
 		r.Unpacked += int64(len(e.Data))
+		if got.Path == contract.PartsFile {
+			r.list = e.Data
+		}
 		w, ok := want[got.Path]
 		delete(want, got.Path)
 		got.Origin = w.Origin
@@ -112,6 +122,20 @@ func (r *Report) checkInitrd() error {
 	for _, w := range r.Manifest.Files { // in the manifest's order
 		if _, left := want[w.Path]; left {
 			r.problem("%s is in the manifest but not in the initramfs", w.Path)
+		}
+	}
+	return nil
+}
+
+// checkParts compares the files of the parts with the hashes that the initramfs has.
+func (r *Report) checkParts() (err error) {
+	if r.Parts, err = partlist.Parse(r.list); err != nil {
+		r.problem("%s of the initramfs: %v", contract.PartsFile, err)
+		return nil
+	}
+	for _, l := range r.Parts {
+		if err := part.Verify(r.Dir, l); err != nil {
+			r.problem("%v", err)
 		}
 	}
 	return nil

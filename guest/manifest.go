@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"io"
 	"slices"
+
+	"github.com/coco-shim/coco/guest/part"
 )
 
 const (
@@ -92,7 +94,8 @@ func (m Manifest) check() error {
 		}
 	}
 	for _, a := range m.Artifacts {
-		if !slices.Contains([]string{VmlinuxName, VmlinuzName, InitrdName}, a.Name) || !isSHA256(a.SHA256) || a.Size <= 0 {
+		known := slices.Contains([]string{VmlinuxName, VmlinuzName, InitrdName}, a.Name) || part.IsFile(a.Name)
+		if !known || !isSHA256(a.SHA256) || a.Size <= 0 {
 			errs = append(errs, fmt.Errorf("artifact %q: unknown name, or size or sha256 malformed", a.Name))
 		}
 	}

@@ -54,7 +54,7 @@ var large = map[string]exception{
 	},
 	"configs.Hypervisor":                    {30, oneKeyAField},
 	"configs.Runtime":                       {23, oneKeyAField},
-	"guest.Options":                         {18, oneKeyAField},
+	"guest.Options":                         {19, oneKeyAField},
 	"cmd/coco/internal/measure/sev.Options": {18, oneKeyAField},
 	"plan/launch.Expected":                  {16, oneKeyAField},
 	"tests/vectors.Case":                    {18, oneKeyAField},

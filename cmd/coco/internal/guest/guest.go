@@ -13,9 +13,11 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/cmd/coco/internal/progress"
 	"github.com/coco-shim/coco/cmd/coco/internal/show"
 	builder "github.com/coco-shim/coco/guest"
+	"github.com/coco-shim/coco/guest/part"
 )
 
 // Command returns the group.
@@ -31,7 +33,7 @@ func buildCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "build",
 		Short: "Make a kernel and an initramfs from distribution packages",
-		Long: "Makes vmlinux, vmlinuz, initrd.img and manifest.json from packages of a Debian suite, which are\n" +
+		Long: "Makes vmlinux, vmlinuz, initrd.img, parts and manifest.json from packages of a Debian suite, which are\n" +
 			"fetched into a cache of their own; the host's packages, sources and apt settings are neither read\n" +
 			"nor changed. The same packages (see --lock and --locked) and the same agent give the same bytes.",
 		Args: cobra.NoArgs,
@@ -57,6 +59,8 @@ func buildCommand() *cobra.Command {
 	f.StringVar(&o.Kernel, "kernel", builder.DefaultKernel, "kernel package, or one that depends on it")
 	f.StringVar(&o.Runtime, "runtime", builder.DefaultRuntime, "OCI runtime in the guest: crun or runc")
 	f.StringVar(&o.Agent, "agent", besideMe("coco-agent"), "coco-agent binary, static")
+	f.StringToStringVar(&o.Parts, "part", map[string]string{contract.PartTrust: besideMe("coco-trust")},
+		"NAME=PROGRAM: a static program that only some pods need, on a disk of its own (repeatable)")
 	f.StringVar(&o.Out, "out", "dist/guest", "directory to write to")
 	f.StringVar(&o.Cache, "cache", builder.DefaultCache, "directory that keeps fetched packages")
 	f.StringVar(&o.Lock, "lock", "", "lock file: pins packages when it exists, is written when not")
@@ -121,6 +125,9 @@ func printReport(w io.Writer, r builder.Report) error {
 	line("initramfs\t%d files, %d KiB unpacked, compression %s", len(m.Files), r.Unpacked>>10, m.Compression)
 	for _, a := range m.Artifacts {
 		line("%s\t%d bytes\tsha256:%s", a.Name, a.Size, a.SHA256)
+	}
+	for _, p := range r.Parts {
+		line("%s\t%s\troot hash %s", p.Name, part.Program(p.Name), p.RootHash)
 	}
 	line("\nMODE\tSIZE\tSHA256\tPATH\tORIGIN")
 	for _, f := range m.Files {
