@@ -156,6 +156,38 @@ func TestTheIDBlockIsConfigurable(t *testing.T) {
 	}
 }
 
+func TestPartsOfTheImageAreAttachedToPodsThatAskForThem(t *testing.T) {
+	w := newWorld(t)
+	w.holdUntil("make netns", "open layers")
+	o := w.options("sleep")
+	o.Initdata = initdataAnnotation(t, initdataText+"\""+initdata.FileAA+"\" = \"\"\n")
+	part := filepath.Join(filepath.Dir(o.Config.Hypervisor.Initrd), contract.PartTrust+contract.PartSuffix)
+	if _, err := CreatePod(t.Context(), o); err == nil || !strings.Contains(err.Error(), "asks for "+contract.PartTrust) ||
+		!strings.Contains(err.Error(), part) {
+		t.Fatalf("an image without the part: %v", err)
+	}
+	w = newWorld(t)
+	w.holdUntil("make netns", "open layers")
+	o = w.options("sleep")
+	o.Initdata = initdataAnnotation(t, initdataText+"\""+initdata.FileAA+"\" = \"\"\n")
+	part = filepath.Join(filepath.Dir(o.Config.Hypervisor.Initrd), contract.PartTrust+contract.PartSuffix)
+	if err := os.WriteFile(part, []byte("part"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var got []byte
+	w.onLaunch = func(spec hypervisor.VMSpec) {
+		if len(spec.Blocks) < 2 || spec.Blocks[1].ID != contract.PartTrust || !spec.Blocks[1].ReadOnly {
+			t.Errorf("blocks are %+v, want %s after the initdata", spec.Blocks, contract.PartTrust)
+			return
+		}
+		got, _ = io.ReadAll(io.NewSectionReader(spec.Blocks[1].File, 0, 1<<20))
+	}
+	start(t, w, o)
+	if string(got) != "part" {
+		t.Errorf("the disk has %q", got)
+	}
+}
+
 func TestTheInitdataIsTheFirstDevice(t *testing.T) {
 	w := newWorld(t)
 	w.holdUntil("make netns", "open layers")

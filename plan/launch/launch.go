@@ -40,6 +40,7 @@ type Plan struct {
 	// VM lacks what depends on the host: interfaces, disks, live files. None of it is in the launch digest.
 	VM       hypervisor.VMSpec
 	Initdata *initdata.Document // nil: none
+	Parts    []string           // of the guest image that the VM gets as disks, behind that with the initdata
 }
 
 // For plans the launch of a pod's VM.
@@ -56,7 +57,7 @@ func For(in Input) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	return Plan{Shape: shape, VM: vm, Initdata: doc}, nil
+	return Plan{Shape: shape, VM: vm, Initdata: doc, Parts: Parts(doc)}, nil
 }
 
 // VM describes a VM of the configuration that has a given size and no initdata.

@@ -267,7 +267,10 @@ func (c *creation) openBootFiles(context.Context) error {
 		return err
 	}
 	c.vmspec = plan.VM
-	return c.addInitdata(plan.Initdata)
+	if err := c.addInitdata(plan.Initdata); err != nil {
+		return err
+	}
+	return c.addParts(plan.Parts)
 }
 
 // readableByAll refuses a boot file that the VMM, which opens it again as a user of its own, could not read.

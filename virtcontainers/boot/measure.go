@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/internal/initdata"
@@ -47,6 +48,27 @@ func (c *creation) addInitdata(d *initdata.Document) error {
 	c.initdata = f
 	c.vmspec.Blocks = []hypervisor.Block{{ID: initdata.DiskID, File: f, ReadOnly: true}}
 	c.log.Info("pod has initdata", "pod", c.opts.ID, "algorithm", d.Algorithm, "digest", fmt.Sprintf("%x", d.Digest()))
+	return nil
+}
+
+// addParts gives the VM a read-only disk with each part of the guest image that the pod needs. Parts lie beside the
+// initramfs.
+func (c *creation) addParts(parts []string) error {
+	for _, name := range parts {
+		initrd := c.vmspec.Boot.Initrd
+		if initrd == nil {
+			return fmt.Errorf("the pod's initdata asks for %s, and the VM boots without an initramfs: %w", name,
+				errdefs.ErrFailedPrecondition)
+		}
+		f, err := os.Open(filepath.Join(filepath.Dir(initrd.Name()), name+contract.PartSuffix))
+		if err != nil {
+			return fmt.Errorf("the pod's initdata asks for %s, which the guest image does not have: %w; make the image with "+
+				"coco guest build --part: %w", name, err, errdefs.ErrFailedPrecondition)
+		}
+		c.u.Push("close "+name, func(context.Context) error { return closeOnce(f) })
+		c.opened = append(c.opened, f) // closed once the VMM has it
+		c.vmspec.Blocks = append(c.vmspec.Blocks, hypervisor.Block{ID: name, File: f, ReadOnly: true})
+	}
 	return nil
 }
 

@@ -1,0 +1,34 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package launch
+
+import (
+	"slices"
+
+	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/internal/initdata"
+)
+
+// partOf maps files of initdata to the parts that they ask for.
+var partOf = map[string]string{
+	initdata.FileAA:  contract.PartTrust,
+	initdata.FileCDH: contract.PartTrust,
+}
+
+// Parts lists the parts of the guest image that a pod's initdata asks for, each once, in the order of their names. The
+// guest does not rely on the answer: it opens a part with the root hash that it knows, and a pod that needs a part that
+// is not attached does not start.
+func Parts(d *initdata.Document) []string {
+	if d == nil {
+		return nil
+	}
+	var out []string
+	for file := range d.Data {
+		if part := partOf[file]; part != "" && !slices.Contains(out, part) {
+			out = append(out, part)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
