@@ -101,8 +101,24 @@ type Container struct {
 	Disks       []string     `json:"disks,omitempty"`  // paths in the container of raw block volumes
 	Annotations []Annotation `json:"annotations,omitempty"`
 	Hostname    bool         `json:"hostname,omitempty"` // the sandbox's host name is repeated; else there is none
+	Secrets     []Secret     `json:"secrets,omitempty"`
 	Allow       Capabilities `json:"allow,omitzero"`
 }
+
+// Secret is a secret of the pod's key broker that the agent gets before it creates the container: as a file or as an
+// environment variable. Exactly one of File and Env is set.
+type Secret struct {
+	Resource string `json:"resource"` // kbs:///repository/type/tag
+	// File is the path in the container of a file in the guest's memory, which belongs to the first process's user.
+	File string `json:"file,omitempty"`
+	Mode string `json:"mode,omitempty"` // of the file: octal digits without a leading zero; "": SecretMode
+	// Env is the name of a variable of the first process. Its value is the secret, byte by byte, and must be text. Other
+	// processes that are executed in the container do not get it.
+	Env string `json:"env,omitempty"`
+}
+
+// SecretMode is the mode of a secret's file that names none: its owner may read it.
+const SecretMode = "400"
 
 // Image identifies an image by what the guest can verify.
 type Image struct {

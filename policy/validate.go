@@ -114,6 +114,7 @@ func (p *problems) container(at string, c *Container, volumes map[string]bool) {
 		p.mount(at+".mounts["+strconv.Itoa(i)+"]", &c.Mounts[i], volumes)
 	}
 	p.paths(at+".disks", c.Disks)
+	p.secrets(at+".secrets", c)
 	keys := map[string]bool{}
 	for i, a := range c.Annotations {
 		at := at + ".annotations[" + strconv.Itoa(i) + "]"

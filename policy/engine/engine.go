@@ -206,6 +206,19 @@ func (e *Engine) Output(id, exec string) bool {
 	return c != nil && (c.Allow.Logs || exec != "" && exec != id)
 }
 
+// Secrets lists the secrets of a container that exists, or that was asked for last.
+func (e *Engine) Secrets(id string) []policy.Secret {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case e.lives[id] != nil:
+		return e.lives[id].of.Secrets
+	case e.making.id == id && e.making.of != nil:
+		return e.making.of.Secrets
+	}
+	return nil
+}
+
 // Streams decides whether byte streams may be opened, which later requests name.
 func (e *Engine) Streams() error {
 	if e.policy == nil {

@@ -48,6 +48,7 @@ func (g *generator) container(c *corev1.Container) (policy.Container, error) {
 	if out.Linux.Seccomp, err = g.seccomp(c); err != nil {
 		return policy.Container{}, err
 	}
+	out.Secrets = g.Options.Secrets[c.Name]
 	out.Allow, err = g.allow(c)
 	return out, err
 }

@@ -48,6 +48,8 @@ type Options struct {
 	Seccomp []string
 	// LocalSeccomp has the digests of profiles of type Localhost, by the name that pods give.
 	LocalSeccomp map[string]string
+	// Secrets are those of the containers, by their names. A name that no workload has is an error of the caller.
+	Secrets map[string][]policy.Secret
 }
 
 // Allow opens capabilities of a policy.

@@ -33,7 +33,7 @@ func (c Change) String() string {
 }
 
 // Diff lists the members in which policies differ, in the order of their paths. Elements of lists that have a name, a
-// key, a path or a destination are compared with those of the same.
+// key, a path, a destination, a file or a variable are compared with those of the same.
 func Diff(a, b *policy.Policy) ([]Change, error) {
 	from, err := flat(a)
 	if err != nil {
@@ -91,7 +91,7 @@ func flatten(out map[string]string, at string, v any) {
 // index is what an element of a list is called by.
 func index(i int, e any) string {
 	if m, ok := e.(map[string]any); ok {
-		for _, key := range []string{"name", "key", "destination", "path"} {
+		for _, key := range []string{"name", "key", "destination", "path", "file", "env"} {
 			if s, ok := m[key].(string); ok {
 				return s
 			}

@@ -107,12 +107,29 @@ func (f *findings) container(c *policy.Container) {
 	for _, d := range c.Disks {
 		f.warn(at, "disk %s is of the host: encrypt and authenticate what is written to it", d)
 	}
+	f.secrets(at, c)
 	if len(c.Linux.Seccomp) == 1 && c.Linux.Seccomp[0] == policy.NoSeccomp {
 		f.note(at, "runs without a seccomp filter")
 	}
 	for _, k := range c.Process.Caps.Effective {
 		if k == "CAP_SYS_ADMIN" || k == "CAP_SYS_MODULE" || k == "CAP_SYS_RAWIO" {
 			f.warn(at, "has %s, which reaches the guest's kernel and so the policy", k)
+		}
+	}
+}
+
+// secrets warns of ways to a container's secrets that the policy opens. Other findings tell of exec.any already.
+func (f *findings) secrets(at string, c *policy.Container) {
+	if len(c.Secrets) == 0 {
+		return
+	}
+	f.note(at, "gets %d secrets before it starts, from the key broker that the initdata names", len(c.Secrets))
+	for _, s := range c.Secrets {
+		if s.Env != "" {
+			f.note(at, "secret %s is a variable: all child processes have it, and crash reports often show it", s.Resource)
+		}
+		if m := s.Mode; m != "" && (m[len(m)-1] != '0' || len(m) < 3) {
+			f.warn(at, "secret %s has mode %s: every user in the container may use its file", s.Resource, m)
 		}
 	}
 }

@@ -55,6 +55,9 @@ func (o *genOptions) bind(r *result) (err error) {
 		files = d.Data
 	}
 	files[policy.FileName] = string(r.text)
+	if err := checkBroker(r.Policy, files); err != nil {
+		return err
+	}
 	if r.doc, err = initdata.New(o.algorithm, files); err != nil {
 		return err
 	}

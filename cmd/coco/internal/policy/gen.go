@@ -68,6 +68,7 @@ func genCommand() *cobra.Command {
 			"Images come from --images, else from their registry. The guest will run exactly these bytes.\n" +
 			"All capabilities are closed but those that --allow names; commands of probes and hooks are allowed.",
 		Example: "  coco policy gen deployment.yaml > pinned.yaml\n" +
+			"  coco policy gen --initdata broker.toml --secret app=kbs:///default/db/key,file=/run/secrets/key pod.yaml\n" +
 			"  docker save app:1 -o app.tar && coco policy gen --images app.tar --allow logs pod.yaml\n" +
 			"  coco policy gen --output policy pod.yaml | coco policy show -",
 		Args: cobra.MinimumNArgs(1),
@@ -99,6 +100,9 @@ func (o *genOptions) flags(cmd *cobra.Command) {
 		"VOLUME=FILE: the volume's files are those that the owner of the public key in FILE (PEM) signs, see coco policy\n"+
 			"sign; may be repeated")
 	f.BoolVar(&o.Unpinned, "allow-unpinned", false, "admit any content of ConfigMaps and Secrets that no file has")
+	f.Var(secrets{&o.Secrets}, "secret",
+		"CONTAINER=kbs:///REPOSITORY/TYPE/TAG,file=PATH[,mode=OCTAL] or …,env=NAME: a secret of the key broker that the\n"+
+			"agent gets before it creates the container; the broker is named by --initdata (aa.toml); may be repeated")
 	f.StringVarP(&o.output, "output", "o", formManifest, "what is written: "+strings.Join(forms, ", "))
 	f.BoolVar(&o.lock, "lock", false, "write the images of the manifest by their digests")
 	f.StringVar(&o.class, "runtime-class", "", "pass over pods of other RuntimeClasses; \"\": none is passed over")
@@ -227,6 +231,9 @@ func (o *genOptions) filters() error {
 
 // results makes the policy of each workload.
 func (o *genOptions) results(cmd *cobra.Command, set *manifest.Set) ([]*result, error) {
+	if err := checkSecrets(o.Secrets, set.Workloads); err != nil {
+		return nil, err
+	}
 	finder, err := o.finder()
 	if err != nil {
 		return nil, err

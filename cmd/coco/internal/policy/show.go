@@ -4,6 +4,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -101,6 +102,9 @@ func containerRows(row func(string, string, ...any), c policy.Container) {
 	for _, d := range c.Disks {
 		row("  disk "+d, "raw blocks of the host")
 	}
+	for _, x := range c.Secrets {
+		row("  secret "+x.Resource, "%s", secretText(x))
+	}
 	may := map[string]bool{
 		"run any command": c.Allow.Exec.Any, "read the output": c.Allow.Logs, "write to the input": c.Allow.Stdin,
 	}
@@ -108,6 +112,13 @@ func containerRows(row func(string, string, ...any), c policy.Container) {
 		may["run "+quoted(e.Args)] = true
 	}
 	row("  host may", "%s", words(may))
+}
+
+func secretText(s policy.Secret) string {
+	if s.Env != "" {
+		return "variable " + s.Env
+	}
+	return "file " + s.File + ", mode " + cmp.Or(s.Mode, policy.SecretMode)
 }
 
 func none(s string) string {

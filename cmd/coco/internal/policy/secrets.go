@@ -1,0 +1,80 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/coco-shim/coco/internal/initdata"
+	"github.com/coco-shim/coco/policy"
+	"github.com/coco-shim/coco/policy/gen/manifest"
+	"github.com/coco-shim/coco/trust/config"
+)
+
+// secrets is the value of --secret.
+type secrets struct{ of *map[string][]policy.Secret }
+
+// String is the default: none.
+func (secrets) String() string { return "" }
+
+// Type is shown in the help.
+func (secrets) Type() string { return "secret" }
+
+// Set adds a secret. The policy's own checks follow when the policy is there.
+func (s secrets) Set(text string) error {
+	container, rest, ok := strings.Cut(text, "=")
+	resource, rest, more := strings.Cut(rest, ",")
+	if !ok || !more || container == "" {
+		return fmt.Errorf("%.200q is not CONTAINER=RESOURCE,file=PATH or CONTAINER=RESOURCE,env=NAME", text)
+	}
+	x := policy.Secret{Resource: resource}
+	for option := range strings.SplitSeq(rest, ",") {
+		key, value, _ := strings.Cut(option, "=")
+		to := map[string]*string{"file": &x.File, "env": &x.Env, "mode": &x.Mode}[key]
+		if to == nil || value == "" || *to != "" {
+			return fmt.Errorf("%.200q: %.80q is not file=PATH, mode=OCTAL or env=NAME, or comes a second time", text, option)
+		}
+		*to = value
+	}
+	if *s.of == nil {
+		*s.of = map[string][]policy.Secret{}
+	}
+	(*s.of)[container] = append((*s.of)[container], x)
+	return nil
+}
+
+// checkSecrets refuses secrets of containers that no workload has: a misspelled name would leave them out.
+func checkSecrets(of map[string][]policy.Secret, workloads []manifest.Workload) error {
+	for name := range of {
+		known := slices.ContainsFunc(workloads, func(w manifest.Workload) bool {
+			for _, c := range slices.Concat(w.Pod.Spec.InitContainers, w.Pod.Spec.Containers) {
+				if c.Name == name {
+					return true
+				}
+			}
+			return false
+		})
+		if !known {
+			return fmt.Errorf("--secret: no pod has a container %q", name)
+		}
+	}
+	return nil
+}
+
+// checkBroker refuses initdata without a broker for a policy with secrets: its pods could not start.
+func checkBroker(p *policy.Policy, files map[string]string) error {
+	for i := range p.Containers {
+		if len(p.Containers[i].Secrets) == 0 {
+			continue
+		}
+		if _, err := config.Parse(files); err != nil {
+			return fmt.Errorf("container %s has secrets: %w; name the broker in %s of the document that --initdata gives",
+				p.Containers[i].Name, err, initdata.FileAA)
+		}
+		return nil
+	}
+	return nil
+}
