@@ -16,6 +16,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/coco-shim/coco/agent/bundle"
 	"github.com/coco-shim/coco/agent/cgroup"
 	"github.com/coco-shim/coco/agent/guard"
 	"github.com/coco-shim/coco/agent/ocispec"
@@ -151,7 +152,11 @@ func (s *service) build(ctx context.Context, c *container, req *pb.CreateContain
 	if err := sysctl.Set(sysctls); err != nil {
 		return err
 	}
-	child, err := s.run(ctx, c, runner.Container{ID: c.id, Bundle: c.bundle, Spec: spec, Streams: io})
+	secrets, err := s.Secrets.Add(ctx, c.id, spec.Process, &c.undo)
+	if err != nil {
+		return err
+	}
+	child, err := s.run(ctx, c, runner.Container{ID: c.id, Bundle: c.bundle, Spec: spec, Streams: io}, secrets)
 	if err != nil {
 		return err
 	}
@@ -164,12 +169,15 @@ func (s *service) build(ctx context.Context, c *container, req *pb.CreateContain
 	return nil
 }
 
-// run has the OCI runtime create the container, from sources that cannot be exchanged meanwhile.
-func (s *service) run(ctx context.Context, c *container, rc runner.Container) (runner.Process, error) {
+// run has the OCI runtime create the container, from sources that cannot be exchanged meanwhile. own are mounts of the
+// agent's own files.
+func (s *service) run(ctx context.Context, c *container, rc runner.Container, own []specs.Mount,
+) (runner.Process, error) {
 	staged, err := s.stage(c, rc.Spec.Mounts)
 	if err != nil {
 		return nil, err
 	}
+	rc.Spec.Mounts = append(rc.Spec.Mounts, own...)
 	// The unmounts run at once. Those that fail are repeated at the container's end; the request does not fail.
 	c.undo.Push("unmount sources", staged.Run)
 	child, err := s.Runner.Create(ctx, rc)
@@ -219,35 +227,16 @@ func (s *service) mountRootfs(ctx context.Context, c *container, req *pb.CreateC
 	spec *specs.Spec,
 ) error {
 	rootfs := filepath.Join(c.bundle, contract.RootfsName)
-	if err := makeBundle(c.bundle); err != nil {
+	if err := bundle.Make(c.bundle); err != nil {
 		return err
 	}
-	c.undo.Push("remove bundle", func(context.Context) error { return removeBundle(c.bundle) })
+	c.undo.Push("remove bundle", func(context.Context) error { return bundle.Remove(c.bundle) })
 	if err := s.Storage.Add(ctx, c.id, req.Storages); err != nil {
 		return err
 	}
 	c.undo.Push("unmount storages", func(ctx context.Context) error { return s.Storage.Remove(ctx, c.id) })
 	if err := s.mountRoot(c, spec.Root.Path, rootfs); err != nil {
 		return fmt.Errorf("root file system: %w", err)
-	}
-	return nil
-}
-
-// makeBundle makes the directories of a bundle. One that is there already belongs to something that still
-// lives, or that could not be removed.
-func makeBundle(dir string) error {
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		return fmt.Errorf("make bundle: %w", err)
-	}
-	err := os.Mkdir(dir, 0o755)
-	if errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("bundle %s is there already: %w", dir, errdefs.ErrAlreadyExists)
-	}
-	if err == nil {
-		err = os.Mkdir(filepath.Join(dir, contract.RootfsName), 0o755)
-	}
-	if err != nil {
-		return fmt.Errorf("make bundle: %w", err)
 	}
 	return nil
 }

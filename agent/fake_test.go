@@ -18,6 +18,7 @@ import (
 	"github.com/coco-shim/coco/agent/cgroup"
 	"github.com/coco-shim/coco/agent/gate"
 	"github.com/coco-shim/coco/agent/runner"
+	"github.com/coco-shim/coco/agent/secrets"
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
 )
@@ -268,7 +269,8 @@ func newFixture(t *testing.T) *fixture {
 		modules: &fakeModules{}, oom: fakeOOM{make(chan string, 1)},
 	}
 	f.service = newService(Config{
-		Runner: f.runner, Storage: f.storage, Network: f.network, Modules: f.modules,
+		Secrets: secrets.New(secrets.Config{}),
+		Runner:  f.runner, Storage: f.storage, Network: f.network, Modules: f.modules,
 		OOM: f.oom, System: fakeSystem{}, CgroupRoot: t.TempDir(), RunDir: t.TempDir(), Version: "test", Log: discard,
 		Policy: gate.Policy{Open: true},
 	})

@@ -16,15 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/agent/beneath"
+	"github.com/coco-shim/coco/agent/bundle"
 	"github.com/coco-shim/coco/agent/guard"
-	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/undo"
-)
-
-// Names in a bundle. Only the agent and the OCI runtime write there.
-const (
-	stagingName = "sources"
-	configName  = "config.json"
 )
 
 // stage replaces the sources of bind mounts by mounts of them in the bundle. The OCI runtime opens sources
@@ -34,7 +28,7 @@ const (
 func (s *service) stage(c *container, mounts []specs.Mount) (staged *undo.Stack, err error) {
 	staged = &undo.Stack{}
 	defer staged.RunOnError(&err)
-	dir := filepath.Join(c.bundle, stagingName)
+	dir := filepath.Join(c.bundle, bundle.Sources)
 	for i, m := range mounts {
 		if !guard.IsBind(m) || guard.IsDevice(m) {
 			continue
@@ -101,21 +95,6 @@ func bindOn(src *os.File, at string) (*os.File, error) {
 		return nil, errors.Join(err, mount.Close())
 	}
 	return mount, nil
-}
-
-// removeBundle removes a bundle whose root file system and sources are unmounted. It never descends into
-// them: the directories are empty then, and one that is not is an error.
-func removeBundle(dir string) error {
-	var errs []error
-	for _, name := range []string{contract.RootfsName, stagingName, configName, ""} {
-		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("remove bundle: %w", err)
-	}
-	return nil
 }
 
 // noteTermination keeps src open if it is the file for the container's termination message.

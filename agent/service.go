@@ -28,6 +28,7 @@ import (
 	"github.com/coco-shim/coco/api/agent/types"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/lock"
+	"github.com/coco-shim/coco/internal/undo"
 )
 
 // Runner runs containers; package runner implements it.
@@ -66,6 +67,15 @@ type Modules interface {
 	Open(names ...string) error
 }
 
+// Secrets gets the secrets of a container before it is created; secrets.Store implements it.
+type Secrets interface {
+	Add(ctx context.Context, id string, p *specs.Process, u *undo.Stack) ([]specs.Mount, error)
+}
+
+// Ports opens ports to the host: PortForward lets it connect to the services that listen on the guest's loopback
+// address, Resolver lets the guest's processes ask it for names.
+type Ports struct{ PortForward, Resolver bool }
+
 // OOM reports groups in which the kernel killed; cgroup.OOMWatcher implements it.
 type OOM interface {
 	Add(name string, g cgroup.Group) error
@@ -92,12 +102,11 @@ type Config struct {
 	Network    Network
 	Modules    Modules
 	OOM        OOM
+	Secrets    Secrets
 	System     System
 	CgroupRoot string
 	RunDir     string // contract.GuestRoot, but for tests
-	// PortForward lets the host connect to the services that listen on the guest's loopback address. Resolver lets the
-	// guest's processes ask the host for names.
-	PortForward, Resolver bool
+	Ports
 	// Policy decides about each request.
 	Policy gate.Policy
 	// Confidential says that the guest runs in a TEE.

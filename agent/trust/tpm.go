@@ -29,6 +29,21 @@ func HasTPM(sys string) bool {
 	return err == nil
 }
 
+// TEE is the type, by CoCo's names, of the evidence that this guest makes: "snp", "tdx" or "tpm"; "sample" where
+// nothing can be proved. confidential says that it runs in a TEE, sys is sysfs.
+func TEE(confidential bool, sys string) string {
+	_, err := os.Lstat(filepath.Join(sys, "bus/platform/devices/sev-guest"))
+	switch {
+	case confidential && err == nil:
+		return "snp"
+	case confidential:
+		return "tdx"
+	case HasTPM(sys):
+		return "tpm"
+	}
+	return "sample"
+}
+
 // extendPCR extends a PCR of the guest's TPM.
 func extendPCR(pcr int, digest [tpm2.DigestSize]byte) error {
 	t, device, err := tpm2.Open("/dev/tpm0")

@@ -76,6 +76,8 @@ type Config struct {
 	Sys          string // sysfs
 	// Load loads a kernel module. It returns errdefs.ErrNotFound for one that the guest image does not have.
 	Load func(module string, params ...string) error
+	// Keep gets the initdata once it is what the launch is bound to, or was measured; nil: nobody needs it.
+	Keep func(*initdata.Document)
 
 	ask    ask                                          // replaced in tests
 	extend func(pcr int, d [tpm2.DigestSize]byte) error // likewise; nil: of the guest's TPM
@@ -122,7 +124,13 @@ func (c Config) judgeDisk(ctx context.Context, bound Bound, empty bool) (*engine
 		return nil, &Error{Unreadable, err}
 	}
 	defer f.Close()
-	return Judge(f, bound)
+	return Judge(f, func(d *initdata.Document) error {
+		err := bound(d)
+		if err == nil && c.Keep != nil {
+			c.Keep(d)
+		}
+		return err
+	})
 }
 
 // Bound refuses initdata that is not what the launch is bound to.
@@ -230,23 +238,10 @@ func (c Config) find(ctx context.Context) ([]string, error) {
 	}
 	var out []string
 	for _, d := range all {
-		if serialOf(filepath.Join(dir, d.Name())) == serial {
+		if disk.Serial(filepath.Join(dir, d.Name())) == serial {
 			out = append(out, filepath.Join(cmp.Or(c.dev, "/dev"), d.Name()))
 		}
 	}
 	slices.Sort(out)
 	return out, nil
-}
-
-// serialOf reads the serial of a virtio or SCSI disk; "" if it has none.
-func serialOf(dir string) string {
-	if b, err := os.ReadFile(filepath.Join(dir, "serial")); err == nil {
-		return strings.TrimSpace(string(b))
-	}
-	b, err := os.ReadFile(filepath.Join(dir, "device/vpd_pg80"))
-	const head = 4 // SPC-4, 7.8.14: type, page, length
-	if err != nil || len(b) < head {
-		return ""
-	}
-	return strings.TrimSpace(strings.TrimRight(string(b[head:]), "\x00"))
 }

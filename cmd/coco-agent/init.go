@@ -22,12 +22,16 @@ import (
 	"github.com/coco-shim/coco/agent/gate"
 	"github.com/coco-shim/coco/agent/netcfg"
 	"github.com/coco-shim/coco/agent/nspace"
+	"github.com/coco-shim/coco/agent/parts"
 	"github.com/coco-shim/coco/agent/reap"
 	"github.com/coco-shim/coco/agent/runner"
+	"github.com/coco-shim/coco/agent/secrets"
 	"github.com/coco-shim/coco/agent/storage"
 	"github.com/coco-shim/coco/agent/trust"
 	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/internal/initdata"
 	"github.com/coco-shim/coco/internal/version"
+	"github.com/coco-shim/coco/trust/wire"
 )
 
 // Where things are in the guest.
@@ -35,6 +39,7 @@ const (
 	runtimeState = "/run/crun"
 	workDir      = "/run/coco"
 	nsDir        = "/run/sandbox-ns"
+	secretsDir   = "/run/coco-secrets"
 )
 
 // runtimes are the OCI runtimes that an image may carry, the preferred one first.
@@ -110,26 +115,35 @@ func life() (err error) {
 		log.Error("load modules", "error", err)
 	}
 	log.Debug("boot modules loaded", "uptime", uptime())
-	decides := trusted(mods)
+	decides, evidence := trusted(mods)
 	if decides.Distrust != nil {
 		say("coco-agent: " + decides.Distrust.Error() + "; the guest serves health checks only\n")
 	}
 	log.Debug("policy found", "uptime", uptime())
-	g, err := newGuest(mods, log, closed, decides)
+	g, err := newGuest(mods, log, closed, decides, evidence)
 	if err != nil {
 		return failed(phaseServices, err)
 	}
 	return failed(phaseServing, g.run())
 }
 
-// trusted finds the pod's policy before the guest serves anything.
-func trusted(mods *boot.Loader) gate.Policy {
+// trusted finds the pod's policy before the guest serves anything, and what coco-trust is told where the initdata names
+// a key broker.
+func trusted(mods *boot.Loader) (gate.Policy, wire.Setup) {
 	c := trust.Config{Confidential: boot.Confidential("/"), Sys: "/sys", Load: mods.Load}
 	c.Bound, c.IsBound = boot.KernelParam(contract.ParamInitdata)
+	setup := wire.Setup{TEE: trust.TEE(c.Confidential, c.Sys)}
+	c.Keep = func(d *initdata.Document) {
+		_, aa := d.Data[initdata.FileAA]
+		_, cdh := d.Data[initdata.FileCDH]
+		if aa || cdh {
+			setup.Initdata = string(d.Text)
+		}
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), disk.Timeout)
 	defer cancel()
 	e, err := trust.Establish(ctx, c)
-	return gate.Policy{Engine: e, Distrust: err, Open: e == nil && err == nil && !c.Confidential}
+	return gate.Policy{Engine: e, Distrust: err, Open: e == nil && err == nil && !c.Confidential}, setup
 }
 
 // loadBoot loads what the channel needs. The socket device's modules are loaded where there is one.
@@ -172,17 +186,21 @@ func newLog(closed bool) *slog.Logger {
 
 // guest is what serves.
 type guest struct {
-	log    *slog.Logger
-	mods   *boot.Loader
-	reaper *reap.Reaper
-	oom    *cgroup.OOMWatcher
-	mounts *storage.Manager
-	net    *netcfg.Net
-	server *agent.Server
+	log     *slog.Logger
+	mods    *boot.Loader
+	reaper  *reap.Reaper
+	oom     *cgroup.OOMWatcher
+	mounts  *storage.Manager
+	net     *netcfg.Net
+	secrets *secrets.Store
+	server  *agent.Server
 }
 
-func newGuest(mods *boot.Loader, log *slog.Logger, closed bool, decides gate.Policy) (*guest, error) {
+func newGuest(mods *boot.Loader, log *slog.Logger, closed bool, decides gate.Policy, evidence wire.Setup) (*guest,
+	error,
+) {
 	g := &guest{log: log, mods: mods, reaper: reap.New(), mounts: storage.New(contract.GuestRoot)}
+	g.secrets = newSecrets(g.reaper, mods, decides, evidence)
 	g.mounts.Load = mods.Load
 	g.mounts.HostFiles = func() bool { return !boot.Confidential("/") }
 	var err error
@@ -205,19 +223,28 @@ func newGuest(mods *boot.Loader, log *slog.Logger, closed bool, decides gate.Pol
 		Network:    g.net,
 		Modules:    mods,
 		OOM:        g.oom,
+		Secrets:    g.secrets,
 		System:     machine{&nspace.Maker{Dir: nsDir, Reaper: g.reaper}, boot.NewClock()},
 		CgroupRoot: boot.CgroupRoot,
 
 		Policy:       decides,
 		Confidential: boot.Confidential("/"),
-		PortForward:  portForward,
-		Resolver:     names,
+		Ports:        agent.Ports{PortForward: portForward, Resolver: names},
 
 		Version: version.Version,
 		Closed:  closed,
 		Log:     log,
 	})
 	return g, err
+}
+
+// newSecrets gets secrets for the containers whose policy has some.
+func newSecrets(r *reap.Reaper, mods *boot.Loader, decides gate.Policy, evidence wire.Setup) *secrets.Store {
+	c := secrets.Config{Setup: evidence, Open: parts.New(mods.Load).Open, Spawn: r.Spawn, Dir: secretsDir}
+	if decides.Engine != nil {
+		c.Of = decides.Engine.Secrets
+	}
+	return secrets.New(c)
 }
 
 func findRuntime() string {
@@ -275,6 +302,7 @@ func (g *guest) stop() {
 	if err := g.server.Close(ctx); err != nil {
 		g.log.Warn("stop", "error", err)
 	}
+	g.secrets.Close()
 	g.oom.Close()
 	g.net.Close()
 	if err := g.mounts.Shutdown(ctx); err != nil {

@@ -1,0 +1,232 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package secrets gets the secrets of containers from the pod's key broker, before the containers are created.
+//
+// Which ones a container gets stands in its policy. The program coco-trust, a part of the guest image, talks with the
+// broker; the agent starts it when the first secret is needed and asks it over a socket pair (package trust/wire). A
+// secret becomes a file on a tmpfs that the container alone has, or a variable of its first process. Whatever goes
+// wrong fails the container's creation, with the code, the resource and the broker's reason: a container never runs
+// with an empty or missing secret. Secrets are in no error and no log.
+package secrets
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"unicode/utf8"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/agent/reap"
+	"github.com/coco-shim/coco/internal/undo"
+	"github.com/coco-shim/coco/policy"
+	"github.com/coco-shim/coco/trust/wire"
+)
+
+// Config has what a Store depends on.
+type Config struct {
+	// Of lists the secrets of a container by its id; engine.Engine's method. nil: no container has any.
+	Of func(id string) []policy.Secret
+	// Setup tells coco-trust about this guest. Its Initdata is empty if initdata names no broker.
+	Setup wire.Setup
+	// Open mounts a part of the guest image and returns its directory.
+	Open func(ctx context.Context, part string) (dir string, err error)
+	// Spawn starts a program; the reaper's method.
+	Spawn func(path string, argv []string, attr *syscall.ProcAttr) (*reap.Child, error)
+	// Dir is the directory for files of secrets, to which no request of the host reaches.
+	Dir string
+}
+
+// Store gets secrets. Its methods may be called at the same time.
+type Store struct {
+	cfg   Config
+	mount func(dir string) error // puts a tmpfs on a directory; replaced in tests
+
+	turn chan *helper // has the running coco-trust, or nil; its holder talks with it
+}
+
+// New makes a Store. Close ends it.
+func New(cfg Config) *Store {
+	s := &Store{cfg: cfg, mount: tmpfs, turn: make(chan *helper, 1)}
+	s.turn <- nil
+	return s
+}
+
+// tmpfsSize bounds the files of one container's secrets: 64 of 2 MiB.
+const tmpfsSize = "size=129m,mode=0700"
+
+func tmpfs(dir string) error {
+	return unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, tmpfsSize)
+}
+
+// Add gets the secrets of a container. It adds variables to the process, and returns the mounts of files. u removes the
+// files.
+func (s *Store) Add(ctx context.Context, id string, p *specs.Process, u *undo.Stack) (mounts []specs.Mount, err error) {
+	if s.cfg.Of == nil {
+		return nil, nil
+	}
+	list := s.cfg.Of(id)
+	if len(list) == 0 {
+		return nil, nil
+	}
+	dir, got := filepath.Join(s.cfg.Dir, id), map[string][]byte{}
+	defer func() {
+		for _, secret := range got {
+			clear(secret)
+		}
+	}()
+	for _, x := range list {
+		if got[x.Resource] != nil {
+			continue
+		}
+		if got[x.Resource], err = s.get(ctx, x.Resource); err != nil {
+			return nil, fmt.Errorf("secret %s: %w", x.Resource, err)
+		}
+	}
+	for i, x := range list {
+		if x.Env != "" {
+			err = addVariable(p, x.Env, got[x.Resource])
+		} else {
+			var m specs.Mount
+			m, err = s.addFile(dir, strconv.Itoa(i), x, got[x.Resource], p.User, u)
+			mounts = append(mounts, m)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("secret %s: %w", x.Resource, err)
+		}
+	}
+	return mounts, nil
+}
+
+// addVariable sets a variable. Its value goes through JSON and a list of C strings, which keep text alone.
+func addVariable(p *specs.Process, name string, secret []byte) error {
+	for _, b := range secret {
+		if b == 0 {
+			return fmt.Errorf("variable %s: the secret has a zero byte, so it cannot be a variable; use a file: %w", name,
+				errdefs.ErrFailedPrecondition)
+		}
+	}
+	if !utf8.Valid(secret) {
+		return fmt.Errorf("variable %s: the secret is no UTF-8 text, so it cannot be a variable; use a file: %w", name,
+			errdefs.ErrFailedPrecondition)
+	}
+	p.Env = append(p.Env, name+"="+string(secret))
+	return nil
+}
+
+// addFile writes a file and returns its mount. dir is the container's directory, which the first file makes.
+func (s *Store) addFile(dir, name string, x policy.Secret, secret []byte, owner specs.User, u *undo.Stack,
+) (m specs.Mount, err error) {
+	if err := s.makeDir(dir, u); err != nil {
+		return m, err
+	}
+	octal := x.Mode
+	if octal == "" {
+		octal = policy.SecretMode
+	}
+	mode, err := strconv.ParseUint(octal, 8, 9)
+	if err != nil {
+		return m, err // the policy's own checks came before
+	}
+	path := filepath.Join(dir, name)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return m, err
+	}
+	_, err = f.Write(secret)
+	if err = errors.Join(err, f.Chown(int(owner.UID), int(owner.GID)), f.Chmod(os.FileMode(mode)), f.Close()); err != nil {
+		return m, err
+	}
+	return specs.Mount{
+		Destination: x.File, Type: "bind", Source: path,
+		Options: []string{"bind", "ro", "nosuid", "nodev", "noexec"},
+	}, nil
+}
+
+// makeDir makes the directory of a container's files: a tmpfs, so that they are in the guest's memory whatever lies
+// below. They go with it.
+func (s *Store) makeDir(dir string, u *undo.Stack) error {
+	if err := os.MkdirAll(s.cfg.Dir, 0o700); err != nil {
+		return err
+	}
+	err := os.Mkdir(dir, 0o700)
+	if errors.Is(err, os.ErrExist) {
+		return nil // of an earlier file: the undo of the last container has removed that one's
+	}
+	if err != nil {
+		return err
+	}
+	u.Push("remove "+dir, func(context.Context) error { return os.Remove(dir) })
+	if err := s.mount(dir); err != nil {
+		return fmt.Errorf("memory for files: %w", err)
+	}
+	u.Push("unmount "+dir, func(context.Context) error {
+		return unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	})
+	return nil
+}
+
+// classes of failures, by their codes.
+var classes = map[string]error{
+	"unavailable": errdefs.ErrUnavailable, "untrusted": errdefs.ErrPermissionDenied,
+	"refused": errdefs.ErrPermissionDenied, "denied": errdefs.ErrPermissionDenied, "not-found": errdefs.ErrNotFound,
+}
+
+// get asks coco-trust for a secret. One that has failed in the middle is ended; the next call starts another.
+func (s *Store) get(ctx context.Context, resource string) (_ []byte, err error) {
+	if s.cfg.Setup.Initdata == "" {
+		return nil, fmt.Errorf("[%s] initdata names no key broker: it has neither aa.toml nor cdh.toml: %w", wire.Config,
+			errdefs.ErrFailedPrecondition)
+	}
+	var h *helper
+	select {
+	case h = <-s.turn:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	defer func() { s.turn <- h }()
+	if h == nil {
+		if h, err = s.start(ctx); err != nil {
+			return nil, err
+		}
+	}
+	var a wire.Answer
+	if a, err = h.ask(ctx, wire.Request{Resource: resource}); err != nil {
+		h.end()
+		h = nil
+		return nil, err
+	}
+	switch {
+	case a.Error != nil:
+		class := classes[a.Error.Code]
+		if class == nil {
+			class = errdefs.ErrFailedPrecondition
+		}
+		return nil, fmt.Errorf("%w: %w", a.Error, class)
+	case len(a.Secret) == 0:
+		return nil, fmt.Errorf("coco-trust has answered with nothing: %w", errdefs.ErrInternal)
+	}
+	return a.Secret, nil
+}
+
+// Close ends coco-trust, if it runs. Secrets cannot be got any more.
+func (s *Store) Close() {
+	if h := <-s.turn; h != nil {
+		h.end()
+	}
+}
+
+// helper is a running coco-trust.
+type helper struct {
+	conn  *os.File
+	child *reap.Child
+	once  sync.Once
+}
