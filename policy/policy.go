@@ -24,11 +24,13 @@
 // The package is pure: no files, no network, no clock, no environment.
 package policy
 
+import "github.com/coco-shim/coco/internal/initdata"
+
 // APIVersion is the version of the format that this package reads and writes. A policy of another version is refused.
 const APIVersion = "coco.policy/v1"
 
 // FileName is the name of the policy among the files of initdata.
-const FileName = "policy.coco"
+const FileName = initdata.FilePolicy
 
 // Policy is all that a pod may do.
 type Policy struct {
@@ -48,9 +50,11 @@ type Pod struct {
 	SharedShm bool `json:"sharedShm,omitempty"`
 	// PortForward has the TCP ports of the guest's loopback address to which the host may connect.
 	PortForward []uint16 `json:"portForward,omitempty"`
-	Copy        bool     `json:"copy,omitempty"`  // files may be copied to places that no mount of the policy names
-	Debug       bool     `json:"debug,omitempty"` // containers may be added that the policy does not declare
-	Stats       bool     `json:"stats,omitempty"` // statistics, metrics, OOM events, log of decisions
+	// WorkloadPort is the TCP port of the guest's loopback address on which containers reach the workload API; 0: none.
+	WorkloadPort uint16 `json:"workloadPort,omitempty"`
+	Copy         bool   `json:"copy,omitempty"`  // files may be copied to places that no mount of the policy names
+	Debug        bool   `json:"debug,omitempty"` // containers may be added that the policy does not declare
+	Stats        bool   `json:"stats,omitempty"` // statistics, metrics, OOM events, log of decisions
 }
 
 // DNS says which lines of resolv.conf the sandbox may be told.
@@ -103,6 +107,7 @@ type Container struct {
 	Hostname    bool         `json:"hostname,omitempty"` // the sandbox's host name is repeated; else there is none
 	Secrets     []Secret     `json:"secrets,omitempty"`
 	Allow       Capabilities `json:"allow,omitzero"`
+	Workload    Workload     `json:"workload,omitzero"`
 }
 
 // Secret is a secret of the pod's key broker that the agent gets before it creates the container: as a file or as an

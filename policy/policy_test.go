@@ -30,7 +30,7 @@ func sample() *Policy {
 			Hostname: Value{Field: FieldPodName}, DNS: DNS{FromHost: true},
 			Sysctls:     map[string]string{"net.core.somaxconn": "9"},
 			Network:     Network{Interfaces: []Interface{{Name: "eth0", Addresses: []string{"10.0.0.2/24"}}}, Routes: true},
-			PortForward: []uint16{8080}, Stats: true, SharedShm: true,
+			PortForward: []uint16{8080}, WorkloadPort: 8006, Stats: true, SharedShm: true,
 		},
 		Volumes: []Volume{
 			{Name: "cache", Kind: VolumeDisk, Mode: "777", GID: 5},
@@ -64,6 +64,10 @@ func sample() *Policy {
 			},
 			Annotations: []Annotation{{Key: "k", Value: Value{Type: TypeID}}},
 			Allow:       Capabilities{Logs: true, Exec: Exec{Commands: []Command{{Args: []string{"/probe"}}}}},
+			Workload: Workload{
+				Resources: []string{"kbs:///shop/db/password-1.2_x"}, Calls: []string{CallInfo, CallToken, CallEvidence},
+				ExportKey: true, Evidence: EvidenceRaw,
+			},
 		}},
 	}
 }
@@ -175,6 +179,14 @@ func TestValidateNamesTheMember(t *testing.T) {
 		{func(p *Policy) { p.Containers[0].Mounts[2].Source.Volume.SubPath = "/x" }, "mounts[2].source.volume.subPath"},
 		{func(p *Policy) { p.Containers[0].Allow.Exec.Any = true }, "allow.exec: has both"},
 		{func(p *Policy) { p.Containers[0].Allow.Exec.Commands[0].Args = nil }, "allow.exec.commands[0].args"},
+		{func(p *Policy) { p.Pod.PortForward[0] = 8006 }, "pod.portForward: has 8006"},
+		{func(p *Policy) { p.Containers[0].Workload = Workload{} }, "pod.workloadPort: is 8006, and no container"},
+		{func(p *Policy) { p.Containers[0].Name = strings.Repeat("a", 63) + ".b" }, "workload: is of a container whose name"},
+		{func(p *Policy) { p.Containers[0].Workload.Calls[0] = "aael" }, `workload.calls: is "aael"`},
+		{func(p *Policy) { p.Containers[0].Workload.Calls[0] = CallToken }, `workload.calls: "token" comes a second time`},
+		{func(p *Policy) { p.Containers[0].Workload.Calls[1] = "x" }, `workload.exportKey: is for the call "token"`},
+		{func(p *Policy) { p.Containers[0].Workload.Calls = []string{CallToken} }, "workload.evidence: is for"},
+		{func(p *Policy) { p.Containers[0].Workload.Evidence = "bound" }, "workload.evidence: is"},
 		{func(p *Policy) { p.Containers = append(p.Containers, p.Containers[0]) }, "containers[1].name"},
 		{func(p *Policy) {
 			p.Containers = append(p.Containers, p.Containers[0])
@@ -189,6 +201,33 @@ func TestValidateNamesTheMember(t *testing.T) {
 	}
 	if err := sample().Validate(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A resource has one spelling, so that a list of them is a list of secrets.
+func TestResourcesHaveOneSpelling(t *testing.T) {
+	for s, ok := range map[string]bool{
+		"kbs:///a/b/c": true, "kbs:///A-1/_/c.d_e": true, "kbs:///" + strings.Repeat("a", 508) + "/b/c": true,
+		"kbs:///" + strings.Repeat("a", 509) + "/b/c": false,
+		"": false, "a/b/c": false, "/a/b/c": false, "kbs://host/a/b/c": false, "kbs:////a/b/c": false, "kbs:///a/b": false,
+		"kbs:///a/b/c/d": false, "kbs:///a/b/": false, "kbs:///a//c": false, "kbs:///a/../c": false, "kbs:///a/.b/c": false,
+		"kbs:///a/b/c?x": false, "kbs:///a/b/%63": false, "kbs:///a/b/c*": false, "KBS:///a/b/c": false,
+		"kbs:///a/b/c\n": false,
+		"kbs:///ä/b/c":   false,
+	} {
+		p := sample()
+		p.Containers[0].Workload.Resources = []string{s}
+		if err := p.Validate(); (err == nil) != ok {
+			t.Errorf("%.40q: %v, want ok %v", s, err, ok)
+		}
+	}
+	p := sample()
+	p.Containers[0].Workload.Resources = []string{"kbs:///a/b/c", "kbs:///a/b/c"}
+	if p.Validate() == nil {
+		t.Error("a resource may stand twice")
+	}
+	if (Workload{}).Opens() || (&Policy{Containers: []Container{{}}}).UsesWorkloadAPI() {
+		t.Error("the zero value opens something")
 	}
 }
 

@@ -61,6 +61,7 @@ func (p *Policy) Validate() error {
 		}
 		apps = apps || c.Kind == App
 	}
+	out.workloadPort(p)
 	return out.err()
 }
 
@@ -124,6 +125,7 @@ func (p *problems) container(at string, c *Container, volumes map[string]bool) {
 		keys[a.Key] = true
 		p.value(at, a.Value)
 	}
+	p.workload(at+".workload", c.Name, &c.Workload)
 	if c.Allow.Exec.Any && len(c.Allow.Exec.Commands) > 0 {
 		p.add(at+".allow.exec", "has both any and commands")
 	}

@@ -31,6 +31,9 @@ const (
 // version of the document's format.
 const version = "0.1.0"
 
+// FilePolicy has the pod's policy.
+const FilePolicy = "policy.coco"
+
 // Files, by CoCo's names, that say which key broker a pod has.
 const (
 	FileAA  = "aa.toml"

@@ -167,6 +167,12 @@ func (e *Engine) Forward(port uint32) error {
 	if e.policy == nil {
 		return noPolicy("port")
 	}
+	if w := e.policy.Pod.WorkloadPort; w != 0 && port == uint32(w) {
+		return &compare.Denial{
+			Code: compare.Capability, Field: "port",
+			Want: "another port than that of the workload API, which only containers reach", Got: compare.Show(port),
+		}
+	}
 	if port <= 1<<16-1 && slices.Contains(e.policy.Pod.PortForward, uint16(port)) {
 		return nil
 	}
@@ -196,14 +202,44 @@ func (e *Engine) Resolver() error {
 func (e *Engine) Output(id, exec string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	var c *policy.Container
+	c := e.known(id)
+	return c != nil && (c.Allow.Logs || exec != "" && exec != id)
+}
+
+// Workload returns the name in the policy of a container that is being created or lives, if it may ask the guest for
+// anything; else "".
+func (e *Engine) Workload(id string) string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if c := e.known(id); c != nil && c.Workload.Opens() {
+		return c.Name
+	}
+	return ""
+}
+
+// Workloads lists the containers that may ask the guest for anything, by their names in the policy, and the port on
+// which they may, or 0.
+func (e *Engine) Workloads() (names []string, port uint16) {
+	if e.policy == nil {
+		return nil, 0
+	}
+	for _, c := range e.policy.Containers {
+		if c.Workload.Opens() {
+			names = append(names, c.Name)
+		}
+	}
+	return names, e.policy.Pod.WorkloadPort
+}
+
+// known returns the policy's container of an id.
+func (e *Engine) known(id string) *policy.Container {
 	switch {
 	case e.lives[id] != nil:
-		c = e.lives[id].of
+		return e.lives[id].of
 	case e.making.id == id:
-		c = e.making.of
+		return e.making.of
 	}
-	return c != nil && (c.Allow.Logs || exec != "" && exec != id)
+	return nil
 }
 
 // Secrets lists the secrets of a container that exists, or that was asked for last.

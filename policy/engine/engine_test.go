@@ -5,6 +5,7 @@ package engine
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -429,6 +430,24 @@ func TestCapabilities(t *testing.T) {
 	if e.Forward(80) != nil || code(e.Forward(81)) != compare.Capability ||
 		code(e.Forward(80+1<<16)) != compare.Capability {
 		t.Error("port-forward")
+	}
+	// Validate refuses it, and so does the engine.
+	p.policy.Pod.WorkloadPort, p.policy.Pod.PortForward = 8006, []uint16{80, 8006}
+	if e.Forward(80) != nil || code(e.Forward(8006)) != compare.Capability {
+		t.Error("the port of the workload API is forwarded")
+	}
+	if name := e.Workload(id); name != "" {
+		t.Errorf("a container may ask as %s", name)
+	}
+	if names, port := New(nil).Workloads(); len(names) != 0 || port != 0 {
+		t.Errorf("without a policy %q may ask on port %d", names, port)
+	}
+	c.Workload = policy.Workload{Calls: []string{policy.CallInfo}}
+	if name, other := e.Workload(id), e.Workload("other"); name != c.Name || other != "" {
+		t.Errorf("container %s may ask as %q, an unknown one as %q", c.Name, name, other)
+	}
+	if names, port := e.Workloads(); !slices.Equal(names, []string{c.Name}) || port != 8006 {
+		t.Errorf("%q may ask on port %d", names, port)
 	}
 	for _, dns := range []policy.DNS{
 		{FromHost: true}, {Lines: []string{"search x", contract.ResolverLine}}, {Lines: []string{"nameserver 10.0.0.1"}},

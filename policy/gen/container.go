@@ -49,6 +49,7 @@ func (g *generator) container(c *corev1.Container) (policy.Container, error) {
 		return policy.Container{}, err
 	}
 	out.Secrets = g.Options.Secrets[c.Name]
+	out.Workload = g.Options.Workload.Containers[c.Name]
 	out.Allow, err = g.allow(c)
 	return out, err
 }

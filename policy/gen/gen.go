@@ -50,6 +50,14 @@ type Options struct {
 	LocalSeccomp map[string]string
 	// Secrets are those of the containers, by their names. A name that no workload has is an error of the caller.
 	Secrets map[string][]policy.Secret
+	// Workload is what containers may ask their guest for, likewise.
+	Workload Workload
+}
+
+// Workload opens the workload API.
+type Workload struct {
+	Port       uint16                     `json:"port,omitempty"` // of the pod's loopback address; 0: none
+	Containers map[string]policy.Workload `json:"containers"`
 }
 
 // Allow opens capabilities of a policy.
@@ -203,6 +211,9 @@ func (g *generator) policy() (*policy.Policy, error) {
 	}
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
+	}
+	if p.UsesWorkloadAPI() {
+		p.Pod.WorkloadPort = g.Options.Workload.Port
 	}
 	for _, v := range g.volumes {
 		if v.used && v.policy.Kind != "" {

@@ -52,7 +52,9 @@ func Policy(p *policy.Policy) []Finding {
 	}
 	for i := range p.Containers {
 		out.container(&p.Containers[i])
+		out.workload(&p.Containers[i])
 	}
+	out.neighbours(p)
 	return out
 }
 
@@ -112,7 +114,7 @@ func (f *findings) container(c *policy.Container) {
 		f.note(at, "runs without a seccomp filter")
 	}
 	for _, k := range c.Process.Caps.Effective {
-		if k == "CAP_SYS_ADMIN" || k == "CAP_SYS_MODULE" || k == "CAP_SYS_RAWIO" {
+		if powerful(k) {
 			f.warn(at, "has %s, which reaches the guest's kernel and so the policy", k)
 		}
 	}

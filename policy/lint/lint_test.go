@@ -68,6 +68,10 @@ func example() *policy.Policy {
 				{Destination: "/x", Source: policy.Source{Copy: &policy.Content{Rule: policy.ContentUnpinned}}},
 			},
 			Linux: policy.Linux{Seccomp: []string{policy.NoSeccomp}},
+			Workload: policy.Workload{
+				Resources: []string{"kbs:///a/b/c"}, Calls: []string{policy.CallToken, policy.CallEvidence},
+				ExportKey: true, Evidence: policy.EvidenceRaw,
+			},
 		}},
 	}
 }
@@ -83,7 +87,8 @@ func TestWhatIsLeftToTheHost(t *testing.T) {
 		"warning volume v content",
 		"warning volume h is", "warning container c exec", "note container c logs", "warning container c stdin",
 		"warning container c env", "warning container c, mount /x content", "warning container c has",
-		"note container c runs",
+		"note container c runs", "note container c fetches", "warning container c workload.exportKey",
+		"warning container c workload.evidence", "warning container c is",
 	} {
 		if !slices.Contains(got, want) {
 			t.Errorf("lint tells %q, want %q among them", got, want)

@@ -103,6 +103,9 @@ func (o *genOptions) flags(cmd *cobra.Command) {
 	f.Var(secrets{&o.Secrets}, "secret",
 		"CONTAINER=kbs:///REPOSITORY/TYPE/TAG,file=PATH[,mode=OCTAL] or …,env=NAME: a secret of the key broker that the\n"+
 			"agent gets before it creates the container; the broker is named by --initdata (aa.toml); may be repeated")
+	f.Var(workload{&o.Workload}, "workload",
+		"file that says what containers may ask their guest for (docs/workload-api.md), in JSON:\n"+
+			`{"port": 8006, "containers": {"app": {"resources": ["kbs:///a/b/c"], "calls": ["info"]}}}`)
 	f.StringVarP(&o.output, "output", "o", formManifest, "what is written: "+strings.Join(forms, ", "))
 	f.BoolVar(&o.lock, "lock", false, "write the images of the manifest by their digests")
 	f.StringVar(&o.class, "runtime-class", "", "pass over pods of other RuntimeClasses; \"\": none is passed over")
@@ -231,7 +234,8 @@ func (o *genOptions) filters() error {
 
 // results makes the policy of each workload.
 func (o *genOptions) results(cmd *cobra.Command, set *manifest.Set) ([]*result, error) {
-	if err := checkSecrets(o.Secrets, set.Workloads); err != nil {
+	if err := errors.Join(checkContainers("--secret", o.Secrets, set.Workloads),
+		checkContainers("--workload", o.Workload.Containers, set.Workloads)); err != nil {
 		return nil, err
 	}
 	finder, err := o.finder()

@@ -46,8 +46,9 @@ func (s secrets) Set(text string) error {
 	return nil
 }
 
-// checkSecrets refuses secrets of containers that no workload has: a misspelled name would leave them out.
-func checkSecrets(of map[string][]policy.Secret, workloads []manifest.Workload) error {
+// checkContainers refuses names of containers that no workload has: a misspelled one would leave out what a flag gives
+// it.
+func checkContainers[V any](flag string, of map[string]V, workloads []manifest.Workload) error {
 	for name := range of {
 		known := slices.ContainsFunc(workloads, func(w manifest.Workload) bool {
 			for _, c := range slices.Concat(w.Pod.Spec.InitContainers, w.Pod.Spec.Containers) {
@@ -58,23 +59,24 @@ func checkSecrets(of map[string][]policy.Secret, workloads []manifest.Workload) 
 			return false
 		})
 		if !known {
-			return fmt.Errorf("--secret: no pod has a container %q", name)
+			return fmt.Errorf("%s: no pod has a container %q", flag, name)
 		}
 	}
 	return nil
 }
 
-// checkBroker refuses initdata without a broker for a policy with secrets: its pods could not start.
+// checkBroker refuses initdata without a broker for a policy with secrets or tokens: its pods could not start, or would
+// not get them.
 func checkBroker(p *policy.Policy, files map[string]string) error {
-	for i := range p.Containers {
-		if len(p.Containers[i].Secrets) == 0 {
-			continue
-		}
-		if _, err := config.Parse(files); err != nil {
-			return fmt.Errorf("container %s has secrets: %w; name the broker in %s of the document that --initdata gives",
-				p.Containers[i].Name, err, initdata.FileAA)
-		}
+	i := slices.IndexFunc(p.Containers, func(c policy.Container) bool {
+		return len(c.Secrets)+len(c.Workload.Resources) > 0 || slices.Contains(c.Workload.Calls, policy.CallToken)
+	})
+	if i < 0 {
 		return nil
+	}
+	if _, err := config.Parse(files); err != nil {
+		return fmt.Errorf("container %s has secrets: %w; name the broker in %s of the document that --initdata gives",
+			p.Containers[i].Name, err, initdata.FileAA)
 	}
 	return nil
 }

@@ -68,6 +68,9 @@ func table(out io.Writer, n named) error {
 		"copy anywhere": p.Pod.Copy, "add containers": p.Pod.Debug, "read statistics": p.Pod.Stats,
 		"connect to ports " + portsText(p.Pod.PortForward): len(p.Pod.PortForward) > 0,
 	}))
+	if p.Pod.WorkloadPort != 0 {
+		row("  workload API", "port %d", p.Pod.WorkloadPort)
+	}
 	for _, v := range p.Volumes {
 		row("VOLUME "+v.Name, "%s", volumeText(v))
 	}
@@ -112,6 +115,25 @@ func containerRows(row func(string, string, ...any), c policy.Container) {
 		may["run "+quoted(e.Args)] = true
 	}
 	row("  host may", "%s", words(may))
+	workloadRows(row, c.Workload)
+}
+
+// workloadRows tells what a container may ask the guest for.
+func workloadRows(row func(string, string, ...any), w policy.Workload) {
+	if !w.Opens() {
+		return
+	}
+	calls := strings.Join(w.Calls, " ")
+	if w.Evidence == policy.EvidenceRaw {
+		calls += ", evidence with ANY report data"
+	}
+	if w.ExportKey {
+		calls += ", tokens WITH THE PRIVATE KEY"
+	}
+	row("  asks the guest for", "%s", none(calls))
+	for _, r := range w.Resources {
+		row("    secret", "%s", r)
+	}
 }
 
 func secretText(s policy.Secret) string {
