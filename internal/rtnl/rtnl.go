@@ -41,8 +41,13 @@ type Message struct {
 }
 
 // Open opens a socket in the thread's network namespace. The timeout bounds each wait for the kernel.
-func Open(timeout time.Duration) (*Conn, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+func Open(timeout time.Duration) (*Conn, error) { return openFor(unix.NETLINK_ROUTE, timeout) }
+
+// OpenDiag is Open for questions about sockets (man 7 sock_diag), which have the same framing.
+func OpenDiag(timeout time.Duration) (*Conn, error) { return openFor(unix.NETLINK_SOCK_DIAG, timeout) }
+
+func openFor(protocol int, timeout time.Duration) (*Conn, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
 		return nil, fmt.Errorf("netlink socket: %w", err)
 	}
