@@ -23,8 +23,10 @@ const (
 // sections in the order of the modules file.
 var sections = []section{sectionBoot, sectionRootfs, sectionLazy, sectionReport, sectionDemand}
 
-// rare are lazy modules of devices that few machines have.
-var rare = []string{"virtio_blk", "vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"}
+// rare are lazy modules of devices that few machines have, and of the workload API's port.
+var rare = []string{
+	"virtio_blk", "vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport", "inet_diag", "tcp_diag",
+}
 
 // packed says that a module stays compressed, as the kernel package has it (and signed): most pods never load it, and
 // the initramfs is memory of every pod. The kernel inflates it.
@@ -44,7 +46,7 @@ var wantedModules = []wanted{
 	{sectionRootfs, []string{"virtio_scsi", "sd_mod", "dm_verity", "erofs", "overlay"}},
 	{sectionLazy, []string{
 		"virtio_blk", "virtio_net", "vmw_vsock_virtio_transport", "dm_crypt", "xts", "ext4",
-		"aesni_intel", "sha256_ssse3",
+		"aesni_intel", "sha256_ssse3", "tcp_diag",
 	}},
 	{sectionReport, []string{"configfs", "sev_guest", "tdx_guest"}},
 }

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/coco-shim/coco/attestation/guest"
 	"github.com/coco-shim/coco/attestation/kbs/client"
@@ -146,21 +147,36 @@ func Refuse(conn io.ReadWriter, why error) error {
 	}
 }
 
-// Run is the life of coco-trust: it reads the Setup from the agent, and serves it. tpm opens the TPM that the agent has
-// passed on; it is called with TEE "tpm" alone.
-func Run(ctx context.Context, conn io.ReadWriter, tpm func() io.ReadWriter) error {
+// Devices open what the agent has passed on; each is called once at most, and only where the Setup names it.
+type Devices struct {
+	TPM func() io.ReadWriter // with TEE "tpm"
+	API func() *os.File      // with Workload
+}
+
+// Run is the life of coco-trust: it reads the Setup from the agent, and serves it and, where the policy opens the
+// workload API, containers.
+func Run(ctx context.Context, conn io.ReadWriter, devices Devices) error {
 	var s wire.Setup
 	if err := wire.Read(conn, &s); err != nil {
 		return fmt.Errorf("read the setup: %w", err)
 	}
 	var device io.ReadWriter
 	if s.TEE == "tpm" {
-		device = tpm()
+		device = devices.TPM()
 	}
-	g, err := New(s, device)
-	if err != nil {
-		return Refuse(conn, err)
+	g, broken := New(s, device)
+	if broken == nil {
+		defer g.Close()
 	}
-	defer g.Close()
+	if s.Workload {
+		stop, err := serveWorkloads(ctx, s, g, broken, device, devices.API())
+		if err != nil {
+			return err
+		}
+		defer stop()
+	}
+	if broken != nil {
+		return Refuse(conn, broken)
+	}
 	return Serve(ctx, conn, g)
 }

@@ -76,7 +76,7 @@ func TestWhatIsWrongInInitdataIsTheAnswer(t *testing.T) {
 		},
 	} {
 		a := talk(t, func(conn io.ReadWriter) error {
-			return Run(t.Context(), conn, func() io.ReadWriter { return nil })
+			return Run(t.Context(), conn, Devices{TPM: func() io.ReadWriter { return nil }})
 		}, tc.setup, wire.Request{Resource: "kbs:///a/b/c"})
 		if a.Error == nil || a.Error.Code != wire.Config || !strings.Contains(a.Error.Text, tc.want) || a.Secret != nil {
 			t.Errorf("%s: %+v, want %q", name, a.Error, tc.want)

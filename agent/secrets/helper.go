@@ -67,15 +67,21 @@ func (s *Store) start(ctx context.Context) (_ *helper, err error) {
 	case "snp", "tdx":
 		attr.Sys.AmbientCaps = []uintptr{unix.CAP_DAC_OVERRIDE}
 	}
+	way, end, err := s.openWay(attr)
+	if err != nil {
+		return nil, err
+	}
+	defer end(&err)
 	child, err := s.cfg.Spawn(filepath.Join(dir, program), []string{program}, attr)
 	if err != nil {
 		return nil, err
 	}
-	h := &helper{conn: conn, child: child}
+	h := &helper{conn: conn, way: way, child: child}
 	if err := h.bounded(ctx, func() error { return wire.Write(conn, s.cfg.Setup) }); err != nil {
 		h.end()
 		return nil, err
 	}
+	s.setWay(way)
 	return h, nil
 }
 
@@ -110,6 +116,9 @@ func (h *helper) bounded(ctx context.Context, talk func() error) error {
 func (h *helper) end() {
 	h.once.Do(func() {
 		_ = h.conn.Close() // nothing is under way on it
+		if h.way != nil {
+			_ = h.way.Close() // what is under way on it fails, and is sent to the next coco-trust
+		}
 		_ = h.child.Signal(syscall.SIGKILL)
 		<-h.child.Done()
 	})

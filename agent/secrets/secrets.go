@@ -14,6 +14,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -51,6 +52,9 @@ type Store struct {
 	mount func(dir string) error // puts a tmpfs on a directory; replaced in tests
 
 	turn chan *helper // has the running coco-trust, or nil; its holder talks with it
+
+	mu  sync.Mutex
+	way *net.UnixConn // guarded by mu; for connections to the workload API, to the last coco-trust
 }
 
 // New makes a Store. Close ends it.
@@ -227,6 +231,7 @@ func (s *Store) Close() {
 // helper is a running coco-trust.
 type helper struct {
 	conn  *os.File
+	way   *net.UnixConn // nil without the workload API
 	child *reap.Child
 	once  sync.Once
 }

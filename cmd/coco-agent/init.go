@@ -40,6 +40,7 @@ const (
 	workDir      = "/run/coco"
 	nsDir        = "/run/sandbox-ns"
 	secretsDir   = "/run/coco-secrets"
+	workloadDir  = "/run/coco-workload"
 )
 
 // runtimes are the OCI runtimes that an image may carry, the preferred one first.
@@ -128,21 +129,27 @@ func life() (err error) {
 }
 
 // trusted finds the pod's policy before the guest serves anything, and what coco-trust is told where the initdata names
-// a key broker.
+// a key broker, or the policy opens the workload API.
 func trusted(mods *boot.Loader) (gate.Policy, wire.Setup) {
 	c := trust.Config{Confidential: boot.Confidential("/"), Sys: "/sys", Load: mods.Load}
 	c.Bound, c.IsBound = boot.KernelParam(contract.ParamInitdata)
 	setup := wire.Setup{TEE: trust.TEE(c.Confidential, c.Sys)}
+	broker, text := false, ""
 	c.Keep = func(d *initdata.Document) {
 		_, aa := d.Data[initdata.FileAA]
 		_, cdh := d.Data[initdata.FileCDH]
-		if aa || cdh {
-			setup.Initdata = string(d.Text)
-		}
+		broker, text = aa || cdh, string(d.Text)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), disk.Timeout)
 	defer cancel()
 	e, err := trust.Establish(ctx, c)
+	if e != nil {
+		names, _ := e.Workloads()
+		setup.Workload = len(names) > 0
+	}
+	if broker || setup.Workload {
+		setup.Initdata = text
+	}
 	return gate.Policy{Engine: e, Distrust: err, Open: e == nil && err == nil && !c.Confidential}, setup
 }
 
@@ -186,21 +193,21 @@ func newLog(closed bool) *slog.Logger {
 
 // guest is what serves.
 type guest struct {
-	log     *slog.Logger
-	mods    *boot.Loader
-	reaper  *reap.Reaper
-	oom     *cgroup.OOMWatcher
-	mounts  *storage.Manager
-	net     *netcfg.Net
-	secrets *secrets.Store
-	server  *agent.Server
+	log        *slog.Logger
+	mods       *boot.Loader
+	reaper     *reap.Reaper
+	oom        *cgroup.OOMWatcher
+	mounts     *storage.Manager
+	net        *netcfg.Net
+	provisions *provisions
+	server     *agent.Server
 }
 
 func newGuest(mods *boot.Loader, log *slog.Logger, closed bool, decides gate.Policy, evidence wire.Setup) (*guest,
 	error,
 ) {
 	g := &guest{log: log, mods: mods, reaper: reap.New(), mounts: storage.New(contract.GuestRoot)}
-	g.secrets = newSecrets(g.reaper, mods, decides, evidence)
+	g.provisions = &provisions{secrets: newSecrets(g.reaper, mods, decides, evidence), policy: decides.Engine}
 	g.mounts.Load = mods.Load
 	g.mounts.HostFiles = func() bool { return !boot.Confidential("/") }
 	var err error
@@ -210,7 +217,7 @@ func newGuest(mods *boot.Loader, log *slog.Logger, closed bool, decides gate.Pol
 	if g.net, err = netcfg.New(netcfg.Options{}); err != nil { // brings the loopback up
 		return nil, err
 	}
-	if err := os.MkdirAll(contract.GuestRoot, 0o755); err != nil {
+	if err := errors.Join(os.MkdirAll(contract.GuestRoot, 0o755), g.openAPI()); err != nil {
 		return nil, err
 	}
 	_, portForward := boot.KernelParam(contract.ParamPortForward)
@@ -223,7 +230,7 @@ func newGuest(mods *boot.Loader, log *slog.Logger, closed bool, decides gate.Pol
 		Network:    g.net,
 		Modules:    mods,
 		OOM:        g.oom,
-		Secrets:    g.secrets,
+		Secrets:    g.provisions,
 		System:     machine{&nspace.Maker{Dir: nsDir, Reaper: g.reaper}, boot.NewClock()},
 		CgroupRoot: boot.CgroupRoot,
 
@@ -302,7 +309,9 @@ func (g *guest) stop() {
 	if err := g.server.Close(ctx); err != nil {
 		g.log.Warn("stop", "error", err)
 	}
-	g.secrets.Close()
+	if err := g.provisions.Close(); err != nil {
+		g.log.Warn("workload API", "error", err)
+	}
 	g.oom.Close()
 	g.net.Close()
 	if err := g.mounts.Shutdown(ctx); err != nil {

@@ -44,8 +44,9 @@ func run() error {
 	if err := unix.Fstat(wire.Socket, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFSOCK {
 		return fmt.Errorf("descriptor %d is no socket: the agent of a guest starts this program", wire.Socket)
 	}
-	return trust.Run(context.Background(), os.NewFile(wire.Socket, "agent"), func() io.ReadWriter {
-		return os.NewFile(wire.TPM, "tpm")
+	return trust.Run(context.Background(), os.NewFile(wire.Socket, "agent"), trust.Devices{
+		TPM: func() io.ReadWriter { return os.NewFile(wire.TPM, "tpm") },
+		API: func() *os.File { return os.NewFile(wire.API, "workload API") },
 	})
 }
 

@@ -155,7 +155,7 @@ var edges = Edges{
 	"agent/gate":    {"policy/engine", "api/contract", "internal/..."},
 	"agent/burst":   {},
 	"agent/upper":   {"agent/gate", "api/contract", "internal/upperwire"},
-	"agent/secrets": {"agent/reap", "api/contract", "internal/undo", "policy", "trust/wire"},
+	"agent/secrets": {"agent/reap", "api/contract", "internal/fdpass", "internal/undo", "policy", "trust/wire"},
 	"agent/trust":   {"agent/disk", "policy", "policy/engine", "api/contract", "internal/..."},
 	"agent/...": {
 		"agent/...", "api/...", "image/verity/...", "image/erofs/...", "image/ext4",
@@ -187,13 +187,16 @@ var edges = Edges{
 	"azure/...": {
 		"azure/akv", "azure/azhttp", "azure/kwp", "azure/maa", "azure/release", "azure/thim",
 	},
-	"azure/fake":      {"attestation", "attestation/snp", "azure/akv", "azure/kwp", "azure/release"},
-	"trust":           {"attestation/...", "internal/initdata", "internal/tpm2", "trust/..."},
+	"azure/fake": {"attestation", "attestation/snp", "azure/akv", "azure/kwp", "azure/release"},
+	"trust": {
+		"attestation/...", "internal/fdpass", "internal/initdata", "internal/tpm2", "internal/version", "policy", "trust/...",
+	},
+	"trust/workload":  {"attestation/kbs/client", "internal/fdpass", "policy"},
 	"trust/config":    {"attestation/kbs", "internal/initdata"},
 	"trust/wire":      {},
 	"measurement":     {},
 	"measurement/...": {"measurement/..."},
-	"cmd/coco-agent":  {"agent/...", "api/contract", "internal/...", "trust/wire"},
+	"cmd/coco-agent":  {"agent/...", "api/contract", "internal/...", "policy/engine", "trust/wire"},
 	"cmd/coco-trust":  {"trust", "trust/wire"},
 	"cmd/containerd-shim-coco-v2": {
 		"shim/...", "virtcontainers/...", "hypervisor/...", "network", "configs", "api/...",
@@ -387,6 +390,9 @@ var doors = map[string][]string{
 	"net": {
 		"agent", "agent/forward", "agent/gate", "agent/netcfg", "agent/resolver", "agent/runner", "agent/stdio",
 		"agent/transport", "agent/upper",
+		// Containers come in by these. They listen on Unix sockets and on 127.0.0.1, which the gate never forwards to, and
+		// what comes in goes to coco-trust unread.
+		"agent/caller", "agent/secrets", "agent/workload",
 	},
 }
 

@@ -5,6 +5,7 @@ package launch
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/initdata"
@@ -29,6 +30,13 @@ func Parts(d *initdata.Document) []string {
 			out = append(out, part)
 		}
 	}
+	if opensWorkloadAPI(d.Data[initdata.FilePolicy]) && !slices.Contains(out, contract.PartTrust) {
+		out = append(out, contract.PartTrust)
+	}
 	slices.Sort(out)
 	return out
 }
+
+// opensWorkloadAPI says whether a policy has a container with the member "workload". A guest takes a policy in its
+// canonical form only, in which the member is written so, and in a text the quotes would be escaped.
+func opensWorkloadAPI(policy string) bool { return strings.Contains(policy, `"workload":{`) }

@@ -30,6 +30,16 @@ func TestInitdataAsksForParts(t *testing.T) {
 			t.Errorf("%s: Parts() = %v, want %v", tt.name, got, tt.want)
 		}
 	}
+	for text, want := range map[string][]string{
+		`{"containers":[{"name":"a","workload":{"calls":["info"]}}]}`: {contract.PartTrust},
+		`{"containers":[{"name":"workload"}]}`:                        nil,
+		`{"containers":[{"args":["\"workload\":{"]}]}`:                nil,
+	} {
+		d := &initdata.Document{Data: map[string]string{initdata.FilePolicy: text}}
+		if got := Parts(d); !slices.Equal(got, want) {
+			t.Errorf("Parts(%s) = %v, want %v", text, got, want)
+		}
+	}
 	if got := Parts(nil); got != nil {
 		t.Errorf("Parts() without initdata = %v", got)
 	}

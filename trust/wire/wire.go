@@ -21,12 +21,15 @@ const maxMessage = 4 << 20
 const (
 	Socket = 3 // the connection with the agent
 	TPM    = 4 // the guest's TPM, with TEE "tpm" only
+	API    = 5 // the way on which the agent passes connections to the workload API, with Workload only
 )
 
 // Setup says for which pod coco-trust works.
 type Setup struct {
 	Initdata string `json:"initdata"` // the document, whose digest the launch is bound to
 	TEE      string `json:"tee"`      // type of this guest's evidence: snp, tdx, tpm or, without any of them, sample
+	// Workload has coco-trust serve the workload API. The policy in Initdata says to whom.
+	Workload bool `json:"workload,omitempty"`
 }
 
 // Request asks for a secret.
