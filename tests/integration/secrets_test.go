@@ -172,15 +172,7 @@ const seen = "correct horse\n440 0\nalice\n1\n"
 // secretPolicy is the policy of a container that runs showSecrets.
 func secretPolicy(t *testing.T, d *harness.Daemon) *policy.Policy {
 	t.Helper()
-	p := policyFor(t, specOf(t, d, showSecrets...))
-	p.Pod.Network = policy.Network{Interfaces: []policy.Interface{{Name: "eth0"}}, Routes: true, Neighbours: true}
-	p.Pod.DNS.FromHost = true
-	r := runWith(t, d, initdataWith(t, encoded(t, p)), "", showSecrets...)
-	hash := learned.FindStringSubmatch(r.Stderr)
-	if hash == nil {
-		t.Fatalf("the denial does not tell the layer: %s", r.Stderr)
-	}
-	p.Containers[0].Image.Layers[0] = hash[1]
+	p := networkPolicy(t, d, showSecrets...)
 	p.Containers[0].Secrets = []policy.Secret{
 		{Resource: "kbs:///default/db/password", File: "/run/secrets/password", Mode: "440"},
 		{Resource: "kbs:///default/db/user", Env: "DB_USER"},
@@ -188,15 +180,36 @@ func secretPolicy(t *testing.T, d *harness.Daemon) *policy.Policy {
 	return p
 }
 
+// networkPolicy is the policy of a container that runs a command, with a network.
+func networkPolicy(t *testing.T, d *harness.Daemon, command ...string) *policy.Policy {
+	t.Helper()
+	p := policyFor(t, specOf(t, d, command...))
+	p.Pod.Network = policy.Network{Interfaces: []policy.Interface{{Name: "eth0"}}, Routes: true, Neighbours: true}
+	p.Pod.DNS.FromHost = true
+	r := runWith(t, d, initdataWith(t, encoded(t, p)), "", command...)
+	hash := learned.FindStringSubmatch(r.Stderr)
+	if hash == nil {
+		t.Fatalf("the denial does not tell the layer: %s", r.Stderr)
+	}
+	p.Containers[0].Image.Layers[0] = hash[1]
+	return p
+}
+
 // runPod runs showSecrets under a configuration, in a network namespace.
 func runPod(t *testing.T, d *harness.Daemon, netns, config string) harness.Result {
+	t.Helper()
+	return runIn(t, d, netns, config, showSecrets...)
+}
+
+// runIn runs a command under a configuration, in a network namespace.
+func runIn(t *testing.T, d *harness.Daemon, netns, config string, command ...string) harness.Result {
 	t.Helper()
 	id := newID(t)
 	t.Cleanup(func() { remove(t, d, id) })
 	return ctr(t, d, append([]string{
 		"run", "--rm", "--with-ns", "network:" + netns, "--runtime", harness.Runtime, "--runtime-config-path", config,
 		harness.Image, id,
-	}, showSecrets...)...)
+	}, command...)...)
 }
 
 // plainConfig is a configuration of the plain platform with initdata.
