@@ -82,7 +82,6 @@ type execution struct {
 	container, id string
 	process       specs.Process
 	stdin         bool
-	size          *specs.Box // of the terminal, if it is known
 }
 
 // exitError says that the command ended with a status of its own.
