@@ -14,7 +14,7 @@ GCFLAGS     := -gcflags=all=-l -gcflags=runtime/...= -gcflags=internal/...= -gcf
 BUILD       := -trimpath -buildvcs=false -tags no_grpc $(GCFLAGS)
 export CGO_ENABLED := 0
 export GOTOOLCHAIN := local
-BINARIES    := containerd-shim-coco-v2 coco-agent coco-trust coco coco-oci
+BINARIES    := containerd-shim-coco-v2 coco-agent coco-trust coco-rego coco coco-oci
 GUEST       := dist/guest
 STAGE       := $(CURDIR)/dist/prefix
 TOOLS       := $(CURDIR)/dist/tools
@@ -103,7 +103,7 @@ IMAGE_FLAGS ?=
 .PHONY: image
 image: build ## guest image (kernel, initramfs, manifest) in dist/guest, if builder or agent changed
 	@mkdir -p dist
-	@{ sha256sum bin/coco bin/coco-agent bin/coco-trust; echo '$(IMAGE_FLAGS)'; } >dist/guest.inputs.new
+	@{ sha256sum bin/coco bin/coco-agent bin/coco-trust bin/coco-rego; echo '$(IMAGE_FLAGS)'; } >dist/guest.inputs.new
 	@if cmp -s dist/guest.inputs.new dist/guest.inputs && bin/coco guest inspect $(GUEST) >/dev/null 2>&1; then \
 		echo "dist/guest is up to date"; rm dist/guest.inputs.new; \
 	else \

@@ -126,7 +126,8 @@ func (s *service) ExecProcess(ctx context.Context, req *pb.ExecProcessRequest) (
 }
 
 func (s *service) exec(ctx context.Context, c *container, req *pb.ExecProcessRequest, e runner.Exec) (*process, error) {
-	io, err := s.openIO(e.Process.Terminal, true, req.StdinPort, req.StdoutPort, req.StderrPort)
+	shown := s.Policy.Output(c.id, req.ExecId)
+	io, err := s.openIO(e.Process.Terminal, shown, req.StdinPort, req.StdoutPort, req.StderrPort)
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
@@ -21,9 +22,19 @@ type Policy struct {
 	Engine *engine.Engine
 	// Distrust says why the guest trusts nothing: it is the answer to every request.
 	Distrust error
+	// Rego is a policy of Kata's agent, which forbids more than the rest; nil: none.
+	Rego Rego
 	// Open allows everything if there is neither of them. It is for the plain platform only, where no policy protects a
 	// guest from its host.
 	Open bool
+}
+
+// Rego is a policy of Kata's agent; package agent/rego implements it.
+type Rego interface {
+	// Ask decides about a request. commit is called once it was handled.
+	Ask(proto.Message) (commit func(), err error)
+	// Output says whether the host may have the output of a process.
+	Output(id, exec string) bool
 }
 
 // Grant is the permission for one request.
@@ -35,6 +46,22 @@ var none = engine.New(nil)
 // Ask decides about a request. The grant is applied before the handler gets the message, and committed when the
 // handler has succeeded.
 func (p Policy) Ask(fullMethod string, m proto.Message) (*Grant, error) {
+	grant, err := p.ask(fullMethod, m)
+	if err != nil || p.Rego == nil || strings.HasPrefix(fullMethod, healthPrefix) {
+		return grant, err
+	}
+	commit, err := p.Rego.Ask(m)
+	if err != nil {
+		return nil, err
+	}
+	return grant.And(commit), nil
+}
+
+// healthPrefix begins the methods that Kata's policies have no rules for.
+const healthPrefix = "/grpc.Health/"
+
+// ask decides without the policy of Kata's agent.
+func (p Policy) ask(fullMethod string, m proto.Message) (*Grant, error) {
 	switch {
 	case p.Distrust != nil:
 		return nil, p.Distrust
@@ -46,13 +73,17 @@ func (p Policy) Ask(fullMethod string, m proto.Message) (*Grant, error) {
 	return none.Check(fullMethod, m)
 }
 
-// Forward decides about a connection to a TCP port of the guest's loopback address.
+// Forward decides about a connection to a TCP port of the guest's loopback address. Policies of Kata's agent have no
+// rule for it.
 func (p Policy) Forward(port uint32) error {
 	switch {
 	case p.Distrust != nil:
 		return p.Distrust
 	case p.Engine != nil:
 		return p.Engine.Forward(port)
+	case p.Rego != nil:
+		return fmt.Errorf("denied: policy.rego has no rule for port-forward (port %d): %w", port,
+			errdefs.ErrPermissionDenied)
 	case p.Open:
 		return nil
 	}
@@ -78,7 +109,7 @@ func (p Policy) Files() error {
 	switch {
 	case p.Distrust != nil:
 		return p.Distrust
-	case p.Engine == nil && p.Open:
+	case p.Engine == nil && p.Rego == nil && p.Open:
 		return nil
 	}
 	return fmt.Errorf("the host does not get a container's files from a guest that has a policy: %w",
@@ -100,6 +131,10 @@ func (p Policy) Stream() error {
 
 // Output says whether the host may have the output of a process; what it may not have is discarded.
 func (p Policy) Output(id, exec string) bool {
+	return p.output(id, exec) && (p.Rego == nil || p.Rego.Output(id, exec))
+}
+
+func (p Policy) output(id, exec string) bool {
 	if p.Engine != nil && p.Distrust == nil {
 		return p.Engine.Output(id, exec)
 	}

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
 
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/policy"
@@ -42,5 +43,61 @@ func TestAFailedRemovalBreaksTheGuest(t *testing.T) {
 	}
 	if err := (Policy{Open: true}).Undone(errors.New("x")); err == nil {
 		t.Error("the error is lost")
+	}
+}
+
+// strict is a policy of Kata's agent that allows what has its name.
+type strict struct {
+	allows    string
+	committed int
+}
+
+func (s *strict) Ask(m proto.Message) (func(), error) {
+	if name := string(m.ProtoReflect().Descriptor().Name()); name != s.allows {
+		return nil, fmt.Errorf("%s is blocked: %w", name, errdefs.ErrPermissionDenied)
+	}
+	return func() { s.committed++ }, nil
+}
+
+func (s *strict) Output(string, string) bool { return s.allows == "ReadStreamRequest" }
+
+// TestAPolicyOfKatasAgentOnlyForbids: it allows nothing that the rest forbids, and is not asked about health.
+func TestAPolicyOfKatasAgentOnlyForbids(t *testing.T) {
+	const start = "/grpc.AgentService/StartContainer"
+	s := &strict{allows: "StartContainerRequest"}
+	p := Policy{Open: true, Rego: s}
+	g, err := p.Ask(start, &pb.StartContainerRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.Apply()
+	if s.committed != 0 {
+		t.Error("it is committed before it was handled")
+	}
+	if g.Commit(); s.committed != 1 {
+		t.Errorf("it is committed %d times", s.committed)
+	}
+	_, err = p.Ask("/grpc.AgentService/PauseContainer", &pb.PauseContainerRequest{})
+	if !errdefs.IsPermissionDenied(err) {
+		t.Errorf("what it forbids: %v", err)
+	}
+	if _, err := p.Ask("/grpc.Health/Check", &pb.CheckRequest{}); err != nil {
+		t.Errorf("a health check: %v", err)
+	}
+	if err := p.Forward(80); !errdefs.IsPermissionDenied(err) {
+		t.Errorf("port-forward: %v", err)
+	}
+	if err := p.Files(); !errdefs.IsPermissionDenied(err) {
+		t.Errorf("what a container has written: %v", err)
+	}
+	if p.Output("c", "") || !(Policy{Open: true, Rego: &strict{allows: "ReadStreamRequest"}}).Output("c", "") {
+		t.Error("the output is not what it says")
+	}
+	for _, closed := range []Policy{
+		{Rego: s}, {Rego: s, Engine: engine.New(nil)}, {Rego: s, Open: true, Distrust: errdefs.ErrAborted},
+	} {
+		if _, err := closed.Ask(start, &pb.StartContainerRequest{}); err == nil || closed.Forward(80) == nil {
+			t.Errorf("%+v is opened by it", closed)
+		}
 	}
 }

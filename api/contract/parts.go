@@ -13,6 +13,8 @@ const PartsFile = "/etc/coco/parts"
 const (
 	// PartTrust has the program coco-trust, which fetches secrets from a key broker.
 	PartTrust = PartPrefix + "trust"
+	// PartRego has the program coco-rego, which evaluates a policy of Kata's agent.
+	PartRego = PartPrefix + "rego"
 )
 
 // PartPrefix begins the name of each part, PartSuffix ends the name of its file.

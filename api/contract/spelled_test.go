@@ -68,6 +68,7 @@ const (
 var inTests = map[string]string{
 	"KubeletData": "tests make volumes as kubelet does",
 	"PartTrust":   "tests write lists of parts",
+	"PartRego":    "tests write lists of parts",
 	"PartPrefix":  "tests write lists of parts",
 }
 

@@ -24,6 +24,7 @@ import (
 	"github.com/coco-shim/coco/agent/nspace"
 	"github.com/coco-shim/coco/agent/parts"
 	"github.com/coco-shim/coco/agent/reap"
+	"github.com/coco-shim/coco/agent/rego"
 	"github.com/coco-shim/coco/agent/runner"
 	"github.com/coco-shim/coco/agent/secrets"
 	"github.com/coco-shim/coco/agent/storage"
@@ -116,41 +117,53 @@ func life() (err error) {
 		log.Error("load modules", "error", err)
 	}
 	log.Debug("boot modules loaded", "uptime", uptime())
-	decides, evidence := trusted(mods)
+	found := trusted(mods)
+	decides := found.policy
 	if decides.Distrust != nil {
 		say("coco-agent: " + decides.Distrust.Error() + "; the guest serves health checks only\n")
 	}
 	log.Debug("policy found", "uptime", uptime())
-	g, err := newGuest(mods, log, closed, decides, evidence)
+	g, err := newGuest(mods, log, closed, found)
 	if err != nil {
 		return failed(phaseServices, err)
 	}
 	return failed(phaseServing, g.run())
 }
 
+// found is what the guest has learned of its owner.
+type found struct {
+	policy   gate.Policy
+	evidence wire.Setup // what coco-trust is told: of a key broker that initdata names, of the workload API
+	rego     *string    // text of a policy of Kata's agent; nil: none
+}
+
 // trusted finds the pod's policy before the guest serves anything, and what coco-trust is told where the initdata names
 // a key broker, or the policy opens the workload API.
-func trusted(mods *boot.Loader) (gate.Policy, wire.Setup) {
+func trusted(mods *boot.Loader) (f found) {
 	c := trust.Config{Confidential: boot.Confidential("/"), Sys: "/sys", Load: mods.Load}
 	c.Bound, c.IsBound = boot.KernelParam(contract.ParamInitdata)
-	setup := wire.Setup{TEE: trust.TEE(c.Confidential, c.Sys)}
+	f.evidence.TEE = trust.TEE(c.Confidential, c.Sys)
 	broker, text := false, ""
 	c.Keep = func(d *initdata.Document) {
 		_, aa := d.Data[initdata.FileAA]
 		_, cdh := d.Data[initdata.FileCDH]
 		broker, text = aa || cdh, string(d.Text)
+		if rules, ok := d.Data[initdata.FileRego]; ok {
+			f.rego = &rules
+		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), disk.Timeout)
 	defer cancel()
 	e, err := trust.Establish(ctx, c)
 	if e != nil {
 		names, _ := e.Workloads()
-		setup.Workload = len(names) > 0
+		f.evidence.Workload = len(names) > 0
 	}
-	if broker || setup.Workload {
-		setup.Initdata = text
+	if broker || f.evidence.Workload {
+		f.evidence.Initdata = text
 	}
-	return gate.Policy{Engine: e, Distrust: err, Open: e == nil && err == nil && !c.Confidential}, setup
+	f.policy = gate.Policy{Engine: e, Distrust: err, Open: e == nil && err == nil && !c.Confidential}
+	return f
 }
 
 // loadBoot loads what the channel needs. The socket device's modules are loaded where there is one.
@@ -200,14 +213,14 @@ type guest struct {
 	mounts     *storage.Manager
 	net        *netcfg.Net
 	provisions *provisions
+	rego       *rego.Engine // nil: the pod has no such policy
 	server     *agent.Server
 }
 
-func newGuest(mods *boot.Loader, log *slog.Logger, closed bool, decides gate.Policy, evidence wire.Setup) (*guest,
-	error,
-) {
+func newGuest(mods *boot.Loader, log *slog.Logger, closed bool, owner found) (*guest, error) {
 	g := &guest{log: log, mods: mods, reaper: reap.New(), mounts: storage.New(contract.GuestRoot)}
-	g.provisions = &provisions{secrets: newSecrets(g.reaper, mods, decides, evidence), policy: decides.Engine}
+	disks := parts.New(mods.Load)
+	g.provisions = &provisions{secrets: newSecrets(g.reaper, disks, owner), policy: owner.policy.Engine}
 	g.mounts.Load = mods.Load
 	g.mounts.HostFiles = func() bool { return !boot.Confidential("/") }
 	var err error
@@ -219,6 +232,11 @@ func newGuest(mods *boot.Loader, log *slog.Logger, closed bool, decides gate.Pol
 	}
 	if err := errors.Join(os.MkdirAll(contract.GuestRoot, 0o755), g.openAPI()); err != nil {
 		return nil, err
+	}
+	decides := owner.policy
+	if owner.rego != nil {
+		g.rego = rego.Start(rego.Config{Policy: *owner.rego, Ready: mods.Wait, Open: disks.Open, Spawn: g.reaper.Spawn})
+		decides.Rego = g.rego
 	}
 	_, portForward := boot.KernelParam(contract.ParamPortForward)
 	_, names := boot.KernelParam(contract.ParamResolver)
@@ -246,10 +264,10 @@ func newGuest(mods *boot.Loader, log *slog.Logger, closed bool, decides gate.Pol
 }
 
 // newSecrets gets secrets for the containers whose policy has some.
-func newSecrets(r *reap.Reaper, mods *boot.Loader, decides gate.Policy, evidence wire.Setup) *secrets.Store {
-	c := secrets.Config{Setup: evidence, Open: parts.New(mods.Load).Open, Spawn: r.Spawn, Dir: secretsDir}
-	if decides.Engine != nil {
-		c.Of = decides.Engine.Secrets
+func newSecrets(r *reap.Reaper, disks *parts.Parts, owner found) *secrets.Store {
+	c := secrets.Config{Setup: owner.evidence, Open: disks.Open, Spawn: r.Spawn, Dir: secretsDir}
+	if e := owner.policy.Engine; e != nil {
+		c.Of = e.Secrets
 	}
 	return secrets.New(c)
 }
@@ -311,6 +329,9 @@ func (g *guest) stop() {
 	}
 	if err := g.provisions.Close(); err != nil {
 		g.log.Warn("workload API", "error", err)
+	}
+	if g.rego != nil {
+		g.rego.Close()
 	}
 	g.oom.Close()
 	g.net.Close()

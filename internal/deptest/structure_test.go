@@ -60,14 +60,15 @@ var edges = Edges{
 	"policy/engine": {
 		"policy", "policy/compare", "policy/signed", "plan/request", "api/...", "internal/...",
 	},
-	"policy/signed":       {},
-	"policy/gen":          {"api/agent", "api/contract", "plan/request", "plan/volume", "policy", "policy/gen/..."},
-	"policy/gen/manifest": {},
-	"policy/gen/predict":  {"api/contract", "policy"},
-	"policy/lint":         {"policy", "policy/compare"},
-	"policy/katarego":     {"api/agent", "internal/words"},
-	"policy/rego":         {},
-	"policy/simulate":     {"api/agent", "policy", "policy/engine"},
+	"policy/signed":        {},
+	"policy/gen":           {"api/agent", "api/contract", "plan/request", "plan/volume", "policy", "policy/gen/..."},
+	"policy/gen/manifest":  {},
+	"policy/gen/predict":   {"api/contract", "policy"},
+	"policy/lint":          {"policy", "policy/compare"},
+	"policy/katarego":      {"api/agent", "internal/words", "policy/katarego/pipe"},
+	"policy/katarego/pipe": {"api/agent"},
+	"policy/rego":          {},
+	"policy/simulate":      {"api/agent", "policy", "policy/engine"},
 	"virtcontainers": {
 		"virtcontainers/boot", "virtcontainers/cgroups", "virtcontainers/guest", "virtcontainers/hooks",
 		"virtcontainers/layers", "virtcontainers/nic", "virtcontainers/process", "virtcontainers/pulse",
@@ -156,6 +157,7 @@ var edges = Edges{
 	"agent/burst":   {},
 	"agent/upper":   {"agent/gate", "api/contract", "internal/upperwire"},
 	"agent/secrets": {"agent/reap", "api/contract", "internal/fdpass", "internal/undo", "policy", "trust/wire"},
+	"agent/rego":    {"agent/reap", "api/agent", "api/contract", "policy/katarego/pipe"},
 	"agent/trust":   {"agent/disk", "policy", "policy/engine", "api/contract", "internal/..."},
 	"agent/...": {
 		"agent/...", "api/...", "image/verity/...", "image/erofs/...", "image/ext4",
@@ -197,6 +199,7 @@ var edges = Edges{
 	"measurement":     {},
 	"measurement/...": {"measurement/..."},
 	"cmd/coco-agent":  {"agent/...", "api/contract", "internal/...", "policy/engine", "trust/wire"},
+	"cmd/coco-rego":   {"policy/katarego", "policy/katarego/pipe"},
 	"cmd/coco-trust":  {"trust", "trust/wire"},
 	"cmd/containerd-shim-coco-v2": {
 		"shim/...", "virtcontainers/...", "hypervisor/...", "network", "configs", "api/...",
@@ -275,6 +278,7 @@ func TestBinarySizes(t *testing.T) {
 	MaxSize(t, Module+"/cmd/containerd-shim-coco-v2", 9_000_000)
 	MaxSize(t, Module+"/cmd/coco-agent", 9_000_000)
 	MaxSize(t, Module+"/cmd/coco-oci", 5_300_000)
+	MaxSize(t, Module+"/cmd/coco-rego", 21_500_000)
 }
 
 func TestMeasurementKnowsOnlyTheStandardLibrary(t *testing.T) {

@@ -40,6 +40,9 @@ const (
 	FileCDH = "cdh.toml"
 )
 
+// FileRego is the file, by CoCo's name, with a policy that is written for Kata's agent.
+const FileRego = "policy.rego"
+
 // Document is a valid document.
 type Document struct {
 	Algorithm string            // "sha256", "sha384" or "sha512"

@@ -13,8 +13,9 @@ import (
 
 // partOf maps files of initdata to the parts that they ask for.
 var partOf = map[string]string{
-	initdata.FileAA:  contract.PartTrust,
-	initdata.FileCDH: contract.PartTrust,
+	initdata.FileAA:   contract.PartTrust,
+	initdata.FileCDH:  contract.PartTrust,
+	initdata.FileRego: contract.PartRego,
 }
 
 // Parts lists the parts of the guest image that a pod's initdata asks for, each once, in the order of their names. The

@@ -102,6 +102,14 @@ func (g *Grant) Commit() {
 	}
 }
 
+// And returns a permission with which more is to be called once the request was handled.
+func (g *Grant) And(more func()) *Grant {
+	return &Grant{apply: g.Apply, commit: func() {
+		g.Commit()
+		more()
+	}}
+}
+
 // rule decides about the requests of one method. It is called with the lock held; so is the commit, later.
 type rule func(*Engine, proto.Message) (*Grant, *compare.Denial)
 

@@ -59,7 +59,9 @@ func buildCommand() *cobra.Command {
 	f.StringVar(&o.Kernel, "kernel", builder.DefaultKernel, "kernel package, or one that depends on it")
 	f.StringVar(&o.Runtime, "runtime", builder.DefaultRuntime, "OCI runtime in the guest: crun or runc")
 	f.StringVar(&o.Agent, "agent", besideMe("coco-agent"), "coco-agent binary, static")
-	f.StringToStringVar(&o.Parts, "part", map[string]string{contract.PartTrust: besideMe("coco-trust")},
+	f.StringToStringVar(&o.Parts, "part", map[string]string{
+		contract.PartTrust: besideMe("coco-trust"), contract.PartRego: besideMe("coco-rego"),
+	},
 		"NAME=PROGRAM: a static program that only some pods need, on a disk of its own (repeatable)")
 	f.StringVar(&o.Out, "out", "dist/guest", "directory to write to")
 	f.StringVar(&o.Cache, "cache", builder.DefaultCache, "directory that keeps fetched packages")
