@@ -111,6 +111,7 @@ func (g *generator) guest(platform string) string {
 	if platform == "tdx" && g.one(8) {
 		release = "6.1.0"
 	}
+	g.file(contract.PartRego+contract.PartSuffix, make([]byte, 4096)) // pods with initdata ask for it
 	g.file("vmlinuz", bzimagetest.Kernel(release, fmt.Sprint(g.r.Uint64())))
 	g.file("initrd.img", bytes.Repeat([]byte{byte(g.r.IntN(256))}, g.between(1, 5000)))
 	if !g.one(4) {

@@ -4,7 +4,6 @@
 package pods
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -15,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/internal/initdata"
 	"github.com/coco-shim/coco/plan/launch"
 	"github.com/coco-shim/coco/policy"
@@ -55,6 +55,9 @@ func (t *trust) fill(ctx context.Context, v view) {
 	switch {
 	case there:
 		t.read(value)
+	case configured(b) != "": // by hypervisor.initdata of a configuration that this program does not know
+		t.Initdata = configured(b)
+	case t.Platform == configs.PlatformVTPM: // which initdata the guest has measured is not in any file of the host
 	case t.LaunchFacts == nil || strings.Trim(t.LaunchFacts.HostData, "0") == "":
 		t.Initdata, t.Policy = none, none
 	default: // hypervisor.initdata of a configuration that this program does not know
@@ -101,17 +104,35 @@ func annotations(ctx context.Context, b bundle.Dir, v view) (map[string]string, 
 	return nil, fmt.Errorf("pod %s has no container yet", v.Name)
 }
 
-// begun tells from the command line of QEMU whether the guest came from a saved one. Other VMMs save none.
-func begun(b bundle.Dir) string {
+// configured is the digest of initdata on the guest's command line, as "sha256:…", or "" where there is none.
+func configured(b bundle.Dir) string {
+	_, rest, found := strings.Cut(vmmArguments(b), contract.ParamInitdata+"=")
+	if !found {
+		return ""
+	}
+	end := strings.IndexFunc(rest, func(r rune) bool { return r == ' ' || r == 0 })
+	return rest[:max(end, 0)]
+}
+
+// vmmArguments is the command line of the pod's VMM, each word ended by a zero byte; "" if it cannot be read.
+func vmmArguments(b bundle.Dir) string {
 	j, err := state.Load(string(b))
 	if err != nil || j.VMM == nil {
-		return unknown
+		return ""
 	}
 	args, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(j.VMM.PID), "cmdline"))
 	if err != nil {
-		return unknown
+		return ""
 	}
-	if bytes.Contains(args, []byte("\x00-incoming\x00")) {
+	return string(args)
+}
+
+// begun tells from the command line of QEMU whether the guest came from a saved one. Other VMMs save none.
+func begun(b bundle.Dir) string {
+	switch args := vmmArguments(b); {
+	case args == "":
+		return unknown
+	case strings.Contains(args, "\x00-incoming\x00"):
 		return "template"
 	}
 	return "boot"

@@ -89,6 +89,20 @@ func TestWhatIsNotReadIsUnknown(t *testing.T) {
 	}
 }
 
+// Initdata that a configuration gave is told from the VMM's command line, and never called "none".
+func TestInitdataOfAConfiguration(t *testing.T) {
+	pid := sleeper(t, "-append", contract.ParamInitdata+"=sha256:0123 quiet", "-name", "coco-p")
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, state.File), `{"version":1,"id":"p","namespace":"n","bootId":"b","bundle":"/b","vmm":{"pid":`+
+		strconv.Itoa(pid)+`,"startTime":1}}`)
+	if got := configured(bundle.Dir(dir)); got != "sha256:0123" {
+		t.Errorf("configured = %q", got)
+	}
+	if got := configured(bundle.Dir(t.TempDir())); got != "" {
+		t.Errorf("configured = %q without a VMM", got)
+	}
+}
+
 func TestBegunFromATemplate(t *testing.T) {
 	cmd := sleeper(t, "-incoming", "defer")
 	dir := t.TempDir()
