@@ -173,7 +173,7 @@ func release(t *testing.T, dir, content string) string {
 	t.Helper()
 	script := "#!/bin/sh\necho '{\"version\":\"" + content + "\"}'\n"
 	for name, text := range map[string]string{
-		node.Shim: script, node.CLI: script,
+		node.Shim: script, node.CLI: script, node.OCI: script,
 		"share/coco/guest/manifest.json": "{}", "share/coco/guest/vmlinux": "kernel " + content,
 		"share/coco/configs/config-qemu-snp.toml": "",
 	} {
