@@ -89,7 +89,7 @@ func published(t *testing.T, o Options) launch.Expected {
 	return l
 }
 
-const initdataText = "version = \"0.1.0\"\nalgorithm = \"sha256\"\n[data]\n\"policy.rego\" = \"package agent_policy\"\n"
+const initdataText = "version = \"0.1.0\"\nalgorithm = \"sha256\"\n[data]\n\"note.txt\" = \"measured\"\n"
 
 func initdataAnnotation(t *testing.T, text string) string {
 	t.Helper()
