@@ -166,6 +166,7 @@ test: setup stage $(TOOLS)/gotestsum ## lint and all tests: unit, real VMs, real
 	$(call gotest,tests,$$($(GO) list ./... | grep -v /tests/k8s$$ | tr '\n' ' ')) || failed=1; \
 	wait $$lint || failed=1; \
 	wait $$k8s && $(call gotest,tests-k8s,./tests/k8s) || failed=1; \
+	dist/prefix/bin/coco template rm --all || failed=1; \
 	$(GO) run ./tests/flakes -out dist/flakes.json dist/tests.json dist/tests-k8s.json || failed=1; \
 	test -z "$$failed"
 

@@ -23,6 +23,10 @@ func (d *decoder) driverDefaults() {
 		h.BlockBus != "virtio-scsi") {
 		h.HotplugPorts = 0
 	}
+	// Memory of other platforms cannot be copied, and Cloud Hypervisor's driver does not save VMs.
+	if _, ok := d.set["runtime.template"]; !ok && (h.Type != TypeQEMU || h.Platform != "none") {
+		d.cfg.Runtime.Template = TemplateOff
+	}
 	if h.Type != TypeCLH {
 		return
 	}

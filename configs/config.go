@@ -207,7 +207,7 @@ func Default() Config {
 			StopTimeout:       30 * time.Second,
 			HealthInterval:    30 * time.Second,
 			HealthMisses:      10,
-			Template:          TemplateOff,
+			Template:          TemplatePrivate,
 			LogLevel:          "info",
 			EnableAnnotations: []string{"hypervisor.default_vcpus", "hypervisor.default_memory_mib"},
 		},

@@ -37,6 +37,7 @@ func TestExamplesOfConfidentialPlatformsLoad(t *testing.T) {
 		}
 		c := Default()
 		c.Hypervisor.HotplugPorts = 0 // they would be measured on tdx
+		c.Runtime.Template = TemplateOff
 		change(&c.Hypervisor)
 		if d := cmp.Diff(c, got, ignoreFiles); d != "" {
 			t.Errorf("%s (-want +got):\n%s", name, d)
@@ -96,6 +97,7 @@ func TestDecodeTEEKeys(t *testing.T) {
 			"a template with Cloud Hypervisor", "[hypervisor]\ntype = \"clh\"\n[runtime]\ntemplate = \"private\"\n",
 			"runtime.template: \"private\" is not supported with Cloud Hypervisor",
 		},
+		{"templates switched off", snp + "[runtime]\ntemplate = \"off\"\n", ""},
 		{"a template elsewhere", "[runtime]\ntemplate = \"private\"\n", ""},
 		{"an unknown template", "[runtime]\ntemplate = \"shared\"\n", "expected one of \"private\", \"off\""},
 		{"host's model on SNP", strings.Replace(snp, "EPYC-v4", "host", 1), "\"host\" is not one model"},
@@ -177,6 +179,29 @@ func TestVCPUCountsAreWhatPodsCanGet(t *testing.T) {
 			if !slices.Contains(got, RoundVCPUs(n, limit)) {
 				t.Errorf("RoundVCPUs(%d, %d) is not in %v", n, limit, got)
 			}
+		}
+	}
+}
+
+// VMs start from templates where nobody said otherwise, if the platform and the driver can copy their memory.
+func TestTheDefaultOfTemplates(t *testing.T) {
+	const fw = "firmware = \"/f\"\n"
+	for _, tt := range []struct{ text, want string }{
+		{"", TemplatePrivate},
+		{"[runtime]\nlog_level = \"debug\"\n", TemplatePrivate},
+		{"[runtime]\ntemplate = \"off\"\n", TemplateOff},
+		{"[runtime]\ntemplate = \"private\"\n", TemplatePrivate},
+		{"[hypervisor]\nplatform = \"snp\"\ncpu_model = \"EPYC-v4\"\n" + fw, TemplateOff},
+		{"[hypervisor]\nplatform = \"tdx\"\n" + fw, TemplateOff},
+		{"[hypervisor]\nplatform = \"vtpm\"\n" + fw, TemplateOff},
+		{"[hypervisor]\ntype = \"clh\"\n", TemplateOff},
+		{"[hypervisor]\ntype = \"clh\"\nplatform = \"snp\"\n" + fw, TemplateOff},
+	} {
+		c, err := Decode("t.toml", strings.NewReader(tt.text))
+		if err != nil {
+			t.Errorf("%q: %v", tt.text, err)
+		} else if c.Runtime.Template != tt.want {
+			t.Errorf("%q: runtime.template is %q, want %q", tt.text, c.Runtime.Template, tt.want)
 		}
 	}
 }

@@ -114,7 +114,8 @@ func benchStart(ctx context.Context, b *bench) ([]Figure, error) {
 		return nil, err
 	}
 	memory := filepath.Join(b.dir, "memory.toml")
-	if err := os.WriteFile(memory, []byte("[runtime]\nwritable_layer = \"memory\"\n"), 0o600); err != nil {
+	inMemoryKeys := "[runtime]\nwritable_layer = \"memory\"\n" + harness.TemplateKey()
+	if err := os.WriteFile(memory, []byte(inMemoryKeys), 0o600); err != nil {
 		return nil, err
 	}
 	var floors, cached, inMemory, cold []float64
@@ -134,7 +135,8 @@ func benchStart(ctx context.Context, b *bench) ([]Figure, error) {
 		}
 		inMemory = append(inMemory, s)
 		config := filepath.Join(b.dir, "cold.toml")
-		text := fmt.Sprintf("[runtime]\nlayer_cache = %q\n", filepath.Join(b.dir, "cold-"+strconv.Itoa(i)))
+		text := fmt.Sprintf("[runtime]\nlayer_cache = %q\n%s", filepath.Join(b.dir, "cold-"+strconv.Itoa(i)),
+			harness.TemplateKey())
 		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 			return nil, err
 		}

@@ -106,7 +106,8 @@ func StartCRI(ctx context.Context, version, dir, handler string) (_ *CRI, err er
 		return nil, err
 	}
 	broken := filepath.Join(dir, "broken.toml") // a guest whose kernel finds no first process
-	if err := os.WriteFile(broken, []byte("[hypervisor]\nkernel_params = \"rdinit=/no/such/init\"\n"), 0o600); err != nil {
+	text := "[hypervisor]\nkernel_params = \"rdinit=/no/such/init\"\n[runtime]\ntemplate = \"off\"\n"
+	if err := os.WriteFile(broken, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
 	config := fmt.Sprintf(criConfig, filepath.Join(dir, "root"), filepath.Join(dir, "state"), c.Socket(),

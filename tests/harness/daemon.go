@@ -20,6 +20,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/internal/testimage"
 )
 
@@ -140,9 +141,15 @@ func (d *Daemon) Restart(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	config := os.Getenv(configs.EnvFile)
+	if config == "" {
+		if config, err = WriteConfig(d.Dir); err != nil {
+			return err
+		}
+	}
 	cmd := exec.Command(binary, "-c", filepath.Join(d.Dir, "config.toml"), "-l", "debug")
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = append(os.Environ(), "PATH="+d.path())
+	cmd.Env = append(os.Environ(), "PATH="+d.path(), configs.EnvFile+"="+config)
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start containerd %s: %w", d.Version, err)
 	}

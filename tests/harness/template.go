@@ -4,6 +4,7 @@
 package harness
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,46 +19,48 @@ import (
 	"github.com/coco-shim/coco/virtcontainers/host"
 )
 
-// EnvTemplate is the environment variable that says whether the tests' VMs start from templates: a value of
-// runtime.template. Without it they do as by default. Pods whose test brings a configuration file of its own do what
-// that file says.
+// EnvTemplate is the environment variable with which a developer says how the VMs of all suites start: a value of
+// runtime.template. Without it each suite says so itself, to UseTemplates. Pods whose test brings a configuration file
+// of its own do what that file says.
 //
 // The templates are in the directory of the shim's default configuration, so that all test programs of a run share
-// them. It is bounded, and the run's last command removes them: coco template rm --all.
+// them: one for each guest image and kind of VM. The directory is bounded, and the run's last command removes them:
+// coco template rm --all.
 const EnvTemplate = "COCO_TEST_TEMPLATE"
 
 // buildTimeout is for the boot of a template on a busy machine.
 const buildTimeout = 3 * time.Minute
 
-// TemplateKey is the line of a configuration's section runtime that follows EnvTemplate, or nothing.
-func TemplateKey() string {
-	if mode := os.Getenv(EnvTemplate); mode != "" {
-		return fmt.Sprintf("template = %q\n", mode)
+// mode is how VMs start: a suite that has not said so boots them.
+func mode() string { return cmp.Or(os.Getenv(EnvTemplate), configs.TemplateOff) }
+
+// TemplateKey is the line of a configuration's section runtime that says how the suite's VMs start.
+func TemplateKey() string { return fmt.Sprintf("template = %q\n", mode()) }
+
+// UseTemplates says how the VMs of this test program start, unless EnvTemplate does already: suite is a value of
+// runtime.template. From templates, the one for pods of the default size is made first.
+func UseTemplates(suite string) error {
+	if os.Geteuid() != 0 { // nothing starts VMs
+		return nil
 	}
-	return ""
+	if err := os.Setenv(EnvTemplate, cmp.Or(os.Getenv(EnvTemplate), suite)); err != nil || mode() == configs.TemplateOff {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "coco-test-")
+	if err != nil {
+		return err
+	}
+	config, err := WriteConfig(dir)
+	if err == nil {
+		err = build(config)
+	}
+	return errors.Join(err, os.RemoveAll(dir))
 }
 
-// UseTemplates makes daemons that this process starts later follow EnvTemplate, by a configuration file for their
-// shims. The template for pods of the default size is made first. done removes the file.
-func UseTemplates() (done func() error, err error) {
-	mode := os.Getenv(EnvTemplate)
-	if mode == "" || os.Geteuid() != 0 {
-		return func() error { return nil }, nil
-	}
-	f, err := os.CreateTemp("/run", "coco-test-*.toml")
-	if err != nil {
-		return nil, err
-	}
-	done = func() error { return os.Remove(f.Name()) }
-	_, err = f.WriteString("[runtime]\n" + TemplateKey())
-	err = errors.Join(err, f.Close(), os.Setenv(configs.EnvFile, f.Name()))
-	if err == nil && mode != configs.TemplateOff {
-		err = build(f.Name())
-	}
-	if err != nil {
-		return nil, errors.Join(err, done())
-	}
-	return done, nil
+// WriteConfig writes the shim's configuration for the suite into a directory.
+func WriteConfig(dir string) (path string, err error) {
+	path = filepath.Join(dir, "coco.toml")
+	return path, os.WriteFile(path, []byte("[runtime]\n"+TemplateKey()), 0o644)
 }
 
 // build makes the template for pods of the default size.
@@ -70,20 +73,23 @@ func build(config string) error {
 		return nil // tests that need what `make stage` installs say so
 	}
 	if err != nil {
-		return fmt.Errorf("%s: coco template build: %w: %s", EnvTemplate, err, out)
+		return fmt.Errorf("coco template build: %w: %s", err, out)
 	}
 	return nil
 }
 
-// Template has a configuration that a test makes by itself, with a state directory of its own, follow EnvTemplate. The
-// template that fits is made first. In the state directory a link to the shared templates stays, named "templates".
+// Template has the VMs of a configuration that a test makes by itself, with a state directory of its own, start as
+// those of the suite do. The template that fits is made first. In the state directory a link to the shared templates
+// stays, named "templates".
 func Template(ctx context.Context, c *configs.Config) error {
-	mode := os.Getenv(EnvTemplate)
-	if mode == "" || c.Hypervisor.Type != configs.Default().Hypervisor.Type || c.Runtime.HostPath == configs.HostPathLive {
+	if c.Hypervisor.Type != configs.TypeQEMU {
 		return nil
 	}
-	c.Runtime.Template = mode
-	if mode == configs.TemplateOff {
+	c.Runtime.Template = mode()
+	if c.Runtime.HostPath == configs.HostPathLive {
+		c.Runtime.Template = configs.TemplateOff // such VMs boot
+	}
+	if c.Runtime.Template == configs.TemplateOff {
 		return nil
 	}
 	shared := *c
@@ -94,7 +100,7 @@ func Template(ctx context.Context, c *configs.Config) error {
 	ctx, cancel := context.WithTimeout(ctx, buildTimeout)
 	defer cancel()
 	if _, _, err := host.MakeTemplate(ctx, shared, "", nil); err != nil {
-		return fmt.Errorf("%s: %w", EnvTemplate, err)
+		return fmt.Errorf("make a template for the test: %w", err)
 	}
 	if err := os.MkdirAll(c.Runtime.StateDir, 0o700); err != nil {
 		return err

@@ -76,7 +76,7 @@ func mortal(t *testing.T, when string) (config string) {
 	if err := os.WriteFile(initrd, data, 0o644); err != nil { // the VMM's user reads it
 		t.Fatal(err)
 	}
-	write(t, config, fmt.Sprintf("[hypervisor]\ninitrd = %q\nkernel_params = %q\n", initrd,
+	write(t, config, fmt.Sprintf("[hypervisor]\ninitrd = %q\nkernel_params = %q\n[runtime]\ntemplate = \"off\"\n", initrd,
 		"sysrq_always_enabled test.die="+when))
 	return config
 }

@@ -38,9 +38,13 @@ func TestBadConfigurationIsRefusedInWords(t *testing.T) {
 			name: "too little memory", config: "[hypervisor]\ndefault_memory_mib = 16\n",
 			want: []string{"default_memory_mib", "16"},
 		},
-		{name: "kernel that is no kernel", config: "[hypervisor]\nkernel = \"FILE\"\n", want: []string{"phase"}},
 		{
-			name: "kernel that panics", config: "[hypervisor]\nkernel_params = \"rdinit=/nonexistent init=/nonexistent\"\n",
+			name: "kernel that is no kernel", config: "[hypervisor]\nkernel = \"FILE\"\n[runtime]\ntemplate = \"off\"\n",
+			want: []string{"phase"},
+		},
+		{
+			name: "kernel that panics", config: "[hypervisor]\nkernel_params = \"rdinit=/nonexistent init=/nonexistent\"\n" +
+				"[runtime]\ntemplate = \"off\"\n",
 			want: []string{"panic", "console"},
 		},
 		{
@@ -58,7 +62,7 @@ func TestBadConfigurationIsRefusedInWords(t *testing.T) {
 			"type=bind,src=/nonexistent/file,dst=/x,options=rbind",
 		}, want: []string{"/nonexistent/file"}},
 		{
-			name: "bind mount that would lose what is written", config: "[runtime]\nbinds = \"read-only\"\n",
+			name: "bind mount that would lose what is written", config: "[runtime]\ntemplate = \"off\"\nbinds = \"read-only\"\n",
 			flags: []string{"--mount", "type=bind,src=/opt,dst=/x,options=rbind:rw"}, want: []string{"/opt", "would be lost"},
 		},
 	} {
@@ -105,7 +109,7 @@ func TestFlippedByteInALayer(t *testing.T) {
 	noLeaks(t)
 	cache := filepath.Join(t.TempDir(), "layers")
 	file := filepath.Join(t.TempDir(), "config.toml")
-	write(t, file, "[runtime]\nlayer_cache = \""+cache+"\"\n")
+	write(t, file, "[runtime]\nlayer_cache = \""+cache+"\"\n"+harness.TemplateKey())
 	run := func() harness.Result {
 		id := newID(t)
 		r := ctr(t, d, "run", "--rm", "--runtime", harness.Runtime, "--runtime-config-path", file, harness.Image, id, "cat",
@@ -160,7 +164,7 @@ func TestFullDiskWhileBuildingALayer(t *testing.T) {
 	noLeaks(t)
 	small := smallDisk(t, "1m")
 	file := filepath.Join(t.TempDir(), "config.toml")
-	write(t, file, "[runtime]\nlayer_cache = \""+filepath.Join(small, "layers")+"\"\n")
+	write(t, file, "[runtime]\nlayer_cache = \""+filepath.Join(small, "layers")+"\"\n"+harness.TemplateKey())
 	id := newID(t)
 	r := ctr(t, d, "run", "--rm", "--runtime", harness.Runtime, "--runtime-config-path", file, harness.Image, id, "true")
 	t.Cleanup(func() { remove(t, d, id) })

@@ -55,8 +55,8 @@ func hostile(t *testing.T, mode string) (config string) {
 	}
 	initrd, config := filepath.Join(t.TempDir(), "initrd.img"), filepath.Join(t.TempDir(), "config.toml")
 	write(t, initrd, string(data))
-	text := fmt.Sprintf("[hypervisor]\ninitrd = %q\nkernel_params = %q\n[runtime]\nstop_timeout = %q\n", initrd,
-		"hostile="+mode, stopWithin)
+	text := fmt.Sprintf("[hypervisor]\ninitrd = %q\nkernel_params = %q\n[runtime]\ntemplate = \"off\"\n"+
+		"stop_timeout = %q\n", initrd, "hostile="+mode, stopWithin)
 	if mode == "silence" {
 		text += "health_interval = \"1s\"\nhealth_misses = 5\n"
 	}

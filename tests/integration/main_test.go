@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/tests/harness"
 )
 
@@ -36,16 +37,11 @@ var daemons struct {
 func TestMain(m *testing.M) {
 	// Daemonised shims and VMMs re-parent to this process instead of to a PID 1 that may reap late.
 	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-	done, err := harness.UseTemplates()
-	if err != nil {
+	if err := harness.UseTemplates(configs.TemplateOff); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 	code := m.Run()
-	if err := done(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
 	for _, d := range daemons.byVersion {
 		if err := d.Stop(); err != nil {
 			fmt.Fprintln(os.Stderr, err)

@@ -79,7 +79,7 @@ func runWith(t *testing.T, d *harness.Daemon, initdata, params string, command .
 		write(t, filepath.Join(dir, "initdata.toml"), initdata)
 		config += fmt.Sprintf("initdata = %q\n", filepath.Join(dir, "initdata.toml"))
 	}
-	write(t, file, config+fmt.Sprintf("kernel_params = %q\n", params))
+	write(t, file, config+fmt.Sprintf("kernel_params = %q\n[runtime]\ntemplate = \"off\"\n", params))
 	r := ctr(t, d, append([]string{
 		"run", "--rm", "--runtime", harness.Runtime, "--runtime-config-path", file, harness.Image, id,
 	}, command...)...)

@@ -149,7 +149,7 @@ settings stay: ! echo 1 >/proc/sys/kernel/unprivileged_userns_clone
 func TestAClosedGuest(t *testing.T) {
 	d := daemon(t, primary)
 	config := filepath.Join(t.TempDir(), "config.toml")
-	write(t, config, fmt.Sprintf("[hypervisor]\nkernel_params = \"%s %s=tun,bridge %s\"\n",
+	write(t, config, fmt.Sprintf("[hypervisor]\nkernel_params = \"%s %s=tun,bridge %s\"\n[runtime]\ntemplate = \"off\"\n",
 		contract.ParamClosed, contract.ParamModules, contract.ParamUserns))
 	script, names := asked(`
 modules are closed: [ $(cat /proc/sys/kernel/modules_disabled) = 1 ]

@@ -218,7 +218,8 @@ func plainConfig(t *testing.T, text string) string {
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "initdata.toml"), text)
 	file := filepath.Join(dir, "config.toml")
-	write(t, file, fmt.Sprintf("[hypervisor]\ninitdata = %q\n", filepath.Join(dir, "initdata.toml")))
+	write(t, file, fmt.Sprintf("[hypervisor]\ninitdata = %q\n[runtime]\ntemplate = \"off\"\n",
+		filepath.Join(dir, "initdata.toml")))
 	return file
 }
 

@@ -29,7 +29,7 @@ import (
 	"github.com/coco-shim/coco/tests/harness"
 )
 
-// templates is a configuration whose pods start from templates, in a directory of its own.
+// templates is a configuration whose pods start from templates, as by default, in a directory of its own.
 func templates(t *testing.T) (config, dir string) {
 	t.Helper()
 	state, err := os.MkdirTemp("/run", "coco-t-") // sockets have short names
@@ -43,7 +43,7 @@ func templates(t *testing.T) (config, dir string) {
 	})
 	config = filepath.Join(t.TempDir(), "config.toml")
 	// Pods with live files boot: the program twin comes as a copy.
-	write(t, config, fmt.Sprintf("[runtime]\nstate_dir = %q\ntemplate = \"private\"\nbinds = \"read-only\"\n", state))
+	write(t, config, fmt.Sprintf("[runtime]\nstate_dir = %q\nbinds = \"read-only\"\n", state))
 	return config, filepath.Join(state, "templates")
 }
 

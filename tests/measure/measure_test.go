@@ -189,7 +189,8 @@ func configs(t *testing.T, dir string) (snp, plain string) {
 		t.Fatal(err)
 	}
 	plain = write("plain.toml", fmt.Appendf(nil, "[hypervisor]\npath = %q\nextra_paths = [%q]\ndefault_memory_mib = "+
-		"256\nboot_timeout = \"170s\"\n[runtime]\ncreate_timeout = \"170s\"\nstate_dir = %q\nlayer_cache = %q\nrehearse "+
+		"256\nboot_timeout = \"170s\"\n[runtime]\ntemplate = \"off\"\n"+
+		"create_timeout = \"170s\"\nstate_dir = %q\nlayer_cache = %q\nrehearse "+
 		"= %q\n",
 		vmm, filepath.Join(dir, filepath.Dir(noVMM)), filepath.Join(dir, "run"), filepath.Join(dir, "layers"), snp))
 	return snp, plain

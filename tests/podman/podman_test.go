@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/internal/testimage"
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/coco-shim/coco/tests/harness"
@@ -35,6 +36,10 @@ const image = "busybox:coco"
 func TestMain(m *testing.M) {
 	// What conmon leaves re-parents to this process instead of to a PID 1 that may reap late.
 	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	if err := harness.UseTemplates(configs.TemplateOff); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	os.Exit(m.Run())
 }
 
@@ -63,9 +68,14 @@ func start(t *testing.T, runtime string) *engine {
 	conf := "[engine]\nevents_logger=\"file\"\ncgroup_manager=\"cgroupfs\"\n" +
 		"[containers]\ndefault_ulimits=[\"nofile=4096:4096\",\"nproc=4096:4096\"]\n"
 	if runtime == "coco-oci" {
+		config, err := harness.WriteConfig(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
 		// Podman 4.3 forgets flags of the runtime when it cleans up behind a container, so they are in a script.
 		e.root, e.runtime = filepath.Join(dir, "o"), filepath.Join(dir, runtime)
-		script := fmt.Sprintf("#!/bin/sh\nexec %s/bin/%s --root %s \"$@\"\n", harness.Prefix(), runtime, e.root)
+		script := fmt.Sprintf("#!/bin/sh\nexport %s=%s\nexec %s/bin/%s --root %s \"$@\"\n", configs.EnvFile, config,
+			harness.Prefix(), runtime, e.root)
 		if err := os.WriteFile(e.runtime, []byte(script), 0o700); err != nil {
 			t.Fatal(err)
 		}

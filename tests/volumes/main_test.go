@@ -43,6 +43,10 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(125)
 	}
+	if err := harness.UseTemplates(configs.TemplateOff); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	os.Exit(m.Run())
 }
 

@@ -126,6 +126,7 @@ func makePod(t *testing.T, dir string, s *specs.Spec, first *virtcontainers.Cont
 	cfg.Hypervisor.GuestDir = testvm.GuestDir()
 	cfg.Runtime.StateDir, cfg.Runtime.LayerCache = filepath.Join(dir, "run"), filepath.Join(dir, "layers")
 	cfg.Runtime.ScratchDir = filepath.Join(dir, "scratch")
+	cfg.Runtime.Template = configs.TemplateOff
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	h, err := host.New(cfg, "", log)
 	if err != nil {

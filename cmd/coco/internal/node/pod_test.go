@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/internal/testimage"
 	"github.com/coco-shim/coco/internal/testvm"
 	"github.com/coco-shim/coco/node"
@@ -32,6 +33,11 @@ func TestAPodOfTheInstalledVersion(t *testing.T) {
 // TestPodInItsNamespace is the child of TestAPodOfTheInstalledVersion.
 func TestPodInItsNamespace(t *testing.T) {
 	c := newReal(t)
+	config := filepath.Join(t.TempDir(), "coco.toml") // a template of this VM would be of use to no other test
+	if err := os.WriteFile(config, []byte("[runtime]\ntemplate = \"off\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv(configs.EnvFile, config)
 	restart := c.restartScript(t)
 	c.start(t, restart)
 	ctr := func(args ...string) (string, error) {

@@ -25,8 +25,9 @@ func Command() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "template", Short: "Make, list and remove the saved guests that VMs start from",
 		Long: "A template is a guest that has booted and waits for its first request. With runtime.template = \"private\"\n" +
-			"a pod whose VM would be the same starts from a copy of it, in a fraction of the time of a boot. Templates\n" +
-			"are in memory, below runtime.state_dir, until the node restarts or they are a day old.",
+			"(the default with QEMU on platform \"none\") a pod whose VM would be the same starts from a copy of it, in a\n" +
+			"fraction of the time of a boot. The first start of a kind has its template made in the background.\n" +
+			"Templates are in memory, below runtime.state_dir, until the node restarts or they are a day old.",
 	}
 	cmd.AddCommand(buildCommand(), listCommand(), removeCommand(), backgroundCommand())
 	return cmd
