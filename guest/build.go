@@ -62,7 +62,7 @@ type Options struct {
 	RenewLock   bool   // write Lock anew, from the newest packages
 	Compression Compression
 	Cmdline     string // DefaultCmdline when empty
-	Offline     bool   // use only what the cache has
+	Offline     bool   // use the files of the cache only
 	// MaxReleaseAge bounds the age of the archive's index; zero: as long as the index itself says.
 	MaxReleaseAge time.Duration
 	Progress      Progress

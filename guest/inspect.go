@@ -21,7 +21,7 @@ type Report struct {
 	Manifest Manifest        `json:"manifest"`
 	Unpacked int64           `json:"unpacked"` // bytes of the initramfs's files: the guest memory they take
 	Parts    []partlist.Line `json:"parts"`    // as the initramfs lists them
-	Problems []string        `json:"problems"` // empty: every file is what the manifest says
+	Problems []string        `json:"problems"` // empty: every file is as the manifest says
 
 	list []byte // of the parts
 }

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package trust is what coco-trust does: it proves to a key broker what its guest is, and gets secrets. The agent
+// Package trust is the work of coco-trust: it proves to a key broker what its guest is, and gets secrets. The agent
 // starts the program in pods that need it. Keys is the interface for everything that is served to others.
 package trust
 

@@ -148,7 +148,7 @@ func (c *Container) forgetExec(id string) func(context.Context) error {
 	}
 }
 
-// Pause freezes the container, and brings back what it has written: an engine that commits a container pauses it first.
+// Pause freezes the container and brings the files back that it has written: engines pause a container to commit it.
 func (c *Container) Pause(ctx context.Context) error {
 	return c.init.Pause(func() error {
 		err := c.pod.m.Agent.Call(ctx, "pause container "+c.id, func(ctx context.Context) error {

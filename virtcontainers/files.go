@@ -28,7 +28,7 @@ func (c *Container) ended(ctx context.Context) {
 	}
 }
 
-// keepFiles brings what a container has written to its root file system back to the directory where its engine has it.
+// keepFiles brings the files that a container has written to its root file system to the engine's directory of them.
 // The container has ended or is paused.
 func (c *Container) keepFiles(ctx context.Context) (err error) {
 	layer := c.pod.m.Upper

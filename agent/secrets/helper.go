@@ -115,9 +115,9 @@ func (h *helper) bounded(ctx context.Context, talk func() error) error {
 // end closes the connection, with which coco-trust ends, and ends it where it does not.
 func (h *helper) end() {
 	h.once.Do(func() {
-		_ = h.conn.Close() // nothing is under way on it
+		_ = h.conn.Close() // no request waits for an answer
 		if h.way != nil {
-			_ = h.way.Close() // what is under way on it fails, and is sent to the next coco-trust
+			_ = h.way.Close() // a connection that is being passed fails, and is passed to the next coco-trust
 		}
 		_ = h.child.Signal(syscall.SIGKILL)
 		<-h.child.Done()

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package upper sends the host what the guest's only container has written to its root file system: the upper
+// Package upper sends the host the files that the guest's only container has written to its root file system: the upper
 // directory of its overlay, in the form of package upperwire. Engines without pods keep it, so that it is there when
 // the container is started again, and for docker cp, diff, commit and export.
 //

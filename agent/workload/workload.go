@@ -53,7 +53,7 @@ type Server struct {
 // passTimeout bounds the start of coco-trust, and the wait until it takes a connection.
 const passTimeout = 30 * time.Second
 
-// Listen opens the sockets, and the port if there is one, and passes on what comes. After an error nothing is open.
+// Listen opens the sockets, and the port if there is one, and passes their connections on. After an error none is open.
 func Listen(ctx context.Context, cfg Config) (_ *Server, err error) {
 	s := &Server{cfg: cfg}
 	s.life, s.end = context.WithCancel(context.WithoutCancel(ctx))
@@ -110,7 +110,7 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	return l, nil
 }
 
-// Close closes the sockets and waits for what is under way.
+// Close closes the sockets and waits until no connection is being passed on.
 func (s *Server) Close() error {
 	s.end()
 	err := s.closeListeners()

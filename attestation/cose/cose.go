@@ -52,7 +52,7 @@ var algorithms = []cose.Algorithm{
 	cose.AlgorithmES256, cose.AlgorithmES384, cose.AlgorithmES512,
 }
 
-// Expectations are what the caller demands. All fields are needed; the zero value accepts nothing.
+// Expectations are the caller's demands. All fields are needed; the zero value accepts nothing.
 type Expectations struct {
 	// Issuer is a did:x509, compared as text.
 	Issuer string
@@ -67,7 +67,7 @@ type Endorsement struct {
 	Issuer string
 	Feed   string
 	SVN    uint64
-	// Launches are what is endorsed.
+	// Launches are the endorsed launch digests.
 	Launches []Launch
 	// Signed is the signing time, by which the certificates were judged.
 	Signed time.Time
@@ -161,7 +161,7 @@ func timeOf(v any, chain []*x509.Certificate) (time.Time, error) {
 	return time.Time{}, malformed(headerTime, "a time", fmt.Sprintf("a %T", v), nil)
 }
 
-// Verify checks an endorsement. It returns what is endorsed, or the first check that failed as an *attestation.Failure.
+// Verify checks an endorsement. It returns its content, or the first check that failed as an *attestation.Failure.
 func Verify(b []byte, want Expectations) (*Endorsement, error) {
 	if want.Issuer == "" || want.Feed == "" || want.MinSVN == nil {
 		return nil, attestation.Fail(attestation.CodeExpectation, "endorsement", "issuer, feed and lowest version",
@@ -242,8 +242,8 @@ var (
 	number = regexp.MustCompile(`^(0|[1-9][0-9]{0,18})$`)
 )
 
-// payload reads what is endorsed. Microsoft endorses one digest of SNP, and writes the version as a string of decimal
-// digits; it is the endorsement's, and not GUEST_SVN of the report. Ours has a number and a list.
+// payload reads the endorsed digests. Microsoft endorses one digest of SNP, and writes the version as a string of
+// decimal digits; it is the endorsement's, and not GUEST_SVN of the report. Ours has a number and a list.
 func (e *Endorsement) payload(b []byte) error {
 	var p struct {
 		launches

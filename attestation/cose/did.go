@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// did is a did:x509: the fingerprint of a CA certificate, and what the signer's certificate must have.
+// did is a did:x509: the fingerprint of a CA certificate, and demands on the signer's certificate.
 // Microsoft, "did:x509 Method Specification".
 type did struct {
 	hash        crypto.Hash
@@ -94,7 +94,7 @@ func (d did) resolve(chain []*x509.Certificate, at time.Time) error {
 		if bytes.Equal(h.Sum(nil), d.fingerprint) {
 			opts.Roots.AddCert(c)
 			found = true
-			break // what stands above is not needed
+			break // certificates above it are not needed
 		}
 		opts.Intermediates.AddCert(c)
 	}

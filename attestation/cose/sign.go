@@ -96,7 +96,7 @@ func Sign(
 	if err != nil {
 		return nil, err
 	}
-	// What nobody could verify is not handed out: an expired certificate, a digest of another length.
+	// An endorsement that no verifier accepts is not returned: an expired certificate, a digest of another length.
 	if _, err := Verify(out, Expectations{Issuer: issuer, Feed: feed, MinSVN: &svn}); err != nil {
 		return nil, fmt.Errorf("the endorsement does not verify: %w", err)
 	}

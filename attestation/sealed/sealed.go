@@ -64,7 +64,7 @@ const (
 	Envelope Kind = "envelope"
 )
 
-// Secret is what a sealed text says. It says so itself: Parse verifies no signature.
+// Secret is the content of a sealed text, not yet trusted: Parse verifies no signature.
 type Secret struct {
 	Kind Kind
 	// Kid names the signer's key: a resource of the broker as kbs:///repository/type/tag, or a name of the guest's own.
@@ -73,7 +73,7 @@ type Secret struct {
 	// Resource is the path of the resource that is the secret, or decrypts the envelope's key: "repository/type/tag".
 	Resource string
 
-	signed    []byte // what the signature is over
+	signed    []byte // the bytes that the signature covers
 	signature []byte // r and s, 32 bytes each
 	// Of an envelope: the key of data as nonce, ciphertext and tag; nonce and ciphertext with tag of the secret.
 	key, iv, data []byte

@@ -22,7 +22,7 @@ import (
 	"github.com/coco-shim/coco/azure/release"
 )
 
-// Request is what we asked for, as the vault repeats it.
+// Request is our request, as the vault repeats it.
 type Request struct {
 	Version string     `json:"api-version"`
 	Wrap    kwp.Scheme `json:"enc"`
@@ -66,7 +66,7 @@ type Released struct {
 	Clock string
 }
 
-// payload is what the vault signs.
+// payload is the content of the vault's JWS.
 type payload struct {
 	Request  Request `json:"request"`
 	Response struct {

@@ -120,7 +120,7 @@ func wrappingKey(c release.Claims) (*rsa.PublicKey, error) {
 	return pub, nil
 }
 
-// payload is what the JWS holds, with the lies that are asked for.
+// payload is the content of the JWS, with the lies that the test asks for.
 func (f *Fake) payload(r *http.Request, k *key, name string, b releaseBody, blob []byte) map[string]any {
 	if f.lies(r, BadCheck) {
 		blob[len(blob)-1] ^= 1

@@ -25,10 +25,10 @@ import (
 	"github.com/coco-shim/coco/azure/release"
 )
 
-// quiet drops what net/http logs of connections: tests end them on purpose.
+// quiet drops net/http's messages about connections: tests end them on purpose.
 var quiet = log.New(io.Discard, "", 0)
 
-// state is what outlives the process.
+// state is kept in a file, for the next process.
 type state struct {
 	CAKey  []byte          `json:"ca_key"` // PKCS #8
 	CACert []byte          `json:"ca_cert"`

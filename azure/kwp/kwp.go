@@ -25,7 +25,7 @@ import (
 // ErrUnwrap says that a blob was not wrapped for this key, or was altered.
 var ErrUnwrap = errors.New("the wrapped key does not unwrap: it was made for another key, or altered")
 
-// MaxKey bounds what is wrapped: private keys of RSA with 16384 bits are smaller.
+// MaxKey bounds the length of a wrapped key: private keys of RSA with 16384 bits are smaller.
 const MaxKey = 64 << 10
 
 const (
@@ -105,7 +105,7 @@ func counter(a []byte, t int) {
 	binary.BigEndian.PutUint64(a, binary.BigEndian.Uint64(a)^uint64(t)) //nolint:gosec // positive
 }
 
-// opened checks constant, length and padding of what was decrypted, in the same time for each outcome.
+// opened checks constant, length and padding of the decrypted bytes, in the same time for each outcome.
 func opened(out []byte) ([]byte, error) {
 	key := out[block:]
 	n := int(binary.BigEndian.Uint32(out[4:block]))
@@ -113,7 +113,7 @@ func opened(out []byte) ([]byte, error) {
 	binary.BigEndian.PutUint32(want[:], aiv)
 	good := subtle.ConstantTimeCompare(out[:4], want[:])
 	good &= 1 - n>>31&1
-	low := n & 0x7fffffff // what the comparisons take
+	low := n & 0x7fffffff // the comparisons of crypto/subtle take 31 bits
 	good &= subtle.ConstantTimeLessOrEq(low, len(key)) & subtle.ConstantTimeLessOrEq(len(key)-block+1, low)
 	pad := 0
 	for i := range block { // the padding is in the last semiblock

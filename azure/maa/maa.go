@@ -47,7 +47,7 @@ var versions = map[Kind]string{SevSnpVM: "2022-08-01", TdxVM: "2023-04-01-previe
 // kinds are the attestation types that tokens have.
 var kinds = map[Kind]string{SevSnpVM: "sevsnpvm", TdxVM: "tdxvm"}
 
-// Evidence is what a guest hands over.
+// Evidence is a guest's evidence in the form of MAA's requests.
 type Evidence struct {
 	Kind Kind
 	// Report is the report of SNP, or the quote of TDX.
@@ -60,7 +60,7 @@ type Evidence struct {
 	RuntimeData []byte
 }
 
-// ReportData returns what the guest asks to have signed for runtime data.
+// ReportData returns the report data with which the guest asks for a report about runtime data.
 func ReportData(runtime []byte) (out [64]byte) {
 	sum := sha256.Sum256(runtime)
 	copy(out[:], sum[:])
@@ -150,12 +150,12 @@ func (c *Client) Attest(ctx context.Context, e Evidence) (string, azhttp.Time, e
 	return out.Token, a.Time, nil
 }
 
-// Expect says what a token must be.
+// Expect has the caller's demands on a token.
 type Expect struct {
 	Kind Kind
 	// At is the time to judge at. azhttp.Time says whose clock it is.
 	At azhttp.Time
-	// RuntimeData is what the token must be bound to; nil: anything.
+	// RuntimeData are the data that the token must be bound to; nil: any.
 	RuntimeData []byte
 }
 
@@ -213,7 +213,7 @@ func (c *Client) check(ctx context.Context, token string, want Expect) (*Claims,
 	return &Claims{values, want.At.Source}, nil
 }
 
-// judge compares the claims with what is expected.
+// judge compares the claims with the caller's demands.
 func judge(values map[string]any, issuer string, want Expect) error {
 	if iss, _ := values["iss"].(string); strings.TrimRight(iss, "/") != issuer {
 		return fmt.Errorf("its issuer is %.200q and not %s", iss, issuer)

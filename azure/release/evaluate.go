@@ -48,7 +48,7 @@ type Result struct {
 	Verdict Verdict `json:"verdict"`
 	// Condition is a comparison in words, "anyOf", "allOf" or an authority.
 	Condition string `json:"condition"`
-	// By is what was found: the claim's value, or why there is none.
+	// By is the claim's value in the token, or why there is none.
 	By    string   `json:"by"`
 	Below []Result `json:"below,omitempty"`
 }

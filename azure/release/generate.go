@@ -12,7 +12,7 @@ import (
 	"strings"
 )
 
-// Launch is what is known of a VM before it is launched.
+// Launch has the claims of a VM that are known before its launch.
 type Launch struct {
 	Platform string // "snp" or "tdx"
 	Digest   string // the launch digest of SNP, MRTD of TDX; empty: unknown

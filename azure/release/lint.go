@@ -87,7 +87,7 @@ type Finding struct {
 // String returns the finding as a line.
 func (f Finding) String() string { return fmt.Sprintf("%s: %s [%s]", f.Path, f.Text, f.Code) }
 
-// Lint lists what makes a policy weak or useless. immutable says that the key's policy cannot be changed.
+// Lint lists the faults that make a policy weak or useless. immutable says that the key's policy cannot be changed.
 func Lint(p *Policy, immutable bool) []Finding {
 	var out []Finding
 	for i, a := range p.Authorities {
@@ -174,7 +174,7 @@ func pins(way []Condition, claims ...string) bool {
 // base is a claim's name without the object of a confidential VM's TEE.
 func base(claim string) string { return strings.TrimPrefix(claim, Nested+".") }
 
-// weak lists what a way to the key leaves open.
+// weak lists the properties of a VM that one alternative of the policy does not check.
 func weak(path string, way []Condition) []Finding {
 	var out []Finding
 	add := func(c Code, text string) { out = append(out, Finding{c, path, text}) }

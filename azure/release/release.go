@@ -7,7 +7,8 @@
 // A policy lists authorities, which are attestation services, each with conditions on the claims of its tokens. Parse
 // refuses all that is not in the documented grammar. Evaluate says for each condition whether it holds, and by which
 // claim; the claims come from a token, or are those that a predicted launch will have (Predicted), of which some are
-// not known beforehand. Lint lists what makes a policy weak or useless. Generate makes a policy of predicted launches.
+// not known beforehand. Lint lists the faults that make a policy weak or useless. Generate makes a
+// policy of predicted launches.
 //
 // The grammar: Microsoft, "Azure Key Vault secure key release policy grammar". Where it leaves a question open, the
 // stricter answer is taken here; docs/azure.md lists them. The package reads no file, network or clock.
@@ -55,7 +56,7 @@ type Policy struct {
 	Authorities []Authority
 }
 
-// Authority is an attestation service and what its tokens must say.
+// Authority is an attestation service with the conditions on its tokens.
 type Authority struct {
 	URL string
 	// Need is a list: anyOf or allOf.

@@ -132,7 +132,7 @@ func (h Host) Chain(ctx context.Context, c Chip) ([]byte, error) {
 	return d.Chain, nil
 }
 
-// Document is what THIM answers, and what containers find in host-amd-cert-base64.
+// Document is THIM's answer. Containers find it in host-amd-cert-base64 also.
 type Document struct {
 	Chain []byte // PEM: the chip's certificate and its issuers
 	TCB   uint64

@@ -130,10 +130,10 @@ func life() (err error) {
 	return failed(phaseServing, g.run())
 }
 
-// found is what the guest has learned of its owner.
+// found has the owner's demands that the guest has found in the initdata.
 type found struct {
 	policy   gate.Policy
-	evidence wire.Setup // what coco-trust is told: of a key broker that initdata names, of the workload API
+	evidence wire.Setup // for coco-trust: the key broker that initdata names, and the workload API
 	rego     *string    // text of a policy of Kata's agent; nil: none
 }
 

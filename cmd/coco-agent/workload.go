@@ -19,7 +19,7 @@ import (
 	"github.com/coco-shim/coco/policy/engine"
 )
 
-// provisions are what the guest itself has for containers: secrets, and the sockets of the workload API.
+// provisions are files that the guest itself gives to containers: secrets, and the sockets of the workload API.
 type provisions struct {
 	secrets *secrets.Store
 	policy  *engine.Engine

@@ -44,7 +44,7 @@ func run() error {
 	}
 	return pipe.Serve(os.Stdin, os.Stdout, func(text string) (pipe.Judge, error) {
 		j, err := katarego.NewJudge(text)
-		debug.FreeOSMemory() // what compiling has left
+		debug.FreeOSMemory() // the compiler's garbage
 		return j, err
 	})
 }

@@ -50,7 +50,7 @@ func run() error {
 	})
 }
 
-// confine gives up what this program never needs: new privileges by executing another one, and being looked into.
+// confine makes the kernel refuse new privileges by execve, and tracing of this process (PR_SET_DUMPABLE).
 func confine() error {
 	if _, _, e := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0); e != 0 {
 		return fmt.Errorf("give up new privileges: %w", e)

@@ -4,7 +4,7 @@
 // Package part makes the parts of a guest image. A part is a program that only some pods need. It is no file of the
 // initramfs, which costs every pod memory and time, but a disk of its own: an EROFS image with the program in its root
 // directory, and the hash tree of dm-verity behind it. The root hash of each part stands in a list, contract.PartsFile,
-// that is a file of the initramfs. So what measures the initramfs measures the parts.
+// that is a file of the initramfs. So a measurement of the initramfs is one of the parts also.
 //
 // The same program gives the same bytes.
 package part

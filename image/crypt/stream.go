@@ -22,7 +22,7 @@ const (
 	macSize   = sha256.Size
 )
 
-// stream encrypts or decrypts what it reads. want is the HMAC when it decrypts.
+// stream encrypts or decrypts the bytes that it reads. want is the HMAC when it decrypts.
 type stream struct {
 	r      io.Reader
 	ctr    cipher.Stream

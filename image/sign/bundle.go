@@ -14,9 +14,9 @@ import (
 )
 
 const (
-	// BundleType is the media type of a bundle, and the artifact type of what refers to an image with one.
+	// BundleType is the media type of a bundle, and the artifact type of the manifest that refers from it to an image.
 	BundleType = "application/vnd.dev.sigstore.bundle.v0.3+json"
-	// PredicateAnnotation names the annotation that tells of what kind the bundle's statement is.
+	// PredicateAnnotation names the annotation with the type of the bundle's statement.
 	PredicateAnnotation = "dev.sigstore.bundle.predicateType"
 	// SignaturePredicate is cosign's statement that an image is signed.
 	SignaturePredicate = "https://sigstore.dev/cosign/sign/v1"
@@ -95,7 +95,7 @@ func newBundle(s Signer, i Image, kind string, predicate any) ([]byte, error) {
 	return json.Marshal(bundle{MediaType: BundleType, Envelope: envelope{text, envelopeType, []signature{{Sig: sig}}}})
 }
 
-// pae is what is signed: DSSE protocol, "pre-authentication encoding".
+// pae returns the signed bytes: DSSE protocol, "pre-authentication encoding".
 func pae(kind string, payload []byte) []byte {
 	return append(fmt.Appendf(nil, "DSSEv1 %d %s %d ", len(kind), kind, len(payload)), payload...)
 }
@@ -143,7 +143,7 @@ func parseBundle(text []byte) (payload, sig []byte, err error) {
 	if kind != BundleType {
 		return nil, nil, fmt.Errorf("media type %.80q: known is %s", kind, BundleType)
 	}
-	// What notaries and logs add is not looked at.
+	// Entries of transparency logs and time stamps are not read.
 	m, err := strictjson.Only(top["verificationMaterial"], "publicKey", "tlogEntries", "timestampVerificationData")
 	if err != nil {
 		return nil, nil, fmt.Errorf("verificationMaterial: %w: only bundles signed with a key are read", err)

@@ -65,7 +65,7 @@ func CheckPayload(k Key, text, signature []byte, i Image) error {
 	return i.same(repository, digest)
 }
 
-// parsePayload reads what a payload names. Members of "optional" are the signer's notes.
+// parsePayload reads repository and digest of a payload. Members of "optional" are the signer's notes.
 func parsePayload(text []byte) (repository, digest string, err error) {
 	top, err := strictjson.Only(text, "critical", "optional")
 	if err != nil {

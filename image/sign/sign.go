@@ -55,7 +55,7 @@ func (i Image) check() error {
 	return nil
 }
 
-// same compares what a statement names with the image. Docker's registry has two names.
+// same compares the repository of a statement with the image's. Docker's registry has two names.
 func (i Image) same(repository, digest string) error {
 	if err := i.check(); err != nil {
 		return err

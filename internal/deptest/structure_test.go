@@ -209,14 +209,15 @@ var edges = Edges{
 	"cmd/coco-oci/internal/...": {"cmd/coco-oci/internal/...", "api/...", "shim/bundle", "internal/..."},
 	"cmd/coco":                  {"cmd/coco/internal/...", "hypervisor/launch"},
 	"cmd/coco/internal/azure": {
-		"attestation/guest", "attestation/snp", "azure/...", "cmd/coco/internal/show", "internal/initdata",
+		"attestation/guest", "attestation/snp", "azure/...",
+		"cmd/coco/internal/cli", "cmd/coco/internal/show", "internal/initdata",
 	},
 	"cmd/coco/internal/cache": {"cmd/coco/internal/show", "configs", "image/layer"},
 	"cmd/coco/internal/check": {
 		"cmd/coco/internal/show", "configs", "guest", "hypervisor/...", "virtcontainers/cgroups",
 		"internal/...",
 	},
-	"cmd/coco/internal/endorse":  {"attestation", "attestation/cose", "cmd/coco/internal/show"},
+	"cmd/coco/internal/endorse":  {"attestation", "attestation/cose", "cmd/coco/internal/cli", "cmd/coco/internal/show"},
 	"cmd/coco/internal/evidence": {"attestation/guest"},
 	"cmd/coco/internal/nodetpm":  {"attestation/tpmca", "hypervisor/swtpm", "internal/tpm2"},
 	"cmd/coco/internal/guest": {

@@ -124,7 +124,7 @@ func (r *Reader) named(e *Entry) (err error) {
 	return nil
 }
 
-// fields reads what follows the name.
+// fields reads the fields after the name.
 func (r *Reader) fields(e *Entry) (err error) {
 	switch e.Kind {
 	case Dir, File, Symlink, Fifo:

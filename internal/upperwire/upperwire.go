@@ -51,7 +51,7 @@ type Entry struct {
 	Text   string // Symlink: the target; Skipped: what it is; Failed: the reason
 }
 
-// Meta is what directories, files, symbolic links and fifos have.
+// Meta has the attributes of directories, files, symbolic links and FIFOs.
 type Meta struct {
 	Mode     uint32 // permissions with setuid, setgid and sticky bit: at most 07777
 	UID, GID uint32

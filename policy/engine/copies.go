@@ -43,7 +43,7 @@ type tree struct {
 	signed  signatures // with the rule signed, once a container has it
 }
 
-// pin is what the policy says of a tree.
+// pin is the policy's rule for a tree.
 type pin struct {
 	rule *policy.Content
 	name string // of the volume, or the destination of the mount

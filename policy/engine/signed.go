@@ -12,7 +12,7 @@ import (
 	"github.com/coco-shim/coco/policy/signed"
 )
 
-// signatures are what the owner has signed of a tree. Kubelet's volumes have each state of their files in a directory
+// signatures are the owner's statements about a tree. Kubelet's volumes have each state of their files in a directory
 // "..TIME" with a signature of its own, and the link "..data" to the state that counts. Other trees have one state,
 // whose name is "".
 //

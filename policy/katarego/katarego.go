@@ -208,7 +208,7 @@ func verdict(v *ast.Term) (allowed bool, ops *ast.Term, err error) {
 // answerVar is the variable of a query that gets the rule's value.
 const answerVar = ast.Var("answer")
 
-// eval evaluates a rule. Without a value it is undefined. printed is the end of what it has printed.
+// eval evaluates a rule. Without a value it is undefined. printed is the end of its prints.
 func (p *Policy) eval(ctx context.Context, rule string, input ast.Value) (v *ast.Term, printed string, err error) {
 	ref := ast.DefaultRootRef.Append(ast.StringTerm(packageName)).Append(ast.StringTerm(rule))
 	body := ast.NewBody(ast.Equality.Expr(ast.NewTerm(answerVar), ast.NewTerm(ref)))

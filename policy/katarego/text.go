@@ -86,10 +86,10 @@ func length(text, end string) int {
 	return len(text)
 }
 
-// Bounds of what a denial says.
+// Bounds of a denial's text.
 const (
 	maxReason = 1024
-	maxTail   = 840 // of what the rules have printed
+	maxTail   = 840 // of the rules' prints
 )
 
 // tail keeps the end of what rules print: the last lines are about the comparison that failed last.

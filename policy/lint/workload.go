@@ -14,7 +14,7 @@ func powerful(k string) bool {
 	return k == "CAP_SYS_ADMIN" || k == "CAP_SYS_MODULE" || k == "CAP_SYS_RAWIO"
 }
 
-// workload judges what a container may ask the guest for.
+// workload judges the requests that a container may send to the workload API.
 func (f *findings) workload(c *policy.Container) {
 	w := c.Workload
 	if !w.Opens() {
@@ -36,7 +36,7 @@ func (f *findings) workload(c *policy.Container) {
 	}
 }
 
-// neighbours warns of containers that can take what another one may ask the guest for.
+// neighbours warns of containers that can send another one's requests to the workload API.
 func (f *findings) neighbours(p *policy.Policy) {
 	if !p.UsesWorkloadAPI() {
 		return

@@ -29,7 +29,7 @@ import (
 	api "github.com/coco-shim/coco/api/containerd"
 )
 
-// eventPackage is containerd's package of events: what it knows the types of events by.
+// eventPackage is containerd's package of events, a part of its names of their types.
 const eventPackage = "containerd.events."
 
 const (

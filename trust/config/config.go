@@ -110,7 +110,7 @@ func (b *Broker) check(deadline string) (err error) {
 	return nil
 }
 
-// same returns what at least one of two files says.
+// same returns the value of two files of which at least one has it. They must agree.
 func same(what, a, b string) (string, error) {
 	a, b = strings.TrimSpace(a), strings.TrimSpace(b)
 	if a != "" && b != "" && a != b {

@@ -35,7 +35,7 @@ type Broker interface {
 	Token(ctx context.Context) (client.Token, error)
 }
 
-// Config has what the API gives, and to whom.
+// Config has the sources of the API's answers, and the rights of each container.
 type Config struct {
 	Policy  *policy.Policy
 	Version string
@@ -150,7 +150,7 @@ func (a *API) answer(r *http.Request, c *policy.Container) (answer, error) {
 	return of.serve(a, r.Context(), question{c, rest, q})
 }
 
-// question is what a container asks for: the path of a resource, or parameters.
+// question is a container's request: the path of a resource, or parameters.
 type question struct {
 	of     *policy.Container
 	path   string

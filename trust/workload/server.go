@@ -34,7 +34,7 @@ const (
 	stopTimeout = 3 * time.Second
 )
 
-// counter counts what each container has, up to a bound.
+// counter counts connections or requests of each container, up to a bound.
 type counter struct {
 	most int
 
@@ -162,7 +162,7 @@ func (a *API) Serve(ctx context.Context, file *os.File) error {
 	return fmt.Errorf("workload API: %w", err)
 }
 
-// server bounds what a request and an answer may take.
+// server bounds size and time of a request and its answer.
 func (a *API) server(ctx context.Context) *http.Server {
 	return &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -156,7 +156,7 @@ func (m *Mirror) once(ctx context.Context, source *os.File, to Target, v View) e
 	return nil
 }
 
-// torn says whether kubelet swapped ..data between the choice of what to leave out and the reading of the link: the
+// torn says whether kubelet swapped ..data between the choice of the omitted files and the reading of the link: the
 // list has the new link without the state that it leads to. A guest that got it would have no file of the volume, and
 // would take no more of that state, which it holds for the current one.
 func torn(list []Entry) bool {

@@ -122,7 +122,7 @@ func (m *merger) directory(from, to *os.File, rel, name string, wasDir bool) (do
 		defer t.Close()
 		return true, m.dir(f, t, path.Join(rel, name))
 	}
-	if !opaque { // what was there hid the directories of that name in the layers below
+	if !opaque { // the replaced file hid the directories of that name in the layers below
 		if err := unix.Fsetxattr(int(f.Fd()), mark, []byte("y"), 0); err != nil {
 			return false, os.NewSyscallError("setxattr", err)
 		}

@@ -18,12 +18,12 @@ import (
 	"github.com/coco-shim/coco/virtcontainers/hostfs"
 )
 
-// Bounds of what a stream makes the host hold at once.
+// Bounds of the host's memory for a stream.
 const (
 	maxDepth = 500     // directories, each of which is open
 	maxLinks = 1 << 16 // files with several names
 	maxPaths = 8 << 20 // bytes of their paths
-	maxNotes = 16      // names of what was left out, for the log
+	maxNotes = 16      // names of omitted files, for the log
 )
 
 // receiver makes the files of a stream in a new directory.
@@ -68,7 +68,7 @@ func (r *receiver) receive(in *upperwire.Reader) (err error) {
 	}
 }
 
-// one makes what one record describes.
+// one makes the file that a record describes.
 func (r *receiver) one(in *upperwire.Reader, e upperwire.Entry) error {
 	if e.Kind == upperwire.LeaveDir {
 		return r.leave()
@@ -192,7 +192,7 @@ func (r *receiver) link(dir int, e upperwire.Entry) error {
 	return errors.Join(os.NewSyscallError("link", err), f.Close())
 }
 
-// skip notes what the guest does not send.
+// skip notes a file that the guest does not send.
 func (r *receiver) skip(name, what string) {
 	if len(r.skipped) == maxNotes {
 		r.left++

@@ -33,11 +33,11 @@ import (
 const (
 	asideName = ".coco-upper"
 	newName   = "new"   // a stream is being unpacked
-	readyName = "ready" // a whole stream, of which what is left has to be merged
+	readyName = "ready" // the files of a whole stream that are still to be merged
 	trashName = "trash" // entries of the upper directory that were replaced
 )
 
-// Limits bound what a guest may send.
+// Limits bound a guest's stream.
 type Limits = upperwire.Limits
 
 // MaxEntries is how many entries an upper directory may have to be brought back.
@@ -63,7 +63,7 @@ type Layer struct {
 // New makes the handle of a writable layer.
 func New(d Dirs) *Layer { return &Layer{dirs: d, seed: maphash.MakeSeed()} }
 
-// Report is what was brought back.
+// Report counts the files that were brought back.
 type Report struct {
 	Entries int
 	Skipped []string // names that the guest left out and what they are, the first 16
@@ -112,7 +112,7 @@ func (l *Layer) Bring(from io.Reader, most Limits) (_ Report, err error) {
 	return report, refresh(l.dirs.Merged)
 }
 
-// Finish completes a merge that was interrupted, and removes what else was left beside the upper directory.
+// Finish completes a merge that was interrupted, and removes our other files beside the upper directory.
 func Finish(d Dirs) error { return finish(d) }
 
 func finish(d Dirs) error {

@@ -115,7 +115,7 @@ func must(tb testing.TB, err error) {
 	}
 }
 
-// Digest is what is endorsed.
+// Digest is the launch digest that the endorsements name.
 var Digest = strings.Repeat("ab", 48)
 
 // Body is a payload; svn is JSON.

@@ -40,8 +40,8 @@ type Requirement struct {
 	// KeyPath or KeyData has the key of kind Signed. The path may be a URI of scheme file or kbs.
 	KeyPath string
 	KeyData []byte
-	// Repository is what statements have to name instead of the image's own repository: exactRepository. It is empty for
-	// matchRepository.
+	// Repository is the one that statements have to name instead of the image's own repository: exactRepository. It is
+	// empty for matchRepository.
 	Repository string
 }
 

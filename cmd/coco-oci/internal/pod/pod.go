@@ -34,7 +34,7 @@ const Namespace = "coco-oci"
 
 const shimName = "containerd-shim-coco-v2"
 
-// Shim is what starts and cleans up shims.
+// Shim starts shims, and cleans up after them.
 type Shim struct {
 	Root    string // of the containers; distinguishes pods of equal names
 	Sockets string
@@ -108,7 +108,7 @@ func (s Shim) Start(ctx context.Context, dir, id string) (string, error) {
 	return answer.GetAddress(), nil
 }
 
-// Delete ends the shim that was started for a container and frees what it has left. It may be called at any time.
+// Delete ends the shim of a container and removes its sockets and mounts. It may be called at any time.
 func (s Shim) Delete(ctx context.Context, dir, id string) error {
 	_, err := s.run(ctx, dir, id, "delete", nil)
 	return err

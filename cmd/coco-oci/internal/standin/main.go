@@ -119,7 +119,7 @@ func (s *standIn) serve(ready *os.File) int {
 	}()
 	_, err := io.WriteString(ready, readyWord)
 	if err := errors.Join(err, ready.Close()); err != nil {
-		return 1 // the parent is gone, and with it whoever would start the process
+		return 1 // the parent has ended, and it alone would have started the process
 	}
 	var out sync.WaitGroup
 	for i, from := range s.outputs {
@@ -202,7 +202,7 @@ func (s *standIn) resize() {
 	}) // the process may have ended, and the next change comes with a signal
 }
 
-// leave frees what an exec had. That of a container is freed by delete.
+// leave removes the files of an exec. The verb delete removes those of a container.
 func (s *standIn) leave() {
 	if s.Exec == "" {
 		return

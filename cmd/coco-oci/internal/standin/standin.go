@@ -114,7 +114,7 @@ func Start(p Process) (cmd *exec.Cmd, id bundle.Process, err error) {
 	if p.Console != "" {
 		tty, err := console(p.Console)
 		if err != nil {
-			_ = childReady.Close() // nobody has it
+			_ = childReady.Close() // no child was started
 			return nil, id, err
 		}
 		defer func() { _ = tty.Close() }() // the stand-in has its own

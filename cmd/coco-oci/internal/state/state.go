@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package state keeps what one invocation of coco-oci tells the next one about a container: a directory for each below
+// Package state keeps the state of containers between invocations of coco-oci: a directory for each below
 // the root directory, which is also the bundle of the container's shim.
 //
 //	ROOT/s/…              sockets of the shims
@@ -30,7 +30,7 @@ import (
 // maxState bounds state.json: the annotations of a specification are in it.
 const maxState = 16 << 20
 
-// Container is what is known of a container beside its shim.
+// Container is the state of a container that its shim does not have.
 type Container struct {
 	ID          string            `json:"id"`
 	Pod         string            `json:"pod"` // the container whose shim serves it, itself as a rule

@@ -82,7 +82,7 @@ func openFiles(preserve int) error {
 	return nil
 }
 
-// privileged refuses what an unprivileged user cannot have.
+// privileged refuses to run for an unprivileged user.
 func privileged() error {
 	ids, err := os.ReadFile("/proc/self/uid_map")
 	if err != nil {

@@ -4,7 +4,7 @@
 // Package verbs is the command line of coco-oci: verbs, flags, output and exit status are those of runc, which engines
 // know. A flag or a verb that has no effect on a VM is refused by name.
 //
-// Each verb is one short process. What one tells the next is in package state; the container itself is the shim's.
+// Each verb is one short process. Package state keeps the state between two of them; the shim has the container itself.
 package verbs
 
 import (

@@ -134,7 +134,7 @@ type nodeObject struct {
 	} `json:"status"`
 }
 
-// lacks says what keeps a node from being announced, or "".
+// lacks returns the reason why a node cannot be announced, or "".
 func (n nodeObject) lacks(handlers []string) string {
 	ready := false
 	for _, c := range n.Status.Conditions {
@@ -204,7 +204,7 @@ func (c *cluster) announce(ctx context.Context, o options, log io.Writer) error 
 	return c.removeTaint(ctx, o, log)
 }
 
-// removeTaint replaces the list of taints, provided that nobody has changed it meanwhile.
+// removeTaint replaces the list of taints, provided that it was not changed meanwhile.
 func (c *cluster) removeTaint(ctx context.Context, o options, log io.Writer) error {
 	for range 5 {
 		if o.taint == "" {
@@ -236,7 +236,7 @@ func (c *cluster) removeTaint(ctx context.Context, o options, log io.Writer) err
 		var refused *refusal
 		if errors.As(err, &refused) && (refused.status == http.StatusConflict ||
 			refused.status == http.StatusUnprocessableEntity) {
-			continue // somebody else has changed the taints
+			continue // another client has changed the taints
 		}
 		if err != nil {
 			return fmt.Errorf("remove taint %s of node %s: %w", o.taint, o.node, err)

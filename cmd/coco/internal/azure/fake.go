@@ -61,7 +61,7 @@ func fakeCommand() *cobra.Command {
 	return cmd
 }
 
-// thimOf reads what THIM serves.
+// thimOf reads the document that THIM serves.
 func thimOf(cmd *cobra.Command, o *fake.Options, chain, tcb string) (err error) {
 	if (chain == "") != (tcb == "") {
 		return errors.New("azure fake: --chain and --tcb go together")

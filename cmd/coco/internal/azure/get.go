@@ -27,6 +27,7 @@ import (
 	"github.com/coco-shim/coco/azure/maa"
 	"github.com/coco-shim/coco/azure/skr"
 	"github.com/coco-shim/coco/azure/thim"
+	"github.com/coco-shim/coco/cmd/coco/internal/cli"
 	"github.com/coco-shim/coco/cmd/coco/internal/show"
 )
 
@@ -73,13 +74,11 @@ func getCommand() *cobra.Command {
 	f.DurationVar(&o.timeout, "timeout", time.Minute, "how long to try")
 	f.IntVar(&o.attempts, "attempts", 4, "requests for one answer")
 	f.StringVarP(&o.out, "out", "o", "", "write to this file, which only its owner may read, instead of stdout")
-	if err := cmd.MarkFlagRequired("maa"); err != nil {
-		panic(err) // no flag of that name
-	}
+	cli.Require(cmd, "maa")
 	return cmd
 }
 
-// released is what the command prints. One of K and PKCS8 is there.
+// released is the command's output. It has one of K and PKCS8.
 type released struct {
 	KID   string `json:"kid"`
 	KTY   string `json:"kty"`

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package cli has what commands of coco do alike with their files, their input and their exit status.
+// Package cli has functions that commands of coco share: for files, input, flags and the exit status.
 package cli
 
 import (
@@ -56,6 +56,15 @@ func read(r io.Reader, name string, limit int64) ([]byte, error) {
 		return nil, fmt.Errorf("%s has more than %d bytes", name, limit)
 	}
 	return b, nil
+}
+
+// Require makes flags of a command required. It panics where the command has no flag of that name.
+func Require(cmd *cobra.Command, flags ...string) {
+	for _, name := range flags {
+		if err := cmd.MarkFlagRequired(name); err != nil {
+			panic(err)
+		}
+	}
 }
 
 // WriteSecret makes a file that only its owner may read. A file that exists is replaced, never written into.

@@ -1,9 +1,9 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package debug collects what a developer needs to judge a problem of a node, and leaves out what is a secret. Files of
+// Package debug collects the facts from which a developer can judge a problem of a node, without secrets. Files of
 // pods are not copied: each is decoded, and a new one is made of the fields that are listed here. Text of other
-// programs loses what looks like a secret.
+// programs loses texts that look like a secret.
 package debug
 
 import (
@@ -77,7 +77,7 @@ type file struct {
 	text        []byte
 }
 
-// bundle is the archive as it grows. What cannot be read becomes a line of problems, not the end of the collection.
+// bundle is the archive as it grows. A file that cannot be read becomes a line of problems; the collection goes on.
 type bundle struct {
 	files    []file
 	problems []error
@@ -142,7 +142,7 @@ func collect(ctx context.Context, config, self string) *bundle {
 // commandTimeout bounds each command of ours that is asked.
 const commandTimeout = time.Minute
 
-// run adds what a command of ours prints. Its status may be a failure: that is what is wanted to be seen.
+// run adds the output of one of our commands. The command may fail: then its error is a part of the collection.
 func (b *bundle) run(ctx context.Context, name, about, self string, args []string) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()

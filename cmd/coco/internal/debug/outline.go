@@ -88,7 +88,7 @@ func outlineJournal(p state.Pod) journal {
 	return j
 }
 
-// specOutline has what shapes a container, by name.
+// specOutline has the fields of a specification that are no secrets, by name.
 type specOutline struct {
 	Program     string                 `json:"program_sha256"` // of the first argument
 	Arguments   int                    `json:"arguments"`

@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/coco-shim/coco/attestation/cose"
+	"github.com/coco-shim/coco/cmd/coco/internal/cli"
 	"github.com/coco-shim/coco/cmd/coco/internal/show"
 )
 
@@ -60,11 +61,7 @@ func command(now func() time.Time) *cobra.Command {
 	f.Uint64Var(&o.svn, "svn", 0, "version of the product with regard to its security")
 	f.StringArrayVar(&o.launches, "launch", nil, "JSON of coco measure --config … --json (repeatable)")
 	f.StringVarP(&o.out, "out", "o", "", "file for the endorsement")
-	for _, name := range []string{"key", "chain", "feed", "svn", "launch", "out"} {
-		if err := cmd.MarkFlagRequired(name); err != nil {
-			panic(err) // no flag of that name
-		}
-	}
+	cli.Require(cmd, "key", "chain", "feed", "svn", "launch", "out")
 	return cmd
 }
 

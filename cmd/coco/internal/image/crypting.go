@@ -83,8 +83,7 @@ func encryptCommand() *cobra.Command {
 	f.StringVar(&kid, "kid", "", "resource of the key broker that has the key, such as kbs:///default/image-kek/app")
 	f.StringVar(&kek, "kek", "", "file with the key, 32 bytes")
 	f.StringVar(&algorithm, "algorithm", crypt.GCM, "how layers' keys are encrypted: "+crypt.GCM+", "+crypt.CTR)
-	must(cmd.MarkFlagRequired("kid"))
-	must(cmd.MarkFlagRequired("kek"))
+	cli.Require(cmd, "kid", "kek")
 	return cmd
 }
 
@@ -111,7 +110,7 @@ func decryptCommand() *cobra.Command {
 	}
 	c.flags(cmd)
 	cmd.Flags().StringArrayVar(&keks, "kek", nil, "KID=FILE: a key of 32 bytes and its kid; may be repeated")
-	must(cmd.MarkFlagRequired("kek"))
+	cli.Require(cmd, "kek")
 	return cmd
 }
 

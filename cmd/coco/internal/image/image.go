@@ -81,13 +81,6 @@ func keygenCommand() *cobra.Command {
 	}
 }
 
-// must panics over a flag that is not there.
-func must(err error) {
-	if err != nil {
-		panic(err)
-	}
-}
-
 // signer reads the file of --key.
 func signer(path string) (sign.Signer, error) {
 	text, err := cli.ReadFile(path, maxKey)

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/cli"
 	"github.com/coco-shim/coco/image/crypt"
 	"github.com/coco-shim/coco/internal/strictjson"
 )
@@ -57,7 +58,7 @@ func keyproviderCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&listen, "listen", "127.0.0.1:50000", "loopback address and port, or unix:PATH")
 	f.StringArrayVar(&keks, "kek", nil, "KID=FILE: a key of 32 bytes and its kid; may be repeated")
-	must(cmd.MarkFlagRequired("kek"))
+	cli.Require(cmd, "kek")
 	return cmd
 }
 
@@ -89,7 +90,7 @@ func serve(ctx context.Context, l net.Listener, keys keyFiles) error {
 	return nil
 }
 
-// provider is what the service asks.
+// provider wraps and unwraps keys for the service.
 type provider interface {
 	wrap(ctx context.Context, request []byte) ([]byte, error)
 	unwrap(ctx context.Context, request []byte) ([]byte, error)

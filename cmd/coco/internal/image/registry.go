@@ -180,7 +180,7 @@ func (s subject) bundles(ctx context.Context) ([][]byte, error) {
 			return nil, err
 		}
 		if len(layers.Layers) != 1 || !strings.HasPrefix(string(layers.Layers[0].MediaType), bundlePrefix) {
-			continue // not what cosign and we write
+			continue // neither cosign nor coco has written it
 		}
 		b, err := s.blob(ctx, layers.Layers[0].Digest)
 		if err != nil {

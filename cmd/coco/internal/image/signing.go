@@ -12,6 +12,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/spf13/cobra"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/cli"
 	"github.com/coco-shim/coco/cmd/coco/internal/progress"
 	"github.com/coco-shim/coco/image/resolve"
 	"github.com/coco-shim/coco/image/sign"
@@ -64,7 +65,7 @@ func signCommand() *cobra.Command {
 	r.flags(cmd)
 	cmd.Flags().StringVar(&key, "key", "", "file with the private key (PEM, PKCS #8)")
 	cmd.Flags().StringSliceVar(&forms, "form", formNames, "forms of the signature: "+strings.Join(formNames, ", "))
-	must(cmd.MarkFlagRequired("key"))
+	cli.Require(cmd, "key")
 	return cmd
 }
 
@@ -123,7 +124,7 @@ func attestCommand() *cobra.Command {
 	r.flags(cmd)
 	cmd.Flags().StringVar(&key, "key", "", "file with the private key (PEM, PKCS #8)")
 	cmd.Flags().StringSliceVar(&platforms, "platform", []string{defaultPlatform}, "platforms whose layers are read")
-	must(cmd.MarkFlagRequired("key"))
+	cli.Require(cmd, "key")
 	return cmd
 }
 

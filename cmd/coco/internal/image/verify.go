@@ -63,7 +63,7 @@ func verifyCommand() *cobra.Command {
 	return cmd
 }
 
-// verified is what was found.
+// verified is the command's output.
 type verified struct {
 	Image  string       `json:"image"` // with its digest
 	Signed bool         `json:"signed"`

@@ -36,7 +36,7 @@ func (p *pipes) open(path string) (r, w *os.File, err error) {
 	return r, w, nil
 }
 
-// output copies what comes through a new FIFO.
+// output copies the bytes that are written to a new FIFO.
 func (p *pipes) output(path string, to io.Writer) (string, error) {
 	r, w, err := p.open(path)
 	if err != nil {

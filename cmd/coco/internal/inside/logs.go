@@ -217,7 +217,7 @@ func followLog(ctx context.Context, f *os.File, path, rest string, each func(str
 		}
 		next := rotated(f, path)
 		var err error
-		if rest, err = lines(r, rest, each); err != nil { // also what was written before the rotation
+		if rest, err = lines(r, rest, each); err != nil { // also the lines from before the rotation
 			return errors.Join(err, closeIf(next))
 		}
 		if next != nil {

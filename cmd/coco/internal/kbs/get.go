@@ -68,11 +68,7 @@ func getCommand() *cobra.Command {
 	f.StringVarP(&o.out, "out", "o", "", "write to this file, which only its owner may read, instead of stdout")
 	f.BoolVar(&o.token, "token", false, "print the token instead of a secret")
 	f.BoolVar(&o.tokenKey, "token-key", false, "with --token: print JSON with the token and the private key that it names")
-	for _, name := range []string{"url", "cert"} {
-		if err := cmd.MarkFlagRequired(name); err != nil {
-			panic(err) // no flag of that name
-		}
-	}
+	cli.Require(cmd, "url", "cert")
 	return cmd
 }
 

@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 )
 
-// Snapshot is what the pods of this host said at one time.
+// Snapshot has the answers of this host's pods at one time.
 type Snapshot struct {
 	Pods    any    // as coco inspect --json shows each
 	Metrics string // of all pods, in the text format

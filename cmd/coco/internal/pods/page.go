@@ -117,7 +117,7 @@ func NodeServeCommand() *cobra.Command {
 	})
 }
 
-// nodeCommand completes a command that serves what routes adds; it returns the path to open.
+// nodeCommand completes a command that serves the routes that routes adds. routes returns the path to open.
 func nodeCommand(cmd *cobra.Command, address string, routes func(*source, *http.ServeMux) string) *cobra.Command {
 	var config string
 	cmd.Args = cobra.NoArgs

@@ -56,7 +56,7 @@ func listen(ctx context.Context, address string) (net.Listener, error) {
 	return l, nil
 }
 
-// listenUnix replaces a socket that nobody serves.
+// listenUnix listens on path. It replaces a socket that no process serves.
 func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	if !filepath.IsAbs(path) {
 		return nil, fmt.Errorf("--listen %s%s: the path of the socket is not absolute", unixScheme, path)

@@ -32,7 +32,7 @@ const (
 // guest proves them.
 type trust struct {
 	Platform    string           `json:"platform"`
-	LaunchFacts *launch.Expected `json:"launch,omitempty"` // what hardware will report; none on the plain platform
+	LaunchFacts *launch.Expected `json:"launch,omitempty"` // as the hardware will report them; plain: none
 	// Initdata and Policy are digests as "sha256:…", "none" or "unknown".
 	Initdata string `json:"initdata_digest,omitempty"`
 	Policy   string `json:"policy_digest,omitempty"` // of the bytes of policy.coco, with SHA-256

@@ -162,7 +162,7 @@ func views(ctx context.Context, dir string) ([]view, error) {
 	return named(ctx, pods), err
 }
 
-// named makes the views of what pods said.
+// named makes views of the pods' answers.
 func named(ctx context.Context, pods []podMetrics) []view {
 	out := []view{}
 	for _, p := range pods {

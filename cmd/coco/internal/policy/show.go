@@ -118,7 +118,7 @@ func containerRows(row func(string, string, ...any), c policy.Container) {
 	workloadRows(row, c.Workload)
 }
 
-// workloadRows tells what a container may ask the guest for.
+// workloadRows lists the requests that a container may send to the guest's workload API.
 func workloadRows(row func(string, string, ...any), w policy.Workload) {
 	if !w.Opens() {
 		return

@@ -23,7 +23,7 @@ import (
 	"github.com/coco-shim/coco/policy/signed"
 )
 
-// Bounds of what is read.
+// Bounds of the input.
 const (
 	maxKey  = 64 << 10
 	maxFile = 64 << 20
@@ -57,9 +57,7 @@ func signCommand() *cobra.Command {
 	f.StringVar(&key, "key", "", "file with the private key")
 	f.StringVar(&name, "for", "", "name of the volume in the pod, or destination of a bind mount in the container")
 	f.Uint64Var(&counter, "counter", 0, "number of this set of files, which rises with each")
-	for _, flag := range []string{"key", "for", "counter"} {
-		_ = cmd.MarkFlagRequired(flag) // it is there
-	}
+	cli.Require(cmd, "key", "for", "counter")
 	return cmd
 }
 

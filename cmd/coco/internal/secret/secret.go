@@ -102,18 +102,11 @@ func sealCommand() *cobra.Command {
 	f.StringVar(&o.in, "in", "", `file with the secret, "-" is stdin; for an envelope`)
 	f.BoolVar(&o.insecure, "insecure-unsigned", false,
 		"print the form without a signature, which guests open only with a switch of that name")
-	must(cmd.MarkFlagRequired("resource"))
+	cli.Require(cmd, "resource")
 	cmd.MarkFlagsRequiredTogether("kek", "in")
 	cmd.MarkFlagsMutuallyExclusive("insecure-unsigned", "key")
 	cmd.MarkFlagsOneRequired("insecure-unsigned", "key")
 	return cmd
-}
-
-// must panics over a flag that is not there.
-func must(err error) {
-	if err != nil {
-		panic(err)
-	}
 }
 
 func (o *sealOptions) seal(cmd *cobra.Command) (string, error) {
@@ -153,7 +146,7 @@ func (o *sealOptions) seal(cmd *cobra.Command) (string, error) {
 	return signer.SealEnvelope(o.resource, kek, value)
 }
 
-// description is what inspect prints.
+// description is the output of inspect.
 type description struct {
 	Kind     sealed.Kind `json:"type"`
 	Resource string      `json:"resource"`
@@ -259,8 +252,7 @@ func unsealCommand() *cobra.Command {
 	f.StringVar(&allow, "allow", "", "resource that may be opened, as a policy names it")
 	f.StringVarP(&out, "out", "o", "", "write to this file, which only its owner may read, instead of stdout")
 	f.BoolVar(&insecure, "insecure-unsigned", false, "open the form without a signature too")
-	must(cmd.MarkFlagRequired("repository"))
-	must(cmd.MarkFlagRequired("allow"))
+	cli.Require(cmd, "repository", "allow")
 	cmd.MarkFlagsMutuallyExclusive("insecure-unsigned", "key")
 	cmd.MarkFlagsOneRequired("insecure-unsigned", "key")
 	return cmd
