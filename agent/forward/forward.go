@@ -9,7 +9,6 @@ package forward
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -29,50 +28,24 @@ var greeting = gate.Greeting{Max: math.MaxUint16}
 
 // Server forwards connections until it is closed.
 type Server struct {
+	*gate.Port
 	admit func(port uint32) error
-	life  context.Context
-	end   context.CancelFunc
-	wg    sync.WaitGroup
 }
 
 // New makes a Server. admit decides about each connection before the guest dials.
 func New(admit func(port uint32) error) *Server {
-	life, end := context.WithCancel(context.Background())
-	return &Server{admit: admit, life: life, end: end}
+	s := &Server{admit: admit}
+	s.Port = gate.NewPort(s.forward)
+	return s
 }
 
-// Close ends all connections and waits for their goroutines.
-func (s *Server) Close() {
-	s.end()
-	s.wg.Wait()
-}
-
-// Serve serves a listener until it is closed.
-func (s *Server) Serve(l net.Listener) error {
-	defer context.AfterFunc(s.life, func() { _ = l.Close() })()
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			if s.life.Err() != nil || errors.Is(err, net.ErrClosed) {
-				return nil
-			}
-			return err
-		}
-		s.wg.Go(func() {
-			defer c.Close()
-			defer context.AfterFunc(s.life, func() { _ = c.Close() })()
-			s.forward(c)
-		})
-	}
-}
-
-func (s *Server) forward(c net.Conn) {
+func (s *Server) forward(life context.Context, c net.Conn) {
 	var service net.Conn
 	err := greeting.Admit(c, func(port uint32) (err error) {
 		if err := s.admit(port); err != nil {
 			return err
 		}
-		if service, err = dial(s.life, port); err != nil {
+		if service, err = dial(life, port); err != nil {
 			err = fmt.Errorf("port %d: %w", port, err)
 		}
 		return err
@@ -81,7 +54,7 @@ func (s *Server) forward(c net.Conn) {
 		return
 	}
 	defer service.Close()
-	defer context.AfterFunc(s.life, func() { _ = service.Close() })()
+	defer context.AfterFunc(life, func() { _ = service.Close() })()
 	if err != nil {
 		return
 	}

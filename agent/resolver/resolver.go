@@ -35,11 +35,9 @@ const (
 
 // Server serves the host until it is closed.
 type Server struct {
+	*gate.Port
 	at    netip.AddrPort
 	admit func() error
-	life  context.Context
-	end   context.CancelFunc
-	wg    sync.WaitGroup
 	one   chan struct{} // holds a token while a connection is served
 }
 
@@ -49,37 +47,13 @@ func New(admit func() error) *Server {
 }
 
 func newAt(at netip.AddrPort, admit func() error) *Server {
-	life, end := context.WithCancel(context.Background())
-	return &Server{at: at, admit: admit, life: life, end: end, one: make(chan struct{}, 1)}
-}
-
-// Close ends the connection and waits for all goroutines.
-func (s *Server) Close() {
-	s.end()
-	s.wg.Wait()
-}
-
-// Serve serves a listener until it is closed.
-func (s *Server) Serve(l net.Listener) error {
-	defer context.AfterFunc(s.life, func() { _ = l.Close() })()
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			if s.life.Err() != nil || errors.Is(err, net.ErrClosed) {
-				return nil
-			}
-			return err
-		}
-		s.wg.Go(func() {
-			defer c.Close()
-			defer context.AfterFunc(s.life, func() { _ = c.Close() })()
-			s.serve(c)
-		})
-	}
+	s := &Server{at: at, admit: admit, one: make(chan struct{}, 1)}
+	s.Port = gate.NewPort(s.serve)
+	return s
 }
 
 // serve answers questions until the host closes c.
-func (s *Server) serve(c net.Conn) {
+func (s *Server) serve(_ context.Context, c net.Conn) {
 	var p *proxy
 	err := greeting.Admit(c, func(uint32) (err error) {
 		if err := s.admit(); err != nil {

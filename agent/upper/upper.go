@@ -11,7 +11,6 @@ package upper
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -28,46 +27,20 @@ var greeting = gate.Greeting{Word: contract.UpperWord, Max: 1}
 
 // Server sends upper directories until it is closed.
 type Server struct {
+	*gate.Port
 	find func() (string, error)
-	life context.Context
-	end  context.CancelFunc
-	wg   sync.WaitGroup
 	busy sync.Mutex // held while a stream is sent
 }
 
 // New makes a Server. find returns the upper directory, or says why the host does not get it.
 func New(find func() (string, error)) *Server {
-	life, end := context.WithCancel(context.Background())
-	return &Server{find: find, life: life, end: end}
-}
-
-// Close ends all connections and waits for their goroutines.
-func (s *Server) Close() {
-	s.end()
-	s.wg.Wait()
-}
-
-// Serve serves a listener until it is closed.
-func (s *Server) Serve(l net.Listener) error {
-	defer context.AfterFunc(s.life, func() { _ = l.Close() })()
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			if s.life.Err() != nil || errors.Is(err, net.ErrClosed) {
-				return nil
-			}
-			return err
-		}
-		s.wg.Go(func() {
-			defer c.Close()
-			defer context.AfterFunc(s.life, func() { _ = c.Close() })()
-			s.send(c)
-		})
-	}
+	s := &Server{find: find}
+	s.Port = gate.NewPort(s.send)
+	return s
 }
 
 // send answers one connection.
-func (s *Server) send(c net.Conn) {
+func (s *Server) send(_ context.Context, c net.Conn) {
 	var dir string
 	err := greeting.Admit(c, func(uint32) (err error) {
 		if !s.busy.TryLock() {

@@ -264,7 +264,7 @@ var edges = Edges{
 	"cmd/coco/internal/inside":   {"api/containerd", "cmd/coco/internal/pods"},
 	"cmd/coco/internal/show":     {},
 	"cmd/coco/internal/verify": {
-		"attestation/...", "cmd/coco/internal/show", "internal/initdata",
+		"attestation/...", "cmd/coco/internal/cli", "cmd/coco/internal/show", "internal/initdata",
 	},
 	"cmd/coco/internal/version":  {"cmd/coco/internal/show", "internal/version"},
 	"tests/...":                  {"*"},

@@ -6,10 +6,6 @@
 package azure
 
 import (
-	"fmt"
-	"io"
-	"os"
-
 	"github.com/spf13/cobra"
 )
 
@@ -25,37 +21,4 @@ func Command() *cobra.Command {
 	}
 	cmd.AddCommand(policyCommand(), getCommand(), fakeCommand())
 	return cmd
-}
-
-// failure is an error with an exit status.
-type failure struct {
-	text string
-	code int
-}
-
-// Error returns the sentence.
-func (f failure) Error() string { return f.text }
-
-// ExitCode returns the exit status.
-func (f failure) ExitCode() int { return f.code }
-
-// input reads a file, or stdin for "-".
-func input(cmd *cobra.Command, path string) ([]byte, error) {
-	in := cmd.InOrStdin()
-	if path != "-" {
-		f, err := os.Open(path)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		in = f
-	}
-	b, err := io.ReadAll(io.LimitReader(in, maxInput+1))
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
-	}
-	if len(b) > maxInput {
-		return nil, fmt.Errorf("%s has more than %d bytes", path, maxInput)
-	}
-	return b, nil
 }

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/cli"
 	"github.com/coco-shim/coco/internal/initdata"
 )
 
@@ -27,10 +28,10 @@ func run(t *testing.T, args ...string) (out string, status int, err error) {
 	cmd.SetErr(&b)
 	cmd.SetArgs(args)
 	err = cmd.ExecuteContext(t.Context())
-	var f failure
+	var f cli.Failure
 	switch {
 	case errors.As(err, &f):
-		status = f.code
+		status = f.Code
 	case err != nil:
 		status = 1
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/coco-shim/coco/azure/fake"
+	"github.com/coco-shim/coco/cmd/coco/internal/cli"
 	"github.com/coco-shim/coco/cmd/coco/internal/show"
 )
 
@@ -69,7 +70,7 @@ func thimOf(cmd *cobra.Command, o *fake.Options, chain, tcb string) (err error) 
 	if chain == "" {
 		return nil
 	}
-	if o.Chain, err = input(cmd, chain); err != nil {
+	if o.Chain, err = cli.Input(cmd, chain, maxInput); err != nil {
 		return err
 	}
 	if block, _ := pem.Decode(o.Chain); block == nil {
@@ -87,7 +88,7 @@ func serve(cmd *cobra.Command, o fake.Options, faults string) (err error) {
 		return err
 	}
 	if faults != "" {
-		b, err := input(cmd, faults)
+		b, err := cli.Input(cmd, faults, maxInput)
 		if err != nil {
 			return err
 		}

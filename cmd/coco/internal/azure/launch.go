@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/coco-shim/coco/azure/release"
+	"github.com/coco-shim/coco/cmd/coco/internal/cli"
 	"github.com/coco-shim/coco/internal/initdata"
 )
 
@@ -35,7 +36,7 @@ func (l *launches) read(cmd *cobra.Command) ([]release.Launch, error) {
 	}
 	var doc *initdata.Document
 	if l.initdata != "" {
-		b, err := input(cmd, l.initdata)
+		b, err := cli.Input(cmd, l.initdata, maxInput)
 		if err != nil {
 			return nil, err
 		}
@@ -45,7 +46,7 @@ func (l *launches) read(cmd *cobra.Command) ([]release.Launch, error) {
 	}
 	var out []release.Launch
 	for _, path := range l.files {
-		b, err := input(cmd, path)
+		b, err := cli.Input(cmd, path, maxInput)
 		if err != nil {
 			return nil, err
 		}

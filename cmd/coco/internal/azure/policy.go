@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/coco-shim/coco/azure/release"
+	"github.com/coco-shim/coco/cmd/coco/internal/cli"
 	"github.com/coco-shim/coco/cmd/coco/internal/show"
 )
 
@@ -106,7 +107,7 @@ func lintCommand() *cobra.Command {
 		Example: "  az keyvault key show --vault-name shop --name pay | coco azure policy lint -",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			b, err := input(cmd, args[0])
+			b, err := cli.Input(cmd, args[0], maxInput)
 			if err != nil {
 				return err
 			}
@@ -126,7 +127,7 @@ func lintCommand() *cobra.Command {
 				}
 			}
 			if len(found) > 0 && err == nil {
-				err = failure{fmt.Sprintf("azure policy lint: %d findings", len(found)), 4}
+				err = cli.Failure{Err: fmt.Errorf("azure policy lint: %d findings", len(found)), Code: 4}
 			}
 			return err
 		},
@@ -155,7 +156,7 @@ func checkCommand() *cobra.Command {
 			if (token == "") == (len(l.files) == 0) {
 				return errors.New("azure policy check: give either --token or --launch")
 			}
-			b, err := input(cmd, args[0])
+			b, err := cli.Input(cmd, args[0], maxInput)
 			if err != nil {
 				return err
 			}
@@ -200,9 +201,10 @@ func judge(cmd *cobra.Command, p *release.Policy, sets []release.Claims, asJSON 
 	case err != nil:
 		return err
 	case worst == release.No:
-		return failure{"the policy does not release the key", 4}
+		return cli.Failure{Err: errors.New("the policy does not release the key"), Code: 4}
 	case worst == release.Unknown:
-		return failure{"the launch does not decide all conditions of the policy: the attestation service does", 6}
+		err = errors.New("the launch does not decide all conditions of the policy: the attestation service does")
+		return cli.Failure{Err: err, Code: 6}
 	}
 	return nil
 }
@@ -228,7 +230,7 @@ func (l *launches) claims(cmd *cobra.Command, token string) ([]release.Claims, e
 		if l.initdata != "" || l.cvm {
 			return nil, errors.New("--initdata and --cvm go with --launch: a token has its claims")
 		}
-		b, err := input(cmd, token)
+		b, err := cli.Input(cmd, token, maxInput)
 		if err != nil {
 			return nil, err
 		}

@@ -12,7 +12,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/cli"
 	"github.com/coco-shim/coco/cmd/coco/internal/show"
+	"github.com/coco-shim/coco/policy/gen/manifest"
 	"github.com/coco-shim/coco/policy/katarego"
 	"github.com/coco-shim/coco/policy/lint"
 	"github.com/coco-shim/coco/policy/simulate"
@@ -28,7 +30,7 @@ func explainCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			text := strings.Join(args, " ")
 			if len(args) == 0 {
-				b, err := readFile(cmd, "-")
+				b, err := cli.Input(cmd, "-", manifest.MaxText)
 				if err != nil {
 					return err
 				}
@@ -71,7 +73,7 @@ func replay(cmd *cobra.Command, name string, log []byte) ([]simulate.Verdict, er
 		}
 		return simulate.Run(p, bytes.NewReader(log))
 	}
-	text, err := readFile(cmd, name)
+	text, err := cli.Input(cmd, name, manifest.MaxText)
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +99,7 @@ func simulateCommand() *cobra.Command {
 		Example: "  coco policy simulate policy.coco requests.jsonl\n  coco policy simulate policy.rego policy.jsonl",
 		Args:    cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			log, err := readFile(cmd, args[1])
+			log, err := cli.Input(cmd, args[1], manifest.MaxText)
 			if err != nil {
 				return fmt.Errorf("policy simulate: %w", err)
 			}

@@ -16,6 +16,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/spf13/cobra"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/cli"
 	"github.com/coco-shim/coco/cmd/coco/internal/progress"
 	"github.com/coco-shim/coco/cmd/coco/internal/show"
 	"github.com/coco-shim/coco/image/resolve"
@@ -163,7 +164,7 @@ func (o *genOptions) run(cmd *cobra.Command, args []string) error {
 	var texts [][]byte
 	var set manifest.Set
 	for _, path := range args {
-		b, err := readFile(cmd, path)
+		b, err := cli.Input(cmd, path, manifest.MaxText)
 		if err == nil {
 			err = errors.Join(predict.CheckText("the manifest", b), set.Parse(b))
 		}

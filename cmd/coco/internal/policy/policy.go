@@ -8,12 +8,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 
 	"github.com/spf13/cobra"
 
 	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/cmd/coco/internal/cli"
 	"github.com/coco-shim/coco/internal/initdata"
 	"github.com/coco-shim/coco/policy"
 	"github.com/coco-shim/coco/policy/gen/manifest"
@@ -61,30 +60,9 @@ type named struct {
 	policy *policy.Policy
 }
 
-// readFile reads a file or stdin, bounded.
-func readFile(cmd *cobra.Command, path string) ([]byte, error) {
-	in := cmd.InOrStdin()
-	if path != "-" {
-		f, err := os.Open(path)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		in = f
-	}
-	b, err := io.ReadAll(io.LimitReader(in, manifest.MaxText+1))
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
-	}
-	if len(b) > manifest.MaxText {
-		return nil, fmt.Errorf("%s has more than %d bytes", path, manifest.MaxText)
-	}
-	return b, nil
-}
-
 // readPolicies reads the policies of a file in any of its forms.
 func readPolicies(cmd *cobra.Command, path string) ([]named, error) {
-	b, err := readFile(cmd, path)
+	b, err := cli.Input(cmd, path, manifest.MaxText)
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/coco-shim/coco/attestation/cose"
 	"github.com/coco-shim/coco/attestation/hcl"
 	"github.com/coco-shim/coco/attestation/snp"
+	"github.com/coco-shim/coco/cmd/coco/internal/cli"
 )
 
 // azureFlags are for endorsed launch digests, and for the reports of Azure's confidential VMs.
@@ -49,7 +50,7 @@ func (o *options) endorsed() (*cose.Endorsement, error) {
 	case o.references != "":
 		return nil, errors.New("--endorsement and --reference-values both say which launch digest is allowed: give one")
 	}
-	b, err := readAll(nil, o.endorsement, cose.MaxSize)
+	b, err := cli.ReadFile(o.endorsement, cose.MaxSize)
 	if err != nil {
 		return nil, fmt.Errorf("--endorsement: %w", err)
 	}

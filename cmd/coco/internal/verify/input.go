@@ -13,15 +13,17 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 	"time"
+
+	"github.com/spf13/cobra"
 
 	"github.com/coco-shim/coco/attestation"
 	"github.com/coco-shim/coco/attestation/collateral"
 	"github.com/coco-shim/coco/attestation/eventlog"
 	"github.com/coco-shim/coco/attestation/snp"
+	"github.com/coco-shim/coco/cmd/coco/internal/cli"
 	"github.com/coco-shim/coco/internal/initdata"
 )
 
@@ -49,9 +51,9 @@ const (
 
 // read reads the evidence and gets its collateral.
 func (in *inputs) read(
-	ctx context.Context, stdin io.Reader, path string, at time.Time,
+	cmd *cobra.Command, path string, at time.Time,
 ) (ev attestation.Evidence, col attestation.Collateral, err error) {
-	b, err := readAll(stdin, path, maxInput)
+	b, err := cli.Input(cmd, path, maxInput)
 	if err != nil {
 		return ev, col, err
 	}
@@ -59,12 +61,12 @@ func (in *inputs) read(
 		return ev, col, err
 	}
 	if in.eventLog != "" {
-		if ev.EventLog, err = readAll(nil, in.eventLog, eventlog.MaxSize); err != nil {
+		if ev.EventLog, err = cli.ReadFile(in.eventLog, eventlog.MaxSize); err != nil {
 			return ev, col, fmt.Errorf("--event-log: %w", err)
 		}
 	}
 	col = attestation.Collateral{Now: at, AllowExpired: in.allowExpired}
-	col.Documents, err = in.documents(ctx, ev)
+	col.Documents, err = in.documents(cmd.Context(), ev)
 	return ev, col, err
 }
 
@@ -101,7 +103,7 @@ func (in *inputs) documents(ctx context.Context, ev attestation.Evidence) ([]att
 			store.Dir = path
 			continue
 		}
-		b, err := readAll(nil, path, maxInput)
+		b, err := cli.ReadFile(path, maxInput)
 		if err != nil {
 			return nil, fmt.Errorf("--collateral: %w", err)
 		}
@@ -176,7 +178,7 @@ func (in *inputs) initdataDigest() ([]byte, error) {
 	if in.initdata == "" {
 		return nil, nil
 	}
-	text, err := readAll(nil, in.initdata, maxInput)
+	text, err := cli.ReadFile(in.initdata, maxInput)
 	if err != nil {
 		return nil, fmt.Errorf("--initdata: %w", err)
 	}
@@ -192,7 +194,7 @@ func (in *inputs) measurements() ([][]byte, error) {
 	if in.references == "" {
 		return nil, nil
 	}
-	text, err := readAll(nil, in.references, maxInput)
+	text, err := cli.ReadFile(in.references, maxInput)
 	if err != nil {
 		return nil, fmt.Errorf("--reference-values: %w", err)
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/coco-shim/coco/attestation"
 	"github.com/coco-shim/coco/attestation/tdx"
+	"github.com/coco-shim/coco/cmd/coco/internal/cli"
 )
 
 // tdxFlags are expectations that only TDX has.
@@ -71,7 +72,7 @@ func (o *options) tdxExpectations() (tdx.Expectations, error) {
 	if want.Expectations, err = o.common(); err != nil || o.references == "" {
 		return want, err
 	}
-	text, err := readAll(nil, o.references, maxInput)
+	text, err := cli.ReadFile(o.references, maxInput)
 	if err != nil {
 		return want, fmt.Errorf("--reference-values: %w", err)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/coco-shim/coco/attestation/tpm"
+	"github.com/coco-shim/coco/cmd/coco/internal/cli"
 )
 
 // tpmFlags are expectations that only quotes of a TPM have.
@@ -81,7 +82,7 @@ func (o *options) tpmExpectations() (tpm.Expectations, error) {
 	if o.akCA == "" {
 		return want, nil
 	}
-	b, err := readAll(nil, o.akCA, maxInput)
+	b, err := cli.ReadFile(o.akCA, maxInput)
 	if err != nil {
 		return want, fmt.Errorf("--ak-ca: %w", err)
 	}
@@ -95,7 +96,7 @@ func (o *options) tpmExpectations() (tpm.Expectations, error) {
 // tpmReferences takes the allowed values of PCRs from a file of coco measure vtpm --reference-values. Without
 // --pcr-selection the quote must cover all PCRs, as that of our attester and of CoCo's does.
 func (o *options) tpmReferences(want *tpm.Expectations) error {
-	text, err := readAll(nil, o.references, maxInput)
+	text, err := cli.ReadFile(o.references, maxInput)
 	if err != nil {
 		return err
 	}

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -143,7 +142,7 @@ func (o *options) run(cmd *cobra.Command, path string) error {
 
 // verify reads and judges. Flags that mean nothing for the evidence are refused.
 func (o *options) verify(cmd *cobra.Command, path string, at time.Time) (*attestation.Claims, error) {
-	ev, col, err := o.read(cmd.Context(), cmd.InOrStdin(), path, at)
+	ev, col, err := o.read(cmd, path, at)
 	if ev.Type != "" {
 		if err := checkFlags(cmd.Flags(), ev.Type); err != nil {
 			return nil, err
@@ -323,25 +322,4 @@ func short(s string) string {
 		return string(r[:47]) + "…"
 	}
 	return s
-}
-
-// readAll reads a file or, for "-", stdin, up to a bound.
-func readAll(stdin io.Reader, path string, limit int64) ([]byte, error) {
-	in := stdin
-	if path != "-" {
-		f, err := os.Open(path)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		in = f
-	}
-	b, err := io.ReadAll(io.LimitReader(in, limit+1))
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
-	}
-	if int64(len(b)) > limit {
-		return nil, fmt.Errorf("%s has more than %d bytes", path, limit)
-	}
-	return b, nil
 }
