@@ -21,23 +21,20 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/coco-shim/coco/internal/guesttls"
 )
 
 // MaxAnswer is the length of the largest answer that is read.
 const MaxAnswer = 1 << 20
 
 const (
-	dialTimeout   = 10 * time.Second
-	headerTimeout = 30 * time.Second
-	maxHeader     = 64 << 10
-	maxChain      = 8
-	maxRedirects  = 3
+	maxRedirects = 3
 
 	firstPause      = 500 * time.Millisecond
 	longestPause    = 15 * time.Second
@@ -126,47 +123,13 @@ func (e errFinal) Unwrap() error { return e.error }
 func New(roots []*x509.Certificate) *http.Client {
 	return &http.Client{
 		CheckRedirect: sameHost,
-		Transport: &http.Transport{
-			Proxy:                  nil,
-			DialContext:            (&net.Dialer{Timeout: dialTimeout}).DialContext,
-			TLSHandshakeTimeout:    dialTimeout,
-			ResponseHeaderTimeout:  headerTimeout,
-			MaxResponseHeaderBytes: maxHeader,
-			MaxIdleConns:           2,
-			IdleConnTimeout:        time.Minute,
-			DisableCompression:     true,
-			TLSClientConfig: &tls.Config{
-				MinVersion:         tls.VersionTLS12,
-				InsecureSkipVerify: true, //nolint:gosec // VerifyConnection does it, without the guest's clock
-				VerifyConnection: func(s tls.ConnectionState) error {
-					return verify(s.PeerCertificates, s.ServerName, roots)
-				},
-			},
-		},
+		Transport: guesttls.Transport(tls.VersionTLS12, func(chain []*x509.Certificate, host string) error {
+			if err := guesttls.Verify(chain, roots, host); err != nil {
+				return errFinal{fmt.Errorf("certificate of %q: %w", host, err)}
+			}
+			return nil
+		}),
 	}
-}
-
-func verify(chain []*x509.Certificate, host string, roots []*x509.Certificate) error {
-	if len(chain) == 0 || len(chain) > maxChain || host == "" {
-		return errFinal{fmt.Errorf("certificate of %q: a chain of %d", host, len(chain))}
-	}
-	opts := x509.VerifyOptions{DNSName: host, Intermediates: x509.NewCertPool(), CurrentTime: chain[0].NotBefore}
-	if roots != nil {
-		opts.Roots = x509.NewCertPool()
-		for _, c := range roots {
-			opts.Roots.AddCert(c)
-		}
-	}
-	for _, c := range chain[1:] {
-		opts.Intermediates.AddCert(c)
-		if c.NotBefore.After(opts.CurrentTime) {
-			opts.CurrentTime = c.NotBefore
-		}
-	}
-	if _, err := chain[0].Verify(opts); err != nil {
-		return errFinal{fmt.Errorf("certificate of %s: %w", host, err)}
-	}
-	return nil
 }
 
 // sameHost follows a redirect to the same scheme, host and port.

@@ -173,7 +173,7 @@ var edges = Edges{
 	"attestation/guest":      {"attestation/snp", "internal/tpm2"},
 	"attestation/tpmca":      {"internal/tpm2"},
 	"attestation/kbs":        {"internal/strictjson"},
-	"attestation/kbs/client": {"attestation/kbs"},
+	"attestation/kbs/client": {"attestation/kbs", "internal/guesttls"},
 	"attestation/sealed":     {"attestation/kbs", "internal/strictjson"},
 	"attestation/broker": {
 		"attestation/...", "internal/initdata", "internal/version", "metrics", "policy/rego",
@@ -187,7 +187,7 @@ var edges = Edges{
 	"attestation/broker/store":      {},
 	"attestation/broker/token":      {},
 	"azure/...": {
-		"azure/akv", "azure/azhttp", "azure/kwp", "azure/maa", "azure/release", "azure/thim",
+		"azure/akv", "azure/azhttp", "azure/kwp", "azure/maa", "azure/release", "azure/thim", "internal/guesttls",
 	},
 	"azure/fake": {"attestation", "attestation/snp", "azure/akv", "azure/kwp", "azure/release"},
 	"trust": {

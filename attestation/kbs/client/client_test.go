@@ -351,33 +351,6 @@ func issue(t *testing.T, parent *made, name string, from time.Time) *made {
 	return m
 }
 
-// Whether a chain is trusted depends on the configured certificates and on the name, not on the clock of the guest.
-func TestCertificates(t *testing.T) {
-	y := func(year int) time.Time { return time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC) }
-	ca, foreign := issue(t, nil, "ca", y(2016)), issue(t, nil, "ca", y(2016))
-	future := issue(t, nil, "ca", y(2046))
-	leaf, self := issue(t, ca, "kbs.example", y(2016)), issue(t, nil, "x", y(2016))
-	for name, tc := range map[string]struct {
-		chain, roots []*x509.Certificate
-		host         string
-		ok           bool
-	}{
-		"by the CA, ten years ago": {list(leaf), list(ca), "kbs.example", true},
-		"the certificate itself":   {list(leaf), list(leaf), "kbs.example", true},
-		"in ten years":             {list(issue(t, future, "kbs.example", y(2046))), list(future), "kbs.example", true},
-		"another name":             {list(leaf), list(ca), "evil.example", false},
-		"another CA of that name":  {list(leaf), list(foreign), "kbs.example", false},
-		"never valid together":     {list(issue(t, ca, "kbs.example", y(2026))), list(ca), "kbs.example", false},
-		"no name":                  {list(self), list(self), "kbs.example", false},
-		"no chain":                 {nil, list(ca), "kbs.example", false},
-		"a long chain":             {make([]*x509.Certificate, maxChain+1), list(ca), "kbs.example", false},
-	} {
-		if err := verify(tc.chain, tc.roots, tc.host); (err == nil) != tc.ok {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-}
-
 func list(m *made) []*x509.Certificate { return []*x509.Certificate{m.cert} }
 
 // A broker with another certificate gets no request at all, and one that speaks plain HTTP neither.
