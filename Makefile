@@ -182,7 +182,13 @@ test-template: setup stage $(TOOLS)/gotestsum ## suites with real daemons once m
 
 .PHONY: cri-suite
 cri-suite: setup-bench stage ## all of containerd's CRI suite under runc and under coco (half an hour)
-	COCO_REQUIRE=all $(GO) test -count=1 -v -timeout 90m -run TestContainerdsCRISuite ./tests/cri -args -cri.suite all
+	COCO_REQUIRE=all $(GO) test -count=1 -v -timeout 90m -run TestContainerdsCRISuite ./tests/cri -args -cri.suite all \
+	  -cri.report $(CURDIR)/docs/conformance/cri-suite.md
+
+.PHONY: client-suite
+client-suite: setup-bench stage ## all of containerd's client suite under runc and under coco (half an hour)
+	COCO_REQUIRE=all $(GO) test -count=1 -v -timeout 110m -run TestContainerdsClientSuite ./tests/integration -args -suite.whole \
+	  -suite.report $(CURDIR)/docs/conformance/client-suite.md
 
 .PHONY: hostile
 hostile: setup-bench stage ## ten minutes of a guest that lies, a host that does, and 200 execs at once: memory, log, others

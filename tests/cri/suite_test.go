@@ -19,11 +19,13 @@ import (
 
 	"github.com/coco-shim/coco/internal/testimage"
 	"github.com/coco-shim/coco/tests/harness"
+	"github.com/coco-shim/coco/tests/suite"
 )
 
 var (
 	whole   = flag.String("cri.suite", suiteShort, "which tests of containerd's CRI suite run; \"all\" for all that can")
 	only    = flag.String("cri.handler", "", "run the suite under this handler only and report, without comparing")
+	report  = flag.String("cri.report", "", "write what the suite says to this page")
 	keepOut = flag.String("cri.out", "", "directory for the whole output of the suite")
 )
 
@@ -35,31 +37,35 @@ func TestContainerdsCRISuitePassesWhatRuncPasses(t *testing.T) {
 	if err != nil {
 		absent(t, err.Error())
 	}
-	suite := filepath.Join(bin, "cri.test")
-	if _, err := os.Stat(suite); err != nil {
+	program := filepath.Join(bin, "cri.test")
+	if _, err := os.Stat(program); err != nil {
 		absent(t, "containerd's CRI suite is absent: tests/setup.sh containerd-2.4")
 	}
 	if *only != "" {
-		r := runSuite(t, suite, *only)
-		t.Logf("%s passes %d: %v", *only, len(r.Passed), r.Names())
-		for name, out := range r.Output {
-			t.Logf("%s:\n%s", name, out)
+		r := runSuite(t, program, *only)
+		t.Logf("%s passes %d: %v", *only, len(r.Passed()), r.Passed())
+		for name, test := range r.Tests {
+			if test.State != "passed" {
+				t.Logf("%s:\n%s", name, test.Output)
+			}
 		}
 		return
 	}
-	runc := runSuite(t, suite, "runc")
-	coco := runSuite(t, suite, "coco")
-	t.Logf("runc passes %d, coco %d", len(runc.Passed), len(coco.Passed))
-	if len(runc.Passed) == 0 {
+	runc := runSuite(t, program, "runc")
+	coco := runSuite(t, program, "coco")
+	t.Logf("runc passes %d, coco %d", len(runc.Passed()), len(coco.Passed()))
+	if len(runc.Passed()) == 0 {
 		t.Fatalf("nothing passes under runc: the baseline is broken\n%s", runc.Tail)
 	}
-	for _, name := range runc.Names() {
-		reason := suiteExceptions[name]
-		switch {
-		case coco.Passed[name] && reason != "":
-			t.Errorf("%s passes now: take it off the exceptions", name)
-		case !coco.Passed[name] && reason == "":
-			t.Errorf("%s passes under runc and not under coco:\n%s", name, coco.Output[name])
+	for _, wrong := range suite.Compare(runc, coco, suiteExceptions) {
+		t.Error(wrong)
+	}
+	if *report != "" {
+		page := suite.Page("containerd's CRI suite: runc and coco, test by test", suite.Intro("make cri-suite",
+			"The tests of containerd "+primary+"'s `integration`, with `-runtime-handler` runc and coco"),
+			suiteSkip, runc, coco, suiteExceptions)
+		if err := os.WriteFile(*report, []byte(page), 0o644); err != nil {
+			t.Error(err)
 		}
 	}
 }
@@ -174,7 +180,7 @@ func consumer(base testimage.Image) testimage.Image {
 }
 
 // runSuite runs the suite against a containerd of its own.
-func runSuite(t *testing.T, suite, handler string) harness.SuiteResult {
+func runSuite(t *testing.T, program, handler string) suite.Result {
 	t.Helper()
 	dir, err := os.MkdirTemp("/var/tmp", "coco-suite-")
 	if err != nil {
@@ -198,7 +204,7 @@ func runSuite(t *testing.T, suite, handler string) harness.SuiteResult {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, suite, "-cri-endpoint", "unix://"+c.Socket(), "-runtime-handler", handler,
+	cmd := exec.CommandContext(ctx, program, "-cri-endpoint", "unix://"+c.Socket(), "-runtime-handler", handler,
 		"-image-list", list, "-containerd-bin", c.Name, "-test.v", "-test.run", pattern, "-test.skip", suiteSkip)
 	cmd.Dir = dir
 	var out bytes.Buffer
@@ -220,5 +226,5 @@ func runSuite(t *testing.T, suite, handler string) harness.SuiteResult {
 			_ = os.WriteFile(filepath.Join(*keepOut, handler+".containerd.log"), b, 0o600)
 		}
 	}
-	return harness.ParseSuite(out.String())
+	return suite.Parse(out.String())
 }

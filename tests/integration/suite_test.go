@@ -4,20 +4,19 @@
 package integration
 
 import (
-	"bufio"
 	"bytes"
 	"context"
+	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
-	"sort"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/coco-shim/coco/internal/testimage"
 	"github.com/coco-shim/coco/tests/harness"
+	"github.com/coco-shim/coco/tests/suite"
 )
 
 // suitePattern selects the tests of containerd's client suite that drive a runtime.
@@ -31,18 +30,40 @@ var suiteExceptions = map[string]string{
 		"the guest",
 }
 
-// suiteSkip are: TestContainerExecLargeOutputWithTTY, a hundred times 7 MB through a terminal, which takes ten
-// minutes where the guest is emulated (TestTerminalLosesNothing stands for it); tests of CRIU, and tests that stop and
-// start the daemon themselves, which the suite does only for a daemon of its own.
-const suiteSkip = "Checkpoint|CRIU|RestartPolicy|TestContainerExecLargeOutputWithTTY"
+// suiteLong sends 7 MB through a terminal a hundred times, which takes ten minutes where the guest is emulated. CI runs
+// TestTerminalLosesNothing in its place; `make client-suite` runs both.
+const suiteLong = "TestContainerExecLargeOutputWithTTY"
+
+var (
+	suiteWhole  = flag.Bool("suite.whole", false, "run the test of containerd's client suite that takes ten minutes, too")
+	suiteReport = flag.String("suite.report", "", "write what containerd's client suite says to this page")
+)
+
+// suiteSkip are tests of CRIU, and tests that stop and start the daemon themselves, which the suite does only for a
+// daemon of its own.
+func suiteSkip() string {
+	const skip = "Checkpoint|CRIU|RestartPolicy"
+	if *suiteWhole {
+		return skip
+	}
+	return skip + "|" + suiteLong
+}
+
+// suiteTime bounds one run of the suite.
+func suiteTime() time.Duration {
+	if *suiteWhole {
+		return 50 * time.Minute
+	}
+	return 20 * time.Minute
+}
 
 func TestContainerdsClientSuitePassesWhatRuncPasses(t *testing.T) {
 	if testing.Short() {
 		t.Skip("minutes of VM boots")
 	}
 	d := daemon(t, primary)
-	suite := filepath.Join(d.Bin, "client.test")
-	if _, err := os.Stat(suite); err != nil {
+	bin := filepath.Join(d.Bin, "client.test")
+	if _, err := os.Stat(bin); err != nil {
 		absent(t, "containerd's client suite is absent: tests/setup.sh containerd-2.4")
 	}
 	reg, err := harness.NewRegistry(t.TempDir(), suiteImages(t))
@@ -50,20 +71,22 @@ func TestContainerdsClientSuitePassesWhatRuncPasses(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer reg.Close()
-	runc := runSuite(t, reg, suite, harness.RuncRuntime)
+	runc := runSuite(t, reg, bin, harness.RuncRuntime)
 	noLeaks(t)
-	coco := runSuite(t, reg, suite, harness.Runtime)
-	if len(runc.passed) < 25 {
-		t.Fatalf("only %d tests pass under runc: the baseline is broken\n%s", len(runc.passed), runc.tail)
+	coco := runSuite(t, reg, bin, harness.Runtime)
+	if len(runc.Passed()) < 25 {
+		t.Fatalf("only %d tests pass under runc: the baseline is broken\n%s", len(runc.Passed()), runc.Tail)
 	}
-	t.Logf("runc passes %d, coco %d", len(runc.passed), len(coco.passed))
-	for _, name := range sorted(runc.passed) {
-		reason := suiteExceptions[name]
-		switch {
-		case coco.passed[name] && reason != "":
-			t.Errorf("%s passes now: take it off the exceptions", name)
-		case !coco.passed[name] && reason == "":
-			t.Errorf("%s passes under runc and not under coco:\n%s", name, coco.output[name])
+	t.Logf("runc passes %d, coco %d", len(runc.Passed()), len(coco.Passed()))
+	for _, wrong := range suite.Compare(runc, coco, suiteExceptions) {
+		t.Error(wrong)
+	}
+	if *suiteReport != "" {
+		page := suite.Page("containerd's client suite: runc and coco, test by test", suite.Intro("make client-suite",
+			"The tests of containerd "+primary+"'s `integration/client` that drive a runtime (`"+suitePattern+"`)"),
+			suiteSkip(), runc, coco, suiteExceptions)
+		if err := os.WriteFile(*suiteReport, []byte(page), 0o644); err != nil {
+			t.Error(err)
 		}
 	}
 }
@@ -94,16 +117,8 @@ func suiteImages(t *testing.T) map[string]testimage.Image {
 	}
 }
 
-type suiteResult struct {
-	passed map[string]bool
-	output map[string]string // of tests that did not pass
-	tail   string
-}
-
-var resultLine = regexp.MustCompile(`^--- (PASS|FAIL|SKIP): (\S+)`)
-
 // runSuite runs the suite against a daemon of its own and removes what its tests left in it.
-func runSuite(t *testing.T, reg *harness.Registry, suite, runtime string) suiteResult {
+func runSuite(t *testing.T, reg *harness.Registry, bin, runtime string) suite.Result {
 	t.Helper()
 	dir, err := os.MkdirTemp("/var/tmp", "coco-suite-")
 	if err != nil {
@@ -123,11 +138,11 @@ func runSuite(t *testing.T, reg *harness.Registry, suite, runtime string) suiteR
 			t.Error(err)
 		}
 	}()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), suiteTime())
 	defer cancel()
 	script := `mount --bind "$1" /etc/hosts && exec "$2" -address "$3" -no-daemon -no-criu -test.root -test.v -test.run "$4" -test.skip "$5"`
-	cmd := exec.CommandContext(ctx, "unshare", "-m", "sh", "-c", script, "sh", reg.Hosts, suite, d.Socket(),
-		suitePattern, suiteSkip)
+	cmd := exec.CommandContext(ctx, "unshare", "-m", "sh", "-c", script, "sh", reg.Hosts, bin, d.Socket(),
+		suitePattern, suiteSkip())
 	cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+reg.Cert, "TEST_RUNTIME="+runtime,
 		"PATH="+filepath.Join(harness.Prefix(), "bin")+":"+d.Bin+":/usr/sbin:/usr/bin:/sbin:/bin")
 	cmd.Dir = t.TempDir()
@@ -136,39 +151,5 @@ func runSuite(t *testing.T, reg *harness.Registry, suite, runtime string) suiteR
 	start := time.Now()
 	_ = cmd.Run() // it fails as soon as one test does; the lines tell which
 	t.Logf("%s: suite took %v", runtime, time.Since(start).Round(time.Second))
-	return parseSuite(out.String())
-}
-
-func parseSuite(text string) suiteResult {
-	r := suiteResult{passed: map[string]bool{}, output: map[string]string{}}
-	var block []string
-	sc := bufio.NewScanner(strings.NewReader(text))
-	sc.Buffer(nil, 1<<20)
-	for sc.Scan() {
-		l := sc.Text()
-		if strings.HasPrefix(l, "=== RUN") {
-			block = nil
-		}
-		block = append(block, l)
-		m := resultLine.FindStringSubmatch(l)
-		if m == nil {
-			continue
-		}
-		if m[1] == "PASS" {
-			r.passed[m[2]] = true
-		} else {
-			r.output[m[2]] = strings.Join(block[max(0, len(block)-30):], "\n")
-		}
-	}
-	r.tail = text[max(0, len(text)-3000):]
-	return r
-}
-
-func sorted(m map[string]bool) []string {
-	var out []string
-	for k := range m {
-		out = append(out, k)
-	}
-	sort.Strings(out)
-	return out
+	return suite.Parse(out.String())
 }
