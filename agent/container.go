@@ -247,12 +247,16 @@ func (s *service) openIO(terminal, output bool, stdin, stdout, stderr uint32) (*
 	if terminal {
 		stderr = 0
 	}
+	one := stdout != 0 && stdout == stderr
+	if one {
+		stderr = 0
+	}
 	conns, err := s.streams.Claim(stdin, stdout, stderr)
 	if err != nil {
 		return nil, err
 	}
 	return stdio.New(stdio.Wiring{
-		Terminal: terminal, Discard: !output, Streams: stdin != 0 || stdout != 0 || stderr != 0,
+		Terminal: terminal, Discard: !output, OneOutput: one, Streams: stdin != 0 || stdout != 0 || stderr != 0,
 		Stdin: conns[0], Stdout: conns[1], Stderr: conns[2],
 	})
 }

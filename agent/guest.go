@@ -36,7 +36,7 @@ func (s *service) GetGuestDetails(_ context.Context, req *pb.GuestDetailsRequest
 		DeviceHandlers: storage.DeviceTypes(), StorageHandlers: storage.Drivers(),
 		ExtraFeatures: []string{
 			"seccomp", contract.FeatureStreams, contract.FeatureRemove, contract.FeatureRawPath,
-			contract.FeatureSignalAll, contract.FeatureRules,
+			contract.FeatureSignalAll, contract.FeatureRules, contract.FeatureOneOutput,
 		},
 	}}
 	if req.MemBlockSize {

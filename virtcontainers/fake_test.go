@@ -49,6 +49,7 @@ type world struct {
 	layers    int                     // how many layers a root file system has
 	slow      map[string]chan string  // operations that wait until the channel is closed
 	noStreams bool                    // the agent takes no byte streams
+	oneOutput bool                    // the agent takes one stream for both outputs
 	mute      bool                    // the agent never answers
 	elsewhere bool                    // VMs run on another machine
 	lies      *lie                    // stands before the agent; nil: it is honest

@@ -233,6 +233,9 @@ func (a *fakeAgent) GetGuestDetails(context.Context, *agent.GuestDetailsRequest)
 	d := &agent.AgentDetails{Version: "fake", SupportsSeccomp: true}
 	if !a.vm.w.noStreams {
 		d.ExtraFeatures = []string{contract.FeatureStreams}
+		if a.vm.w.oneOutput {
+			d.ExtraFeatures = append(d.ExtraFeatures, contract.FeatureOneOutput)
+		}
 	}
 	return &agent.GuestDetailsResponse{AgentDetails: d}, a.fail("details")
 }
@@ -289,10 +292,14 @@ func (a *fakeAgent) CreateContainer(_ context.Context, r *agent.CreateContainerR
 }
 
 func (a *fakeAgent) newProcLocked(args []string, in, out, errs uint32) *guestProc {
-	return &guestProc{
+	p := &guestProc{
 		args: args, stdin: a.claimLocked(in), stdout: a.claimLocked(out), stderr: a.claimLocked(errs),
 		rpcOut: make(chan []byte, 16), signal: make(chan uint32, 4), exited: make(chan struct{}),
 	}
+	if a.vm.w.oneOutput && out == errs {
+		p.stderr = p.stdout
+	}
+	return p
 }
 
 func (a *fakeAgent) proc(container, exec string) (*guestProc, error) {
@@ -469,6 +476,11 @@ func (p *guestProc) run(ctx context.Context) {
 			} else {
 				p.rpcOut <- make([]byte, 1<<10)
 			}
+		}
+	case "both":
+		for range 100 {
+			_, _ = io.WriteString(p.stdout, "o\n")
+			_, _ = io.WriteString(p.stderr, "e\n")
 		}
 	case "cat":
 		_, _ = io.Copy(p.stdout, p.stdin)

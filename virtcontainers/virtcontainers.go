@@ -42,10 +42,13 @@ type ContainerRequest struct {
 	Rootfs                []Mount // empty: Spec.Root.Path, a directory
 	Terminal              bool
 	Stdin, Stdout, Stderr bool // which streams are wanted
+	OneOutput             bool // both outputs go to one place; see stream.Wanted
 }
 
 func (r ContainerRequest) wanted() stream.Wanted {
-	return stream.Wanted{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal}
+	return stream.Wanted{
+		Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal, OneOutput: r.OneOutput,
+	}
 }
 
 // layers says where the container's root file system is on the host.
@@ -67,10 +70,13 @@ type ExecRequest struct {
 	Process               *specs.Process
 	Terminal              bool
 	Stdin, Stdout, Stderr bool
+	OneOutput             bool
 }
 
 func (r ExecRequest) wanted() stream.Wanted {
-	return stream.Wanted{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal}
+	return stream.Wanted{
+		Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal, OneOutput: r.OneOutput,
+	}
 }
 
 // Options are the inputs of a pod's creation.

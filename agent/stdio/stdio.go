@@ -37,12 +37,16 @@ const (
 // that the host does not want the stream: the process gets /dev/null. Otherwise the streams are
 // served by Read and Write.
 //
+// With OneOutput set, stderr is stdout: the process writes both into one pipe, so they reach the host in the order in
+// which they were written.
+//
 // With Discard set, the host gets no output: what the process writes is lost, so that the process never waits. The
 // host's connections for it are closed.
 type Wiring struct {
 	Terminal              bool
 	Streams               bool
 	Discard               bool
+	OneOutput             bool
 	Stdin, Stdout, Stderr net.Conn
 }
 
@@ -86,6 +90,10 @@ func New(w Wiring) (_ *IO, err error) {
 		return s, nil
 	}
 	for i := range s.child {
+		if i == 2 && w.OneOutput {
+			s.child[2] = s.child[1] // closing it a second time does nothing
+			continue
+		}
 		if w.Streams && s.conns[i] == nil {
 			if s.child[i], err = os.OpenFile(os.DevNull, os.O_RDWR, 0); err != nil {
 				return nil, fmt.Errorf("open standard stream %d: %w", i, err)

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -217,6 +218,37 @@ func pattern(n int) []byte {
 		b[i] = byte(x >> 24)
 	}
 	return b
+}
+
+// A process whose outputs go to one stream writes both into one pipe.
+func TestOneOutputKeepsTheOrder(t *testing.T) {
+	host, guest := pair(t)
+	s, err := New(Wiring{Streams: true, OneOutput: true, Stdout: guest})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	cmd := run(t, s, "for i in 1 2 3 4 5 6 7 8 9; do echo o; echo e >&2; done")
+	got, err := io.ReadAll(host)
+	if want := strings.Repeat("o\ne\n", 9); err != nil || string(got) != want {
+		t.Errorf("the host reads %q, %v, want %q", got, err, want)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	<-s.Flushed()
+	hidden, guest := pair(t)
+	if s, err = New(Wiring{Streams: true, OneOutput: true, Discard: true, Stdout: guest}); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	cmd = run(t, s, "echo o; echo e >&2")
+	if got, err := io.ReadAll(hidden); err != nil || len(got) > 0 {
+		t.Errorf("of a process that shows nothing the host reads %q, %v", got, err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestStreamsCarry64MiBBothWays(t *testing.T) {

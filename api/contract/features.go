@@ -11,4 +11,5 @@ const (
 	FeatureRawPath   = "coco-raw-path"   // CopyFile takes names that are not UTF-8
 	FeatureRules     = "coco-rules"      // routes of all tables and types, with metrics, and rules
 	FeatureSignalAll = "coco-signal-all" // SignalProcess reaches every process of a container
+	FeatureOneOutput = "coco-one-output" // a stream that is named as stdout and as stderr takes both, as they are written
 )

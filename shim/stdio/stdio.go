@@ -54,6 +54,14 @@ func (c Config) Wants() (stdin, stdout, stderr bool) {
 	return c.Stdin != "", c.Stdout != "", c.Stderr != "" && !c.Terminal
 }
 
+// OneFile reports whether stdout and stderr go to the same file. What comes by Stdout may then be both, in the order in
+// which the process wrote it. Two streams, as FIFOs and loggers have them, do not keep that order.
+func (c Config) OneFile() bool {
+	_, stdout, stderr := c.Wants()
+	t, err := parseTarget(c.Stdout)
+	return stdout && stderr && c.Stdout == c.Stderr && err == nil && t.kind == kindFile
+}
+
 // Streams are the process's ends. A stream without a place is nil.
 type Streams struct {
 	Stdin          io.WriteCloser // Close means end of input

@@ -252,6 +252,39 @@ func TestFilesAreMadeAndAppendedTo(t *testing.T) {
 	}
 }
 
+// Only of a file is it known that no reader tells the two apart.
+func TestOneFile(t *testing.T) {
+	for _, tt := range []struct {
+		cfg  Config
+		want bool
+	}{
+		{Config{Stdout: "file:///log", Stderr: "file:///log"}, true},
+		{Config{Stdout: "file:///log", Stderr: "file:///other"}, false},
+		{Config{Stdout: "file:///log", Stderr: "file:///log", Terminal: true}, false},
+		{Config{Stdout: "file:///log"}, false},
+		{Config{Stdout: "/fifo", Stderr: "/fifo"}, false},
+		{Config{Stdout: "binary:///log", Stderr: "binary:///log"}, false},
+		{Config{}, false},
+	} {
+		if got := tt.cfg.OneFile(); got != tt.want {
+			t.Errorf("%+v: OneFile() = %v, want %v", tt.cfg, got, tt.want)
+		}
+	}
+	path := filepath.Join(t.TempDir(), "log")
+	r := open(t, Config{Stdout: "file://" + path, Stderr: "file://" + path})
+	outR, outW := pipe(t)
+	r.Start(Streams{Stdout: outR}) // what comes of both
+	_, _ = outW.WriteString("both\n")
+	_ = outW.Close()
+	r.Drain(t.Context())
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	if got, err := os.ReadFile(path); err != nil || string(got) != "both\n" {
+		t.Errorf("log = %q, %v", got, err)
+	}
+}
+
 func TestABinaryLoggerGetsStreamsAndNames(t *testing.T) {
 	dir := t.TempDir()
 	script, out := filepath.Join(dir, "logger"), filepath.Join(dir, "out")

@@ -215,6 +215,7 @@ func (s *Service) onOOM(containerID string) {
 func containerRequest(r *api.CreateTaskRequest, spec *specs.Spec, io stdio.Config) virtcontainers.ContainerRequest {
 	req := virtcontainers.ContainerRequest{ID: r.Id, Bundle: r.Bundle, Spec: spec, Terminal: r.Terminal}
 	req.Stdin, req.Stdout, req.Stderr = io.Wants()
+	req.OneOutput = io.OneFile()
 	for _, m := range r.Rootfs {
 		req.Rootfs = append(req.Rootfs, virtcontainers.Mount{
 			Type: m.Type, Source: m.Source, Target: m.Target,

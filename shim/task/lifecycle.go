@@ -51,6 +51,7 @@ func (s *Service) Exec(_ context.Context, r *api.ExecProcessRequest) (*emptypb.E
 	}
 	req := virtcontainers.ExecRequest{ID: r.ExecId, Process: &spec, Terminal: r.Terminal}
 	req.Stdin, req.Stdout, req.Stderr = p.stdio.Wants()
+	req.OneOutput = p.stdio.OneFile()
 	guest, err := c.guest.Exec(req)
 	if err != nil {
 		c.removeExec(r.ExecId)

@@ -383,16 +383,14 @@ func TestLogURIs(t *testing.T) {
 	log := filepath.Join(t.TempDir(), "out.log")
 	id := newID(t)
 	must(t, d, "run", "-d", "--runtime", harness.Runtime, "--log-uri", "file://"+log, harness.Image, id, "sh", "-c",
-		"echo to-log; echo err-log >&2")
+		"echo to-log; echo err-log >&2; i=0; while [ $i -lt 200 ]; do echo o; echo e >&2; i=$((i+1)); done")
 	t.Cleanup(func() { remove(t, d, id) })
 	waitStopped(t, d, id)
 	b, err := os.ReadFile(log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"to-log\n", "err-log\n"} {
-		if !strings.Contains(string(b), want) {
-			t.Errorf("log file holds %q, want %q in it", b, want)
-		}
+	if want := "to-log\nerr-log\n" + strings.Repeat("o\ne\n", 200); string(b) != want {
+		t.Errorf("log file holds %q, want both outputs in the order in which they were written", b)
 	}
 }

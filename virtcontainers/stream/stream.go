@@ -62,8 +62,10 @@ func (p Process) String() string {
 	return "process " + p.Exec + " of container " + p.Container
 }
 
-// Wanted says which streams a process shall have. With a terminal, Stdout carries the errors too.
-type Wanted struct{ Stdin, Stdout, Stderr, Terminal bool }
+// Wanted says which streams a process shall have. With a terminal, Stdout carries the errors too. With OneOutput both
+// outputs go to one place: where the guest can do it, Stdout carries both, in the order in which they were written, and
+// there is no Stderr.
+type Wanted struct{ Stdin, Stdout, Stderr, Terminal, OneOutput bool }
 
 // Ports names a process's byte streams in a request; 0 is none.
 type Ports struct{ Stdin, Stdout, Stderr uint32 }
@@ -227,6 +229,8 @@ func Open(ctx, life context.Context, g Guest, w Wanted, p Process) (*Set, Ports,
 	if !g.Features().Streams {
 		return byCalls(life, g, w, p), Ports{}, nil
 	}
+	one := w.OneOutput && w.Stdout && w.Stderr && g.Features().OneOutput
+	w.Stderr = w.Stderr && !one
 	var s Ports
 	nobody := !w.Stdin && !w.Stdout && !w.Stderr
 	// An agent that is given streams puts /dev/null in the place of those that are missing; one
@@ -253,6 +257,9 @@ func Open(ctx, life context.Context, g Guest, w Wanted, p Process) (*Set, Ports,
 			}
 		}
 		return nil, Ports{}, err
+	}
+	if one {
+		s.Stderr = s.Stdout
 	}
 	var in *input
 	if conns[0] != nil {
