@@ -78,6 +78,7 @@ var suiteExceptions = map[string]string{
 	"TestKillShimPublishesTaskExitAndDeleteEvents":             "a pod on the host's network",
 	"TestKillShimPublishesTaskExitAndDeleteEventsForContainer": "a pod on the host's network",
 	"TestShutdownShimWhenPauseExitsBeforeWorkload":             "a pod on the host's network",
+	"TestSharedPidMultiProcessContainerStop":                   "one of its two pods has the host's process ids",
 	"TestVolumeCopyUp": "expects what the container writes into its image's " +
 		"volume on the host; nothing is shared with it",
 	"TestContainerTTYLeakAfterExit": "counts the terminals that the shim holds open; a container's terminal " +

@@ -97,10 +97,11 @@ func TestFilesOfAnyNameAndOwner(t *testing.T) {
 	when := []unix.Timespec{{Sec: 1000000000, Nsec: 123456789}, {Sec: 1000000000, Nsec: 123456789}}
 	must(t, unix.UtimesNanoAt(unix.AT_FDCWD, filepath.Join(src, "old"), when, 0))
 	must(t, unix.UtimesNanoAt(unix.AT_FDCWD, src, when, 0))
+	must(t, os.Symlink("src", filepath.Join(p.dir, "link"))) // root's own, as /var/run is
 	long := "/mnt/" + strings.Repeat("d", 250)
 	got := p.run([]specs.Mount{
 		bind(src, "/s", "ro"), bind("/dev/null", "/etc/masked", "rw"),
-		bind(filepath.Join(src, "old"), long, "ro"),
+		bind(filepath.Join(p.dir, "link", "old"), long, "ro"),
 	},
 		`ls /s | wc -l; cat /s/caf*; echo; cat /s/nnn* | wc -c; cat /s/x.coco-part; echo; stat -c '%u %g' /s/nobody; stat -c %y /s/old; stat -c %Y /s
 		echo gone >/etc/masked; stat -c '%F %t:%T' /etc/masked; cat /etc/masked; cat `+long)
@@ -168,6 +169,7 @@ func hunted(p *pod, dir string) (mounts map[string]func(n string) specs.Mount, p
 	for _, d := range []string{host + "/sub", parent, claim + "/sub"} {
 		write(d + "/shadow")
 	}
+	must(p.t, os.Chown(srv+"/path", 1000, 1000)) // a tenant's: root's own links would be followed
 	must(p.t, os.MkdirAll(config, 0o755))
 	payload(p.t, config, "1", map[string]string{"shadow": "harmless\n"})
 	message := write(pods + "/containers/c/crontab")

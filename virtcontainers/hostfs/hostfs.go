@@ -23,19 +23,105 @@ import (
 // beneath keeps a look-up within the directory that it begins in, even under concurrent renames.
 const beneath = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
 
-// OpenSource opens the source of a bind mount. links says that symbolic links are followed, as the
-// kernel does for mount(2); without it there must be none: engines that speak CRI resolve a source before
-// they name it, so that a link in it was put there since.
+// OpenSource opens the source of a bind mount. links says that all symbolic links are followed, as the kernel does for
+// mount(2). Without it only root's are, as /var/run and /lib: others than root must not have been able to put a link
+// where it is, or to change a directory that leads to it.
 func OpenSource(name string, links bool) (*os.File, error) {
-	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS}
-	if !links {
-		how.Resolve |= unix.RESOLVE_NO_SYMLINKS
+	if links {
+		how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS}
+		return openat2(unix.AT_FDCWD, name, name, &how)
 	}
-	f, err := openat2(unix.AT_FDCWD, name, name, &how)
-	if errors.Is(err, unix.ELOOP) && !links {
-		return nil, fmt.Errorf("%w: there is a symbolic link in it now: %w", err, errdefs.ErrFailedPrecondition)
+	if !path.IsAbs(name) {
+		return nil, fmt.Errorf("%q is not an absolute path: %w", name, errdefs.ErrInvalidArgument)
 	}
-	return f, err
+	at := path.Clean(name)
+	for range mostLinks {
+		f, to, err := openToLink(at)
+		if err != nil || f != nil {
+			return f, err
+		}
+		at = to
+	}
+	return nil, &fs.PathError{Op: "open", Path: name, Err: unix.ELOOP}
+}
+
+// mostLinks is how many links one look-up follows, as in the kernel.
+const mostLinks = 40
+
+// openToLink opens a clean absolute path. If a link of root's is on the way or at its end, it returns the path that it
+// leads to in place of a file.
+func openToLink(name string) (_ *os.File, to string, err error) {
+	at, err := os.OpenFile("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, "", err
+	}
+	defer func() {
+		if err != nil || to != "" {
+			err = errors.Join(err, at.Close())
+		}
+	}()
+	var foreign error // why a link may be that of others
+	parts := strings.FieldsFunc(name, func(r rune) bool { return r == '/' })
+	for i, part := range parts {
+		dir := "/" + path.Join(parts[:i]...)
+		if foreign == nil {
+			foreign = owned(at, dir)
+		}
+		next, err := Beneath(at, part, unix.O_PATH|unix.O_NOFOLLOW, true)
+		if err != nil {
+			return nil, "", &fs.PathError{Op: "open", Path: name, Err: errnoOf(err)}
+		}
+		target, err := readLink(next)
+		if err == nil && target != "" {
+			err = errors.Join(foreign, NotPseudo(at), ofRoot(next))
+			if err != nil {
+				err = fmt.Errorf("open %s: %s is a symbolic link that others than root may have put there: %w", name,
+					path.Join(dir, part), err)
+			}
+		}
+		if target == "" && err == nil {
+			at, next = next, at
+		}
+		if err = errors.Join(err, next.Close()); err != nil {
+			return nil, "", err
+		}
+		if target != "" {
+			if !path.IsAbs(target) {
+				target = path.Join(dir, target)
+			}
+			return nil, path.Join(append([]string{target}, parts[i+1:]...)...), nil
+		}
+	}
+	return at, "", nil
+}
+
+// readLink reads where an open symbolic link leads to; "" is no link.
+func readLink(f *os.File) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return "", &fs.PathError{Op: "stat", Path: f.Name(), Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFLNK {
+		return "", nil
+	}
+	var buf [unix.PathMax]byte
+	n, err := unix.Readlinkat(int(f.Fd()), "", buf[:])
+	if err != nil || n == 0 || n == len(buf) {
+		return "", &fs.PathError{Op: "readlink", Path: f.Name(), Err: errors.Join(err, unix.ELOOP)}
+	}
+	return string(buf[:n]), nil
+}
+
+// ofRoot says that a link is not root's: in a sticky directory others have links of their own.
+func ofRoot(link *os.File) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(link.Fd()), &st); err != nil {
+		return &fs.PathError{Op: "stat", Path: link.Name(), Err: err}
+	}
+	if st.Uid != 0 && int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("%s is user %d's: %w", link.Name(), st.Uid, errdefs.ErrFailedPrecondition)
+	}
+	return nil
 }
 
 // OpenOwned opens a file in a directory that only root can change: so must be all directories that lead to it.

@@ -29,34 +29,74 @@ func realDir(t *testing.T) string {
 	return dir
 }
 
-func TestASourceMayBeALinkOnlyForPeople(t *testing.T) {
+func TestASourceMayBeALinkOfRoots(t *testing.T) {
 	dir := realDir(t)
 	must(t, os.MkdirAll(dir+"/d/e", 0o755))
-	must(t, os.Symlink("d", dir+"/l"))
-	for name, links := range map[string]bool{"/d/e": false, "/l": true, "/l/e": true} {
-		f, err := OpenSource(dir+name, true)
+	must(t, os.WriteFile(dir+"/d/e/f", nil, 0o600))
+	for name, to := range map[string]string{
+		"l": "d", "abs": dir + "/d/e", "d/up": "../d/e", "chain": "l/up", "round": "round",
+	} {
+		must(t, os.Symlink(to, filepath.Join(dir, name)))
+	}
+	e, err := os.Stat(dir + "/d/e")
+	must(t, err)
+	try := func(name string) error {
+		t.Helper()
+		f, err := OpenSource(dir+name, false)
 		if err != nil {
-			t.Errorf("OpenSource(%s, true) = %v", name, err)
-			continue
+			return err
 		}
-		must(t, f.Close())
-		switch f, err := OpenSource(dir+name, false); {
-		case links && (!errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "symbolic link")):
-			t.Errorf("OpenSource(%s, false) = %v, want a refusal of the link", name, err)
-		case !links && err != nil:
-			t.Errorf("OpenSource(%s, false) = %v", name, err)
-		case err == nil:
-			must(t, f.Close())
+		defer f.Close()
+		if st, err := f.Stat(); err != nil || !os.SameFile(st, e) {
+			t.Errorf("OpenSource(%s, false) is another file, %v", name, err)
 		}
+		return nil
+	}
+	linked := []string{"/l/e", "/abs", "/d/up", "/chain", "/l/up", "/l/../d/e"}
+	for _, name := range append(linked, "/d/e", "/d/../d/e/") { // root's links are followed, for engines of pods too
+		must(t, try(name))
+	}
+	for _, name := range []string{"/none", "/l/none"} {
+		for _, links := range []bool{true, false} {
+			if _, err := OpenSource(dir+name, links); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("of what is not there OpenSource(%s, %v) says %v", name, links, err)
+			}
+		}
+	}
+	if err := try("/round"); !errors.Is(err, unix.ELOOP) {
+		t.Errorf("of a link to itself: %v", err)
+	}
+	if err := try("/d/e/f/x"); !errors.Is(err, unix.ENOTDIR) {
+		t.Errorf("below a file: %v", err)
 	}
 	for _, links := range []bool{true, false} {
 		if f, err := OpenSource("/proc/self/cwd", links); err == nil {
 			t.Errorf("OpenSource(/proc/self/cwd, %v) = %s: a magic link was followed", links, f.Name())
 		}
-		if _, err := OpenSource(dir+"/none", links); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("of what is not there OpenSource says %v", err)
+	}
+	if os.Getuid() != 0 {
+		t.Skip("gives directories to others: run as root")
+	}
+	must(t, os.Chmod(dir, 0o777|os.ModeSticky))
+	must(t, try("/abs"))
+	must(t, os.Lchown(dir+"/abs", 7, 7)) // a user's own link in a sticky directory, as /tmp is
+	refused := func(what string, names ...string) {
+		t.Helper()
+		for _, name := range names {
+			if err := try(name); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "is a symbolic link") {
+				t.Errorf("%s: OpenSource(%s, false) = %v, want a refusal of the link", what, name, err)
+			}
+			f, err := OpenSource(dir+name, true)
+			must(t, err)
+			must(t, f.Close())
 		}
 	}
+	refused("a user's link", "/abs")
+	must(t, os.Chmod(dir, 0o777))
+	refused("a directory that all may write to", "/l/e", "/d/up", "/chain")
+	must(t, errors.Join(os.Chmod(dir, 0o755), os.Chown(dir, 7, 0)))
+	refused("a user's directory", "/l/e", "/d/up", "/chain") // root's links, but who has put them there?
+	must(t, try("/d/e"))
 }
 
 func TestOwnedDirectoriesAreRootsAlone(t *testing.T) {
