@@ -343,6 +343,8 @@ func (c *Conn) Close() error {
 	sawFIN := c.sawFIN
 	c.lingers = !sawFIN
 	c.mu.Unlock()
+	c.rdead.end()
+	c.wdead.end()
 	if !sawFIN {
 		c.link.linger(1)
 	}

@@ -13,6 +13,7 @@ type deadline struct {
 	mu    sync.Mutex
 	timer *time.Timer   // guarded by mu; nil while none runs
 	over  chan struct{} // guarded by mu; nil until somebody wants it
+	ended bool          // guarded by mu; no time is set any more
 }
 
 // wait returns what is closed when the time is over.
@@ -33,10 +34,10 @@ func (d *deadline) channel() chan struct{} {
 func (d *deadline) set(t time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.timer != nil {
-		d.timer.Stop()
-		d.timer = nil
+	if d.ended {
+		return
 	}
+	d.stop()
 	if isClosed(d.channel()) {
 		d.over = make(chan struct{})
 	}
@@ -58,6 +59,23 @@ func (d *deadline) set(t time.Time) {
 		}
 	})
 	d.timer = timer
+}
+
+// end stops the timer for good. A timer that was left running would keep its connection in memory, and start a goroutine
+// for it when the time is over.
+func (d *deadline) end() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.ended = true
+	d.stop()
+}
+
+// stop needs mu.
+func (d *deadline) stop() {
+	if d.timer != nil {
+		d.timer.Stop()
+		d.timer = nil
+	}
 }
 
 func isClosed(c <-chan struct{}) bool {

@@ -304,6 +304,31 @@ func TestDeadlinesAndCloseWakeAReader(t *testing.T) {
 	}
 }
 
+func TestCloseLeavesNoTimerBehind(t *testing.T) {
+	d, m := pair(t)
+	_, guest := connect(t, d, m)
+	timers := func() int {
+		n := 0
+		for _, d := range []*deadline{&guest.rdead, &guest.wdead} {
+			d.mu.Lock()
+			if d.timer != nil {
+				n++
+			}
+			d.mu.Unlock()
+		}
+		return n
+	}
+	if err := guest.SetDeadline(time.Now().Add(time.Hour)); err != nil || timers() != 2 {
+		t.Fatalf("open: %d timers, %v", timers(), err)
+	}
+	if err := guest.Close(); err != nil || timers() != 0 {
+		t.Errorf("closed: %d timers, %v", timers(), err)
+	}
+	if err := guest.SetDeadline(time.Now().Add(time.Hour)); err != nil || timers() != 0 {
+		t.Errorf("a deadline after the end: %d timers, %v", timers(), err)
+	}
+}
+
 func TestAPeerThatBreaksTheProtocolIsCutOff(t *testing.T) {
 	tests := []struct{ name, line string }{
 		{"unknown word on the control stream", "free 3\n"},
