@@ -6,9 +6,6 @@
 // Go keeps for minutes what it has got from the kernel, and ttrpc keeps its buffers of up to 4 MiB for two collections.
 // An idle guest would stay larger by tens of megabytes after files were copied into it, or after a host has sent it
 // nonsense.
-//
-// A small request takes such a buffer as well, and one that is in use between the two collections stays. So memory is
-// given back several times: a guest that is asked now and then gets rid of the buffers all the same.
 package burst
 
 import (
@@ -23,15 +20,13 @@ import (
 // Bounds of bursts.
 const (
 	bigRequest = 64 << 10        // bytes
-	quiet      = 2 * time.Second // without a further big request, and between two times
-	times      = 4               // that memory is given back after a burst
+	quiet      = 2 * time.Second // without a further big request
 )
 
 // Watch looks at requests. The zero value is ready to use.
 type Watch struct {
 	mu     sync.Mutex
 	timer  *time.Timer // guarded by mu; nil before the first big request
-	left   int         // guarded by mu; how often memory is still to be given back
 	closed bool        // guarded by mu
 }
 
@@ -50,22 +45,11 @@ func (w *Watch) Decoder(decode func(any) error) func(any) error {
 func (w *Watch) note() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.left = times
 	switch {
 	case w.closed:
 	case w.timer == nil:
-		w.timer = time.AfterFunc(quiet, w.pass)
+		w.timer = time.AfterFunc(quiet, giveBack)
 	default:
-		w.timer.Reset(quiet)
-	}
-}
-
-// pass gives memory back, and says when it is done again.
-func (w *Watch) pass() {
-	giveBack()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.left--; w.left > 0 && !w.closed {
 		w.timer.Reset(quiet)
 	}
 }

@@ -6,8 +6,6 @@ package burst
 import (
 	"errors"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	pb "github.com/coco-shim/coco/api/agent"
 )
@@ -37,31 +35,4 @@ func TestBigRequestsAreNoted(t *testing.T) {
 			t.Errorf("%s: it waits after its end", name)
 		}
 	}
-}
-
-// A small request may hold a big buffer while memory is given back, so that happens again, and not for ever. A big
-// request in between begins anew.
-func TestMemoryIsGivenBackSeveralTimes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var w Watch
-		defer w.Close()
-		left := func() int {
-			synctest.Wait()
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			return w.left
-		}
-		w.note()
-		for want := times - 1; want >= 1; want-- {
-			time.Sleep(quiet)
-			if got := left(); got != want {
-				t.Fatalf("memory is given back %d times more, want %d", got, want)
-			}
-		}
-		w.note()
-		time.Sleep(quiet * (times + 3))
-		if got := left(); got != 0 || w.timer.Stop() {
-			t.Errorf("memory is given back %d times more, want none", got)
-		}
-	})
 }
