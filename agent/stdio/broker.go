@@ -30,18 +30,19 @@ var greeting = gate.Greeting{Word: contract.StreamWord, Max: math.MaxUint32}
 
 // Broker holds byte streams that the host has opened until a request claims them by number. A
 // client writes "stream <n>\n" and reads "ok\n"; from then on the connection is stream n. At most
-// maxPending streams are unclaimed; further ones wait, and beyond maxWaiting the client reads "no\n". Other errors are
-// the text of the answer (package gate).
+// maxPending streams are greeted or unclaimed; further ones wait, and beyond maxWaiting the client reads "no\n". Other
+// errors are the text of the answer (package gate). A stream that waits costs its connection and no goroutine: Go keeps
+// what it needs for one for ever.
 type Broker struct {
 	admit     func() error // decides whether the host may open a stream now
 	claimTime time.Duration
-	places    chan struct{} // capacity maxPending: one taken by each stream that is greeted or pending
-	over      chan struct{} // closed by Close
 
 	mu      sync.Mutex
 	closed  bool                 // guarded by mu
+	taken   int                  // guarded by mu; places of maxPending, by streams that are greeted or pending
 	conns   map[net.Conn]bool    // guarded by mu; being greeted
 	pending map[uint32]*unlooked // guarded by mu
+	waiting []net.Conn           // guarded by mu; for a place, in their order
 	wg      sync.WaitGroup       // greetings
 }
 
@@ -55,8 +56,8 @@ type unlooked struct {
 func NewBroker(admit func() error) *Broker {
 	return &Broker{
 		admit:     admit,
-		claimTime: defaultClaimTime, places: make(chan struct{}, maxPending), over: make(chan struct{}),
-		conns: map[net.Conn]bool{}, pending: map[uint32]*unlooked{},
+		claimTime: defaultClaimTime,
+		conns:     map[net.Conn]bool{}, pending: map[uint32]*unlooked{},
 	}
 }
 
@@ -71,26 +72,18 @@ func (b *Broker) Serve(l net.Listener) error {
 			_ = c.SetDeadline(time.Now().Add(time.Second))
 			_, _ = io.WriteString(c, contract.GreetingFull+"\n") // a client that does not read it learns as much by the end
 			_ = c.Close()
-			continue
 		}
-		go func() {
-			defer b.wg.Done()
-			b.serve(c)
-			b.mu.Lock()
-			delete(b.conns, c)
-			b.mu.Unlock()
-		}()
 	}
 }
 
-// serve gives a stream its place and greets it.
-func (b *Broker) serve(c net.Conn) {
-	select {
-	case b.places <- struct{}{}:
-	case <-b.over:
-		_ = c.Close()
-		return
-	}
+// greet makes a stream that has its place a pending one.
+func (b *Broker) greet(c net.Conn) {
+	defer b.wg.Done()
+	defer func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		delete(b.conns, c)
+	}()
 	var n uint32
 	// The stream is registered before the answer, so that a client that has read it can name the stream in a request at
 	// once.
@@ -109,20 +102,47 @@ func (b *Broker) serve(c net.Conn) {
 	case n != 0: // registered, and the answer failed
 		b.drop(n, c)
 	default:
-		<-b.places
+		b.mu.Lock()
+		b.leave()
+		b.mu.Unlock()
 		_ = c.Close()
 	}
 }
 
+// enter gives a stream a place, or has it wait for one. It returns false when too many wait.
 func (b *Broker) enter(c net.Conn) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.closed || len(b.conns)+len(b.pending) >= maxPending+maxWaiting {
+	switch {
+	case b.closed || len(b.waiting) >= maxWaiting:
 		return false
+	case b.taken >= maxPending:
+		b.waiting = append(b.waiting, c)
+	default:
+		b.taken++
+		b.begin(c)
 	}
+	return true
+}
+
+// begin greets a stream. The caller holds mu.
+func (b *Broker) begin(c net.Conn) {
 	b.conns[c] = true
 	b.wg.Add(1)
-	return true
+	go b.greet(c)
+}
+
+// leave passes a place on to the stream that waits the longest. The caller holds mu.
+func (b *Broker) leave() {
+	if len(b.waiting) == 0 {
+		b.taken--
+		return
+	}
+	c := b.waiting[0]
+	if b.waiting = b.waiting[1:]; len(b.waiting) == 0 {
+		b.waiting = nil
+	}
+	b.begin(c)
 }
 
 func (b *Broker) register(n uint32, c net.Conn) error {
@@ -143,13 +163,14 @@ func (b *Broker) register(n uint32, c net.Conn) error {
 func (b *Broker) drop(n uint32, c net.Conn) {
 	b.mu.Lock()
 	u, ok := b.pending[n]
-	if ok && u.conn == c {
+	ok = ok && u.conn == c
+	if ok {
 		u.timer.Stop()
 		delete(b.pending, n)
+		b.leave()
 	}
 	b.mu.Unlock()
-	if ok && u.conn == c {
-		<-b.places
+	if ok {
 		_ = c.Close()
 	}
 }
@@ -172,7 +193,7 @@ func (b *Broker) Claim(numbers ...uint32) ([]net.Conn, error) {
 		}
 		u.timer.Stop()
 		delete(b.pending, n)
-		<-b.places
+		b.leave()
 		conns[i] = u.conn
 	}
 	b.mu.Unlock()
@@ -194,10 +215,9 @@ func closeAll(conns []net.Conn) {
 // Close drops every unclaimed stream and waits for greetings to end.
 func (b *Broker) Close() {
 	b.mu.Lock()
-	if !b.closed {
-		close(b.over)
-	}
 	b.closed = true
+	closeAll(b.waiting)
+	b.waiting = nil
 	for c := range b.conns {
 		_ = c.Close()
 	}
@@ -205,7 +225,7 @@ func (b *Broker) Close() {
 		u.timer.Stop()
 		_ = u.conn.Close()
 		delete(b.pending, n)
-		<-b.places
+		b.leave()
 	}
 	b.mu.Unlock()
 	b.wg.Wait()

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -140,6 +141,7 @@ func TestStreamsWaitForAPlaceAndAFullQueueSaysSo(t *testing.T) {
 			t.Fatalf("stream %d was refused", i+1)
 		}
 	}
+	goroutines := runtime.NumGoroutine()
 	waiting := make([]net.Conn, maxWaiting)
 	for i := range waiting {
 		waiting[i] = dial()
@@ -150,6 +152,9 @@ func TestStreamsWaitForAPlaceAndAFullQueueSaysSo(t *testing.T) {
 	c := dial() // the listener takes them in order
 	if got, err := io.ReadAll(c); string(got) != "no\n" || err != nil {
 		t.Errorf("one too many reads %q, %v", got, err)
+	}
+	if n := runtime.NumGoroutine() - goroutines; n > 8 {
+		t.Errorf("%d streams that wait have %d goroutines", maxWaiting, n)
 	}
 	for i := range maxPending { // each makes room for one
 		if _, err := b.Claim(uint32(i + 1)); err != nil {
