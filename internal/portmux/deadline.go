@@ -61,8 +61,8 @@ func (d *deadline) set(t time.Time) {
 	d.timer = timer
 }
 
-// end stops the timer for good. A timer that was left running would keep its connection in memory, and start a goroutine
-// for it when the time is over.
+// end stops the timer for good. A timer that still runs keeps its connection in memory, and starts a goroutine for it
+// when the time is over.
 func (d *deadline) end() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
