@@ -59,11 +59,15 @@ func coco(t *testing.T, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
+// twinLines is how many values the program twin prints.
+const twinLines = 9
+
 // twins is a directory with the program twin.
 func twins(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	cmd := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(dir, "twin"), "./tests/integration/testdata/twin")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, "twin"),
+		"./tests/integration/testdata/twin")
 	cmd.Dir, cmd.Env = testvm.RepoRoot(), append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build twin: %v\n%s", err, out)
@@ -71,9 +75,10 @@ func twins(t *testing.T) string {
 	return dir
 }
 
-// Pods that start from one template have nothing random in common: neither with another pod, nor with the template.
+// Pods that start from one template have nothing random in common. Several of them start at once, so that neither their
+// clocks nor the host's load set them apart.
 func TestPodsFromATemplateHaveNothingInCommon(t *testing.T) {
-	const pods = 6
+	const pods, atOnce = 20, 4
 	d := daemon(t, primary)
 	noLeaks(t)
 	config, _ := templates(t)
@@ -86,23 +91,33 @@ func TestPodsFromATemplateHaveNothingInCommon(t *testing.T) {
 	}
 	defer follow.Close()
 	dir := twins(t)
-	seen := map[string]string{}
+	outs := make([]harness.Result, pods)
+	var wg sync.WaitGroup
+	turn := make(chan bool, atOnce)
 	for pod := range pods {
-		begun := time.Now()
-		out := must(t, d, "run", "--rm", "--runtime", harness.Runtime, "--runtime-config-path", config, "--cap-add",
-			"CAP_NET_ADMIN", "--mount", "type=bind,src="+dir+",dst=/t,options=rbind:ro", harness.Image, newID(t), "/t/twin")
-		t.Logf("pod %d took %v", pod, time.Since(begun).Round(time.Millisecond))
-		lines := strings.Split(strings.TrimSpace(out), "\n")
-		if len(lines) != 8 {
-			t.Fatalf("twin says %q", out)
+		turn <- true
+		wg.Go(func() {
+			defer func() { <-turn }()
+			outs[pod] = d.Ctr(t.Context(), "run", "--rm", "--runtime", harness.Runtime, "--runtime-config-path", config,
+				"--cap-add", "CAP_NET_ADMIN", "--mount", "type=bind,src="+dir+",dst=/t,options=rbind:ro", harness.Image,
+				newID(t), "/t/twin")
+		})
+	}
+	wg.Wait()
+	seen := map[string]int{}
+	for pod, r := range outs {
+		lines := strings.Split(strings.TrimSpace(r.Stdout), "\n")
+		if r.Err != nil || r.Code != 0 || len(lines) != twinLines {
+			t.Fatalf("pod %d: exit %d, %v, %q: %s", pod, r.Code, r.Err, r.Stdout, r.Stderr)
 		}
 		for _, l := range lines {
-			if other := seen[l]; other != "" {
-				t.Errorf("pods %s and %d have the same %s", other, pod, l)
+			if other, ok := seen[l]; ok {
+				t.Errorf("pods %d and %d have the same %s", other, pod, l)
 			}
-			seen[l] = fmt.Sprint(pod)
+			seen[l] = pod
 		}
 	}
+	t.Logf("%d pods, %d values", pods, len(seen))
 	log, err := os.ReadFile(d.Log())
 	if err != nil {
 		t.Fatal(err)
@@ -433,4 +448,63 @@ func TestBuildersOfTemplates(t *testing.T) {
 			t.Errorf("left: %v", left)
 		}
 	}
+}
+
+// A VMM that is killed while its guest boots, or while it is saved, makes its builder fail by name. Nothing stays, and the
+// next builder makes the template.
+func TestBuildersWhoseVMMIsKilled(t *testing.T) {
+	noLeaks(t)
+	config, dir := templates(t)
+	state := filepath.Dir(dir)
+	program := filepath.Join(harness.Prefix(), "bin", "coco")
+	for _, moment := range []struct {
+		name  string
+		bytes int64 // of the state that is being written
+	}{{"boots", 0}, {"is saved", 1 << 20}} {
+		cmd := exec.CommandContext(t.Context(), program, "template", "build", "--config", config)
+		var said strings.Builder
+		cmd.Stderr = &said
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		sigkill(t, savedVM(t, state, moment.bytes))
+		switch err := cmd.Wait(); {
+		case err != nil && strings.Contains(said.String(), "signal: killed"):
+			t.Logf("%s: %s", moment.name, strings.TrimSpace(said.String()))
+		case err == nil && moment.bytes > 0: // all of the state was written by then
+			coco(t, "template", "rm", "--config", config, "--all")
+		default:
+			t.Errorf("the VMM was killed while its guest %s: %v: %s", moment.name, err, said.String())
+		}
+		for _, pattern := range []string{".template-*", "user-*", "templates/.new-*", "templates/[0-9a-f]*"} {
+			if left, _ := filepath.Glob(filepath.Join(state, pattern)); len(left) > 0 {
+				t.Errorf("%s: left: %v", moment.name, left)
+			}
+		}
+	}
+	coco(t, "template", "build", "--config", config)
+}
+
+// savedVM waits for the VMM that a builder has booted, until so much of its state is written.
+func savedVM(t *testing.T, state string, bytes int64) (pid int) {
+	t.Helper()
+	group := filepath.Join("/sys/fs/cgroup/memory", fmt.Sprintf("coco-template-%x", sha256Of(state)), "cgroup.procs")
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		procs, _ := os.ReadFile(group) // it is not there at first
+		pid, _ = strconv.Atoi(strings.TrimSpace(string(procs)))
+		if pid <= 1 {
+			continue
+		}
+		if bytes == 0 {
+			return pid
+		}
+		names, _ := filepath.Glob(filepath.Join(state, "templates/.new-*/state"))
+		for _, name := range names {
+			if st, err := os.Stat(name); err == nil && st.Size() >= bytes {
+				return pid
+			}
+		}
+	}
+	t.Fatal("the builder's VM is not there")
+	return 0
 }

@@ -7,6 +7,7 @@ package main
 import (
 	"bytes"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"encoding/binary"
@@ -55,6 +56,19 @@ func run() error {
 	}
 	fmt.Printf("AT_RANDOM %x\n", at)
 	fmt.Printf("hash %x\n", maphash.String(maphash.MakeSeed(), "x"))
+	if err := keys(); err != nil {
+		return err
+	}
+	isn, err := sequence()
+	if err != nil {
+		return err
+	}
+	fmt.Printf("isn %08x\n", isn)
+	return nil
+}
+
+// keys makes what servers make at their first start: a key for TLS, and a host key for ssh.
+func keys() error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
@@ -63,12 +77,12 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("key %x\n", public[1:17])
-	isn, err := sequence()
+	fmt.Printf("tls-key %x\n", public[1:17])
+	host, _, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		return err
 	}
-	fmt.Printf("isn %08x\n", isn)
+	fmt.Printf("ssh-key %x\n", host)
 	return nil
 }
 
