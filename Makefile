@@ -170,15 +170,14 @@ test: setup stage $(TOOLS)/gotestsum ## lint and all tests: unit, real VMs, real
 	$(GO) run ./tests/flakes -out dist/flakes.json dist/tests.json dist/tests-k8s.json || failed=1; \
 	test -z "$$failed"
 
-# What runs a second time from templates: each way of starting a pod, several containers in a VM, disks and volumes,
-# memory, and kills at every moment. The rest of a suite is about what happens long after the start.
-WARM_SUITES := ./tests/integration ./tests/cri ./tests/sandbox ./tests/volumes
-WARM_TESTS  ?= Template|KillAtEachMoment|KillOfShim|TwoCreates|EveryContainerd|RunLooksTheSame|ThirtyContainers|WantsMoreThanItsMemory|ContainersShareAPod|InitContainers|ExecProbes|PodOfTwoContainers|VMThatDies|VolumesThatKeepData|EmptyDirsAreThePods
+# What boots here and starts from templates in `make test`: each way of starting a pod, several containers in a VM, disks
+# and volumes, memory, and kills. The rest of a suite is about what happens long after the start.
+BOOT_SUITES := ./tests/integration ./tests/cri ./tests/volumes ./tests/docker
+BOOT_TESTS  ?= KillAtEachMoment|KillOfShim|TwoCreates|EveryContainerd|RunLooksTheSame|ThirtyContainers|WantsMoreThanItsMemory|ContainersShareAPod|InitContainers|ExecProbes|PodOfTwoContainers|VMThatDies|VolumesThatKeepData|EmptyDirsAreThePods|DockerRuns
 
-.PHONY: test-template
-test-template: setup stage $(TOOLS)/gotestsum ## suites with real daemons once more, their VMs started from templates
-	@export COCO_TEST_TEMPLATE=private; $(call gotest,tests-template,$(WARM_SUITES),-run '$(WARM_TESTS)'); failed=$$?; \
-	dist/prefix/bin/coco template rm --all; exit $$failed
+.PHONY: test-boot
+test-boot: setup stage $(TOOLS)/gotestsum ## the suites whose VMs start from templates in `make test`, once more with VMs that boot
+	@export COCO_TEST_TEMPLATE=off; $(call gotest,tests-boot,$(BOOT_SUITES),-run '$(BOOT_TESTS)')
 
 .PHONY: cri-suite
 cri-suite: setup-bench stage ## all of containerd's CRI suite under runc and under coco (half an hour)

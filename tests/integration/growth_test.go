@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/coco-shim/coco/tests/harness"
 )
 
@@ -56,16 +58,25 @@ func TestTwoHundredExecsDoNotGrowTheShim(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	exec := func(n int) {
-		must(t, d, "task", "exec", "--exec-id", fmt.Sprintf("x%d", n), id, "true")
+	execs := func(name string, count int) { // two at a time
+		var g errgroup.Group
+		g.SetLimit(2)
+		for n := range count {
+			g.Go(func() error {
+				r := d.Ctr(t.Context(), "task", "exec", "--exec-id", fmt.Sprintf("%s%d", name, n), id, "true")
+				if r.Code != 0 {
+					return fmt.Errorf("exec %s%d: exit %d: %s", name, n, r.Code, r.Stderr)
+				}
+				return r.Err
+			})
+		}
+		if err := g.Wait(); err != nil {
+			t.Fatal(err)
+		}
 	}
-	for n := range 20 { // pools fill, the heap finds its size
-		exec(n)
-	}
+	execs("warm", 20) // pools fill, the heap finds its size
 	before := usageOf(t, shim)
-	for n := range 200 {
-		exec(100 + n)
-	}
+	execs("x", 200)
 	after := usageOf(t, shim)
 	t.Logf("before %+v, after %+v", before, after)
 	if after.fds > before.fds {

@@ -81,10 +81,17 @@ func strike(t *testing.T, victim string, m moment, shim, vmm int) time.Time {
 	return time.Now()
 }
 
-// TestKillAtEachMomentOfAStart kills shim or VMM. ctr learns it at once and in words, and nothing is left.
+// TestKillAtEachMomentOfAStart kills shim or VMM, of a VM that boots and of one that starts from a template. ctr learns
+// it at once and in words, and nothing is left.
 func TestKillAtEachMomentOfAStart(t *testing.T) {
 	d := daemon(t, primary)
 	noLeaks(t)
+	bothWays(t, func(t *testing.T, flags []string) { killAtEachMoment(t, d, flags) })
+}
+
+// killAtEachMoment does so with the pods of these flags of ctr run.
+func killAtEachMoment(t *testing.T, d *harness.Daemon, flags []string) {
+	t.Helper()
 	for _, m := range startMoments {
 		for _, victim := range []string{"shim", "vmm"} {
 			if victim == "vmm" && m.noVMM {
@@ -103,7 +110,8 @@ func TestKillAtEachMomentOfAStart(t *testing.T) {
 				defer f.Close()
 				done := make(chan harness.Result, 1)
 				go func() {
-					done <- d.Ctr(ctx, "run", "-d", "--runtime", harness.Runtime, harness.Image, id, "sleep", "1000")
+					args := append([]string{"run", "-d", "--runtime", harness.Runtime}, flags...)
+					done <- d.Ctr(ctx, append(args, harness.Image, id, "sleep", "1000")...)
 				}()
 				// The shim is there with its first step.
 				if _, err := f.Until(ctx, func(l string) bool {

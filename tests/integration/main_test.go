@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -37,7 +38,7 @@ var daemons struct {
 func TestMain(m *testing.M) {
 	// Daemonised shims and VMMs re-parent to this process instead of to a PID 1 that may reap late.
 	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-	if err := harness.UseTemplates(configs.TemplateOff); err != nil {
+	if err := harness.UseTemplates(configs.TemplatePrivate); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -128,6 +129,18 @@ func must(t *testing.T, d *harness.Daemon, args ...string) string {
 		t.Fatalf("ctr %s: exit %d\nstdout: %s\nstderr: %s", strings.Join(args, " "), r.Code, r.Stdout, r.Stderr)
 	}
 	return r.Stdout
+}
+
+// bothWays runs a test with VMs that boot, and with VMs that start from a template. flags are for ctr run.
+func bothWays(t *testing.T, test func(t *testing.T, flags []string)) {
+	t.Helper()
+	for _, mode := range []string{configs.TemplateOff, configs.TemplatePrivate} {
+		t.Run(mode, func(t *testing.T) {
+			config := filepath.Join(t.TempDir(), "config.toml")
+			write(t, config, fmt.Sprintf("[runtime]\ntemplate = %q\n", mode))
+			test(t, []string{"--runtime-config-path", config})
+		})
+	}
 }
 
 // detached starts a container in the background and removes it when the test ends.

@@ -107,6 +107,7 @@ func TestRunLooksTheSameAsUnderRunc(t *testing.T) {
 	write(t, filepath.Join(tree, "sub", "two"), "2\n")
 	for _, c := range parity {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			see := func(runtime string) visible {
 				args := []string{"run", "--rm", "--runtime", runtime}
 				for _, f := range c.flags {

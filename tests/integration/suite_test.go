@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/internal/testimage"
 	"github.com/coco-shim/coco/tests/harness"
 	"github.com/coco-shim/coco/tests/suite"
@@ -125,6 +126,9 @@ func runSuite(t *testing.T, reg *harness.Registry, bin, runtime string) suite.Re
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
+	config := filepath.Join(t.TempDir(), "coco.toml") // the suite's tests are about containerd: their VMs boot
+	write(t, config, "[runtime]\ntemplate = \"off\"\n")
+	t.Setenv(configs.EnvFile, config)
 	d, err := harness.Start(t.Context(), primary, dir)
 	if err != nil {
 		t.Fatal(err)

@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(125)
 	}
-	if err := harness.UseTemplates(configs.TemplateOff); err != nil {
+	if err := harness.UseTemplates(configs.TemplatePrivate); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
