@@ -36,6 +36,7 @@ var suiteExceptions = map[string]string{
 const suiteLong = "TestContainerExecLargeOutputWithTTY"
 
 var (
+	suiteRun    = flag.String("suite.run", suitePattern, "which tests of containerd's client suite run")
 	suiteWhole  = flag.Bool("suite.whole", false, "run the test of containerd's client suite that takes ten minutes, too")
 	suiteReport = flag.String("suite.report", "", "write what containerd's client suite says to this page")
 )
@@ -75,7 +76,7 @@ func TestContainerdsClientSuitePassesWhatRuncPasses(t *testing.T) {
 	runc := runSuite(t, reg, bin, harness.RuncRuntime)
 	noLeaks(t)
 	coco := runSuite(t, reg, bin, harness.Runtime)
-	if len(runc.Passed()) < 25 {
+	if len(runc.Passed()) < 25 && *suiteRun == suitePattern || len(runc.Passed()) == 0 {
 		t.Fatalf("only %d tests pass under runc: the baseline is broken\n%s", len(runc.Passed()), runc.Tail)
 	}
 	t.Logf("runc passes %d, coco %d", len(runc.Passed()), len(coco.Passed()))
@@ -146,7 +147,7 @@ func runSuite(t *testing.T, reg *harness.Registry, bin, runtime string) suite.Re
 	defer cancel()
 	script := `mount --bind "$1" /etc/hosts && exec "$2" -address "$3" -no-daemon -no-criu -test.root -test.v -test.run "$4" -test.skip "$5"`
 	cmd := exec.CommandContext(ctx, "unshare", "-m", "sh", "-c", script, "sh", reg.Hosts, bin, d.Socket(),
-		suitePattern, suiteSkip())
+		*suiteRun, suiteSkip())
 	cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+reg.Cert, "TEST_RUNTIME="+runtime,
 		"PATH="+filepath.Join(harness.Prefix(), "bin")+":"+d.Bin+":/usr/sbin:/usr/bin:/sbin:/bin")
 	cmd.Dir = t.TempDir()
