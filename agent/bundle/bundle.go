@@ -23,7 +23,7 @@ const (
 )
 
 // Make makes the directories of a bundle. One that is there already belongs to something that still
-// lives, or that could not be removed.
+// lives, or that could not be removed. After an error nothing was made.
 func Make(dir string) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return fmt.Errorf("make bundle: %w", err)
@@ -32,11 +32,11 @@ func Make(dir string) error {
 	if errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("bundle %s is there already: %w", dir, errdefs.ErrAlreadyExists)
 	}
-	if err == nil {
-		err = os.Mkdir(filepath.Join(dir, contract.RootfsName), 0o755)
-	}
 	if err != nil {
 		return fmt.Errorf("make bundle: %w", err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, contract.RootfsName), 0o755); err != nil {
+		return errors.Join(fmt.Errorf("make bundle: %w", err), os.Remove(dir))
 	}
 	return nil
 }
