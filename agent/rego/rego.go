@@ -78,6 +78,8 @@ func (e *Engine) Close() {
 func (e *Engine) run(ctx context.Context, c Config) {
 	child, conn, err := spawn(ctx, c)
 	if err == nil {
+		// Close waits for no answer: the program that owes one is killed.
+		defer context.AfterFunc(ctx, func() { _ = child.Signal(unix.SIGKILL) })()
 		e.asks, err = pipe.New(conn, c.Policy)
 		if errdefs.IsInvalidArgument(err) {
 			err = fmt.Errorf("policy.rego is refused: %w", err)

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"go.uber.org/goleak"
@@ -40,7 +41,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// judge is the policy of the tests. It allows what "c1" is named in, but no input and no output, and dies of "c9".
+// judge is the policy of the tests. It allows what "c1" is named in, but no input and no output. It hangs at "c8" and
+// dies of "c9".
 type judge struct{}
 
 func compile(text string) (pipe.Judge, error) {
@@ -49,6 +51,8 @@ func compile(text string) (pipe.Judge, error) {
 		return judge{}, nil
 	case "dies":
 		os.Exit(7)
+	case "hangs":
+		time.Sleep(time.Hour)
 	}
 	return nil, errors.New("line 1: no Rego")
 }
@@ -61,7 +65,10 @@ func (judge) Ask(m proto.Message) (pipe.Verdict, error) {
 	case *pb.ReadStreamRequest:
 		return pipe.Verdict{Allowed: id == "loud"}, nil
 	}
-	if id == "c9" {
+	switch id {
+	case "c8":
+		time.Sleep(time.Hour)
+	case "c9":
 		os.Exit(9)
 	}
 	return pipe.Verdict{Allowed: id == "c1", Reason: "not " + id, Commit: func() error { return nil }}, nil
@@ -176,5 +183,32 @@ func TestCloseEndsTheProgram(t *testing.T) {
 	e.Close()
 	if _, err := e.Ask(&pb.StartContainerRequest{ContainerId: "c1"}); !errdefs.IsPermissionDenied(err) {
 		t.Error(err)
+	}
+}
+
+// TestCloseWaitsForNoAnswer: neither while the policy is being compiled, nor while a question is open.
+func TestCloseWaitsForNoAnswer(t *testing.T) {
+	for _, policy := range []string{"hangs", "good"} {
+		c := config(t, policy)
+		spawn, spawned := c.Spawn, make(chan struct{})
+		c.Spawn = func(path string, argv []string, attr *syscall.ProcAttr) (*reap.Child, error) {
+			defer close(spawned)
+			return spawn(path, argv, attr)
+		}
+		e := Start(c)
+		<-spawned
+		asked := make(chan error, 1)
+		go func() {
+			_, err := e.Ask(&pb.StartContainerRequest{ContainerId: "c8"})
+			asked <- err
+		}()
+		began := time.Now()
+		e.Close()
+		if took := time.Since(began); took > 20*time.Second {
+			t.Errorf("policy %q: Close took %v", policy, took)
+		}
+		if err := <-asked; !errdefs.IsPermissionDenied(err) {
+			t.Errorf("policy %q: the open question has the answer %v", policy, err)
+		}
 	}
 }
