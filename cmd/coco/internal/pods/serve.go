@@ -65,8 +65,14 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 		if info.Mode()&os.ModeSocket == 0 {
 			return nil, fmt.Errorf("--listen %s%s: something that is no socket is there; choose another path", unixScheme, path)
 		}
-		if conn, err := new(net.Dialer).DialContext(ctx, "unix", path); err == nil {
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
+		if err == nil {
 			return nil, errors.Join(fmt.Errorf("--listen %s%s: another process serves it", unixScheme, path), conn.Close())
+		}
+		// A socket of datagrams, or one whose queue is full, refuses in another way, and has a process.
+		if !errors.Is(err, unix.ECONNREFUSED) {
+			return nil, fmt.Errorf("--listen %s%s: a socket is there that another process may serve; choose another path, or "+
+				"remove it: %w", unixScheme, path, err)
 		}
 		if err := os.Remove(path); err != nil {
 			return nil, fmt.Errorf("--listen %s%s: %w", unixScheme, path, err)
@@ -98,7 +104,7 @@ func (s *source) ask(ctx context.Context) (pods []podMetrics, lost int) {
 	if time.Since(s.at) < answerAge {
 		return s.pods, s.lost
 	}
-	pods, err := gather(ctx, s.dir)
+	pods, err := gather(context.WithoutCancel(ctx), s.dir) // others get the answer too; each pod's time is bounded
 	lost = 0
 	if err != nil { // those that answered are worth having
 		fmt.Fprintln(s.log, "coco:", err)

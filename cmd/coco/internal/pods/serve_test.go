@@ -114,6 +114,47 @@ func TestAddressesThatAreRefused(t *testing.T) {
 	}
 }
 
+// TestASocketOfAnotherKindIsNotRemoved: it refuses streams, and a process serves it all the same. One that nobody
+// serves is replaced.
+func TestASocketOfAnotherKindIsNotRemoved(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log.sock")
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l, err := listen(t.Context(), "unix://"+path); err == nil || !strings.Contains(err.Error(), "another process may") {
+		t.Errorf("listen in the place of a socket of datagrams = %v, %v", l, err)
+	}
+	if _, err := os.Lstat(path); err != nil {
+		t.Fatalf("the socket of the other process: %v", err)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l, err := listen(t.Context(), "unix://"+path)
+	if err != nil {
+		t.Fatalf("listen in the place of a socket that nobody serves = %v", err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestAClientThatLeavesTakesNoAnswerAway: the others of the same second get what was asked for it.
+func TestAClientThatLeavesTakesNoAnswerAway(t *testing.T) {
+	dir, err := stateDir(servePods(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &source{dir: dir, log: io.Discard}
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	s.ask(gone)
+	if pods, lost := s.ask(t.Context()); len(pods) != 2 || lost != 0 {
+		t.Errorf("ask after a client that left = %d pods and %d lost, want 2 and 0", len(pods), lost)
+	}
+}
+
 func TestWhichRequestsAreAnswered(t *testing.T) {
 	url := begin(t, NodeServeCommand(), "--config", servePods(t), "--listen", "127.0.0.1:0")
 	for _, c := range []struct {
