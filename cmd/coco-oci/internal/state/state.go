@@ -143,21 +143,42 @@ func (r Root) Remove(id string) error {
 // Lock waits until no other invocation changes the container; unlock ends the turn. Without the container it returns
 // errdefs.ErrNotFound.
 func (r Root) Lock(id string) (unlock func(), err error) {
-	fd, err := unix.Open(r.Dir(id), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if errors.Is(err, unix.ENOENT) {
-		return nil, fmt.Errorf("container %s does not exist: %w", id, errdefs.ErrNotFound)
+	for {
+		fd, err := unix.Open(r.Dir(id), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if errors.Is(err, unix.ENOENT) {
+			return nil, fmt.Errorf("container %s does not exist: %w", id, errdefs.ErrNotFound)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("open the directory of container %s: %w", id, err)
+		}
+		same, err := r.lock(id, fd)
+		if same {
+			return func() { _ = unix.Close(fd) }, nil // closing unlocks
+		}
+		_ = unix.Close(fd) // nothing is locked, or what is gone
+		if err != nil {
+			return nil, fmt.Errorf("lock container %s: %w", id, err)
+		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("open the directory of container %s: %w", id, err)
-	}
+}
+
+// lock locks an open directory, and says whether it is the container's still: the invocation that had the lock before
+// may have removed it.
+func (r Root) lock(id string, fd int) (same bool, err error) {
 	for {
 		if err = unix.Flock(fd, unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
 			break
 		}
 	}
-	if err != nil {
-		_ = unix.Close(fd) // nothing is locked
-		return nil, fmt.Errorf("lock container %s: %w", id, err)
+	var locked, there unix.Stat_t
+	if err == nil {
+		err = unix.Fstat(fd, &locked)
 	}
-	return func() { _ = unix.Close(fd) }, nil // closing unlocks
+	if err != nil {
+		return false, err
+	}
+	if err = unix.Stat(r.Dir(id), &there); errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	return err == nil && locked.Dev == there.Dev && locked.Ino == there.Ino, err
 }
