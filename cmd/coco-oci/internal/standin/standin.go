@@ -65,6 +65,7 @@ func (p Process) places() Places {
 }
 
 // Places makes the FIFOs. There is none for an input that is /dev/null, nor for the errors of a terminal.
+// After an error none is left.
 func (p Process) Places() (Places, error) {
 	s := p.places()
 	if !p.Terminal && isNull(0) {
@@ -73,13 +74,19 @@ func (p Process) Places() (Places, error) {
 	if p.Terminal {
 		s.Stderr = ""
 	}
+	var made []string
 	for _, path := range []string{s.Stdin, s.Stdout, s.Stderr} {
 		if path == "" {
 			continue
 		}
 		if err := unix.Mkfifo(path, 0o600); err != nil {
-			return Places{}, fmt.Errorf("make the FIFO %s: %w", path, err)
+			errs := []error{fmt.Errorf("make the FIFO %s: %w", path, err)}
+			for _, m := range made {
+				errs = append(errs, os.Remove(m))
+			}
+			return Places{}, errors.Join(errs...)
 		}
+		made = append(made, path)
 	}
 	return s, nil
 }

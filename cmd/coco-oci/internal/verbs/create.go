@@ -120,6 +120,8 @@ func (n *newContainer) create(ctx context.Context, o options) (_ *exec.Cmd, err 
 	if err := checkTerminal(terminal, n.console, n.foreground); err != nil {
 		return nil, err
 	}
+	unlock := func() {}
+	defer func() { unlock() }() // the undoing included
 	var u undo.Stack
 	defer u.RunOnError(&err)
 	dir, err := o.state().Claim(n.id)
@@ -127,11 +129,10 @@ func (n *newContainer) create(ctx context.Context, o options) (_ *exec.Cmd, err 
 		return nil, err
 	}
 	u.Push("remove directory", func(context.Context) error { return o.state().Remove(n.id) })
-	unlock, err := o.state().Lock(n.id)
-	if err != nil {
+	if unlock, err = o.state().Lock(n.id); err != nil {
+		unlock = func() {}
 		return nil, err
 	}
-	defer unlock()
 	role, err := bundle.RoleOf(n.id, spec.Annotations)
 	if err != nil {
 		return nil, err
@@ -273,4 +274,11 @@ func writePID(path string, pid int) error {
 		return fmt.Errorf("write the pid file: %w", err)
 	}
 	return nil
+}
+
+func removePID(path string) error {
+	if path == "" {
+		return nil
+	}
+	return os.Remove(path)
 }

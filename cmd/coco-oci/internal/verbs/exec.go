@@ -178,10 +178,13 @@ func (f *further) start(ctx context.Context, o options, id string, p *specs.Proc
 		if cmd, standIn, err = standin.Start(in); err != nil {
 			return err
 		}
-		if err := shim.Do(ctx, "Start", &api.StartRequest{Id: id, ExecId: in.Exec}); err != nil {
+		if err := writePID(f.pidFile, standIn.PID); err != nil { // while nothing runs that would be left
 			return err
 		}
-		return writePID(f.pidFile, standIn.PID)
+		if err := shim.Do(ctx, "Start", &api.StartRequest{Id: id, ExecId: in.Exec}); err != nil {
+			return errors.Join(err, removePID(f.pidFile))
+		}
+		return nil
 	})
 	return cmd, err
 }
