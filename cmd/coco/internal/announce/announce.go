@@ -187,6 +187,9 @@ func (c *cluster) announce(ctx context.Context, o options, log io.Writer) error 
 			fmt.Fprintf(log, "coco: node %s: waiting: %s\n", o.node, why)
 			said = why
 		}
+		if said == "" { // the time was over before the first answer
+			said = why
+		}
 		select {
 		case <-waiting.Done():
 			return fmt.Errorf("node %s is not announced after %v: %s", o.node, o.timeout, said)

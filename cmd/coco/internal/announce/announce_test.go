@@ -149,6 +149,21 @@ func TestNoLabelWithoutTheHandler(t *testing.T) {
 	}
 }
 
+// TestAServerThatDoesNotAnswerIsNamed: the wait ends during the first look.
+func TestAServerThatDoesNotAnswerIsNamed(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	defer server.Close()
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("abc"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := &cluster{base: server.URL, token: token, client: server.Client(), pause: time.Hour}
+	o := options{node: "n1", handlers: []string{"coco"}, timeout: 100 * time.Millisecond}
+	if err := c.announce(t.Context(), o, io.Discard); err == nil || !strings.Contains(err.Error(), "ask the API server") {
+		t.Errorf("announce = %v, want an error that names the API server", err)
+	}
+}
+
 func TestFlagsThatAreRefused(t *testing.T) {
 	for want, args := range map[string][]string{
 		"no name of a node":      {"--node", "a/../b", "--label", "a=b"},
