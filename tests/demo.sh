@@ -33,7 +33,9 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [plugins."io.containerd.internal.v1.opt"]
   path = "$dir/opt"
 T
-PATH=$PWD/dist/prefix/bin:$PATH containerd -c "$dir/config.toml" >"$dir/containerd.log" 2>&1 &
+# Without a template, which would be made in the background and stay in memory.
+printf '[runtime]\ntemplate = "off"\n' >"$dir/coco.toml"
+COCO_CONF_FILE=$dir/coco.toml PATH=$PWD/dist/prefix/bin:$PATH containerd -c "$dir/config.toml" >"$dir/containerd.log" 2>&1 &
 daemon=$!
 ctr() { command ctr -a "$dir/c.sock" "$@"; }
 for _ in $(seq 100); do ctr version >/dev/null 2>&1 && break; sleep 0.1; done
