@@ -34,6 +34,7 @@ func (r *refusals) linux(in Input, s *specs.Spec) (*agent.Linux, bool) {
 		r.add("linux.timeOffsets does not travel to the guest")
 	}
 	namespaces, pidns := r.namespaces(l)
+	devices, resources := numberDisks(l, in.Disks)
 	sysctl := maps.Clone(l.Sysctl)
 	if s.Domainname != "" {
 		// The protocol has no field for it; the sysctl is the same thing.
@@ -44,10 +45,10 @@ func (r *refusals) linux(in Input, s *specs.Spec) (*agent.Linux, bool) {
 	}
 	return &agent.Linux{
 		Sysctl:            sysctl,
-		Resources:         r.resources(l.Resources),
+		Resources:         r.resources(resources),
 		CgroupsPath:       contract.CgroupBase + in.ID,
 		Namespaces:        namespaces,
-		Devices:           r.devices(l.Devices, allDevices(l.Resources), in.Disks),
+		Devices:           r.devices(devices, allDevices(resources), in.Disks),
 		Seccomp:           r.seccomp(l.Seccomp),
 		RootfsPropagation: l.RootfsPropagation,
 		MaskedPaths:       slices.DeleteFunc(slices.Clone(l.MaskedPaths), ofHostCPU),
@@ -143,6 +144,41 @@ func (r *refusals) devices(in []specs.LinuxDevice, all bool, disks map[string]bo
 		out = append(out, guestDevice(d))
 	}
 	return out
+}
+
+// numberDisks gives the disks of a container, and the rules for them, numbers by their order: 0:0, 0:1 and so on, of
+// which the kernel makes no block device. The agent puts those of the guest's disks in their place. The numbers of the
+// host mean nothing to the guest, and no policy could name them.
+func numberDisks(l *specs.Linux, disks map[string]bool) ([]specs.LinuxDevice, *specs.LinuxResources) {
+	devices, numbers := slices.Clone(l.Devices), map[[2]int64]int64{}
+	for i := range devices {
+		d := &devices[i]
+		if d.Type != "b" || !disks[d.Path] {
+			continue
+		}
+		of := [2]int64{d.Major, d.Minor}
+		n, known := numbers[of]
+		if !known {
+			n = int64(len(numbers))
+			numbers[of] = n
+		}
+		d.Major, d.Minor = 0, n
+	}
+	if len(numbers) == 0 || l.Resources == nil {
+		return devices, l.Resources
+	}
+	res := *l.Resources
+	res.Devices = slices.Clone(res.Devices)
+	for i := range res.Devices {
+		r := &res.Devices[i]
+		if r.Type != "b" && r.Type != "" || r.Major == nil || r.Minor == nil {
+			continue
+		}
+		if n, ok := numbers[[2]int64{*r.Major, *r.Minor}]; ok {
+			r.Major, r.Minor = new(int64), &n
+		}
+	}
+	return devices, &res
 }
 
 func guestDevice(d specs.LinuxDevice) *agent.LinuxDevice {
