@@ -62,6 +62,7 @@ var edges = Edges{
 	},
 	"policy/signed":        {},
 	"policy/gen":           {"api/agent", "api/contract", "plan/request", "plan/volume", "policy", "policy/gen/..."},
+	"policy/gen/filters":   {},
 	"policy/gen/manifest":  {},
 	"policy/gen/predict":   {"api/contract", "policy"},
 	"policy/lint":          {"policy", "policy/compare"},

@@ -64,11 +64,20 @@ func (s *shim) spec(c *corev1.Container, id string) (*specs.Spec, map[int]policy
 	if err != nil {
 		s.Fatal(err)
 	}
+	disks, err := s.disks(c)
+	if err != nil {
+		s.Fatal(err)
+	}
 	spec, err := predict.Container(predict.Input{
 		Meta: s.meta, Pod: s.pod, Container: c, Image: image().Config, Objects: objects{s.generator}, Mounts: mounts,
+		Disks: disks,
 	})
 	if err != nil {
 		s.Fatal(err)
+	}
+	for i := range spec.Linux.Devices { // the node has other disks than the prediction
+		major := int64(259)
+		spec.Linux.Devices[i].Major, spec.Linux.Resources.Devices[1+i].Major = major, &major
 	}
 	sources, err := s.sources(c, image(), spec)
 	if err != nil {
@@ -95,7 +104,14 @@ func (s *shim) spec(c *corev1.Container, id string) (*specs.Spec, map[int]policy
 func (s *shim) create(c *corev1.Container, id string) *agent.CreateContainerRequest {
 	s.Helper()
 	spec, sources := s.spec(c, id)
-	in := request.Input{ID: id, Spec: spec, SharedShm: true, Binds: map[int]request.Bound{}}
+	in := request.Input{ID: id, Spec: spec, SharedShm: true, Binds: map[int]request.Bound{}, Disks: map[string]bool{}}
+	var devices []*agent.Device
+	for i, d := range c.VolumeDevices {
+		in.Disks[d.DevicePath] = true
+		devices = append(devices, &agent.Device{
+			Type: contract.DriverSCSI, VmPath: fmt.Sprint("1:", i), ContainerPath: d.DevicePath,
+		})
+	}
 	var storages []*agent.Storage
 	for i, m := range spec.Mounts {
 		switch src := sources[i].Source; {
@@ -127,7 +143,7 @@ func (s *shim) create(c *corev1.Container, id string) *agent.CreateContainerRequ
 		s.Fatal(err)
 	}
 	return request.Container(request.ContainerInput{
-		ID: id, OCI: out.OCI, Terminal: spec.Process.Terminal, Storages: append(storages, root...),
+		ID: id, OCI: out.OCI, Terminal: spec.Process.Terminal, Storages: append(storages, root...), Devices: devices,
 		SharedPIDs: out.SandboxPidNS,
 	})
 }

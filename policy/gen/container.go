@@ -6,6 +6,7 @@ package gen
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -30,8 +31,12 @@ func (g *generator) container(c *corev1.Container) (policy.Container, error) {
 	if err != nil {
 		return policy.Container{}, err
 	}
+	disks, err := g.disks(c)
+	if err != nil {
+		return policy.Container{}, err
+	}
 	spec, err := predict.Container(predict.Input{
-		Meta: g.meta, Pod: g.pod, Container: c, Image: img.Config, Objects: objects{g}, Mounts: mounts,
+		Meta: g.meta, Pod: g.pod, Container: c, Image: img.Config, Objects: objects{g}, Mounts: mounts, Disks: disks,
 	})
 	if err != nil {
 		return policy.Container{}, err
@@ -45,7 +50,7 @@ func (g *generator) container(c *corev1.Container) (policy.Container, error) {
 		return policy.Container{}, err
 	}
 	out.Image = policy.Image{Manifest: img.Manifest, Layers: layers(img.Layers)}
-	if out.Linux.Seccomp, err = g.seccomp(c); err != nil {
+	if out.Linux.Seccomp, err = g.seccomp(c, spec.Process.Capabilities.Bounding); err != nil {
 		return policy.Container{}, err
 	}
 	out.Secrets = g.Options.Secrets[c.Name]
@@ -74,7 +79,13 @@ func (g *generator) converted(
 			binds[i] = request.Bound{Guest: contract.SandboxDir}
 		}
 	}
-	conv, err := request.Convert(request.Input{ID: predict.ContainerID, Spec: spec, SharedShm: true, Binds: binds})
+	disks := map[string]bool{}
+	for _, d := range c.VolumeDevices {
+		disks[d.DevicePath] = true
+	}
+	conv, err := request.Convert(request.Input{
+		ID: predict.ContainerID, Spec: spec, SharedShm: true, Binds: binds, Disks: disks,
+	})
 	if err != nil {
 		return policy.Container{}, err
 	}
@@ -85,7 +96,7 @@ func (g *generator) converted(
 	out := policy.Container{
 		Name: c.Name, Process: g.process(oci.GetProcess()), Linux: linux(oci.GetLinux()),
 		ReadonlyRfs: oci.GetRoot().GetReadonly(), Annotations: annotations(oci.GetAnnotations()),
-		Hostname: oci.GetHostname() != "",
+		Hostname: oci.GetHostname() != "", Disks: slices.Sorted(maps.Keys(disks)),
 	}
 	if req.GetSandboxPidns() {
 		out.Linux.PIDs = policy.PodPIDs

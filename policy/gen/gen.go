@@ -44,7 +44,7 @@ type Options struct {
 	// OldContainerd says that nodes run containerd 1.x, which sets no sysctls of its own.
 	OldContainerd bool
 	// Seccomp has the digests (FilterDigest) of the filters that RuntimeDefault may be, one for each release of containerd
-	// and set of capabilities.
+	// and set of capabilities; empty: those that package filters knows.
 	Seccomp []string
 	// LocalSeccomp has the digests of profiles of type Localhost, by the name that pods give.
 	LocalSeccomp map[string]string

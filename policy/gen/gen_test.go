@@ -305,7 +305,16 @@ func TestRefusals(t *testing.T) {
 		},
 		{
 			pod(mounts + "volumes: [{name: v, persistentVolumeClaim: {claimName: none}}]"),
-			"no policy can be made of it yet",
+			"claim a raw block (volumeMode: Block)",
+		},
+		{
+			pod("containers: [{name: c, image: i, volumeDevices: [{name: v, devicePath: /dev/x}]}], " +
+				"volumes: [{name: v, emptyDir: {}}]"),
+			"volume v is no claim",
+		},
+		{
+			one(", volumeDevices: [{name: v, devicePath: /dev/x}]"),
+			`device /dev/x: the pod has no volume "v"`,
 		},
 		{
 			pod("containers: [{name: c, image: i}], volumes: [{name: v, configMap: {name: none}}]"),

@@ -13,14 +13,15 @@ import (
 
 	"github.com/coco-shim/coco/plan/request"
 	"github.com/coco-shim/coco/policy"
+	"github.com/coco-shim/coco/policy/gen/filters"
 )
 
 // A manifest says "RuntimeDefault" and does not say what that is: the filter comes with the release of containerd and
-// depends on the container's capabilities. A profile of type Localhost is a file on the node. So the owner gives the
-// filters, from a node that he trusts, and the policy pins their digests.
+// depends on the container's capabilities. The digests of the releases' filters are known (package filters); the owner
+// may give other ones, from a node that he trusts. A profile of type Localhost is a file on the node, which he gives.
 
-// seccomp lists the filters with which the container may run.
-func (g *generator) seccomp(c *corev1.Container) ([]string, error) {
+// seccomp lists the filters with which a container of these capabilities may run.
+func (g *generator) seccomp(c *corev1.Container, bounding []string) ([]string, error) {
 	var p *corev1.SeccompProfile
 	if sc := g.pod.SecurityContext; sc != nil {
 		p = sc.SeccompProfile
@@ -28,17 +29,21 @@ func (g *generator) seccomp(c *corev1.Container) ([]string, error) {
 	if sc := c.SecurityContext; sc != nil && sc.SeccompProfile != nil {
 		p = sc.SeccompProfile
 	}
+	standard := g.Options.Seccomp
+	if len(standard) == 0 {
+		standard = filters.Of(bounding)
+	}
 	const field = "securityContext.seccompProfile"
 	switch {
 	case p == nil:
-		return append([]string{policy.NoSeccomp}, g.Options.Seccomp...), nil // kubelet's seccompDefault decides
+		return append([]string{policy.NoSeccomp}, standard...), nil // kubelet's seccompDefault decides
 	case p.Type == corev1.SeccompProfileTypeUnconfined:
 		return []string{policy.NoSeccomp}, nil
-	case p.Type == corev1.SeccompProfileTypeRuntimeDefault && len(g.Options.Seccomp) > 0:
-		return g.Options.Seccomp, nil
+	case p.Type == corev1.SeccompProfileTypeRuntimeDefault && len(standard) > 0:
+		return standard, nil
 	case p.Type == corev1.SeccompProfileTypeRuntimeDefault:
-		return nil, fmt.Errorf("%s is RuntimeDefault, and which filter that is, only the nodes' containerd knows: give the "+
-			"specification of a container that runs with it (--seccomp)", field)
+		return nil, fmt.Errorf("%s is RuntimeDefault, and which filter that is with these capabilities, only the nodes' "+
+			"containerd knows: give the specification of a container that runs with it (--seccomp)", field)
 	case p.Type == corev1.SeccompProfileTypeLocalhost && p.LocalhostProfile != nil:
 		if digest := g.Options.LocalSeccomp[*p.LocalhostProfile]; digest != "" {
 			return []string{digest}, nil

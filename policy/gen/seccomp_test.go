@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/coco-shim/coco/policy"
+	"github.com/coco-shim/coco/policy/gen/filters"
 )
 
 const filter = `{"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_X86_64"],
@@ -59,7 +60,9 @@ func TestFiltersThatTheOwnerGives(t *testing.T) {
 		{"{type: RuntimeDefault}", Options{Seccomp: []string{"sha256:" + strings.Repeat("a", 64)}}, []string{
 			"sha256:" + strings.Repeat("a", 64),
 		}, ""},
-		{"{type: RuntimeDefault}", Options{}, nil, "--seccomp"},
+		{"{type: RuntimeDefault}", Options{}, filters.Of(strings.Fields(defaultCaps)), ""},
+		{"{type: RuntimeDefault}, capabilities: {drop: [ALL]}", Options{}, filters.Of(nil), ""},
+		{"{type: RuntimeDefault}, capabilities: {add: [SYS_TIME, SYS_BOOT]}", Options{}, nil, "--seccomp"},
 		{"{type: Localhost, localhostProfile: a/b.json}", Options{
 			LocalSeccomp: map[string]string{"a/b.json": "sha256:" + strings.Repeat("b", 64)},
 		}, []string{"sha256:" + strings.Repeat("b", 64)}, ""},

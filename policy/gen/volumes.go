@@ -39,6 +39,8 @@ const (
 type volumeOf struct {
 	policy policy.Volume
 	plugin string // "": the volume cannot be mounted
+	claim  bool   // it is a disk of the host, if its claim is for a raw block
+	ro     bool   // such a disk is not written to
 	bad    error  // why not
 	used   bool   // a container mounts it
 }
@@ -95,7 +97,7 @@ func (g *generator) hasToken() bool {
 // planVolumes describes the pod's volumes.
 func (g *generator) planVolumes() error {
 	for _, name := range g.Workload.Claims {
-		g.volumes = append(g.volumes, volumeOf{policy: policy.Volume{Name: name}, bad: errClaim})
+		g.volumes = append(g.volumes, volumeOf{policy: policy.Volume{Name: name}, claim: true, bad: errClaim})
 	}
 	var errs []error
 	for _, v := range g.pod.Volumes {
@@ -140,8 +142,10 @@ func (g *generator) planVolume(v corev1.Volume) (out volumeOf, err error) {
 		out.plugin = pluginProjected
 		out.policy.Kind = policy.VolumeCopy
 		out.policy.Content, err = g.projected(v.Projected.Sources)
-	case v.PersistentVolumeClaim != nil, v.Ephemeral != nil:
-		out.bad = errClaim
+	case v.PersistentVolumeClaim != nil:
+		out.claim, out.ro, out.bad = true, v.PersistentVolumeClaim.ReadOnly, errClaim
+	case v.Ephemeral != nil:
+		out.claim, out.bad = true, errClaim
 	case v.HostPath != nil:
 		out.bad = errors.New("is of the host (hostPath), and a confidential guest takes no files of the host: " +
 			"use a volume of the pod")
@@ -181,7 +185,9 @@ func (g *generator) emptyDir(e *corev1.EmptyDirVolumeSource) (out volumeOf, err 
 	return out, nil
 }
 
-var errClaim = errors.New("is a claim, whose disk is of the host: no policy can be made of it yet")
+var errClaim = errors.New("is a claim whose file system the host mounts, and a confidential guest takes no files of " +
+	"the host: claim a raw block (volumeMode: Block), give it to the container as a device (volumeDevices) and let the " +
+	"program encrypt what it writes")
 
 func unpinned() *policy.Content { return &policy.Content{Rule: policy.ContentUnpinned} }
 
@@ -293,9 +299,22 @@ func (g *generator) mounts(c *corev1.Container) (out []predict.Mount, err error)
 		}
 		out = append(out, pm)
 	}
-	if len(c.VolumeDevices) > 0 {
-		return nil, fmt.Errorf("device %s: raw blocks are not supported yet: their request has numbers of the node's "+
-			"devices, which no policy can name", c.VolumeDevices[0].DevicePath)
+	return out, nil
+}
+
+// disks are a container's raw block volumes as kubelet passes them.
+func (g *generator) disks(c *corev1.Container) (out []predict.Disk, err error) {
+	for _, d := range c.VolumeDevices {
+		v := g.volume(d.Name)
+		switch {
+		case v == nil:
+			return nil, fmt.Errorf("device %s: the pod has no volume %q", d.DevicePath, d.Name)
+		case !v.claim:
+			return nil, fmt.Errorf("device %s: volume %s is no claim, and only claims are raw blocks", d.DevicePath, d.Name)
+		}
+		g.note("device %s is a disk of the host, which can read and change what is on it: encrypt and authenticate it",
+			d.DevicePath)
+		out = append(out, predict.Disk{Path: d.DevicePath, ReadOnly: v.ro})
 	}
 	return out, nil
 }

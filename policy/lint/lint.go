@@ -7,6 +7,7 @@ package lint
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/coco-shim/coco/policy"
@@ -110,8 +111,8 @@ func (f *findings) container(c *policy.Container) {
 		f.warn(at, "disk %s is of the host: encrypt and authenticate what is written to it", d)
 	}
 	f.secrets(at, c)
-	if len(c.Linux.Seccomp) == 1 && c.Linux.Seccomp[0] == policy.NoSeccomp {
-		f.note(at, "runs without a seccomp filter")
+	if slices.Contains(c.Linux.Seccomp, policy.NoSeccomp) {
+		f.note(at, "may run without a seccomp filter")
 	}
 	for _, k := range c.Process.Caps.Effective {
 		if powerful(k) {

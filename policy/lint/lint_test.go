@@ -87,7 +87,7 @@ func TestWhatIsLeftToTheHost(t *testing.T) {
 		"warning volume v content",
 		"warning volume h is", "warning container c exec", "note container c logs", "warning container c stdin",
 		"warning container c env", "warning container c, mount /x content", "warning container c has",
-		"note container c runs", "note container c fetches", "warning container c workload.exportKey",
+		"note container c may", "note container c fetches", "warning container c workload.exportKey",
 		"warning container c workload.evidence", "warning container c is",
 	} {
 		if !slices.Contains(got, want) {

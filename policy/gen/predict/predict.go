@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -49,6 +50,13 @@ type Input struct {
 	Image     Image
 	Objects   Objects
 	Mounts    []Mount // of the container's volumes, in order
+	Disks     []Disk  // of its raw block volumes, in order
+}
+
+// Disk is a raw block volume as kubelet passes it.
+type Disk struct {
+	Path     string // in the container
+	ReadOnly bool
 }
 
 // Meta has the facts of a pod. Those that are unknown are marks.
@@ -127,7 +135,26 @@ func Container(in Input) (*specs.Spec, error) {
 		},
 	}
 	in.mounts(s)
+	in.disks(s)
 	return s, nil
+}
+
+// disks adds the block devices, with the mode and owners that udev gives disks and the numbers of a disk of the host.
+func (in Input) disks(s *specs.Spec) {
+	const loop, mode, diskGroup = 7, os.FileMode(0o660), 6
+	for i, d := range in.Disks {
+		access := "mrw"
+		if d.ReadOnly {
+			access = "r"
+		}
+		major, minor, perm, uid, gid := int64(loop), int64(i), mode, uint32(0), uint32(diskGroup)
+		s.Linux.Devices = append(s.Linux.Devices, specs.LinuxDevice{
+			Path: d.Path, Type: "b", Major: major, Minor: minor, FileMode: &perm, UID: &uid, GID: &gid,
+		})
+		s.Linux.Resources.Devices = append(s.Linux.Resources.Devices, specs.LinuxDeviceCgroup{
+			Allow: true, Type: "b", Major: &major, Minor: &minor, Access: access,
+		})
+	}
 }
 
 // unsupported refuses settings whose effect on a specification depends on the node, or that a VM cannot give.

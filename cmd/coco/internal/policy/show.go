@@ -17,6 +17,7 @@ import (
 
 	"github.com/coco-shim/coco/cmd/coco/internal/show"
 	"github.com/coco-shim/coco/policy"
+	"github.com/coco-shim/coco/policy/gen/filters"
 )
 
 func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
@@ -95,7 +96,16 @@ func containerRows(row func(string, string, ...any), c policy.Container) {
 		"no new privileges": pr.NoNewPrivileges, "read-only root": c.ReadonlyRfs, "terminal": pr.TTY,
 		"sees processes of " + c.Linux.PIDs: c.Linux.PIDs != "",
 	}))
-	row("  seccomp", "%s", strings.Join(c.Linux.Seccomp, " or "))
+	for i, digest := range c.Linux.Seccomp {
+		title := "  seccomp"
+		if i > 0 {
+			title = "    or"
+		}
+		if releases := filters.Name(digest); releases != "" {
+			digest += ", RuntimeDefault of containerd " + releases
+		}
+		row(title, "%s", digest)
+	}
 	for _, e := range pr.Env {
 		row("  env "+e.Name, "%s%s", valueText(e.Value), optional(e.Optional))
 	}
