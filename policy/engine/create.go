@@ -50,6 +50,9 @@ func (e *Engine) match(req *pb.CreateContainerRequest) (*policy.Container, *comp
 	if fits != nil {
 		return nil, nil, fits
 	}
+	if e.policy.Pod.Debug && !e.declared(name) {
+		return e.debug(req)
+	}
 	if nearest == nil {
 		nearest = &compare.Denial{
 			Code: compare.Value, Field: "container", Want: "one of the policy, which has none",
@@ -57,6 +60,33 @@ func (e *Engine) match(req *pb.CreateContainerRequest) (*policy.Container, *comp
 		}
 	}
 	return nil, nil, nearest
+}
+
+// declared says whether the policy has a container of this name. A request under such a name is not for debugging.
+func (e *Engine) declared(name string) bool {
+	return slices.ContainsFunc(e.policy.Containers, func(c policy.Container) bool { return c.Name == name })
+}
+
+// debug decides about a container that the policy does not declare.
+func (e *Engine) debug(req *pb.CreateContainerRequest) (*policy.Container, *compare.Diffs, *compare.Denial) {
+	c := compare.Debug(req, &e.box.Pod, e.box.volumes)
+	if d := admitID("OCI.Annotations["+compare.Quote(contract.CRIContainerName)+"]", c.Name); d != nil {
+		return nil, nil, d
+	}
+	d := &compare.Diffs{Fields: maps.Clone(e.box.fields), Volumes: maps.Clone(e.box.volumes), Drop: map[string]bool{}}
+	d.Container(e.policy, c, req, &e.box.Pod)
+	wrong := d.First
+	if wrong == nil {
+		wrong = e.mayCreate(c)
+	}
+	if wrong == nil && e.past[c.Name] != nil {
+		wrong = &compare.Denial{Code: compare.Order, Field: "container", Want: "one such container of a name", Got: "another"}
+	}
+	if wrong != nil {
+		wrong.Container, wrong.Fix = c.Name, "" // no entry of a policy would allow it
+		return nil, nil, wrong
+	}
+	return c, d, nil
 }
 
 // mayCreate checks the order: one live instance, init containers one after the other, the rest after them.
