@@ -5,9 +5,12 @@ package k8s
 
 import (
 	"bytes"
+	"context"
+	"fmt"
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/coco-shim/coco/tests/harness"
 	"github.com/coco-shim/coco/tests/k8s/kube"
@@ -34,7 +37,11 @@ const pinnedSpec = `
     - {name: POD_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
     livenessProbe: {exec: {command: [test, -e, /shared/file]}, periodSeconds: 2}
     resources: {limits: {memory: 64Mi, cpu: 500m}}
-    securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}, readOnlyRootFilesystem: true}
+    securityContext:
+      allowPrivilegeEscalation: false
+      capabilities: {drop: [ALL]}
+      readOnlyRootFilesystem: true
+      seccompProfile: {type: RuntimeDefault}
     volumeMounts: [{name: shared, mountPath: /shared}, {name: info, mountPath: /info, readOnly: true}]
   - name: b
     image: IMAGE
@@ -52,13 +59,12 @@ const pinnedSpec = `
   - {name: info, downwardAPI: {items: [{path: labels, fieldRef: {fieldPath: metadata.labels}}]}}
 `
 
-// pinned makes the policy of a static pod from its manifest alone, as its owner would. It returns the manifest with it.
-func pinned(t *testing.T, n *kube.Node, name, version string) string {
+// pin makes the policies of a manifest's pods from the manifest alone, as their owner would. It returns the manifest
+// with them.
+func pin(t *testing.T, images []string, version, manifest string, flags ...string) string {
 	t.Helper()
-	const node = "-localhost" // which the kubelet adds to the names of static pods
-	manifest := strings.Replace(manifestOf(name, pinnedSpec), "name: "+name+"\n", "name: "+name+node+"\n", 1)
-	args := []string{"policy", "gen", "--offline", "--cache", t.TempDir(), "--allow", "logs"}
-	for _, file := range nodes.images {
+	args := append([]string{"policy", "gen", "--offline", "--cache", t.TempDir()}, flags...)
+	for _, file := range images {
 		args = append(args, "--images", file)
 	}
 	if strings.HasPrefix(version, "1.") {
@@ -70,8 +76,17 @@ func pinned(t *testing.T, n *kube.Node, name, version string) string {
 	if err := cmd.Run(); err != nil {
 		t.Fatalf("coco policy gen: %v: %s", err, &problems)
 	}
-	text := strings.Replace(out.String(), "name: "+name+node+"\n", "name: "+name+"\n", 1)
-	if text == out.String() {
+	return out.String()
+}
+
+// pinnedStatic pins a static pod, to whose name the kubelet adds the node's.
+func pinnedStatic(t *testing.T, name, version, manifest string, flags ...string) string {
+	t.Helper()
+	const node = "-localhost"
+	manifest = strings.Replace(manifest, "name: "+name+"\n", "name: "+name+node+"\n", 1)
+	pinned := pin(t, nodes.images, version, manifest, flags...)
+	text := strings.Replace(pinned, "name: "+name+node+"\n", "name: "+name+"\n", 1)
+	if text == pinned {
 		t.Fatalf("coco policy gen wrote no pod of the name %s%s: %s", name, node, text)
 	}
 	return text
@@ -84,7 +99,7 @@ func TestAPodRunsUnderThePolicyOfItsManifest(t *testing.T) {
 		t.Run(version, func(t *testing.T) {
 			n := node(t, version)
 			noLeaks(t, n)
-			manifest := pinned(t, n, "pinned", version)
+			manifest := pinnedStatic(t, "pinned", version, manifestOf("pinned", pinnedSpec), "--allow", "logs")
 			t.Run("as it is", func(t *testing.T) {
 				put(t, n, "pinned", manifest)
 				await(t, n, "pinned", "runs", running)
@@ -110,5 +125,121 @@ func TestAPodRunsUnderThePolicyOfItsManifest(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// pinnedDeployment has what only pods of an API server can have: contents of ConfigMaps and Secrets as files and as
+// variables, a token of the service account, a name that nobody knows before, and a sidecar.
+const pinnedDeployment = `apiVersion: v1
+kind: ConfigMap
+metadata: {name: conf}
+data: {mode: quiet, app.conf: "a = 1\n"}
+binaryData: {raw: AAEC}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: key}
+stringData: {word: open}
+data: {more: c2VzYW1l}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: pinned}
+spec:
+  selector: {matchLabels: {app: pinned}}
+  template:
+    metadata: {labels: {app: pinned}, annotations: {team: one}}
+    spec:
+      runtimeClassName: coco
+      terminationGracePeriodSeconds: 2
+      securityContext: {runAsNonRoot: true, runAsUser: 1000, fsGroup: 2000, seccompProfile: {type: RuntimeDefault}}
+      initContainers:
+      - name: beside
+        image: IMAGE
+        restartPolicy: Always
+        command: [sh, -c, "touch /work/beside; exec sleep 1000"]
+        startupProbe: {exec: {command: [test, -e, /work/beside]}, periodSeconds: 1}
+        volumeMounts: [{name: work, mountPath: /work}]
+      - name: first
+        image: IMAGE
+        command: [cp, /conf/app.conf, /work/]
+        volumeMounts: [{name: work, mountPath: /work}, {name: conf, mountPath: /conf}]
+      containers:
+      - name: app
+        image: IMAGE
+        command: [sh, -c]
+        args: ["cat /work/app.conf /conf/app.conf /one; echo $MODE $WORD $P_word '$(HELLO)' $TEAM; test -s /var/run/secrets/kubernetes.io/serviceaccount/token && cat /all/own/word; echo; exec sleep 1000"]
+        env:
+        - {name: HELLO, value: "hello $$(there)"}
+        - {name: MODE, valueFrom: {configMapKeyRef: {name: conf, key: mode}}}
+        - {name: WORD, valueFrom: {secretKeyRef: {name: key, key: more}}}
+        - {name: TEAM, valueFrom: {fieldRef: {fieldPath: "metadata.annotations['team']"}}}
+        - {name: NODE, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}
+        - {name: NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+        - {name: MEMORY, valueFrom: {resourceFieldRef: {resource: limits.memory, divisor: 1Mi}}}
+        envFrom: [{prefix: P_, secretRef: {name: key}}]
+        resources: {limits: {memory: 64Mi, cpu: 500m}}
+        readinessProbe: {exec: {command: [test, -e, /work/started]}, periodSeconds: 1}
+        lifecycle:
+          postStart: {exec: {command: [touch, /work/started]}}
+          preStop: {exec: {command: [touch, /work/stops]}}
+        volumeMounts:
+        - {name: work, mountPath: /work}
+        - {name: conf, mountPath: /conf}
+        - {name: conf, mountPath: /one, subPath: app.conf}
+        - {name: all, mountPath: /all}
+        - {name: info, mountPath: /info}
+      volumes:
+      - {name: work, emptyDir: {}}
+      - {name: conf, configMap: {name: conf, defaultMode: 0440}}
+      - {name: info, downwardAPI: {items: [{path: labels, fieldRef: {fieldPath: metadata.labels}}]}}
+      - name: all
+        projected:
+          sources:
+          - {configMap: {name: conf, items: [{key: mode, path: deep/mode}]}}
+          - {secret: {name: key, items: [{key: word, path: own/word, mode: 0400}]}}
+`
+
+// TestADeploymentRunsUnderThePolicyOfItsManifest: nothing of what a real cluster makes of a Deployment is denied, a
+// container for debugging comes in by the capability for it, and what the policy does not open is denied.
+func TestADeploymentRunsUnderThePolicyOfItsManifest(t *testing.T) {
+	c := client{cluster(t), t}
+	noLeaks(t, c.Node)
+	manifest := strings.ReplaceAll(pinnedDeployment, "IMAGE", kube.Busybox)
+	manifest = pin(t, c.Images, primary, manifest, "--allow", "logs,debug")
+	c.do(manifest, "apply", "-f", "-")
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		defer cancel()
+		if t.Failed() {
+			what, err := c.Kubectl(ctx, "", "describe", "pod", "-l", "app=pinned")
+			t.Logf("%s %v; logs below %s", what, err, c.Dir)
+		}
+		if _, err := c.Kubectl(ctx, manifest, "delete", "--wait", "--cascade=foreground", "-f", "-"); err != nil {
+			t.Error(err)
+		}
+	})
+	eventually(t.Context(), t, "the pod is ready, and no container of it was started twice",
+		func(ctx context.Context) (bool, string) {
+			out, err := c.Kubectl(ctx, "", "get", "pod", "-l", "app=pinned", "-o", `jsonpath={range .items[*]}`+
+				`{range .status.containerStatuses[*]}{.ready} {.restartCount}{end} {.status.initContainerStatuses}{end}`)
+			if strings.Contains(out, "denied [") {
+				t.Fatal("something is denied: ", out)
+			}
+			return strings.HasPrefix(out, "true 0 "), fmt.Sprint(out, err)
+		})
+	const want = "a = 1\na = 1\na = 1\nquiet sesame open hello $(there) one\nopen"
+	if got := c.do("", "logs", "deploy/pinned", "-c", "app"); got != want {
+		t.Errorf("the program's output is %q, want %q", got, want)
+	}
+	pod := c.do("", "get", "pod", "-l", "app=pinned", "-o", "name")
+	c.do("", "debug", pod, "--image", kube.Busybox, "--image-pull-policy=IfNotPresent", "--target=app", "-c", "looks",
+		"--profile=restricted", "--", "sh", "-c", "tr '\\0' ' ' </proc/1/cmdline")
+	eventually(t.Context(), t, "the container for debugging sees the program", func(ctx context.Context) (bool, string) {
+		out, err := c.Kubectl(ctx, "", "logs", pod, "-c", "looks")
+		return strings.HasPrefix(out, "sleep 1000"), fmt.Sprint(out, err)
+	})
+	if out, err := c.Kubectl(t.Context(), "", "exec", pod, "-c", "app", "--", "id"); err == nil {
+		t.Errorf("a command that no policy allows: %q", out)
 	}
 }
