@@ -184,11 +184,18 @@ func (s *service) GetVolumeStats(_ context.Context, req *pb.VolumeStatsRequest) 
 // maxTermination is as much of a termination log as Kubernetes ever asks for, and some.
 const maxTermination = 64 << 10
 
-// GetDiagnosticData returns a container's termination log.
+// GetDiagnosticData returns a container's termination log, or the log of the policy's decisions.
 func (s *service) GetDiagnosticData(_ context.Context, req *pb.GetDiagnosticDataRequest) (*pb.GetDiagnosticDataResponse,
 	error,
 ) {
-	if req.LogType != contract.TerminationLog {
+	switch req.LogType {
+	case contract.TerminationLog:
+	case contract.DecisionLog:
+		if s.Policy.Log == nil {
+			return nil, fmt.Errorf("the guest has no policy, so nothing was decided: %w", errdefs.ErrNotFound)
+		}
+		return &pb.GetDiagnosticDataResponse{Data: s.Policy.Log.Text()}, nil
+	default:
 		return nil, no("diagnostic data " + strconv.Quote(req.LogType))
 	}
 	c, err := s.container(req.ContainerId)

@@ -5,6 +5,7 @@ package metrics
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -110,7 +111,20 @@ func TestServe(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error, 1)
-	go func() { served <- Serve(ctx, l, func(context.Context) string { return text }) }()
+	go func() {
+		served <- Serve(ctx, l, func(context.Context) string { return text },
+			Page{"/one", func(context.Context) (string, error) { return "page", nil }},
+			Page{"/two", func(context.Context) (string, error) { return "", errors.New("it is closed") }})
+	}()
+	if got, err := GetPage(t.Context(), socket, "/one"); err != nil || got != "page" {
+		t.Errorf("GetPage = %q, %v", got, err)
+	}
+	if got, err := GetPage(t.Context(), socket, "/two"); err == nil || err.Error() != "it is closed" {
+		t.Errorf("GetPage = %q, %v, want the page's error", got, err)
+	}
+	if got, err := GetPage(t.Context(), socket, "/three"); err == nil {
+		t.Errorf("GetPage of nothing = %q", got)
+	}
 	if got, err := Get(t.Context(), socket); err != nil || got != text {
 		t.Errorf("Get = %q, %v", got, err)
 	}

@@ -25,6 +25,17 @@ import (
 // MetricsSocket is the name of the socket in the pod's directory below runtime.state_dir.
 const MetricsSocket = "metrics.sock"
 
+// DecisionsPage is the path at this socket of the log of what the guest's policy has decided, if the policy opens it.
+const DecisionsPage = "/decisions"
+
+// decisions asks the agent for that log.
+func (p *Pod) decisions(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, guestTimeout)
+	defer cancel()
+	res, err := p.m.Agent.GetDiagnosticData(ctx, &agent.GetDiagnosticDataRequest{LogType: contract.DecisionLog})
+	return res.GetData(), err
+}
+
 // guestTimeout bounds how long a reader of metrics waits for the guest.
 const guestTimeout = 5 * time.Second
 
@@ -47,7 +58,8 @@ func (p *Pod) serveMetrics() error {
 		return err
 	}
 	if !p.m.Life.Spawn(func(ctx context.Context) {
-		if err := metrics.Serve(ctx, l, func(ctx context.Context) string { return p.Metrics(ctx).String() }); err != nil {
+		if err := metrics.Serve(ctx, l, func(ctx context.Context) string { return p.Metrics(ctx).String() },
+			metrics.Page{Path: DecisionsPage, Text: p.decisions}); err != nil {
 			p.log.Warn("the pod's metrics are no longer served", "pod", p.opts.ID, "error", err)
 		}
 	}) {

@@ -4,10 +4,16 @@
 package virtcontainers
 
 import (
+	"context"
 	"math"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
+
+	"github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/metrics"
 )
 
@@ -75,5 +81,30 @@ func TestMetrics(t *testing.T) {
 	p, _ = start(t, mute, mute.options("sleep"))
 	if v, _ := sum(read(t, p), "coco_guest_up", ""); v != 0 {
 		t.Errorf("coco_guest_up = %v of a guest that does not answer", v)
+	}
+}
+
+// GetDiagnosticData has the log of decisions, or none.
+func (a *fakeAgent) GetDiagnosticData(
+	_ context.Context, r *agent.GetDiagnosticDataRequest,
+) (*agent.GetDiagnosticDataResponse, error) {
+	if r.GetLogType() != contract.DecisionLog || r.GetContainerId() != "" {
+		return nil, errdefs.ErrNotFound
+	}
+	return &agent.GetDiagnosticDataResponse{Data: "decided\n"}, a.fail("decisions")
+}
+
+// TestDecisionsOfTheGuestsPolicy: the socket of the metrics has them, or the guest's sentence why not.
+func TestDecisionsOfTheGuestsPolicy(t *testing.T) {
+	w := newWorld(t)
+	p, _ := start(t, w, w.options("sleep"))
+	read(t, p) // works in the directory of the socket now
+	if text, err := metrics.GetPage(t.Context(), MetricsSocket, DecisionsPage); err != nil || text != "decided\n" {
+		t.Errorf("GetPage = %q, %v", text, err)
+	}
+	w.fail = "agent decisions"
+	if text, err := metrics.GetPage(t.Context(), MetricsSocket, DecisionsPage); err == nil ||
+		!strings.Contains(err.Error(), "agent decisions") {
+		t.Errorf("GetPage = %q, %v, want the agent's error", text, err)
 	}
 }

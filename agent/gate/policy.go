@@ -7,11 +7,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/coco-shim/coco/policy/decisions"
 	"github.com/coco-shim/coco/policy/engine"
 )
 
@@ -24,6 +27,8 @@ type Policy struct {
 	Distrust error
 	// Rego is a policy of Kata's agent, which forbids more than the rest; nil: none.
 	Rego Rego
+	// Log keeps the decisions; nil: nobody does. It is not asked about health checks.
+	Log *decisions.Log
 	// Open allows everything if there is neither of them. It is for the plain platform only, where no policy protects a
 	// guest from its host.
 	Open bool
@@ -46,6 +51,22 @@ var none = engine.New(nil)
 // Ask decides about a request. The grant is applied before the handler gets the message, and committed when the
 // handler has succeeded.
 func (p Policy) Ask(fullMethod string, m proto.Message) (*Grant, error) {
+	grant, err := p.decide(fullMethod, m)
+	if !strings.HasPrefix(fullMethod, healthPrefix) {
+		var container, exec string
+		if r, ok := m.(interface{ GetContainerId() string }); ok {
+			container = r.GetContainerId()
+		}
+		if r, ok := m.(interface{ GetExecId() string }); ok {
+			exec = r.GetExecId()
+		}
+		p.Log.Note(path.Base(fullMethod), container, exec, err)
+	}
+	return grant, err
+}
+
+// decide asks both policies.
+func (p Policy) decide(fullMethod string, m proto.Message) (*Grant, error) {
 	grant, err := p.ask(fullMethod, m)
 	if err != nil || p.Rego == nil || strings.HasPrefix(fullMethod, healthPrefix) {
 		return grant, err
@@ -76,6 +97,12 @@ func (p Policy) ask(fullMethod string, m proto.Message) (*Grant, error) {
 // Forward decides about a connection to a TCP port of the guest's loopback address. Policies of Kata's agent have no
 // rule for it.
 func (p Policy) Forward(port uint32) error {
+	err := p.forward(port)
+	p.Log.Note("PortForward "+strconv.FormatUint(uint64(port), 10), "", "", err)
+	return err
+}
+
+func (p Policy) forward(port uint32) error {
 	switch {
 	case p.Distrust != nil:
 		return p.Distrust

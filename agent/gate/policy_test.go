@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -14,6 +15,7 @@ import (
 
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/policy"
+	"github.com/coco-shim/coco/policy/decisions"
 	"github.com/coco-shim/coco/policy/engine"
 )
 
@@ -43,6 +45,40 @@ func TestAFailedRemovalBreaksTheGuest(t *testing.T) {
 	}
 	if err := (Policy{Open: true}).Undone(errors.New("x")); err == nil {
 		t.Error("the error is lost")
+	}
+}
+
+// What is decided is noted, by ids, with the denial and without what was asked; health checks are not.
+func TestDecisionsAreNoted(t *testing.T) {
+	const canary = "canary-91"
+	hostname := "a"
+	p := Policy{Log: &decisions.Log{}, Engine: engine.New(&policy.Policy{
+		APIVersion: policy.APIVersion, Pod: policy.Pod{Hostname: policy.Value{Is: &hostname}},
+	})}
+	for method, m := range map[string]proto.Message{
+		"/grpc.Health/Check": &pb.CheckRequest{},
+		"/grpc.AgentService/ExecProcess": &pb.ExecProcessRequest{
+			ContainerId: "c", ExecId: "e", Process: &pb.Process{Args: []string{canary}, Env: []string{"A=" + canary}},
+		},
+	} {
+		_, _ = p.Ask(method, m)
+	}
+	_ = p.Forward(80)
+	_, err := p.Ask("/grpc.AgentService/CreateSandbox", &pb.CreateSandboxRequest{Hostname: "a", SandboxId: "b"})
+	text := p.Log.Text()
+	list, perr := decisions.Parse(text)
+	if err != nil || perr != nil || len(list) != 3 {
+		t.Fatalf("%v, %v: %q", err, perr, text)
+	}
+	for i, want := range []string{
+		"1 ExecProcess c e: denied [id] ", "2 PortForward 80: denied [capability] ", "3 CreateSandbox: allowed",
+	} {
+		if got := list[i].String(); !strings.HasPrefix(got, want) {
+			t.Errorf("line %d is %q, want %q", i, got, want)
+		}
+	}
+	if strings.Contains(text, canary) {
+		t.Errorf("the log has what was asked: %s", text)
 	}
 }
 

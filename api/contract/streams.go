@@ -23,9 +23,13 @@ const (
 	ResolverLine    = "nameserver 127.0.0.11"
 )
 
-// TerminationLog is the type of diagnostic data with which the shim asks for a container's termination
-// message, and the only one that the agent has.
-const TerminationLog = "termination_log"
+// Types of diagnostic data that the agent has.
+const (
+	// TerminationLog is a container's termination message.
+	TerminationLog = "termination_log"
+	// DecisionLog is the log of what the guest's policy has decided (package policy/decisions), of no container.
+	DecisionLog = "decision_log"
+)
 
 // KubeletData is the link by which kubelet swaps the state of a volume that it updates: a configMap, a
 // secret. The shim leads the guest's copy through the same steps, and the agent admits only such steps

@@ -31,6 +31,7 @@ import (
 	"github.com/coco-shim/coco/agent/trust"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/initdata"
+	"github.com/coco-shim/coco/policy/decisions"
 	"github.com/coco-shim/coco/internal/version"
 	"github.com/coco-shim/coco/trust/wire"
 )
@@ -163,6 +164,9 @@ func trusted(mods *boot.Loader) (f found) {
 		f.evidence.Initdata = text
 	}
 	f.policy = gate.Policy{Engine: e, Distrust: err, Open: e == nil && err == nil && !c.Confidential}
+	if e != nil || f.rego != nil {
+		f.policy.Log = &decisions.Log{}
+	}
 	return f
 }
 

@@ -61,6 +61,7 @@ var edges = Edges{
 		"policy", "policy/compare", "policy/signed", "plan/request", "api/...", "internal/...",
 	},
 	"policy/signed":        {},
+	"policy/decisions":     {"internal/words"},
 	"policy/gen":           {"api/agent", "api/contract", "plan/request", "plan/volume", "policy", "policy/gen/..."},
 	"policy/gen/filters":   {},
 	"policy/gen/manifest":  {},
@@ -154,7 +155,7 @@ var edges = Edges{
 		"api/agent", "tests/harness",
 	},
 	"agent":         {"agent/...", "api/...", "internal/..."},
-	"agent/gate":    {"policy/engine", "api/contract", "internal/..."},
+	"agent/gate":    {"policy/engine", "policy/decisions", "api/contract", "internal/..."},
 	"agent/burst":   {},
 	"agent/upper":   {"agent/gate", "api/contract", "internal/upperwire"},
 	"agent/secrets": {"agent/reap", "api/contract", "internal/fdpass", "internal/undo", "policy", "trust/wire"},
@@ -199,7 +200,7 @@ var edges = Edges{
 	"trust/wire":      {},
 	"measurement":     {},
 	"measurement/...": {"measurement/..."},
-	"cmd/coco-agent":  {"agent/...", "api/contract", "internal/...", "policy/engine", "trust/wire"},
+	"cmd/coco-agent":  {"agent/...", "api/contract", "internal/...", "policy/decisions", "policy/engine", "trust/wire"},
 	"cmd/coco-rego":   {"policy/katarego", "policy/katarego/pipe"},
 	"cmd/coco-trust":  {"trust", "trust/wire"},
 	"cmd/containerd-shim-coco-v2": {
@@ -235,7 +236,8 @@ var edges = Edges{
 	"cmd/coco/internal/secret": {"attestation/sealed", "cmd/coco/internal/cli", "cmd/coco/internal/show"},
 	"cmd/coco/internal/policy": {
 		"api/contract", "cmd/coco/internal/cli", "cmd/coco/internal/measure", "cmd/coco/internal/progress",
-		"cmd/coco/internal/show", "configs", "image/resolve", "internal/initdata", "policy/...", "trust/config",
+		"cmd/coco/internal/pods", "cmd/coco/internal/show", "configs", "image/resolve", "internal/initdata", "policy/...",
+		"trust/config",
 	},
 	"cmd/coco/internal/progress": {},
 	"cmd/coco/internal/measure": {
@@ -257,7 +259,7 @@ var edges = Edges{
 	"node/...": {"node/..."},
 	"cmd/coco/internal/pods": {
 		"cmd/coco/internal/show", "configs", "metrics", "plan/launch", "virtcontainers", "virtcontainers/boot",
-		"internal/words", "api/contract", "api/containerd", "internal/initdata", "policy", "shim/bundle",
+		"internal/words", "api/contract", "api/containerd", "internal/initdata", "policy", "policy/decisions", "shim/bundle",
 		"virtcontainers/state",
 	},
 	"cmd/coco/internal/debug":    {"cmd/coco/internal/pods", "configs", "virtcontainers", "virtcontainers/state"},

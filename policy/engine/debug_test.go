@@ -35,7 +35,8 @@ func debugger(t *testing.T, open bool) (*Engine, *pod, *pb.CreateContainerReques
 	m := again(t, p.creates[0], "debug")
 	m.OCI.Annotations[contract.CRIContainerName] = "debugger-x7"
 	m.OCI.Process.Args, m.OCI.Process.Env = []string{"sh"}, []string{"PATH=/bin", "ANY=thing"}
-	m.OCI.Process.User, m.OCI.Process.Capabilities = &pb.User{}, &pb.LinuxCapabilities{Effective: []string{"CAP_SYS_PTRACE"}}
+	m.OCI.Process.User = &pb.User{}
+	m.OCI.Process.Capabilities = &pb.LinuxCapabilities{Effective: []string{"CAP_SYS_PTRACE"}}
 	m.OCI.Linux.Devices, m.OCI.Linux.RootfsPropagation = nil, ""
 	m.OCI.Linux.Resources.Devices = m.OCI.Linux.Resources.Devices[:1]
 	m.PidContainer = p.creates[0].GetContainerId()
@@ -74,7 +75,9 @@ func TestContainersForDebugging(t *testing.T) {
 		},
 		"propagation": func(m *pb.CreateContainerRequest) { m.OCI.Linux.RootfsPropagation = "shared" },
 		"a file system of the host": func(m *pb.CreateContainerRequest) {
-			m.Storages = append(m.Storages, &pb.Storage{Driver: contract.DriverSCSI, Source: "0:7", Fstype: "ext4", MountPoint: "/x"})
+			m.Storages = append(m.Storages, &pb.Storage{
+				Driver: contract.DriverSCSI, Source: "0:7", Fstype: "ext4", MountPoint: "/x",
+			})
 		},
 		"a layer without verity": func(m *pb.CreateContainerRequest) {
 			for _, s := range m.Storages {
@@ -87,7 +90,8 @@ func TestContainersForDebugging(t *testing.T) {
 	} {
 		bad := proto.CloneOf(m)
 		spoil(bad)
-		if err := call(e, "CreateContainer", bad); err == nil || strings.Contains(err.Error(), "allow with") && what != "a name of the policy" {
+		err := call(e, "CreateContainer", bad)
+		if err == nil || strings.Contains(err.Error(), "allow with") && what != "a name of the policy" {
 			t.Errorf("with %s: %v", what, err)
 		}
 	}

@@ -466,7 +466,14 @@ func TestCapabilities(t *testing.T) {
 	if err := call(e, "StatsContainer", &pb.StatsContainerRequest{ContainerId: id}); err != nil {
 		t.Error(err)
 	}
+	log := &pb.GetDiagnosticDataRequest{LogType: contract.DecisionLog}
+	if err := call(e, "GetDiagnosticData", log); err != nil {
+		t.Error(err)
+	}
 	p.policy.Pod.Stats = false
+	if err := call(e, "GetDiagnosticData", log); code(err) != compare.Capability {
+		t.Errorf("the log of decisions: %v", err)
+	}
 	if err := call(e, "StatsContainer", &pb.StatsContainerRequest{ContainerId: id}); code(err) != compare.Capability {
 		t.Errorf("statistics: %v", err)
 	}

@@ -12,6 +12,7 @@ import (
 
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/policy"
 	"github.com/coco-shim/coco/policy/compare"
 )
@@ -40,7 +41,7 @@ var rules = map[string]rule{
 	service + "CloseStdin":        input,
 	service + "ReadStdout":        output,
 	service + "ReadStderr":        output,
-	service + "GetDiagnosticData": output, // the termination message
+	service + "GetDiagnosticData": diagnostics,
 	service + "UpdateInterface":   updateInterface,
 	service + "UpdateRoutes":      updateRoutes,
 	service + "AddARPNeighbors":   addNeighbours,
@@ -123,6 +124,14 @@ func ofContainer(e *Engine, m proto.Message) (*Grant, *compare.Denial) {
 // input admits writing to a process: to the first one with the capability, to an exec because it was allowed.
 func input(e *Engine, m proto.Message) (*Grant, *compare.Denial) {
 	return e.stream(m, "stdin", func(c *policy.Capabilities) bool { return c.Stdin })
+}
+
+// diagnostics admits reading a container's termination message, which is output, and the log of decisions.
+func diagnostics(e *Engine, m proto.Message) (*Grant, *compare.Denial) {
+	if r, ok := m.(*pb.GetDiagnosticDataRequest); ok && r.GetLogType() == contract.DecisionLog {
+		return statistics(e, m)
+	}
+	return output(e, m)
 }
 
 // output admits reading what a process has written, likewise.

@@ -289,6 +289,9 @@ var closed = []struct {
 	{"input", "WriteStdin", "capability", &pb.WriteStreamRequest{ContainerId: "q1", Data: []byte("x")}},
 	{"the end of input", "CloseStdin", "capability", &pb.CloseStdinRequest{ContainerId: "q1"}},
 	{"the termination message", "GetDiagnosticData", "capability", &pb.GetDiagnosticDataRequest{ContainerId: "q1"}},
+	{"the log of decisions", "GetDiagnosticData", "capability", &pb.GetDiagnosticDataRequest{
+		LogType: contract.DecisionLog,
+	}},
 	{"statistics", "StatsContainer", "capability", &pb.StatsContainerRequest{ContainerId: "m1"}},
 	{"metrics", "GetMetrics", "capability", &pb.GetMetricsRequest{}},
 	{"OOM events", "GetOOMEvent", "capability", &pb.GetOOMEventRequest{}},

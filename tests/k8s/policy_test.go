@@ -206,7 +206,7 @@ func TestADeploymentRunsUnderThePolicyOfItsManifest(t *testing.T) {
 	c := client{cluster(t), t}
 	noLeaks(t, c.Node)
 	manifest := strings.ReplaceAll(pinnedDeployment, "IMAGE", kube.Busybox)
-	manifest = pin(t, c.Images, primary, manifest, "--allow", "logs,debug")
+	manifest = pin(t, c.Images, primary, manifest, "--allow", "logs,debug,stats")
 	c.do(manifest, "apply", "-f", "-")
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
@@ -233,13 +233,22 @@ func TestADeploymentRunsUnderThePolicyOfItsManifest(t *testing.T) {
 		t.Errorf("the program's output is %q, want %q", got, want)
 	}
 	pod := c.do("", "get", "pod", "-l", "app=pinned", "-o", "name")
-	c.do("", "debug", pod, "--image", kube.Busybox, "--image-pull-policy=IfNotPresent", "--target=app", "-c", "looks",
-		"--profile=restricted", "--", "sh", "-c", "tr '\\0' ' ' </proc/1/cmdline")
-	eventually(t.Context(), t, "the container for debugging sees the program", func(ctx context.Context) (bool, string) {
+	c.do("", "debug", pod, "--image", kube.Busybox, "--image-pull-policy=IfNotPresent", "-c", "looks",
+		"--profile=restricted", "--", "sh", "-c", "echo looks at $(hostname)")
+	eventually(t.Context(), t, "the container for debugging runs", func(ctx context.Context) (bool, string) {
 		out, err := c.Kubectl(ctx, "", "logs", pod, "-c", "looks")
-		return strings.HasPrefix(out, "sleep 1000"), fmt.Sprint(out, err)
+		return out == "looks at "+strings.TrimPrefix(pod, "pod/"), fmt.Sprint(out, err)
 	})
 	if out, err := c.Kubectl(t.Context(), "", "exec", pod, "-c", "app", "--", "id"); err == nil {
 		t.Errorf("a command that no policy allows: %q", out)
+	}
+	cmd := exec.CommandContext(t.Context(), harness.Prefix()+"/bin/coco", "policy", "log",
+		"default/"+strings.TrimPrefix(pod, "pod/"), "--denied")
+	// The shim offers each guest the host's time, which one with a policy never takes.
+	out, err := cmd.CombinedOutput()
+	if lines := strings.Split(string(out), "\n"); err != nil || len(lines) != 3 ||
+		!strings.Contains(lines[0], "SetGuestDateTime: denied [method] ") ||
+		!strings.Contains(lines[1], ": denied [value] app/process.Args: ") {
+		t.Errorf("the denials in the pod's log of decisions are not those of the clock and the command: %s %v", out, err)
 	}
 }

@@ -15,7 +15,7 @@ import (
 )
 
 // servePod serves one pod with the metrics in text, whose bundle is the directory in which the test works then.
-func servePod(t *testing.T, text string) (config, bundle string) {
+func servePod(t *testing.T, text string, pages ...metrics.Page) (config, bundle string) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "pod") // short enough for sockets
 	if err != nil {
@@ -36,7 +36,7 @@ func servePod(t *testing.T, text string) (config, bundle string) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- metrics.Serve(ctx, l, func(context.Context) string { return text }) }()
+	go func() { done <- metrics.Serve(ctx, l, func(context.Context) string { return text }, pages...) }()
 	t.Cleanup(func() { cancel(); <-done })
 	config = filepath.Join(dir, "config.toml")
 	write(t, config, "[runtime]\nstate_dir = \""+filepath.Join(dir, "s")+"\"\n")

@@ -29,7 +29,7 @@ func Command() *cobra.Command {
 			"- is stdin.",
 	}
 	cmd.AddCommand(genCommand(), showCommand(), lintCommand(), diffCommand(), explainCommand(), simulateCommand(),
-		formatCommand(), signCommand())
+		formatCommand(), signCommand(), logCommand())
 	return cmd
 }
 

@@ -1,0 +1,130 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package decisions keeps the last decisions about requests of the host, for people who look for a denial. A line has
+// what was asked, for which container, and the sentence of the denial. It has nothing of a request but ids, and a denial
+// has no secrets, so the log has none.
+//
+// The package is pure. It has no clock: the host sets that of the guest.
+package decisions
+
+import (
+	"encoding/json"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/coco-shim/coco/internal/words"
+)
+
+const (
+	// Most bounds the log in bytes of text; the oldest lines go first.
+	Most = 128 << 10
+	// maxText bounds a denial, and maxID an id in a line.
+	maxText, maxID = 1 << 10, 128
+	// numbers is room for the numbers of a line.
+	numbers = 64
+	// recent is how many of the last lines a repeated decision is looked for in.
+	recent = 8
+)
+
+// Decision is one line of the log, or several that are the same and close together.
+type Decision struct {
+	N     uint64 `json:"n"`     // the first one's number, from 1
+	Times uint64 `json:"times"` // how often it was decided
+	about
+}
+
+// about is what was decided.
+type about struct {
+	Kind      string `json:"kind"`                // name of the call
+	Container string `json:"container,omitempty"` // id
+	Exec      string `json:"exec,omitempty"`      // id
+	Denied    string `json:"denied,omitempty"`    // the denial; empty: allowed
+}
+
+func (a about) size() int {
+	return len(a.Kind) + len(a.Container) + len(a.Exec) + len(a.Denied) + numbers
+}
+
+// Log has the last decisions. A nil log keeps none. Its methods may be called at the same time.
+type Log struct {
+	mu    sync.Mutex
+	lines []Decision // guarded by mu; the oldest first
+	bytes int        // guarded by mu; of lines
+	n     uint64     // guarded by mu; of all decisions
+}
+
+// Note adds a decision about a call; denied is nil if it was allowed.
+func (l *Log) Note(kind, container, exec string, denied error) {
+	if l == nil {
+		return
+	}
+	a := about{Kind: kind, Container: words.Line(container, maxID), Exec: words.Line(exec, maxID)}
+	if denied != nil {
+		a.Denied = words.Line(denied.Error(), maxText)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.n++
+	for i := len(l.lines) - 1; i >= max(0, len(l.lines)-recent); i-- {
+		if l.lines[i].about == a {
+			l.lines[i].Times++
+			return
+		}
+	}
+	l.lines, l.bytes = append(l.lines, Decision{N: l.n, Times: 1, about: a}), l.bytes+a.size()
+	gone := 0
+	for l.bytes > Most/2 { // escapes of JSON may double a text
+		l.bytes -= l.lines[gone].size()
+		gone++
+	}
+	if gone > 0 {
+		l.lines = append([]Decision(nil), l.lines[gone:]...)
+	}
+}
+
+// Text returns the log in lines of JSON, one for each Decision.
+func (l *Log) Text() string {
+	l.mu.Lock()
+	lines := append([]Decision(nil), l.lines...)
+	l.mu.Unlock()
+	var out strings.Builder
+	enc := json.NewEncoder(&out)
+	enc.SetEscapeHTML(false)
+	for _, d := range lines {
+		_ = enc.Encode(d) // a struct of texts and numbers has no error, nor has the builder
+	}
+	return out.String()
+}
+
+// String is the decision for people.
+func (d Decision) String() string {
+	s := strconv.FormatUint(d.N, 10) + " " + d.Kind
+	if d.Container != "" {
+		s += " " + d.Container
+	}
+	if d.Exec != "" && d.Exec != d.Container {
+		s += " " + d.Exec
+	}
+	verdict := "allowed"
+	if d.Denied != "" {
+		verdict = d.Denied
+	}
+	if d.Times > 1 {
+		verdict = strconv.FormatUint(d.Times, 10) + " times " + verdict
+	}
+	return s + ": " + verdict
+}
+
+// Parse reads what Text has written. It comes from a guest, so nothing is taken for granted.
+func Parse(text string) (out []Decision, err error) {
+	for line := range strings.Lines(text) {
+		var d Decision
+		if err := json.Unmarshal([]byte(line), &d); err != nil {
+			return nil, err
+		}
+		out = append(out, d)
+	}
+	return out, nil
+}
