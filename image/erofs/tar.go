@@ -103,7 +103,7 @@ func (t *tarReader) add(h *tar.Header) error {
 		return err
 	}
 	if len(parts) == 0 {
-		return t.describeRoot(h)
+		return ignoreRoot(h)
 	}
 	if t.count++; t.count > maxNodes {
 		return errTooManyFiles
@@ -150,11 +150,13 @@ func splitPath(name string) ([]string, error) {
 	return parts, nil
 }
 
-func (t *tarReader) describeRoot(h *tar.Header) error {
+// ignoreRoot passes over an entry for the root, as containerd does: the directory into which it unpacks a layer has
+// mode 0755 and the owner of the one below. Base images of some distributions describe the root with another mode.
+func ignoreRoot(h *tar.Header) error {
 	if h.Typeflag != tar.TypeDir {
 		return errors.New("the root is not a directory")
 	}
-	return t.describe(t.root, sIFDIR, h)
+	return nil
 }
 
 // dir finds the directory at parts below from, following the layer's symbolic links without leaving

@@ -263,3 +263,16 @@ func FuzzFromTar(f *testing.F) {
 		}
 	})
 }
+
+// TestAnEntryForTheRootIsPassedOver: containerd gives the directory of a layer mode and owner of its own, whatever the
+// archive says of the root.
+func TestAnEntryForTheRootIsPassedOver(t *testing.T) {
+	files := []item{{path: "f", kind: tar.TypeReg, mode: 0o644, mtime: 5}}
+	root := item{path: "./", kind: tar.TypeDir, mode: 0o555, uid: 7, mtime: 9, xattrs: map[string]string{"user.a": "b"}}
+	if !bytes.Equal(fromTar(t, pack(t, files)), fromTar(t, pack(t, append([]item{root}, files...)))) {
+		t.Error("an entry for the root changes the image")
+	}
+	if _, err := FromTar(t.Context(), bytes.NewReader(pack(t, []item{{path: ".", kind: tar.TypeFifo}})), nil); err == nil {
+		t.Error("a root that is a file is accepted")
+	}
+}
