@@ -41,9 +41,19 @@ func (d *Diffs) Add(field, want, got, fix string) {
 	d.First = &Denial{Code: Value, Field: field, Want: want, Got: got, Fix: fix}
 }
 
+// more counts a difference that is not the first and so is not described. Most containers of a policy differ from a
+// request in most of their fields, and describing a difference costs more than finding it.
+func (d *Diffs) more() bool {
+	if d.First == nil {
+		return false
+	}
+	d.N++
+	return true
+}
+
 // Same compares two values of a field that the policy has as member fix.
 func Same[T comparable](d *Diffs, field, fix string, want, got T) {
-	if want == got {
+	if want == got || d.more() {
 		return
 	}
 	d.Add(field, Show(want), Show(got), fix+" = "+Show(got))
@@ -59,14 +69,14 @@ func Show(v any) string {
 
 // Fixed compares a field whose value the policy cannot choose.
 func Fixed[T comparable](d *Diffs, field string, want, got T) {
-	if want != got {
+	if want != got && !d.more() {
 		d.Add(field, Show(want), Show(got), "")
 	}
 }
 
 // List compares two lists in their order.
 func (d *Diffs) List(field, fix string, want, got []string) {
-	if slices.Equal(want, got) {
+	if slices.Equal(want, got) || d.more() {
 		return
 	}
 	if fix != "" {
@@ -83,8 +93,11 @@ func (d *Diffs) List(field, fix string, want, got []string) {
 
 // Set compares two lists whose order has no meaning.
 func (d *Diffs) Set(field, fix string, want, got []string) {
+	if slices.Equal(want, got) {
+		return
+	}
 	w, g := slices.Sorted(slices.Values(want)), slices.Sorted(slices.Values(got))
-	if slices.Equal(w, g) {
+	if slices.Equal(w, g) || d.more() {
 		return
 	}
 	for _, s := range g {

@@ -89,11 +89,17 @@ func isRlimit(s string) bool {
 // env compares an environment. Variables of services that no entry names are noted to be dropped.
 func (d *Diffs) env(field string, want []policy.Env, got []string) {
 	const fix = "process.env"
-	seen := map[string]bool{}
+	seen := make(map[string]bool, len(got))
+	at := make(map[string]int, len(want))
+	for i := range want {
+		at[want[i].Name] = i + 1
+	}
 	for i, e := range got {
 		name, value, ok := strings.Cut(e, "=")
-		j := slices.IndexFunc(want, func(w policy.Env) bool { return w.Name == name })
+		j := at[name] - 1
+		wrong := !ok || name == "" || seen[name] || j >= 0 && !d.Allows(want[j].Value, value) || j < 0 && !IsService(name)
 		switch {
+		case wrong && d.more():
 		case !ok || name == "":
 			d.Add(Index(field, i), "NAME=VALUE", hidden(e), "")
 		case seen[name]:
@@ -109,7 +115,7 @@ func (d *Diffs) env(field string, want []policy.Env, got []string) {
 		seen[name] = true
 	}
 	for _, w := range want {
-		if !w.Optional && !seen[w.Name] {
+		if !w.Optional && !seen[w.Name] && !d.more() {
 			d.Add(Key(field, w.Name), d.Wanted(w.Value), "none", Key(fix, w.Name)+".optional = true")
 		}
 	}

@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package decisions keeps the last decisions about requests of the host, for people who look for a denial. A line has
-// what was asked, for which container, and the sentence of the denial. It has nothing of a request but ids, and a denial
-// has no secrets, so the log has none.
+// what was asked, for which container, and the sentence of the denial. It has nothing of a request but ids, and a
+// denial has no secrets, so the log has none.
 //
 // The package is pure. It has no clock: the host sets that of the guest.
 package decisions

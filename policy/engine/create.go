@@ -22,8 +22,7 @@ func (e *Engine) match(req *pb.CreateContainerRequest) (*policy.Container, *comp
 	var nearest, fits *compare.Denial
 	fewest := 0
 	name := req.GetOCI().GetAnnotations()[contract.CRIContainerName]
-	for i := range e.policy.Containers {
-		c := &e.policy.Containers[i]
+	for _, c := range e.candidates(name) {
 		d := &compare.Diffs{
 			Fields: maps.Clone(e.box.fields), Volumes: maps.Clone(e.box.volumes), Drop: map[string]bool{},
 			Root: "containers[" + c.Name + "]",
@@ -60,6 +59,20 @@ func (e *Engine) match(req *pb.CreateContainerRequest) (*policy.Container, *comp
 		}
 	}
 	return nil, nil, nearest
+}
+
+// candidates are the policy's containers, first the one that the request names: it fits mostly, and then the others are
+// not compared.
+func (e *Engine) candidates(name string) []*policy.Container {
+	out := make([]*policy.Container, 0, len(e.policy.Containers)+1)
+	for i := range e.policy.Containers {
+		if c := &e.policy.Containers[i]; c.Name == name {
+			out = append([]*policy.Container{c}, out...)
+		} else {
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 // declared says whether the policy has a container of this name. A request under such a name is not for debugging.

@@ -36,7 +36,7 @@ var facts = map[string]string{
 
 // shim sends what the shim sends for a pod, to the engine of its policy.
 type shim struct {
-	*testing.T
+	testing.TB
 	*generator
 	engine *engine.Engine
 	copied map[string]bool
@@ -138,7 +138,7 @@ func (s *shim) create(c *corev1.Container, id string) *agent.CreateContainerRequ
 	if err != nil {
 		s.Fatal(err)
 	}
-	root, err := rootfs.Storages(id, attached(s.T), rootfs.Upper{MiB: 64})
+	root, err := rootfs.Storages(id, attached(s.TB), rootfs.Upper{MiB: 64})
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -149,7 +149,7 @@ func (s *shim) create(c *corev1.Container, id string) *agent.CreateContainerRequ
 }
 
 // attached are the layers of the image, the topmost first.
-func attached(t *testing.T) (out []rootfs.Attached) {
+func attached(t testing.TB) (out []rootfs.Attached) {
 	t.Helper()
 	list := image().Layers
 	for i := range list {
@@ -273,7 +273,7 @@ func newShim(t *testing.T, text string) *shim {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &shim{T: t, generator: g, engine: engine.New(p), copied: map[string]bool{}}
+	return &shim{TB: t, generator: g, engine: engine.New(p), copied: map[string]bool{}}
 }
 
 // run creates and starts a container; a change of its request is denied before.

@@ -37,7 +37,7 @@ func image() Image {
 	}
 }
 
-func parse(t *testing.T, text string) *manifest.Set {
+func parse(t testing.TB, text string) *manifest.Set {
 	t.Helper()
 	var set manifest.Set
 	if err := set.Parse([]byte(text)); err != nil {
