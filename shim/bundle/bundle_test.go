@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/coco-shim/coco/internal/worktest"
 )
@@ -63,6 +64,27 @@ func TestRoleOf(t *testing.T) {
 				t.Errorf("RoleOf(c1, %v) = %+v, %v, want %+v, %v", tc.annotations, got, err, tc.want, tc.wantErr)
 			}
 		})
+	}
+}
+
+func TestUsesHostPS(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		spec specs.Spec
+		want bool
+	}{
+		{"containerd's own", specs.Spec{Root: &specs.Root{Path: "rootfs"}}, false},
+		{"no root", specs.Spec{}, false},
+		{"Docker", specs.Spec{Root: &specs.Root{Path: "/var/lib/docker/overlay2/x/merged"}}, true},
+		{
+			"nerdctl",
+			specs.Spec{Root: &specs.Root{Path: "rootfs"}, Annotations: map[string]string{"nerdctl/namespace": "default"}},
+			true,
+		},
+	} {
+		if got := UsesHostPS(&tc.spec); got != tc.want {
+			t.Errorf("UsesHostPS(%s) = %t, want %t", tc.name, got, tc.want)
+		}
 	}
 }
 

@@ -24,6 +24,7 @@ type container struct {
 	pid      uint32 // of the VMM; containerd gets it as the pid of every process of the pod
 	init     *process
 	guest    Container // nil for a sandbox; set before creating ends
+	hostPS   bool      // its engine looks pids up with the host's ps
 	creating bool      // guarded by Service.mu
 
 	mu      sync.Mutex

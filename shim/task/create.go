@@ -48,7 +48,7 @@ func (s *Service) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.Cr
 	defer context.AfterFunc(s.life, cancel)()
 
 	c := &container{
-		id: r.Id, dir: bundle.Dir(r.Bundle), sandbox: role.Sandbox, creating: true,
+		id: r.Id, dir: bundle.Dir(r.Bundle), sandbox: role.Sandbox, creating: true, hostPS: bundle.UsesHostPS(spec),
 		execs: map[string]*process{}, killed: make(chan uint32, 1),
 		init: newProcess("", stdio.Config{
 			Namespace: s.cfg.Namespace, ID: r.Id, Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr,

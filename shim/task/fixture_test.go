@@ -98,8 +98,11 @@ func newFixture(t *testing.T) *fixture {
 func (f *fixture) bundle(annotations map[string]string, args ...string) string {
 	f.t.Helper()
 	dir := f.t.TempDir()
+	if err := os.Symlink("/", filepath.Join(dir, "rootfs")); err != nil {
+		f.t.Fatal(err)
+	}
 	spec := specs.Spec{
-		Annotations: annotations, Root: &specs.Root{Path: "/"},
+		Annotations: annotations, Root: &specs.Root{Path: "rootfs"},
 		Process: &specs.Process{Args: args, Cwd: "/", Env: []string{"PATH=/bin:/usr/bin"}},
 	}
 	data, err := json.Marshal(spec)

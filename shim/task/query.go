@@ -89,7 +89,8 @@ func (s *Service) orphaned(ctx context.Context, r *api.WaitRequest) {
 const maxPids = 32 << 10
 
 // Pids lists a container's processes by their numbers in the guest, as far as its agent reports them. The first, its
-// init, goes by the number that containerd knows it by.
+// init, goes by the number that containerd knows it by. Engines that would show the host's processes of these numbers
+// get an error instead, which docker top prints.
 func (s *Service) Pids(ctx context.Context, r *api.PidsRequest) (*api.PidsResponse, error) {
 	c, _, err := s.lookup(r.Id)
 	if err != nil {
@@ -98,6 +99,10 @@ func (s *Service) Pids(ctx context.Context, r *api.PidsRequest) (*api.PidsRespon
 	resp := &api.PidsResponse{}
 	if c.init.hasExited() {
 		return resp, nil
+	}
+	if c.hostPS {
+		return nil, fmt.Errorf("the processes of container %s run in a VM, where the host's ps does not see them: "+
+			"use exec CONTAINER ps instead of top: %w", r.Id, errdefs.ErrNotImplemented)
 	}
 	pids := []uint32{c.pid}
 	if !c.sandbox {

@@ -230,6 +230,21 @@ func TestPauseResumeUpdateAndCounts(t *testing.T) {
 	wantClass(t, "second Start", err, errdefs.ErrFailedPrecondition)
 }
 
+// Docker and nerdctl would show the host's processes that have the numbers of the guest's.
+func TestEnginesThatUseTheHostsPSGetAnError(t *testing.T) {
+	f := newFixture(t)
+	dir := f.bundle(map[string]string{"nerdctl/namespace": "default"}, "/bin/sleep", "1000")
+	if _, err := f.Create(t.Context(), &api.CreateTaskRequest{Id: "c1", Bundle: dir}); err != nil {
+		t.Fatal(err)
+	}
+	f.start("c1", "")
+	_, err := f.Pids(t.Context(), &api.PidsRequest{Id: "c1"})
+	wantClass(t, "Pids", err, errdefs.ErrNotImplemented)
+	if err != nil && !strings.Contains(err.Error(), "use exec CONTAINER ps") {
+		t.Errorf("Pids: %v, which names no way out", err)
+	}
+}
+
 func TestTheVMDies(t *testing.T) {
 	f := newFixture(t)
 	f.create("c1", "/bin/sleep", "1000")
