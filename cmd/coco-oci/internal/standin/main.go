@@ -94,14 +94,37 @@ func begin(args []string) (_ *standIn, err error) {
 	return s, nil
 }
 
-// ownProc shows this process's own process ids in its /proc. Unmounts of the host still reach its mount namespace, so
-// that it keeps no file system busy.
+// inVM is what podman top says. Podman enters the mount namespace of a container's pid, reads /proc there, and repeats
+// a line of status that has not the form of others.
+const inVM = "Uid: the container's processes run in a VM, where podman top does not see them: use podman exec " +
+	"CONTAINER ps, or podman top CONTAINER -ef, which runs the container's own ps\n"
+
+// ownProc replaces /proc by one that has a single entry, which says inVM to those who read it. Unmounts of the host
+// still reach the stand-in's mount namespace, so that it keeps no file system busy.
 func ownProc() error {
+	stat, err := os.ReadFile("/proc/self/stat")
+	if err != nil {
+		return fmt.Errorf("read the stand-in's own entry in /proc: %w", err)
+	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return fmt.Errorf("separate the mounts of the stand-in: %w", err)
 	}
-	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
-		return fmt.Errorf("mount the stand-in's /proc: %w", err)
+	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	if err := unix.Mount("tmpfs", "/proc", "tmpfs", flags, "size=64k,nr_inodes=8,mode=555"); err != nil {
+		return fmt.Errorf("cover /proc in the stand-in: %w", err)
+	}
+	err = os.Mkdir("/proc/1", 0o555)
+	if err == nil {
+		err = os.WriteFile("/proc/1/stat", stat, 0o444)
+	}
+	if err == nil {
+		err = os.WriteFile("/proc/1/status", []byte(inVM), 0o444)
+	}
+	if err == nil {
+		err = unix.Mount("", "/proc", "", unix.MS_REMOUNT|unix.MS_RDONLY|flags, "")
+	}
+	if err != nil {
+		return fmt.Errorf("fill the stand-in's /proc: %w", err)
 	}
 	return nil
 }

@@ -158,31 +158,6 @@ func list(ctx context.Context, o options, args []string) (int, error) {
 	return 0, w.Flush()
 }
 
-// ps prints pids of the host. The processes in the guest have none there.
-func ps(ctx context.Context, o options, args []string) (int, error) {
-	fl := newFlags("ps")
-	var format string
-	for _, n := range []string{"format", "f"} {
-		fl.StringVar(&format, n, "table", "")
-	}
-	if err := parse(fl, args, 1, 1); err != nil {
-		return 0, err
-	}
-	if format != "json" {
-		return 0, fmt.Errorf("ps: the processes run in a VM, where the host's ps does not see them; use --format json for "+
-			"the process that stands for them, or exec %s ps: %w", fl.Arg(0), errdefs.ErrNotImplemented)
-	}
-	s, err := o.show(ctx, fl.Arg(0))
-	if err != nil {
-		return 0, err
-	}
-	pids := []int{}
-	if s.PID != 0 {
-		pids = append(pids, s.PID)
-	}
-	return 0, json.NewEncoder(o.stdout).Encode(pids)
-}
-
 func update(ctx context.Context, o options, args []string) (int, error) {
 	fl := newFlags("update")
 	var from string

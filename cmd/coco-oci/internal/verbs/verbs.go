@@ -54,7 +54,6 @@ func verbs() map[string]verb {
 		"kill":     {"[--all] ID [SIGNAL]", "send a signal, SIGTERM if none is given", kill},
 		"delete":   {"[--force] ID", "free all that it has", deleteVerb},
 		"exec":     {"[--process FILE] [--tty] [--detach] ID [COMMAND…]", "start a further process in it", execVerb},
-		"ps":       {"--format json ID", "list the processes of the host that stand for it", ps},
 		"pause":    {"ID", "stop its processes for a while", pause},
 		"resume":   {"ID", "let them go on", resume},
 		"update":   {"--resources FILE|- ID", "change its limits", update},
@@ -66,14 +65,14 @@ func verbs() map[string]verb {
 
 // order is that of the help.
 var order = []string{
-	"create", "start", "run", "state", "kill", "delete", "exec", "ps", "pause", "resume", "update", "list", "features",
-	"spec",
+	"create", "start", "run", "state", "kill", "delete", "exec", "pause", "resume", "update", "list", "features", "spec",
 }
 
 // refused are verbs of runc that have no meaning here.
 var refused = map[string]string{
 	"checkpoint": "the processes of a VM cannot be checkpointed",
 	"restore":    "the processes of a VM cannot be restored",
+	"ps":         "the processes run in a VM, where the host's ps does not see them: use exec CONTAINER ps",
 	"events":     "use the engine's statistics, or coco top, which read the VM's control group",
 }
 

@@ -51,7 +51,7 @@ func TestWhatIsNotSupportedIsRefusedByName(t *testing.T) {
 		{[]string{"create"}, "0 arguments; usage: coco-oci create"},
 		{[]string{"update", "--memory", "1g", "x"}, "-memory"},
 		{[]string{"update", "x"}, "--resources FILE"},
-		{[]string{"ps", "x"}, "the processes run in a VM"},
+		{[]string{"ps", "--format", "json", "x"}, "ps: the processes run in a VM"},
 		{[]string{"kill", "x", "NOSIG"}, `unknown signal "NOSIG"`},
 		{[]string{"list", "--format", "xml"}, `--format "xml"`},
 		{[]string{"state", "../x"}, `container id "../x"`},
