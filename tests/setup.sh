@@ -10,6 +10,7 @@
 #   qemu-11.1        QEMU 11.1 from Debian sid with the libraries that it needs, likewise
 #   virtiofsd-1.13   virtiofsd from Debian trixie with the libraries that it needs, likewise: Debian 12 has QEMU's old one
 #   docker           Docker 26 from Debian trixie, likewise: Debian 12's refuses the names of other shims
+#   compose          Docker's compose plugin 2 from Debian trixie, likewise
 #   podman           Podman with conmon and crun, from Debian
 #   python           a Python with other implementations of JOSE and JCS; tests that compare with them skip without it
 #   kubelet          the kubelet of Kubernetes 1.37, built from the Go module proxy (about five minutes)
@@ -210,6 +211,31 @@ docker_26() {
   "$dir/bin/dockerd" --version >&2
 }
 
+# Debian's podman switches on an API socket that root's clients reach, and units that pull and start containers. The tests
+# need none of them. A podman that was there before is left as it is.
+podman_43() {
+  local had=
+  dpkg-query -W -f '${Status}' podman 2>/dev/null | grep -q 'ok installed' && had=1
+  PACKAGES=(podman crun)
+  packages
+  [ -n "$had" ] || ! command -v systemctl >/dev/null ||
+    systemctl -q disable podman.socket podman.service podman-restart.service podman-auto-update.service podman-auto-update.timer
+}
+
+compose_2() {
+  local dir=$CACHE/compose
+  [ -x "$dir/bin/docker-compose" ] && return
+  say "unpacking compose 2 from Debian trixie"
+  rm -rf "$dir"; mkdir -p "$dir/deb"
+  private_apt trixie apt-get update
+  (cd "$dir/deb" && private_apt trixie apt-get download docker-compose && dpkg -x ./*.deb .)
+  mkdir "$dir/new"
+  mv "$(find "$dir/deb" -name docker-compose -type f -perm -100 | head -1)" "$dir/new/docker-compose"
+  "$dir/new/docker-compose" version >&2
+  mv "$dir/new" "$dir/bin"
+  rm -rf "$dir/deb"
+}
+
 [ $# -gt 0 ] || { sed -n '2,18p' "$0"; exit 2; }
 [ "$(id -u)" = 0 ] || { echo "setup: run as root: sudo $0 $*" >&2; exit 1; }
 mkdir -p "$CACHE"
@@ -235,7 +261,8 @@ for want in "$@"; do
     qemu-11.1) qemu_11 ;;
     virtiofsd-1.13) virtiofsd_113 ;;
     docker) docker_26 ;;
-    podman) (PACKAGES=(podman crun); packages) ;;
+    compose) compose_2 ;;
+    podman) (podman_43) ;;
     python) python_env ;;
     kubelet) kubelet ;;
     k8s) k8s ;;
