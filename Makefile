@@ -189,6 +189,12 @@ client-suite: setup-bench stage ## all of containerd's client suite under runc a
 	COCO_REQUIRE=all $(GO) test -count=1 -v -timeout 110m -run TestContainerdsClientSuite ./tests/integration -args -suite.whole \
 	  -suite.report $(CURDIR)/docs/conformance/client-suite.md
 
+.PHONY: frontends
+frontends: setup stage ## a hundred actions of Docker and of Podman beside runc, page in docs/frontends.md (half an hour)
+	tests/setup.sh compose
+	COCO_FRONTENDS=$(CURDIR)/docs/frontends COCO_REQUIRE=all $(GO) test -count=1 -p 1 -timeout 120m -run TestEveryAction ./tests/docker ./tests/podman
+	UPDATE_GOLDEN=1 $(GO) test -count=1 -run TestThePage ./tests/frontends
+
 .PHONY: hostile
 hostile: setup-bench stage ## ten minutes of a guest that lies, a host that does, and 200 execs at once: memory, log, others
 	COCO_HOSTILE_TIME=10m COCO_GUEST_DIR=$(CURDIR)/$(GUEST) COCO_REQUIRE=all $(GO) test -count=1 -v -timeout 30m -run TestAHostileAgent ./tests/integration

@@ -23,6 +23,7 @@ import (
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/internal/testimage"
 	"github.com/coco-shim/coco/internal/testvm"
+	"github.com/coco-shim/coco/tests/frontends"
 	"github.com/coco-shim/coco/tests/harness"
 )
 
@@ -215,6 +216,7 @@ func TestDockerRunsContainersInMicroVMs(t *testing.T) {
 					checkSharing(t, d)
 					checkVolumes(t, d)
 					checkNames(t, d)
+					checkActions(t, d, frontends.Quick)
 				}
 			})
 			left, err := harness.Leaks(t.Context(), before, 10*time.Second)
@@ -277,8 +279,9 @@ func checkService(t *testing.T, d *daemon) {
 	if got := d.must("logs", "web"); !strings.Contains(got, "ready") {
 		t.Errorf("docker logs = %q", got)
 	}
-	if got := d.must("top", "web", "-o", "pid,comm"); !strings.Contains(got, "PID") {
-		t.Logf("docker top = %q", got)
+	if out, errs, code := d.docker("top", "web", "-o", "pid,comm"); code == 0 ||
+		!strings.Contains(errs, "exec CONTAINER ps") {
+		t.Errorf("docker top: exit %d, %q, %q; want a refusal with the way out", code, out, errs)
 	}
 	if got := d.must("ps", "--format", "{{.Names}} {{.State}}"); got != "web running\n" {
 		t.Errorf("docker ps = %q", got)

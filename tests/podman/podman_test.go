@@ -25,6 +25,7 @@ import (
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/internal/testimage"
 	"github.com/coco-shim/coco/internal/testvm"
+	"github.com/coco-shim/coco/tests/frontends"
 	"github.com/coco-shim/coco/tests/harness"
 )
 
@@ -236,6 +237,7 @@ func TestPodmanRunsContainersInMicroVMs(t *testing.T) {
 		if got := e.must(run("uname", "-r")...); got == strings.TrimSpace(string(kernel)) {
 			t.Errorf("the kernel in the container is the host's: %s", got)
 		}
+		checkActions(t, base, e, frontends.Quick)
 	})
 	checkNothingLeft(t, before)
 }
