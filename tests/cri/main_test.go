@@ -31,7 +31,7 @@ var shared struct {
 func TestMain(m *testing.M) {
 	// Daemonised shims and VMMs re-parent to this process instead of to a PID 1 that may reap late.
 	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-	if err := harness.UseTemplates(configs.TemplateOff); err != nil {
+	if err := harness.UseTemplates(configs.TemplatePrivate); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
