@@ -32,6 +32,8 @@ func (p *Port) Close() {
 
 // Serve serves a listener until it or the port is closed.
 func (p *Port) Serve(l net.Listener) error {
+	p.wg.Add(1) // so that Close does not end its wait while a connection is accepted
+	defer p.wg.Done()
 	defer context.AfterFunc(p.life, func() { _ = l.Close() })()
 	for {
 		c, err := l.Accept()

@@ -47,6 +47,8 @@ func flags(options string) (out uintptr) {
 			out |= unix.MS_NOATIME
 		case "nodiratime":
 			out |= unix.MS_NODIRATIME
+		case "nosymfollow":
+			out |= unix.MS_NOSYMFOLLOW
 		case "relatime":
 			out |= unix.MS_RELATIME
 		}

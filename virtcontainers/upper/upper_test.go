@@ -233,8 +233,8 @@ func TestLinksAreNotFollowed(t *testing.T) {
 }
 
 func TestAMountIsRefreshedWithItsOptions(t *testing.T) {
-	want := uintptr(unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_RELATIME)
-	if got := flags("rw,nosuid,nodev,noexec,relatime"); got != want {
+	want := uintptr(unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_RELATIME | unix.MS_NOSYMFOLLOW)
+	if got := flags("rw,nosuid,nodev,noexec,relatime,nosymfollow"); got != want {
 		t.Errorf("flags() = %#x", got)
 	}
 	if err := refresh(t.TempDir()); err != nil {

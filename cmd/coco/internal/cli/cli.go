@@ -84,3 +84,28 @@ func WriteSecret(path string, b []byte) (err error) {
 	}
 	return os.Rename(f.Name(), path)
 }
+
+// WriteKeyPair writes two new files, of which only the owner may read the private one, and prints their names. A file
+// that exists is left as it is: a key is not overwritten. After an error no file is left of this call.
+func WriteKeyPair(cmd *cobra.Command, private string, key []byte, public string, pub []byte) error {
+	for _, path := range []string{private, public} {
+		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("%s exists, or cannot be looked at: a key is not overwritten", path)
+		}
+	}
+	if err := WriteSecret(private, key); err != nil {
+		return err
+	}
+	if err := os.WriteFile(public, pub, 0o644); err != nil {
+		return errors.Join(err, os.Remove(private), ignoreMissing(os.Remove(public)))
+	}
+	cmd.Printf("%s and %s\n", private, public)
+	return nil
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}

@@ -8,9 +8,7 @@
 package image
 
 import (
-	"errors"
 	"fmt"
-	"os"
 
 	"github.com/spf13/cobra"
 
@@ -57,26 +55,15 @@ func keygenCommand() *cobra.Command {
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			private, public := args[0]+".key", args[0]+".pub"
-			for _, path := range []string{private, public} {
-				if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
-					return fmt.Errorf("%s exists, or cannot be looked at: a key is not overwritten", path)
-				}
-			}
 			s, err := sign.NewSigner()
 			if err != nil {
 				return err
 			}
 			d, p, err := s.PEM()
-			if err == nil {
-				err = cli.WriteSecret(private, d)
+			if err != nil {
+				return err
 			}
-			if err == nil {
-				err = os.WriteFile(public, p, 0o644)
-			}
-			if err == nil {
-				cmd.Printf("%s and %s\n", private, public)
-			}
-			return err
+			return cli.WriteKeyPair(cmd, private, d, public, p)
 		},
 	}
 }

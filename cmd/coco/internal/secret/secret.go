@@ -45,22 +45,11 @@ func keygenCommand() *cobra.Command {
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			private, public := args[0]+".private.jwk", args[0]+".public.jwk"
-			for _, path := range []string{private, public} {
-				if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
-					return fmt.Errorf("%s exists, or cannot be looked at: a key is not overwritten", path)
-				}
-			}
 			d, x, err := sealed.NewKey(kid)
-			if err == nil {
-				err = cli.WriteSecret(private, append(d, '\n'))
+			if err != nil {
+				return err
 			}
-			if err == nil {
-				err = os.WriteFile(public, append(x, '\n'), 0o644)
-			}
-			if err == nil {
-				cmd.Printf("%s and %s\n", private, public)
-			}
-			return err
+			return cli.WriteKeyPair(cmd, private, append(d, '\n'), public, append(x, '\n'))
 		},
 	}
 	cmd.Flags().StringVar(&kid, "kid", "", "kid that is written into both files")
