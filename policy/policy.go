@@ -52,9 +52,11 @@ type Pod struct {
 	PortForward []uint16 `json:"portForward,omitempty"`
 	// WorkloadPort is the TCP port of the guest's loopback address on which containers reach the workload API; 0: none.
 	WorkloadPort uint16 `json:"workloadPort,omitempty"`
-	Copy         bool   `json:"copy,omitempty"`  // files may be copied to places that no mount of the policy names
-	Debug        bool   `json:"debug,omitempty"` // containers may be added that the policy does not declare
-	Stats        bool   `json:"stats,omitempty"` // statistics, metrics, OOM events, log of decisions
+	// Sealed says whose sealed secrets the guest opens.
+	Sealed Sealed `json:"sealed,omitzero"`
+	Copy   bool   `json:"copy,omitempty"`  // files may be copied to places that no mount of the policy names
+	Debug  bool   `json:"debug,omitempty"` // containers may be added that the policy does not declare
+	Stats  bool   `json:"stats,omitempty"` // statistics, metrics, OOM events, log of decisions
 }
 
 // DNS says which lines of resolv.conf the sandbox may be told.
@@ -114,6 +116,10 @@ type Container struct {
 // environment variable. Exactly one of File and Env is set.
 type Secret struct {
 	Resource string `json:"resource"` // kbs:///repository/type/tag
+	// Sealed says that the host brings a sealed text (docs/secrets.md) as the value of the variable Env of Process, or as
+	// the file File of a mount that is copied. The guest opens it and puts the secret in its place. Resource is the only
+	// one that the text may name. Mode is then empty: the file keeps the one that it has.
+	Sealed bool `json:"sealed,omitempty"`
 	// File is the path in the container of a file in the guest's memory, which belongs to the first process's user.
 	File string `json:"file,omitempty"`
 	Mode string `json:"mode,omitempty"` // of the file: octal digits without a leading zero; "": SecretMode
@@ -212,7 +218,8 @@ const (
 	TypeName   = "name"   // a DNS name (RFC 1123)
 	TypeID     = "id"     // what containerd takes for an id
 	TypeUUID   = "uuid"
-	TypeURL    = "url" // scheme://address:port, as kubelet writes for services
+	TypeURL    = "url"    // scheme://address:port, as kubelet writes for services
+	TypeSealed = "sealed" // a sealed text, for variables that an entry of Secrets opens
 )
 
 // Fields of Value.Field.

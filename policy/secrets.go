@@ -39,6 +39,9 @@ func (p *problems) secrets(at string, c *Container) {
 		if (s.File == "") == (s.Env == "") {
 			p.add(at, "has both or none of file and env, and one of them has to be there")
 		}
+		if s.Sealed { // its place is there, and brings the text
+			continue
+		}
 		p.secretFile(at, s, files)
 		p.secretEnv(at, s, names)
 		files, names = append(files, s.File), append(names, s.Env)

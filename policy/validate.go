@@ -34,8 +34,10 @@ func (p problems) err() error {
 }
 
 // Validate checks what the format alone does not, and returns all problems.
-func (p *Policy) Validate() error {
-	var out problems
+func (p *Policy) Validate() error { return p.problems(p.sealedProblems()).err() }
+
+// problems adds to out what is wrong. The guest's agent, in which each byte counts, runs these checks alone (Load).
+func (p *Policy) problems(out problems) problems {
 	if p.APIVersion != APIVersion {
 		out.add("apiVersion", "is %s, known is %q", clip(p.APIVersion), APIVersion)
 	}
@@ -52,6 +54,7 @@ func (p *Policy) Validate() error {
 		at := "containers[" + strconv.Itoa(i) + "]"
 		out.name(at+".name", c.Name, names)
 		out.container(at, c, volumes)
+		out.secrets(at+".secrets", c)
 		if l := c.Linux.PIDs; l != "" && l != PodPIDs && (l == c.Name || !slices.ContainsFunc(p.Containers,
 			func(o Container) bool { return o.Name == l })) {
 			out.add(at+".linux.pids", "%s is no other container of the pod", clip(l))
@@ -62,7 +65,7 @@ func (p *Policy) Validate() error {
 		apps = apps || c.Kind == App
 	}
 	out.workloadPort(p)
-	return out.err()
+	return out
 }
 
 // name checks a name that is unique among its like.
@@ -115,7 +118,6 @@ func (p *problems) container(at string, c *Container, volumes map[string]bool) {
 		p.mount(at+".mounts["+strconv.Itoa(i)+"]", &c.Mounts[i], volumes)
 	}
 	p.paths(at+".disks", c.Disks)
-	p.secrets(at+".secrets", c)
 	keys := map[string]bool{}
 	for i, a := range c.Annotations {
 		at := at + ".annotations[" + strconv.Itoa(i) + "]"

@@ -51,6 +51,8 @@ func syntax(name string) func(string) bool {
 		return isUUID
 	case TypeURL:
 		return isURL
+	case TypeSealed:
+		return isSealed
 	}
 	return nil
 }

@@ -66,6 +66,20 @@ func ParsePublicKey(b []byte) (*ecdsa.PublicKey, error) {
 	return key, err
 }
 
+// PublicJWK has the members of a signer's public key that others write down: its kid, "" if there is none, and the
+// coordinates as the JWK has them.
+type PublicJWK struct{ Kid, X, Y string }
+
+// ReadPublicJWK reads these members of a JWK that ParsePublicKey takes.
+func ReadPublicJWK(b []byte) (PublicJWK, error) {
+	if _, err := ParsePublicKey(b); err != nil {
+		return PublicJWK{}, err
+	}
+	var k jwk
+	err := json.Unmarshal(b, &k)
+	return PublicJWK{k.Kid, k.X, k.Y}, err
+}
+
 // ParsePrivateKey reads the JWK of a signer's private key, and its kid if it has one.
 func ParsePrivateKey(b []byte) (key *ecdsa.PrivateKey, kid string, err error) {
 	m, public, err := parseKey(b)

@@ -235,9 +235,9 @@ var edges = Edges{
 	},
 	"cmd/coco/internal/secret": {"attestation/sealed", "cmd/coco/internal/cli", "cmd/coco/internal/show"},
 	"cmd/coco/internal/policy": {
-		"api/contract", "cmd/coco/internal/cli", "cmd/coco/internal/measure", "cmd/coco/internal/progress",
-		"cmd/coco/internal/pods", "cmd/coco/internal/show", "configs", "image/resolve", "internal/initdata", "policy/...",
-		"trust/config",
+		"api/contract", "attestation/sealed", "cmd/coco/internal/cli", "cmd/coco/internal/measure",
+		"cmd/coco/internal/pods", "cmd/coco/internal/progress", "cmd/coco/internal/show", "configs", "image/resolve",
+		"internal/initdata", "policy/...", "trust/config",
 	},
 	"cmd/coco/internal/progress": {},
 	"cmd/coco/internal/measure": {

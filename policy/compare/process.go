@@ -106,6 +106,9 @@ func (d *Diffs) env(field string, want []policy.Env, got []string) {
 			d.Add(Key(field, name), "it once", "it twice", "")
 		case j >= 0 && !d.Allows(want[j].Value, value):
 			d.Add(Key(field, name), d.Wanted(want[j].Value), hidden(value), Key(fix, name)+" with this text")
+		case j >= 0 && isStray(want[j].Value, value):
+			d.Add(Key(field, name), "no sealed text: the policy does not say which resource it may open", hidden(value),
+				"secrets with a sealed entry for "+Quote(name))
 		case j < 0 && IsService(name):
 			d.Drop[name] = true
 		case j < 0:
@@ -119,6 +122,12 @@ func (d *Diffs) env(field string, want []policy.Env, got []string) {
 			d.Add(Key(field, w.Name), d.Wanted(w.Value), "none", Key(fix, w.Name)+".optional = true")
 		}
 	}
+}
+
+// isStray says whether a text is a sealed one at a place where any text may be. Nothing would open it, so the process
+// would take the text for the secret.
+func isStray(v policy.Value, text string) bool {
+	return v.Type == policy.TypeAny && policy.HasSyntax(policy.TypeSealed, text)
 }
 
 // IsService says whether kubelet makes variables of this name for services: FOO_SERVICE_HOST, FOO_SERVICE_PORT,
@@ -160,6 +169,17 @@ func (d *Diffs) Exec(c *policy.Container, got *pb.Process) {
 	if got.GetTerminal() && !slices.ContainsFunc(env, func(e policy.Env) bool { return e.Name == "TERM" }) {
 		term := "xterm" // which engines add
 		env = append(slices.Clone(env), policy.Env{Name: "TERM", Value: policy.Value{Is: &term}, Optional: true})
+	}
+	own := false
+	for _, s := range c.Secrets {
+		i := slices.IndexFunc(env, func(e policy.Env) bool { return e.Name == s.Env })
+		if !s.Sealed || i < 0 {
+			continue
+		}
+		if !own {
+			env, own = slices.Clone(env), true
+		}
+		env[i].Optional, d.Drop[s.Env] = true, true // engines repeat the text, which is opened for the first process alone
 	}
 	d.env(at+".Env", env, got.GetEnv())
 }

@@ -29,6 +29,7 @@ type copies struct {
 	trees   map[string]*tree // by name below contract.FilesDir
 	open    map[string]*part // files that are not complete, by path
 	entries int
+	sealed  sealedTexts
 }
 
 // Limits of what is noted.
@@ -63,7 +64,9 @@ type part struct {
 	text []byte // of a file of signatures
 }
 
-func newCopies() copies { return copies{trees: map[string]*tree{}, open: map[string]*part{}} }
+func newCopies() copies {
+	return copies{trees: map[string]*tree{}, open: map[string]*part{}, sealed: sealedTexts{}}
+}
 
 // place divides the path of a copy into the name of its tree and the rest.
 func place(p string) (top, rest string, ok bool) {
@@ -116,6 +119,15 @@ func copyFile(e *Engine, m proto.Message) (*Grant, *compare.Denial) {
 			Got: compare.Quote(name),
 		}
 	}
+	g, d := e.copyInto(top, rest, name, req)
+	if d != nil || !e.policy.HasSealed() {
+		return g, d
+	}
+	return e.note(top, rest, req, g)
+}
+
+// copyInto decides by the rules for contents.
+func (e *Engine) copyInto(top, rest, name string, req *pb.CopyFileRequest) (*Grant, *compare.Denial) {
 	c := &e.copies
 	rules := candidates(e.policy, top)
 	if t := c.trees[top]; t != nil && t.rule != nil {
@@ -250,21 +262,28 @@ func (c *copies) remove(top, rest string, t *tree) (*Grant, *compare.Denial) {
 func pinned(p *policy.Policy, c *policy.Container, id string, places map[string]string) map[string]pin {
 	out := map[string]pin{}
 	for i := range c.Mounts {
-		m := &c.Mounts[i]
-		if m.Source.Copy != nil {
-			out[path.Base(request.GuestCopy(id, m.Destination))] = pin{m.Source.Copy, m.Destination}
-		}
-		if m.Source.Volume == nil {
-			continue
-		}
-		for j := range p.Volumes {
-			v := &p.Volumes[j]
-			if v.Name == m.Source.Volume.Name && v.Content != nil && places[v.Name] != "" {
-				out[path.Base(places[v.Name])] = pin{v.Content, v.Name}
-			}
+		if top, of := copyOf(p, &c.Mounts[i], id, places); top != "" {
+			out[top] = of
 		}
 	}
 	return out
+}
+
+// copyOf returns the tree of a mount with its rule; "": the mount is of no copy.
+func copyOf(p *policy.Policy, m *policy.Mount, id string, places map[string]string) (top string, of pin) {
+	if m.Source.Copy != nil {
+		return path.Base(request.GuestCopy(id, m.Destination)), pin{m.Source.Copy, m.Destination}
+	}
+	if m.Source.Volume == nil {
+		return "", pin{}
+	}
+	for j := range p.Volumes {
+		v := &p.Volumes[j]
+		if v.Name == m.Source.Volume.Name && v.Content != nil && places[v.Name] != "" {
+			return path.Base(places[v.Name]), pin{v.Content, v.Name}
+		}
+	}
+	return "", pin{}
 }
 
 // admit compares the copies that a container gets with their rules.
@@ -282,7 +301,7 @@ func (c *copies) admit(p *policy.Policy, of *policy.Container, id string, places
 			return d
 		}
 	}
-	return nil
+	return c.sealed.admit(p, of, id, places)
 }
 
 // own binds the copies of a container to their rules.

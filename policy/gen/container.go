@@ -54,9 +54,20 @@ func (g *generator) container(c *corev1.Container) (policy.Container, error) {
 		return policy.Container{}, err
 	}
 	out.Secrets = g.Options.Secrets[c.Name]
+	expectSealed(&out)
 	out.Workload = g.Options.Workload.Containers[c.Name]
 	out.Allow, err = g.allow(c)
 	return out, err
+}
+
+// expectSealed has variables take a sealed text only where the manifest does not tell their text and a secret opens it.
+func expectSealed(c *policy.Container) {
+	for _, s := range c.Secrets {
+		i := slices.IndexFunc(c.Process.Env, func(e policy.Env) bool { return e.Name == s.Env })
+		if s.Sealed && i >= 0 && c.Process.Env[i].Type == policy.TypeAny {
+			c.Process.Env[i].Type = policy.TypeSealed
+		}
+	}
 }
 
 // layers lists the root hashes as the agent mounts them: the topmost first, each once.

@@ -50,6 +50,8 @@ type Options struct {
 	LocalSeccomp map[string]string
 	// Secrets are those of the containers, by their names. A name that no workload has is an error of the caller.
 	Secrets map[string][]policy.Secret
+	// Sealed says whose sealed secrets are opened.
+	Sealed policy.Sealed
 	// Workload has the requests that containers may send to the workload API, likewise.
 	Workload Workload
 }
@@ -214,6 +216,9 @@ func (g *generator) policy() (*policy.Policy, error) {
 	}
 	if p.UsesWorkloadAPI() {
 		p.Pod.WorkloadPort = g.Options.Workload.Port
+	}
+	if p.HasSealed() {
+		p.Pod.Sealed = g.Options.Sealed
 	}
 	for _, v := range g.volumes {
 		if v.used && v.policy.Kind != "" {

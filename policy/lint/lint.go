@@ -63,6 +63,9 @@ func (f *findings) pod(p *policy.Pod) {
 	if p.Copy {
 		f.warn("pod", "copy is open: the host can put files into the guest at places that no mount names")
 	}
+	if p.Sealed.InsecureUnsigned {
+		f.warn("pod", "sealed.insecureUnsigned is open: sealed texts need no signature, so the host writes its own")
+	}
 	if p.Debug {
 		f.warn("pod", "debug is open: the host can run containers of its own beside the pod's")
 	}

@@ -103,7 +103,11 @@ func (o *genOptions) flags(cmd *cobra.Command) {
 	f.BoolVar(&o.Unpinned, "allow-unpinned", false, "admit any content of ConfigMaps and Secrets that no file has")
 	f.Var(secrets{&o.Secrets}, "secret",
 		"CONTAINER=kbs:///REPOSITORY/TYPE/TAG,file=PATH[,mode=OCTAL] or …,env=NAME: a secret of the key broker that the\n"+
-			"agent gets before it creates the container; the broker is named by --initdata (aa.toml); may be repeated")
+			"agent gets before it creates the container; the broker is named by --initdata (aa.toml); may be repeated.\n"+
+			"…,file=PATH,sealed or …,env=NAME,sealed: the manifest has a sealed text there, which may open this secret alone")
+	f.Var(signers{&o.Sealed}, "signer",
+		"whose sealed texts are opened: kbs:///REPOSITORY/TYPE/TAG where the key broker has the public key, or a file with\n"+
+			"it (JWK with a kid); may be repeated")
 	f.Var(workload{&o.Workload}, "workload",
 		"file that says what containers may ask their guest for (docs/workload-api.md), in JSON:\n"+
 			`{"port": 8006, "containers": {"app": {"resources": ["kbs:///a/b/c"], "calls": ["info"]}}}`)
@@ -236,7 +240,7 @@ func (o *genOptions) filters() error {
 // results makes the policy of each workload.
 func (o *genOptions) results(cmd *cobra.Command, set *manifest.Set) ([]*result, error) {
 	if err := errors.Join(checkContainers("--secret", o.Secrets, set.Workloads),
-		checkContainers("--workload", o.Workload.Containers, set.Workloads)); err != nil {
+		checkContainers("--workload", o.Workload.Containers, set.Workloads), checkSigners(o.Options)); err != nil {
 		return nil, err
 	}
 	finder, err := o.finder()

@@ -115,6 +115,9 @@ func fromInitdata(name string, d *initdata.Document) ([]named, error) {
 		return nil, fmt.Errorf("the initdata has no file %s", policy.FileName)
 	}
 	p, err := policy.Load([]byte(text))
+	if err == nil {
+		err = p.Validate()
+	}
 	return []named{{name, p}}, err
 }
 

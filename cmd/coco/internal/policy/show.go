@@ -69,6 +69,12 @@ func table(out io.Writer, n named) error {
 		"copy anywhere": p.Pod.Copy, "add containers": p.Pod.Debug, "read statistics": p.Pod.Stats,
 		"connect to ports " + portsText(p.Pod.PortForward): len(p.Pod.PortForward) > 0,
 	}))
+	for _, x := range p.Pod.Sealed.Signers {
+		row("  sealed texts of", "%s", x.Kid)
+	}
+	if p.Pod.Sealed.InsecureUnsigned {
+		row("  sealed texts of", "anybody (insecureUnsigned)")
+	}
 	if p.Pod.WorkloadPort != 0 {
 		row("  workload API", "port %d", p.Pod.WorkloadPort)
 	}
@@ -147,7 +153,12 @@ func workloadRows(row func(string, string, ...any), w policy.Workload) {
 }
 
 func secretText(s policy.Secret) string {
-	if s.Env != "" {
+	switch {
+	case s.Sealed && s.Env != "":
+		return "opens the sealed text in variable " + s.Env
+	case s.Sealed:
+		return "opens the sealed text in file " + s.File
+	case s.Env != "":
 		return "variable " + s.Env
 	}
 	return "file " + s.File + ", mode " + cmp.Or(s.Mode, policy.SecretMode)
