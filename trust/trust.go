@@ -12,11 +12,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 
 	"github.com/coco-shim/coco/attestation/guest"
 	"github.com/coco-shim/coco/attestation/kbs/client"
 	"github.com/coco-shim/coco/internal/initdata"
 	"github.com/coco-shim/coco/internal/tpm2"
+	"github.com/coco-shim/coco/policy"
 	"github.com/coco-shim/coco/trust/config"
 	"github.com/coco-shim/coco/trust/wire"
 )
@@ -93,8 +95,10 @@ func (g *Guest) Evidence(ctx context.Context, data []byte) (json.RawMessage, err
 	return g.attester.Evidence(ctx, data)
 }
 
-// Serve answers the agent until it closes the connection.
-func Serve(ctx context.Context, conn io.ReadWriter, k Keys) error {
+// Serve answers the agent until it closes the connection. accepted says whose sealed texts are opened; it is called
+// with the first of them.
+func Serve(ctx context.Context, conn io.ReadWriter, k Keys, accepted func() (policy.Sealed, error)) error {
+	u := &unsealer{keys: k, policy: sync.OnceValues(accepted)}
 	for {
 		var req wire.Request
 		err := wire.Read(conn, &req)
@@ -104,7 +108,7 @@ func Serve(ctx context.Context, conn io.ReadWriter, k Keys) error {
 		if err != nil {
 			return fmt.Errorf("read a request of the agent: %w", err)
 		}
-		a := answer(ctx, k, req)
+		a := answer(ctx, u, req)
 		err = wire.Write(conn, a)
 		clear(a.Secret)
 		if err != nil {
@@ -113,16 +117,25 @@ func Serve(ctx context.Context, conn io.ReadWriter, k Keys) error {
 	}
 }
 
-func answer(ctx context.Context, k Keys, req wire.Request) wire.Answer {
-	secret, err := k.Resource(ctx, req.Resource)
-	if err == nil {
-		return wire.Answer{Secret: secret}
+func answer(ctx context.Context, u *unsealer, req wire.Request) wire.Answer {
+	var secret []byte
+	var err error
+	if req.Sealed == "" {
+		secret, err = u.keys.Resource(ctx, req.Resource)
+	} else {
+		secret, err = u.open(ctx, req)
 	}
-	return wire.Answer{Error: failure(err)}
+	if err != nil {
+		return wire.Answer{Error: failure(err)}
+	}
+	return wire.Answer{Secret: secret}
 }
 
-// failure is the broker's error as the agent passes it on.
+// failure is why there is no secret, as the agent passes it on.
 func failure(err error) *wire.Failure {
+	if f := sealedFailure(err); f != nil {
+		return f
+	}
 	var e *client.Error
 	if errors.As(err, &e) {
 		return &wire.Failure{Code: string(e.Reason), Text: fmt.Sprintf("key broker, %s: %v", e.Phase, e.Cause)}
@@ -178,5 +191,5 @@ func Run(ctx context.Context, conn io.ReadWriter, devices Devices) error {
 	if broken != nil {
 		return Refuse(conn, broken)
 	}
-	return Serve(ctx, conn, g)
+	return Serve(ctx, conn, g, func() (policy.Sealed, error) { return signersOf(s.Initdata) })
 }

@@ -102,7 +102,7 @@ func (k keys) Evidence(context.Context, []byte) (json.RawMessage, error) { retur
 
 func TestTheBrokersReasonIsPassedOn(t *testing.T) {
 	ask := func(err error) wire.Answer {
-		return talk(t, func(conn io.ReadWriter) error { return Serve(t.Context(), conn, keys{err}) },
+		return talk(t, func(conn io.ReadWriter) error { return Serve(t.Context(), conn, keys{err}, nil) },
 			wire.Request{Resource: "kbs:///a/b/c"})
 	}
 	if a := ask(nil); a.Error != nil || string(a.Secret) != "secret of kbs:///a/b/c" {

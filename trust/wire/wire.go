@@ -35,6 +35,11 @@ type Setup struct {
 // Request asks for a secret.
 type Request struct {
 	Resource string `json:"resource"` // kbs:///repository/type/tag
+	// Sealed is a sealed text that is to be opened; "": the secret is the resource. Resource is then the one that the text
+	// may name.
+	Sealed string `json:"sealed,omitempty"`
+	// Container is the id of the container that gets the secret. Keys of signers are got once for each.
+	Container string `json:"container,omitempty"`
 }
 
 // Answer has the secret, which is never empty, or says why there is none.
@@ -45,7 +50,7 @@ type Answer struct {
 
 // Failure is why a secret was not got.
 type Failure struct {
-	Code string `json:"code"` // a Reason of attestation/kbs/client, or Config
+	Code string `json:"code"` // a Reason of attestation/kbs/client, a Code of attestation/sealed, or Config
 	Text string `json:"text"` // one sentence
 }
 
