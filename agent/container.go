@@ -152,11 +152,7 @@ func (s *service) build(ctx context.Context, c *container, req *pb.CreateContain
 	if err := sysctl.Set(sysctls); err != nil {
 		return err
 	}
-	secrets, err := s.Secrets.Add(ctx, c.id, spec.Process, &c.undo)
-	if err != nil {
-		return err
-	}
-	child, err := s.run(ctx, c, runner.Container{ID: c.id, Bundle: c.bundle, Spec: spec, Streams: io}, secrets)
+	child, err := s.run(ctx, c, runner.Container{ID: c.id, Bundle: c.bundle, Spec: spec, Streams: io})
 	if err != nil {
 		return err
 	}
@@ -169,18 +165,19 @@ func (s *service) build(ctx context.Context, c *container, req *pb.CreateContain
 	return nil
 }
 
-// run has the OCI runtime create the container, from sources that cannot be exchanged meanwhile. own are mounts of the
-// agent's own files.
-func (s *service) run(ctx context.Context, c *container, rc runner.Container, own []specs.Mount,
-) (runner.Process, error) {
+// run has the OCI runtime create the container, from sources that cannot be exchanged meanwhile, with its secrets.
+func (s *service) run(ctx context.Context, c *container, rc runner.Container) (child runner.Process, err error) {
 	staged, err := s.stage(c, rc.Spec.Mounts)
 	if err != nil {
 		return nil, err
 	}
-	rc.Spec.Mounts = append(rc.Spec.Mounts, own...)
 	// The unmounts run at once. Those that fail are repeated at the container's end; the request does not fail.
 	c.undo.Push("unmount sources", staged.Run)
-	child, err := s.Runner.Create(ctx, rc)
+	own, err := s.Secrets.Add(ctx, c.id, rc.Spec, &c.undo)
+	if err == nil {
+		rc.Spec.Mounts = append(rc.Spec.Mounts, own...) // files of the agent's own
+		child, err = s.Runner.Create(ctx, rc)
+	}
 	if uerr := staged.Run(context.WithoutCancel(ctx)); uerr != nil {
 		s.Log.Warn("sources of mounts stay mounted", "container", c.id, "error", uerr)
 	}

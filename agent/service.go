@@ -69,7 +69,7 @@ type Modules interface {
 
 // Secrets gets the secrets of a container before it is created; secrets.Store implements it.
 type Secrets interface {
-	Add(ctx context.Context, id string, p *specs.Process, u *undo.Stack) ([]specs.Mount, error)
+	Add(ctx context.Context, id string, spec *specs.Spec, u *undo.Stack) ([]specs.Mount, error)
 }
 
 // Ports opens ports to the host: PortForward lets it connect to the services that listen on the guest's loopback

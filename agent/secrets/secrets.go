@@ -11,6 +11,7 @@
 package secrets
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -71,59 +72,97 @@ func tmpfs(dir string) error {
 	return unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, tmpfsSize)
 }
 
-// Add gets the secrets of a container. It adds variables to the process, and returns the mounts of files. u removes the
-// files.
-func (s *Store) Add(ctx context.Context, id string, p *specs.Process, u *undo.Stack) (mounts []specs.Mount, err error) {
+// Add gets the secrets of a container. It adds variables to the process, replaces sealed texts in it and the sources of
+// mounts that have some, and returns the mounts of files. u removes the files.
+func (s *Store) Add(ctx context.Context, id string, spec *specs.Spec, u *undo.Stack) (mounts []specs.Mount, err error) {
 	if s.cfg.Of == nil {
-		return nil, nil
+		return nil, s.unopened(spec.Process.Env)
 	}
 	list := s.cfg.Of(id)
 	if len(list) == 0 {
 		return nil, nil
 	}
-	dir, got := filepath.Join(s.cfg.Dir, id), map[string][]byte{}
-	defer func() {
-		for _, secret := range got {
-			clear(secret)
-		}
-	}()
+	b := &batch{Store: s, id: id, dir: filepath.Join(s.cfg.Dir, id), spec: spec, undo: u, got: map[string][]byte{}}
+	defer b.wipe()
 	for _, x := range list {
-		if got[x.Resource] != nil {
-			continue
-		}
-		if got[x.Resource], err = s.get(ctx, x.Resource); err != nil {
+		if err = b.fetch(ctx, x); err != nil {
 			return nil, fmt.Errorf("secret %s: %w", x.Resource, err)
 		}
 	}
 	for i, x := range list {
-		if x.Env != "" {
-			err = addVariable(p, x.Env, got[x.Resource])
-		} else {
-			var m specs.Mount
-			m, err = s.addFile(dir, strconv.Itoa(i), x, got[x.Resource], p.User, u)
-			mounts = append(mounts, m)
-		}
-		if err != nil {
+		if err = b.place(ctx, strconv.Itoa(i), x); err != nil {
 			return nil, fmt.Errorf("secret %s: %w", x.Resource, err)
 		}
 	}
-	return mounts, nil
+	return b.mounts, nil
 }
 
-// addVariable sets a variable. Its value goes through JSON and a list of C strings, which keep text alone.
-func addVariable(p *specs.Process, name string, secret []byte) error {
-	for _, b := range secret {
-		if b == 0 {
-			return fmt.Errorf("variable %s: the secret has a zero byte, so it cannot be a variable; use a file: %w", name,
-				errdefs.ErrFailedPrecondition)
-		}
+// batch is the secrets of one container.
+type batch struct {
+	*Store
+	id, dir string // of the container; of its files
+	spec    *specs.Spec
+	undo    *undo.Stack
+	got     map[string][]byte // resources
+	mounts  []specs.Mount     // of files
+	copies  map[int]string    // directories or files that replace the sources of mounts, by the mounts' indices
+}
+
+func (b *batch) wipe() {
+	for _, secret := range b.got {
+		clear(secret)
 	}
-	if !utf8.Valid(secret) {
-		return fmt.Errorf("variable %s: the secret is no UTF-8 text, so it cannot be a variable; use a file: %w", name,
-			errdefs.ErrFailedPrecondition)
+}
+
+// fetch gets a resource that is itself a secret.
+func (b *batch) fetch(ctx context.Context, x policy.Secret) (err error) {
+	if x.Sealed || b.got[x.Resource] != nil {
+		return nil
+	}
+	b.got[x.Resource], err = b.get(ctx, wire.Request{Resource: x.Resource})
+	return err
+}
+
+// place puts a secret where the policy says. name is that of its file.
+func (b *batch) place(ctx context.Context, name string, x policy.Secret) error {
+	switch {
+	case x.Sealed && x.Env != "":
+		return b.openVariable(ctx, x)
+	case x.Sealed:
+		return b.openFile(ctx, x)
+	case x.Env != "":
+		return addVariable(b.spec.Process, x.Env, b.got[x.Resource])
+	}
+	m, err := b.addFile(b.dir, name, x, b.got[x.Resource], b.spec.Process.User, b.undo)
+	if err == nil {
+		b.mounts = append(b.mounts, m)
+	}
+	return err
+}
+
+// addVariable adds a variable.
+func addVariable(p *specs.Process, name string, secret []byte) error {
+	if err := checkVariable(name, secret); err != nil {
+		return err
 	}
 	p.Env = append(p.Env, name+"="+string(secret))
 	return nil
+}
+
+// checkVariable refuses what cannot be a variable: its value goes through JSON and a list of C strings, which keep text
+// alone.
+func checkVariable(name string, secret []byte) error {
+	why := ""
+	switch {
+	case bytes.IndexByte(secret, 0) >= 0:
+		why = "the secret has a zero byte"
+	case !utf8.Valid(secret):
+		why = "the secret is no UTF-8 text"
+	default:
+		return nil
+	}
+	return fmt.Errorf("variable %s: %s, so it cannot be a variable; use a file: %w", name, why,
+		errdefs.ErrFailedPrecondition)
 }
 
 // addFile writes a file and returns its mount. dir is the container's directory, which the first file makes.
@@ -185,7 +224,7 @@ var classes = map[string]error{
 }
 
 // get asks coco-trust for a secret. One that has failed in the middle is ended; the next call starts another.
-func (s *Store) get(ctx context.Context, resource string) (_ []byte, err error) {
+func (s *Store) get(ctx context.Context, req wire.Request) (_ []byte, err error) {
 	if s.cfg.Setup.Initdata == "" {
 		return nil, fmt.Errorf("[%s] initdata names no key broker: it has neither aa.toml nor cdh.toml: %w", wire.Config,
 			errdefs.ErrFailedPrecondition)
@@ -203,7 +242,7 @@ func (s *Store) get(ctx context.Context, resource string) (_ []byte, err error) 
 		}
 	}
 	var a wire.Answer
-	if a, err = h.ask(ctx, wire.Request{Resource: resource}); err != nil {
+	if a, err = h.ask(ctx, req); err != nil {
 		h.end()
 		h = nil
 		return nil, err

@@ -50,6 +50,12 @@ func help(mode string) {
 		}
 		a := wire.Answer{Secret: []byte("secret of " + req.Resource)}
 		switch {
+		case req.Sealed == "sealed.bad":
+			a = wire.Answer{Error: &wire.Failure{Code: "signature", Text: "sealed secret: kbs:///a/b/c: it is wrong"}}
+		case req.Sealed == "sealed.binary":
+			a.Secret = []byte{0xff, 1}
+		case req.Sealed != "":
+			a.Secret = []byte(req.Sealed + " opened for " + req.Container + " as " + req.Resource)
 		case mode == "silent":
 			time.Sleep(time.Hour)
 		case mode == "dies":
@@ -115,7 +121,7 @@ func TestSecretsBecomeFilesAndVariables(t *testing.T) {
 	})
 	p := &specs.Process{Env: []string{"PATH=/bin"}, User: specs.User{UID: uint32(os.Getuid()), GID: uint32(os.Getgid())}}
 	var u undo.Stack
-	mounts, err := s.Add(t.Context(), "one", p, &u)
+	mounts, err := s.Add(t.Context(), "one", &specs.Spec{Process: p}, &u)
 	if err != nil || len(mounts) != 2 {
 		t.Fatalf("Add() = %v, %v", mounts, err)
 	}
@@ -134,11 +140,12 @@ func TestSecretsBecomeFilesAndVariables(t *testing.T) {
 		}
 	}
 	other := &specs.Process{}
-	if mounts, err := s.Add(t.Context(), "two", other, &u); err != nil || mounts != nil ||
+	if mounts, err := s.Add(t.Context(), "two", &specs.Spec{Process: other}, &u); err != nil || mounts != nil ||
 		!slices.Equal(other.Env, []string{"C=secret of " + uri("c")}) {
 		t.Errorf("another container: %v, %v, %q", mounts, err, other.Env)
 	}
-	if mounts, err := s.Add(t.Context(), "three", other, &u); err != nil || mounts != nil || len(other.Env) != 1 {
+	mounts, err = s.Add(t.Context(), "three", &specs.Spec{Process: other}, &u)
+	if err != nil || mounts != nil || len(other.Env) != 1 {
 		t.Errorf("a container without secrets: %v, %v, %q", mounts, err, other.Env)
 	}
 	if *started != 1 {
@@ -156,7 +163,7 @@ func TestAFailureLeavesNoContainerWithoutItsSecret(t *testing.T) {
 		}})
 		p := &specs.Process{User: specs.User{UID: uint32(os.Getuid()), GID: uint32(os.Getgid())}}
 		var u undo.Stack
-		mounts, err := s.Add(t.Context(), "c", p, &u)
+		mounts, err := s.Add(t.Context(), "c", &specs.Spec{Process: p}, &u)
 		if err == nil || mounts != nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret of") {
 			t.Errorf("%s: Add() = %v, %v, want %q", tag, mounts, err, want)
 		}
@@ -169,7 +176,7 @@ func TestAFailureLeavesNoContainerWithoutItsSecret(t *testing.T) {
 func TestAHelperThatDiesIsStartedAgain(t *testing.T) {
 	s, started := store(t, "dies", map[string][]policy.Secret{"c": {{Resource: uri("a"), Env: "A"}}})
 	for range 2 {
-		if _, err := s.Add(t.Context(), "c", &specs.Process{}, &undo.Stack{}); err == nil ||
+		if _, err := s.Add(t.Context(), "c", &specs.Spec{Process: &specs.Process{}}, &undo.Stack{}); err == nil ||
 			!strings.Contains(err.Error(), "coco-trust has ended") {
 			t.Errorf("Add() = %v", err)
 		}
@@ -184,7 +191,7 @@ func TestWaitingEndsWithTheRequest(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	p := &specs.Process{}
-	_, err := s.Add(ctx, "c", p, &undo.Stack{})
+	_, err := s.Add(ctx, "c", &specs.Spec{Process: p}, &undo.Stack{})
 	if !errors.Is(err, context.DeadlineExceeded) || len(p.Env) != 0 {
 		t.Errorf("Add() = %v, %q", err, p.Env)
 	}
@@ -192,7 +199,7 @@ func TestWaitingEndsWithTheRequest(t *testing.T) {
 
 func TestAPodWithoutABroker(t *testing.T) {
 	s := New(Config{Of: func(string) []policy.Secret { return []policy.Secret{{Resource: uri("a"), Env: "A"}} }})
-	if _, err := s.Add(t.Context(), "c", &specs.Process{}, &undo.Stack{}); err == nil ||
+	if _, err := s.Add(t.Context(), "c", &specs.Spec{Process: &specs.Process{}}, &undo.Stack{}); err == nil ||
 		!strings.Contains(err.Error(), "[config] initdata names no key broker") {
 		t.Errorf("Add() = %v", err)
 	}

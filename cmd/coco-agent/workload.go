@@ -28,8 +28,8 @@ type provisions struct {
 }
 
 // Add gets a container's secrets, and adds the mount of its socket.
-func (p *provisions) Add(ctx context.Context, id string, proc *specs.Process, u *undo.Stack) ([]specs.Mount, error) {
-	mounts, err := p.secrets.Add(ctx, id, proc, u)
+func (p *provisions) Add(ctx context.Context, id string, spec *specs.Spec, u *undo.Stack) ([]specs.Mount, error) {
+	mounts, err := p.secrets.Add(ctx, id, spec, u)
 	if err != nil || p.api == nil {
 		return mounts, err
 	}
