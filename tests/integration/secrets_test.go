@@ -5,6 +5,7 @@ package integration
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -163,11 +165,59 @@ func (b *keyBroker) initdata(t *testing.T, p *policy.Policy, head string) (text,
 // showSecrets is a command that tells how a container sees its secrets.
 var showSecrets = []string{
 	"sh", "-c", `cat /run/secrets/password; stat -c '%a %u' /run/secrets/password; echo "$DB_USER"; ` +
-		`grep -c ' /run/secrets/password .* tmpfs ' /proc/self/mountinfo`,
+		`grep -c ' /run/secrets/password .* tmpfs ' /proc/self/mountinfo; ` +
+		`echo "$SEALED"; cat /etc/sealed/token; stat -c '%a %u' /etc/sealed/token; cut -c1-7 /etc/sealed/other; ` +
+		`grep -c ' /etc/sealed .* tmpfs ' /proc/self/mountinfo`,
 }
 
 // seen is what showSecrets prints.
-const seen = "correct horse\n440 0\nalice\n1\n"
+const seen = "correct horse\n440 0\nalice\n1\nbattery\nstaple\n440 0\nsealed.\n1\n"
+
+// sealedPod has the sealed texts that the host brings to a pod: one in a variable, and a directory with files.
+type sealedPod struct {
+	dir, variable, file string // directory with the signer's key; texts
+}
+
+// newSealedPod makes a signer and seals a secret of the broker and one in an envelope.
+func newSealedPod(t *testing.T) *sealedPod {
+	t.Helper()
+	dir := t.TempDir()
+	in := func(name string) string { return filepath.Join(dir, name) }
+	coco(t, "secret", "keygen", "--kid", "kbs:///default/sealed/signer", in("signer"))
+	write(t, in("kek"), strings.Repeat("k", 32))
+	write(t, in("value"), "staple\n")
+	seal := func(args ...string) string {
+		return strings.TrimSpace(coco(t, append([]string{"secret", "seal", "--key", in("signer.private.jwk")}, args...)...))
+	}
+	return &sealedPod{
+		dir: dir, variable: seal("--resource", "kbs:///default/sealed/word"),
+		file: seal("--resource", "kbs:///default/sealed/kek", "--kek", in("kek"), "--in", in("value")),
+	}
+}
+
+// stored puts into a broker what opens the texts.
+func (s *sealedPod) stored(t *testing.T, b *keyBroker) {
+	t.Helper()
+	write(t, filepath.Join(s.dir, "word"), "battery")
+	for tag, file := range map[string]string{"signer": "signer.public.jwk", "kek": "kek", "word": "word"} {
+		b.do(t, "resource", "put", "default/sealed/"+tag, filepath.Join(s.dir, file))
+	}
+}
+
+// flags are ctr's for the variable and the directory with the files.
+func (s *sealedPod) flags(t *testing.T) []string {
+	t.Helper()
+	files := t.TempDir()
+	for name, text := range map[string]string{"token": s.file, "other": s.variable} {
+		write(t, filepath.Join(files, name), text)
+		if err := os.Chmod(filepath.Join(files, name), 0o440); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return []string{
+		"--env", "SEALED=" + s.variable, "--mount", "type=bind,src=" + files + ",dst=/etc/sealed,options=rbind:ro",
+	}
+}
 
 // secretPolicy is the policy of a container that runs showSecrets.
 func secretPolicy(t *testing.T, d *harness.Daemon) *policy.Policy {
@@ -176,7 +226,16 @@ func secretPolicy(t *testing.T, d *harness.Daemon) *policy.Policy {
 	p.Containers[0].Secrets = []policy.Secret{
 		{Resource: "kbs:///default/db/password", File: "/run/secrets/password", Mode: "440"},
 		{Resource: "kbs:///default/db/user", Env: "DB_USER"},
+		{Resource: "kbs:///default/sealed/word", Env: "SEALED", Sealed: true},
+		{Resource: "kbs:///default/sealed/kek", File: "/etc/sealed/token", Sealed: true},
 	}
+	p.Pod.Sealed.Signers = []policy.Signer{{Kid: "kbs:///default/sealed/signer"}}
+	c := &p.Containers[0]
+	c.Process.Env = append(c.Process.Env, policy.Env{Name: "SEALED", Value: policy.Value{Type: policy.TypeSealed}})
+	c.Mounts = append(c.Mounts, policy.Mount{
+		Destination: "/etc/sealed", Type: "bind", Options: []string{"rbind", "ro"},
+		Source: policy.Source{Copy: &policy.Content{Rule: policy.ContentUnpinned}},
+	})
 	return p
 }
 
@@ -195,30 +254,50 @@ func networkPolicy(t *testing.T, d *harness.Daemon, command ...string) *policy.P
 	return p
 }
 
-// runPod runs showSecrets under a configuration, in a network namespace.
-func runPod(t *testing.T, d *harness.Daemon, netns, config string) harness.Result {
+// unlogged checks that neither a text nor its secret is in the log of the daemon and the shims.
+func (s *sealedPod) unlogged(t *testing.T, d *harness.Daemon) {
 	t.Helper()
-	return runIn(t, d, netns, config, showSecrets...)
+	log, err := os.ReadFile(d.Log())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{s.variable, s.file, "battery", "staple"} {
+		if bytes.Contains(log, []byte(text[max(0, len(text)-40):])) {
+			t.Errorf("the log has %q", text)
+		}
+	}
+}
+
+// runPod runs showSecrets under a configuration, in a network namespace.
+func (s *sealedPod) runPod(t *testing.T, d *harness.Daemon, netns, config string) harness.Result {
+	t.Helper()
+	return runFlags(t, d, netns, config, s.flags(t), showSecrets...)
 }
 
 // runIn runs a command under a configuration, in a network namespace.
 func runIn(t *testing.T, d *harness.Daemon, netns, config string, command ...string) harness.Result {
 	t.Helper()
-	id := newID(t)
-	t.Cleanup(func() { remove(t, d, id) })
-	return ctr(t, d, append([]string{
-		"run", "--rm", "--with-ns", "network:" + netns, "--runtime", harness.Runtime, "--runtime-config-path", config,
-		harness.Image, id,
-	}, command...)...)
+	return runFlags(t, d, netns, config, nil, command...)
 }
 
-// plainConfig is a configuration of the plain platform with initdata.
+// runFlags runs a command likewise, with flags of ctr.
+func runFlags(t *testing.T, d *harness.Daemon, netns, config string, flags []string, command ...string,
+) harness.Result {
+	t.Helper()
+	id := newID(t)
+	t.Cleanup(func() { remove(t, d, id) })
+	return ctr(t, d, slices.Concat([]string{
+		"run", "--rm", "--with-ns", "network:" + netns, "--runtime", harness.Runtime, "--runtime-config-path", config,
+	}, flags, []string{harness.Image, id}, command)...)
+}
+
+// plainConfig is a configuration of the plain platform with initdata. Bind mounts are copied, as on other platforms.
 func plainConfig(t *testing.T, text string) string {
 	t.Helper()
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "initdata.toml"), text)
 	file := filepath.Join(dir, "config.toml")
-	write(t, file, fmt.Sprintf("[hypervisor]\ninitdata = %q\n[runtime]\ntemplate = \"off\"\n",
+	write(t, file, fmt.Sprintf("[hypervisor]\ninitdata = %q\n[runtime]\ntemplate = \"off\"\nbinds = \"read-only\"\n",
 		filepath.Join(dir, "initdata.toml")))
 	return file
 }
@@ -228,29 +307,40 @@ func plainConfig(t *testing.T, text string) string {
 func TestInsecureSecretsNeedBothSides(t *testing.T) {
 	d := daemon(t, primary)
 	noLeaks(t)
-	p, netns := secretPolicy(t, d), podNetwork(t)
+	p, netns, texts := secretPolicy(t, d), podNetwork(t), newSealedPod(t)
 	strict, open := startBroker(t), startBroker(t, "--allow-insecure")
 	for _, b := range []*keyBroker{strict, open} {
 		b.trusts(t, map[string]any{"launch_digest": []string{"abcde"}, "svn": []string{"1"}})
 	}
+	texts.stored(t, open)
 	agree := func(b *keyBroker, head string) string {
 		text, digest := b.initdata(t, p, head)
 		b.trusts(t, map[string]any{"init_data": []string{digest}})
 		return plainConfig(t, text)
 	}
-	if r := runPod(t, d, netns, agree(open, "insecure = true\n")); r.Code != 0 || r.Stdout != seen {
+	good := agree(open, "insecure = true\n")
+	if r := texts.runPod(t, d, netns, good); r.Code != 0 || r.Stdout != seen {
 		t.Errorf("both sides agree: %+v\n%s", r, open.do(t, "attestations"))
 	}
-	refused(t, runPod(t, d, netns, agree(open, "")), "secret kbs:///default/db/password: [config]",
+	// The host exchanges the sealed texts of two places, or brings a text of its own.
+	moved := sealedPod{dir: texts.dir, variable: texts.file, file: texts.variable}
+	refused(t, moved.runPod(t, d, netns, good),
+		"secret kbs:///default/sealed/word: variable SEALED: [moved] sealed secret: ",
+		"kbs:///default/sealed/kek: only kbs:///default/sealed/word may be opened here")
+	own := sealedPod{dir: texts.dir, variable: texts.variable, file: "a password of the host's"}
+	refused(t, own.runPod(t, d, netns, good), "file /etc/sealed/token: [malformed] sealed secret")
+	texts.unlogged(t, d)
+	refused(t, texts.runPod(t, d, netns, agree(open, "")), "secret kbs:///default/db/password: [config]",
 		"aa.toml does not say insecure = true")
-	refused(t, runPod(t, d, netns, agree(strict, "insecure = true\n")), "secret kbs:///default/db/password: [refused]",
-		"evidence of sample proves nothing and is not accepted")
+	refused(t, texts.runPod(t, d, netns, agree(strict, "insecure = true\n")),
+		"secret kbs:///default/db/password: [refused]", "evidence of sample proves nothing and is not accepted")
 	other := *p
 	other.Containers = append([]policy.Container{}, p.Containers...)
-	other.Containers[0].Secrets = []policy.Secret{{Resource: "kbs:///default/db/password", Env: "A"}}
+	other.Containers[0].Secrets = append([]policy.Secret{{Resource: "kbs:///default/db/password", Env: "A"}},
+		p.Containers[0].Secrets[2:]...) // the sealed ones stay
 	other.Pod.DNS.Lines, other.Pod.DNS.FromHost = nil, true
 	text, _ := open.initdata(t, &other, "insecure = true\n") // the broker was not told of its digest
-	refused(t, runPod(t, d, netns, plainConfig(t, text)), "secret kbs:///default/db/password: [denied]",
+	refused(t, texts.runPod(t, d, netns, plainConfig(t, text)), "secret kbs:///default/db/password: [denied]",
 		"Access denied by policy")
 	found(t, open, "configuration is warning")
 }
@@ -261,10 +351,11 @@ func TestAPodProvesWhatItIsAndGetsItsSecrets(t *testing.T) {
 	testvm.Need(t, testvm.Swtpm, testvm.OVMF)
 	d := daemon(t, primary)
 	noLeaks(t)
-	p, netns := secretPolicy(t, d), podNetwork(t)
+	p, netns, texts := secretPolicy(t, d), podNetwork(t), newSealedPod(t)
 	ca := filepath.Join(t.TempDir(), "ca")
 	coco(t, "node", "tpm-ca", "--dir", ca)
 	b := startBroker(t, "--tpm-ca", filepath.Join(ca, "ca.crt"))
+	texts.stored(t, b)
 	config := func(text, params string) string {
 		dir := t.TempDir()
 		write(t, filepath.Join(dir, "initdata.toml"), text)
@@ -282,11 +373,11 @@ func TestAPodProvesWhatItIsAndGetsItsSecrets(t *testing.T) {
 	b.trusts(t, map[string]any{"init_data": []string{digest}, "tpm_pcr00_by_node": true})
 
 	deny := func(what, config string, words ...string) {
-		r := runPod(t, d, netns, config)
+		r := texts.runPod(t, d, netns, config)
 		refused(t, r, words...)
 		t.Logf("%s: %s", what, strings.TrimSpace(r.Stderr))
 	}
-	r := runPod(t, d, netns, good)
+	r := texts.runPod(t, d, netns, good)
 	if r.Code != 0 || r.Stdout != seen {
 		t.Errorf("what was measured: %+v", r)
 	}
