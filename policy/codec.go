@@ -40,8 +40,8 @@ func encode(p *Policy) ([]byte, error) {
 	return bytes.TrimSuffix(out.Bytes(), []byte("\n")), nil
 }
 
-// Load reads a policy in its canonical form and refuses every other form of it. It leaves out what Validate says about
-// sealed secrets: coco-trust checks it before it opens one, and what is wrong otherwise opens nothing.
+// Load reads a policy in its canonical form and refuses every other form of it. It leaves out the
+// checks of sealed secrets: coco-trust makes them before it opens one.
 func Load(b []byte) (*Policy, error) {
 	p, canonical, err := read(b)
 	if err != nil {

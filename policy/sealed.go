@@ -14,8 +14,8 @@ import (
 // Sealed says by whom sealed secrets of the pod have to be signed. The zero value accepts nobody's.
 type Sealed struct {
 	Signers []Signer `json:"signers,omitempty"`
-	// InsecureUnsigned accepts texts without a signature. Whoever can write them, the host for one, then chooses the
-	// content of an envelope's variable or file if he knows its key, and nothing else.
+	// InsecureUnsigned accepts texts without a signature. The host can then write them itself: a vault of the
+	// resource that the place allows, and an envelope if it knows that resource.
 	InsecureUnsigned bool `json:"insecureUnsigned,omitempty"`
 }
 
@@ -39,7 +39,7 @@ const (
 )
 
 // isSealed reports whether s has the form of a sealed text: sealed.HEADER.PAYLOAD.SIGNATURE, where PAYLOAD is base64url
-// of an object of JSON. What it says is judged when it is opened.
+// of an object of JSON. Opening it judges the content.
 func isSealed(s string) bool {
 	rest, ok := strings.CutPrefix(s, sealedPrefix)
 	parts := strings.Split(rest, ".")

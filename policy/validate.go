@@ -36,7 +36,7 @@ func (p problems) err() error {
 // Validate checks what the format alone does not, and returns all problems.
 func (p *Policy) Validate() error { return p.problems(p.sealedProblems()).err() }
 
-// problems adds to out what is wrong. The guest's agent, in which each byte counts, runs these checks alone (Load).
+// problems adds to out. The guest's agent runs these checks alone (Load), because each byte of it counts.
 func (p *Policy) problems(out problems) problems {
 	if p.APIVersion != APIVersion {
 		out.add("apiVersion", "is %s, known is %q", clip(p.APIVersion), APIVersion)

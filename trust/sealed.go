@@ -17,12 +17,12 @@ import (
 	"github.com/coco-shim/coco/trust/wire"
 )
 
-// unsealer opens sealed texts. Whose signatures it accepts stands in the pod's policy; the host has no say.
+// unsealer opens sealed texts by the signers of the pod's policy, which the host cannot change.
 type unsealer struct {
 	keys   Keys
 	policy func() (policy.Sealed, error)
 
-	container string            // whose secrets are got
+	container string            // id of the last request
 	known     map[string][]byte // keys of signers that the broker has given for it, by path
 }
 
@@ -36,7 +36,7 @@ func signersOf(text string) (policy.Sealed, error) {
 	if err != nil {
 		return policy.Sealed{}, err
 	}
-	return p.Pod.Sealed, p.Validate() // Load leaves out what concerns sealed secrets
+	return p.Pod.Sealed, p.Validate() // Load leaves out the checks of sealed secrets
 }
 
 // open opens the text of a request.

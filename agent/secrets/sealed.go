@@ -30,7 +30,7 @@ const maxSealed = 1 << 20
 // maxEntries bounds the files of a mount that is copied.
 const maxEntries = 4096
 
-// failed is an error with a code, for what is wrong with the place of a sealed text.
+// failed is an error with a code, for a place at which there is no sealed text, or must not be one.
 func failed(code, format string, args ...any) error {
 	return fmt.Errorf("[%s] sealed secret: %w: %w", code, fmt.Errorf(format, args...), errdefs.ErrFailedPrecondition)
 }
@@ -80,8 +80,8 @@ func (b *batch) openVariable(ctx context.Context, x policy.Secret) error {
 }
 
 // openFile replaces the sealed text of a file by its secret. The file lies in a mount whose source the host has copied
-// into the guest. The container gets a copy of the source, in the guest's memory, with the secret in it: what the host
-// copies later does not reach this container, and other containers keep the sealed text.
+// into the guest. The container gets a copy of the source, in the guest's memory, with the secret in it. Later
+// updates of the source do not reach this container, and other containers keep the sealed text.
 func (b *batch) openFile(ctx context.Context, x policy.Secret) (err error) {
 	defer func() {
 		if err != nil {
@@ -213,7 +213,7 @@ func copyEntry(dir *os.File, name, to string, entries *int) error {
 		}
 	case unix.S_IFDIR:
 		err = copyDir(f, to, entries)
-	default: // what is no regular file is refused unopened
+	default: // Reopen refuses pipes, sockets and devices
 		err = copyFile(f, to)
 	}
 	if err == nil {

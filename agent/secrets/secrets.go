@@ -149,8 +149,7 @@ func addVariable(p *specs.Process, name string, secret []byte) error {
 	return nil
 }
 
-// checkVariable refuses what cannot be a variable: its value goes through JSON and a list of C strings, which keep text
-// alone.
+// checkVariable refuses a secret that is no text: a variable's value goes through JSON and a list of C strings.
 func checkVariable(name string, secret []byte) error {
 	why := ""
 	switch {
