@@ -214,18 +214,23 @@ func TestSealedTextsThatTheGuestRefuses(t *testing.T) {
 	const password = "kbs:///default/db/password"
 	vault := must(t)(s.SealVault(password))
 	envelope := must(t)(s.SealEnvelope("kbs:///default/kek/one", kek, []byte("in an envelope")))
+	flipped := vault[:len(vault)-5] + "AAAA" + vault[len(vault)-1:]
+	unsigned := sealed.Signer{InsecureUnsigned: true}
+	stranger := sealed.Signer{Key: s.Key, Kid: "kbs:///default/sealed/x"}
+	badKey := must(t)(s.SealEnvelope(password, kek, []byte("x")))
+	const absent = "kbs:///default/db/none"
 	for name, tc := range map[string]struct{ text, resource, code, want string }{
 		"a vault":              {vault, password, "", "canary"},
 		"an envelope":          {envelope, "kbs:///default/kek/one", "", "in an envelope"},
 		"a key of the policy":  {must(t)(own.SealVault(password)), password, "", "canary"},
 		"no sealed text":       {"plain", password, "malformed", "it is not sealed.HEADER"},
-		"a flipped byte":       {vault[:len(vault)-5] + "AAAA" + vault[len(vault)-1:], password, "signature", "is not that of"},
+		"flipped bytes":        {flipped, password, "signature", "is not that of"},
 		"another signer's":     {must(t)(other.SealVault(password)), password, "signature", "is not that of"},
-		"unsigned":             {must(t)(sealed.Signer{InsecureUnsigned: true}.SealVault(password)), password, "no-signer", "it is not signed"},
-		"another kid":          {must(t)(sealed.Signer{Key: s.Key, Kid: "kbs:///default/sealed/x"}.SealVault(password)), password, "no-signer", "is not one of"},
-		"of another place":     {must(t)(s.SealVault("default/db/root")), password, "moved", "only " + password + " may be opened here"},
-		"an absent resource":   {must(t)(s.SealVault("default/db/none")), "kbs:///default/db/none", "fetch", "kbs:///default/db/none: [denied]"},
-		"a key that is no key": {must(t)(s.SealEnvelope(password, kek, []byte("x"))), password, "decryption", "encrypted_key"},
+		"unsigned":             {must(t)(unsigned.SealVault(password)), password, "no-signer", "it is not signed"},
+		"another kid":          {must(t)(stranger.SealVault(password)), password, "no-signer", "is not one of"},
+		"of another place":     {must(t)(s.SealVault("default/db/root")), password, "moved", "only " + password + " may be"},
+		"an absent resource":   {must(t)(s.SealVault(absent)), absent, "fetch", absent + ": [denied]"},
+		"a key that is no key": {badKey, password, "decryption", "encrypted_key"},
 	} {
 		a := ask(wire.Request{Resource: tc.resource, Sealed: tc.text, Container: name})
 		got := string(a.Secret)

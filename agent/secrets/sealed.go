@@ -48,8 +48,8 @@ func (s *Store) unopened(env []string) error {
 	for _, v := range env {
 		name, value, _ := strings.Cut(v, "=")
 		if policy.HasSyntax(policy.TypeSealed, value) {
-			return failed("no-policy", "variable %.200q has a sealed text, and only a %s in the pod's initdata says what it may "+
-				"open", name, policy.FileName)
+			return failed("no-policy", "variable %.200q has a sealed text, and only a %s in the pod's initdata says what "+
+				"it may open", name, policy.FileName)
 		}
 	}
 	return nil

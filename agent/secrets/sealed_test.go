@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -124,15 +125,17 @@ func TestASealedTextThatIsNotOpened(t *testing.T) {
 	}{
 		"no variable":       {variable, "Y=sealed.ok", "", "[missing] sealed secret: variable X is not there"},
 		"an empty variable": {variable, "X=", "", "[missing] sealed secret: variable X is not there or is empty"},
-		"a wrong signature": {variable, "X=sealed.bad", "", "variable X: [signature] sealed secret: kbs:///a/b/c: it is wrong"},
-		"binary content":    {variable, "X=sealed.binary", "", "no UTF-8 text"},
-		"no mount":          {file, "", "", "[missing] sealed secret: no mount of the container has it"},
-		"no file":           {file, "", volume(t, nil), "[missing] sealed secret: the host has not brought it"},
-		"an empty file":     {file, "", volume(t, map[string]string{"password": ""}), "[missing] sealed secret: it is empty"},
+		"a wrong signature": {
+			variable, "X=sealed.bad", "", "variable X: [signature] sealed secret: kbs:///a/b/c: it is wrong",
+		},
+		"binary content": {variable, "X=sealed.binary", "", "no UTF-8 text"},
+		"no mount":       {file, "", "", "[missing] sealed secret: no mount of the container has it"},
+		"no file":        {file, "", volume(t, nil), "[missing] sealed secret: the host has not brought it"},
+		"an empty file":  {file, "", volume(t, map[string]string{"password": ""}), "[missing] sealed secret: it is empty"},
 		"a file whose text is wrong": {
 			file, "", volume(t, map[string]string{"password": "sealed.bad"}), "file /s/password: [signature]",
 		},
-		"a link out of the mount": {file, "", escaping, "[missing] sealed secret: the host has brought a link that leads out"},
+		"a link out of the mount": {file, "", escaping, "the host has brought a link that leads out of the mount"},
 		"a pipe":                  {file, "", pipe, "is not a regular file"},
 	} {
 		s, _ := store(t, "ok", map[string][]policy.Secret{"c": {tc.secret}})
@@ -159,7 +162,7 @@ func TestASealedTextThatIsNotOpened(t *testing.T) {
 func TestTheCopyOfAMountIsBounded(t *testing.T) {
 	dir := t.TempDir()
 	for i := range maxEntries {
-		if err := os.Symlink("x", filepath.Join(dir, "l"+string(rune('a'+i%26))+strings.Repeat("x", i/26%200)+strings.Repeat("y", i/5200))); err != nil {
+		if err := os.Symlink("x", filepath.Join(dir, strconv.Itoa(i))); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -14,8 +14,8 @@ import (
 	"github.com/coco-shim/coco/policy/compare"
 )
 
-// sealedTexts are the copied files that hold sealed texts, by tree and path in it, "TREE/PATH". In a pod with sealed secrets a container
-// gets no such file that its secrets do not name: its program would take the text for the secret.
+// sealedTexts are the copied files that hold sealed texts, by tree and path in it, "TREE/PATH". In a pod with sealed
+// secrets a container gets no such file that its secrets do not name: its program would take the text for the secret.
 type sealedTexts map[string]bool
 
 // maxSealedTexts bounds the files that are noted.

@@ -59,7 +59,7 @@ func TestSealedTextsOfVariables(t *testing.T) {
 	for name, tc := range map[string]struct{ variable, value, want string }{
 		"the text":                       {"PASSWORD", sealedText, ""},
 		"another text":                   {"PASSWORD", sealedText + "A", ""},
-		"plain text":                     {"PASSWORD", "canary", "expected a text of type sealed, got another text of 6 bytes"},
+		"plain text":                     {"PASSWORD", "canary", "a text of type sealed, got another text of 6 bytes"},
 		"none":                           {"PASSWORD", "", "expected a text of type sealed, got none"},
 		"the text in a variable of any":  {"ANY", sealedText, "expected no sealed text"},
 		"the text in a further variable": {"MORE", sealedText, "expected none, got a text of"},
@@ -159,7 +159,9 @@ func TestWhereAContainerSeesAFile(t *testing.T) {
 		return policy.Mount{Destination: dst, Source: policy.Source{Volume: &policy.Use{Name: volume, SubPath: sub}}}
 	}
 	p := &policy.Policy{Volumes: []policy.Volume{
-		{Name: "v", Content: &policy.Content{}}, {Name: "w", Content: &policy.Content{}}, {Name: "d", Kind: policy.VolumeDisk},
+		{Name: "v", Content: &policy.Content{}},
+		{Name: "w", Content: &policy.Content{}},
+		{Name: "d", Kind: policy.VolumeDisk},
 	}}
 	places := map[string]string{"v": "/files/sandbox-v", "w": "/files/sandbox-w", "d": "/storage/sandbox-v"}
 	for name, tc := range map[string]struct {

@@ -166,12 +166,12 @@ func (b *keyBroker) initdata(t *testing.T, p *policy.Policy, head string) (text,
 var showSecrets = []string{
 	"sh", "-c", `cat /run/secrets/password; stat -c '%a %u' /run/secrets/password; echo "$DB_USER"; ` +
 		`grep -c ' /run/secrets/password .* tmpfs ' /proc/self/mountinfo; ` +
-		`echo "$SEALED"; cat /etc/sealed/token; stat -c '%a %u' /etc/sealed/token; cut -c1-7 /etc/sealed/other; ` +
+		`echo "$SEALED"; cat /etc/sealed/token; stat -c '%a %u' /etc/sealed/token; cat /etc/sealed/other; ` +
 		`grep -c ' /etc/sealed .* tmpfs ' /proc/self/mountinfo`,
 }
 
 // seen is what showSecrets prints.
-const seen = "correct horse\n440 0\nalice\n1\nbattery\nstaple\n440 0\nsealed.\n1\n"
+const seen = "correct horse\n440 0\nalice\n1\nbattery\nstaple\n440 0\nplain\n1\n"
 
 // sealedPod has the sealed texts that the host brings to a pod: one in a variable, and a directory with files.
 type sealedPod struct {
@@ -208,7 +208,7 @@ func (s *sealedPod) stored(t *testing.T, b *keyBroker) {
 func (s *sealedPod) flags(t *testing.T) []string {
 	t.Helper()
 	files := t.TempDir()
-	for name, text := range map[string]string{"token": s.file, "other": s.variable} {
+	for name, text := range map[string]string{"token": s.file, "other": "plain\n"} {
 		write(t, filepath.Join(files, name), text)
 		if err := os.Chmod(filepath.Join(files, name), 0o440); err != nil {
 			t.Fatal(err)
