@@ -237,10 +237,11 @@ var edges = Edges{
 	},
 	"cmd/coco/internal/secret": {"attestation/sealed", "cmd/coco/internal/cli", "cmd/coco/internal/show"},
 	"cmd/coco/internal/policy": {
-		"api/contract", "attestation/sealed", "cmd/coco/internal/cli", "cmd/coco/internal/measure",
-		"cmd/coco/internal/pods", "cmd/coco/internal/progress", "cmd/coco/internal/show", "configs", "image/resolve",
+		"api/contract", "cmd/coco/internal/cli", "cmd/coco/internal/measure", "cmd/coco/internal/pods",
+		"cmd/coco/internal/progress", "cmd/coco/internal/show", "cmd/coco/internal/signer", "configs", "image/resolve",
 		"internal/initdata", "policy/...", "trust/config",
 	},
+	"cmd/coco/internal/signer":   {"attestation/sealed", "policy"},
 	"cmd/coco/internal/progress": {},
 	"cmd/coco/internal/measure": {
 		"api/contract", "cmd/coco/internal/measure/...", "configs", "hypervisor", "hypervisor/qemu/...",

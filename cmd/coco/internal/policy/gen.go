@@ -19,6 +19,7 @@ import (
 	"github.com/coco-shim/coco/cmd/coco/internal/cli"
 	"github.com/coco-shim/coco/cmd/coco/internal/progress"
 	"github.com/coco-shim/coco/cmd/coco/internal/show"
+	"github.com/coco-shim/coco/cmd/coco/internal/signer"
 	"github.com/coco-shim/coco/image/resolve"
 	"github.com/coco-shim/coco/internal/initdata"
 	"github.com/coco-shim/coco/policy"
@@ -105,7 +106,7 @@ func (o *genOptions) flags(cmd *cobra.Command) {
 		"CONTAINER=kbs:///REPOSITORY/TYPE/TAG,file=PATH[,mode=OCTAL] or …,env=NAME: a secret of the key broker that the\n"+
 			"agent gets before it creates the container; the broker is named by --initdata (aa.toml); may be repeated.\n"+
 			"…,file=PATH,sealed or …,env=NAME,sealed: the manifest has a sealed text there, which may open this secret alone")
-	f.Var(signers{&o.Sealed}, "signer",
+	f.Var(signer.Flag{Of: &o.Sealed}, "signer",
 		"whose sealed texts are opened: kbs:///REPOSITORY/TYPE/TAG where the key broker has the public key, or a file with\n"+
 			"it (JWK with a kid); may be repeated")
 	f.Var(workload{&o.Workload}, "workload",
@@ -240,7 +241,7 @@ func (o *genOptions) filters() error {
 // results makes the policy of each workload.
 func (o *genOptions) results(cmd *cobra.Command, set *manifest.Set) ([]*result, error) {
 	if err := errors.Join(checkContainers("--secret", o.Secrets, set.Workloads),
-		checkContainers("--workload", o.Workload.Containers, set.Workloads), checkSigners(o.Options)); err != nil {
+		checkContainers("--workload", o.Workload.Containers, set.Workloads), signer.Check(o.Secrets, o.Sealed)); err != nil {
 		return nil, err
 	}
 	finder, err := o.finder()

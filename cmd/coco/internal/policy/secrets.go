@@ -4,16 +4,12 @@
 package policy
 
 import (
-	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 
-	"github.com/coco-shim/coco/attestation/sealed"
 	"github.com/coco-shim/coco/internal/initdata"
 	"github.com/coco-shim/coco/policy"
-	"github.com/coco-shim/coco/policy/gen"
 	"github.com/coco-shim/coco/policy/gen/manifest"
 	"github.com/coco-shim/coco/trust/config"
 )
@@ -52,54 +48,6 @@ func (s secrets) Set(text string) error {
 		*s.of = map[string][]policy.Secret{}
 	}
 	(*s.of)[container] = append((*s.of)[container], x)
-	return nil
-}
-
-// signers is the value of --signer.
-type signers struct{ of *policy.Sealed }
-
-// String is the default: none.
-func (signers) String() string { return "" }
-
-// Type is shown in the help.
-func (signers) Type() string { return "signer" }
-
-// Set adds a signer: by the resource of the key broker that has the key, or by a file with the key. The policy's own
-// checks follow when the policy is there.
-func (s signers) Set(text string) error {
-	x := policy.Signer{Kid: text}
-	if !strings.HasPrefix(text, "kbs:") {
-		b, err := os.ReadFile(text)
-		if err != nil {
-			return err
-		}
-		key, err := sealed.ReadPublicJWK(b)
-		if err != nil {
-			return fmt.Errorf("%s: %w", text, err)
-		}
-		if x = (policy.Signer{Kid: key.Kid, X: key.X, Y: key.Y}); x.Kid == "" {
-			return fmt.Errorf("%s: the key has no kid, by which sealed texts name it", text)
-		}
-		if strings.HasPrefix(x.Kid, "kbs:") {
-			x.X, x.Y = "", "" // the broker has it
-		}
-	}
-	s.of.Signers = append(s.of.Signers, x)
-	return nil
-}
-
-// checkSigners refuses signers without a sealed secret, and the other way round.
-func checkSigners(o gen.Options) error {
-	sealed := false
-	for _, list := range o.Secrets {
-		sealed = sealed || slices.ContainsFunc(list, func(s policy.Secret) bool { return s.Sealed })
-	}
-	switch {
-	case sealed && len(o.Sealed.Signers) == 0:
-		return errors.New("--secret …,sealed needs --signer: whose sealed texts are opened")
-	case !sealed && len(o.Sealed.Signers) > 0:
-		return errors.New("--signer is for sealed secrets, and no --secret has the word sealed")
-	}
 	return nil
 }
 
