@@ -157,8 +157,8 @@ func (m *machine) plugNIC(ctx context.Context, n hypervisor.NIC) (path string, e
 	defer u.RunOnError(&err)
 	port, err := m.ports.take(n.ID)
 	if err != nil {
-		return "", fmt.Errorf("%w: hypervisor.hotplug_ports is %d, raise it or connect the network before the pod starts: %w",
-			err, m.Spec.HotplugPorts, errdefs.ErrFailedPrecondition)
+		return "", fmt.Errorf("%w: raise hypervisor.hotplug_ports, or connect the network before the pod starts: %w",
+			err, errdefs.ErrFailedPrecondition)
 	}
 	u.Push("free its port", func(context.Context) error { m.ports.free(port); return nil })
 	names := ""

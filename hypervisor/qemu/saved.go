@@ -67,9 +67,13 @@ func fileOf(st unix.Stat_t) file {
 	return file{st.Dev, st.Ino, st.Size, st.Mtim.Nano(), st.Ctim.Nano()}
 }
 
-// bare is the VM without what a pod adds to it. Its id is that of the pod.
+// bare is the VM without what a pod adds to it. Its id is that of the pod. It has one port more: the interface, which
+// a VM that boots has from the beginning, takes one, and as many are to be left for interfaces that come later.
 func bare(spec hypervisor.VMSpec) hypervisor.VMSpec {
 	spec.Blocks, spec.NICs = nil, nil
+	if spec.HotplugPorts > 0 {
+		spec.HotplugPorts = min(spec.HotplugPorts+1, maxPorts)
+	}
 	spec.Boot.Cmdline += " " + contract.ParamTemplate
 	return spec
 }

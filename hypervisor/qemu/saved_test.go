@@ -138,3 +138,13 @@ func TestVMsThatStartFromNoTemplate(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A VM of a template has a port more than one that boots: the pod's interface takes one.
+func TestAVMOfATemplateHasRoomForItsInterface(t *testing.T) {
+	for ports, want := range map[int]int{0: 0, 1: 2, 3: 4, maxPorts: maxPorts} {
+		if got := bare(hypervisor.VMSpec{HotplugPorts: ports, NICs: make([]hypervisor.NIC, 1)}); got.HotplugPorts != want ||
+			len(got.NICs) > 0 {
+			t.Errorf("of %d ports: %d, and %d interfaces; want %d, and none", ports, got.HotplugPorts, len(got.NICs), want)
+		}
+	}
+}
