@@ -32,8 +32,8 @@ import (
 const (
 	maxTemplates      = 8
 	maxTemplateBytes  = 2 << 30
-	maxTemplateAge    = 24 * time.Hour // for which siblings share the layout of their kernel's memory
-	minTemplateFree   = 320 << 20      // of the tmpfs, before one is made
+	maxTemplateAge    = 8 * time.Minute // a guest begins with the template's clock, which its host may move by ten minutes
+	minTemplateFree   = 320 << 20       // of the tmpfs, before one is made
 	templateRetry     = 10 * time.Minute
 	templateProcesses = 256 // threads of the VMM, as for a pod
 )
