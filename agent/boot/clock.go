@@ -20,11 +20,13 @@ var unset = time.Date(2025, time.January, 1, 0, 0, 0, 0, time.UTC)
 
 // Clock is the guest's wall clock as the host may set it.
 type Clock struct {
-	base time.Time // the wall clock's reading when the machine started, as it was before the host's first word
+	base time.Time     // the wall clock's reading when the machine started, as it was before the host's first word
+	late time.Duration // by which the first setting may put the clock forward, beside the window
 }
 
-// NewClock reads the clock. Every later change of it counts against the window.
-func NewClock() *Clock { return &Clock{time.Now().Add(-uptime()).Round(0)} }
+// NewClock reads the clock. Every later change of it counts against the window. late is how long the guest may have
+// been saved, with its clock standing still: contract.TemplateAge for a template, else 0.
+func NewClock(late time.Duration) *Clock { return &Clock{time.Now().Add(-uptime()).Round(0), late} }
 
 // uptime is the time since the machine started, which cannot be set.
 func uptime() time.Duration {
@@ -42,13 +44,18 @@ func (c *Clock) Set(sec, usec int64) error {
 }
 
 // check admits times near the reading of a clock that was never changed since NewClock. A clock that was
-// never set, on a machine without one of its own, may be set forward.
+// never set, on a machine without one of its own, may be set forward; so may, once, that of a guest that was saved.
 func (c *Clock) check(sec, usec int64, up time.Duration) error {
 	if err := inRange(sec, usec); err != nil {
 		return err
 	}
 	to := time.Unix(sec, usec*int64(time.Microsecond)).UTC()
 	if c.base.Before(unset) && to.After(unset) {
+		c.base = to.Add(-up)
+	}
+	late := c.late
+	c.late = 0
+	if by := to.Sub(c.base.Add(up)); by > ClockWindow && by <= late+ClockWindow {
 		c.base = to.Add(-up)
 	}
 	if by := to.Sub(c.base.Add(up)); by.Abs() > ClockWindow {

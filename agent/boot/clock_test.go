@@ -20,7 +20,7 @@ import (
 // where the clock would be by itself.
 func TestTheClockStaysInItsWindow(t *testing.T) {
 	base := time.Date(2026, time.November, 30, 12, 0, 0, 0, time.UTC)
-	c := &Clock{base}
+	c := &Clock{base: base}
 	for _, tc := range []struct {
 		up, by time.Duration
 		ok     bool
@@ -54,7 +54,7 @@ func TestTheClockStaysInItsWindow(t *testing.T) {
 
 // TestAClockThatWasNeverSet can be set once, and is one like any other from then on.
 func TestAClockThatWasNeverSet(t *testing.T) {
-	c := &Clock{time.Unix(0, 0)}
+	c := &Clock{base: time.Unix(0, 0)}
 	now := time.Date(2026, time.November, 30, 12, 0, 0, 0, time.UTC)
 	if err := c.check(now.Unix(), 0, time.Minute); err != nil {
 		t.Error(err)
@@ -65,7 +65,7 @@ func TestAClockThatWasNeverSet(t *testing.T) {
 }
 
 func TestNewClockReadsTheClock(t *testing.T) {
-	c := NewClock()
+	c := NewClock(0)
 	now := time.Now()
 	if d := now.Sub(c.base.Add(uptime())).Abs(); d > time.Minute {
 		t.Errorf("the clock is %v from what it reads", d)
@@ -89,6 +89,33 @@ func TestEntropyIsNotCredited(t *testing.T) {
 	for _, bad := range [][]byte{nil, make([]byte, maxSeed+1)} {
 		if err := addEntropy(f, bad); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%d bytes = %v", len(bad), err)
+		}
+	}
+}
+
+// TestTheClockOfASavedGuest follows the host's once, by as much as the guest may have been saved; then it is one like
+// any other.
+func TestTheClockOfASavedGuest(t *testing.T) {
+	base := time.Date(2026, time.November, 30, 12, 0, 0, 0, time.UTC)
+	const up, late = 3 * time.Second, 24 * time.Hour
+	for _, tc := range []struct {
+		first, second time.Duration // by which the host moves the clock, from where it would be by itself
+		ok, ok2       bool
+	}{
+		{23 * time.Hour, 23*time.Hour + ClockWindow, true, true},
+		{23 * time.Hour, 23*time.Hour + ClockWindow + time.Second, true, false},
+		{23 * time.Hour, 0, true, false},
+		{time.Minute, 23 * time.Hour, true, false},
+		{-time.Hour, 23 * time.Hour, false, false},
+		{late + ClockWindow, late, true, true},
+		{late + ClockWindow + time.Second, 0, false, true},
+	} {
+		c := &Clock{base, late}
+		for i, by := range []time.Duration{tc.first, tc.second} {
+			err := c.check(base.Add(up+by).Unix(), 0, up)
+			if want := []bool{tc.ok, tc.ok2}[i]; (err == nil) != want {
+				t.Errorf("moved by %v and then by %v: setting %d: %v", tc.first, tc.second, i+1, err)
+			}
 		}
 	}
 }

@@ -31,6 +31,10 @@ const (
 	// parameter, and the platform's report has the digest.
 	ParamInitdata = "agent.initdata"
 	// ParamTemplate has the agent finish the boot, with all modules that it may need later, before it opens the
-	// channel: the guest is saved then, and VMs start from what was saved. The driver adds it.
+	// channel: the guest is saved then, and VMs start from what was saved. The driver adds it. Outside a TEE the host
+	// may put the guest's clock forward once by as much as TemplateAge.
 	ParamTemplate = "agent.template"
 )
+
+// TemplateAge is the age up to which a saved guest is used, in seconds.
+const TemplateAge = 24 * 60 * 60

@@ -41,6 +41,7 @@ var words = map[string]string{
 	"UpperWord":           "^Word$",
 	"GreetingOK":          "^answer$",
 	"GreetingFull":        "^answer$",
+	"TemplateAge":         "(?i)age$|^late$",
 
 	"SectionBoot":   sectionNames,
 	"SectionRootfs": sectionNames,

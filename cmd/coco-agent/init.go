@@ -31,8 +31,8 @@ import (
 	"github.com/coco-shim/coco/agent/trust"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/initdata"
-	"github.com/coco-shim/coco/policy/decisions"
 	"github.com/coco-shim/coco/internal/version"
+	"github.com/coco-shim/coco/policy/decisions"
 	"github.com/coco-shim/coco/trust/wire"
 )
 
@@ -253,7 +253,7 @@ func newGuest(mods *boot.Loader, log *slog.Logger, closed bool, owner found) (*g
 		Modules:    mods,
 		OOM:        g.oom,
 		Secrets:    g.provisions,
-		System:     machine{&nspace.Maker{Dir: nsDir, Reaper: g.reaper}, boot.NewClock()},
+		System:     machine{&nspace.Maker{Dir: nsDir, Reaper: g.reaper}, boot.NewClock(standstill())},
 		CgroupRoot: boot.CgroupRoot,
 
 		Policy:       decides,
@@ -283,6 +283,14 @@ func findRuntime() string {
 		}
 	}
 	return runtimes[0] // its absence is reported by the first container
+}
+
+// standstill is how long the clock may have stood still, because the guest was saved. Memory of a TEE cannot be saved.
+func standstill() time.Duration {
+	if _, template := boot.KernelParam(contract.ParamTemplate); template && !boot.Confidential("/") {
+		return contract.TemplateAge * time.Second
+	}
+	return 0
 }
 
 // run serves while the rest of the boot goes on beside it. In a template the boot ends first, since the guest is saved

@@ -131,7 +131,7 @@ var edges = Edges{
 		"hypervisor", "hypervisor/jail", "hypervisor/launch", "hypervisor/qemu", "hypervisor/clh", "hypervisor/virtiofsd",
 		"hypervisor/swtpm",
 		"hypervisor/qemu/template", "hypervisor/vmm", "virtcontainers/users", "network", "network/localhost",
-		"network/nameserver", "network/netns", "configs", "internal/...",
+		"network/nameserver", "network/netns", "configs", "api/contract", "internal/...",
 	},
 	"shim": {
 		"api/containerd",

@@ -4,11 +4,13 @@
 package integration
 
 import (
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/tests/harness"
 )
 
@@ -16,6 +18,10 @@ import (
 func TestLogsExecAndInspect(t *testing.T) {
 	d := daemon(t, primary)
 	noLeaks(t)
+	begun := "begun from boot"
+	if os.Getenv(harness.EnvTemplate) == configs.TemplatePrivate {
+		begun = "begun from template"
+	}
 	id := newID(t)
 	must(t, d, "run", "-d", "--runtime", harness.Runtime, "--env", "COLOUR=blue", "--log-uri",
 		"file://"+filepath.Join(t.TempDir(), "log"), harness.Image, id, "sh", "-c", "echo to-log; exec sleep 1000")
@@ -28,7 +34,7 @@ func TestLogsExecAndInspect(t *testing.T) {
 		{"logs " + id, "", []string{"to-log\n"}, 0},
 		{"exec -i " + id + " -- cat", "through the guest\n", []string{"through the guest\n"}, 0},
 		{"exec " + id + " -- sh -c 'echo $COLOUR; echo no >&2; exit 7'", "", []string{"blue\n", "no\n", "status 7"}, 7},
-		{"inspect " + id, "", []string{"policy digest none", "begun from", "guest answers"}, 0},
+		{"inspect " + id, "", []string{"policy digest none", begun, "guest answers"}, 0},
 	} {
 		cmd := exec.CommandContext(t.Context(), "sh", "-c", filepath.Join(harness.Prefix(), "bin", "coco")+" "+c.args)
 		cmd.Stdin = strings.NewReader(c.in)

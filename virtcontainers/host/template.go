@@ -15,6 +15,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/hypervisor/qemu"
@@ -32,8 +33,8 @@ import (
 const (
 	maxTemplates      = 8
 	maxTemplateBytes  = 2 << 30
-	maxTemplateAge    = 8 * time.Minute // a guest begins with the template's clock, which its host may move by ten minutes
-	minTemplateFree   = 320 << 20       // of the tmpfs, before one is made
+	maxTemplateAge    = contract.TemplateAge * time.Second // for which siblings share the layout of their kernel's memory
+	minTemplateFree   = 320 << 20                          // of the tmpfs, before one is made
 	templateRetry     = 10 * time.Minute
 	templateProcesses = 256 // threads of the VMM, as for a pod
 )

@@ -27,7 +27,7 @@ func Command() *cobra.Command {
 		Long: "A template is a guest that has booted and waits for its first request. With runtime.template = \"private\"\n" +
 			"(the default with QEMU on platform \"none\") a pod whose VM would be the same starts from a copy of it, in a\n" +
 			"fraction of the time of a boot. The first start of a kind has its template made in the background.\n" +
-			"Templates are in memory, below runtime.state_dir, until the node restarts or they are 8 minutes old.",
+			"Templates are in memory, below runtime.state_dir, until the node restarts or they are a day old.",
 	}
 	cmd.AddCommand(buildCommand(), listCommand(), removeCommand(), backgroundCommand())
 	return cmd
