@@ -55,8 +55,12 @@ func (s *Store) unopened(env []string) error {
 	return nil
 }
 
-// open has coco-trust open a sealed text.
+// open has coco-trust open a sealed text. A request without a text would ask for the resource itself, which nobody has
+// signed.
 func (b *batch) open(ctx context.Context, x policy.Secret, text string) ([]byte, error) {
+	if text == "" {
+		return nil, failed(missing, "it is empty")
+	}
 	return b.get(ctx, wire.Request{Resource: x.Resource, Sealed: text, Container: b.id})
 }
 
@@ -108,9 +112,6 @@ func (b *batch) openFile(ctx context.Context, x policy.Secret) (err error) {
 	text, err := io.ReadAll(io.LimitReader(f, maxSealed+1))
 	if err != nil {
 		return err
-	}
-	if len(text) == 0 {
-		return failed(missing, "it is empty")
 	}
 	secret, err := b.open(ctx, x, strings.TrimSuffix(string(text), "\n"))
 	if err != nil {

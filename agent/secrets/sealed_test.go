@@ -132,6 +132,9 @@ func TestASealedTextThatIsNotOpened(t *testing.T) {
 		"no mount":       {file, "", "", "[missing] sealed secret: no mount of the container has it"},
 		"no file":        {file, "", volume(t, nil), "[missing] sealed secret: the host has not brought it"},
 		"an empty file":  {file, "", volume(t, map[string]string{"password": ""}), "[missing] sealed secret: it is empty"},
+		"a file with a line's end alone": {
+			file, "", volume(t, map[string]string{"password": "\n"}), "[missing] sealed secret: it is empty",
+		},
 		"a file whose text is wrong": {
 			file, "", volume(t, map[string]string{"password": "sealed.bad"}), "file /s/password: [signature]",
 		},
