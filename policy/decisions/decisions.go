@@ -10,6 +10,7 @@ package decisions
 
 import (
 	"encoding/json"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,12 +19,16 @@ import (
 )
 
 const (
-	// Most bounds the log in bytes of text; the oldest lines go first.
+	// Most bounds the log in bytes of text. Denials and allowed requests have half of it each; of each the oldest lines
+	// go first.
 	Most = 128 << 10
 	// maxText bounds a denial, and maxID an id in a line.
 	maxText, maxID = 1 << 10, 128
 	// numbers is room for the numbers of a line.
 	numbers = 64
+	// share bounds the lines of each verdict: a quarter, since escapes of JSON may double a text. So requests that are
+	// allowed for ever, such as those of probes, push no denial out.
+	share = Most / 4
 	// recent is how many of the last lines a repeated decision is looked for in.
 	recent = 8
 )
@@ -47,12 +52,14 @@ func (a about) size() int {
 	return len(a.Kind) + len(a.Container) + len(a.Exec) + len(a.Denied) + numbers
 }
 
+func (a about) denied() bool { return a.Denied != "" }
+
 // Log has the last decisions. A nil log keeps none. Its methods may be called at the same time.
 type Log struct {
 	mu    sync.Mutex
-	lines []Decision // guarded by mu; the oldest first
-	bytes int        // guarded by mu; of lines
-	n     uint64     // guarded by mu; of all decisions
+	lines []Decision   // guarded by mu; the oldest first
+	bytes map[bool]int // guarded by mu; of lines, of denials (true) and of the others
+	n     uint64       // guarded by mu; of all decisions
 }
 
 // Note adds a decision about a call; denied is nil if it was allowed.
@@ -60,7 +67,7 @@ func (l *Log) Note(kind, container, exec string, denied error) {
 	if l == nil {
 		return
 	}
-	a := about{Kind: kind, Container: words.Line(container, maxID), Exec: words.Line(exec, maxID)}
+	a := about{Kind: words.Line(kind, maxID), Container: words.Line(container, maxID), Exec: words.Line(exec, maxID)}
 	if denied != nil {
 		a.Denied = words.Line(denied.Error(), maxText)
 	}
@@ -73,14 +80,15 @@ func (l *Log) Note(kind, container, exec string, denied error) {
 			return
 		}
 	}
-	l.lines, l.bytes = append(l.lines, Decision{N: l.n, Times: 1, about: a}), l.bytes+a.size()
-	gone := 0
-	for l.bytes > Most/2 { // escapes of JSON may double a text
-		l.bytes -= l.lines[gone].size()
-		gone++
+	if l.bytes == nil {
+		l.bytes = map[bool]int{}
 	}
-	if gone > 0 {
-		l.lines = append([]Decision(nil), l.lines[gone:]...)
+	l.lines = append(l.lines, Decision{N: l.n, Times: 1, about: a})
+	l.bytes[a.denied()] += a.size()
+	for l.bytes[a.denied()] > share {
+		i := slices.IndexFunc(l.lines, func(d Decision) bool { return d.denied() == a.denied() })
+		l.bytes[a.denied()] -= l.lines[i].size()
+		l.lines = slices.Delete(l.lines, i, i+1)
 	}
 }
 
@@ -108,7 +116,7 @@ func (d Decision) String() string {
 		s += " " + d.Exec
 	}
 	verdict := "allowed"
-	if d.Denied != "" {
+	if d.denied() {
 		verdict = d.Denied
 	}
 	if d.Times > 1 {
@@ -117,12 +125,17 @@ func (d Decision) String() string {
 	return s + ": " + verdict
 }
 
-// Parse reads what Text has written. It comes from a guest, so nothing is taken for granted.
+// Parse reads what Text has written. It comes from a guest, so texts are bounded and cleaned of characters that do not
+// print.
 func Parse(text string) (out []Decision, err error) {
 	for line := range strings.Lines(text) {
 		var d Decision
 		if err := json.Unmarshal([]byte(line), &d); err != nil {
 			return nil, err
+		}
+		d.about = about{
+			Kind: words.Line(d.Kind, maxID), Container: words.Line(d.Container, maxID), Exec: words.Line(d.Exec, maxID),
+			Denied: words.Line(d.Denied, maxText),
 		}
 		out = append(out, d)
 	}

@@ -63,3 +63,35 @@ func TestTheLogIsBounded(t *testing.T) {
 		t.Error("half a line is a decision")
 	}
 }
+
+// TestAGuestCannotMoveTheCursor: a guest that was taken over may write anything into the log, escapes of JSON too.
+func TestAGuestCannotMoveTheCursor(t *testing.T) {
+	const odd = `x\u001b[2Jy`
+	list, err := Parse(`{"n":1,"times":1,"kind":"` + odd + `","container":"` + odd + `","exec":"e` + odd + `","denied":"` +
+		odd + `"}`)
+	if err != nil || len(list) != 1 {
+		t.Fatal(list, err)
+	}
+	if got, want := list[0].String(), "1 x?[2Jy x?[2Jy ex?[2Jy: x?[2Jy"; got != want {
+		t.Errorf("it is printed as %q, want %q", got, want)
+	}
+}
+
+// TestAllowedRequestsPushNoDenialOut: probes make new ids for ever.
+func TestAllowedRequestsPushNoDenialOut(t *testing.T) {
+	l := &Log{}
+	l.Note("CreateContainer", "first", "", errors.New("denied"))
+	for i := range 5000 {
+		l.Note("ExecProcess", "c", fmt.Sprint("probe", i), nil)
+	}
+	got := read(t, l)
+	if got[0] != "1 CreateContainer first: denied" || got[len(got)-1] != "5001 ExecProcess c probe4999: allowed" {
+		t.Errorf("of %d lines the first is %q, the last %q", len(got), got[0], got[len(got)-1])
+	}
+	for i := range 5000 {
+		l.Note("ExecProcess", "c", fmt.Sprint("stranger", i), errors.New("denied"))
+	}
+	if got = read(t, l); !slices.Contains(got, "5001 ExecProcess c probe4999: allowed") {
+		t.Error("denials have pushed the last allowed request out")
+	}
+}
