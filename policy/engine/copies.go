@@ -94,8 +94,8 @@ func candidates(p *policy.Policy, top string) []*policy.Content {
 			if m.Source.Copy == nil {
 				continue
 			}
-			id, _, found := strings.Cut(top, "-"+ident.Hash16(path.Clean(m.Destination))+"-")
-			if found && path.Base(request.GuestCopy(id, m.Destination)) == top {
+			end := strings.LastIndex(top, "-"+ident.Hash16(path.Clean(m.Destination))+"-") // an id may have the same in it
+			if end >= 0 && path.Base(request.GuestCopy(top[:end], m.Destination)) == top {
 				out = append(out, m.Source.Copy)
 			}
 		}

@@ -11,6 +11,7 @@ import (
 
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/internal/ident"
 	"github.com/coco-shim/coco/plan/request"
 	"github.com/coco-shim/coco/policy"
 	"github.com/coco-shim/coco/policy/compare"
@@ -83,6 +84,24 @@ func TestPinnedContent(t *testing.T) {
 				t.Errorf("later, the owner's text: %v", err)
 			}
 		}
+	}
+}
+
+// TestPinnedContentUnderAnIDThatLooksLikeAPlace: the id of a container may look like the name of a copy's place.
+func TestPinnedContentUnderAnIDThatLooksLikeAPlace(t *testing.T) {
+	p := one(t)
+	p.policy.Pod.Copy = true
+	p.policy.Containers[0].Mounts[2].Source.Copy = &policy.Content{Rule: policy.ContentDigest} // no file at all
+	if err := p.policy.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	id := "x-" + ident.Hash16("/etc/hosts") + "-y"
+	e, m := p.until(t, 0, false), again(t, p.creates[0], id)
+	if err := call(e, "CopyFile", file(request.GuestCopy(id, "/etc/hosts")+"/..2026/more", "x")); err != nil {
+		t.Fatal(err)
+	}
+	if err := call(e, "CreateContainer", m); code(err) != compare.Content {
+		t.Errorf("with a file that the policy does not have: %v", err)
 	}
 }
 
