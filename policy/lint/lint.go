@@ -67,7 +67,8 @@ func (f *findings) pod(p *policy.Pod) {
 		f.warn("pod", "sealed.insecureUnsigned is open: sealed texts need no signature, so the host writes its own")
 	}
 	if p.Debug {
-		f.warn("pod", "debug is open: the host can run containers of its own beside the pod's")
+		f.warn("pod", "debug is open: the host can run containers of its own with any capabilities, and so read the pod's "+
+			"memory and secrets")
 	}
 	if p.Stats {
 		f.note("pod", "stats is open: the host reads statistics and the log of decisions")
