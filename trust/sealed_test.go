@@ -181,10 +181,10 @@ func TestTwentySealedVariablesCostOneAttestation(t *testing.T) {
 	// A new key of the signer counts from the next container on.
 	s, b.resources["default/sealed/signer"] = signer(t, signerKid)
 	text := must(t)(s.SealVault("default/db/s0"))
-	for container, want := range map[string]string{"c": "signature", "d": ""} {
-		a := ask(wire.Request{Resource: "kbs:///default/db/s0", Sealed: text, Container: container})
-		if code := codeOf(a); code != want {
-			t.Errorf("container %s: %v, want code %q", container, a.Error, want)
+	for _, tc := range []struct{ container, want string }{{"c", "signature"}, {"d", ""}} {
+		a := ask(wire.Request{Resource: "kbs:///default/db/s0", Sealed: text, Container: tc.container})
+		if code := codeOf(a); code != tc.want {
+			t.Errorf("container %s: %v, want code %q", tc.container, a.Error, tc.want)
 		}
 	}
 }
