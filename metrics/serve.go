@@ -85,7 +85,7 @@ func Get(ctx context.Context, socket string) (string, error) {
 	return text, nil
 }
 
-// GetPage reads a page that Serve offers at a unix socket. What the page's Text has returned as an error is the error.
+// GetPage reads a page that Serve offers at a unix socket. An error of the page's Text is returned as an error.
 func GetPage(ctx context.Context, socket, path string) (string, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", socket)

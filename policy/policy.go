@@ -52,7 +52,7 @@ type Pod struct {
 	PortForward []uint16 `json:"portForward,omitempty"`
 	// WorkloadPort is the TCP port of the guest's loopback address on which containers reach the workload API; 0: none.
 	WorkloadPort uint16 `json:"workloadPort,omitempty"`
-	// Sealed says whose sealed secrets the guest opens.
+	// Sealed has the signers of the sealed secrets that the guest opens.
 	Sealed Sealed `json:"sealed,omitzero"`
 	Copy   bool   `json:"copy,omitempty"`  // files may be copied to places that no mount of the policy names
 	Debug  bool   `json:"debug,omitempty"` // containers may be added that the policy does not declare

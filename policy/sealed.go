@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// Sealed says by whom sealed secrets of the pod have to be signed. The zero value accepts nobody's.
+// Sealed has the signers of the sealed secrets that the guest opens. The zero value opens none.
 type Sealed struct {
 	Signers []Signer `json:"signers,omitempty"`
 	// InsecureUnsigned accepts texts without a signature. The host can then write them itself: a vault of the
@@ -84,7 +84,7 @@ func (p *Policy) sealedProblems() (out problems) {
 	return out
 }
 
-// signers checks whose texts are opened.
+// signers checks pod.sealed.signers.
 func (p *problems) signers(of *Policy) {
 	list := of.Pod.Sealed.Signers
 	if len(list) > maxSigners {

@@ -27,7 +27,7 @@ type Policy struct {
 	Distrust error
 	// Rego is a policy of Kata's agent, which forbids more than the rest; nil: none.
 	Rego Rego
-	// Log keeps the decisions; nil: nobody does. It is not asked about health checks.
+	// Log keeps the decisions, but for those about health checks; nil: they are not kept.
 	Log *decisions.Log
 	// Open allows everything if there is neither of them. It is for the plain platform only, where no policy protects a
 	// guest from its host.

@@ -55,8 +55,8 @@ func (s *Store) unopened(env []string) error {
 	return nil
 }
 
-// open has coco-trust open a sealed text. A request without a text would ask for the resource itself, which nobody has
-// signed.
+// open has coco-trust open a sealed text. A request without a text would ask for the resource itself, without any
+// signature.
 func (b *batch) open(ctx context.Context, x policy.Secret, text string) ([]byte, error) {
 	if text == "" {
 		return nil, failed(missing, "it is empty")

@@ -31,8 +31,8 @@ var greeting = gate.Greeting{Word: contract.StreamWord, Max: math.MaxUint32}
 // Broker holds byte streams that the host has opened until a request claims them by number. A
 // client writes "stream <n>\n" and reads "ok\n"; from then on the connection is stream n. At most
 // maxPending streams are greeted or unclaimed; further ones wait, and beyond maxWaiting the client reads "no\n". Other
-// errors are the text of the answer (package gate). A stream that waits costs its connection and no goroutine: Go keeps
-// what it needs for one for ever.
+// errors are the text of the answer (package gate). A stream that waits costs its connection and no goroutine: the Go
+// runtime never frees the memory that it has needed for the most goroutines at once.
 type Broker struct {
 	admit     func() error // decides whether the host may open a stream now
 	claimTime time.Duration

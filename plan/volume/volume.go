@@ -69,7 +69,7 @@ type Origin uint8
 // The origins.
 const (
 	Owned    Origin = iota // kubelet's or the engine's own: only root can change the directories that lead to it
-	Resolved               // somebody's choice, in which only symbolic links of root's are followed
+	Resolved               // a tenant's choice; of the symbolic links in it only root's are followed
 	Named                  // a name on a command line, links included
 )
 

@@ -14,9 +14,9 @@ import (
 )
 
 // Debug is a container that a policy with the capability debug admits though it declares none like it: the request's
-// own image, process, environment, user and capabilities. What it leaves out is what no container gets that way: device
-// nodes and rules for them, disks, shared mounts, file systems other than the usual ones, and sources of mounts that
-// are no volumes of the pod and no copies for this container. Container compares the request with it.
+// own image, process, environment, user and capabilities. It has no device nodes and no rules for them, no disks, no
+// shared mounts, only the usual file systems, and as sources of mounts only volumes of the pod and copies for this
+// container. Container compares the request with it.
 func Debug(req *pb.CreateContainerRequest, box *Pod, volumes map[string]string) *policy.Container {
 	oci := req.GetOCI()
 	l := oci.GetLinux()

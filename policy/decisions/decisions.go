@@ -40,7 +40,7 @@ type Decision struct {
 	about
 }
 
-// about is what was decided.
+// about has a call and its verdict.
 type about struct {
 	Kind      string `json:"kind"`                // name of the call
 	Container string `json:"container,omitempty"` // id

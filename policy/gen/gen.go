@@ -50,7 +50,7 @@ type Options struct {
 	LocalSeccomp map[string]string
 	// Secrets are those of the containers, by their names. A name that no workload has is an error of the caller.
 	Secrets map[string][]policy.Secret
-	// Sealed says whose sealed secrets are opened.
+	// Sealed has the signers of the sealed secrets that the guest opens.
 	Sealed policy.Sealed
 	// Workload has the requests that containers may send to the workload API, likewise.
 	Workload Workload

@@ -11,7 +11,7 @@ func Actions() []Action {
 		looking(), composed(), pods())
 }
 
-// running is how a container is started, and what its process sees.
+// running has the actions that start a container, and look at its process.
 func running() []Action {
 	return []Action{
 		{Name: "`run`: output and exit status", Script: `once $I sh -c 'echo out; echo err >&2; exit 7' 2>/dev/null`},

@@ -3,7 +3,7 @@
 
 package frontends
 
-// project is what compose does with a database, an application that waits for its health, and a web server, twice.
+// project runs a database, an application that waits for its health, and a web server with compose, twice.
 const project = `e network create net1 >/dev/null
 up() {
   e run -d $R --network net1 --name db -v vol:/data --health-cmd 'test -e /ready' --health-interval 1s $I sh -c \
@@ -37,7 +37,7 @@ func networks() []Action {
 	}
 }
 
-// life is what happens to a container after its start.
+// life has the actions on a container after its start.
 func life() []Action {
 	const service = `sh -c 'trap "echo bye; exit 3" TERM; trap "echo usr" USR1; echo up; while :; do sleep 0.1; done'; wait_for sh -c "$E logs one | grep -q up"; `
 	return []Action{
@@ -60,7 +60,7 @@ func life() []Action {
 	}
 }
 
-// looking is what shows how a container is.
+// looking has the actions that show the state of a container.
 func looking() []Action {
 	ps := Difference{
 		Outcome: Refused, Words: "run in a VM",

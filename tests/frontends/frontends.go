@@ -49,7 +49,7 @@ type Action struct {
 	Differ *Difference // nil: the same as under runc
 }
 
-// Difference is what people read about an action that is not the same as under runc.
+// Difference describes an action that is not the same as under runc, for docs/frontends.md.
 type Difference struct {
 	Outcome string // Refused or Differs
 	Words   string // which the error of a refused action has

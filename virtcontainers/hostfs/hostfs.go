@@ -112,7 +112,7 @@ func readLink(f *os.File) (string, error) {
 	return string(buf[:n]), nil
 }
 
-// ofRoot says that a link is not root's: in a sticky directory others have links of their own.
+// ofRoot refuses a link that is not root's: in a sticky directory others have links of their own.
 func ofRoot(link *os.File) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(link.Fd()), &st); err != nil {

@@ -15,7 +15,7 @@ import (
 	"sync"
 )
 
-// Release is what some releases of containerd have in common.
+// Release has the filters that some releases of containerd share.
 type Release struct {
 	Releases []string `json:"releases"` // those that were asked, in their order
 	// Filters has digests as policy.SeccompDigest makes them. A key has those of the container's capabilities that change
@@ -41,8 +41,8 @@ var changing = []string{
 }
 
 // Of returns the digests of the filters that RuntimeDefault may be for a container with these capabilities in its
-// bounding set, each once, the oldest release's first. It returns nil for a combination of capabilities that nobody has
-// asked the releases about.
+// bounding set, each once, the oldest release's first. It returns nil for a combination of capabilities that
+// filters.json does not have.
 func Of(bounding []string) (out []string) {
 	var key []string
 	for _, c := range bounding {

@@ -155,7 +155,7 @@ func (r Root) Lock(id string) (unlock func(), err error) {
 		if same {
 			return func() { _ = unix.Close(fd) }, nil // closing unlocks
 		}
-		_ = unix.Close(fd) // nothing is locked, or what is gone
+		_ = unix.Close(fd) // it is not locked, or is the directory of a removed container
 		if err != nil {
 			return nil, fmt.Errorf("lock container %s: %w", id, err)
 		}
