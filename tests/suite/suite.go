@@ -6,7 +6,6 @@
 package suite
 
 import (
-	"bufio"
 	"fmt"
 	"os/exec"
 	"regexp"
@@ -40,10 +39,8 @@ func Parse(text string) Result {
 	const lines, tail = 60, 3000
 	r := Result{Tests: map[string]Test{}}
 	var block []string
-	sc := bufio.NewScanner(strings.NewReader(text))
-	sc.Buffer(nil, 1<<20)
-	for sc.Scan() {
-		l := sc.Text()
+	for l := range strings.Lines(text) { // of any length: tests print megabytes in one line
+		l = strings.TrimRight(l, "\r\n")
 		if strings.HasPrefix(l, "=== RUN") && !strings.Contains(l, "/") {
 			block = nil
 		}

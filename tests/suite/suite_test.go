@@ -16,6 +16,14 @@ const (
 		"--- FAIL: TestB (3.00s)\n--- PASS: TestC (0.00s)\nFAIL\n"
 )
 
+// TestALongLine: a test that prints a line of megabytes takes no later test out of the comparison.
+func TestALongLine(t *testing.T) {
+	r := Parse("--- PASS: TestA (0.00s)\n" + strings.Repeat("x", 2<<20) + "\n--- PASS: TestB (0.00s)\n")
+	if got := r.Passed(); !slices.Equal(got, []string{"TestA", "TestB"}) {
+		t.Errorf("passed are %q", got)
+	}
+}
+
 func TestEachTestThatPassesUnderRuncOnlyIsNamed(t *testing.T) {
 	runc, coco := Parse(underRunc), Parse(underCoco)
 	if got := runc.Passed(); !slices.Equal(got, []string{"TestA", "TestB", "TestC"}) {
