@@ -55,6 +55,28 @@ func Debug(req *pb.CreateContainerRequest, box *Pod, volumes map[string]string) 
 	return c
 }
 
+// maxDebug bounds the lists whose entries are compared each with all.
+const maxDebug = 1024
+
+// Long refuses a request for Debug with a list that is too long. Lists of other containers are compared with those of
+// the policy, which are short.
+func Long(req *pb.CreateContainerRequest) *Denial {
+	l := req.GetOCI().GetLinux()
+	for _, list := range []struct {
+		field string
+		n     int
+	}{
+		{"OCI.Linux.MaskedPaths", len(l.GetMaskedPaths())},
+		{"OCI.Linux.ReadonlyPaths", len(l.GetReadonlyPaths())},
+		{"storages", len(req.GetStorages())},
+	} {
+		if list.n > maxDebug {
+			return &Denial{Code: Value, Field: list.field, Want: "at most " + Show(maxDebug), Got: Show(list.n)}
+		}
+	}
+	return nil
+}
+
 // asIs is the process of a request.
 func asIs(p *pb.Process) policy.Process {
 	u, caps := p.GetUser(), p.GetCapabilities()
@@ -82,7 +104,7 @@ func rootLayers(req *pb.CreateContainerRequest) (out []string) {
 		}
 		for _, o := range s.GetOptions() {
 			if dirs, ok := strings.CutPrefix(o, "lowerdir="); ok {
-				for _, dir := range strings.Split(dirs, ":") {
+				for _, dir := range strings.SplitN(dirs, ":", maxDebug) { // further ones are no layer, and denied
 					out = append(out, strings.TrimPrefix(dir, contract.LayersDir+"/"))
 				}
 			}

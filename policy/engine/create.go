@@ -82,6 +82,9 @@ func (e *Engine) declared(name string) bool {
 
 // debug decides about a container that the policy does not declare.
 func (e *Engine) debug(req *pb.CreateContainerRequest) (*policy.Container, *compare.Diffs, *compare.Denial) {
+	if d := compare.Long(req); d != nil {
+		return nil, nil, d
+	}
 	c := compare.Debug(req, &e.box.Pod, e.box.volumes)
 	if d := admitID("OCI.Annotations["+compare.Quote(contract.CRIContainerName)+"]", c.Name); d != nil {
 		return nil, nil, d

@@ -5,6 +5,7 @@ package engine
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -93,6 +94,24 @@ func TestContainersForDebugging(t *testing.T) {
 		err := call(e, "CreateContainer", bad)
 		if err == nil || strings.Contains(err.Error(), "allow with") && what != "a name of the policy" {
 			t.Errorf("with %s: %v", what, err)
+		}
+	}
+	long := make([]string, 1025) // each entry is compared with all of them
+	for i := range long {
+		long[i] = "/" + strconv.Itoa(i)
+	}
+	for field, spoil := range map[string]func(*pb.CreateContainerRequest){
+		"OCI.Linux.MaskedPaths":   func(m *pb.CreateContainerRequest) { m.OCI.Linux.MaskedPaths = long },
+		"OCI.Linux.ReadonlyPaths": func(m *pb.CreateContainerRequest) { m.OCI.Linux.ReadonlyPaths = long },
+		"storages": func(m *pb.CreateContainerRequest) {
+			m.Storages = append(make([]*pb.Storage, len(long)), m.Storages...)
+		},
+	} {
+		bad := proto.CloneOf(m)
+		spoil(bad)
+		err := call(e, "CreateContainer", bad)
+		if err == nil || !strings.Contains(err.Error(), field+": expected at most 1024") {
+			t.Errorf("with many %s: %v", field, err)
 		}
 	}
 	if err := call(e, "CreateContainer", m); err != nil {
