@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -34,7 +35,7 @@ func OpenSource(name string, links bool) (*os.File, error) {
 	if !path.IsAbs(name) {
 		return nil, fmt.Errorf("%q is not an absolute path: %w", name, errdefs.ErrInvalidArgument)
 	}
-	at := path.Clean(name)
+	at := name
 	for range mostLinks {
 		f, to, err := openToLink(at)
 		if err != nil || f != nil {
@@ -48,8 +49,8 @@ func OpenSource(name string, links bool) (*os.File, error) {
 // mostLinks is how many links one look-up follows, as in the kernel.
 const mostLinks = 40
 
-// openToLink opens a clean absolute path. If a link of root's is on the way or at its end, it returns the path that it
-// leads to in place of a file.
+// openToLink opens an absolute path. If a link of root's is on the way or at its end, or "..", it returns the path that
+// this leads to in place of a file.
 func openToLink(name string) (_ *os.File, to string, err error) {
 	at, err := os.OpenFile("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -61,9 +62,12 @@ func openToLink(name string) (_ *os.File, to string, err error) {
 		}
 	}()
 	var foreign error // why a link may be that of others
-	parts := strings.FieldsFunc(name, func(r rune) bool { return r == '/' })
+	parts := slices.DeleteFunc(strings.Split(name, "/"), func(p string) bool { return p == "" || p == "." })
 	for i, part := range parts {
-		dir := "/" + path.Join(parts[:i]...)
+		dir, rest := "/"+path.Join(parts[:i]...), "/"+strings.Join(parts[i+1:], "/")
+		if part == ".." { // dir has no links, so its own path tells the directory above it
+			return nil, path.Dir(dir) + rest, nil
+		}
 		if foreign == nil {
 			foreign = owned(at, dir)
 		}
@@ -87,9 +91,9 @@ func openToLink(name string) (_ *os.File, to string, err error) {
 		}
 		if target != "" {
 			if !path.IsAbs(target) {
-				target = path.Join(dir, target)
+				target = dir + "/" + target
 			}
-			return nil, path.Join(append([]string{target}, parts[i+1:]...)...), nil
+			return nil, target + rest, nil
 		}
 	}
 	return at, "", nil
