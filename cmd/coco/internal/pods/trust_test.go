@@ -113,11 +113,16 @@ func TestBegunFromATemplate(t *testing.T) {
 	}
 }
 
-// sleeper runs a process with arguments until the test ends.
+// sleeper runs a process with arguments until the test ends. It returns when the process runs: within execve(2) a
+// process has no arguments in /proc.
 func sleeper(t *testing.T, args ...string) int {
 	t.Helper()
-	cmd := exec.Command("sh", append([]string{"-c", "read x", "sh"}, args...)...)
+	cmd := exec.Command("sh", append([]string{"-c", "echo; read x", "sh"}, args...)...)
 	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,5 +133,8 @@ func sleeper(t *testing.T, args ...string) int {
 		_ = in.Close()
 		_ = cmd.Wait() // read fails at the end of its input
 	})
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
 	return cmd.Process.Pid
 }
