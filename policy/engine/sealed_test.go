@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/plan/request"
 	"github.com/coco-shim/coco/policy"
 	"github.com/coco-shim/coco/policy/compare"
@@ -150,6 +151,36 @@ func TestSealedTextsOfFiles(t *testing.T) {
 		if err := call(e, "CopyFile", tc.file); code(err) != tc.want || (err == nil) != (tc.want == "") {
 			t.Errorf("later, %s: %v", name, err)
 		}
+	}
+}
+
+// TestSealedTextsInContainersForDebugging: one that shares a volume does not keep back the updates of it.
+func TestSealedTextsInContainersForDebugging(t *testing.T) {
+	p := sealedPod(t)
+	p.policy.Pod.Debug = true
+	p.policy.Volumes = append(p.policy.Volumes, policy.Volume{
+		Name: "keys", Kind: policy.VolumeCopy, Content: &policy.Content{Rule: policy.ContentUnpinned},
+	})
+	c := &p.policy.Containers[0]
+	c.Mounts[2].Source = policy.Source{Volume: &policy.Use{Name: "keys"}}
+	if err := p.policy.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	const at = contract.FilesDir + "/" + compare.CopyPrefix + "keys"
+	p.creates[0].OCI.Mounts[2].Source = at
+	m := again(t, p.creates[0], "debug")
+	m.OCI.Annotations[contract.CRIContainerName] = "looks"
+	m.OCI.Linux.Devices, m.OCI.Linux.Resources.Devices = nil, m.OCI.Linux.Resources.Devices[:1]
+	m.OCI.Linux.RootfsPropagation, m.Devices = "", nil
+	e := p.until(t, 0, true)
+	if err := call(e, "CreateContainer", m); err != nil {
+		t.Fatal(err)
+	}
+	if err := call(e, "CopyFile", file(at+"/..2027/password", sealedText)); err != nil {
+		t.Errorf("an update of a file that the policy names: %v", err)
+	}
+	if err := call(e, "CopyFile", file(at+"/..2027/other", sealedText)); code(err) != compare.Content {
+		t.Errorf("a text in another file: %v", err)
 	}
 }
 
