@@ -56,8 +56,10 @@ func causes(text string) string {
 }
 
 // Line returns at most most bytes of text on one line. Characters that do not print, or would move a terminal's cursor,
-// become question marks.
+// become question marks. What is cut off is not kept in memory with the rest.
 func Line(text string, most int) string {
+	cut := len(text) > most
+	text = text[:min(len(text), most*utf8.UTFMax)] // a character gives a byte at least
 	clean := true
 	for i := 0; i < len(text) && clean; i++ {
 		clean = text[i] >= ' ' && text[i] < 0x7f
@@ -75,6 +77,9 @@ func Line(text string, most int) string {
 	}
 	if len(text) > most {
 		text = whole(text[:most])
+	}
+	if cut {
+		text = strings.Clone(text)
 	}
 	return text
 }

@@ -4,10 +4,12 @@
 package words
 
 import (
+	"runtime"
 	"strings"
 	"testing"
 	"unicode"
 	"unicode/utf8"
+	"unsafe"
 
 	"github.com/coco-shim/coco/internal/worktest"
 )
@@ -74,4 +76,36 @@ func FuzzError(f *testing.F) {
 			t.Errorf("UTF8(%q) = %q", in, u)
 		}
 	})
+}
+
+// The agent keeps ids of the host's requests in a log: three megabytes of an id must not stay behind 128 bytes of it.
+func TestLineKeepsNothingOfTheRest(t *testing.T) {
+	const most = 128
+	for name, part := range map[string]string{"printable": "x", "not printable": "\x00", "long characters": "€"} {
+		long := strings.Repeat(part, 3<<20)
+		var kept [16]string
+		before := heap()
+		for i := range kept {
+			kept[i] = Line(long, most)
+		}
+		if grown := heap() - before; grown > 1<<20 {
+			t.Errorf("%s: %d lines of up to %d bytes keep %d bytes", name, len(kept), most, grown)
+		}
+		if got := kept[0]; len(got) > most || len(got) < most-3 {
+			t.Errorf("%s: a line of %d bytes", name, len(got))
+		}
+		if part == "x" && unsafe.StringData(kept[0]) == unsafe.StringData(long) {
+			t.Error("a line is a piece of the long text")
+		}
+		runtime.KeepAlive(kept)
+		runtime.KeepAlive(long)
+	}
+}
+
+// heap is the memory in use after a collection.
+func heap() int64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }
