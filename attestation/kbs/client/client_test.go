@@ -351,8 +351,6 @@ func issue(t *testing.T, parent *made, name string, from time.Time) *made {
 	return m
 }
 
-func list(m *made) []*x509.Certificate { return []*x509.Certificate{m.cert} }
-
 // A broker with another certificate gets no request at all, and one that speaks plain HTTP neither.
 func TestForeignBrokers(t *testing.T) {
 	b := &broker{}
