@@ -5,6 +5,7 @@ package boot
 
 import (
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -20,13 +21,16 @@ var unset = time.Date(2025, time.January, 1, 0, 0, 0, 0, time.UTC)
 
 // Clock is the guest's wall clock as the host may set it.
 type Clock struct {
-	base time.Time     // the wall clock's reading when the machine started, as it was before the host's first word
-	late time.Duration // by which the first setting may put the clock forward, beside the window
+	mu   sync.Mutex    // requests of the host come side by side
+	base time.Time     // guarded by mu; the wall clock's reading when the machine started, before the host's first word
+	late time.Duration // guarded by mu; by which the first setting may put the clock forward, beside the window
 }
 
 // NewClock reads the clock. Every later change of it counts against the window. late is how long the guest may have
 // been saved, with its clock standing still: contract.TemplateAge for a template, else 0.
-func NewClock(late time.Duration) *Clock { return &Clock{time.Now().Add(-uptime()).Round(0), late} }
+func NewClock(late time.Duration) *Clock {
+	return &Clock{base: time.Now().Add(-uptime()).Round(0), late: late}
+}
 
 // uptime is the time since the machine started, which cannot be set.
 func uptime() time.Duration {
@@ -49,6 +53,8 @@ func (c *Clock) check(sec, usec int64, up time.Duration) error {
 	if err := inRange(sec, usec); err != nil {
 		return err
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	to := time.Unix(sec, usec*int64(time.Microsecond)).UTC()
 	if c.base.Before(unset) && to.After(unset) {
 		c.base = to.Add(-up)

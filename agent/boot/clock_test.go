@@ -9,6 +9,8 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -110,12 +112,35 @@ func TestTheClockOfASavedGuest(t *testing.T) {
 		{late + ClockWindow, late, true, true},
 		{late + ClockWindow + time.Second, 0, false, true},
 	} {
-		c := &Clock{base, late}
+		c := &Clock{base: base, late: late}
 		for i, by := range []time.Duration{tc.first, tc.second} {
 			err := c.check(base.Add(up+by).Unix(), 0, up)
 			if want := []bool{tc.ok, tc.ok2}[i]; (err == nil) != want {
 				t.Errorf("moved by %v and then by %v: setting %d: %v", tc.first, tc.second, i+1, err)
 			}
+		}
+	}
+}
+
+// TestSettingsAtOnce: of settings that come side by side only one has the time of a saved guest.
+func TestSettingsAtOnce(t *testing.T) {
+	base := time.Date(2026, time.November, 30, 12, 0, 0, 0, time.UTC)
+	const rounds, settings = 200, 8
+	for range rounds {
+		c := &Clock{base: base, late: 24 * time.Hour}
+		var wg sync.WaitGroup
+		var admitted atomic.Int32
+		for i := range settings {
+			to := base.Add(time.Duration(i+1) * time.Hour) // each is outside the window of every other
+			wg.Go(func() {
+				if c.check(to.Unix(), 0, 0) == nil {
+					admitted.Add(1)
+				}
+			})
+		}
+		wg.Wait()
+		if n := admitted.Load(); n != 1 {
+			t.Fatalf("%d of %d settings were admitted; want 1", n, settings)
 		}
 	}
 }
