@@ -139,6 +139,7 @@ func (b *Broker) leave() {
 		return
 	}
 	c := b.waiting[0]
+	b.waiting[0] = nil // the array outlives its first elements
 	if b.waiting = b.waiting[1:]; len(b.waiting) == 0 {
 		b.waiting = nil
 	}
