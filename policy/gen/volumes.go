@@ -221,7 +221,7 @@ func (g *generator) pinned(
 		return unpinned(), nil
 	}
 	if !ok {
-		return nil, fmt.Errorf("%s %q is not among the manifests: give its manifest with a further -f, or admit any content "+
+		return nil, fmt.Errorf("%s %q is not among the manifests: give its manifest as a further file, or admit any content "+
 			"with --allow-unpinned", kind, name)
 	}
 	out := &policy.Content{Rule: policy.ContentDigest}

@@ -120,7 +120,7 @@ func (in Input) envFrom(from corev1.EnvFromSource, vars map[string]string) error
 }
 
 func missing(kind, name string) error {
-	return fmt.Errorf("%s %q is not among the manifests: give its manifest with a further -f", kind, name)
+	return fmt.Errorf("%s %q is not among the manifests: give its manifest as a further file", kind, name)
 }
 
 func isTrue(b *bool) bool { return b != nil && *b }
