@@ -51,8 +51,9 @@ func TestCanonicalForm(t *testing.T) {
 	for in, want := range map[string]string{
 		`{"\ufb33":1,"\ud83d\ude00":2,"\u20ac":3,"\r":4,"1":5,"\u0080":6,"\u00f6":7}`: "{\"\\r\":4,\"1\":5,\"\u0080\":6,\"ö\":7,\"€\":3,\"😀\":2,\"\ufb33\":1}",
 		`["\u20ac$\u000F\u000aA'B\u0022\\\"\/",true,null,-3]`:                         "[\"€$\\u000f\\nA'B\\\"\\\\\\\"/\",true,null,-3]",
-		`"\u007f\u2028<&>\b\t\f"`:                                                     "\"\u007f\u2028<&>\\b\\t\\f\"",
-		`1e3`:                                                                         `1000`,
+
+		`"\u007f\u2028<&>\b\t\f"`: "\"\u007f\u2028<&>\\b\\t\\f\"",
+		`1e3`:                     `1000`,
 	} {
 		var v any
 		if err := json.Unmarshal([]byte(in), &v); err != nil {

@@ -35,8 +35,10 @@ func fixture(t *testing.T, dir string) input {
 		in.agent:                    exe,
 		in.prefix + "/bin/coco":     exe,
 		in.prefix + "/bin/coco-oci": exe,
+
 		in.prefix + "/bin/containerd-shim-coco-v2": exe,
 		in.prefix + "/share/coco/guest/initrd.img": []byte("initrd"),
+
 		in.prefix + "/share/coco/guest/manifest.json": []byte(`{"cmdline": "quiet", "suite": "trixie",
 			"artifacts": [{"name": "initrd.img", "sha256": "` + digest([]byte("initrd")) + `"}],
 			"packages": [{"name": "crun", "version": "1:1.21+b1", "sha256": "aa"}]}`),
