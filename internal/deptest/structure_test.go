@@ -57,8 +57,11 @@ var edges = Edges{
 	"policy":                    {"api/...", "internal/..."},
 	"policy/policytest":         {"policy", "api/..."},
 	"policy/compare":            {"policy", "plan/request", "api/...", "internal/..."},
-	"policy/engine": {
+	"policy/copies": {
 		"policy", "policy/compare", "policy/signed", "plan/request", "api/...", "internal/...",
+	},
+	"policy/engine": {
+		"policy", "policy/compare", "policy/copies", "api/...", "internal/...",
 	},
 	"policy/signed":        {},
 	"policy/decisions":     {"internal/words"},

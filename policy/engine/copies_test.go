@@ -17,6 +17,13 @@ import (
 	"github.com/coco-shim/coco/policy/compare"
 )
 
+// Kinds of files in CopyFileRequest.file_mode, as in inode(7).
+const (
+	directory = 0o040000
+	symlink   = 0o120000
+	regular   = 0o100000
+)
+
 // file is the copy of a whole file.
 func file(path, text string) *pb.CopyFileRequest {
 	return &pb.CopyFileRequest{Path: path, FileMode: regular | 0o644, FileSize: int64(len(text)), Data: []byte(text)}

@@ -14,6 +14,7 @@ import (
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/policy"
 	"github.com/coco-shim/coco/policy/compare"
+	"github.com/coco-shim/coco/policy/copies"
 )
 
 // match compares a request with each container of the policy. It returns the first that fits and may be created now, or
@@ -31,7 +32,7 @@ func (e *Engine) match(req *pb.CreateContainerRequest) (*policy.Container, *comp
 		if d.First == nil {
 			wrong := e.mayCreate(c)
 			if wrong == nil {
-				wrong = e.copies.admit(e.policy, c, req.GetContainerId(), d.Volumes)
+				wrong = e.copies.Admit(copies.Holder{ID: req.GetContainerId(), Of: c, Places: d.Volumes})
 			}
 			if wrong == nil {
 				return c, d, nil
@@ -177,7 +178,7 @@ func createContainer(e *Engine, m proto.Message) (*Grant, *compare.Denial) {
 			e.of(c).exited = false
 			maps.Copy(e.box.fields, d.Fields)
 			maps.Copy(e.box.volumes, d.Volumes)
-			e.copies.own(e.policy, c, id, d.Volumes)
+			e.copies.Own(copies.Holder{ID: id, Of: c, Places: d.Volumes})
 		},
 	}, nil
 }

@@ -27,6 +27,7 @@ import (
 	"github.com/coco-shim/coco/internal/ident"
 	"github.com/coco-shim/coco/policy"
 	"github.com/coco-shim/coco/policy/compare"
+	"github.com/coco-shim/coco/policy/copies"
 )
 
 // Engine is the policy of a guest with its state. Its methods may be called at the same time.
@@ -37,7 +38,7 @@ type Engine struct {
 	box    sandbox              // guarded by mu
 	lives  map[string]*instance // guarded by mu; by container id, also of those that are gone
 	past   map[string]*past     // guarded by mu; by name in the policy
-	copies copies               // guarded by mu
+	copies *copies.Copies       // guarded by mu
 	making making               // guarded by mu
 	broken bool                 // guarded by mu; a removal has failed, so that nobody knows what is mounted where
 }
@@ -75,7 +76,7 @@ type past struct {
 // New makes the engine of a policy. Without one it denies everything but what closed guests answer.
 func New(p *policy.Policy) *Engine {
 	return &Engine{
-		policy: p, lives: map[string]*instance{}, past: map[string]*past{}, copies: newCopies(),
+		policy: p, lives: map[string]*instance{}, past: map[string]*past{}, copies: copies.New(p),
 		box: sandbox{
 			Pod: compare.Pod{Live: map[string]string{}}, fields: map[string]string{}, volumes: map[string]string{},
 		},

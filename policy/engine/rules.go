@@ -5,7 +5,6 @@ package engine
 
 import (
 	"net/netip"
-	"path"
 	"slices"
 
 	"google.golang.org/protobuf/proto"
@@ -15,6 +14,7 @@ import (
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/policy"
 	"github.com/coco-shim/coco/policy/compare"
+	"github.com/coco-shim/coco/policy/copies"
 )
 
 const (
@@ -281,5 +281,24 @@ func neighbour(d *compare.Diffs, at string, n *types.ARPNeighbor) {
 	}
 }
 
-// shortest says whether a path is absolute and in its shortest form.
-func shortest(p string) bool { return path.IsAbs(p) && path.Clean(p) == p }
+func copyFile(e *Engine, m proto.Message) (*Grant, *compare.Denial) {
+	req, ok := m.(*pb.CopyFileRequest)
+	if !ok {
+		return nil, mistyped(m)
+	}
+	commit, d := e.copies.Check(req, e.holders)
+	if d != nil {
+		return nil, d
+	}
+	return &Grant{commit: commit}, nil
+}
+
+// holders yields the containers of the guest that the policy declares. Those for debugging may see anything that is
+// copied.
+func (e *Engine) holders(yield func(copies.Holder) bool) {
+	for id, c := range e.lives {
+		if !c.removed && e.declared(c.of.Name) && !yield(copies.Holder{ID: id, Of: c.of, Places: e.box.volumes}) {
+			return
+		}
+	}
+}

@@ -1,10 +1,11 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package engine
+package copies
 
 import (
 	"bytes"
+	"iter"
 	"path"
 	"slices"
 	"strings"
@@ -22,28 +23,27 @@ type sealedTexts map[string]bool
 const maxSealedTexts = 4096
 
 // note takes down which files of a change hold sealed texts, once it was made, and refuses a sealed text where a living
-// container would see it.
-func (e *Engine) note(top, rest string, req *pb.CopyFileRequest, g *Grant) (*Grant, *compare.Denial) {
-	marks, name := e.copies.sealed, top+"/"+rest
+// container would see it. name has the tree and the path in it.
+func (c *Copies) note(name string, req *pb.CopyFileRequest, living iter.Seq[Holder]) (commit func(),
+	_ *compare.Denial,
+) {
+	marks := c.sealed
 	switch {
 	case req.GetRemove():
-		return g.And(func() { marks.remove(strings.TrimSuffix(name, "/")) }), nil
+		return func() { marks.remove(strings.TrimSuffix(name, "/")) }, nil
 	case req.GetFileMode()&fileType != regular || req.GetOffset() != 0:
-		return g, nil
+		return nil, nil
 	case !isSealedFile(req):
-		return g.And(func() { delete(marks, name) }), nil
+		return func() { delete(marks, name) }, nil
 	case len(marks) >= maxSealedTexts:
 		return nil, &compare.Denial{Code: compare.Content, Field: "path", Want: "at most 4096 sealed texts", Got: "more"}
 	}
-	for id, c := range e.lives {
-		if c.removed || !e.declared(c.of.Name) { // containers for debugging may see texts
-			continue
-		}
-		if d := stray(e.policy, c.of, id, e.box.volumes, name); d != nil {
+	for h := range living {
+		if d := stray(c.policy, h, name); d != nil {
 			return nil, d
 		}
 	}
-	return g.And(func() { marks[name] = true }), nil
+	return func() { marks[name] = true }, nil
 }
 
 // isSealedFile says whether a file begins as a sealed text, and is one if it came whole.
@@ -65,9 +65,9 @@ func (s sealedTexts) remove(name string) {
 }
 
 // admit refuses a container that would see a sealed text which its secrets do not name.
-func (s sealedTexts) admit(p *policy.Policy, c *policy.Container, id string, places map[string]string) *compare.Denial {
+func (s sealedTexts) admit(p *policy.Policy, h Holder) *compare.Denial {
 	for name := range s {
-		if d := stray(p, c, id, places, name); d != nil {
+		if d := stray(p, h, name); d != nil {
 			return d
 		}
 	}
@@ -75,12 +75,12 @@ func (s sealedTexts) admit(p *policy.Policy, c *policy.Container, id string, pla
 }
 
 // stray refuses a file with a sealed text in the mounts of a container, unless a sealed entry of its secrets has it.
-func stray(p *policy.Policy, c *policy.Container, id string, places map[string]string, sealed string) *compare.Denial {
+func stray(p *policy.Policy, h Holder, sealed string) *compare.Denial {
 	top, rest, _ := strings.Cut(sealed, "/")
-	for i := range c.Mounts {
-		m := &c.Mounts[i]
+	for i := range h.Of.Mounts {
+		m := &h.Of.Mounts[i]
 		rel := state(rest)
-		if tree, _ := copyOf(p, m, id, places); tree != top {
+		if tree, _ := copyOf(p, m, h); tree != top {
 			continue
 		}
 		if u := m.Source.Volume; u != nil && u.SubPath != "" {
@@ -91,11 +91,11 @@ func stray(p *policy.Policy, c *policy.Container, id string, places map[string]s
 			rel = below
 		}
 		file := path.Join(m.Destination, rel)
-		if !slices.ContainsFunc(c.Secrets, func(s policy.Secret) bool { return s.Sealed && s.File == file }) {
+		if !slices.ContainsFunc(h.Of.Secrets, func(s policy.Secret) bool { return s.Sealed && s.File == file }) {
 			return &compare.Denial{
-				Code: compare.Content, Container: c.Name, Field: "file " + compare.Quote(file),
+				Code: compare.Content, Container: h.Of.Name, Field: "file " + compare.Quote(file),
 				Want: "no sealed text: the policy does not say which resource it may open", Got: "one",
-				Fix: "containers[" + c.Name + "].secrets with a sealed entry for it",
+				Fix: "containers[" + h.Of.Name + "].secrets with a sealed entry for it",
 			}
 		}
 	}

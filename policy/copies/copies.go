@@ -1,17 +1,22 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package engine
+// Package copies judges the files that the host copies into the guest. Each directory directly below contract.FilesDir
+// is the copy for one mount or volume. Its content is noted while no container has it, and compared with the policy
+// when one is created with it; from then on each change is compared. What is unpinned is not noted.
+//
+// A change is checked, handled by the agent and then committed, one at a time, as package engine says. The package
+// knows nothing of the order of containers: the engine tells it which of them live. It is pure.
+package copies
 
 import (
 	"crypto/sha256"
 	"encoding/hex"
 	"hash"
+	"iter"
 	"path"
 	"slices"
 	"strings"
-
-	"google.golang.org/protobuf/proto"
 
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
@@ -22,14 +27,20 @@ import (
 	"github.com/coco-shim/coco/policy/signed"
 )
 
-// copies are the files that the host copies into the guest. Each directory directly below contract.FilesDir is the
-// copy for one mount or volume. Its content is noted while no container has it, and compared with the policy when one
-// is created with it; from then on each change is compared. What is unpinned is not noted.
-type copies struct {
+// Copies are the copied files of a guest. Its methods must not be called at the same time.
+type Copies struct {
+	policy  *policy.Policy
 	trees   map[string]*tree // by name below contract.FilesDir
 	open    map[string]*part // files that are not complete, by path
 	entries int
 	sealed  sealedTexts
+}
+
+// Holder is a container of the guest that has its copies.
+type Holder struct {
+	ID     string
+	Of     *policy.Container
+	Places map[string]string // of the pod's volumes, by their names
 }
 
 // Limits of what is noted.
@@ -64,14 +75,15 @@ type part struct {
 	text []byte // of a file of signatures
 }
 
-func newCopies() copies {
-	return copies{trees: map[string]*tree{}, open: map[string]*part{}, sealed: sealedTexts{}}
+// New makes the state of a guest into which nothing was copied yet.
+func New(p *policy.Policy) *Copies {
+	return &Copies{policy: p, trees: map[string]*tree{}, open: map[string]*part{}, sealed: sealedTexts{}}
 }
 
 // place divides the path of a copy into the name of its tree and the rest.
 func place(p string) (top, rest string, ok bool) {
 	rel, ok := strings.CutPrefix(p, contract.FilesDir+"/")
-	if !ok || !shortest(p) {
+	if !ok || !path.IsAbs(p) || path.Clean(p) != p {
 		return "", "", false
 	}
 	top, rest, _ = strings.Cut(rel, "/")
@@ -103,11 +115,9 @@ func candidates(p *policy.Policy, top string) []*policy.Content {
 	return out
 }
 
-func copyFile(e *Engine, m proto.Message) (*Grant, *compare.Denial) {
-	req, ok := m.(*pb.CopyFileRequest)
-	if !ok {
-		return nil, mistyped(m)
-	}
+// Check decides about a copied file. living are the containers of the policy that exist. commit, which may be nil, is
+// called once the file was copied.
+func (c *Copies) Check(req *pb.CopyFileRequest, living iter.Seq[Holder]) (commit func(), _ *compare.Denial) {
 	name := req.GetPath()
 	if len(req.GetRawPath()) > 0 {
 		name = string(req.GetRawPath())
@@ -119,23 +129,37 @@ func copyFile(e *Engine, m proto.Message) (*Grant, *compare.Denial) {
 			Got: compare.Quote(name),
 		}
 	}
-	g, d := e.copyInto(top, rest, name, req)
-	if d != nil || !e.policy.HasSealed() {
-		return g, d
+	commit, d := c.into(top, rest, name, req)
+	if d != nil || !c.policy.HasSealed() {
+		return commit, d
 	}
-	return e.note(top, rest, req, g)
+	noted, d := c.note(top+"/"+rest, req, living)
+	return both(commit, noted), d
 }
 
-// copyInto decides by the rules for contents.
-func (e *Engine) copyInto(top, rest, name string, req *pb.CopyFileRequest) (*Grant, *compare.Denial) {
-	c := &e.copies
-	rules := candidates(e.policy, top)
+// both is a call of two functions, of which each may be nil.
+func both(first, second func()) func() {
+	if first == nil || second == nil {
+		if first == nil {
+			return second
+		}
+		return first
+	}
+	return func() {
+		first()
+		second()
+	}
+}
+
+// into decides by the rules for contents.
+func (c *Copies) into(top, rest, name string, req *pb.CopyFileRequest) (commit func(), _ *compare.Denial) {
+	rules := candidates(c.policy, top)
 	if t := c.trees[top]; t != nil && t.rule != nil {
 		rules = []*policy.Content{t.rule}
 	}
 	if len(rules) == 0 {
-		if e.policy.Pod.Copy || e.policy.Pod.Debug && !strings.HasPrefix(top, compare.CopyPrefix) {
-			return &Grant{}, nil
+		if c.policy.Pod.Copy || c.policy.Pod.Debug && !strings.HasPrefix(top, compare.CopyPrefix) {
+			return nil, nil
 		}
 		return nil, &compare.Denial{
 			Code: compare.Capability, Field: "path", Want: "a place for a mount or volume of the policy",
@@ -144,13 +168,13 @@ func (e *Engine) copyInto(top, rest, name string, req *pb.CopyFileRequest) (*Gra
 		}
 	}
 	if !slices.ContainsFunc(rules, func(r *policy.Content) bool { return r.Rule != policy.ContentUnpinned }) {
-		return &Grant{}, nil
+		return nil, nil
 	}
 	return c.change(top, rest, name, req)
 }
 
 // change notes a change of a tree whose content is pinned, or may turn out to be.
-func (c *copies) change(top, rest, name string, req *pb.CopyFileRequest) (*Grant, *compare.Denial) {
+func (c *Copies) change(top, rest, name string, req *pb.CopyFileRequest) (commit func(), _ *compare.Denial) {
 	t := c.trees[top]
 	if t == nil {
 		t = &tree{entries: map[string]entry{}}
@@ -161,13 +185,13 @@ func (c *copies) change(top, rest, name string, req *pb.CopyFileRequest) (*Grant
 	var now entry
 	switch kind := req.GetFileMode() & fileType; kind {
 	case directory:
-		return &Grant{}, nil
+		return nil, nil
 	case symlink:
 		now.link = string(req.GetData())
 	case regular:
 		whole, d := c.add(name, req)
 		if d != nil || whole == nil {
-			return &Grant{}, d
+			return nil, d
 		}
 		now.digest, now.size, now.text = hex.EncodeToString(whole.Sum(nil)), req.GetFileSize(), whole.text
 	default:
@@ -188,14 +212,14 @@ func (c *copies) change(top, rest, name string, req *pb.CopyFileRequest) (*Grant
 			Got: "more",
 		}
 	}
-	return &Grant{commit: func() {
+	return func() {
 		if !known {
 			c.entries++
 		}
 		t.entries[rest] = now
 		t.noteSigned(rest, now)
 		c.trees[top] = t
-	}}, nil
+	}, nil
 }
 
 // Kinds of files in CopyFileRequest.file_mode, as in inode(7).
@@ -207,7 +231,7 @@ const (
 )
 
 // add takes a part of a file, and returns the whole with its last part. A file that is begun again starts anew.
-func (c *copies) add(name string, req *pb.CopyFileRequest) (whole *part, _ *compare.Denial) {
+func (c *Copies) add(name string, req *pb.CopyFileRequest) (whole *part, _ *compare.Denial) {
 	p := c.open[name]
 	if req.GetOffset() == 0 {
 		p = &part{Hash: sha256.New()}
@@ -237,14 +261,14 @@ func (c *copies) add(name string, req *pb.CopyFileRequest) (whole *part, _ *comp
 
 // remove takes a path away with all below it. Of a tree that a container has, only states of a volume that kubelet has
 // replaced may go.
-func (c *copies) remove(top, rest string, t *tree) (*Grant, *compare.Denial) {
+func (c *Copies) remove(top, rest string, t *tree) (commit func(), _ *compare.Denial) {
 	if t.rule != nil && !strings.HasPrefix(rest, "..") {
 		return nil, &compare.Denial{
 			Code: compare.Content, Field: "remove", Want: "pinned files to stay",
 			Got: compare.Quote(rest),
 		}
 	}
-	return &Grant{commit: func() {
+	return func() {
 		for name := range t.entries {
 			if rest == "" || name == rest || strings.HasPrefix(name, rest+"/") {
 				delete(t.entries, name)
@@ -255,14 +279,14 @@ func (c *copies) remove(top, rest string, t *tree) (*Grant, *compare.Denial) {
 		if len(t.entries) == 0 && t.rule == nil {
 			delete(c.trees, top)
 		}
-	}}, nil
+	}, nil
 }
 
 // pinned are the copies of a container, with their rules: of its mounts and of its volumes.
-func pinned(p *policy.Policy, c *policy.Container, id string, places map[string]string) map[string]pin {
+func pinned(p *policy.Policy, h Holder) map[string]pin {
 	out := map[string]pin{}
-	for i := range c.Mounts {
-		if top, of := copyOf(p, &c.Mounts[i], id, places); top != "" {
+	for i := range h.Of.Mounts {
+		if top, of := copyOf(p, &h.Of.Mounts[i], h); top != "" {
 			out[top] = of
 		}
 	}
@@ -270,25 +294,25 @@ func pinned(p *policy.Policy, c *policy.Container, id string, places map[string]
 }
 
 // copyOf returns the tree of a mount with its rule; "": the mount is of no copy.
-func copyOf(p *policy.Policy, m *policy.Mount, id string, places map[string]string) (top string, of pin) {
+func copyOf(p *policy.Policy, m *policy.Mount, h Holder) (top string, of pin) {
 	if m.Source.Copy != nil {
-		return path.Base(request.GuestCopy(id, m.Destination)), pin{m.Source.Copy, m.Destination}
+		return path.Base(request.GuestCopy(h.ID, m.Destination)), pin{m.Source.Copy, m.Destination}
 	}
 	if m.Source.Volume == nil {
 		return "", pin{}
 	}
 	for j := range p.Volumes {
 		v := &p.Volumes[j]
-		if v.Name == m.Source.Volume.Name && v.Content != nil && places[v.Name] != "" {
-			return path.Base(places[v.Name]), pin{v.Content, v.Name}
+		if v.Name == m.Source.Volume.Name && v.Content != nil && h.Places[v.Name] != "" {
+			return path.Base(h.Places[v.Name]), pin{v.Content, v.Name}
 		}
 	}
 	return "", pin{}
 }
 
-// admit compares the copies that a container gets with their rules.
-func (c *copies) admit(p *policy.Policy, of *policy.Container, id string, places map[string]string) *compare.Denial {
-	for top, pin := range pinned(p, of, id, places) {
+// Admit compares the copies that a container gets with their rules.
+func (c *Copies) Admit(h Holder) *compare.Denial {
+	for top, pin := range pinned(c.policy, h) {
 		if pin.rule.Rule == policy.ContentUnpinned {
 			continue
 		}
@@ -297,16 +321,16 @@ func (c *copies) admit(p *policy.Policy, of *policy.Container, id string, places
 			t.entries, t.signed = known.entries, known.signed
 		}
 		if d := t.check(); d != nil {
-			d.Container = of.Name
+			d.Container = h.Of.Name
 			return d
 		}
 	}
-	return c.sealed.admit(p, of, id, places)
+	return c.sealed.admit(c.policy, h)
 }
 
-// own binds the copies of a container to their rules.
-func (c *copies) own(p *policy.Policy, of *policy.Container, id string, places map[string]string) {
-	for top, pin := range pinned(p, of, id, places) {
+// Own binds the copies of a container that was made to their rules.
+func (c *Copies) Own(h Holder) {
+	for top, pin := range pinned(c.policy, h) {
 		t := c.trees[top]
 		if t == nil {
 			t = &tree{entries: map[string]entry{}}
@@ -319,7 +343,7 @@ func (c *copies) own(p *policy.Policy, of *policy.Container, id string, places m
 			c.entries -= len(t.entries)
 			t.entries = nil
 		case pin.rule.Rule == policy.ContentSigned && first:
-			t.signed, _ = t.readSigned() // admit has compared it
+			t.signed, _ = t.readSigned() // Admit has compared it
 		}
 	}
 }
