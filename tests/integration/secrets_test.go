@@ -153,7 +153,7 @@ func (b *keyBroker) initdata(t *testing.T, p *policy.Policy, head string) (text,
 	}
 	d, err := initdata.New("sha256", map[string]string{
 		policy.FileName: encoded(t, p),
-		initdata.FileAA: fmt.Sprintf("%s[token_configs.kbs]\nurl = %q\ndeadline = \"40s\"\ncert = \"\"\"\n%s\"\"\"\n", head,
+		initdata.FileAA: fmt.Sprintf("%s[token_configs.kbs]\nurl = %q\ndeadline = \"25s\"\ncert = \"\"\"\n%s\"\"\"\n", head,
 			b.url, cert),
 	})
 	if err != nil {
@@ -393,6 +393,6 @@ func TestAPodProvesWhatItIsAndGetsItsSecrets(t *testing.T) {
 	began := time.Now()
 	deny("no broker", good, secret+"[unavailable]", "connection refused")
 	if took := time.Since(began); took > 3*time.Minute {
-		t.Errorf("the pod fails after %v, and its deadline is 40s", took)
+		t.Errorf("the pod fails after %v, and its deadline is 25s", took)
 	}
 }
