@@ -136,6 +136,14 @@ func StartCRI(ctx context.Context, version, dir, handler string) (_ *CRI, err er
 	return c, c.awaitCRI(ctx)
 }
 
+// Restart starts the daemon again, after Kill, and waits until its CRI answers, which is later than its version does.
+func (c *CRI) Restart(ctx context.Context) error {
+	if err := c.Daemon.Restart(ctx); err != nil {
+		return err
+	}
+	return c.awaitCRI(ctx)
+}
+
 // awaitCRI asks until CRI is ready with its network.
 func (c *CRI) awaitCRI(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
