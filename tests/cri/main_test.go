@@ -13,8 +13,6 @@ import (
 	"sync"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/tests/harness"
 )
@@ -29,8 +27,7 @@ var shared struct {
 }
 
 func TestMain(m *testing.M) {
-	// Daemonised shims and VMMs re-parent to this process instead of to a PID 1 that may reap late.
-	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	harness.AdoptOrphans()
 	if err := harness.UseTemplates(configs.TemplatePrivate); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

@@ -60,12 +60,8 @@ func (t Traces) processes() {
 		if err != nil {
 			continue
 		}
-		argv := strings.Split(string(cmd), "\x00")
-		name := filepath.Base(argv[0])
-		if strings.HasPrefix(name, "containerd-shim-coco") || name == "virtiofsd" ||
-			name == "swtpm" && strings.Contains(string(cmd), "\x00dir=/tpm,") || strings.HasPrefix(name, "qemu-system") &&
-			strings.Contains(string(cmd), "\x00-name\x00coco-") {
-			t[fmt.Sprintf("process %s (pid %s)", name, filepath.Base(d))] = true
+		if argv := strings.Split(string(cmd), "\x00"); isOurs(argv) {
+			t[fmt.Sprintf("process %s (pid %s)", filepath.Base(argv[0]), filepath.Base(d))] = true
 		}
 	}
 }
@@ -122,7 +118,7 @@ var othersGroups = map[string]bool{"system.slice": true, "user.slice": true, "in
 
 // Leaks waits until nothing is left that was not in before, for at most patience, and returns what
 // still is there then. The time in which a template is made does not count. Lines for which a caller's ignore is true
-// are not counted.
+// are not counted, nor are those about pods that other programs have started (AdoptOrphans).
 func Leaks(ctx context.Context, before Traces, patience time.Duration, ignore ...func(line string) bool) ([]string,
 	error,
 ) {
@@ -135,9 +131,14 @@ func Leaks(ctx context.Context, before Traces, patience time.Duration, ignore ..
 		if err != nil {
 			return nil, err
 		}
+		others := otherPods()
+		isOther := func(line string) bool {
+			return slices.ContainsFunc(others, func(name string) bool { return strings.Contains(line, name) })
+		}
 		var left []string
 		for l := range now {
-			if !before[l] && !ignored(l) && !slices.ContainsFunc(ignore, func(f func(string) bool) bool { return f(l) }) {
+			if !before[l] && !isOther(l) && !ignored(l) &&
+				!slices.ContainsFunc(ignore, func(f func(string) bool) bool { return f(l) }) {
 				left = append(left, l)
 			}
 		}

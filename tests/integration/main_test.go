@@ -17,8 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/tests/harness"
 )
@@ -36,8 +34,7 @@ var daemons struct {
 }
 
 func TestMain(m *testing.M) {
-	// Daemonised shims and VMMs re-parent to this process instead of to a PID 1 that may reap late.
-	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	harness.AdoptOrphans()
 	if err := harness.UseTemplates(configs.TemplatePrivate); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

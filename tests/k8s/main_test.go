@@ -14,8 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/tests/harness"
 	"github.com/coco-shim/coco/tests/k8s/kube"
@@ -35,8 +33,7 @@ var nodes struct {
 }
 
 func TestMain(m *testing.M) {
-	// Daemonised shims and VMMs re-parent to this process instead of to a PID 1 that may reap late.
-	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	harness.AdoptOrphans()
 	if err := harness.UseTemplates(configs.TemplateOff); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

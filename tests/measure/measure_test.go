@@ -24,7 +24,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/coco-shim/coco/api/contract"
@@ -35,7 +34,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	harness.AdoptOrphans()
 	os.Exit(m.Run())
 }
 

@@ -35,8 +35,7 @@ const perCommand = 90 * time.Second
 const image = "busybox:coco"
 
 func TestMain(m *testing.M) {
-	// What conmon leaves re-parents to this process instead of to a PID 1 that may reap late.
-	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	harness.AdoptOrphans()
 	if err := harness.UseTemplates(configs.TemplateOff); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

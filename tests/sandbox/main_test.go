@@ -21,7 +21,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/coco-shim/coco/configs"
@@ -40,8 +39,7 @@ var shared struct {
 }
 
 func TestMain(m *testing.M) {
-	// Daemonised shims and VMMs re-parent to this process instead of to a PID 1 that may reap late.
-	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	harness.AdoptOrphans()
 	if err := harness.UseTemplates(configs.TemplateOff); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
