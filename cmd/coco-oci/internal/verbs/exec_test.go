@@ -4,6 +4,7 @@
 package verbs
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -53,7 +54,7 @@ func newFakeShim(t *testing.T, refuse string) *fakeShim {
 	f := &fakeShim{address: filepath.Join(t.TempDir(), "s"), ended: make(chan struct{}), refuse: refuse}
 	end := sync.OnceFunc(func() { close(f.ended) })
 	methods := map[string]ttrpc.Method{}
-	for _, name := range []string{"Exec", "Start", "Delete", "Wait"} {
+	for _, name := range []string{"Exec", "Start", "State", "Delete", "Wait"} {
 		methods[name] = func(ctx context.Context, _ func(any) error) (any, error) {
 			f.mu.Lock()
 			f.calls = append(f.calls, name)
@@ -135,5 +136,26 @@ func TestAnExecThatFailsLeavesNothing(t *testing.T) {
 				t.Errorf("the pid file after an error = %v", err)
 			}
 		})
+	}
+}
+
+// TestListBesideABrokenShim: containers of other shims are listed, and the error names the one that cannot be.
+func TestListBesideABrokenShim(t *testing.T) {
+	shim := newFakeShim(t, "State")
+	var out bytes.Buffer
+	o := options{root: t.TempDir(), stdout: &out}
+	for id, address := range map[string]string{"gone": filepath.Join(o.root, "none"), "broken": shim.address} {
+		if _, err := o.state().Claim(id); err != nil {
+			t.Fatal(err)
+		}
+		if err := o.state().Save(state.Container{ID: id, Pod: id, Address: "unix://" + address}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := dispatch(o, []string{"list", "-q"}); err == nil || !strings.Contains(err.Error(), "container broken: ") {
+		t.Errorf("list beside a broken shim: %v, want an error that names it", err)
+	}
+	if got := out.String(); got != "gone\n" {
+		t.Errorf("list beside a broken shim prints %q, want the other container", got)
 	}
 }

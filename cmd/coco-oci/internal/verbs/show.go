@@ -6,6 +6,7 @@ package verbs
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -103,6 +104,7 @@ func printJSON(w io.Writer, v any, indent string) error {
 	return err
 }
 
+// list shows the containers whose shims answer, and returns an error that names the others.
 func list(ctx context.Context, o options, args []string) (int, error) {
 	fl := newFlags("list")
 	var format string
@@ -124,28 +126,34 @@ func list(ctx context.Context, o options, args []string) (int, error) {
 		return 0, err
 	}
 	all := []shown{}
+	var failed []error
 	for _, id := range ids {
 		s, err := o.show(ctx, id)
-		if errdefs.IsNotFound(err) { // is being made or deleted
-			continue
+		switch {
+		case errdefs.IsNotFound(err): // is being made or deleted
+		case err != nil:
+			failed = append(failed, fmt.Errorf("list: container %s: %w", id, err))
+		default:
+			all = append(all, s)
 		}
-		if err != nil {
-			return 0, err
-		}
-		all = append(all, s)
 	}
+	return 0, errors.Join(append(failed, printList(o.stdout, all, format, quiet))...)
+}
+
+// printList prints containers as a table or JSON, or only their ids.
+func printList(out io.Writer, all []shown, format string, quiet bool) error {
 	switch {
 	case quiet:
 		for _, s := range all {
-			if _, err := fmt.Fprintln(o.stdout, s.ID); err != nil {
-				return 0, err
+			if _, err := fmt.Fprintln(out, s.ID); err != nil {
+				return err
 			}
 		}
-		return 0, nil
+		return nil
 	case format == "json":
-		return 0, json.NewEncoder(o.stdout).Encode(all)
+		return json.NewEncoder(out).Encode(all)
 	}
-	w := tabwriter.NewWriter(o.stdout, 12, 1, 3, ' ', 0)
+	w := tabwriter.NewWriter(out, 12, 1, 3, ' ', 0)
 	var b strings.Builder
 	b.WriteString("ID\tPID\tSTATUS\tBUNDLE\tCREATED\tOWNER\n")
 	for _, s := range all {
@@ -153,9 +161,9 @@ func list(ctx context.Context, o options, args []string) (int, error) {
 			s.Created.Format(time.RFC3339Nano), s.Owner)
 	}
 	if _, err := io.WriteString(w, b.String()); err != nil {
-		return 0, err
+		return err
 	}
-	return 0, w.Flush()
+	return w.Flush()
 }
 
 func update(ctx context.Context, o options, args []string) (int, error) {
