@@ -88,24 +88,28 @@ func WriteSecret(path string, b []byte) (err error) {
 // WriteKeyPair writes two new files, of which only the owner may read the private one, and prints their names. A file
 // that exists is left as it is: a key is not overwritten. After an error no file is left of this call.
 func WriteKeyPair(cmd *cobra.Command, private string, key []byte, public string, pub []byte) error {
-	for _, path := range []string{private, public} {
-		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("%s exists, or cannot be looked at: a key is not overwritten", path)
-		}
-	}
-	if err := WriteSecret(private, key); err != nil {
+	if err := writeNew(private, key, 0o600); err != nil {
 		return err
 	}
-	if err := os.WriteFile(public, pub, 0o644); err != nil {
-		return errors.Join(err, os.Remove(private), ignoreMissing(os.Remove(public)))
+	if err := writeNew(public, pub, 0o644); err != nil {
+		return errors.Join(err, os.Remove(private))
 	}
 	cmd.Printf("%s and %s\n", private, public)
 	return nil
 }
 
-func ignoreMissing(err error) error {
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
+// writeNew writes a file that does not exist yet. After an error there is none of this call.
+func writeNew(path string, b []byte, mode os.FileMode) (err error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("%s exists: a key is not overwritten", path)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	return nil
 }
