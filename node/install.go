@@ -163,7 +163,7 @@ func (n *Node) planVersions(p *plan, r, old *Record, v Version, o Options) error
 	return nil
 }
 
-// links plans links to the programs of the current version. What others have put there stays.
+// links plans links to the programs of the current version. Files of others stay.
 func (n *Node) links(p *plan, r, old *Record) error {
 	if n.Links == "" {
 		return nil

@@ -32,8 +32,8 @@ type Keys interface {
 	Resource(ctx context.Context, path string) ([]byte, error)
 	// Token attests anew and returns the broker's token with the key that it names.
 	Token(ctx context.Context) (client.Token, error)
-	// Evidence returns the JSON of evidence for 48 bytes. Whoever calls it for a workload must choose data that cannot be
-	// taken for the agent's: a broker takes evidence for the SHA-384 of its messages.
+	// Evidence returns the JSON of evidence for 48 bytes. A caller on behalf of a workload must choose data that cannot
+	// be taken for the agent's: a broker takes evidence for the SHA-384 of its messages.
 	Evidence(ctx context.Context, data []byte) (json.RawMessage, error)
 }
 

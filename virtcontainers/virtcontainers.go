@@ -10,7 +10,7 @@
 //
 // CreatePod has package boot make the VM and what it holds on the host, and each thing is in the journal in the bundle
 // before it is made. Shutdown gives everything back in reverse order. Cleanup does the same from the journal when the
-// process that made the pod is gone. What can be decided without the host is decided in packages below plan.
+// process that made the pod is gone. Decisions that need nothing of the host are in packages below plan.
 //
 // The package knows neither containerd nor any VMM, and it relays no bytes: a process's streams are the caller's.
 package virtcontainers

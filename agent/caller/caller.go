@@ -6,9 +6,9 @@
 // each socket the cgroup of the process that made it, and the agent gives each container a cgroup of its own.
 //
 // The socket of the other end is looked up with sock_diag (man 7 sock_diag, attribute INET_DIAG_CGROUP_ID), and the
-// cgroup's path by its number, which is a file handle of the cgroup file system. Whatever does not lead to a container
-// is Unknown: a process of the guest itself (so the agent, which forwards ports for the host), a socket that is closed,
-// a cgroup that is gone.
+// cgroup's path by its number, which is a file handle of the cgroup file system. A socket that leads to no container is
+// Unknown: a process of the guest itself (so the agent, which forwards ports for the host), a socket that is closed, a
+// cgroup that is gone.
 //
 // A container that is privileged can make sockets in other cgroups. It counts as the whole pod.
 package caller

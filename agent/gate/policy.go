@@ -156,7 +156,7 @@ func (p Policy) Stream() error {
 	return none.Streams()
 }
 
-// Output says whether the host may have the output of a process; what it may not have is discarded.
+// Output says whether the host may have the output of a process; otherwise the agent discards it.
 func (p Policy) Output(id, exec string) bool {
 	return p.output(id, exec) && (p.Rego == nil || p.Rego.Output(id, exec))
 }
@@ -169,8 +169,8 @@ func (p Policy) output(id, exec string) bool {
 }
 
 // Undone takes the outcome of an undoing and returns it. When it has failed, nobody knows what is mounted where, and
-// the policy admits nothing new. A request that was ended in the middle is no failure: what is left is known, and the
-// next one goes on there.
+// the policy admits nothing new. A request that was cancelled is no failure: the state is known, and the
+// next request continues from it.
 func (p Policy) Undone(err error) error {
 	if err != nil && p.Engine != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
 		p.Engine.Broken()

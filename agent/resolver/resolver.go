@@ -179,7 +179,7 @@ func (p *proxy) remember(q *question) (uint16, bool) {
 	return n, true
 }
 
-// answered passes an answer on. What does not answer its question is a failure.
+// answered passes an answer on. A message that does not answer its question is a failure.
 func (p *proxy) answered(m lookup.Message) {
 	p.mu.Lock()
 	q := p.flying[m.Number]

@@ -5,8 +5,8 @@
 //
 // Which ones a container gets stands in its policy. The program coco-trust, a part of the guest image, talks with the
 // broker; the agent starts it when the first secret is needed and asks it over a socket pair (package trust/wire). A
-// secret becomes a file on a tmpfs that the container alone has, or a variable of its first process. Whatever goes
-// wrong fails the container's creation, with the code, the resource and the broker's reason: a container never runs
+// secret becomes a file on a tmpfs that the container alone has, or a variable of its first process. An error
+// fails the container's creation, with the code, the resource and the broker's reason: a container never runs
 // with an empty or missing secret. Secrets are in no error and no log.
 package secrets
 

@@ -40,7 +40,7 @@ const (
 // With OneOutput set, stderr is stdout: the process writes both into one pipe, so they reach the host in the order in
 // which they were written.
 //
-// With Discard set, the host gets no output: what the process writes is lost, so that the process never waits. The
+// With Discard set, the host gets no output: the agent reads and drops it, so that the process never waits. The
 // host's connections for it are closed.
 type Wiring struct {
 	Terminal              bool

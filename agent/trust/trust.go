@@ -9,9 +9,9 @@
 // the kernel command line stands in, which the host chooses as well. It is called a rehearsal, because it shows that
 // the parts fit together and protects from nobody.
 //
-// Whatever does not fit is an *Error with a stable code, and the agent answers nothing but health checks with it. The
-// platform is found from the processor; the command line cannot lower it. In a TEE the policy is closed if there is no
-// initdata or none in it.
+// A part that does not fit is an *Error with a stable code, and the agent answers nothing but health checks with it.
+// The platform is found from the processor; the command line cannot lower it. In a TEE the policy is closed if there is
+// no initdata or none in it.
 //
 // On platform vtpm, where the guest has a TPM that the host runs, initdata is measured instead of compared. The policy
 // is closed there too without initdata.

@@ -5,8 +5,8 @@
 // with the name in the policy of its container. So coco-trust, which parses what containers send, needs no rights to
 // open anything, and the agent parses nothing of it.
 //
-// Each container that may ask for anything has a Unix socket of its own, which the agent mounts into it: what comes
-// over it is that container's. If the policy has a port, a connection to it is that of the container whose process
+// Each container that may ask for anything has a Unix socket of its own, which the agent mounts into it: its
+// connections are that container's. If the policy has a port, a connection to it is that of the container whose process
 // opened it (package caller). A connection of anybody else is passed on as that of a Stranger, and is refused.
 package workload
 

@@ -117,7 +117,7 @@ func (b *Broker) admit(next http.HandlerFunc) http.HandlerFunc {
 	}
 }
 
-// administer runs a handler. What changes something is in the audit log before it happens, and anchored afterwards.
+// administer runs a handler. A change is in the audit log before it happens, and anchored afterwards.
 func (b *Broker) administer(w http.ResponseWriter, r *http.Request, next http.HandlerFunc, role string) {
 	b.counters.add("admin", "ok")
 	if r.Method != http.MethodGet {

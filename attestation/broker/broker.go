@@ -7,7 +7,8 @@
 // A guest opens a session, sends evidence, and gets a token. In between, package evidence verifies the evidence, and
 // the attestation policy compares the claims with reference values; the result is the token's trust vector. With the
 // token the guest asks for resources. The resource policy decides before the store is looked at, so that a resource
-// that is denied and one that is absent look alike. What is released is encrypted to the key that the evidence names.
+// that is denied and one that is absent look alike. A released resource is encrypted to the key that the evidence
+// names.
 //
 // Administrators have tokens with a role. There is no default that lets anyone in.
 //

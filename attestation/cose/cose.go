@@ -4,10 +4,10 @@
 // Package cose verifies endorsements of launch digests: COSE_Sign1 messages (RFC 9052) in which the vendor of a guest
 // says that a digest is a version of its product, as Microsoft does for the guests of ACI and AKS (UVM endorsements).
 //
-// Who trusts the vendor needs no new list of digests for each update. The caller names the issuer (a did:x509), the
-// feed (the product) and the lowest version. Verify checks the signature by the first certificate of the message,
-// that the chain leads to the certificate whose fingerprint is in the issuer's name and has the properties that the
-// name demands, and then what is said. It is a pure function: no file, network or clock.
+// A relying party that trusts the vendor needs no new list of digests for each update. The caller names the issuer (a
+// did:x509), the feed (the product) and the lowest version. Verify checks the signature by the first certificate of the
+// message, that the chain leads to the certificate whose fingerprint is in the issuer's name and has the properties
+// that the name demands, and then what is said. It is a pure function: no file, network or clock.
 //
 // Certificates of signers live for months and endorsements for years. So the chain is judged at the signing time, which
 // the message tells. A thief of an old signing key can lie about it; the lowest version is what limits such a lie. A

@@ -19,7 +19,7 @@ import (
 type object map[string]any
 
 // canonical writes a value in the form of RFC 8785. It knows strings, booleans, nil, whole numbers up to 2^53, objects
-// and lists; what the protocol hashes has no other values.
+// and lists; no hashed message of the protocol has other values.
 func canonical(v any) ([]byte, error) { return appendCanonical(nil, v) }
 
 func appendCanonical(b []byte, v any) ([]byte, error) {

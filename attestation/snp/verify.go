@@ -285,7 +285,7 @@ func gather(kind SigningKey, table []byte, col attestation.Collateral) (*certifi
 		}
 		certs, err := certificates(entries[guid])
 		switch {
-		case err != nil: // the host's own; what the caller has may do without
+		case err != nil: // an entry of the host; the caller's certificates may be enough
 			broken = errors.Join(broken, fmt.Errorf("entry %s of the host's table: %w", guid, err))
 		case guid == guidASK:
 			out.others = append(out.others, certs...)

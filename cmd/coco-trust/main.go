@@ -4,7 +4,7 @@
 // Command coco-trust fetches a pod's secrets from its key broker. It is a part of the guest image, and the agent starts
 // it in pods that have secrets, with the connection on descriptor 3 and the TPM, where there is one, on descriptor 4.
 // It runs as a user without privileges and opens nothing but connections with the broker. It writes nothing to the
-// console: what goes wrong is in its answers.
+// console: errors are in its answers.
 package main
 
 import (

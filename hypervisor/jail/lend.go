@@ -45,7 +45,7 @@ func NewLender(o Options) *Lender {
 	return &Lender{user: o.User, spaces: map[owner]*os.File{}}
 }
 
-// Close ends the lending. What was lent stays accessible as long as it is open or mounted.
+// Close ends the lending. A file or directory that was lent stays accessible as long as it is open or mounted.
 func (l *Lender) Close() {
 	if l == nil {
 		return

@@ -8,7 +8,7 @@ package qemu
 // a VM that starts from it reads its own copy of all memory, gets its disks and interfaces by hot-plug while its
 // processors still stand, and runs on from where the template stood.
 //
-// What the guests of one template have in common when they go on is the random number generator's state. A device
+// The guests of one template start with the same state of the random number generator. A device
 // (vmgenid) tells each kernel of a new identity, and the pod gives the guest entropy of its own before it asks for
 // anything else (hypervisor.Cloned).
 
@@ -179,8 +179,8 @@ func (d *Driver) template(spec hypervisor.VMSpec) (t *template.Template, missing
 	return t, ""
 }
 
-// restore makes a VMM that waits the VM of spec, from a template: its processors run when it returns. What the VMM
-// reads is verified meanwhile. A template with a fault is removed, so that the next VM boots.
+// restore loads a template into a waiting VMM, as the VM of spec: its processors run when it returns. The template's
+// digest is verified while the VMM reads it. A template with a fault is removed, so that the next VM boots.
 func (m *machine) restore(ctx context.Context, t *template.Template, s template.Store, spec hypervisor.VMSpec) error {
 	begun := time.Now()
 	verified := make(chan error, 1)

@@ -9,8 +9,8 @@
 // swtpm's control protocol and hands over the channel for commands.
 //
 // The caller forks the process with package launch, records it, and ends it. It also ends by itself when the VMM asks
-// it to, as QEMU does at its own end. A host that runs a TPM can make it say anything: what its quotes prove, they
-// prove to whoever trusts the host.
+// it to, as QEMU does at its own end. A host that runs a TPM can make it say anything: its quotes are
+// proof only to a relying party that trusts the host.
 package swtpm
 
 import (

@@ -12,8 +12,8 @@
 // A statement counts for an image if its signature is right and it names both the image's digest and its repository.
 // One that names no repository is refused: it would hold for a copy in anybody's repository.
 //
-// Keys are files. Certificates of Fulcio, entries of Rekor and times of notaries are not looked at: who has the key
-// decides. The package does no I/O.
+// Keys are files. Certificates of Fulcio, entries of Rekor and times of notaries are not looked at: the
+// key alone decides. The package does no I/O.
 //
 // Sources: cosign's documents SIGNATURE_SPEC.md and BUNDLE_SPEC.md, sigstore's protobuf-specs (bundle v0.3), DSSE
 // protocol 1.0, in-toto statement v1.

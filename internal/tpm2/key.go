@@ -36,7 +36,7 @@ const maxNV = 1024
 
 // akTemplate is the public area of which the attestation key is made: P-256, ECDSA with SHA-256, made in the TPM, bound
 // to it, restricted to signing what the TPM has made (TPMT_PUBLIC, part 2, 12.2.4). A primary key depends on nothing
-// but its template and the hierarchy's seed: whoever makes it in the same TPM gets the same key.
+// but its template and the hierarchy's seed: the same TPM makes the same key again.
 var akTemplate = []byte{
 	0x00, 0x23, 0x00, 0x0b, // TPM_ALG_ECC, name by SHA-256
 	0x00, 0x05, 0x04, 0x72, // fixedTPM, fixedParent, sensitiveDataOrigin, userWithAuth, noDA, restricted, sign

@@ -5,7 +5,8 @@
 // key, quote PCRs, read and write an index of the non-volatile memory. The launcher, the guest's agent and coco-trust
 // share it; a full library would double the agent's imports.
 //
-// Sessions are passwords that are empty, as in a TPM that nobody has taken. Whoever reaches the device may do all this.
+// Sessions are passwords that are empty, as in a TPM without an owner. Any process that can open the device may do all
+// this.
 //
 // Source: TPM 2.0 Library, part 1 (18, structure of commands), part 2 (constants and structures), part 3 (commands).
 package tpm2

@@ -56,7 +56,7 @@ func causes(text string) string {
 }
 
 // Line returns at most most bytes of text on one line. Characters that do not print, or would move a terminal's cursor,
-// become question marks. What is cut off is not kept in memory with the rest.
+// become question marks. The rest of text is not kept in memory.
 func Line(text string, most int) string {
 	cut := len(text) > most
 	text = text[:min(len(text), most*utf8.UTFMax)] // a character gives a byte at least

@@ -5,8 +5,7 @@ package tdx
 
 import "errors"
 
-// What OVMF and the kernel measure does not depend on where they measure it: package vtpm needs the same bytes for the
-// PCRs of a TPM.
+// OVMF and the kernel measure the same bytes into RTMRs and into the PCRs of a TPM, so package vtpm uses these, too.
 
 // SecureBootEvents returns what firmware that has secure boot, and no keys, measures of its policy, in order.
 func SecureBootEvents() [][]byte {

@@ -9,8 +9,8 @@
 // depends on the size of the VM and cannot be computed from the image. It comes from the event log of a VM of the same
 // firmware and size that is trusted (Firmware.PEI). PCR 10 is left out: it is Linux' own (IMA).
 //
-// What is measured, and in which order, was read in event logs of OVMF 2022.11 and Linux 6.12, and each digest was
-// computed again. docs/decisions/vtpm.md has it as a table.
+// The events and their order come from event logs of OVMF 2022.11 and Linux 6.12; each digest was computed again.
+// docs/decisions/vtpm.md has the table.
 package vtpm
 
 import (

@@ -3,8 +3,8 @@
 
 // Package ctrd knows how containerd's configuration gets runtime handlers without any other change of it.
 //
-// Plan is a pure function of the files that are there. What containerd understands of the result is asked of containerd
-// itself (Dump), and compared (Compare): how versions of the file merge differs from release to release.
+// Plan is a pure function of the files that are there. Dump asks containerd itself how it reads the result, and Compare
+// compares the answers: how versions of the file merge differs from release to release.
 //
 // Measured with containerd 1.6, 1.7, 2.1 and 2.4:
 //   - 1.x replaces the whole CRI section of a file by that of an imported one, and loses its default runtime runc as

@@ -347,7 +347,7 @@ func (e *Engine) State(ctx context.Context) engine.State {
 	}
 	s.Running = true
 	for name, shim := range runtimes {
-		// CRI-O and Docker say no paths: what has one of our names is ours.
+		// CRI-O and Docker name no paths: a runtime with one of our names is ours.
 		if strings.HasPrefix(shim, e.prefix+"/") ||
 			shim == "" && (strings.HasPrefix(name, "coco") || slices.Contains(e.want, name)) {
 			s.Handlers = append(s.Handlers, name)

@@ -9,7 +9,7 @@
 // the old state or the new one, once Recover has run. Undoing writes no data: it renames the old files back, so a
 // full disk cannot stop it.
 //
-// What the files mean is the caller's.
+// The caller knows what the files mean.
 package txn
 
 import (

@@ -3,7 +3,7 @@
 
 // Package copies judges the files that the host copies into the guest. Each directory directly below contract.FilesDir
 // is the copy for one mount or volume. Its content is noted while no container has it, and compared with the policy
-// when one is created with it; from then on each change is compared. What is unpinned is not noted.
+// when one is created with it; from then on each change is compared. Unpinned content is not noted.
 //
 // A change is checked, handled by the agent and then committed, one at a time, as package engine says. The package
 // knows nothing of the order of containers: the engine tells it which of them live. It is pure.

@@ -6,8 +6,8 @@
 //
 // An Engine is the state machine of one guest. Check compares a decoded request with the policy and with what has
 // happened before; it changes nothing. The caller applies the Grant that it returns, has the request handled, and then
-// calls Commit: what failed has not happened. Exited tells the engine of the end of a container's first process.
-// Requests that change the guest must come one at a time, as the agent has them.
+// calls Commit, which is left out for a request that failed. Exited tells the engine of the end of a container's first
+// process. Requests that change the guest must come one at a time, as the agent has them.
 //
 // Each method of the protocol has an entry in a table; one without an entry is denied, and a test compares the table
 // with the descriptors. A request for a container is compared with all containers of the policy. The denial is that of
@@ -191,8 +191,8 @@ func (e *Engine) Forward(port uint32) error {
 	}
 }
 
-// Resolver decides whether the guest's processes may ask the host for names. Who may choose the name servers chooses
-// the answers, so it is what the policy says about resolv.conf.
+// Resolver decides whether the guest's processes may ask the host for names. A host that may
+// choose the name servers chooses the answers, so the policy's rule about resolv.conf decides.
 func (e *Engine) Resolver() error {
 	if e.policy == nil {
 		return noPolicy("resolver")

@@ -78,8 +78,8 @@ var answersClosed = map[string]bool{
 	service + "GetGuestDetails": true, service + "DestroySandbox": true,
 }
 
-// answersBroken are the methods that a guest answers after a removal that has failed: what ends the pod, and tells of
-// its end.
+// answersBroken are the methods that a guest answers after a removal that has failed: those that end the pod, and those
+// that report its end.
 var answersBroken = map[string]bool{
 	health + "Check": true, health + "Version": true,
 	service + "GetGuestDetails": true, service + "DestroySandbox": true,

@@ -21,7 +21,7 @@ const ours = 1000
 const maxBytes = 64 << 10
 
 // Input returns the name of a request's rule and the input that Kata's agent makes of it: the members are the fields of
-// the protocol in their spelling there, with "type_" for "type"; what has no value is there with its default; a message
+// the protocol in their spelling there, with "type_" for "type"; a field without a value has its default; a message
 // that is not there is null; bytes are a list of numbers, enumerations are numbers.
 //
 // A request to copy a file has no content: {path, file_type, symlink_target, file_size, file_mode, dir_mode, uid, gid,

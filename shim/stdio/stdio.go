@@ -54,8 +54,8 @@ func (c Config) Wants() (stdin, stdout, stderr bool) {
 	return c.Stdin != "", c.Stdout != "", c.Stderr != "" && !c.Terminal
 }
 
-// OneFile reports whether stdout and stderr go to the same file. What comes by Stdout may then be both, in the order in
-// which the process wrote it. Two streams, as FIFOs and loggers have them, do not keep that order.
+// OneFile reports whether stdout and stderr go to the same file. Stdout may then carry both, in the order in
+// which the process wrote them. Two streams, as FIFOs and loggers have them, do not keep that order.
 func (c Config) OneFile() bool {
 	_, stdout, stderr := c.Wants()
 	t, err := parseTarget(c.Stdout)

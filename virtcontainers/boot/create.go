@@ -54,7 +54,7 @@ type Options struct {
 	Step func(name string, began time.Time)
 	// Ending reports whether the pod is about to end.
 	Ending func() bool
-	// Use gets the machine in the last step. What it refuses is undone with the others.
+	// Use gets the machine in the last step. Its error undoes all steps.
 	Use func(*Machine) error
 }
 

@@ -6,8 +6,8 @@
 //
 // A layer is plugged for the first container that has it and unplugged after the last. The files of writable layers
 // and of emptyDirs are made here, sparse, and written into the journal before; those that were not given back are
-// removed at the end (RemoveAll). What the guest mounts of a disk is for the caller: a Set returns where the guest
-// finds it.
+// removed at the end (RemoveAll). A Set returns where the guest finds a disk; the caller has
+// it mounted.
 package disk
 
 import (

@@ -8,8 +8,7 @@ package host
 // that the shim itself came from, and only then tells it what to make. From then on the process depends on nothing of
 // the pod. Its VM runs in a cgroup of its own. Both are the first to go when the node is short of memory.
 //
-// Nobody waits for the process. What keeps it from making the template is noted in the store, and the next VM of the
-// kind says so when it boots.
+// Nobody waits for the process. It notes its error in the store, and the next VM of the kind logs it when it boots.
 
 import (
 	"context"

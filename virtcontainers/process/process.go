@@ -10,7 +10,8 @@
 //
 // The guest is not believed about SIGKILL: a process that does not end in time condemns its VM.
 //
-// What starting and deleting mean to the container is in Owner. The package knows neither containers nor VMs.
+// Owner does what a start or removal of the process means to its container. The package knows neither containers nor
+// VMs.
 package process
 
 import (

@@ -6,7 +6,7 @@
 // Plan looks at the bind mounts of a specification and changes nothing. A Set has the volumes that a pod's containers
 // share: each source on the host is one volume in the guest, made for the first container that mounts it, whatever its
 // kind: a copy, one that follows kubelet's updates, guest memory, a disk, the layers of an image, or live files of the
-// host. What a container has for itself is copied for it.
+// host. A source of one container alone is copied for it.
 //
 // Package plan/volume decides what kind a mount is, and package hostvolume opens what is on the host.
 package share

@@ -175,8 +175,8 @@ func (m *merger) below(rel string) bool {
 	return false
 }
 
-// inLayer looks for a path in one layer. A whiteout hides those of the layers below. What is in doubt is there: a
-// whiteout too many changes nothing that a container sees.
+// inLayer looks for a path in one layer. A whiteout hides those of the layers below. In doubt a path counts as there:
+// a whiteout too many changes nothing that a container sees.
 func inLayer(layer, rel string) (there, hides bool) {
 	d, err := openDir(layer)
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 	"github.com/coco-shim/coco/attestation/kbs"
 )
 
-// What is used if nothing is said.
+// Defaults of Config.
 const (
 	DefaultLife = 5 * time.Minute
 	DefaultMax  = 20000

@@ -184,8 +184,8 @@ var Asymmetric = []jose.SignatureAlgorithm{
 	jose.ES256, jose.ES384, jose.ES512, jose.EdDSA, jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512,
 }
 
-// Verify checks a token, and returns its claims. The key is one of the issuer's: what the token's own header says about
-// keys is not used.
+// Verify checks a token, and returns its claims. The key is one of the issuer's: keys and
+// addresses in the token's own header are not used.
 func (i Issuer) Verify(text string) (map[string]any, error) {
 	if len(text) > maxToken {
 		return nil, fmt.Errorf("%w: it has more than %d bytes", ErrInvalid, maxToken)

@@ -11,8 +11,9 @@
 // certificate chain is accepted if there is any time at which all of it is valid, and the broker alone decides whether
 // a token has expired.
 //
-// What a repeat may cure is repeated until the caller's deadline: no connection, answers 429 and 503 and other faults
-// of servers. What it cannot cure is returned at once: Denied, NotFound, refused evidence, a wrong certificate.
+// The client repeats a request that failed for a passing reason (no connection, 429, 503, other faults of servers)
+// until the caller's deadline. Other failures are returned at once: Denied, NotFound, refused evidence, a wrong
+// certificate.
 package client
 
 import (

@@ -88,7 +88,7 @@ func (v *vmm) print(s string) {
 	}
 }
 
-// listen accepts connections of the host. Nobody reads what it says before the guest's driver is up.
+// listen accepts connections of the host. Their bytes wait until the guest's driver is up.
 func (v *vmm) listen(l net.Listener) {
 	for {
 		c, err := l.Accept()

@@ -26,8 +26,8 @@ const (
 	minMTU    = 1280
 )
 
-// vmm is the VMM and its VM. Its methods are called by one goroutine at a time, the server's; what the
-// guest does by itself goes through the server's lock, too.
+// vmm is the VMM and its VM. Its methods are called by one goroutine at a time, the server's; the
+// guest's own steps take the server's lock, too.
 type vmm struct {
 	config Config
 

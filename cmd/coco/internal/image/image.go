@@ -1,8 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package image has the commands on container images: who has signed them, which layers a signer vouches for, and how
-// their layers are encrypted.
+// Package image has the commands on container images: their signatures, statements on their layers, and the encryption
+// of their layers.
 //
 // Commands on guest images once had this name. Their old names fail and name the new place.
 package image

@@ -165,7 +165,7 @@ func (o *options) time() (time.Time, error) {
 	return at, nil
 }
 
-// expectations builds what is demanded from the flags. What no flag gives is undecided, unless --strict.
+// expectations builds the demands from the flags. Without its flag a demand is undecided, unless --strict.
 func (o *options) expectations() (snp.Expectations, error) {
 	want := snp.Expectations{AllowDebug: o.allowDebug, AllowMigration: o.allowMigration}
 	for _, v := range o.vmpls {
