@@ -152,11 +152,11 @@ func IsService(name string) bool {
 			(!more || slices.Contains([]string{"PROTO", "PORT", "ADDR"}, what)) {
 			return true
 		}
-		next := strings.Index(rest, "_PORT_")
+		next := strings.Index(name[at+1:], "_PORT_") // a service may be named like A_PORT: A_PORT_PORT_80_TCP
 		if next < 0 {
 			break
 		}
-		at += len("_PORT_") + next
+		at += 1 + next
 	}
 	return false
 }

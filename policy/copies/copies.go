@@ -83,7 +83,7 @@ func New(p *policy.Policy) *Copies {
 // place divides the path of a copy into the name of its tree and the rest.
 func place(p string) (top, rest string, ok bool) {
 	rel, ok := strings.CutPrefix(p, contract.FilesDir+"/")
-	if !ok || !path.IsAbs(p) || path.Clean(p) != p {
+	if !ok || path.Clean(p) != p {
 		return "", "", false
 	}
 	top, rest, _ = strings.Cut(rel, "/")
@@ -107,7 +107,7 @@ func candidates(p *policy.Policy, top string) []*policy.Content {
 				continue
 			}
 			end := strings.LastIndex(top, "-"+ident.Hash16(path.Clean(m.Destination))+"-") // an id may have the same in it
-			if end >= 0 && path.Base(request.GuestCopy(top[:end], m.Destination)) == top {
+			if end > 0 && path.Base(request.GuestCopy(top[:end], m.Destination)) == top {
 				out = append(out, m.Source.Copy)
 			}
 		}

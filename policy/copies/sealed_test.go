@@ -4,7 +4,10 @@
 package copies
 
 import (
+	"strconv"
 	"testing"
+
+	pb "github.com/coco-shim/coco/api/agent"
 
 	"github.com/coco-shim/coco/policy"
 	"github.com/coco-shim/coco/policy/compare"
@@ -44,4 +47,90 @@ func TestWhereAContainerSeesAFile(t *testing.T) {
 			t.Errorf("%s, opened: %v", name, d)
 		}
 	}
+}
+
+const sealedText = "sealed.eyJhbGciOiJFUzI1NiJ9.eyJ0eXBlIjoidmF1bHQifQ.AAAA"
+
+// sealing has a policy with a sealed secret in the file /v/secret of the volume.
+func sealing(t *testing.T, own, shared *policy.Content) *guest {
+	t.Helper()
+	g := newGuest(t, own, shared)
+	g.web.Of.Secrets = []policy.Secret{
+		{Resource: "kbs:///a/b/c", File: "/v/secret", Sealed: true}, {Resource: "kbs:///a/b/c", File: "/v/plain"},
+	}
+	return g
+}
+
+const strayFile = ": expected no sealed text: the policy does not say which resource it may open, got one"
+
+// TestSealedTextsBeforeAndAfterAContainer: what is copied before a container is judged with it, the rest at once.
+func TestSealedTextsBeforeAndAfterAContainer(t *testing.T) {
+	unpinned := &policy.Content{Rule: policy.ContentUnpinned}
+	long := file(volume+"/other", sealedText)
+	long.FileSize++
+	rest := file(volume+"/secret", sealedText)
+	rest.Offset, rest.FileSize = 9, 99
+	for _, tc := range []struct {
+		what string
+		list []*pb.CopyFileRequest
+		want string
+	}{
+		{"its file", []*pb.CopyFileRequest{file(volume+"/secret", sealedText)}, ""},
+		{"another file", []*pb.CopyFileRequest{file(volume+"/other", sealedText)}, `web/file "/v/other"` + strayFile},
+		{
+			"a secret that is not sealed", []*pb.CopyFileRequest{file(volume+"/plain", sealedText)},
+			`web/file "/v/plain"` + strayFile,
+		},
+		{"a line", []*pb.CopyFileRequest{file(volume+"/other", sealedText+"\n")}, `web/file "/v/other"` + strayFile},
+		{"a part", []*pb.CopyFileRequest{long}, `web/file "/v/other"` + strayFile},
+		{"a later part", []*pb.CopyFileRequest{rest}, ""},
+		{"a link", []*pb.CopyFileRequest{link(volume+"/other", sealedText)}, ""},
+		{"plain text", []*pb.CopyFileRequest{file(volume+"/other", "sealed.x")}, ""},
+		{
+			"plain text in its place",
+			[]*pb.CopyFileRequest{file(volume+"/other", sealedText), file(volume+"/other", "x")},
+			"",
+		},
+		{"removed", []*pb.CopyFileRequest{file(volume+"/other", sealedText), gone(volume + "/other")}, ""},
+		{
+			"removed with its directory",
+			[]*pb.CopyFileRequest{file(volume+"/..1/d/other", sealedText), gone(volume + "/..1/d")}, "",
+		},
+		{"removed with its tree", []*pb.CopyFileRequest{file(volume+"/other", sealedText), gone(volume)}, ""},
+		{
+			"another one removed",
+			[]*pb.CopyFileRequest{file(volume+"/other", sealedText), gone(volume + "/oth"), gone(volume + "/other/a")},
+			`web/file "/v/other"` + strayFile,
+		},
+	} {
+		g := sealing(t, unpinned, unpinned)
+		g.want(tc.what, g.send(tc.list...), "")
+		g.want(tc.what, g.create(), tc.want)
+		g = sealing(t, unpinned, unpinned)
+		g.want("create", g.create(), "")
+		if len(tc.list) == 1 {
+			g.want(tc.what+", later", g.send(tc.list...), tc.want)
+		}
+	}
+	g := sealing(t, unpinned, unpinned)
+	for i := range maxSealedTexts {
+		g.want("a text", g.send(file(volume+"/"+strconv.Itoa(i), sealedText)), "")
+	}
+	g.want("one more", g.send(file(volume+"/more", sealedText)), "path: expected at most 4096 sealed texts, got more")
+	g.want("a plain one", g.send(file(volume+"/more", "x")), "")
+}
+
+// TestSealedTextsInPinnedContent: a file is compared with both rules, and noted for both.
+func TestSealedTextsInPinnedContent(t *testing.T) {
+	own := &policy.Content{Rule: policy.ContentDigest, Files: []policy.File{
+		{Path: "other", SHA256: digest(sealedText)}, {Path: "plain", SHA256: digest(text)},
+	}}
+	g := sealing(t, own, exact())
+	g.want("files", g.send(file(g.own+"/other", sealedText), file(g.own+"/plain", text)), "")
+	g.want("create", g.create(), `web/file "/etc/app/other"`+strayFile)
+	g.web.Of.Secrets = append(g.web.Of.Secrets, policy.Secret{File: "/etc/app/other", Sealed: true})
+	g.want("create with a secret for it", g.create(), "")
+	g.want("another text", g.send(file(g.own+"/other", text)), `file "other": expected the content with SHA-256 `)
+	g.web.Of.Secrets = g.web.Of.Secrets[:0]
+	g.want("without sealed secrets nothing is noted", g.send(file(g.own+"/other", sealedText)), "")
 }
