@@ -84,14 +84,13 @@ func (c *Container) create(ctx context.Context, req ContainerRequest, u *undo.St
 	if err != nil {
 		return stream.Streams{}, err
 	}
-	storages, err := c.prepare(ctx, req, out.Copies, mounts, u)
-	if err != nil {
+	asked := request.Container(request.ContainerInput{
+		ID: c.id, OCI: out.OCI, Terminal: req.Terminal, Devices: devices, SharedPIDs: shared, PIDsOf: target,
+	})
+	if asked.Storages, err = c.prepare(ctx, req, asked, out.Copies, mounts, u); err != nil {
 		return stream.Streams{}, err
 	}
-	return c.createInGuest(ctx, request.Container(request.ContainerInput{
-		ID: c.id, OCI: out.OCI, Terminal: req.Terminal, Storages: storages, Devices: devices, SharedPIDs: shared,
-		PIDsOf: target,
-	}), u)
+	return c.createInGuest(ctx, asked, u)
 }
 
 // createInGuest opens the streams of a container's first process, has the agent create the container with them, and
@@ -123,13 +122,16 @@ func (c *Container) createInGuest(ctx context.Context, req *agent.CreateContaine
 
 // prepare brings a container's layers (as devices), the files of its bind mounts and its volumes into the guest. It
 // does so concurrently, since some steps wait for the disk and others for the guest.
-func (c *Container) prepare(ctx context.Context, req ContainerRequest, copies []request.Copy,
-	mounts *share.Mounts, u *undo.Stack,
+func (c *Container) prepare(ctx context.Context, req ContainerRequest, asked *agent.CreateContainerRequest,
+	copies []request.Copy, mounts *share.Mounts, u *undo.Stack,
 ) ([]*agent.Storage, error) {
 	p := c.pod
 	began := time.Now()
 	layersDone := began
 	g, gctx := errgroup.WithContext(ctx)
+	if !c.isFirst() { // the first one was judged before the VM ran
+		g.Go(func() error { return p.m.Foresight.Container(gctx, asked) })
+	}
 	g.Go(func() error { return p.m.Volumes.Copy(gctx, copies, mounts) })
 	var shared []*agent.Storage
 	g.Go(func() (err error) {

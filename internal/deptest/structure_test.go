@@ -134,7 +134,7 @@ var edges = Edges{
 		"hypervisor", "hypervisor/jail", "hypervisor/launch", "hypervisor/qemu", "hypervisor/clh", "hypervisor/virtiofsd",
 		"hypervisor/swtpm",
 		"hypervisor/qemu/template", "hypervisor/vmm", "virtcontainers/users", "network", "network/localhost",
-		"network/nameserver", "network/netns", "configs", "api/contract", "internal/...",
+		"network/nameserver", "network/netns", "configs", "api/agent", "api/contract", "internal/...",
 	},
 	"shim": {
 		"api/containerd",
@@ -242,8 +242,11 @@ var edges = Edges{
 	"cmd/coco/internal/secret": {"attestation/sealed", "cmd/coco/internal/cli", "cmd/coco/internal/show"},
 	"cmd/coco/internal/policy": {
 		"api/contract", "cmd/coco/internal/cli", "cmd/coco/internal/measure", "cmd/coco/internal/pods",
-		"cmd/coco/internal/progress", "cmd/coco/internal/show", "cmd/coco/internal/signer", "configs", "image/resolve",
-		"internal/initdata", "policy/...", "trust/config",
+		"cmd/coco/internal/policy/foresee", "cmd/coco/internal/progress", "cmd/coco/internal/show",
+		"cmd/coco/internal/signer", "configs", "image/resolve", "internal/initdata", "policy/...", "trust/config",
+	},
+	"cmd/coco/internal/policy/foresee": {
+		"api/agent", "cmd/coco/internal/cli", "internal/foresee", "policy", "policy/compare", "policy/engine",
 	},
 	"cmd/coco/internal/signer":   {"attestation/sealed", "policy"},
 	"cmd/coco/internal/progress": {},

@@ -22,9 +22,11 @@ func (d *Diffs) Container(p *policy.Policy, c *policy.Container, req *pb.CreateC
 	d.annotations(c.Annotations, oci.GetAnnotations())
 	paired := d.mounts(c.Mounts, oci.GetMounts())
 	want := d.sources(p, cid, paired, req.GetStorages())
-	d.Storages(unique(append(want, rootStorages(c, cid, onTmpfs(cid, req.GetStorages()))...)), req.GetStorages())
-	d.devices(c.Disks, req.GetDevices())
-	d.pids(c, req, box)
+	if !d.Early {
+		d.Storages(unique(append(want, rootStorages(c, cid, onTmpfs(cid, req.GetStorages()))...)), req.GetStorages())
+		d.devices(c.Disks, req.GetDevices())
+		d.pids(c, req, box)
+	}
 	Fixed(d, "OCI.Root.Path", contract.Rootfs(cid), oci.GetRoot().GetPath())
 	Same(d, "OCI.Root.Readonly", "readonlyRootfs", c.ReadonlyRfs, oci.GetRoot().GetReadonly())
 	hostname := ""

@@ -27,6 +27,9 @@ type Diffs struct {
 	Volumes map[string]string // path in the guest, by the volume's name
 	Drop    map[string]bool   // environment variables that the process does not get
 	Root    string            // member of the policy that is compared: "containers[web]"
+	// Early: no VM runs yet, so a request lacks its storages, devices, places of volumes and what other containers are.
+	// They are not compared.
+	Early bool
 }
 
 // Add notes a difference; fix is the change of the policy below root.

@@ -29,7 +29,9 @@ func (d *Diffs) mounts(want []policy.Mount, got []*pb.Mount) []mounted {
 		case i < len(got) && j < len(want) && got[i].GetDestination() == want[j].Destination:
 			at := Index(field, i)
 			Same(d, at+".type", member(j)+".type", want[j].Type, got[i].GetType())
-			d.List(at+".options", member(j)+".options", want[j].Options, got[i].GetOptions())
+			if !d.Early || got[i].GetType() != "bind" { // a volume's kind adds ro
+				d.List(at+".options", member(j)+".options", want[j].Options, got[i].GetOptions())
+			}
 			out = append(out, mounted{&want[j], got[i], at})
 			i, j = i+1, j+1
 		case j < len(want) && want[j].Optional:
@@ -57,6 +59,7 @@ func (d *Diffs) sources(p *policy.Policy, cid string, list []mounted, given []*p
 		switch s := m.entry.Source; {
 		case s.Is != nil:
 			Fixed(d, field, *s.Is, source)
+		case d.Early:
 		case s.Shm:
 			Fixed(d, field, contract.ShmDir, source)
 		case s.Copy != nil:

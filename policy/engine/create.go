@@ -26,10 +26,13 @@ func (e *Engine) match(req *pb.CreateContainerRequest) (*policy.Container, *comp
 	for _, c := range e.candidates(name) {
 		d := &compare.Diffs{
 			Fields: maps.Clone(e.box.fields), Volumes: maps.Clone(e.box.volumes), Drop: map[string]bool{},
-			Root: "containers[" + c.Name + "]",
+			Root: "containers[" + c.Name + "]", Early: e.early,
 		}
 		d.Container(e.policy, c, req, &e.box.Pod)
 		if d.First == nil {
+			if e.early {
+				return c, d, nil
+			}
 			wrong := e.mayCreate(c)
 			if wrong == nil {
 				wrong = e.copies.Admit(copies.Holder{ID: req.GetContainerId(), Of: c, Places: d.Volumes})
@@ -37,13 +40,13 @@ func (e *Engine) match(req *pb.CreateContainerRequest) (*policy.Container, *comp
 			if wrong == nil {
 				return c, d, nil
 			}
-			if fits == nil || c.Name == name {
+			if fits == nil { // the first one is that of the request's name
 				fits = wrong
 			}
 			continue
 		}
 		d.First.Container = c.Name
-		if nearest == nil || d.N < fewest || d.N == fewest && c.Name == name {
+		if nearest == nil || d.N < fewest {
 			nearest, fewest = d.First, d.N
 		}
 	}
@@ -90,10 +93,12 @@ func (e *Engine) debug(req *pb.CreateContainerRequest) (*policy.Container, *comp
 	if d := admitID("OCI.Annotations["+compare.Quote(contract.CRIContainerName)+"]", c.Name); d != nil {
 		return nil, nil, d
 	}
-	d := &compare.Diffs{Fields: maps.Clone(e.box.fields), Volumes: maps.Clone(e.box.volumes), Drop: map[string]bool{}}
+	d := &compare.Diffs{
+		Fields: maps.Clone(e.box.fields), Volumes: maps.Clone(e.box.volumes), Drop: map[string]bool{}, Early: e.early,
+	}
 	d.Container(e.policy, c, req, &e.box.Pod)
 	wrong := d.First
-	if wrong == nil {
+	if wrong == nil && !e.early {
 		wrong = e.mayCreate(c)
 	}
 	if wrong == nil && e.past[c.Name] != nil {

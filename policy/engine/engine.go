@@ -33,6 +33,7 @@ import (
 // Engine is the policy of a guest with its state. Its methods may be called at the same time.
 type Engine struct {
 	policy *policy.Policy // nil: closed
+	early  bool           // no VM runs: see Foresee
 
 	mu     sync.Mutex
 	box    sandbox              // guarded by mu
@@ -148,6 +149,21 @@ func (e *Engine) Check(method string, req proto.Message) (*Grant, error) {
 		}
 	}
 	return g, nil
+}
+
+// Foresee decides about a pod, and about one of its containers if c is not nil, before their VM runs. What a request
+// has only later (storages, devices, sources of mounts) and what depends on other containers is not compared: the
+// guest compares all of it. So Foresee denies nothing that the guest would allow.
+func Foresee(p *policy.Policy, box *pb.CreateSandboxRequest, c *pb.CreateContainerRequest) error {
+	e := New(p)
+	e.early = true
+	g, err := e.Check("/"+service+"CreateSandbox", box)
+	if err != nil || c == nil {
+		return err
+	}
+	g.Commit()
+	_, err = e.Check("/"+service+"CreateContainer", c)
+	return err
 }
 
 // Exited notes the end of a container's first process.

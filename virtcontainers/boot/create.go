@@ -90,6 +90,7 @@ type Plan struct {
 	Expected  *launch.Expected    // nil where no hardware measures the launch
 	Rlimits   []specs.POSIXRlimit // of processes for which nobody names them
 	SharedShm bool                // the pod has a /dev/shm that its containers bind
+	Foresight *Foresight          // nil without a policy
 }
 
 // creation is a machine being made, with the results of each step for the next ones.
@@ -110,6 +111,7 @@ type creation struct {
 	opened    []*os.File // the boot chains and disks; closed once the VMM has them
 	initdata  *os.File   // nil without one
 	measuring *measuring // nil where nothing is measured
+	verdict   *verdict   // nil without a policy
 }
 
 // step is one phase of a pod's start. Each pushes its own undo.
@@ -164,6 +166,7 @@ func (c *creation) steps() []step {
 		{"network", c.attachNetwork},
 		{"live files", c.serveFiles},
 		{"virtual tpm", c.serveTPM},
+		{"policy", c.awaitVerdict},
 		{"vmm", c.startVMM},
 		{"agent", c.awaitAgent},
 		{"guest network", c.bootNetwork},
@@ -267,20 +270,13 @@ func (c *creation) openBootFiles(context.Context) error {
 		return err
 	}
 	c.vmspec = plan.VM
+	if err := c.beginVerdict(plan.Initdata); err != nil {
+		return err
+	}
 	if err := c.addInitdata(plan.Initdata); err != nil {
 		return err
 	}
 	return c.addParts(plan.Parts)
-}
-
-// readableByAll refuses a boot file that the VMM, which opens it again as a user of its own, could not read.
-func readableByAll(f *os.File) error {
-	st, err := f.Stat()
-	if err == nil && st.Mode().Perm()&0o004 == 0 {
-		err = fmt.Errorf("%s cannot be read by the VMM, which runs as a user of its own: chmod o+r %[1]s: %w", f.Name(),
-			errdefs.ErrFailedPrecondition)
-	}
-	return err
 }
 
 // openBoot opens the boot chain of a configuration.

@@ -100,11 +100,7 @@ func shmSize(s *specs.Spec) uint64 {
 }
 
 func (c *creation) createSandbox(ctx context.Context) error {
-	in := request.SandboxInput{ID: c.opts.ID, Spec: c.opts.Spec, Alone: c.opts.First != nil, SharedShm: c.SharedShm}
-	if c.SharedShm {
-		in.ShmBytes = shmSize(c.opts.Spec)
-	}
-	req := request.Sandbox(in)
+	req := c.sandboxRequest()
 	g, ctx := errgroup.WithContext(ctx) // the three do not depend on each other
 	g.Go(func() error {
 		return c.Agent.Call(ctx, "create sandbox", func(ctx context.Context) error {

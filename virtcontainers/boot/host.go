@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/hypervisor"
 	"github.com/coco-shim/coco/image/layer"
 	"github.com/coco-shim/coco/network"
@@ -34,6 +35,8 @@ type Host struct {
 	Files FileServer
 	// TPM starts the virtual TPM of a VM, hypervisor.platform = "vtpm"; nil: nothing does.
 	TPM TPMServer
+	// Judge asks a pod's policy before a guest can; nil: nothing does.
+	Judge Judge
 	// Localhost opens the way from the loopback address of a pod's network namespace into the VM; nil
 	// for none.
 	Localhost func(netns string) (Localhost, error)
@@ -56,6 +59,13 @@ func (h Host) check() error {
 			errdefs.ErrInvalidArgument)
 	}
 	return nil
+}
+
+// Judge is the policy's evaluator. Package virtcontainers/host has the one that runs the program coco.
+type Judge interface {
+	// Foresee returns an error of class permission denied if the policy denies the sandbox, or the container if c is not
+	// nil. Other errors say that there is no answer.
+	Foresee(ctx context.Context, policy string, box *agent.CreateSandboxRequest, c *agent.CreateContainerRequest) error
 }
 
 // FileServer makes a process the server of files of the host for one VM. Package

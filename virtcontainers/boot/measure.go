@@ -72,6 +72,16 @@ func (c *creation) addParts(parts []string) error {
 	return nil
 }
 
+// readableByAll refuses a boot file that the VMM, which opens it again as a user of its own, could not read.
+func readableByAll(f *os.File) error {
+	st, err := f.Stat()
+	if err == nil && st.Mode().Perm()&0o004 == 0 {
+		err = fmt.Errorf("%s cannot be read by the VMM, which runs as a user of its own: chmod o+r %[1]s: %w", f.Name(),
+			errdefs.ErrFailedPrecondition)
+	}
+	return err
+}
+
 // memoryFile is a read-only descriptor of a file in memory that nobody can change.
 func memoryFile(name string, content []byte) (_ *os.File, err error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)

@@ -72,6 +72,7 @@ func New(c configs.Config, exe string, log *slog.Logger) (boot.Host, error) {
 		Machine: m,
 		Files:   fileServer{exe, c.Runtime.Virtiofsd},
 		TPM:     tpmServer{exe, c.VTPM},
+		Judge:   judge{exe},
 		Localhost: func(netns string) (boot.Localhost, error) {
 			g, err := localhost.Open(netns)
 			if err != nil {

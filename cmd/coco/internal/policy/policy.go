@@ -13,6 +13,7 @@ import (
 
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/cmd/coco/internal/cli"
+	"github.com/coco-shim/coco/cmd/coco/internal/policy/foresee"
 	"github.com/coco-shim/coco/internal/initdata"
 	"github.com/coco-shim/coco/policy"
 	"github.com/coco-shim/coco/policy/gen/manifest"
@@ -29,7 +30,7 @@ func Command() *cobra.Command {
 			"- is stdin.",
 	}
 	cmd.AddCommand(genCommand(), showCommand(), lintCommand(), diffCommand(), explainCommand(), simulateCommand(),
-		formatCommand(), signCommand(), logCommand())
+		formatCommand(), signCommand(), logCommand(), foresee.Command())
 	return cmd
 }
 
