@@ -9,35 +9,20 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/internal/fdpass"
-	"github.com/coco-shim/coco/trust/wire"
 )
 
-// openWay gives a coco-trust that is about to be started its descriptor wire.API, where the policy opens the workload
-// API. end closes what stays open here: the other end, and the way itself after an error.
-func (s *Store) openWay(attr *syscall.ProcAttr) (way *net.UnixConn, end func(*error), err error) {
+// openWay makes the way for a coco-trust that is about to be started, and its other end, where the policy opens the
+// workload API; else both are nil.
+func (s *Store) openWay() (way *net.UnixConn, theirs *os.File, err error) {
 	if !s.cfg.Setup.Workload {
-		return nil, func(*error) {}, nil
+		return nil, nil, nil
 	}
-	way, theirs, err := fdpass.Pair("workload API", unix.SOCK_SEQPACKET)
-	if err != nil {
-		return nil, nil, err
-	}
-	for len(attr.Files) < wire.API {
-		attr.Files = append(attr.Files, ^uintptr(0)) // closed there
-	}
-	attr.Files = append(attr.Files, theirs.Fd())
-	return way, func(err *error) {
-		_ = theirs.Close()
-		if *err != nil {
-			_ = way.Close()
-		}
-	}, nil
+	return fdpass.Pair("workload API", unix.SOCK_SEQPACKET)
 }
 
 func (s *Store) setWay(way *net.UnixConn) {

@@ -222,6 +222,11 @@ var classes = map[string]error{
 	"refused": errdefs.ErrPermissionDenied, "denied": errdefs.ErrPermissionDenied, "not-found": errdefs.ErrNotFound,
 }
 
+// Get gets a resource of the pod's key broker for the guest itself.
+func (s *Store) Get(ctx context.Context, resource string) ([]byte, error) {
+	return s.get(ctx, wire.Request{Resource: resource})
+}
+
 // get asks coco-trust for a secret. One that has failed in the middle is ended; the next call starts another.
 func (s *Store) get(ctx context.Context, req wire.Request) (_ []byte, err error) {
 	if s.cfg.Setup.Initdata == "" {
@@ -264,12 +269,4 @@ func (s *Store) Close() {
 	if h := <-s.turn; h != nil {
 		h.end()
 	}
-}
-
-// helper is a running coco-trust.
-type helper struct {
-	conn  *os.File
-	way   *net.UnixConn // nil without the workload API
-	child *reap.Child
-	once  sync.Once
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/coco-shim/coco/agent/cotrust"
 	"github.com/coco-shim/coco/agent/reap"
 	"github.com/coco-shim/coco/internal/undo"
 	"github.com/coco-shim/coco/policy"
@@ -83,7 +84,7 @@ func store(t *testing.T, mode string, of map[string][]policy.Secret) (s *Store, 
 	part := t.TempDir()
 	me, err := os.Executable()
 	if err == nil {
-		err = os.Symlink(me, filepath.Join(part, program))
+		err = os.Symlink(me, filepath.Join(part, cotrust.Name))
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -95,7 +96,8 @@ func store(t *testing.T, mode string, of map[string][]policy.Secret) (s *Store, 
 		Open:  func(context.Context, string) (string, error) { return part, nil },
 		Spawn: func(path string, argv []string, attr *syscall.ProcAttr) (*reap.Child, error) {
 			*started++
-			if c := attr.Sys.Credential; c == nil || c.Uid != user || c.Gid != user || len(attr.Sys.AmbientCaps) > 0 {
+			c := attr.Sys.Credential
+			if c == nil || c.Uid != cotrust.User || c.Gid != cotrust.User || len(attr.Sys.AmbientCaps) > 0 {
 				t.Errorf("coco-trust would have rights: %+v", attr.Sys)
 			}
 			attr.Sys, attr.Env = nil, []string{helperMode + "=" + mode}
