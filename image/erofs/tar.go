@@ -39,8 +39,13 @@ const maxFollow = 40 // symbolic links on the way to one name, as in Linux
 // lower are the layers below, the topmost first. A directory that is not described but must be there
 // takes mode and owner from them, as it does when containerd unpacks the layer.
 func FromTar(ctx context.Context, r io.Reader, spool *os.File, lower ...*Tree) (*Tree, error) {
+	return FromSmallTar(ctx, maxNodes, r, spool, lower...)
+}
+
+// FromSmallTar is FromTar for a tar of at most so many entries and directories: each costs memory, about 400 bytes.
+func FromSmallTar(ctx context.Context, most int, r io.Reader, spool *os.File, lower ...*Tree) (*Tree, error) {
 	root := &node{mode: sIFDIR | 0o755, implied: true, index: map[string]*node{}}
-	t := &tarReader{root: root, content: &tarContent{}, spool: spool}
+	t := &tarReader{root: root, content: &tarContent{}, spool: spool, most: min(most, maxNodes)}
 	t.content.spool = spool
 	if in, ok := r.(readSeekerAt); ok {
 		t.in = in
@@ -92,6 +97,15 @@ type tarReader struct {
 	sparse  int64
 	content *tarContent
 	count   int
+	most    int // of count
+}
+
+// another counts an entry, or a directory that none describes.
+func (t *tarReader) another() error {
+	if t.count++; t.count > t.most {
+		return fmt.Errorf("more than %d files", t.most)
+	}
+	return nil
 }
 
 func (t *tarReader) add(h *tar.Header) error {
@@ -105,8 +119,8 @@ func (t *tarReader) add(h *tar.Header) error {
 	if len(parts) == 0 {
 		return ignoreRoot(h)
 	}
-	if t.count++; t.count > maxNodes {
-		return errTooManyFiles
+	if err := t.another(); err != nil {
+		return err
 	}
 	dir, err := t.dir(t.root, parts[:len(parts)-1], 0)
 	if err != nil {
@@ -202,8 +216,8 @@ func (t *tarReader) newDir(parent *node, name string, whitened bool) (*node, err
 	if len(name) > maxName {
 		return nil, errNameTooLong
 	}
-	if t.count++; t.count > maxNodes {
-		return nil, errTooManyFiles
+	if err := t.another(); err != nil {
+		return nil, err
 	}
 	depth := 0
 	for p := parent; p != nil; p = p.parent {

@@ -87,6 +87,15 @@ func (i Image) Pinned() string {
 	return repo + "@" + i.Digest
 }
 
+// Repository returns the registry and the repository of the reference, in their complete form.
+func (i Image) Repository() (string, error) {
+	ref, err := name.ParseReference(i.Ref)
+	if err != nil {
+		return "", err
+	}
+	return ref.Context().Name(), nil
+}
+
 // Resolve finds an image and computes the root hashes of its layers.
 func (f *Finder) Resolve(ctx context.Context, ref string) (Image, error) {
 	out, err := f.resolve(ctx, ref)
