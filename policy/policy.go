@@ -138,6 +138,20 @@ type Image struct {
 	Manifest string `json:"manifest"`
 	// Layers has the dm-verity root hashes, 64 hexadecimal digits each, the topmost layer first.
 	Layers []string `json:"layers"`
+	// Pull is the repository, as "registry.example/team/app", from which the guest pulls the image by Manifest. "": the
+	// host brings the layers. The guest mounts no others than Layers in either case.
+	Pull string `json:"pull,omitempty"`
+	// Keys has the keys of the pod's key broker (kbs:///repository/type/tag) with which the guest may decrypt the image
+	// that it pulls.
+	Keys []string `json:"keys,omitempty"`
+}
+
+// Source is what a guest pulls: the repository and the digest of the manifest. It is "" for an image of the host's.
+func (i Image) Source() string {
+	if i.Pull == "" {
+		return ""
+	}
+	return i.Pull + "@" + i.Manifest
 }
 
 // Process is the first process of a container.

@@ -64,6 +64,7 @@ func (p *Policy) problems(out problems) problems {
 		}
 		apps = apps || c.Kind == App
 	}
+	out.pulls(p.Containers)
 	out.workloadPort(p)
 	return out
 }
@@ -108,10 +109,7 @@ func (p *problems) pod(pod *Pod) {
 func (p *problems) container(at string, c *Container, volumes map[string]bool) {
 	p.oneOf(at+".kind", c.Kind, App, Init, Sidecar)
 	p.oneOf(at+".restart", c.Restart, Never, OnFailure, Always)
-	if d, ok := strings.CutPrefix(c.Image.Manifest, "sha256:"); !ok || !isHash(d) {
-		p.add(at+".image.manifest", "%s is not sha256: with 64 lower-case hexadecimal digits", clip(c.Image.Manifest))
-	}
-	p.hashes(at+".image.layers", c.Image.Layers)
+	p.image(at+".image", c.Image)
 	p.process(at+".process", &c.Process)
 	p.linux(at+".linux", &c.Linux)
 	for i := range c.Mounts {

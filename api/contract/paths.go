@@ -41,6 +41,7 @@ const (
 	SubPathsDir = SandboxDir + "/subpaths"      // paths within volumes, by container
 	LiveDir     = SandboxDir + "/live"          // directories that the host shares by virtio-fs
 	ImagesDir   = SandboxDir + "/images"        // images that are volumes
+	PulledDir   = SandboxDir + "/pulled"        // images that the guest has pulled, by the digits of their digests
 )
 
 // CgroupBase is the parent of the containers' cgroups in the guest. The shim writes paths below it into
@@ -49,6 +50,15 @@ const CgroupBase = "/coco/"
 
 // Bundle returns the directory of a container in the guest, where the agent keeps its OCI bundle.
 func Bundle(id string) string { return GuestRoot + "/" + id }
+
+// Pulled returns the place of an image that the guest has pulled, by the digest of its manifest, "sha256:…".
+func Pulled(manifest string) string {
+	const algorithm = "sha256:"
+	if len(manifest) > len(algorithm) && manifest[:len(algorithm)] == algorithm {
+		manifest = manifest[len(algorithm):]
+	}
+	return PulledDir + "/" + manifest
+}
 
 // Rootfs returns the mount point of a container's root file system.
 func Rootfs(id string) string { return Bundle(id) + "/" + RootfsName }

@@ -15,6 +15,9 @@ const (
 	DriverBind          = "bind"           // bind mount of a directory or file of the guest
 	DriverWatchableBind = "watchable-bind" // bind mount of what the host changes later
 	DriverVirtioFS      = "virtio-fs"      // directory of the host; the source is the device's tag
+	// DriverPull is an image that the guest pulls; the source is its repository and the digest of its manifest. It has no
+	// options: where and how the guest pulls is in the pod's initdata.
+	DriverPull = "image_guest_pull"
 )
 
 // Driver options that carry the parameters of a dm-verity layer, as "name=value" on a disk that holds an

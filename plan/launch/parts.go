@@ -31,7 +31,8 @@ func Parts(d *initdata.Document) []string {
 			out = append(out, part)
 		}
 	}
-	if opensWorkloadAPI(d.Data[initdata.FilePolicy]) && !slices.Contains(out, contract.PartTrust) {
+	policy := d.Data[initdata.FilePolicy]
+	if (opensWorkloadAPI(policy) || pullsImages(policy)) && !slices.Contains(out, contract.PartTrust) {
 		out = append(out, contract.PartTrust)
 	}
 	slices.Sort(out)

@@ -52,9 +52,6 @@ func Storages(cid string, layers []Attached, on Upper) ([]*agent.Storage, error)
 	if len(layers) == 0 {
 		return nil, fmt.Errorf("container %s: root file system without layers", cid)
 	}
-	if on.Disk == nil && on.MiB == 0 {
-		return nil, fmt.Errorf("container %s: size of the writable layer is zero", cid)
-	}
 	var out []*agent.Storage
 	var lower []string
 	seen := map[string]bool{}
@@ -68,6 +65,31 @@ func Storages(cid string, layers []Attached, on Upper) ([]*agent.Storage, error)
 		seen[point] = true
 		lower = append(lower, point)
 		out = append(out, l.storage(point))
+	}
+	return writable(cid, out, lower, on)
+}
+
+// Pulled lists likewise what the agent mounts where the guest pulls the image: source is its repository with the digest
+// of its manifest, which is the only thing of an image that the host names then.
+func Pulled(cid, source string, on Upper) ([]*agent.Storage, error) {
+	if err := checkID(cid); err != nil {
+		return nil, err
+	}
+	_, manifest, ok := strings.Cut(source, "@")
+	if !ok {
+		return nil, fmt.Errorf("container %s: image %.200q has no digest", cid, source)
+	}
+	at := contract.Pulled(manifest)
+	return writable(cid, []*agent.Storage{{
+		Driver: contract.DriverPull, Source: source, Fstype: "overlay", Options: []string{"ro"}, MountPoint: at,
+		Shared: true, // a container that is created again finds it
+	}}, []string{at}, on)
+}
+
+// writable adds the writable layer and the overlay of all.
+func writable(cid string, out []*agent.Storage, lower []string, on Upper) ([]*agent.Storage, error) {
+	if on.Disk == nil && on.MiB == 0 {
+		return nil, fmt.Errorf("container %s: size of the writable layer is zero", cid)
 	}
 	upper := contract.UpperDir + "/" + cid
 	out = append(out, on.storage(upper), &agent.Storage{

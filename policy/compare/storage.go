@@ -125,6 +125,13 @@ func layers(list []string, member string) (out []Storage, points []string) {
 // as the host chooses.
 func rootStorages(c *policy.Container, cid string, tmpfs bool) []Storage {
 	out, lower := layers(c.Image.Layers, "image.layers")
+	if source := c.Image.Source(); source != "" {
+		lower = []string{contract.Pulled(c.Image.Manifest)}
+		out = []Storage{{
+			drivers: []string{contract.DriverPull}, source: source, fstype: "overlay", options: []string{"ro"}, at: lower[0],
+			shared: true, member: "image.pull",
+		}}
+	}
 	upper := contract.UpperDir + "/" + cid
 	on := Storage{
 		drivers: disks, fstype: "ext4", options: []string{"mode=700"}, at: upper,

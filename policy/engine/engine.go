@@ -280,6 +280,19 @@ func (e *Engine) Secrets(id string) []policy.Secret {
 	return nil
 }
 
+// Pulled lists the root hashes of the image that the guest pulls from a source, the topmost layer's first. ok is false
+// if the policy has none.
+func (e *Engine) Pulled(source string) (layers []string, ok bool) {
+	if e.policy == nil {
+		return nil, false
+	}
+	img, ok := e.policy.Pulled(source)
+	return img.Layers, ok
+}
+
+// Pulls says whether the guest pulls images.
+func (e *Engine) Pulls() bool { return e.policy != nil && e.policy.Pulls() }
+
 // Streams decides whether byte streams may be opened, which later requests name.
 func (e *Engine) Streams() error {
 	if e.policy == nil {

@@ -208,6 +208,11 @@ func (r maker) container(name string, shm bool) {
 		on = rootfs.Upper{Disk: &hypervisor.BlockAddress{Driver: contract.DriverSCSI, Source: "0:9"}}
 	}
 	own, err := rootfs.Storages(id, attached, on)
+	pull := ""
+	if layers[0][0] < '4' { // a quarter of the containers have an image that the guest pulls
+		pull = "registry.example/" + name
+		own, err = rootfs.Pulled(id, pull+"@sha256:"+layers[0], on)
+	}
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -218,6 +223,7 @@ func (r maker) container(name string, shm bool) {
 	}
 	input := request.ContainerInput{ID: id, OCI: out.OCI, Terminal: s.Process.Terminal, Storages: distinct(volumes)}
 	c := policytest.Container(name, layers, sources, out.OCI, shm)
+	c.Image.Pull = pull
 	if r.IntN(4) == 0 {
 		input.Devices = []*pb.Device{{Type: contract.DriverSCSI, VmPath: "0:5", ContainerPath: "/dev/xvda"}}
 		c.Disks = []string{"/dev/xvda"}

@@ -50,6 +50,9 @@ func (g *generator) container(c *corev1.Container) (policy.Container, error) {
 		return policy.Container{}, err
 	}
 	out.Image = policy.Image{Manifest: img.Manifest, Layers: layers(img.Layers)}
+	if g.Options.GuestPull {
+		out.Image.Pull = img.Repository
+	}
 	if out.Linux.Seccomp, err = g.seccomp(c, spec.Process.Capabilities.Bounding); err != nil {
 		return policy.Container{}, err
 	}

@@ -29,6 +29,8 @@ type Image struct {
 	Manifest string   // digest of the platform's manifest, "sha256:…"
 	Layers   []string // root hashes, the lowest layer first
 	Config   predict.Image
+	// Repository is where the image is, with its registry; only for GuestPull.
+	Repository string
 	// Files has the files that the image has in each volume that it declares.
 	Files map[string][]policy.File
 }
@@ -41,6 +43,8 @@ type Options struct {
 	Signed map[string][]string
 	// Unpinned admits any content where a ConfigMap or Secret is not among the manifests.
 	Unpinned bool
+	// GuestPull has the guest pull all images itself.
+	GuestPull bool
 	// OldContainerd says that nodes run containerd 1.x, which sets no sysctls of its own.
 	OldContainerd bool
 	// Seccomp has the digests (FilterDigest) of the filters that RuntimeDefault may be, one for each release of containerd

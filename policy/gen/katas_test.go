@@ -57,17 +57,17 @@ var holes = map[string]func(r *agent.CreateContainerRequest) bool{
 		}
 		return len(r.OCI.Mounts) > 0
 	},
-	"storage 0 image_guest_pull source evil": func(r *agent.CreateContainerRequest) bool {
+	"storage 0 " + contract.DriverPull + " source evil": func(r *agent.CreateContainerRequest) bool {
 		r.Storages[0] = &agent.Storage{
-			Driver: "image_guest_pull", Source: "evil.example/image", Fstype: "overlay", MountPoint: r.OCI.Root.Path,
+			Driver: contract.DriverPull, Source: "evil.example/image", Fstype: "overlay", MountPoint: r.OCI.Root.Path,
 		}
 		return true
 	},
-	"storage 0 image_guest_pull driver_options evil": func(r *agent.CreateContainerRequest) bool {
+	"storage 0 " + contract.DriverPull + " driver_options evil": func(r *agent.CreateContainerRequest) bool {
 		r.Storages[0].DriverOptions = append(r.Storages[0].DriverOptions, "evil=1")
 		return true
 	},
-	"storage 0 image_guest_pull removed": func(r *agent.CreateContainerRequest) bool {
+	"storage 0 " + contract.DriverPull + " removed": func(r *agent.CreateContainerRequest) bool {
 		r.Storages = r.Storages[1:]
 		return true
 	},

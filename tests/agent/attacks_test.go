@@ -232,7 +232,7 @@ var moreStorages = []*pb.Storage{
 	{Driver: "nvdimm", Source: "/dev/pmem0", Fstype: "ext4", MountPoint: contract.FilesDir + "/x"},
 	{Driver: "watchable-bind", Source: contract.FilesDir, Fstype: "bind", MountPoint: contract.FilesDir + "/x"},
 	{Driver: contract.DriverBind, Source: "/", Fstype: "bind", MountPoint: contract.FilesDir + "/x"},
-	{Driver: "image_guest_pull", Source: "registry/evil", Fstype: "overlay", MountPoint: contract.Rootfs("evil")},
+	{Driver: contract.DriverPull, Source: "registry/evil", Fstype: "overlay", MountPoint: contract.Rootfs("evil")},
 	{Driver: contract.DriverEphemeral, Source: "tmpfs", Fstype: "tmpfs", MountPoint: contract.Rootfs("evil") + "/bin"},
 	{Driver: contract.DriverEphemeral, Source: "tmpfs", Fstype: "tmpfs", MountPoint: contract.Rootfs("q1") + "/bin"},
 }

@@ -147,7 +147,7 @@ func (s *session) begin() {
 	if d.SupportMemHotplugProbe || d.MemBlockSizeBytes == 0 || !d.AgentDetails.SupportsSeccomp {
 		s.t.Errorf("details %v", d)
 	}
-	for _, driver := range []string{"image_guest_pull", "erofs.multi-layer", "nvdimm"} {
+	for _, driver := range []string{"erofs.multi-layer", "nvdimm"} {
 		if slices.Contains(d.AgentDetails.StorageHandlers, driver) || slices.Contains(d.AgentDetails.DeviceHandlers, driver) {
 			s.t.Errorf("%s is announced", driver)
 		}

@@ -113,6 +113,8 @@ func (o *genOptions) flags(cmd *cobra.Command) {
 		"file that says what containers may ask their guest for (docs/workload-api.md), in JSON:\n"+
 			`{"port": 8006, "containers": {"app": {"resources": ["kbs:///a/b/c"], "calls": ["info"]}}}`)
 	f.StringVarP(&o.output, "output", "o", formManifest, "what is written: "+strings.Join(forms, ", "))
+	f.BoolVar(&o.GuestPull, "guest-pull", false,
+		"the guest pulls the images from their registry itself (docs/guest-pull.md); --initdata has the registry's CA")
 	f.BoolVar(&o.lock, "lock", false, "write the images of the manifest by their digests")
 	f.StringVar(&o.class, "runtime-class", "", "pass over pods of other RuntimeClasses; \"\": none is passed over")
 	f.StringVarP(&o.Namespace, "namespace", "n", "", "namespace of objects that name none; \"\": any")
@@ -327,7 +329,11 @@ func (o *genOptions) result(
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", w, err)
 			}
-			in.Images[ref], pinned[ref] = imageOf(img), img.Pinned()
+			as := imageOf(img)
+			if as.Repository, err = img.Repository(); err != nil {
+				return nil, fmt.Errorf("%s: %w", w, err)
+			}
+			in.Images[ref], pinned[ref] = as, img.Pinned()
 		}
 		r.Images[ref] = pinned[ref]
 	}
