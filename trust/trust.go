@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 	"sync"
 
 	"github.com/coco-shim/coco/attestation/guest"
@@ -20,6 +21,7 @@ import (
 	"github.com/coco-shim/coco/internal/tpm2"
 	"github.com/coco-shim/coco/policy"
 	"github.com/coco-shim/coco/trust/config"
+	"github.com/coco-shim/coco/trust/images"
 	"github.com/coco-shim/coco/trust/wire"
 )
 
@@ -166,12 +168,20 @@ type Devices struct {
 	API func() *os.File      // with Workload
 }
 
+// pullMemory is how much memory a coco-trust that pulls should get by with. It grows beyond that for images of very
+// many files.
+const pullMemory = 24 << 20
+
 // Run is the life of coco-trust: it reads the Setup from the agent, and serves it and, where the policy opens the
 // workload API, containers.
 func Run(ctx context.Context, conn io.ReadWriter, devices Devices) error {
 	var s wire.Setup
 	if err := wire.Read(conn, &s); err != nil {
 		return fmt.Errorf("read the setup: %w", err)
+	}
+	if s.Pull != nil {
+		debug.SetMemoryLimit(pullMemory)
+		return images.Pull(ctx, conn, s, images.Options{})
 	}
 	var device io.ReadWriter
 	if s.TEE == "tpm" {

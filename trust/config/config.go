@@ -61,6 +61,7 @@ type cdh struct {
 		Cert string `toml:"kbs_cert"`
 	} `toml:"kbc"`
 	Credentials []struct{} `toml:"credentials"` // an empty list, as in examples
+	Image       image      `toml:"image"`
 }
 
 // Parse reads the files of initdata.

@@ -30,6 +30,31 @@ type Setup struct {
 	TEE      string `json:"tee"`      // type of this guest's evidence: snp, tdx, tpm or, without any of them, sample
 	// Workload has coco-trust serve the workload API. The policy in Initdata says to whom.
 	Workload bool `json:"workload,omitempty"`
+	// Pull is the one thing that this coco-trust has to do, if it is there. It talks with no broker: what it needs of one
+	// it asks the agent for.
+	Pull *Pull `json:"pull,omitempty"`
+}
+
+// Pull asks for the layers of an image.
+type Pull struct {
+	Source string `json:"source"` // as the policy has it: repository@digest
+	Dir    string `json:"dir"`    // empty directory in which the layers' files are made
+}
+
+// PullAnswer is what coco-trust says while it pulls. Exactly one member is set; Layers and Error are the last message.
+type PullAnswer struct {
+	Progress string   `json:"progress,omitempty"` // how far it is
+	Need     string   `json:"need,omitempty"`     // a resource of the key broker, which the agent sends in an Answer
+	Layers   []Layer  `json:"layers,omitempty"`   // the topmost first
+	Error    *Failure `json:"error,omitempty"`
+}
+
+// Layer is a layer that was made: an EROFS image with its dm-verity tree, under the salt that all layers have.
+type Layer struct {
+	File       string `json:"file"`     // name in the directory
+	RootHash   string `json:"rootHash"` // in hexadecimal digits
+	DataBlocks uint64 `json:"dataBlocks"`
+	HashOffset uint64 `json:"hashOffset"`
 }
 
 // Request asks for a secret.
@@ -54,8 +79,11 @@ type Failure struct {
 	Text string `json:"text"` // one sentence
 }
 
-// Config is the code of a failure that lies in the pod's initdata.
-const Config = "config"
+// Codes of failures of coco-trust's own.
+const (
+	Config = "config" // lies in the pod's initdata
+	Image  = "image"  // an image cannot be pulled, or is not the one that the policy names
+)
 
 // Error returns the sentence with the code.
 func (f *Failure) Error() string { return fmt.Sprintf("[%s] %s", f.Code, f.Text) }
