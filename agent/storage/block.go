@@ -109,15 +109,21 @@ func (m *Manager) mountLayer(ctx context.Context, point string, mt *mounted, p v
 	if dev.Size < p.Size() {
 		return invalid(fmt.Errorf("layer %s: device has %d bytes, data and hash tree need %d", p.Hex(), dev.Size, p.Size()))
 	}
+	return m.openLayer(point, p.Hex(), dev.Number, mt, p, opts.flags)
+}
+
+// openLayer opens a layer on a block device ("major:minor") with its root hash, and mounts its EROFS image. name is
+// that of the verity device.
+func (m *Manager) openLayer(point, name, number string, mt *mounted, p verity.Params, flags uintptr) error {
 	m.accelerateVerity()
-	vd, path, err := m.openVerity(p.Hex(), p, dev.Number)
+	vd, path, err := m.openVerity(name, p, number)
 	if err != nil {
 		return fmt.Errorf("layer %s: %w", p.Hex(), err)
 	}
 	mt.undo.Push("close "+path, func(context.Context) error { return vd.Close() })
 	layer := &verityLayer{rootHash: p.Hex(), device: vd}
 	if err = checkImage(path, int64(p.DataBlocks*verity.BlockSize)); err == nil { //nolint:gosec // of an open device
-		err = m.mountAt(point, mt, beneath.FileSystem{Type: "erofs", Source: path, Flags: opts.flags | unix.MS_RDONLY})
+		err = m.mountAt(point, mt, beneath.FileSystem{Type: layerType, Source: path, Flags: flags | unix.MS_RDONLY})
 	}
 	// A mount that failed because of a bad block must say so, and one that worked in spite of one
 	// (the kernel may read ahead) must not pass.
@@ -127,7 +133,7 @@ func (m *Manager) mountLayer(ctx context.Context, point string, mt *mounted, p v
 	if err != nil {
 		return fmt.Errorf("layer %s: %w", p.Hex(), err)
 	}
-	mt.verity = layer
+	mt.verity = append(mt.verity, layer)
 	return nil
 }
 

@@ -69,7 +69,6 @@ func Shares(s *agent.Storage) bool { return drivers[s.GetDriver()].shares }
 
 // absent are drivers of the protocol that this agent does not have, with the reason.
 var absent = map[string]string{
-	"image_guest_pull":  "the guest does not pull images: layers come as verity devices",
 	"erofs.multi-layer": "layers are storages of their own, stacked by an overlayfs one",
 	"nvdimm":            "the guest has no driver for persistent memory: use blk or scsi",
 	"blk-ccw":           "the guest is no s390x",

@@ -235,7 +235,10 @@ func TestAnOverlayOfManyLayers(t *testing.T) {
 
 // TestTheTableOfDrivers: the list for the host has the registered drivers, sorted; a disk can be given as a device too.
 func TestTheTableOfDrivers(t *testing.T) {
-	want := []string{"bind", "blk", "ephemeral", "local", "mmioblk", "overlayfs", "scsi", "virtio-fs", "watchable-bind"}
+	want := []string{
+		"bind", "blk", "ephemeral", contract.DriverPull, "local", "mmioblk", "overlayfs", "scsi", "virtio-fs",
+		"watchable-bind",
+	}
 	if got := Drivers(); !slices.Equal(got, want) {
 		t.Errorf("Drivers() = %v, want %v", got, want)
 	}
@@ -263,7 +266,7 @@ func TestTheTableOfDrivers(t *testing.T) {
 func TestDriversOfTheProtocolThatAreAbsent(t *testing.T) {
 	g := newGuest(t)
 	at := func(p string) string { return g.root + "/" + p }
-	for _, driver := range []string{"image_guest_pull", "erofs.multi-layer", "nvdimm", "blk-ccw", "vfio"} {
+	for _, driver := range []string{"erofs.multi-layer", "nvdimm", "blk-ccw", "vfio"} {
 		err := g.Add(t.Context(), "c", []*agent.Storage{{Driver: driver, Source: "x", Fstype: "ext4", MountPoint: at("a")}})
 		if !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), driver) || slices.Contains(Drivers(), driver) {
 			t.Errorf("%s: %v, want a refusal by name", driver, err)

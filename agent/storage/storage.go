@@ -40,6 +40,9 @@ type Manager struct {
 	// HostFiles reports whether directories that the host shares (virtio-fs) may be mounted; nil: no. Set
 	// it before use.
 	HostFiles func() bool
+	// Pull fetches the layers of an image that the pod's policy has the guest pull, the topmost first; nil: it has none.
+	// Set it before use.
+	Pull func(ctx context.Context, source string) ([]PulledLayer, error)
 
 	root string
 	dir  beneath.Dir // the root
@@ -63,7 +66,7 @@ type mounted struct {
 	ready   chan struct{}   // closed when mounting or unmounting has ended
 	err     error           // of mounting; valid once ready is closed
 	undo    undo.Stack
-	verity  *verityLayer // valid once ready is closed
+	verity  []*verityLayer // valid once ready is closed
 }
 
 // verityLayer is a mounted layer.
@@ -292,7 +295,7 @@ func (m *Manager) pointsOf(want func(*mounted) bool) []string {
 // verification so far. Call it when a container's process could not be started or died.
 func (m *Manager) Corrupted(cid string) error {
 	m.mu.Lock()
-	layers := map[string]*verityLayer{}
+	layers := map[string][]*verityLayer{}
 	for point, mt := range m.mounts {
 		select {
 		case <-mt.ready:
@@ -304,9 +307,11 @@ func (m *Manager) Corrupted(cid string) error {
 	}
 	m.mu.Unlock()
 	var errs []error
-	for point, l := range layers {
-		if err := l.check(point); err != nil {
-			errs = append(errs, err)
+	for point, list := range layers {
+		for _, l := range list {
+			if err := l.check(point); err != nil {
+				errs = append(errs, err)
+			}
 		}
 	}
 	return errors.Join(errs...)

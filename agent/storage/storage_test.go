@@ -132,6 +132,13 @@ func (g *guest) disk(file string) hypervisor.BlockAddress {
 // layer builds a layer with one file and attaches it.
 func (g *guest) layer(name, content string) rootfs.Attached {
 	g.t.Helper()
+	p, file := g.layerFile(name, content)
+	return rootfs.Attached{Params: p, Address: g.disk(file)}
+}
+
+// layerFile builds a layer with one file.
+func (g *guest) layerFile(name, content string) (verity.Params, string) {
+	g.t.Helper()
 	dir := g.t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
 		g.t.Fatal(err)
@@ -153,7 +160,7 @@ func (g *guest) layer(name, content string) rootfs.Attached {
 	if err := os.WriteFile(file, b, 0o600); err != nil {
 		g.t.Fatal(err)
 	}
-	return rootfs.Attached{Params: l.Params, Address: g.disk(file)}
+	return l.Params, file
 }
 
 // storages is what the host sends, moved below the test's root.
@@ -163,6 +170,10 @@ func (g *guest) storages(cid string, layers ...rootfs.Attached) []*agent.Storage
 	if err != nil {
 		g.t.Fatal(err)
 	}
+	return g.moved(ss)
+}
+
+func (g *guest) moved(ss []*agent.Storage) []*agent.Storage {
 	move := func(s string) string { return strings.ReplaceAll(s, contract.GuestRoot, g.root) }
 	for _, s := range ss {
 		s.MountPoint = move(s.MountPoint)
@@ -357,7 +368,7 @@ func TestCorruptionThatIsFoundLater(t *testing.T) {
 	}
 	for _, mt := range g.mounts {
 		if mt.verity != nil {
-			mt.verity.device = loopDevice{corrupt: true}
+			mt.verity[0].device = loopDevice{corrupt: true}
 		}
 	}
 	var corrupt *CorruptLayerError

@@ -23,6 +23,7 @@ import (
 	"github.com/coco-shim/coco/agent/netcfg"
 	"github.com/coco-shim/coco/agent/nspace"
 	"github.com/coco-shim/coco/agent/parts"
+	"github.com/coco-shim/coco/agent/pull"
 	"github.com/coco-shim/coco/agent/reap"
 	"github.com/coco-shim/coco/agent/rego"
 	"github.com/coco-shim/coco/agent/runner"
@@ -43,6 +44,7 @@ const (
 	nsDir        = "/run/sandbox-ns"
 	secretsDir   = "/run/coco-secrets"
 	workloadDir  = "/run/coco-workload"
+	imagesDir    = "/run/coco-images"
 )
 
 // runtimes are the OCI runtimes that an image may carry, the preferred one first.
@@ -136,6 +138,7 @@ type found struct {
 	policy   gate.Policy
 	evidence wire.Setup // for coco-trust: the key broker that initdata names, and the workload API
 	rego     *string    // text of a policy of Kata's agent; nil: none
+	initdata string     // the document; "": none
 }
 
 // trusted finds the pod's policy before the guest serves anything, and what coco-trust is told where the initdata names
@@ -144,11 +147,11 @@ func trusted(mods *boot.Loader) (f found) {
 	c := trust.Config{Confidential: boot.Confidential("/"), Sys: "/sys", Load: mods.Load}
 	c.Bound, c.IsBound = boot.KernelParam(contract.ParamInitdata)
 	f.evidence.TEE = trust.TEE(c.Confidential, c.Sys)
-	broker, text := false, ""
+	broker := false
 	c.Keep = func(d *initdata.Document) {
 		_, aa := d.Data[initdata.FileAA]
 		_, cdh := d.Data[initdata.FileCDH]
-		broker, text = aa || cdh, string(d.Text)
+		broker, f.initdata = aa || cdh, string(d.Text)
 		if rules, ok := d.Data[initdata.FileRego]; ok {
 			f.rego = &rules
 		}
@@ -161,7 +164,7 @@ func trusted(mods *boot.Loader) (f found) {
 		f.evidence.Workload = len(names) > 0
 	}
 	if broker || f.evidence.Workload {
-		f.evidence.Initdata = text
+		f.evidence.Initdata = f.initdata
 	}
 	f.policy = gate.Policy{Engine: e, Distrust: err, Open: e == nil && err == nil && !c.Confidential}
 	if e != nil || f.rego != nil {
@@ -217,6 +220,7 @@ type guest struct {
 	mounts     *storage.Manager
 	net        *netcfg.Net
 	provisions *provisions
+	images     *pull.Puller // nil: the policy has the guest pull none
 	rego       *rego.Engine // nil: the pod has no such policy
 	server     *agent.Server
 }
@@ -227,6 +231,7 @@ func newGuest(mods *boot.Loader, log *slog.Logger, closed bool, owner found) (*g
 	g.provisions = &provisions{secrets: newSecrets(g.reaper, disks, owner), policy: owner.policy.Engine}
 	g.mounts.Load = mods.Load
 	g.mounts.HostFiles = func() bool { return !boot.Confidential("/") }
+	g.pullImages(disks, owner)
 	var err error
 	if g.oom, err = cgroup.NewOOMWatcher(); err != nil {
 		return nil, err
@@ -336,6 +341,11 @@ const stopTimeout = 3 * time.Second
 func (g *guest) stop() {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
+	if g.images != nil { // a container that waits for its image is given up
+		if err := g.images.Close(); err != nil {
+			g.log.Warn("images", "error", err)
+		}
+	}
 	if err := g.server.Close(ctx); err != nil {
 		g.log.Warn("stop", "error", err)
 	}

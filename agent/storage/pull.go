@@ -1,0 +1,95 @@
+// Copyright The coco Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/agent/beneath"
+	"github.com/coco-shim/coco/agent/disk"
+	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/image/verity"
+)
+
+func init() { register(contract.DriverPull, driver{mount: (*Manager).mountPull}) }
+
+// PulledLayer is a layer that the guest has fetched itself: an EROFS image with its hash tree. The root hash is the
+// policy's.
+type PulledLayer struct {
+	File *os.File
+	verity.Params
+}
+
+// mountPull fetches an image and mounts its layers, each opened with its root hash, as the layers of the host are. The
+// mount stays for the pod's life: a container that is created again does not fetch again.
+func (m *Manager) mountPull(ctx context.Context, point string, mt *mounted, opts options) (err error) {
+	source := mt.storage.GetSource()
+	switch {
+	case m.Pull == nil:
+		return fmt.Errorf("the pod's policy has no image that the guest pulls: %w", errdefs.ErrFailedPrecondition)
+	case opts.flags != unix.MS_RDONLY || len(opts.data) > 0 || mt.storage.GetFstype() != "overlay":
+		return invalid(fmt.Errorf("an image that the guest pulls is mounted as overlay with the option ro alone"))
+	}
+	layers, err := m.Pull(ctx, source)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, l := range layers {
+			err = errors.Join(err, l.File.Close())
+		}
+	}()
+	if m.Load != nil {
+		if err := m.Load("loop"); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	var at []string
+	for i, l := range layers {
+		to := point + ".layers/" + strconv.Itoa(i)
+		if err := m.mountPulled(to, "pulled-"+strconv.FormatUint(mt.serial, 10)+"-"+strconv.Itoa(i), mt, l); err != nil {
+			return err
+		}
+		at = append(at, to)
+	}
+	return m.stack(point, mt, at)
+}
+
+// mountPulled opens a layer with its root hash and mounts it.
+func (m *Manager) mountPulled(at, name string, mt *mounted, l PulledLayer) error {
+	loop, number, err := disk.Loop(l.File)
+	if err != nil {
+		return err
+	}
+	defer loop.Close() // the verity device has it then
+	return m.openLayer(at, name, number, mt, l.Params, unix.MS_RDONLY)
+}
+
+// stack mounts layers as one file system, read-only. An overlay without an upper directory has two layers at least.
+func (m *Manager) stack(point string, mt *mounted, layers []string) error {
+	var dirs opened
+	defer dirs.close()
+	fs := beneath.FileSystem{Type: "overlay", Source: "overlay", Flags: unix.MS_RDONLY}
+	for _, l := range layers {
+		fs.Data = append(fs.Data, "lowerdir+="+dirs.path(m, l))
+	}
+	if dirs.err != nil {
+		return dirs.err
+	}
+	if len(layers) > 1 {
+		return m.mountAt(point, mt, fs)
+	}
+	mount, err := beneath.Clone(dirs.files[0], unix.MS_RDONLY)
+	if err != nil {
+		return err
+	}
+	return m.at(point, mt, mount)
+}
