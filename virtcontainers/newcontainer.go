@@ -19,6 +19,7 @@ import (
 	"github.com/coco-shim/coco/plan/rootfs"
 	"github.com/coco-shim/coco/virtcontainers/guest"
 	"github.com/coco-shim/coco/virtcontainers/hooks"
+	"github.com/coco-shim/coco/virtcontainers/layers"
 	"github.com/coco-shim/coco/virtcontainers/share"
 	"github.com/coco-shim/coco/virtcontainers/stream"
 )
@@ -124,7 +125,7 @@ func (c *Container) createInGuest(ctx context.Context, req *agent.CreateContaine
 // does so concurrently, since some steps wait for the disk and others for the guest.
 func (c *Container) prepare(ctx context.Context, req ContainerRequest, asked *agent.CreateContainerRequest,
 	copies []request.Copy, mounts *share.Mounts, u *undo.Stack,
-) ([]*agent.Storage, error) {
+) (_ []*agent.Storage, err error) {
 	p := c.pod
 	began := time.Now()
 	layersDone := began
@@ -140,9 +141,15 @@ func (c *Container) prepare(ctx context.Context, req ContainerRequest, asked *ag
 	})
 	var attached []rootfs.Attached
 	var on rootfs.Upper
+	pulled := p.m.Pulls.Of(req.Spec)
 	g.Go(func() (err error) {
 		lr, err := req.layers()
 		if err != nil {
+			return err
+		}
+		if pulled != "" { // the guest has no use for the layers that the host has
+			on, err = c.writable(gctx, lr, u)
+			layersDone = time.Now()
 			return err
 		}
 		o := p.m.Layers(c.isFirst(), p.opts.Host.Layers, lr)
@@ -159,21 +166,31 @@ func (c *Container) prepare(ctx context.Context, req ContainerRequest, asked *ag
 			return err
 		}
 		// After the layers: they tell a snapshot with something in it by its not being empty.
-		snapshot, err := lr.Upper()
-		if err != nil {
-			return err
-		}
-		on, err = p.m.Disks.Writable(gctx, c.id, snapshot, u)
+		on, err = c.writable(gctx, lr, u)
 		p.recordStep(c.id, "hotplug", found)
 		layersDone = time.Now()
 		return err
 	})
-	if err := g.Wait(); err != nil {
+	if err = g.Wait(); err != nil {
 		return nil, err
 	}
 	p.recordStep(c.id, "files", layersDone) // what they took longer than the layers
-	own, err := rootfs.Storages(c.id, attached, on)
+	var own []*agent.Storage
+	if pulled != "" {
+		own, err = rootfs.Pulled(c.id, pulled, on)
+	} else {
+		own, err = rootfs.Storages(c.id, attached, on)
+	}
 	return joined(shared, own), err
+}
+
+// writable provides the storage of the container's writable layer.
+func (c *Container) writable(ctx context.Context, lr layers.Request, u *undo.Stack) (rootfs.Upper, error) {
+	snapshot, err := lr.Upper()
+	if err != nil {
+		return rootfs.Upper{}, err
+	}
+	return c.pod.m.Disks.Writable(ctx, c.id, snapshot, u)
 }
 
 // joined puts two lists of storages together, of which some may be in both: a layer that an image and a root file

@@ -91,6 +91,7 @@ type Plan struct {
 	Rlimits   []specs.POSIXRlimit // of processes for which nobody names them
 	SharedShm bool                // the pod has a /dev/shm that its containers bind
 	Foresight *Foresight          // nil without a policy
+	Pulls     launch.Pulls        // images that the guest pulls
 }
 
 // creation is a machine being made, with the results of each step for the next ones.
@@ -231,27 +232,9 @@ func (c *creation) decideShape(context.Context) (err error) {
 	if c.Rlimits, err = defaultRlimits(c.opts.Config.Runtime.Rlimits); err != nil {
 		return err
 	}
+	c.Pulls = launch.PullsOf(c.opts.launchInput(c.opts.Config, hypervisor.Boot{}))
 	c.Shape, err = launch.ShapeOf(c.opts.Config.Hypervisor, c.opts.Host.Machine, c.opts.Spec)
 	return err
-}
-
-// beginLayers starts the search for the first container's layers, which goes on beside everything
-// else.
-func (c *creation) beginLayers(context.Context) error {
-	if c.opts.First == nil {
-		return nil
-	}
-	c.first = c.search(c.opts.First.Layers, c.opts.Host.Layers)
-	if c.first == nil {
-		return errEnded
-	}
-	c.u.Push("give the layers up", func(context.Context) error {
-		if o := c.takeFirst(); o != nil {
-			return o.Close()
-		}
-		return nil
-	})
-	return nil
 }
 
 // openBootFiles opens the boot chain once: these descriptors are what is measured and launched.

@@ -45,6 +45,25 @@ func (m *Machine) Layers(first bool, from layers.Opener, req layers.Request) *la
 	return m.search(req, from)
 }
 
+// beginLayers starts the search for the first container's layers, which goes on beside everything
+// else.
+func (c *creation) beginLayers(context.Context) error {
+	if c.opts.First == nil || c.Pulls.Of(c.opts.First.Spec) != "" {
+		return nil
+	}
+	c.first = c.search(c.opts.First.Layers, c.opts.Host.Layers)
+	if c.first == nil {
+		return errEnded
+	}
+	c.u.Push("give the layers up", func(context.Context) error {
+		if o := c.takeFirst(); o != nil {
+			return o.Close()
+		}
+		return nil
+	})
+	return nil
+}
+
 func (m *Machine) takeFirst() *layers.Search {
 	m.mu.Lock()
 	defer m.mu.Unlock()
