@@ -13,9 +13,9 @@ import (
 	"github.com/coco-shim/coco/api/contract"
 )
 
-// upperDir is the upper directory of the only container, for the host, when nothing changes it any more: the container
-// has ended or is paused.
-func (s *service) upperDir() (string, error) {
+// upperDir is the upper directory of the only container, for the host. Unless running is set, nothing changes it any
+// more: the container has ended or is paused.
+func (s *service) upperDir(running bool) (string, error) {
 	if err := s.Policy.Files(); err != nil {
 		return "", err
 	}
@@ -26,7 +26,7 @@ func (s *service) upperDir() (string, error) {
 			errdefs.ErrFailedPrecondition)
 	}
 	for id, c := range s.containers {
-		if !c.is(stopped) && !c.is(paused) {
+		if !running && !c.is(stopped) && !c.is(paused) {
 			return "", fmt.Errorf("container %s has not ended and is not paused: %w", id, errdefs.ErrFailedPrecondition)
 		}
 		return filepath.Join(s.RunDir, strings.TrimPrefix(contract.UpperDir, contract.GuestRoot), id, "fs"), nil

@@ -35,6 +35,7 @@ type Container struct {
 	spec       *specs.Spec
 	init       *process.Process
 	held       undo.Stack // releases its devices
+	files      sync.Mutex // held while its files are brought to its engine
 
 	mu        sync.Mutex
 	execs     map[string]*process.Process // guarded by mu
@@ -94,8 +95,9 @@ func (c *Container) start(ctx context.Context) error {
 	return err
 }
 
-// started runs the hooks that follow the start.
+// started begins what lasts as long as the container runs, and runs the hooks that follow the start.
 func (c *Container) started(ctx context.Context) error {
+	c.watchFiles()
 	if h := c.spec.Hooks; h != nil && len(h.Poststart) > 0 {
 		return hooks.Run(ctx, "poststart", h.Poststart, c.state(specs.StateRunning))
 	}

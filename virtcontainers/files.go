@@ -8,8 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"time"
 
+	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/virtcontainers/process"
 	"github.com/coco-shim/coco/virtcontainers/upper"
 )
 
@@ -18,6 +21,8 @@ const (
 	// may send nothing of them.
 	filesTime    = 10 * time.Minute
 	filesSilence = 30 * time.Second
+	// showTime bounds how long an engine waits that reads the files of a running container.
+	showTime = 2 * time.Minute
 )
 
 // ended keeps the files of a container that has ended, before its exit is published: engines look for them, and start
@@ -30,16 +35,71 @@ func (c *Container) ended(ctx context.Context) {
 
 // keepFiles brings the files that a container has written to its root file system to the engine's directory of them.
 // The container has ended or is paused.
-func (c *Container) keepFiles(ctx context.Context) (err error) {
-	layer := c.pod.m.Upper
-	if layer == nil || !c.isFirst() {
+func (c *Container) keepFiles(ctx context.Context) error {
+	if c.pod.m.Upper == nil || !c.isFirst() {
 		return nil
 	}
+	c.files.Lock()
+	defer c.files.Unlock()
+	return c.bring(ctx, contract.UpperStill, filesTime)
+}
+
+// showFiles does the same for an engine that reads the files of a running container, and waits.
+func (c *Container) showFiles(ctx context.Context) error {
+	c.files.Lock()
+	defer c.files.Unlock()
+	if c.init.Current() != process.Running { // then they have been brought, or there are none
+		return nil
+	}
+	err := c.bring(ctx, contract.UpperAll, showTime)
+	if err == nil || c.init.Current() != process.Running || ctx.Err() != nil {
+		return nil //nolint:nilerr // it has ended meanwhile: keepFiles tells what it has to
+	}
+	c.pod.log.Error("somebody who opens the files of the running container is refused: they cannot be brought from its VM",
+		"container", c.id, "error", err)
+	return err
+}
+
+// watchFiles has everybody wait who opens the files of this container on the host while it runs, until they are there.
+func (c *Container) watchFiles() {
+	layer := c.pod.m.Upper
+	if layer == nil || !c.isFirst() {
+		return
+	}
+	w, err := layer.Watch()
+	if err != nil {
+		c.pod.log.Warn("engines see the files of the running container as they were at its start or last pause",
+			"container", c.id, "error", err)
+		return
+	}
+	serve := func(ctx context.Context) {
+		stop := context.AfterFunc(ctx, func() { _ = w.Close() }) // ends Serve
+		defer stop()
+		err := w.Serve(func() error { return c.showFiles(ctx) })
+		if cerr := w.Close(); !errors.Is(cerr, os.ErrClosed) {
+			err = errors.Join(err, cerr)
+		}
+		if err != nil {
+			c.pod.log.Warn("engines are not held any more that open the files of the running container", "container", c.id,
+				"error", err)
+		}
+	}
+	if !c.pod.m.Life.Spawn(serve) {
+		_ = w.Close() // the pod has ended
+	}
+}
+
+// bring asks the guest for the files and merges them into the engine's directory. c.files is held.
+func (c *Container) bring(ctx context.Context, which int, most time.Duration) (err error) {
+	layer := c.pod.m.Upper
+	if layer.Knows() {
+		which = contract.UpperChanges
+	}
 	began := time.Now()
-	ctx, cancel := context.WithTimeoutCause(ctx, filesTime, fmt.Errorf("not done within %s: %w", filesTime,
+	ctx, cancel := context.WithTimeoutCause(ctx, most, fmt.Errorf("not done within %s: %w", most,
 		context.DeadlineExceeded))
 	defer cancel()
-	conn, err := c.pod.m.Agent.DialUpper(ctx)
+	conn, err := c.pod.m.Agent.DialUpper(ctx, which)
 	if err != nil {
 		return err
 	}
@@ -50,9 +110,9 @@ func (c *Container) keepFiles(ctx context.Context) (err error) {
 	}()
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() }) // ends a read
 	defer stop()
-	most := c.pod.opts.Config.Runtime.UpperMiB() << 20
+	size := c.pod.opts.Config.Runtime.UpperMiB() << 20
 	report, err := layer.Bring(patient{conn}, upper.Limits{
-		Entries: upper.MaxEntries, Bytes: most, Size: most, // the layer of the next start has no holes
+		Entries: upper.MaxEntries, Bytes: size, Size: size, // the layer of the next start has no holes
 	})
 	if ctx.Err() != nil && err != nil {
 		err = errors.Join(context.Cause(ctx), err)

@@ -21,6 +21,16 @@ type tree struct {
 	out        *upperwire.Writer
 	links      map[uint64]uint64 // by inode: the number of a file that has other names
 	attributes []byte            // room for attributes
+	running    bool              // files may change, appear and vanish while they are sent
+
+	had, has memory // of the last stream and of this one; nil: everything is sent, or nothing is noted
+	settled  int64  // what changed before this time, in nanoseconds, is noted
+}
+
+// place is where a directory is.
+type place struct {
+	depth  int
+	opaque bool // it or one above it hides the directories of its name in the layers below
 }
 
 const (
@@ -30,10 +40,10 @@ const (
 )
 
 // dir sends a directory that is open, and closes it.
-func (t *tree) dir(fd int, path, name string, st *unix.Stat_t, depth int) error {
+func (t *tree) dir(fd int, path, name string, st *unix.Stat_t, at place) error {
 	f := os.NewFile(uintptr(fd), path)
 	defer f.Close()
-	if depth > maxDepth {
+	if at.depth > maxDepth {
 		return fmt.Errorf("%.200q… lies more than %d directories deep", path, maxDepth)
 	}
 	e := entry(upperwire.Dir, name, st)
@@ -43,10 +53,11 @@ func (t *tree) dir(fd int, path, name string, st *unix.Stat_t, depth int) error 
 	if err := t.out.Write(e); err != nil {
 		return err
 	}
+	at.opaque = at.opaque || e.Opaque
 	for {
 		names, err := f.Readdirnames(namesAtOnce)
 		for _, n := range names {
-			if err := t.child(fd, path, n, depth); err != nil {
+			if err := t.child(fd, path, n, at); err != nil && !t.vanished(err) {
 				return err
 			}
 		}
@@ -60,7 +71,7 @@ func (t *tree) dir(fd int, path, name string, st *unix.Stat_t, depth int) error 
 }
 
 // child sends an entry of a directory.
-func (t *tree) child(dir int, path, name string, depth int) error {
+func (t *tree) child(dir int, path, name string, at place) error {
 	path += "/" + name
 	var st unix.Stat_t
 	if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
@@ -73,7 +84,8 @@ func (t *tree) child(dir int, path, name string, depth int) error {
 		if err != nil {
 			return &os.PathError{Op: "open", Path: path, Err: err}
 		}
-		return t.dir(fd, path, name, &st, depth+1)
+		at.depth++
+		return t.dir(fd, path, name, &st, at)
 	case kind == unix.S_IFCHR && st.Rdev == 0:
 		return t.out.Write(upperwire.Entry{Kind: upperwire.Whiteout, Name: name})
 	case kind == unix.S_IFSOCK:
@@ -84,6 +96,9 @@ func (t *tree) child(dir int, path, name string, depth int) error {
 	id, known := t.links[st.Ino]
 	if known {
 		return t.out.Write(upperwire.Entry{Kind: upperwire.Link, Name: name, ID: id})
+	}
+	if t.unchanged(path, &st) && !at.opaque { // the host replaces an opaque directory
+		return t.out.Write(upperwire.Entry{Kind: upperwire.Kept, Name: name})
 	}
 	if err := t.file(dir, name, &st); err != nil {
 		return fmt.Errorf("%q: %w", path, err)
@@ -111,16 +126,23 @@ func (t *tree) file(dir int, name string, st *unix.Stat_t) error {
 		e.Text = string(buf[:n])
 		return t.out.Write(e)
 	}
-	if st.Nlink > 1 {
-		e.ID = uint64(len(t.links)) + 1
-		t.links[st.Ino] = e.ID
-	}
 	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	f := os.NewFile(uintptr(fd), name)
 	defer f.Close()
+	var is unix.Stat_t
+	if err := unix.Fstat(fd, &is); err != nil {
+		return err
+	}
+	if is.Ino != st.Ino { // it was replaced meanwhile; the next stream has what is there now
+		return errReplaced
+	}
+	if st.Nlink > 1 {
+		e.ID = uint64(len(t.links)) + 1
+		t.links[st.Ino] = e.ID
+	}
 	if err := t.out.Write(e); err != nil {
 		return err
 	}
@@ -143,7 +165,8 @@ func (t *tree) data(f *os.File, size int64) error {
 			_, err = f.Seek(from, io.SeekStart)
 		}
 		if err == nil && from < to {
-			err = t.out.Extent(uint64(from-end), uint64(to-from), f) //nolint:gosec // from is not before end, nor to before from
+			//nolint:gosec // from is not before end, nor to before from
+			err = t.out.Extent(uint64(from-end), uint64(to-from), filled{f})
 		}
 		if err != nil {
 			return err

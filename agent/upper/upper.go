@@ -6,7 +6,9 @@
 // the container is started again, and for docker cp, diff, commit and export.
 //
 // The host opens a connection and writes one line. The answer is the line "ok" or a refusal (package gate); after "ok"
-// the stream follows. The container has ended by then, or is frozen: the directory is read as it is.
+// the stream follows. The number of the line says what the host wants: all files of a container that has ended or is
+// frozen; all files of one that may run; or of such a one those that have changed since the last stream, which the host
+// has taken.
 package upper
 
 import (
@@ -23,17 +25,20 @@ import (
 	"github.com/coco-shim/coco/internal/upperwire"
 )
 
-var greeting = gate.Greeting{Word: contract.UpperWord, Max: 1}
+var greeting = gate.Greeting{Word: contract.UpperWord, Max: contract.UpperChanges}
 
 // Server sends upper directories until it is closed.
 type Server struct {
 	*gate.Port
-	find func() (string, error)
+	find func(running bool) (string, error)
+
 	busy sync.Mutex // held while a stream is sent
+	last memory     // guarded by busy; what the last stream had
 }
 
-// New makes a Server. find returns the upper directory, or says why the host does not get it.
-func New(find func() (string, error)) *Server {
+// New makes a Server. find returns the upper directory, or says why the host does not get it: also because the
+// container runs, unless running is set.
+func New(find func(running bool) (string, error)) *Server {
 	s := &Server{find: find}
 	s.Port = gate.NewPort(s.send)
 	return s
@@ -42,11 +47,13 @@ func New(find func() (string, error)) *Server {
 // send answers one connection.
 func (s *Server) send(_ context.Context, c net.Conn) {
 	var dir string
-	err := greeting.Admit(c, func(uint32) (err error) {
+	var want uint32
+	err := greeting.Admit(c, func(n uint32) (err error) {
 		if !s.busy.TryLock() {
 			return fmt.Errorf("the container's files are being sent already: %w", errdefs.ErrUnavailable)
 		}
-		if dir, err = s.find(); err != nil {
+		want = n
+		if dir, err = s.find(n != contract.UpperStill); err != nil {
 			s.busy.Unlock()
 		}
 		return err
@@ -58,25 +65,37 @@ func (s *Server) send(_ context.Context, c net.Conn) {
 	if err != nil {
 		return
 	}
+	had := s.last
+	s.last = nil
+	if want != contract.UpperChanges {
+		had = nil
+	}
 	w := upperwire.NewWriter(c)
+	has, err := send(w, dir, had, want != contract.UpperStill)
 	last := upperwire.Entry{Kind: upperwire.End}
-	if err := send(w, dir); err != nil {
+	if err != nil {
 		last = upperwire.Entry{Kind: upperwire.Failed, Text: err.Error()}
 	}
-	_ = w.Write(last) // the host sees a stream without an end
+	if w.Write(last) == nil && err == nil { // otherwise the host sees a stream without an end
+		s.last = has
+	}
 }
 
-// send writes a directory and everything below it.
-func send(w *upperwire.Writer, dir string) error {
+// send writes a directory and everything below it but for the files that are as they were.
+func send(w *upperwire.Writer, dir string, had memory, running bool) (memory, error) {
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("open the container's writable layer: %w", err)
+		return nil, fmt.Errorf("open the container's writable layer: %w", err)
 	}
+	t := tree{out: w, links: map[uint64]uint64{}, attributes: make([]byte, maxAttributes), had: had, running: running}
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		unix.Close(fd)
-		return err
+	err = unix.Fstat(fd, &st)
+	if err == nil && running {
+		err = t.remember(fd)
 	}
-	t := tree{out: w, links: map[uint64]uint64{}, attributes: make([]byte, maxAttributes)}
-	return t.dir(fd, dir, "", &st, 0)
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return t.has, t.dir(fd, dir, "", &st, place{})
 }

@@ -5,15 +5,23 @@ package contract
 
 // How a connection to PortStreams, PortForward, PortResolver or PortUpper begins. The shim writes one line:
 // StreamWord, a space and the number that a later request names the stream by; or, to PortForward, the number of a
-// TCP port alone; or, to PortResolver and PortUpper, ResolverWord or UpperWord, a space and 1. The agent answers with
-// one line, GreetingOK or what it refuses, and after GreetingOK the bytes that follow are the stream's. Its other
-// answer that the shim knows, GreetingFull, says that too many connections wait.
+// TCP port alone; or, to PortResolver, ResolverWord, a space and 1; or, to PortUpper, UpperWord, a space and one of the
+// numbers below. The agent answers with one line, GreetingOK or what it refuses, and after GreetingOK the bytes that
+// follow are the stream's. Its other answer that the shim knows, GreetingFull, says that too many connections wait.
 const (
 	StreamWord   = "stream"
 	ResolverWord = "resolver"
 	UpperWord    = "upper"
 	GreetingOK   = "ok"
 	GreetingFull = "no"
+)
+
+// What the shim may ask PortUpper for: all files of a container that has ended or is paused; all files of one that may
+// run; of such a one those that have changed since the last stream, the rest of which is named.
+const (
+	UpperStill   = 1
+	UpperAll     = 2
+	UpperChanges = 3
 )
 
 // ResolverAddress is where Docker answers names of a container's networks, and where the guest does while the shim has

@@ -157,7 +157,7 @@ func (r *Reader) fields(e *Entry) (err error) {
 	case Skipped:
 		e.Text, err = r.text(maxText, "a reason")
 		return err
-	case Fifo, Whiteout:
+	case Fifo, Whiteout, Kept:
 		return nil
 	}
 	return bad("%q: records of kind %q do not exist: only directories, files, links, fifos and whiteouts are taken",

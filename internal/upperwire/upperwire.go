@@ -36,6 +36,7 @@ const (
 	Fifo     Kind = 'p'
 	Whiteout Kind = 'w' // hides the entry of that name of the layers below
 	Skipped  Kind = 'k' // a name that the stream leaves out: a socket, a device
+	Kept     Kind = '=' // a name whose file is as the stream before had it
 	Failed   Kind = 'x' // the sender gives up
 	End      Kind = 'e'
 )

@@ -32,7 +32,7 @@ func (w *Writer) Write(e Entry) error {
 	case LeaveDir, End:
 	case Failed:
 		w.text(e.Text[:min(len(e.Text), maxText)])
-	case Whiteout:
+	case Whiteout, Kept:
 		w.text(e.Name)
 	case Skipped:
 		w.text(e.Name)

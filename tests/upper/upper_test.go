@@ -18,11 +18,13 @@ import (
 	"sort"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	agent "github.com/coco-shim/coco/agent/upper"
+	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/internal/testvm"
 	host "github.com/coco-shim/coco/virtcontainers/upper"
 )
@@ -96,14 +98,17 @@ func (w *world) bring(most host.Limits) (host.Report, error) {
 	return w.layer.Bring(c, most)
 }
 
-// stream is a stream of the agent's, behind its greeting.
-func (w *world) stream(dir string) net.Conn {
+// stream is a stream of a new agent's, behind its greeting.
+func (w *world) stream(dir string) net.Conn { return w.agent(dir)(contract.UpperStill) }
+
+// agent serves a guest's upper directory. The function that it returns opens a stream.
+func (w *world) agent(dir string) func(which int) net.Conn {
 	w.t.Helper()
 	l, err := net.Listen("unix", filepath.Join(w.t.TempDir(), "s"))
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	s := agent.New(func() (string, error) { return dir, nil })
+	s := agent.New(func(bool) (string, error) { return dir, nil })
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
 	w.t.Cleanup(func() {
@@ -112,18 +117,21 @@ func (w *world) stream(dir string) net.Conn {
 			w.t.Error(err)
 		}
 	})
-	c, err := net.Dial("unix", l.Addr().String())
-	if err != nil {
-		w.t.Fatal(err)
+	return func(which int) net.Conn {
+		w.t.Helper()
+		c, err := net.Dial("unix", l.Addr().String())
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		answer := make([]byte, 3)
+		if _, err = fmt.Fprintf(c, "%s %d\n", contract.UpperWord, which); err == nil {
+			_, err = io.ReadFull(c, answer)
+		}
+		if err != nil || string(answer) != "ok\n" {
+			w.t.Fatalf("the agent answers %q, %v", answer, err)
+		}
+		return c
 	}
-	answer := make([]byte, 3)
-	if _, err = io.WriteString(c, "upper 1\n"); err == nil {
-		_, err = io.ReadFull(c, answer)
-	}
-	if err != nil || string(answer) != "ok\n" {
-		w.t.Fatalf("the agent answers %q, %v", answer, err)
-	}
-	return c
 }
 
 // compare compares what the engine's overlay shows, and what lies in its upper directory, with what runc would have
@@ -212,6 +220,65 @@ touch -h -d @1000000001 d etc d/sub d/sub/deep d/x home`)
 	}
 	// The guest has the engine's files in a layer, where names of one file are files of their own when it changes them.
 	w.compare("started again")
+}
+
+// counted counts what is read from a stream.
+type counted struct {
+	from io.Reader
+	n    int
+}
+
+func (c *counted) Read(b []byte) (int, error) {
+	n, err := c.from.Read(b)
+	c.n += n
+	return n, err
+}
+
+// While the container runs, a stream leaves out what the last one had: the engine's directory is complete nevertheless.
+func TestOnlyChangesAreSentOfAContainerThatRuns(t *testing.T) {
+	w := newWorld(t)
+	open := w.agent(filepath.Join(w.dir, "guest1/fs"))
+	bring := func(which int) int {
+		t.Helper()
+		if known := w.layer.Knows(); known != (which == contract.UpperChanges) {
+			t.Fatalf("Knows() = %t before a stream of kind %d", known, which)
+		}
+		c := open(which)
+		defer c.Close()
+		in := counted{from: c}
+		if _, err := w.layer.Bring(&in, limits); err != nil {
+			t.Fatal(err)
+		}
+		return in.n
+	}
+	w.do(fill + "\nmkdir op; head -c 2000000 /dev/zero | tr '\\0' y >op/y; yes | head -c 1000000 >d/more\n" +
+		"touch -d @1 d op op/y d/more")
+	all := bring(contract.UpperAll)
+	w.compare("everything")
+	// A file is noted when it has been as it is for a second.
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		if n := bring(contract.UpperChanges); n < all-2_500_000 {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatalf("streams still have %d of %d bytes", n, all)
+		}
+	}
+	w.compare("nothing changed")
+	w.do(`echo longer >>d/more; rm d/small; mv d/moved d/x 2>/dev/null || mv d/zero d/x; rm -r home/a; mkdir d/new; mv op d/op
+touch -d @1000000000 d/more d d/new home .`)
+	bring(contract.UpperChanges)
+	w.compare("changed")
+	w.do(`mv d/op op; rm d/more; mkdir d/more; echo f >d/more/f; touch -d @1000000001 d/more/f d/more d op .`)
+	bring(contract.UpperChanges)
+	w.compare("moved back")
+	c := open(contract.UpperChanges)
+	if _, err := w.layer.Bring(io.LimitReader(c, 100), limits); err == nil {
+		t.Error("a stream that broke off was taken")
+	}
+	_ = c.Close()
+	w.do(`echo end >>d/more/f; touch -d @1000000002 d/more/f`)
+	bring(contract.UpperAll)
+	w.compare("after a failure")
 }
 
 func blocks(t *testing.T, name string) int64 {

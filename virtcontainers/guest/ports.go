@@ -104,9 +104,10 @@ func (l *Link) DialResolver(ctx context.Context) (net.Conn, error) {
 	return l.greet(ctx, contract.PortResolver, contract.ResolverWord+" 1\n")
 }
 
-// DialUpper opens the stream of what the only container has written to its root file system (package upperwire).
-func (l *Link) DialUpper(ctx context.Context) (net.Conn, error) {
-	conn, err := l.greet(ctx, contract.PortUpper, contract.UpperWord+" 1\n")
+// DialUpper opens the stream of what the only container has written to its root file system (package upperwire). which
+// says of what: contract.UpperStill, UpperAll or UpperChanges.
+func (l *Link) DialUpper(ctx context.Context, which int) (net.Conn, error) {
+	conn, err := l.greet(ctx, contract.PortUpper, fmt.Sprintf("%s %d\n", contract.UpperWord, which))
 	if err != nil {
 		return nil, fmt.Errorf("ask the guest for the container's files: %w", err)
 	}

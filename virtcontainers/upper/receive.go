@@ -36,6 +36,7 @@ type receiver struct {
 	links   map[uint64]string // paths of files with several names
 	paths   int               // bytes of them
 	names   map[uint64]bool   // every path, hashed
+	before  map[uint64]bool   // those of the streams before
 	skipped []string
 	left    int // how many were left out and are not in skipped
 }
@@ -45,6 +46,8 @@ type level struct {
 	dir  *os.File
 	path string // below the root
 	of   upperwire.Entry
+
+	replaces bool // nothing of the directory that was there stays
 }
 
 // receive makes all files of a stream. On an error some of them are there.
@@ -86,7 +89,11 @@ func (r *receiver) one(in *upperwire.Reader, e upperwire.Entry) error {
 		r.skip(name, e.Text)
 		return nil
 	}
-	r.names[maphash.String(r.seed, name)] = true
+	hash := maphash.String(r.seed, name)
+	if e.Kind == upperwire.Kept && (!r.before[hash] || r.names[hash] || at.replaces) {
+		return fmt.Errorf("%q: it is said to be as it was, and no stream before had it: %w", name, errdefs.ErrInvalidArgument)
+	}
+	r.names[hash] = true
 	if err := r.make(in, at.dir, name, e); err != nil {
 		if errors.Is(err, fs.ErrExist) {
 			err = fmt.Errorf("it is there twice: %w", errdefs.ErrInvalidArgument)
@@ -106,6 +113,8 @@ func (r *receiver) make(in *upperwire.Reader, dir *os.File, name string, e upper
 		return r.file(in, dir, name, e)
 	case upperwire.Link:
 		return r.link(fd, e)
+	case upperwire.Kept:
+		return nil // there is nothing to merge, and a merge leaves what has its name
 	case upperwire.Whiteout:
 		return os.NewSyscallError("mknod", unix.Mknodat(fd, e.Name, unix.S_IFCHR, 0))
 	case upperwire.Fifo:
@@ -132,7 +141,8 @@ func (r *receiver) enter(dir *os.File, name string, e upperwire.Entry) error {
 	}
 	sub, err := hostfs.Beneath(dir, e.Name, unix.O_RDONLY|unix.O_DIRECTORY, false)
 	if err == nil {
-		r.levels = append(r.levels, level{dir: sub, path: name, of: e})
+		replaces := e.Opaque || r.levels[len(r.levels)-1].replaces
+		r.levels = append(r.levels, level{dir: sub, path: name, of: e, replaces: replaces})
 	}
 	return err
 }

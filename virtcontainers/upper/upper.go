@@ -58,6 +58,7 @@ type Layer struct {
 
 	mu      sync.Mutex      // held while files are brought back
 	brought map[uint64]bool // guarded by mu; every path that was brought back in the life of this VM, hashed
+	whole   bool            // guarded by mu; the last stream was merged
 }
 
 // New makes the handle of a writable layer.
@@ -70,11 +71,19 @@ type Report struct {
 	More    int      // how many more it left out
 }
 
+// Knows reports whether the last stream was merged: the guest may leave out what that had.
+func (l *Layer) Knows() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.whole
+}
+
 // Bring reads a guest's stream and merges what it has into the upper directory. The guest sends all that the container
 // has written since its start: what an earlier call brought and is not in the stream is removed again.
 func (l *Layer) Bring(from io.Reader, most Limits) (_ Report, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.whole = false
 	if err := finish(l.dirs); err != nil {
 		return Report{}, err
 	}
@@ -88,7 +97,7 @@ func (l *Layer) Bring(from io.Reader, most Limits) (_ Report, err error) {
 	}
 	defer func() { err = errors.Join(err, aside.end(err)) }()
 	r := receiver{
-		opaque: opaqueMark(l.dirs), seed: l.seed, links: map[uint64]string{}, names: map[uint64]bool{},
+		opaque: opaqueMark(l.dirs), seed: l.seed, links: map[uint64]string{}, names: map[uint64]bool{}, before: l.brought,
 	}
 	if r.root, err = aside.make(newName); err != nil {
 		return Report{}, err
@@ -104,7 +113,7 @@ func (l *Layer) Bring(from io.Reader, most Limits) (_ Report, err error) {
 	if err := m.merge(); err != nil {
 		return Report{}, err
 	}
-	l.brought = r.names
+	l.brought, l.whole = r.names, true
 	report := Report{len(r.names), r.skipped, r.left}
 	if l.dirs.Merged == "" {
 		return report, nil
