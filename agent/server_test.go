@@ -129,8 +129,9 @@ func TestWhatIsUnknownIsRefusedByName(t *testing.T) {
 		{contract.PortResolver, "stream 1\n", `unknown word "stream"`},
 		{contract.PortResolver, "resolver 2\n", `"2" is not a number from 1 to 1`},
 		{contract.PortUpper, "stream 1\n", `unknown word "stream"`},
-		{contract.PortUpper, "upper 2\n", `"2" is not a number from 1 to 1`},
+		{contract.PortUpper, "upper 4\n", `"4" is not a number from 1 to 3`},
 		{contract.PortUpper, "upper 1\n", "the guest has 0 containers"},
+		{contract.PortUpper, "upper 3\n", "the guest has 0 containers"},
 	} {
 		c := dial(tc.port)
 		if _, err := io.WriteString(c, tc.line); err != nil {

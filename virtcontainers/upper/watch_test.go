@@ -61,7 +61,7 @@ func TestWhoOpensTheFilesSeesThemAsTheyAreThen(t *testing.T) {
 	}
 }
 
-// Who opens the root of an overlay opens its upper directory, also where the overlay is seen in another mount namespace.
+// Who opens the root of an overlay opens its upper directory, also where another mount namespace has the overlay.
 func TestWhoOpensAnOverlayOfTheFilesWaits(t *testing.T) {
 	var p place
 	p, _ = watched(t, func() error {
