@@ -64,8 +64,15 @@ func (s *service) ReseedRandomDev(_ context.Context, req *pb.ReseedRandomDevRequ
 	return &emptypb.Empty{}, s.System.AddEntropy(req.Data)
 }
 
-// CopyFile writes a piece of a file, a directory or a link below the shared directory.
+// CopyFile writes a piece of a file, a directory or a link below the shared directory; or in the root file system of
+// the only container, where the host's engine has put one.
 func (s *service) CopyFile(_ context.Context, req *pb.CopyFileRequest) (*emptypb.Empty, error) {
+	if root, ok := s.rootFor(req); ok {
+		if _, err := s.upperDir(true); err != nil {
+			return nil, err
+		}
+		return &emptypb.Empty{}, s.root.Copy(root, req)
+	}
 	return &emptypb.Empty{}, s.copy.Copy(req)
 }
 

@@ -121,6 +121,7 @@ type service struct {
 	unsupported
 	Config
 	copy    *copyin.Receiver
+	root    copyin.Root   // of the only container
 	streams *stdio.Broker // byte streams that the host has opened, until a request claims them
 	bursts  burst.Watch   // of big requests
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
 )
 
@@ -32,4 +33,21 @@ func (s *service) upperDir(running bool) (string, error) {
 		return filepath.Join(s.RunDir, strings.TrimPrefix(contract.UpperDir, contract.GuestRoot), id, "fs"), nil
 	}
 	return "", nil
+}
+
+// rootFor returns the root file system of a container, if a file is for it.
+func (s *service) rootFor(req *pb.CopyFileRequest) (string, bool) {
+	name := req.GetPath()
+	if raw := req.GetRawPath(); len(raw) > 0 {
+		name = string(raw)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.containers {
+		root := filepath.Join(c.bundle, contract.RootfsName)
+		if strings.HasPrefix(name, root+"/") {
+			return root, true
+		}
+	}
+	return "", false
 }

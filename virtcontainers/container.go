@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -19,6 +20,7 @@ import (
 	"github.com/coco-shim/coco/plan/request"
 	"github.com/coco-shim/coco/virtcontainers/hooks"
 	"github.com/coco-shim/coco/virtcontainers/process"
+	"github.com/coco-shim/coco/virtcontainers/upper"
 )
 
 var errBadID = fmt.Errorf("must be 1 to 128 letters, digits and _.-, the first a letter or digit: %w",
@@ -35,7 +37,8 @@ type Container struct {
 	spec       *specs.Spec
 	init       *process.Process
 	held       undo.Stack // releases its devices
-	files      sync.Mutex // held while its files are brought to its engine
+	files      sync.Mutex // held while its files are brought to its engine or from there
+	watch      atomic.Pointer[upper.Watch]
 
 	mu        sync.Mutex
 	execs     map[string]*process.Process // guarded by mu
@@ -123,7 +126,7 @@ func (c *Container) Exec(req ExecRequest) (*process.Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("exec %s: %w", req.ID, err)
 	}
-	pr := process.NewExec(c.pod.procs, r, req.wanted(), process.Owner{MayStart: c.runs, Remove: c.forgetExec(req.ID)})
+	pr := process.NewExec(c.pod.procs, r, req.wanted(), process.Owner{MayStart: c.mayExec, Remove: c.forgetExec(req.ID)})
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if _, ok := c.execs[req.ID]; ok {

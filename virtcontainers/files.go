@@ -11,7 +11,10 @@ import (
 	"os"
 	"time"
 
+	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/virtcontainers/copytree"
+	"github.com/coco-shim/coco/virtcontainers/guest"
 	"github.com/coco-shim/coco/virtcontainers/process"
 	"github.com/coco-shim/coco/virtcontainers/upper"
 )
@@ -51,6 +54,7 @@ func (c *Container) showFiles(ctx context.Context) error {
 	if c.init.Current() != process.Running { // then they have been brought, or there are none
 		return nil
 	}
+	c.take(ctx)
 	err := c.bring(ctx, contract.UpperAll, showTime)
 	if err == nil || c.init.Current() != process.Running || ctx.Err() != nil {
 		return nil //nolint:nilerr // it has ended meanwhile: keepFiles tells what it has to
@@ -72,10 +76,11 @@ func (c *Container) watchFiles() {
 			"container", c.id, "error", err)
 		return
 	}
+	c.watch.Store(w)
 	serve := func(ctx context.Context) {
 		stop := context.AfterFunc(ctx, func() { _ = w.Close() }) // ends Serve
 		defer stop()
-		err := w.Serve(func() error { return c.showFiles(ctx) })
+		err := w.Serve(func() error { return c.showFiles(ctx) }, func() { c.takeFiles(ctx) })
 		if cerr := w.Close(); !errors.Is(cerr, os.ErrClosed) {
 			err = errors.Join(err, cerr)
 		}
@@ -87,6 +92,64 @@ func (c *Container) watchFiles() {
 	if !c.pod.m.Life.Spawn(serve) {
 		_ = w.Close() // the pod has ended
 	}
+}
+
+// mayExec refuses an exec of a container that does not run. The exec finds what an engine has put into the container.
+func (c *Container) mayExec() error {
+	if err := c.runs(); err != nil {
+		return err
+	}
+	if w := c.watch.Load(); w != nil && w.Opened() {
+		c.takeFiles(c.pod.m.Life.Context())
+	}
+	return nil
+}
+
+// takeFiles brings to the guest what an engine has written into the directory of the running container.
+func (c *Container) takeFiles(ctx context.Context) {
+	c.files.Lock()
+	defer c.files.Unlock()
+	c.take(ctx)
+}
+
+// take does it. c.files is held. An engine has gone on by then, and cannot be told.
+func (c *Container) take(ctx context.Context) {
+	if err := c.tryTake(ctx); err != nil {
+		c.pod.log.Error("files that an engine has put into the running container are not there before its next start",
+			"container", c.id, "error", err)
+	}
+}
+
+func (c *Container) tryTake(ctx context.Context) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, showTime)
+	defer cancel()
+	w, err := c.pod.m.Upper.Written()
+	if err != nil {
+		return fmt.Errorf("look for files of the engine: %w", err)
+	}
+	defer func() { err = errors.Join(err, w.Dir.Close()) }()
+	if len(w.Left) > 0 {
+		c.pod.log.Warn("pipes and devices are not copied into the running container", "container", c.id, "names", w.Left)
+	}
+	to := copytree.Target{
+		Sink: rootSink{c.pod.m.Agent}, Guest: contract.Rootfs(c.id), RawNames: c.pod.m.Agent.Features().RawNames,
+	}
+	if err := to.Send(ctx, w.Dir, w.Entries); err != nil {
+		return err
+	}
+	c.pod.m.Upper.Took(w)
+	return nil
+}
+
+// rootSink sends the pieces of files to the guest.
+type rootSink struct{ to *guest.Link }
+
+// CopyFile implements copytree.Sink.
+func (s rootSink) CopyFile(ctx context.Context, req *agent.CopyFileRequest) error {
+	if _, err := s.to.CopyFile(ctx, req); err != nil {
+		return s.to.Fault(ctx, err)
+	}
+	return nil
 }
 
 // bring asks the guest for the files and merges them into the engine's directory. c.files is held.

@@ -75,8 +75,9 @@ var edges = Edges{
 	"policy/rego":          {},
 	"policy/simulate":      {"api/agent", "policy", "policy/engine"},
 	"virtcontainers": {
-		"virtcontainers/boot", "virtcontainers/cgroups", "virtcontainers/guest", "virtcontainers/hooks",
-		"virtcontainers/layers", "virtcontainers/nic", "virtcontainers/process", "virtcontainers/pulse",
+		"virtcontainers/boot", "virtcontainers/cgroups", "virtcontainers/copytree", "virtcontainers/guest",
+		"virtcontainers/hooks", "virtcontainers/layers", "virtcontainers/nic", "virtcontainers/process",
+		"virtcontainers/pulse",
 		"virtcontainers/share", "virtcontainers/state", "virtcontainers/stream", "virtcontainers/turns",
 		"virtcontainers/upper", "virtcontainers/users", "plan/launch", "plan/request", "plan/rootfs", "metrics",
 		"hypervisor", "network",
@@ -104,7 +105,7 @@ var edges = Edges{
 		"internal/portmux",
 	},
 	"virtcontainers/layers": {"plan/rootfs", "image/layer", "configs"},
-	"virtcontainers/upper":  {"virtcontainers/hostfs", "internal/upperwire"},
+	"virtcontainers/upper":  {"virtcontainers/copytree", "virtcontainers/hostfs", "internal/upperwire"},
 	"virtcontainers/disk": {
 		"virtcontainers/hostfs", "virtcontainers/layers", "virtcontainers/scratch", "virtcontainers/state",
 		"plan/rootfs", "hypervisor", "configs", "image/layer", "internal/...",

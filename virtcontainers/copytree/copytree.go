@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -75,9 +76,14 @@ func Copy(ctx context.Context, source *os.File, to Target) error {
 	if err := m.Sync(ctx, source, to, Whole); err != nil {
 		return err
 	}
-	// Each new entry changes the time of its directory, so directories get their times last, the deepest first.
+	return to.times(ctx, slices.Collect(maps.Values(m.sent)))
+}
+
+// times gives directories their times. Each new entry changes the time of its directory, so they get them last, the
+// deepest first.
+func (to Target) times(ctx context.Context, list []Entry) error {
 	var dirs []Entry
-	for _, e := range m.sent {
+	for _, e := range list {
 		if e.kind() == unix.S_IFDIR {
 			dirs = append(dirs, e)
 		}

@@ -35,6 +35,20 @@ func (to Target) check(list []Entry) error {
 	return nil
 }
 
+// Send sends entries of a source as they are. The directories that they lie in are among those before them, or the
+// guest has them.
+func (to Target) Send(ctx context.Context, source *os.File, list []Entry) error {
+	if err := to.check(list); err != nil {
+		return err
+	}
+	for _, e := range list {
+		if err := to.send(ctx, source, e, View{OneFS: true}); err != nil {
+			return fmt.Errorf("copy %q into the guest: %w", e.Rel, err)
+		}
+	}
+	return to.times(ctx, list)
+}
+
 // request names an entry in the guest and describes it.
 func (to Target) request(e Entry) (*agent.CopyFileRequest, error) {
 	r := &agent.CopyFileRequest{

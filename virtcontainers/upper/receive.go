@@ -37,6 +37,7 @@ type receiver struct {
 	paths   int               // bytes of them
 	names   map[uint64]bool   // every path, hashed
 	before  map[uint64]bool   // those of the streams before
+	stamps  map[uint64]uint64 // what they were made as, without directories
 	skipped []string
 	left    int // how many were left out and are not in skipped
 }
@@ -100,7 +101,19 @@ func (r *receiver) one(in *upperwire.Reader, e upperwire.Entry) error {
 		}
 		return fmt.Errorf("%q: %w", name, err)
 	}
-	return nil
+	return r.stamp(at.dir, e, hash)
+}
+
+// stamp notes what was made.
+func (r *receiver) stamp(dir *os.File, e upperwire.Entry, hash uint64) error {
+	if e.Kind == upperwire.Kept || e.Kind == upperwire.Dir || e.Kind == upperwire.Whiteout {
+		return nil
+	}
+	st, err := stat(dir, e.Name)
+	if err == nil {
+		r.stamps[hash] = stampOf(r.seed, st)
+	}
+	return err
 }
 
 // make makes an entry of a directory.

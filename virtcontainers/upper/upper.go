@@ -59,6 +59,9 @@ type Layer struct {
 	mu      sync.Mutex      // held while files are brought back
 	brought map[uint64]bool // guarded by mu; every path that was brought back in the life of this VM, hashed
 	whole   bool            // guarded by mu; the last stream was merged
+
+	since int64             // guarded by mu; when the container was started, in nanoseconds
+	ours  map[uint64]uint64 // guarded by mu; files that the guest has: paths, hashed, and what they were, hashed
 }
 
 // New makes the handle of a writable layer.
@@ -98,6 +101,7 @@ func (l *Layer) Bring(from io.Reader, most Limits) (_ Report, err error) {
 	defer func() { err = errors.Join(err, aside.end(err)) }()
 	r := receiver{
 		opaque: opaqueMark(l.dirs), seed: l.seed, links: map[uint64]string{}, names: map[uint64]bool{}, before: l.brought,
+		stamps: map[uint64]uint64{},
 	}
 	if r.root, err = aside.make(newName); err != nil {
 		return Report{}, err
@@ -114,6 +118,9 @@ func (l *Layer) Bring(from io.Reader, most Limits) (_ Report, err error) {
 		return Report{}, err
 	}
 	l.brought, l.whole = r.names, true
+	for hash, stamp := range r.stamps {
+		l.note(hash, stamp)
+	}
 	report := Report{len(r.names), r.skipped, r.left}
 	if l.dirs.Merged == "" {
 		return report, nil

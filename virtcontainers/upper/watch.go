@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,7 +31,12 @@ type Watch struct {
 	mu      sync.Mutex
 	waiting []int         // guarded by mu; descriptors of the events that are to be answered
 	wake    chan struct{} // has room for one
+	wrote   atomic.Bool   // somebody may have written since the last look
+	opened  atomic.Bool   // somebody has opened the directory
 }
+
+// Opened reports whether anybody has opened the directory since the beginning, who may write into it.
+func (w *Watch) Opened() bool { return w.opened.Load() }
 
 // Watch begins to hold those who open the layer's files. What opens them before Serve runs waits for it.
 func (l *Layer) Watch() (*Watch, error) {
@@ -54,21 +61,30 @@ func (l *Layer) Watch() (*Watch, error) {
 			return nil, errors.Join(fmt.Errorf("watch %s: %w", m.path, err), w.group.Close())
 		}
 	}
+	if l.dirs.Merged != "" {
+		// An older kernel has no such marks. Then files of an engine are noticed at the next exec.
+		_ = unix.FanotifyMark(fd, unix.FAN_MARK_ADD|unix.FAN_MARK_FILESYSTEM, unix.FAN_CLOSE_WRITE, unix.AT_FDCWD,
+			l.dirs.Merged)
+	}
+	l.mu.Lock()
+	l.since = time.Now().UnixNano()
+	l.mu.Unlock()
 	return w, nil
 }
 
 // Close lets everybody through who is held, and ends Serve.
 func (w *Watch) Close() error { return w.group.Close() }
 
-// Serve answers until the Watch is closed. Those who have opened something before a call of bring are let through when
+// Serve calls took after somebody has written files through the overlay, and answers until the Watch is closed. Those
+// who have opened something before a call of bring are let through when
 // it returns nil, and get EPERM when it does not: but for those who read "lower", because an engine does that to
 // describe a container, too.
-func (w *Watch) Serve(bring func() error) error {
+func (w *Watch) Serve(bring func() error, took func()) error {
 	done := make(chan struct{})
 	answered := make(chan struct{})
 	go func() {
 		defer close(answered)
-		w.answer(bring, done)
+		w.answer(bring, took, done)
 	}()
 	err := w.read()
 	close(done)
@@ -97,6 +113,10 @@ func (w *Watch) read() error {
 			fd, pid := int32(binary.NativeEndian.Uint32(e[16:])), int32(binary.NativeEndian.Uint32(e[20:])) //nolint:gosec // signed
 			switch {
 			case fd < 0: // the queue had no room; there is nobody to answer
+			case binary.NativeEndian.Uint64(e[8:])&unix.FAN_CLOSE_WRITE != 0:
+				_ = unix.Close(int(fd))
+				w.wrote.Store(pid != w.self || w.wrote.Load())
+				w.rouse()
 			case pid == w.self:
 				w.respond(int(fd), unix.FAN_ALLOW)
 			default:
@@ -113,6 +133,10 @@ func (w *Watch) hold(fd int) {
 	w.mu.Lock()
 	w.waiting = append(w.waiting, fd)
 	w.mu.Unlock()
+	w.rouse()
+}
+
+func (w *Watch) rouse() {
 	select {
 	case w.wake <- struct{}{}:
 	default:
@@ -129,7 +153,7 @@ func (w *Watch) take() []int {
 }
 
 // answer brings the files for those who wait, and lets them through.
-func (w *Watch) answer(bring func() error, done <-chan struct{}) {
+func (w *Watch) answer(bring func() error, took func(), done <-chan struct{}) {
 	for {
 		select {
 		case <-w.wake:
@@ -140,10 +164,14 @@ func (w *Watch) answer(bring func() error, done <-chan struct{}) {
 			return
 		}
 		held := w.take()
+		if w.wrote.Swap(false) {
+			took()
+		}
 		if len(held) == 0 {
 			continue
 		}
 		err := bring()
+		w.opened.Store(true)
 		for _, fd := range held {
 			answer := uint32(unix.FAN_ALLOW)
 			if err != nil && isDir(fd) {

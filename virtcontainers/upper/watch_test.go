@@ -27,7 +27,7 @@ func watched(t *testing.T, bring func() error) (place, *Watch) {
 		t.Fatal(err)
 	}
 	served := make(chan error, 1)
-	go func() { served <- w.Serve(bring) }()
+	go func() { served <- w.Serve(bring, func() {}) }()
 	t.Cleanup(func() {
 		if err := w.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
 			t.Error(err)
