@@ -4,9 +4,12 @@
 package docker
 
 import (
+	"archive/tar"
+	"bytes"
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -42,7 +45,7 @@ func runningFilesOf(t *testing.T, d *daemon, runtime string) *views {
 	cp := func(step, path string) { v.add(step, listing(t, d.must("cp", name+":"+path, "-"))) }
 	at := func(time string) string { return "find /d /byfirst -exec touch -h -d '" + time + "' {} ';'" }
 	do("mkdir /d; echo hi >/d/f; ln -s f /d/link; chmod 4711 /d/f; " +
-		"dd if=/dev/zero of=/d/big bs=1M count=64 2>/dev/null; printf end >>/d/big; " +
+		"dd if=/dev/zero of=/d/big bs=1M count=8 2>/dev/null; printf end >>/d/big; " +
 		at("2001-02-03 04:05:06"))
 	cp("by an exec", "/d")
 	cp("by the first process", "/byfirst")
@@ -52,8 +55,38 @@ func runningFilesOf(t *testing.T, d *daemon, runtime string) *views {
 	_, errs, code := d.docker("cp", name+":/d/f", "-")
 	v.add("removed", []string{fmt.Sprint(code), strings.ReplaceAll(errs, name, "")})
 	v.add("export", listing(t, d.must("export", name)))
-	do("touch /go; until test -e /gone; do sleep 0.1; done; " + at("2003-02-03 04:05:06"))
+	d.input(brought(t), "cp", "-", name+":/")
+	v.add("brought in, seen by an exec", strings.Split(d.must("exec", name, "sh", "-c",
+		"cat /go; cd /d/in; stat -c '%n %a %u:%g %s %F %Y' . f ../in/l; cat f; readlink l"), "\n"))
+	do("until test -e /gone; do sleep 0.1; done; " + at("2003-02-03 04:05:06")) // the first process sees /go, too
+	cp("brought in", "/d/in")
 	cp("changed by the first process", "/byfirst")
 	cp("at last", "/d")
 	return v
+}
+
+// brought is an archive of files for a running container.
+func brought(t *testing.T) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, h := range []tar.Header{
+		{Name: "go", Mode: 0o600, Size: 2},
+		{Name: "d/in", Typeflag: tar.TypeDir, Mode: 0o2750, Uid: 7, Gid: 8},
+		{Name: "d/in/f", Mode: 0o4711, Uid: 7, Size: 2},
+		{Name: "d/in/l", Typeflag: tar.TypeSymlink, Linkname: "../../etc/passwd"},
+	} {
+		h.ModTime = time.Unix(1e9, 0)
+		err := w.WriteHeader(&h)
+		if err == nil && h.Size > 0 {
+			_, err = w.Write([]byte("x\n"))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
 }
