@@ -287,6 +287,14 @@ func TestEachKindOfVariable(t *testing.T) {
 	if d.N != 6 || len(d.Drop) != 1 || !d.Drop["DB_PORT"] {
 		t.Errorf("%d differences, dropped %v", d.N, d.Drop)
 	}
+	a, d = ask(), newDiffs()
+	a.env("DB_PORT=1", "WEB_PORT=2")
+	a.may("DB_PORT", policy.Env{Value: is("1")})
+	a.may("WEB_PORT", policy.Env{Value: is("2")})
+	d.Container(a.p, a.c, a.req, a.box)
+	if d.N != 0 || len(d.Drop) != 0 {
+		t.Errorf("variables like those of services, declared: %s, dropped %v", said(d), d.Drop)
+	}
 	for name, want := range map[string]bool{
 		"A_PORT": true, "_PORT": false, "A_SERVICE_PORT_": true, "_SERVICE_PORT_X": false, "A_SERVICE_HOST": true,
 		"_SERVICE_HOST": false, "A_PORT_80_TCP": true, "_PORT_80_TCP": false, "A_PORT_80_TCP_ADDR": true,

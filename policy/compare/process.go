@@ -136,7 +136,7 @@ func IsService(name string) bool {
 	if strings.Trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") != "" {
 		return false
 	}
-	for _, mark := range []string{"_SERVICE_HOST", "_SERVICE_PORT", "_PORT"} {
+	for _, mark := range []string{"_SERVICE_HOST", "_PORT"} {
 		if at := strings.LastIndex(name, mark); at > 0 && at+len(mark) == len(name) {
 			return true
 		}

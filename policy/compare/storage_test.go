@@ -90,6 +90,16 @@ func TestEachKindOfVolume(t *testing.T) {
 				Options: []string{"size=9k", "mode=700"}, Shared: true,
 			})
 		}, ""},
+		{
+			"another overlay", func(a asked) { a.req.Storages[1].Source = "x" },
+			`storages[1].source: expected "none", got "x"`,
+		},
+		{"a size without its name", func(a asked) {
+			a.volume(policy.Volume{Name: "v", Kind: policy.VolumeMemory, Mode: "700"}, contract.MemoryDir+"/v", &pb.Storage{
+				Driver: contract.DriverEphemeral, Source: "tmpfs", Fstype: "tmpfs", MountPoint: contract.MemoryDir + "/v",
+				Options: []string{"9k", "mode=700"}, Shared: true,
+			})
+		}, `storages[0].options[0]: expected "size=*", got "9k"; allow with: c.volumes[v] = ["9k","mode=700"]`},
 		{"memory without a size", func(a asked) {
 			a.volume(policy.Volume{Name: "v", Kind: policy.VolumeMemory, Mode: "700"}, contract.MemoryDir+"/v", &pb.Storage{
 				Driver: contract.DriverEphemeral, Source: "tmpfs", Fstype: "tmpfs", MountPoint: contract.MemoryDir + "/v",
@@ -127,7 +137,7 @@ func TestPlacesOfVolumes(t *testing.T) {
 	const dir = contract.FilesDir + "/"
 	for at, want := range map[string]bool{
 		dir + CopyPrefix + "v": true, dir + "v": false, dir: false, dir + ".": false, dir + "..": false,
-		contract.FilesDir: false,
+		contract.FilesDir:        false,
 		dir + CopyPrefix + "v/w": false, contract.MemoryDir + "/" + CopyPrefix + "v": false,
 	} {
 		d := newDiffs()

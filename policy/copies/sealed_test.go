@@ -68,6 +68,8 @@ func TestSealedTextsBeforeAndAfterAContainer(t *testing.T) {
 	unpinned := &policy.Content{Rule: policy.ContentUnpinned}
 	long := file(volume+"/other", sealedText)
 	long.FileSize++
+	begin, end := file(volume+"/other", sealedText), file(volume+"/other", sealedText)
+	begin.Data, end.Data, end.Offset = begin.Data[:9], end.Data[9:], 9
 	rest := file(volume+"/secret", sealedText)
 	rest.Offset, rest.FileSize = 9, 99
 	for _, tc := range []struct {
@@ -78,11 +80,17 @@ func TestSealedTextsBeforeAndAfterAContainer(t *testing.T) {
 		{"its file", []*pb.CopyFileRequest{file(volume+"/secret", sealedText)}, ""},
 		{"another file", []*pb.CopyFileRequest{file(volume+"/other", sealedText)}, `web/file "/v/other"` + strayFile},
 		{
-			"a secret that is not sealed", []*pb.CopyFileRequest{file(volume+"/plain", sealedText)},
+			"a secret that is not sealed",
+			[]*pb.CopyFileRequest{file(volume+"/plain", sealedText)},
 			`web/file "/v/plain"` + strayFile,
 		},
 		{"a line", []*pb.CopyFileRequest{file(volume+"/other", sealedText+"\n")}, `web/file "/v/other"` + strayFile},
 		{"a part", []*pb.CopyFileRequest{long}, `web/file "/v/other"` + strayFile},
+		{
+			"in parts, of which none is a sealed text",
+			[]*pb.CopyFileRequest{begin, end},
+			`web/file "/v/other"` + strayFile,
+		},
 		{"a later part", []*pb.CopyFileRequest{rest}, ""},
 		{"a link", []*pb.CopyFileRequest{link(volume+"/other", sealedText)}, ""},
 		{"plain text", []*pb.CopyFileRequest{file(volume+"/other", "sealed.x")}, ""},
@@ -94,7 +102,8 @@ func TestSealedTextsBeforeAndAfterAContainer(t *testing.T) {
 		{"removed", []*pb.CopyFileRequest{file(volume+"/other", sealedText), gone(volume + "/other")}, ""},
 		{
 			"removed with its directory",
-			[]*pb.CopyFileRequest{file(volume+"/..1/d/other", sealedText), gone(volume + "/..1/d")}, "",
+			[]*pb.CopyFileRequest{file(volume+"/..1/d/other", sealedText), gone(volume + "/..1/d")},
+			"",
 		},
 		{"removed with its tree", []*pb.CopyFileRequest{file(volume+"/other", sealedText), gone(volume)}, ""},
 		{
@@ -127,6 +136,7 @@ func TestSealedTextsInPinnedContent(t *testing.T) {
 	}}
 	g := sealing(t, own, exact())
 	g.want("files", g.send(file(g.own+"/other", sealedText), file(g.own+"/plain", text)), "")
+	g.want("a link beside them", g.send(link(g.own+"/other2", "x"), gone(g.own+"/other2")), "")
 	g.want("create", g.create(), `web/file "/etc/app/other"`+strayFile)
 	g.web.Of.Secrets = append(g.web.Of.Secrets, policy.Secret{File: "/etc/app/other", Sealed: true})
 	g.want("create with a secret for it", g.create(), "")

@@ -198,3 +198,18 @@ func TestSignaturesAreBounded(t *testing.T) {
 		t.Errorf("another file: %d bytes kept, %v", len(whole.text), d)
 	}
 }
+
+// TestACounterOfZero: where the policy has no lowest counter, the first signature may have none.
+func TestACounterOfZero(t *testing.T) {
+	s := newSigning(t)
+	s.policy.Volumes[1].Content.Counter = 0
+	s.want("files", s.send(s.signature("", "v", 0, "a"), file(volume+"/a", text)), "")
+	s.want("create", s.create(), "")
+	for name, want := range map[string][2]string{
+		"a": {"", "a"}, "..1": {"", "..1"}, "..1/a": {"..1", "a"}, "..data/a": {"", "..data/a"}, "d/a": {"", "d/a"},
+	} {
+		if state, rest := stateOf(name); state != want[0] || rest != want[1] {
+			t.Errorf("stateOf(%s) = %q, %q", name, state, rest)
+		}
+	}
+}

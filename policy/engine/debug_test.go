@@ -139,3 +139,17 @@ func TestContainersForDebugging(t *testing.T) {
 		t.Errorf("a second instance of a declared container: %v", err)
 	}
 }
+
+// TestContainersForDebuggingKnowTheirPlace: none takes a declared name, and none comes before init containers.
+func TestContainersForDebuggingKnowTheirPlace(t *testing.T) {
+	e, p, m := debugger(t, true)
+	m.OCI.Annotations[contract.CRIContainerName] = p.policy.Containers[0].Name
+	if err := call(e, "CreateContainer", m); code(err) != compare.Value {
+		t.Errorf("under the name of a declared container: %v", err)
+	}
+	e, p, m = debugger(t, true)
+	p.policy.Containers[0].Kind = policy.Init
+	if err := call(e, "CreateContainer", m); code(err) != compare.Order {
+		t.Errorf("before an init container has ended: %v", err)
+	}
+}

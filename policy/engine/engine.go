@@ -355,7 +355,6 @@ func createSandbox(e *Engine, m proto.Message) (*Grant, *compare.Denial) {
 		return nil, d
 	}
 	d := &compare.Diffs{Fields: maps.Clone(e.box.fields), Root: "pod"}
-	d.Fields[policy.FieldSandboxID] = req.GetSandboxId()
 	d.Sandbox(&e.policy.Pod, req)
 	if d.First != nil {
 		return nil, d.First

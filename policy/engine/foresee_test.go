@@ -86,3 +86,12 @@ func TestADenialIsForeseenInTheGuestsWords(t *testing.T) {
 		t.Errorf("a container for debugging: %v", err)
 	}
 }
+
+// TestADebuggersPlaceIsNotForeseen: whether init containers have ended is known to the guest only.
+func TestADebuggersPlaceIsNotForeseen(t *testing.T) {
+	_, p, m := debugger(t, true)
+	p.policy.Containers[0].Kind = policy.Init
+	if err := Foresee(p.policy, p.sandbox, early(m)); err != nil {
+		t.Error(err)
+	}
+}

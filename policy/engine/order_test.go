@@ -88,6 +88,11 @@ func TestNamesDecideNothing(t *testing.T) {
 	denial(t, "its twin", call(e, "CreateContainer", again(t, m, "second")), "")
 	denial(t, "a third", call(e, "CreateContainer", again(t, m, "third")),
 		"[order] c0/container: expected one live instance, got a second one")
+	m = again(t, m, "fourth")
+	m.OCI.Annotations[contract.CRIContainerName] = "twin" // which neither has
+	if err := call(e, "CreateContainer", m); err == nil || !strings.Contains(err.Error(), "denied [value] twin/OCI.Ann") {
+		t.Errorf("of two that are as near, the named one: %v", err)
+	}
 }
 
 // TestTheLivesOfAContainer: which instance may follow which.
@@ -166,6 +171,8 @@ func TestWhatComesFirstInAPod(t *testing.T) {
 			"got this container first"},
 		{policy.Sidecar, true, false, 0, ""},
 		{policy.Sidecar, true, true, 1, ""},
+		{policy.Init, false, false, 0, "[order] c1/container: expected that init container c0 has exited with 0 before, " +
+			"got this container first"},
 		{policy.Init, true, false, 0, "[order] c1/container: expected that init container c0 has exited with 0 before, " +
 			"got this container first"},
 		{policy.Init, true, true, 1, "[order] c1/container: expected that init container c0 has exited with 0 before, " +
@@ -366,4 +373,50 @@ func TestPortsOfPortForward(t *testing.T) {
 		"allow with: pod.portForward with 0")
 	denial(t, "past the last", e.Forward(65536), "[capability] port: expected a port of pod.portForward, got 65536; "+
 		"allow with: pod.portForward with 65536")
+}
+
+// TestProcessesOfAContainerThatIsGone: whose processes a container sees is one that lives.
+func TestProcessesOfAContainerThatIsGone(t *testing.T) {
+	p := several(t)
+	p.policy.Containers[0].Restart, p.policy.Containers[1].Linux.PIDs = policy.Always, "c0"
+	id := p.creates[0].GetContainerId()
+	m := proto.CloneOf(p.creates[1])
+	m.SandboxPidns, m.PidContainer = false, id
+	const gone = `[value] c1/pid_container: expected "(no container c0 lives)", got `
+	denial(t, "alive", call(p.until(t, 0, true), "CreateContainer", m), "")
+	e := p.until(t, 0, true)
+	e.Exited(id, 0)
+	denial(t, "ended", call(e, "CreateContainer", m), gone+compare.Quote(id))
+	e = p.until(t, 0, true)
+	if err := call(e, "RemoveContainer", &pb.RemoveContainerRequest{ContainerId: id}); err != nil {
+		t.Fatal(err)
+	}
+	denial(t, "removed", call(e, "CreateContainer", m), gone+compare.Quote(id))
+	p.policy.Containers[0].Secrets = []policy.Secret{{Resource: "kbs:///a/b/c", File: "/run/s"}}
+	p.policy.Containers[0].Workload = policy.Workload{Calls: []string{policy.CallInfo}}
+	e = p.until(t, 0, true)
+	if err := call(e, "CreateContainer", m); err != nil {
+		t.Fatal(err)
+	}
+	if len(e.Secrets(id)) != 1 || e.Workload(id) != "c0" {
+		t.Error("a container has no secrets any more when another one is made")
+	}
+}
+
+// TestTheSandboxTellsItsName: a variable with the pod's host name has the one that the sandbox was told.
+func TestTheSandboxTellsItsName(t *testing.T) {
+	p := one(t)
+	c := &p.policy.Containers[0]
+	c.Process.Env = append(c.Process.Env, policy.Env{
+		Name: "NODE", Value: policy.Value{Field: policy.FieldHostname}, Optional: true,
+	})
+	m := proto.CloneOf(p.creates[0])
+	m.OCI.Process.Env = append(m.OCI.Process.Env, "NODE=other")
+	denial(t, "another name", call(p.until(t, 0, false), "CreateContainer", m), `[value] c0/OCI.Process.Env[NODE]: expected `+
+		"the pod's hostname, which is "+compare.Quote(p.sandbox.GetHostname())+", got another text of 5 bytes; "+
+		"allow with: containers[c0].process.env[NODE] with this text")
+	e := p.until(t, 0, true)
+	p.policy.Pod.Stats, c.Allow.Logs = false, true
+	message := &pb.GetDiagnosticDataRequest{ContainerId: p.creates[0].GetContainerId()}
+	denial(t, "a termination message is output", call(e, "GetDiagnosticData", message), "")
 }
