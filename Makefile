@@ -86,6 +86,10 @@ check-generate: generate ## fail when the committed generated code is stale
 fuzz-short: ## every fuzz target for FUZZTIME (default 10s) each
 	tests/fuzz.sh $${FUZZTIME:-10s}
 
+.PHONY: mutate
+mutate: ## drops each comparison of the policy's evaluator in turn; a test has to notice (minutes); writes docs/conformance/policy-mutations.md
+	$(GO) run ./tests/mutate -reasons tests/mutate/reasons.txt -report docs/conformance/policy-mutations.md
+
 .PHONY: race-names
 race-names: ## names are swapped for 60 s while the agent serves requests; as root
 	COCO_RACE_SECONDS=60 $(GO) test -count=1 -v -timeout 5m -run TestNamesAreSwapped ./agent
