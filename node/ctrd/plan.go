@@ -336,6 +336,8 @@ func Tables(version int, handlers []engine.Handler) string {
 		fmt.Fprintf(&s, "[%s]\n  runtime_type = \"io.containerd.coco.v2\"\n  runtime_path = %q\n", name, h.Shim)
 		s.WriteString("  pod_annotations = [\"io.coco.*\", \"io.katacontainers.*\"]\n")
 		s.WriteString("  privileged_without_host_devices = true\n")
+		// The second tells the shim that a container is privileged: it gets the devices of its guest.
+		s.WriteString("  privileged_without_host_devices_all_devices_allowed = true\n")
 		if h.Config != "" {
 			fmt.Fprintf(&s, "  [%s.options]\n    ConfigPath = %q\n", name, h.Config)
 		}
