@@ -234,6 +234,12 @@ k8s-soak: setup-k8s stage ## a hundred pods one after another: does anything gro
 k8s-load: setup-k8s stage ## half an hour of exec, logs and output: does shim, VMM or containerd grow?
 	$(GO) run ./tests/k8s/cmd/coco-k8s load $(K8S)
 
+.PHONY: k8s-beside
+k8s-beside: stage ## one pod under runc and under coco, row by row what users met, page in docs/conformance
+	tests/setup.sh packages containerd-2.4 kubelet
+	COCO_REQUIRE=all $(GO) test -count=1 -v -timeout 20m -run TestWhatUsersMet ./tests/k8s -args \
+	  -beside.report $(CURDIR)/docs/conformance/pods.md
+
 .PHONY: setup-k8s
 setup-k8s:
 	tests/setup.sh packages containerd-2.4 k8s

@@ -83,7 +83,7 @@ func prepare(o Options) (*Node, error) {
 	if _, err := os.Stat("/usr/lib/cni/bridge"); err != nil {
 		return nil, fmt.Errorf("CNI plugins: %w: tests/setup.sh packages", harness.ErrAbsent)
 	}
-	for _, d := range []string{"cni", "manifests", "pods", "logs", "volplugins", "certs"} {
+	for _, d := range []string{"cni", "plugins", "manifests", "pods", "logs", "volplugins", "certs"} {
 		if err := os.MkdirAll(filepath.Join(n.Dir, d), 0o755); err != nil {
 			return nil, err
 		}
@@ -96,11 +96,11 @@ func (n *Node) v2() bool { return strings.HasPrefix(n.Version, "1.") }
 
 func (n *Node) writeContainerd() error {
 	cni := fmt.Sprintf(`{"cniVersion":"0.4.0","name":"coco-k8s-%d","plugins":[
-{"type":"bridge","bridge":%q,"isGateway":true,"ipMasq":true,"hairpinMode":true,
+{"type":%q,"bridge":%q,"isGateway":true,"ipMasq":true,"hairpinMode":true,
  "ipam":{"type":"host-local","dataDir":%q,"ranges":[[{"subnet":%q}]],"routes":[{"dst":"0.0.0.0/0"}]}},
 {"type":"portmap","capabilities":{"portMappings":true}},
 {"type":"bandwidth","capabilities":{"bandwidth":true}}]}
-`, n.Index, n.bridge(), filepath.Join(n.Dir, "ipam"), n.subnet())
+`, n.Index, n.bridgePlugin(), n.bridge(), filepath.Join(n.Dir, "ipam"), n.subnet())
 	dropin, err := os.ReadFile(DropIn(n.v2()))
 	if err != nil {
 		return err
@@ -115,6 +115,7 @@ func (n *Node) writeContainerd() error {
 	coco := fmt.Sprintf("[runtime]\nkubelet_dirs = [%q]\n%s", n.podsDir(), harness.TemplateKey())
 	return errors.Join(
 		os.WriteFile(filepath.Join(n.Dir, "cni", "10-coco.conflist"), []byte(cni), 0o644),
+		os.WriteFile(filepath.Join(n.plugins(), routedBridge), []byte(routed), 0o755),
 		os.WriteFile(n.cocoConfig(), []byte(coco), 0o644),
 		os.WriteFile(filepath.Join(n.Dir, "config.toml"), []byte(config), 0o644))
 }
@@ -126,6 +127,36 @@ func DropIn(v2 bool) string {
 		name = "coco-v2.toml"
 	}
 	return filepath.Join(harness.Root(), "deploy", "containerd", name)
+}
+
+// routedBridge is the bridge plug-in. In the network namespace of a pod whose name begins with "routed" it adds an
+// address, rules and tables, as plug-ins for several networks do.
+const routedBridge = "routed-bridge"
+
+// routed is the program of routedBridge.
+const routed = `#!/bin/sh
+result=$(/usr/lib/cni/bridge)
+code=$?
+case "$code $CNI_COMMAND $CNI_ARGS" in "0 ADD "*K8S_POD_NAME=routed*)
+  gateway=$(printf %s "$result" | sed -n 's/.*"gateway": *"\([^"]*\)".*/\1/p' | head -n 1)
+  in="ip -n $(basename "$CNI_NETNS")"
+  { $in addr add 10.233.5.3/32 dev eth0 && $in route add blackhole 10.60.0.0/16 &&
+    $in rule add from 10.233.5.3 table 100 && $in route add default via "$gateway" dev eth0 table 100 &&
+    $in route add prohibit 10.61.0.0/16 table 100; } >&2 || exit 1
+esac
+printf %s "$result"
+exit $code
+`
+
+// plugins is a directory with network plug-ins of the tests.
+func (n *Node) plugins() string { return filepath.Join(n.Dir, "plugins") }
+
+// bridgePlugin is the name of the node's first plug-in. The older schema has one directory for all of them.
+func (n *Node) bridgePlugin() string {
+	if n.v2() {
+		return "bridge"
+	}
+	return routedBridge
 }
 
 func (n *Node) common() string {
@@ -146,13 +177,13 @@ func (n *Node) schema3() string {
 [plugins."io.containerd.cri.v1.runtime"]
   restrict_oom_score_adj = true
   [plugins."io.containerd.cri.v1.runtime".cni]
-    bin_dirs = ["/usr/lib/cni"]
+    bin_dirs = ["/usr/lib/cni", %q]
     conf_dir = %q
   [plugins."io.containerd.cri.v1.runtime".containerd]
     default_runtime_name = %q
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
       runtime_type = "io.containerd.runc.v2"
-`, sandboxImage, filepath.Join(n.Dir, "cni"), n.Handler)
+`, sandboxImage, n.plugins(), filepath.Join(n.Dir, "cni"), n.Handler)
 }
 
 func (n *Node) schema2() string {
