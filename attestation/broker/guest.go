@@ -18,6 +18,7 @@ import (
 	"github.com/coco-shim/coco/attestation/broker/session"
 	"github.com/coco-shim/coco/attestation/broker/store"
 	"github.com/coco-shim/coco/attestation/kbs"
+	"github.com/coco-shim/coco/policy/rego"
 )
 
 // Words with which Trustee begins its details. Scripts look for them.
@@ -133,7 +134,7 @@ func (b *Broker) judge(w http.ResponseWriter, r *http.Request, s *session.Sessio
 	}
 	e.Status, e.Reason = refused, err.Error()
 	f, isFailure := attestation.FailureOf(err)
-	again = isFailure && f.Code.Explain().Class == attestation.Unproven
+	again = isFailure && f.Code.Explain().Class == attestation.Unproven || errors.Is(err, rego.ErrTimeout)
 	if isFailure {
 		e.Code = string(f.Code)
 	}
@@ -229,6 +230,11 @@ func (b *Broker) resource(w http.ResponseWriter, r *http.Request) {
 	allowed, err := b.allowed(r.Context(), b.current(), claims, plugin, path, r.URL.Query())
 	if err != nil {
 		b.cfg.Log.Error("resource policy", "error", err)
+	}
+	if errors.Is(err, rego.ErrTimeout) {
+		b.counters.add("resource", "busy")
+		later(w, http.StatusServiceUnavailable, time.Second, kbs.AttestationError, err.Error())
+		return
 	}
 	b.history.asked(claims, plugin+"/"+path, allowed)
 	fields := map[string]string{"resource": short(plugin + "/" + path), "address": addrOf(r)}

@@ -42,6 +42,9 @@ const (
 	queryReference = "query_reference_value"
 )
 
+// ErrTimeout says that a policy had no answer in time: it has an endless loop, or the machine is overloaded.
+var ErrTimeout = fmt.Errorf("the policy has no answer within %v", timeout)
+
 // rules are what a policy of a kind must define.
 var rules = map[Kind]string{Attestation: "trust_claims", Resource: "allow"}
 
@@ -148,6 +151,9 @@ func (p *Policy) eval(
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	rs, err := q.Eval(ctx, append(opts, rego.EvalInput(input))...)
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		err = fmt.Errorf("%w: %w", ErrTimeout, err)
+	}
 	if err != nil {
 		return nil, false, err
 	}
