@@ -213,6 +213,10 @@ big-write: stage ## 1 GiB into a container's writable layer, and a search for it
 bench: setup-bench stage ## figures beside their baselines, as a table and bench.json
 	$(GO) run ./tests/bench -out dist/bench.json
 
+.PHONY: bench-kbs
+bench-kbs: ## the key broker under load for ten seconds of each kind: times, rates, memory
+	COCO_KBS_LOAD=10s $(GO) test -count=1 -v -timeout 5m -run 'TestLoad$$' ./attestation/broker
+
 .PHONY: setup-bench
 setup-bench:
 	tests/setup.sh packages containerd-2.4
