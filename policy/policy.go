@@ -123,6 +123,10 @@ type Secret struct {
 	// File is the path in the container of a file in the guest's memory, which belongs to the first process's user.
 	File string `json:"file,omitempty"`
 	Mode string `json:"mode,omitempty"` // of the file: octal digits without a leading zero; "": SecretMode
+	// Renew has the agent ask for the secret again and replace the file: at this interval, such as "1h", and, like
+	// RenewOnRequest, when the container makes the call CallRenew. The file's directory is then a mount of its own, and
+	// has renewed files only.
+	Renew string `json:"renew,omitempty"`
 	// Env is the name of a variable of the first process. Its value is the secret, byte by byte, and must be text. Other
 	// processes that are executed in the container do not get it.
 	Env string `json:"env,omitempty"`

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -16,6 +17,24 @@ const (
 	maxSecrets  = 64
 	maxResource = 512
 )
+
+// RenewOnRequest is Secret.Renew of a file that is replaced when the container asks for it, and at no other time.
+const RenewOnRequest = "on-request"
+
+// RenewMin and RenewMax bound the interval of Secret.Renew.
+const (
+	RenewMin = 10 * time.Second
+	RenewMax = 31 * 24 * time.Hour
+)
+
+// RenewInterval is the interval at which a secret is renewed, or 0.
+func (s Secret) RenewInterval() time.Duration {
+	d, err := time.ParseDuration(s.Renew)
+	if err != nil { // "", or on request: the policy's own checks came before
+		return 0
+	}
+	return d
+}
 
 // kernelDirs are where a secret's file cannot be: the runtime mounts the kernel's own file systems there.
 var kernelDirs = []string{"/proc", "/sys", "/dev"}
@@ -39,14 +58,49 @@ func (p *problems) secrets(at string, c *Container) {
 		if (s.File == "") == (s.Env == "") {
 			p.add(at, "has both or none of file and env, and one of them has to be there")
 		}
+		if s.Sealed && s.Renew != "" {
+			p.add(at+".renew", "is not for a sealed text, which the host brings once")
+		}
 		if s.Sealed { // its place is there, and brings the text
 			continue
 		}
 		p.secretFile(at, s, files)
 		p.secretEnv(at, s, names)
+		p.renew(at, s, c)
 		files, names = append(files, s.File), append(names, s.Env)
 	}
 }
+
+// renew checks a file that is renewed. The rename that replaces it must happen in a directory that the container sees
+// as a whole, so nothing else can lie in that directory.
+func (p *problems) renew(at string, s Secret, c *Container) {
+	if s.Renew == "" {
+		return
+	}
+	d, err := time.ParseDuration(s.Renew)
+	if s.Renew != RenewOnRequest && (err != nil || d < RenewMin || d > RenewMax) {
+		p.add(at+".renew", "%s is neither %s nor a time from %v to %v", clip(s.Renew), RenewOnRequest, RenewMin, RenewMax)
+	}
+	dir := path.Dir(s.File)
+	if s.File == "" || dir == "/" {
+		p.add(at+".renew", "is for a file in a directory below the root, not for a variable")
+		return
+	}
+	for _, m := range c.Mounts {
+		if within(path.Clean(m.Destination), dir) {
+			p.add(at+".renew", "%s gets a mount of its own, and there is a mount on %s", clip(dir), clip(m.Destination))
+		}
+	}
+	for _, o := range c.Secrets {
+		if o.File != "" && within(o.File, dir) && (o.Renew == "" || path.Dir(o.File) != dir) {
+			p.add(at+".renew", "%s gets a mount of its own, and %s, which is not renewed there, lies in it", clip(dir),
+				clip(o.File))
+		}
+	}
+}
+
+// within reports whether a path is a directory or lies in it.
+func within(file, dir string) bool { return strings.HasPrefix(file+"/", dir+"/") }
 
 // secretFile checks a file. taken are the paths that something is mounted on.
 func (p *problems) secretFile(at string, s Secret, taken []string) {
@@ -57,7 +111,7 @@ func (p *problems) secretFile(at string, s Secret, taken []string) {
 	if s.File == "" {
 		return
 	}
-	inKernel := slices.ContainsFunc(kernelDirs, func(d string) bool { return strings.HasPrefix(s.File+"/", d+"/") })
+	inKernel := slices.ContainsFunc(kernelDirs, func(d string) bool { return within(s.File, d) })
 	switch {
 	case !path.IsAbs(s.File) || path.Clean(s.File) != s.File || s.File == "/" || strings.ContainsRune(s.File, 0) ||
 		!utf8.ValidString(s.File):

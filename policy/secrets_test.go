@@ -39,6 +39,23 @@ func TestSecretsOfAContainer(t *testing.T) {
 		{"an address", []Secret{{Resource: "kbs://host/a/b/c", Env: "X"}}, "no URI"},
 		{"two segments", []Secret{{Resource: "kbs:///a/b", Env: "X"}}, "no URI"},
 		{"dots", []Secret{{Resource: "kbs:///a/../c", Env: "X"}}, "no URI"},
+		{"renewed every hour", []Secret{{Resource: uri, File: "/run/db/a", Renew: "1h"}}, ""},
+		{"two renewed in one directory", []Secret{
+			{Resource: uri, File: "/run/db/a", Renew: "1h"}, {Resource: uri, File: "/run/db/b", Renew: RenewOnRequest},
+		}, ""},
+		{"renewed too often", []Secret{{Resource: uri, File: "/run/db/a", Renew: "9s"}}, "neither on-request nor a time"},
+		{"renewed too seldom", []Secret{{Resource: uri, File: "/run/db/a", Renew: "745h"}}, "neither on-request nor a time"},
+		{"renewed sometimes", []Secret{{Resource: uri, File: "/run/db/a", Renew: "daily"}}, "neither on-request nor a time"},
+		{"a renewed variable", []Secret{{Resource: uri, Env: "A", Renew: "1h"}}, "not for a variable"},
+		{"renewed in the root", []Secret{{Resource: uri, File: "/a", Renew: "1h"}}, "below the root"},
+		{"a renewed sealed text", []Secret{{Resource: uri, Env: "A", Sealed: true, Renew: "1h"}}, "not for a sealed text"},
+		{"a file that stays beside a renewed one", []Secret{
+			{Resource: uri, File: "/run/db/a", Renew: "1h"}, {Resource: uri, File: "/run/db/b"},
+		}, "/run/db/b\", which is not renewed there"},
+		{"a renewed file below a renewed one", []Secret{
+			{Resource: uri, File: "/run/db/a", Renew: "1h"}, {Resource: uri, File: "/run/db/x/b", Renew: "1h"},
+		}, "/run/db/x/b\", which is not renewed there"},
+		{"renewed where a mount is", []Secret{{Resource: uri, File: "/etc/a", Renew: "1h"}}, "there is a mount on"},
 		{"too many", make([]Secret, 65), "at most 64"},
 	} {
 		p := sample()

@@ -125,7 +125,7 @@ func (p *problems) container(at string, c *Container, volumes map[string]bool) {
 		keys[a.Key] = true
 		p.value(at, a.Value)
 	}
-	p.workload(at+".workload", c.Name, &c.Workload)
+	p.workload(at+".workload", c)
 	if c.Allow.Exec.Any && len(c.Allow.Exec.Commands) > 0 {
 		p.add(at+".allow.exec", "has both any and commands")
 	}

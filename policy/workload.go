@@ -26,6 +26,7 @@ const (
 	CallInfo     = "info"     // the version of the guest and its type of TEE
 	CallToken    = "token"    // an attestation token of the key broker
 	CallEvidence = "evidence" // evidence with data of the container's choice
+	CallRenew    = "renew"    // the container's files with Secret.Renew are asked for again
 )
 
 // EvidenceRaw lets the container choose all bytes of REPORTDATA, as in CoCo. It can then attest to any key broker in
@@ -44,7 +45,8 @@ func (p *Policy) UsesWorkloadAPI() bool {
 // name stands in the path of a socket, which the kernel bounds.
 const maxSocketName = 63
 
-func (p *problems) workload(at, name string, w *Workload) {
+func (p *problems) workload(at string, of *Container) {
+	name, w := of.Name, &of.Workload
 	if w.Opens() && len(name) > maxSocketName {
 		p.add(at, "is of a container whose name has more than %d letters", maxSocketName)
 	}
@@ -55,9 +57,13 @@ func (p *problems) workload(at, name string, w *Workload) {
 	}
 	p.once(at+".resources", w.Resources)
 	for _, c := range w.Calls {
-		p.oneOf(at+".calls", c, CallInfo, CallToken, CallEvidence)
+		p.oneOf(at+".calls", c, CallInfo, CallToken, CallEvidence, CallRenew)
 	}
 	p.once(at+".calls", w.Calls)
+	if slices.Contains(w.Calls, CallRenew) &&
+		!slices.ContainsFunc(of.Secrets, func(s Secret) bool { return s.Renew != "" }) {
+		p.add(at+".calls", "has %s, and no secret of the container has renew", CallRenew)
+	}
 	if w.ExportKey && !slices.Contains(w.Calls, CallToken) {
 		p.add(at+".exportKey", "is for the call %q, which is not among the calls", CallToken)
 	}

@@ -35,6 +35,9 @@ func (s *Store) start(ctx context.Context) (*helper, error) {
 		return nil, err
 	}
 	s.setWay(way)
+	if way != nil {
+		s.wg.Go(func() { s.serveRenewals(way) })
+	}
 	return &helper{p, way}, nil
 }
 

@@ -7,7 +7,8 @@
 // broker; the agent starts it when the first secret is needed and asks it over a socket pair (package trust/wire). A
 // secret becomes a file on a tmpfs that the container alone has, or a variable of its first process. An error
 // fails the container's creation, with the code, the resource and the broker's reason: a container never runs
-// with an empty or missing secret. Secrets are in no error and no log.
+// with an empty or missing secret. Files whose policy says so are renewed later, each in one step. Secrets are in no
+// error and no log.
 package secrets
 
 import (
@@ -15,6 +16,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -37,6 +39,8 @@ import (
 type Config struct {
 	// Of lists the secrets of a container by its id; engine.Engine's method. nil: no container has any.
 	Of func(id string) []policy.Secret
+	// Name returns the name in the policy of a container that may ask for anything, else ""; nil: none may.
+	Name func(id string) string
 	// Setup tells coco-trust about this guest. Its Initdata is empty if initdata names no broker.
 	Setup wire.Setup
 	// Open mounts a part of the guest image and returns its directory.
@@ -45,6 +49,7 @@ type Config struct {
 	Spawn func(path string, argv []string, attr *syscall.ProcAttr) (*reap.Child, error)
 	// Dir is the directory for files of secrets, to which no request of the host reaches.
 	Dir string
+	Log *slog.Logger // nil: none
 }
 
 // Store gets secrets. Its methods may be called at the same time.
@@ -54,19 +59,28 @@ type Store struct {
 
 	turn chan *helper // has the running coco-trust, or nil; its holder talks with it
 
-	mu  sync.Mutex
-	way *net.UnixConn // guarded by mu; for connections to the workload API, to the last coco-trust
+	life context.Context // until Close, of renewals
+	end  context.CancelFunc
+	wg   sync.WaitGroup
+
+	mu       sync.Mutex
+	way      *net.UnixConn       // guarded by mu; for connections to the workload API, to the last coco-trust
+	renewals map[string]*renewal // guarded by mu; by the containers' ids
 }
 
 // New makes a Store. Close ends it.
 func New(cfg Config) *Store {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
 	s := &Store{cfg: cfg, mount: tmpfs, turn: make(chan *helper, 1)}
+	s.life, s.end = context.WithCancel(context.Background())
 	s.turn <- nil
 	return s
 }
 
-// tmpfsSize bounds the files of one container's secrets: 64 of 2 MiB.
-const tmpfsSize = "size=129m,mode=0700"
+// tmpfsSize bounds the files of one container's secrets: 64 of 2 MiB, and one that is about to replace another.
+const tmpfsSize = "size=132m,mode=0700"
 
 func tmpfs(dir string) error {
 	return unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, tmpfsSize)
@@ -94,6 +108,7 @@ func (s *Store) Add(ctx context.Context, id string, spec *specs.Spec, u *undo.St
 			return nil, fmt.Errorf("secret %s: %w", x.Resource, err)
 		}
 	}
+	b.renewLater()
 	return b.mounts, nil
 }
 
@@ -106,6 +121,8 @@ type batch struct {
 	got     map[string][]byte // resources
 	mounts  []specs.Mount     // of files
 	copies  map[int]string    // directories or files that replace the sources of mounts, by the mounts' indices
+	dirs    map[string]string // directories with files that are renewed, by their paths in the container
+	renewed []renewed
 }
 
 func (b *batch) wipe() {
@@ -132,6 +149,8 @@ func (b *batch) place(ctx context.Context, name string, x policy.Secret) error {
 		return b.openFile(ctx, x)
 	case x.Env != "":
 		return addVariable(b.spec.Process, x.Env, b.got[x.Resource])
+	case x.Renew != "":
+		return b.addRenewed(x)
 	}
 	m, err := b.addFile(b.dir, name, x, b.got[x.Resource], b.spec.Process.User, b.undo)
 	if err == nil {
@@ -170,27 +189,34 @@ func (s *Store) addFile(dir, name string, x policy.Secret, secret []byte, owner 
 	if err := s.makeDir(dir, u); err != nil {
 		return m, err
 	}
+	path := filepath.Join(dir, name)
+	return mountOn(x.File, path), writeFile(path, x, secret, owner)
+}
+
+// mountOn shows a file or directory of the guest to a container.
+func mountOn(destination, source string) specs.Mount {
+	return specs.Mount{
+		Destination: destination, Type: "bind", Source: source,
+		Options: []string{"bind", "ro", "nosuid", "nodev", "noexec"},
+	}
+}
+
+// writeFile writes a file that is not there yet.
+func writeFile(path string, x policy.Secret, secret []byte, owner specs.User) error {
 	octal := x.Mode
 	if octal == "" {
 		octal = policy.SecretMode
 	}
 	mode, err := strconv.ParseUint(octal, 8, 9)
 	if err != nil {
-		return m, err // the policy's own checks came before
+		return err // the policy's own checks came before
 	}
-	path := filepath.Join(dir, name)
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return m, err
+		return err
 	}
 	_, err = f.Write(secret)
-	if err = errors.Join(err, f.Chown(int(owner.UID), int(owner.GID)), f.Chmod(os.FileMode(mode)), f.Close()); err != nil {
-		return m, err
-	}
-	return specs.Mount{
-		Destination: x.File, Type: "bind", Source: path,
-		Options: []string{"bind", "ro", "nosuid", "nodev", "noexec"},
-	}, nil
+	return errors.Join(err, f.Chown(int(owner.UID), int(owner.GID)), f.Chmod(os.FileMode(mode)), f.Close())
 }
 
 // makeDir makes the directory of a container's files: a tmpfs, so that they are in the guest's memory whatever lies
@@ -264,9 +290,11 @@ func (s *Store) get(ctx context.Context, req wire.Request) (_ []byte, err error)
 	return a.Secret, nil
 }
 
-// Close ends coco-trust, if it runs. Secrets cannot be got any more.
+// Close ends renewals, and coco-trust, if it runs. Secrets cannot be got any more.
 func (s *Store) Close() {
+	s.end()
 	if h := <-s.turn; h != nil {
 		h.end()
 	}
+	s.wg.Wait()
 }

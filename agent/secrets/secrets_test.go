@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -44,13 +45,17 @@ func help(mode string) {
 	if err := wire.Read(conn, &s); err != nil || s.Initdata != "document" || s.TEE != "sample" {
 		os.Exit(3)
 	}
-	for {
+	for n := 1; ; n++ {
 		var req wire.Request
 		if err := wire.Read(conn, &req); err != nil {
 			return
 		}
 		a := wire.Answer{Secret: []byte("secret of " + req.Resource)}
 		switch {
+		case mode == "counts" && strings.HasSuffix(req.Resource, "/counted"):
+			a.Secret = []byte(strconv.Itoa(n))
+		case mode == "counts" && n == 5:
+			a = wire.Answer{Error: &wire.Failure{Code: "unavailable", Text: "the broker is away"}}
 		case req.Sealed == "sealed.bad":
 			a = wire.Answer{Error: &wire.Failure{Code: "signature", Text: "sealed secret: kbs:///a/b/c: it is wrong"}}
 		case req.Sealed == "sealed.binary":

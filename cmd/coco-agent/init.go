@@ -228,7 +228,7 @@ type guest struct {
 func newGuest(mods *boot.Loader, log *slog.Logger, closed bool, owner found) (*guest, error) {
 	g := &guest{log: log, mods: mods, reaper: reap.New(), mounts: storage.New(contract.GuestRoot)}
 	disks := parts.New(mods.Load)
-	g.provisions = &provisions{secrets: newSecrets(g.reaper, disks, owner), policy: owner.policy.Engine}
+	g.provisions = &provisions{secrets: newSecrets(g.reaper, disks, owner, g.log), policy: owner.policy.Engine}
 	g.mounts.Load = mods.Load
 	g.mounts.HostFiles = func() bool { return !boot.Confidential("/") }
 	g.pullImages(disks, owner)
@@ -273,10 +273,10 @@ func newGuest(mods *boot.Loader, log *slog.Logger, closed bool, owner found) (*g
 }
 
 // newSecrets gets secrets for the containers whose policy has some.
-func newSecrets(r *reap.Reaper, disks *parts.Parts, owner found) *secrets.Store {
-	c := secrets.Config{Setup: owner.evidence, Open: disks.Open, Spawn: r.Spawn, Dir: secretsDir}
+func newSecrets(r *reap.Reaper, disks *parts.Parts, owner found, log *slog.Logger) *secrets.Store {
+	c := secrets.Config{Setup: owner.evidence, Open: disks.Open, Spawn: r.Spawn, Dir: secretsDir, Log: log}
 	if e := owner.policy.Engine; e != nil {
-		c.Of = e.Secrets
+		c.Of, c.Name = e.Secrets, e.Workload
 	}
 	return secrets.New(c)
 }

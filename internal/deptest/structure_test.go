@@ -205,7 +205,7 @@ var edges = Edges{
 		"attestation/...", "internal/fdpass", "internal/initdata", "internal/tpm2", "internal/version", "policy", "trust/...",
 	},
 	"trust/images":    {"image/pull", "image/registry", "internal/initdata", "policy", "trust/config", "trust/wire"},
-	"trust/workload":  {"attestation/kbs/client", "internal/fdpass", "policy"},
+	"trust/workload":  {"attestation/kbs/client", "internal/fdpass", "policy", "trust/wire"},
 	"trust/config":    {"attestation/kbs", "internal/initdata"},
 	"trust/wire":      {},
 	"measurement":     {},

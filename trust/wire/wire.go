@@ -21,7 +21,7 @@ const maxMessage = 4 << 20
 const (
 	Socket = 3 // the connection with the agent
 	TPM    = 4 // the guest's TPM, with TEE "tpm" only
-	API    = 5 // the way on which the agent passes connections to the workload API, with Workload only
+	API    = 5 // the way on which the agent passes connections to the workload API, and coco-trust asks for renewals
 )
 
 // Setup says for which pod coco-trust works.
@@ -71,6 +71,13 @@ type Request struct {
 type Answer struct {
 	Secret []byte   `json:"secret,omitempty"`
 	Error  *Failure `json:"error,omitempty"`
+}
+
+// Renewed answers a request to renew the files of a container. coco-trust sends it on the way API: the container's name
+// in the policy, with the end of a pipe for this message.
+type Renewed struct {
+	Changed int    `json:"changed"`         // how many files have another content now
+	Error   string `json:"error,omitempty"` // of the others, with the codes of their failures
 }
 
 // Failure is why a secret was not got.

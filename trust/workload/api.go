@@ -19,6 +19,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -50,6 +51,7 @@ type API struct {
 	cfg        Config
 	containers map[string]*policy.Container // that may ask for anything, by name
 	busy       counter                      // requests by container
+	way        *net.UnixConn                // to the agent; set by Serve
 }
 
 // maxBusy is how many requests of a container are answered at the same time. Each may hold a connection to the broker.
@@ -136,9 +138,9 @@ func (a *API) answer(r *http.Request, c *policy.Container) (answer, error) {
 	switch {
 	case !ok:
 		return answer{}, &refusal{http.StatusNotFound, fmt.Sprintf("there is no %.200q; there are /info, /cdh/resource/, "+
-			"/aa/token and /aa/evidence", r.URL.EscapedPath())}
-	case r.Method != http.MethodGet:
-		return answer{}, &refusal{http.StatusMethodNotAllowed, fmt.Sprintf("%s is asked for with GET", call)}
+			"/aa/token, /aa/evidence and /coco/renew", r.URL.EscapedPath())}
+	case r.Method != of.method:
+		return answer{}, &refusal{http.StatusMethodNotAllowed, fmt.Sprintf("%s is asked for with %s", call, of.method)}
 	case of.name != "" && !slices.Contains(c.Workload.Calls, of.name):
 		return answer{}, &refusal{http.StatusNotFound, fmt.Sprintf("the policy does not open %s to container %s: "+
 			"containers[%s].workload.calls with %q", call, c.Name, c.Name, of.name)}
@@ -159,13 +161,14 @@ type question struct {
 
 // calls are the paths of the API. name is the policy's word for a call.
 var calls = map[string]struct {
-	name  string
-	serve func(*API, context.Context, question) (answer, error)
+	name, method string
+	serve        func(*API, context.Context, question) (answer, error)
 }{
-	"/info":         {policy.CallInfo, (*API).info},
-	"/cdh/resource": {"", (*API).resource},
-	"/aa/token":     {policy.CallToken, (*API).token},
-	"/aa/evidence":  {policy.CallEvidence, (*API).evidenceFor},
+	"/info":         {policy.CallInfo, http.MethodGet, (*API).info},
+	"/cdh/resource": {"", http.MethodGet, (*API).resource},
+	"/aa/token":     {policy.CallToken, http.MethodGet, (*API).token},
+	"/aa/evidence":  {policy.CallEvidence, http.MethodGet, (*API).evidenceFor},
+	"/coco/renew":   {policy.CallRenew, http.MethodPost, (*API).renew}, // coco's own
 }
 
 // query reads parameters, of which each may stand once.

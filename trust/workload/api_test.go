@@ -87,6 +87,7 @@ func pod() *policy.Policy {
 		{Name: "a", Workload: policy.Workload{Resources: []string{"kbs:///r/t/a", "kbs:///r/t/none"}, Calls: all}},
 		{Name: "b", Workload: policy.Workload{Resources: []string{"kbs:///r/t/b"}, Calls: []string{policy.CallInfo}}},
 		{Name: "open", Workload: policy.Workload{Calls: all, ExportKey: true, Evidence: policy.EvidenceRaw}},
+		{Name: "renews", Workload: policy.Workload{Calls: []string{policy.CallRenew}}},
 		{Name: "silent"},
 	}}
 }

@@ -135,6 +135,7 @@ func (a *API) Serve(ctx context.Context, file *os.File) error {
 	if !ok {
 		return errors.Join(errors.New("workload API: the way from the agent is no Unix socket"), way.Close())
 	}
+	a.way = from
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	server := a.server(ctx)

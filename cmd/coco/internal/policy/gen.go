@@ -105,6 +105,7 @@ func (o *genOptions) flags(cmd *cobra.Command) {
 	f.Var(secrets{&o.Secrets}, "secret",
 		"CONTAINER=kbs:///REPOSITORY/TYPE/TAG,file=PATH[,mode=OCTAL] or …,env=NAME: a secret of the key broker that the\n"+
 			"agent gets before it creates the container; the broker is named by --initdata (aa.toml); may be repeated.\n"+
+			"…,file=PATH,renew=1h or …,file=PATH,renew=on-request: the agent replaces the file when the secret changes.\n"+
 			"…,file=PATH,sealed or …,env=NAME,sealed: the manifest has a sealed text there, which may open this secret alone")
 	f.Var(signer.Flag{Of: &o.Sealed}, "signer",
 		"whose sealed texts are opened: kbs:///REPOSITORY/TYPE/TAG where the key broker has the public key, or a file with\n"+

@@ -37,10 +37,10 @@ func (s secrets) Set(text string) error {
 			continue
 		}
 		key, value, _ := strings.Cut(option, "=")
-		to := map[string]*string{"file": &x.File, "env": &x.Env, "mode": &x.Mode}[key]
+		to := map[string]*string{"file": &x.File, "env": &x.Env, "mode": &x.Mode, "renew": &x.Renew}[key]
 		if to == nil || value == "" || *to != "" {
-			return fmt.Errorf("%.200q: %.80q is not file=PATH, mode=OCTAL, env=NAME or sealed, or comes a second time", text,
-				option)
+			return fmt.Errorf("%.200q: %.80q is not file=PATH, mode=OCTAL, renew=TIME, env=NAME or sealed, or comes a second "+
+				"time", text, option)
 		}
 		*to = value
 	}

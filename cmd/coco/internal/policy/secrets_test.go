@@ -17,7 +17,7 @@ func TestSecretsOfAManifest(t *testing.T) {
 	base := filepath.Join(dir, "broker.toml")
 	write(t, base, "version = \"0.1.0\"\nalgorithm = \"sha256\"\n[data]\n\"aa.toml\" = '''\n[token_configs.kbs]\n"+
 		"url = \"https://kbs\"\ncert = \"PEM\"\n'''\n")
-	file, env := "web=kbs:///a/b/c,file=/run/secrets/c,mode=440", "web=kbs:///a/b/d,env=D"
+	file, env := "web=kbs:///a/b/c,file=/run/secrets/c,mode=440,renew=1h", "web=kbs:///a/b/d,env=D"
 	text, err := genPolicy(t, dir, "--output", "policy", "--initdata", base, "--secret", file, "--secret", env)
 	must(t, text, err)
 	p, err := policy.Parse([]byte(text))
@@ -25,13 +25,13 @@ func TestSecretsOfAManifest(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []policy.Secret{
-		{Resource: "kbs:///a/b/c", File: "/run/secrets/c", Mode: "440"}, {Resource: "kbs:///a/b/d", Env: "D"},
+		{Resource: "kbs:///a/b/c", File: "/run/secrets/c", Mode: "440", Renew: "1h"}, {Resource: "kbs:///a/b/d", Env: "D"},
 	}
 	if got := p.Containers[0].Secrets; len(got) != 2 || got[0] != want[0] || got[1] != want[1] {
 		t.Errorf("secrets are %+v, want %+v", got, want)
 	}
 	table, err := run(t, text, "show", "-")
-	if must(t, table, err); !strings.Contains(table, "file /run/secrets/c, mode 440") {
+	if must(t, table, err); !strings.Contains(table, "file /run/secrets/c, mode 440, renewed every 1h0m0s") {
 		t.Errorf("show = %s", table)
 	}
 	lint, err := run(t, text, "lint", "-")
@@ -59,6 +59,7 @@ func TestSecretsThatGenRefuses(t *testing.T) {
 		"web=kbs:///a/b/c,env=LD_A":            "decides which code runs",
 		"web=kbs:///a/b/c,file=/x,env=A":       "both or none of file and env",
 		"web=kbs:///a/b/c,env=A":               "names no key broker",
+		"web=kbs:///a/b/c,env=A,renew=1h":      "not for a variable",
 		"web=kbs:///a/b/c,env=A,sealed":        "needs --signer",
 		"web=kbs:///a/b/c,env=A,sealed,sealed": "comes a second time",
 	} {

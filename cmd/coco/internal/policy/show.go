@@ -161,7 +161,13 @@ func secretText(s policy.Secret) string {
 	case s.Env != "":
 		return "variable " + s.Env
 	}
-	return "file " + s.File + ", mode " + cmp.Or(s.Mode, policy.SecretMode)
+	text := "file " + s.File + ", mode " + cmp.Or(s.Mode, policy.SecretMode)
+	if every := s.RenewInterval(); every > 0 {
+		text += ", renewed every " + every.String()
+	} else if s.Renew != "" {
+		text += ", renewed on request"
+	}
+	return text
 }
 
 func none(s string) string {
