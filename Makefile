@@ -151,6 +151,10 @@ demo: ## set up everything, boot a microVM and run a container in it
 demo-secret: ## a broker, and pods on platform vtpm that get their secrets or are refused, with the reasons
 	tests/demo-secret.sh
 
+.PHONY: demo-attest
+demo-attest: ## an unprivileged container on platform vtpm shows its claims: evidence, verified, and the broker's token
+	tests/demo-attest.sh
+
 # Test programs run one at a time, under a lock: they boot VMs and look for what others leave behind. Meanwhile the second
 # processor compiles what comes next, checks the code, and compiles Kubernetes, which only the last package needs.
 #

@@ -26,15 +26,9 @@ const readPCRs = "for i in 0 1 2 3 4 5 6 7 8 9 10 11; do cat /sys/class/tpm/tpm0
 func vtpmConfig(t *testing.T, initdata string) string {
 	t.Helper()
 	testvm.Need(t, testvm.Swtpm, testvm.OVMF)
-	dir := t.TempDir()
-	file := filepath.Join(dir, "config.toml")
-	write(t, filepath.Join(dir, "initdata.toml"), initdata)
-	ca := filepath.Join(dir, "ca")
+	ca := filepath.Join(t.TempDir(), "ca")
 	coco(t, "node", "tpm-ca", "--dir", ca)
-	write(t, file, fmt.Sprintf("[hypervisor]\nplatform = \"vtpm\"\nboot_timeout = \"3m\"\n"+
-		"firmware = \"/usr/share/ovmf/OVMF.fd\"\ninitdata = %q\n[vtpm]\nca = %q\n",
-		filepath.Join(dir, "initdata.toml"), ca))
-	return file
+	return vtpmConfigBy(t, initdata, ca)
 }
 
 // TestFirmwareMeasuresTheBoot: a pod on platform vtpm finds in its TPM what was booted, and its policy holds.
