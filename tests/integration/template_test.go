@@ -363,11 +363,17 @@ func inMemory(t *testing.T, id, text string) (n int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", vmm))
+	return inMemoryOf(t, vmm, text)
+}
+
+// inMemoryOf counts a text in all memory of a process.
+func inMemoryOf(t *testing.T, pid int, text string) (n int) {
+	t.Helper()
+	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
-	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", vmm))
+	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
