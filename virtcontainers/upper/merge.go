@@ -80,6 +80,9 @@ func (m *merger) entry(from, to *os.File, rel, name string) error {
 	}
 	b, err := stat(to, name)
 	if errors.Is(err, unix.ENOENT) {
+		if whiteout(a) && !m.below(path.Join(rel, name)) { // an earlier stream has removed it
+			return nil
+		}
 		return rename(from, name, to, name)
 	}
 	if err != nil {
