@@ -28,8 +28,8 @@ import (
 	"github.com/coco-shim/coco/tests/suite"
 )
 
-// besideManifest has a container for each fault that users met; DIR, TOOLS and KATA are replaced. The pod's name makes the
-// node's network plug-in add rules and tables.
+// besideManifest has a container for each fault that users met; DIR, TOOLS and KATA are replaced. The pod's name makes
+// the node's network plug-in add rules and tables.
 const besideManifest = `
 apiVersion: v1
 kind: Pod

@@ -14,6 +14,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/coco-shim/coco/api/contract"
+	"github.com/coco-shim/coco/cmd/coco/internal/cli"
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/internal/initdata"
 	"github.com/coco-shim/coco/policy"
@@ -44,7 +45,7 @@ func (o *genOptions) chooseAlgorithm() error {
 func (o *genOptions) bind(r *result) (err error) {
 	files := map[string]string{}
 	if o.base != "" {
-		b, err := readText(o.base)
+		b, err := cli.ReadFile(o.base, initdata.MaxText)
 		if err != nil {
 			return fmt.Errorf("--initdata: %w", err)
 		}

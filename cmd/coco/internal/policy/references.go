@@ -6,12 +6,10 @@ package policy
 import (
 	"bytes"
 	"fmt"
-	"os"
 
 	"github.com/spf13/cobra"
 
 	"github.com/coco-shim/coco/cmd/coco/internal/measure"
-	"github.com/coco-shim/coco/internal/initdata"
 )
 
 // references computes what the hardware will report of the pods, with their policies in their initdata.
@@ -41,16 +39,4 @@ func (o *genOptions) references(cmd *cobra.Command, texts [][]byte, results []*r
 		}
 	}
 	return nil
-}
-
-// readText reads an initdata document.
-func readText(path string) ([]byte, error) {
-	st, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if st.Size() > initdata.MaxText {
-		return nil, fmt.Errorf("%s has more than %d bytes", path, initdata.MaxText)
-	}
-	return os.ReadFile(path)
 }
