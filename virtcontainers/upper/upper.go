@@ -121,6 +121,11 @@ func (l *Layer) Bring(from io.Reader, most Limits) (_ Report, err error) {
 	for hash, stamp := range r.stamps {
 		l.note(hash, stamp)
 	}
+	if l.since != 0 { // an engine's changes are looked for
+		if err := l.noteDirs(); err != nil {
+			return Report{}, err
+		}
+	}
 	report := Report{len(r.names), r.skipped, r.left}
 	if l.dirs.Merged == "" {
 		return report, nil

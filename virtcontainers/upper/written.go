@@ -45,17 +45,44 @@ func (l *Layer) Written() (_ *Written, err error) {
 		return nil, err
 	}
 	w := &Written{Dir: d, stamps: map[uint64]uint64{}}
-	if err := l.look(w, d, ""); err != nil {
+	err = each(d, "", func(d *os.File, rel string, st *unix.Stat_t) error { return l.look(w, d, rel, st) })
+	if err == nil {
+		err = l.parents(w)
+	}
+	if err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
 	return w, nil
 }
 
-// look looks at the entries of a directory, and closes it unless it is the first.
-func (l *Layer) look(w *Written, d *os.File, rel string) error {
-	if rel != "" {
-		defer d.Close()
+// parents adds the directories of the entries: a new entry changes the time of its directory in the guest, while an
+// engine may have set it again.
+func (l *Layer) parents(w *Written) error {
+	for _, e := range w.Entries[:len(w.Entries):len(w.Entries)] {
+		rel := path.Dir(e.Rel)
+		hash := maphash.String(l.seed, rel)
+		if _, there := w.stamps[hash]; there || rel == "." {
+			continue
+		}
+		f, err := hostfs.Beneath(w.Dir, rel, unix.O_PATH|unix.O_DIRECTORY, false)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		if err := errors.Join(unix.Fstat(int(f.Fd()), &st), f.Close()); err != nil {
+			return err
+		}
+		w.Entries = append(w.Entries, copytree.Entry{Rel: rel, Stat: st})
+		w.stamps[hash] = stampOf(l.seed, &st)
 	}
+	return nil
+}
+
+// each visits what is below a directory, a directory before its entries. d is the parent of the entry.
+func each(d *os.File, rel string, visit func(d *os.File, rel string, st *unix.Stat_t) error) error {
 	names, err := d.Readdirnames(-1)
 	if err != nil {
 		return err
@@ -65,37 +92,37 @@ func (l *Layer) look(w *Written, d *os.File, rel string) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if err != nil {
-			return err
+		if err == nil {
+			err = visit(d, path.Join(rel, name), st)
 		}
-		if err := l.lookAt(w, d, path.Join(rel, name), st); err != nil {
+		if err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR && !engines(path.Join(rel, name)) {
+			err = below(d, path.Join(rel, name), visit)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (l *Layer) lookAt(w *Written, d *os.File, rel string, st *unix.Stat_t) error {
-	hash := maphash.String(l.seed, rel)
-	e := copytree.Entry{Rel: rel, Stat: *st}
-	isNew := st.Ctim.Nano() >= l.since
-	switch kind := st.Mode & unix.S_IFMT; {
-	case engines(rel) || whiteout(st):
+// below visits the entries of a directory.
+func below(parent *os.File, rel string, visit func(d *os.File, rel string, st *unix.Stat_t) error) error {
+	d, err := hostfs.Beneath(parent, path.Base(rel), unix.O_RDONLY|unix.O_DIRECTORY, false)
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil
-	case kind == unix.S_IFDIR:
-		if isNew && !l.brought[hash] && l.ours[hash] != stampOf(l.seed, st) {
-			w.Entries = append(w.Entries, e)
-			w.stamps[hash] = stampOf(l.seed, st)
-		}
-		sub, err := hostfs.Beneath(d, path.Base(rel), unix.O_RDONLY|unix.O_DIRECTORY, false)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		return l.look(w, sub, rel)
-	case !isNew || l.ours[hash] == stampOf(l.seed, st):
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(each(d, rel, visit), d.Close())
+}
+
+// look adds an entry if it is new and not the guest's.
+func (l *Layer) look(w *Written, d *os.File, rel string, st *unix.Stat_t) error {
+	hash, stamp := maphash.String(l.seed, rel), stampOf(l.seed, st)
+	e := copytree.Entry{Rel: rel, Stat: *st}
+	switch kind := st.Mode & unix.S_IFMT; {
+	case engines(rel) || whiteout(st) || st.Ctim.Nano() < l.since || l.ours[hash] == stamp:
 		return nil
 	case kind == unix.S_IFLNK:
 		buf := make([]byte, unix.PathMax)
@@ -104,13 +131,28 @@ func (l *Layer) lookAt(w *Written, d *os.File, rel string, st *unix.Stat_t) erro
 			return os.NewSyscallError("readlink", err)
 		}
 		e.Target = string(buf[:n])
-	case kind != unix.S_IFREG:
+	case kind != unix.S_IFREG && kind != unix.S_IFDIR:
 		w.Left = append(w.Left, rel)
 		return nil
 	}
 	w.Entries = append(w.Entries, e)
-	w.stamps[hash] = stampOf(l.seed, st)
+	w.stamps[hash] = stamp
 	return nil
+}
+
+// noteDirs notes the directories that the guest has sent, as the merge has left them: it has changed their times.
+func (l *Layer) noteDirs() (err error) {
+	d, err := openDir(l.dirs.Upper)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	return each(d, "", func(_ *os.File, rel string, st *unix.Stat_t) error {
+		if hash := maphash.String(l.seed, rel); st.Mode&unix.S_IFMT == unix.S_IFDIR && l.brought[hash] {
+			l.note(hash, stampOf(l.seed, st))
+		}
+		return nil
+	})
 }
 
 // engines reports whether a path is the engine's own: a directory that it makes for a moment to change its root, and

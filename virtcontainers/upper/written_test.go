@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 )
 
 // What an engine writes is told from what the guest has sent, whichever came last.
@@ -52,7 +53,16 @@ func TestWhatAnEngineWritesIsNotTheGuests(t *testing.T) {
 	engine("olddir/new/f", "x")
 	engine("etc/resolv.conf", "")
 	engine(".pivot_root1/x", "")
-	written("d/h", "etc", "f", "olddir", "olddir/new", "olddir/new/f")
+	written("d", "d/h", "etc", "f", "olddir", "olddir/new", "olddir/new/f")
+	if err := os.Chtimes(filepath.Join(p.upper(), "d"), time.Time{}, time.Unix(1e9, 0)); err != nil { // tar does it last
+		t.Fatal(err)
+	}
+	written("d")
+	engine("d/i", "x")
+	if err := os.Chtimes(filepath.Join(p.upper(), "d"), time.Time{}, time.Unix(1e9, 0)); err != nil {
+		t.Fatal(err)
+	}
+	written("d", "d/i") // the guest's d has a new time
 	engine("old", "changed")
 	written("old")
 }
