@@ -30,9 +30,9 @@ var holdSecrets = []string{
 		`test "$CANARY" && echo ready; exec sleep 1000`,
 }
 
-// TestSecretsStayInTheGuest: after a pod has got a secret in four ways, after one that fails because of the secret's
-// content, and after the shim's crash, no file of containerd, shim and broker has the secret or a token, nor do events,
-// figures and the memory of the shim. The guest's own memory has it, which shows that the search finds it.
+// TestSecretsStayInTheGuest: after a pod that fails because of a secret's content, after one that has got a secret in
+// four ways, and after its shim's crash, no file of containerd, shim and broker has the secret or a token, nor do
+// events, figures and the memory of the shim. The guest's own memory has it, which shows that the search finds it.
 func TestSecretsStayInTheGuest(t *testing.T) {
 	d := daemon(t, primary)
 	noLeaks(t)
@@ -63,6 +63,11 @@ func TestSecretsStayInTheGuest(t *testing.T) {
 		return plainConfig(t, text)
 	}
 	events := followEvents(t, d)
+	all := c.Secrets
+	c.Secrets = append(all[:len(all):len(all)], policy.Secret{Resource: "kbs:///default/db/binary", Env: "BINARY"})
+	r := runIn(t, d, netns, config(), holdSecrets...)
+	refused(t, r, "secret kbs:///default/db/binary: variable BINARY: the secret has a zero byte")
+	c.Secrets = all
 	output := filepath.Join(t.TempDir(), "output")
 	id := detached(t, d, harness.Runtime, append([]string{
 		"--with-ns", "network:" + netns, "--runtime-config-path", config(), "--log-uri", "file://" + output, "--",
@@ -85,9 +90,6 @@ func TestSecretsStayInTheGuest(t *testing.T) {
 	}
 	figures := coco(t, "metrics", "--pod", id) + b.do(t, "attestations", "--json") + b.do(t, "resource", "list")
 
-	c.Secrets = append(c.Secrets, policy.Secret{Resource: "kbs:///default/db/binary", Env: "BINARY"})
-	r := runIn(t, d, netns, config(), holdSecrets...)
-	refused(t, r, "secret kbs:///default/db/binary: variable BINARY: the secret has a zero byte")
 	if err := syscall.Kill(shim, syscall.SIGQUIT); err != nil { // it writes its stacks into the log
 		t.Fatal(err)
 	}
