@@ -49,7 +49,10 @@ func fetchPolicy(t *testing.T, layer plan.Attached, b *kbstest.Broker) *initdata
 	c := policytest.Container("app", []string{layer.Hex()}, nil, specFor("app", "sh"), false)
 	c.Restart = policy.Always
 	c.Allow = policy.Capabilities{Logs: true, Stdin: true}
-	c.Secrets = []policy.Secret{{Resource: "kbs:///r/t/a", File: "/run/secret"}}
+	c.Secrets = []policy.Secret{
+		{Resource: "kbs:///r/t/a", File: "/run/secret"}, {Resource: "kbs:///r/t/b", File: "/run/db/b", Renew: "10s"},
+	}
+	c.Workload.Calls = []string{policy.CallRenew}
 	text, err := policy.Encode(&policy.Policy{
 		APIVersion: policy.APIVersion, Containers: []policy.Container{c},
 		Pod: policy.Pod{
@@ -78,10 +81,10 @@ func bootFetching(t *testing.T, initrd string, years int) *fetching {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &fetching{broker: kbstest.Start(t, userHost, map[string]string{"r/t/a": "first"})}
+	g := &fetching{broker: kbstest.Start(t, userHost, map[string]string{"r/t/a": "first", "r/t/b": "one"})}
 	d := newDisks(t)
 	d.n = 1
-	g.layer = d.add(bottom(t), nil)
+	g.layer = d.add(askingBottom(t), nil)
 	d.drive(part, "scsi-hd,scsi-id=1,lun=0,serial="+contract.PartTrust)
 	doc := fetchPolicy(t, g.layer, g.broker)
 	d.n = 0
@@ -157,6 +160,7 @@ func TestPodsOfBrokersThatMisbehave(t *testing.T) {
 			g.broker.Behave(kbstest.Gone(2))
 			g.broker.Set("r/t/a", "second")
 			g.gets(t, "gone, and back", "second", years)
+			g.testRenewals(t)
 			g.broker.ChangeCertificate()
 			g.fails(t, "another certificate", brokerDeadline, "[untrusted]", "certificate is not the one")
 		})
@@ -182,6 +186,35 @@ func (g *fetching) testMoods(t *testing.T) {
 		g.fails(t, tc.name, tc.before, tc.says...)
 	}
 	g.broker.Behave(kbstest.Mood{})
+}
+
+// testRenewals changes a secret. The container sees the new one when it has asked for it, and after the interval; while
+// the broker answers garbage it keeps the last one.
+func (g *fetching) testRenewals(t *testing.T) {
+	t.Helper()
+	id, s, _, err := g.create(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.start(t, id)
+	const renew = "ask unix " + contract.WorkloadSocket + " /coco/renew POST; cat /run/db/b; echo"
+	expect := func(when, answer, secret string) {
+		if got, line := s.ask(t, renew), s.ask(t, "true"); !strings.HasPrefix(got, answer) || line != secret {
+			t.Errorf("%s: %q, and the file has %q; want %q and %q", when, got, line, answer, secret)
+		}
+	}
+	g.broker.Set("r/t/b", "two")
+	expect("on request", `200 {"changed":1}`, "two")
+	g.broker.Behave(kbstest.Garbage(http.StatusOK))
+	expect("garbage", "500 secret kbs:///r/t/b: [untrusted]", "two")
+	g.broker.Behave(kbstest.Mood{})
+	g.broker.Set("r/t/b", "three")
+	wait := `i=0; while [ "$(cat /run/db/b)" = two ] && [ $i -lt 25 ]; do busybox sleep 1; i=$((i+1)); done; ` +
+		`echo "$(cat /run/db/b) $(ls -A /run/db) $(stat -c %a /run/db/b)"`
+	if got := s.ask(t, wait); got != "three b 400" {
+		t.Errorf("after the interval the container sees %q", got)
+	}
+	g.remove(t, id)
 }
 
 // fails creates a container that must not get its secret, for a reason and in time.

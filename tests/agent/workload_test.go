@@ -58,6 +58,19 @@ func workloadPolicy(t *testing.T, layer plan.Attached) *initdata.Document {
 	return d
 }
 
+// askingBottom is a root file system with the program ask.
+func askingBottom(t *testing.T) (dir string) {
+	t.Helper()
+	dir = bottom(t)
+	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", filepath.Join(dir, "bin/ask"),
+		"./tests/agent/testdata/ask")
+	build.Dir, build.Env = testvm.RepoRoot(), append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build ask: %v\n%s", err, out)
+	}
+	return dir
+}
+
 // bootAsking boots a guest whose containers may ask it, with the part of the image that answers.
 func bootAsking(t *testing.T) *pinned {
 	t.Helper()
@@ -66,13 +79,7 @@ func bootAsking(t *testing.T) *pinned {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := bottom(t)
-	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", filepath.Join(dir, "bin/ask"),
-		"./tests/agent/testdata/ask")
-	build.Dir, build.Env = testvm.RepoRoot(), append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build ask: %v\n%s", err, out)
-	}
+	dir := askingBottom(t)
 	d := newDisks(t)
 	d.n = 1
 	p := &pinned{layer: d.add(dir, nil)}

@@ -1,8 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Command ask sends a GET request and prints the status and the answer in one line. Its arguments are where to connect
-// ("unix" or "tcp4", and the address) and the path.
+// Command ask sends a request and prints the status and the answer in one line. Its arguments are where to connect
+// ("unix" or "tcp4", and the address), the path, and the method where it is not GET.
 package main
 
 import (
@@ -23,7 +23,12 @@ func main() {
 			return (&net.Dialer{}).DialContext(ctx, os.Args[1], os.Args[2])
 		}},
 	}
-	resp, err := c.Get("http://127.0.0.1" + os.Args[3])
+	req, err := http.NewRequest(strings.Join(os.Args[4:], ""), "http://127.0.0.1"+os.Args[3], http.NoBody)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	resp, err := c.Do(req)
 	if err != nil {
 		fmt.Println(err)
 		return
