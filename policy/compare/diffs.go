@@ -85,9 +85,9 @@ func (d *Diffs) List(field, fix string, want, got []string) {
 	if fix != "" {
 		fix += " = " + QuoteAll(got)
 	}
-	for i := range min(len(want), len(got)) {
-		if want[i] != got[i] {
-			d.Add(Index(field, i), Quote(want[i]), Quote(got[i]), fix)
+	for i, w := range want {
+		if i < len(got) && w != got[i] {
+			d.Add(Index(field, i), Quote(w), Quote(got[i]), fix)
 			return
 		}
 	}
