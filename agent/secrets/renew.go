@@ -68,7 +68,7 @@ func (b *batch) addRenewed(x policy.Secret) error {
 			return err
 		}
 		at = filepath.Join(b.dir, "dir"+strconv.Itoa(len(b.dirs)))
-		if err := os.Mkdir(at, 0o755); err != nil { //nolint:gosec // of the container; the modes of files decide
+		if err := os.Mkdir(at, 0o755); err != nil { // of the container; the modes of files decide
 			return err
 		}
 		if b.dirs == nil {

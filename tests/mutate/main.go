@@ -98,7 +98,7 @@ func run(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	if o.report != "" {
-		if err := os.WriteFile(o.report, page(all, survived, reasons, o), 0o644); err != nil { //nolint:gosec // a page
+		if err := os.WriteFile(o.report, page(all, survived, reasons, o), 0o644); err != nil { // a page
 			return err
 		}
 	}
@@ -213,7 +213,7 @@ func prepare(dir string, packages []string) ([]mutant, map[string]string, error)
 			if strings.HasSuffix(name, "_test.go") {
 				continue
 			}
-			src, err := os.ReadFile(name) //nolint:gosec // of the tree
+			src, err := os.ReadFile(name) // of the tree
 			if err != nil {
 				return nil, nil, err
 			}

@@ -46,7 +46,6 @@ func build(ctx context.Context, dir string, overlay map[string]string, o options
 			continue
 		}
 		file := filepath.Join(dir, strings.ReplaceAll(p, "/", "+")+".test")
-		//nolint:gosec // the packages are those of the command line
 		out, err := exec.CommandContext(ctx, "go", "test", "-c", "-overlay", replace, "-o", file, "./"+p).CombinedOutput()
 		if err != nil {
 			return nil, fmt.Errorf("compile the tests of %s: %w\n%s", p, err, out)
@@ -96,7 +95,7 @@ func reach(ctx context.Context, p program, record string) (map[int]bool, error) 
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("the tests of %s fail while their reach is recorded: %w\n%s", p.dir, err, out)
 	}
-	text, err := os.ReadFile(record) //nolint:gosec // made above
+	text, err := os.ReadFile(record) // made above
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
@@ -112,7 +111,6 @@ func reach(ctx context.Context, p program, record string) (map[int]bool, error) 
 }
 
 func (p program) command(ctx context.Context, more ...string) *exec.Cmd {
-	//nolint:gosec // built above
 	cmd := exec.CommandContext(ctx, p.file, append(append([]string{"-test.failfast"}, p.args...), more...)...)
 	cmd.Dir = p.dir
 	return cmd
