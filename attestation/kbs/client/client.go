@@ -296,7 +296,12 @@ func (c *Client) once(ctx context.Context, q question) (a answer, after time.Dur
 		return a, 0, err
 	}
 	defer resp.Body.Close()
-	if a.body, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1)); err != nil {
+	a.body, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	if err == nil {
+		// At the deadline the connection is closed. TLS tells the broker before, whose end of the body may still arrive.
+		err = ctx.Err()
+	}
+	if err != nil {
 		return a, 0, err
 	}
 	if len(a.body) > maxAnswer {
