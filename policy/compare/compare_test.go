@@ -219,6 +219,10 @@ func TestEachFieldOfAContainer(t *testing.T) {
 			a.c.Process.Rlimits.FromHost = true
 			a.req.OCI.Process.Rlimits = []*pb.POSIXRlimit{{Type: "CORE"}}
 		}, `OCI.Process.Rlimits[CORE]: expected the name of a limit, got "CORE"`},
+		{"a limit with a line of its own in its name", func(a asked) {
+			a.req.OCI.Process.Rlimits = []*pb.POSIXRlimit{{Type: "RLIMIT_X\ndenied [x] b/c", Soft: 1, Hard: 2}}
+		}, `OCI.Process.Rlimits[RLIMIT_X?denied [x] b/c]: expected none, got {RLIMIT_X\ndenied [x] b/c 1 2}; ` +
+			`allow with: c.process.rlimits.limits with {RLIMIT_X\ndenied [x] b/c 1 2}`},
 		{"another soft limit", func(a asked) {
 			a.c.Process.Rlimits.Limits = []policy.Rlimit{{Type: "RLIMIT_CORE", Soft: 1, Hard: 2}}
 			a.req.OCI.Process.Rlimits = []*pb.POSIXRlimit{{Type: "RLIMIT_CORE", Soft: 2, Hard: 2}}

@@ -62,12 +62,14 @@ func Same[T comparable](d *Diffs, field, fix string, want, got T) {
 	d.Add(field, Show(want), Show(got), fix+" = "+Show(got))
 }
 
-// Show shows a value: texts as Quote does.
+// Show shows a value: texts as Quote does. Texts within a structure are the host's as well, so control characters are
+// escaped; two values that differ look different.
 func Show(v any) string {
 	if s, ok := v.(string); ok {
 		return Quote(s)
 	}
-	return fmt.Sprint(v)
+	quoted := strconv.Quote(fmt.Sprint(v))
+	return quoted[1 : len(quoted)-1]
 }
 
 // Fixed compares a field whose value the policy cannot choose.
