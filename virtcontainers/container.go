@@ -37,7 +37,6 @@ type Container struct {
 	spec       *specs.Spec
 	init       *process.Process
 	held       undo.Stack // releases its devices
-	files      sync.Mutex // held while its files are brought to its engine or from there
 	watch      atomic.Pointer[upper.Watch]
 
 	mu        sync.Mutex

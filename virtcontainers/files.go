@@ -42,20 +42,22 @@ func (c *Container) keepFiles(ctx context.Context) error {
 	if c.pod.m.Upper == nil || !c.isFirst() {
 		return nil
 	}
-	c.files.Lock()
-	defer c.files.Unlock()
-	return c.bring(ctx, contract.UpperStill, filesTime)
+	ctx, cancel := within(ctx, filesTime)
+	defer cancel()
+	return c.pod.m.Upper.Do(ctx, func() error { return c.bring(ctx, contract.UpperStill) })
 }
 
 // showFiles does the same for an engine that reads the files of a running container, and waits.
 func (c *Container) showFiles(ctx context.Context) error {
-	c.files.Lock()
-	defer c.files.Unlock()
-	if c.init.Current() != process.Running { // then they have been brought, or there are none
-		return nil
-	}
-	c.take(ctx)
-	err := c.bring(ctx, contract.UpperAll, showTime)
+	show, cancel := within(ctx, showTime)
+	defer cancel()
+	err := c.pod.m.Upper.Do(show, func() error {
+		if c.init.Current() != process.Running { // then they have been brought, or there are none
+			return nil
+		}
+		c.untaken(c.tryTake(show))
+		return c.bring(show, contract.UpperAll)
+	})
 	if err == nil || c.init.Current() != process.Running || ctx.Err() != nil {
 		return nil //nolint:nilerr // it has ended meanwhile: keepFiles tells what it has to
 	}
@@ -107,22 +109,26 @@ func (c *Container) mayExec() error {
 
 // takeFiles brings to the guest what an engine has written into the directory of the running container.
 func (c *Container) takeFiles(ctx context.Context) {
-	c.files.Lock()
-	defer c.files.Unlock()
-	c.take(ctx)
+	ctx, cancel := within(ctx, showTime)
+	defer cancel()
+	c.untaken(c.pod.m.Upper.Do(ctx, func() error { return c.tryTake(ctx) }))
 }
 
-// take does it. c.files is held. An engine has gone on by then, and cannot be told.
-func (c *Container) take(ctx context.Context) {
-	if err := c.tryTake(ctx); err != nil {
+// untaken logs an error: the engine has gone on by then, and cannot be told.
+func (c *Container) untaken(err error) {
+	if err != nil {
 		c.pod.log.Error("files that an engine has put into the running container are not there before its next start",
 			"container", c.id, "error", err)
 	}
 }
 
+// within bounds work on a container's files.
+func within(ctx context.Context, most time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, most, fmt.Errorf("not done within %s: %w", most, context.DeadlineExceeded))
+}
+
+// tryTake does it, as the layer's only work.
 func (c *Container) tryTake(ctx context.Context) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, showTime)
-	defer cancel()
 	w, err := c.pod.m.Upper.Written()
 	if err != nil {
 		return fmt.Errorf("look for files of the engine: %w", err)
@@ -152,16 +158,13 @@ func (s rootSink) CopyFile(ctx context.Context, req *agent.CopyFileRequest) erro
 	return nil
 }
 
-// bring asks the guest for the files and merges them into the engine's directory. c.files is held.
-func (c *Container) bring(ctx context.Context, which int, most time.Duration) (err error) {
+// bring asks the guest for the files and merges them into the engine's directory, as the layer's only work.
+func (c *Container) bring(ctx context.Context, which int) (err error) {
 	layer := c.pod.m.Upper
 	if layer.Knows() {
 		which = contract.UpperChanges
 	}
 	began := time.Now()
-	ctx, cancel := context.WithTimeoutCause(ctx, most, fmt.Errorf("not done within %s: %w", most,
-		context.DeadlineExceeded))
-	defer cancel()
 	conn, err := c.pod.m.Agent.DialUpper(ctx, which)
 	if err != nil {
 		return err

@@ -18,6 +18,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"sort"
 	"strings"
 )
 
@@ -134,7 +135,8 @@ func (t *Tree) place(n *node) {
 
 // placeUnder lists the inodes of a directory next to each other, then goes down.
 func (t *Tree) placeUnder(dir *node) {
-	slices.SortFunc(dir.kids, func(a, b entry) int { return strings.Compare(a.name, b.name) })
+	// slices.SortFunc costs 9 kB of the shim for this type.
+	sort.Slice(dir.kids, func(a, b int) bool { return dir.kids[a].name < dir.kids[b].name })
 	for _, e := range dir.kids {
 		t.place(e.node)
 	}

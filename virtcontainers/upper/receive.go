@@ -23,6 +23,7 @@ const (
 	maxDepth = 500     // directories, each of which is open
 	maxLinks = 1 << 16 // files with several names
 	maxPaths = 8 << 20 // bytes of their paths
+	maxAttrs = 4 << 20 // bytes of the attributes of the directories that are open; ext4 has 4 KiB of a directory
 	maxNotes = 16      // names of omitted files, for the log
 )
 
@@ -33,6 +34,7 @@ type receiver struct {
 	seed   maphash.Seed
 
 	levels  []level           // the directories that are open
+	attrs   int               // bytes that their attributes take
 	links   map[uint64]string // paths of files with several names
 	paths   int               // bytes of them
 	names   map[uint64]bool   // every path, hashed
@@ -80,6 +82,7 @@ func (r *receiver) one(in *upperwire.Reader, e upperwire.Entry) error {
 	if len(r.levels) == 0 { // the upper directory itself
 		dir, err := hostfs.Beneath(r.root, "", unix.O_RDONLY|unix.O_DIRECTORY, false)
 		if err == nil {
+			r.attrs = weight(e)
 			r.levels = append(r.levels, level{dir: dir, of: e})
 		}
 		return err
@@ -149,6 +152,10 @@ func (r *receiver) enter(dir *os.File, name string, e upperwire.Entry) error {
 	if len(r.levels) >= maxDepth {
 		return fmt.Errorf("it lies more than %d directories deep: %w", maxDepth, errdefs.ErrInvalidArgument)
 	}
+	if r.attrs += weight(e); r.attrs > maxAttrs {
+		return fmt.Errorf("the attributes of the directories on the way to it are more than %d bytes: %w", maxAttrs,
+			errdefs.ErrInvalidArgument)
+	}
 	if err := unix.Mkdirat(int(dir.Fd()), e.Name, 0o700); err != nil {
 		return os.NewSyscallError("mkdir", err)
 	}
@@ -160,10 +167,19 @@ func (r *receiver) enter(dir *os.File, name string, e upperwire.Entry) error {
 	return err
 }
 
+// weight is the memory that a directory's attributes take while it is open.
+func weight(e upperwire.Entry) (n int) {
+	for _, x := range e.Xattrs {
+		n += len(x.Name) + len(x.Value) + 64 // two strings, and what an allocation is rounded to
+	}
+	return n
+}
+
 // leave finishes a directory.
 func (r *receiver) leave() error {
 	l := r.levels[len(r.levels)-1]
 	r.levels = r.levels[:len(r.levels)-1]
+	r.attrs -= weight(l.of)
 	err := fileMeta(l.dir, l.of)
 	if err == nil && l.of.Opaque {
 		err = unix.Fsetxattr(int(l.dir.Fd()), r.opaque, []byte("y"), 0)

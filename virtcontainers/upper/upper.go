@@ -22,6 +22,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -56,6 +57,11 @@ type Layer struct {
 	dirs Dirs
 	seed maphash.Seed
 
+	grace time.Duration // for work whose time is over
+	turn  chan struct{} // holds one while there is work
+	fate  sync.Mutex    // held for moments only
+	stuck bool          // guarded by fate; the work has been given up
+
 	mu      sync.Mutex      // held while files are brought back
 	brought map[uint64]bool // guarded by mu; every path that was brought back in the life of this VM, hashed
 	whole   bool            // guarded by mu; the last stream was merged
@@ -65,7 +71,9 @@ type Layer struct {
 }
 
 // New makes the handle of a writable layer.
-func New(d Dirs) *Layer { return &Layer{dirs: d, seed: maphash.MakeSeed()} }
+func New(d Dirs) *Layer {
+	return &Layer{dirs: d, seed: maphash.MakeSeed(), turn: make(chan struct{}, 1), grace: grace}
+}
 
 // Report counts the files that were brought back.
 type Report struct {

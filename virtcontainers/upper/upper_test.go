@@ -206,6 +206,36 @@ func TestAMillionEntriesAreRefused(t *testing.T) {
 	}
 }
 
+// The attributes of a directory are kept until its entries are there. Those of its neighbours do not count.
+func TestAttributesOfADeepTreeAreBounded(t *testing.T) {
+	p := newPlace(t)
+	before := p.all()
+	wide := Limits{Entries: 10_000, Bytes: 1 << 30, Size: 1 << 30}
+	with := func(name string, n, size int) entry {
+		d := dir(name)
+		for i := range n {
+			d.Xattrs = append(d.Xattrs, upperwire.Xattr{Name: fmt.Sprint("user.", i), Value: strings.Repeat("v", size)})
+		}
+		return d
+	}
+	deep := slices.Concat([]entry{dir("")}, slices.Repeat([]entry{with("d", 3, 60<<10)}, 23),
+		slices.Repeat([]entry{leave}, 24))
+	_, err := p.Bring(bytes.NewReader(stream(t, deep...)), wide)
+	if err == nil || !strings.Contains(err.Error(), "on the way to it are more than 4194304 bytes") {
+		t.Errorf("Bring() = %.300v", err)
+	}
+	if after := p.all(); !slices.Equal(before, after) {
+		t.Errorf("before\n%q, after\n%q", before, after)
+	}
+	broad := []entry{dir("")}
+	for i := range 1500 {
+		broad = append(broad, with(fmt.Sprint(i), 1, 3000), leave)
+	}
+	if _, err := p.Bring(bytes.NewReader(stream(t, append(broad, leave)...)), wide); err != nil {
+		t.Errorf("Bring() of 1500 directories = %v", err)
+	}
+}
+
 // Links that lead out are what a container may have. Nothing follows them on the host.
 func TestLinksAreNotFollowed(t *testing.T) {
 	p := newPlace(t)

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coco-shim/coco/virtcontainers/hostfs"
 )
 
 // Watch holds every process that opens the files of a running container until they are as the guest has them. It marks
@@ -61,15 +63,51 @@ func (l *Layer) Watch() (*Watch, error) {
 			return nil, errors.Join(fmt.Errorf("watch %s: %w", m.path, err), w.group.Close())
 		}
 	}
-	if l.dirs.Merged != "" {
-		// An older kernel has no such marks. Then files of an engine are noticed at the next exec.
-		_ = unix.FanotifyMark(fd, unix.FAN_MARK_ADD|unix.FAN_MARK_FILESYSTEM, unix.FAN_CLOSE_WRITE, unix.AT_FDCWD,
-			l.dirs.Merged)
+	if err := markOverlay(fd, l.dirs.Merged); err != nil {
+		return nil, errors.Join(err, w.group.Close())
 	}
 	l.mu.Lock()
 	l.since = time.Now().UnixNano()
 	l.mu.Unlock()
 	return w, nil
+}
+
+// markOverlay has the group told of each file that is closed after it was written in the overlay that an engine has
+// mounted. Where no overlay is mounted (any more) nothing is marked: it would be the host's own file system.
+func markOverlay(group int, merged string) error {
+	if merged == "" {
+		return nil
+	}
+	// Such a descriptor opens nothing of the upper directory, whose opener would be held.
+	dir, err := os.OpenFile(merged, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("directory of the mounted overlay: %w", err)
+	}
+	is, err := isOverlay(int(dir.Fd()))
+	if err == nil && is {
+		// An older kernel has no such marks. Then files of an engine are noticed at the next exec.
+		_ = unix.FanotifyMark(group, unix.FAN_MARK_ADD|unix.FAN_MARK_FILESYSTEM, unix.FAN_CLOSE_WRITE, unix.AT_FDCWD,
+			hostfs.Proc(dir))
+	}
+	if err = errors.Join(err, dir.Close()); err != nil {
+		return fmt.Errorf("%s: %w", merged, err)
+	}
+	return nil
+}
+
+// isOverlay reports whether a directory is the root of a mounted overlay. The host's own file system may be an overlay,
+// too, but then the directory is not its root.
+func isOverlay(fd int) (bool, error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(fd, &st); err != nil || st.Type != unix.OVERLAYFS_SUPER_MAGIC {
+		return false, os.NewSyscallError("fstatfs", err)
+	}
+	var stx unix.Statx_t
+	err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, 0, &stx)
+	return stx.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, os.NewSyscallError("statx", err)
 }
 
 // Close lets everybody through who is held, and ends Serve.

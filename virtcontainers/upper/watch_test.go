@@ -102,3 +102,50 @@ func TestTheEndOfAWatchLetsEverybodyThrough(t *testing.T) {
 		t.Errorf("ls: %v", err)
 	}
 }
+
+// Files that are closed on the host's own file system are nobody's business: only a mounted overlay is marked.
+func TestOnlyAMountedOverlayIsMarked(t *testing.T) {
+	testvm.Need(t, testvm.Root)
+	p := newPlace(t)
+	run := func(line string) {
+		t.Helper()
+		if out, err := exec.Command("sh", "-ec", "cd "+p.dir+"; "+line).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", line, err, out)
+		}
+	}
+	run("mkdir work merged overlay")
+	run("mount -t overlay o -o lowerdir=lower,upperdir=engine/fs,workdir=work overlay")
+	t.Cleanup(func() { run("umount overlay") })
+	run("mkdir overlay/sub; ln -s overlay link")
+	for name, c := range map[string]struct {
+		merged string
+		writes string
+		told   bool
+	}{
+		"an overlay":                        {"overlay", "overlay/sub/f", true},
+		"one that was unmounted":            {"merged", "merged/f", false},
+		"a directory of the host's":         {"overlay/sub", "overlay/sub/f", false},
+		"a directory that has been removed": {"removed", "host/f", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := New(Dirs{Upper: filepath.Join(p.dir, "host"), Merged: filepath.Join(p.dir, c.merged)})
+			w, err := l.Watch()
+			if err != nil {
+				t.Fatal(err)
+			}
+			told := false
+			served := make(chan error, 1)
+			go func() { served <- w.Serve(func() error { return nil }, func() { told = true }) }()
+			run("echo x >" + c.writes + "; ls host") // the event of ls comes after that of the write
+			if err := w.Close(); err != nil {
+				t.Error(err)
+			}
+			if err := <-served; err != nil || told != c.told {
+				t.Errorf("told = %v, want %v; %v", told, c.told, err)
+			}
+		})
+	}
+	if _, err := New(Dirs{Upper: p.upper(), Merged: filepath.Join(p.dir, "link")}).Watch(); err == nil {
+		t.Error("a link was followed to the overlay")
+	}
+}
