@@ -278,14 +278,21 @@ func (s *service) StartContainer(ctx context.Context, req *pb.StartContainerRequ
 // RemoveContainer kills the container's processes and releases its resources. After an error it can be
 // repeated and continues where it stopped.
 func (s *service) RemoveContainer(ctx context.Context, req *pb.RemoveContainerRequest) (*emptypb.Empty, error) {
-	c, err := s.container(req.ContainerId)
-	if err != nil {
-		return nil, err
-	}
 	if req.Timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, time.Duration(req.Timeout)*time.Second)
 		defer cancel()
+	}
+	ended, err := s.turn.End(ctx, req.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	c, err := s.container(req.ContainerId)
+	if err != nil {
+		if ended {
+			return &emptypb.Empty{}, nil
+		}
+		return nil, err
 	}
 	if err := c.to(evRemove); err != nil {
 		return nil, err
@@ -315,7 +322,7 @@ func (s *service) tearDown(ctx context.Context, c *container) error {
 			p.io.Close()
 		}
 	}
-	done, err := s.takeTurn(ctx)
+	done, err := s.turn.Take(ctx)
 	if err != nil {
 		return err
 	}

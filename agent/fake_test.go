@@ -164,6 +164,7 @@ type fakeStorage struct {
 	bad    error // of Corrupted
 
 	failRemove error
+	fetch      func(context.Context) error
 }
 
 func (f *fakeStorage) Add(_ context.Context, cid string, list []*pb.Storage) error {
@@ -174,6 +175,13 @@ func (f *fakeStorage) Add(_ context.Context, cid string, list []*pb.Storage) err
 	}
 	f.mounts[cid] += len(list)
 	return nil
+}
+
+func (f *fakeStorage) Fetch(ctx context.Context, _ []*pb.Storage) error {
+	if f.fetch == nil {
+		return nil
+	}
+	return f.fetch(ctx)
 }
 
 func (f *fakeStorage) Remove(_ context.Context, cid string) error {

@@ -111,7 +111,7 @@ func (s *service) pass(
 		if err != nil {
 			return err
 		}
-		if done, err = s.turnFor(ctx, info.FullMethod); err != nil {
+		if done, err = s.begin(ctx, info.FullMethod, m); err != nil {
 			return err
 		}
 		if grant, err = s.Policy.Ask(info.FullMethod, m); err == nil {

@@ -24,10 +24,10 @@ import (
 	"github.com/coco-shim/coco/agent/gate"
 	"github.com/coco-shim/coco/agent/runner"
 	"github.com/coco-shim/coco/agent/stdio"
+	"github.com/coco-shim/coco/agent/turns"
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
 	"github.com/coco-shim/coco/api/contract"
-	"github.com/coco-shim/coco/internal/lock"
 	"github.com/coco-shim/coco/internal/undo"
 )
 
@@ -41,6 +41,8 @@ type Runner interface {
 
 // Storage turns storages into mounts; storage.Manager implements it.
 type Storage interface {
+	// Fetch gets the images among the storages that the guest pulls. Nothing is mounted.
+	Fetch(ctx context.Context, list []*pb.Storage) error
 	Add(ctx context.Context, cid string, list []*pb.Storage) error
 	Remove(ctx context.Context, cid string) error
 	// Devices puts the devices' numbers in this guest into the specification.
@@ -130,8 +132,8 @@ type service struct {
 	life    context.Context
 	end     context.CancelFunc
 
-	turn lock.Mutex // held while a request changes the guest
-	pids sync.Mutex // held while the shared pid namespace is made
+	turn *turns.Turns // held while a request changes the guest
+	pids sync.Mutex   // held while the shared pid namespace is made
 
 	mu         sync.Mutex
 	sandbox    sandbox               // guarded by mu
@@ -148,7 +150,7 @@ func newService(cfg Config) *service {
 	life, end := context.WithCancel(context.Background())
 	return &service{
 		Config: cfg, copy: copyin.New(cfg.RunDir + "/" + contract.FilesName), streams: stdio.NewBroker(cfg.Policy.Stream),
-		stopped: make(chan struct{}), life: life, end: end, turn: lock.New(),
+		stopped: make(chan struct{}), life: life, end: end, turn: turns.New(),
 		containers: map[string]*container{},
 	}
 }

@@ -5,8 +5,13 @@ package agent
 
 import (
 	"context"
-	"fmt"
 	"path"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	pb "github.com/coco-shim/coco/api/agent"
+	"github.com/coco-shim/coco/api/contract"
 )
 
 // oneAtATime are the requests that change files, mounts, network or containers of the guest. They run one after
@@ -19,19 +24,31 @@ var oneAtATime = map[string]bool{
 	"SetGuestDateTime": true, "ReseedRandomDev": true,
 }
 
-// takeTurn waits until no other request is changing the guest. done ends the turn; after an error it does nothing.
-func (s *service) takeTurn(ctx context.Context) (done func(), err error) {
-	// a free turn is taken though ctx has ended: the rest of a removal does not wait
-	if err := s.turn.Lock(ctx); err != nil {
-		return func() {}, fmt.Errorf("another request is changing the guest: %w", err)
-	}
-	return s.turn.Unlock, nil
-}
-
 // turnFor takes a turn if a method needs one.
 func (s *service) turnFor(ctx context.Context, fullMethod string) (done func(), err error) {
 	if !oneAtATime[path.Base(fullMethod)] {
 		return func() {}, nil
 	}
-	return s.takeTurn(ctx)
+	return s.turn.Take(ctx)
+}
+
+func isPulled(s *pb.Storage) bool { return s.GetDriver() == contract.DriverPull }
+
+// begin gives a request its turn. One for a container whose image the guest pulls waits for the image before that. The
+// policy decides about it twice: whether the image is pulled, and in the turn whether the container is made, since
+// others may have come in between.
+func (s *service) begin(ctx context.Context, fullMethod string, m proto.Message) (done func(), err error) {
+	done, err = s.turnFor(ctx, fullMethod)
+	req, ok := m.(*pb.CreateContainerRequest)
+	if err != nil || !ok || !slices.ContainsFunc(req.Storages, isPulled) {
+		return done, err
+	}
+	_, err = s.Policy.Ask(fullMethod, m)
+	done()
+	if err != nil {
+		return func() {}, err
+	}
+	return s.turn.TakeAfter(ctx, req.ContainerId, func(ctx context.Context) error {
+		return s.Storage.Fetch(ctx, req.Storages)
+	})
 }

@@ -17,6 +17,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -25,7 +26,7 @@ import (
 
 	"github.com/coco-shim/coco/agent/beneath"
 	"github.com/coco-shim/coco/agent/cotrust"
-	"github.com/coco-shim/coco/agent/storage"
+	"github.com/coco-shim/coco/agent/layer"
 	"github.com/coco-shim/coco/image/verity"
 	"github.com/coco-shim/coco/trust/wire"
 )
@@ -34,13 +35,20 @@ import (
 type Config struct {
 	Program  cotrust.Config
 	Initdata string // the pod's document
-	// Want returns the root hashes of an image's layers by the policy, the topmost first. ok is false if the policy has
-	// not the image.
-	Want func(source string) (layers []string, ok bool)
+	// Want returns what the policy says of an image. ok is false if the policy has not the image.
+	Want func(source string) (img Image, ok bool)
+	// Login is the resource of the key broker that has the logins of registries; "": initdata names none.
+	Login string
 	// Resource gets a resource of the pod's key broker.
 	Resource func(ctx context.Context, uri string) ([]byte, error)
 	// Dir is the directory for layers, to which no request of the host reaches.
 	Dir string
+}
+
+// Image is what a policy says of an image.
+type Image struct {
+	Layers []string // root hashes, the topmost first
+	Keys   []string // resources of the key broker that may decrypt it
 }
 
 // Puller pulls images. Its methods may be called at the same time.
@@ -60,11 +68,13 @@ type Puller struct {
 // job is a pull.
 type job struct {
 	done chan struct{} // closed when layers and err are set
+	end  func()        // ends it early
 
-	layers []storage.PulledLayer
+	layers []layer.Pulled
 	err    error
 
 	progress string // guarded by Puller.mu
+	waiting  int    // guarded by Puller.mu; calls of Fetch
 }
 
 // New makes a Puller. Close ends it.
@@ -80,28 +90,60 @@ func tmpfs(dir string) error {
 	return unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, memory)
 }
 
-// Image returns the layers of an image, the topmost first. They are the caller's. When ctx ends before they are there,
-// the pull goes on.
-func (p *Puller) Image(ctx context.Context, source string) ([]storage.PulledLayer, error) {
+// Fetch waits until an image has been pulled, and begins to pull it if nothing does. When ctx ends before, the pull
+// goes on, so that a later call joins it. Where the cause is errdefs.ErrAborted it ends instead, unless another call
+// waits.
+func (p *Puller) Fetch(ctx context.Context, source string) error {
 	j, err := p.join(source)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	select {
 	case <-j.done:
+		p.leave(source, j, j.err != nil)
+		return j.err
 	case <-ctx.Done():
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		return nil, fmt.Errorf("the guest pulls image %s still (%s), and the next attempt to create the container joins "+
-			"it: %w", source, j.progress, context.Cause(ctx))
 	}
+	cause := context.Cause(ctx)
+	if progress, ended := p.leave(source, j, errdefs.IsAborted(cause)); !ended {
+		return fmt.Errorf("the guest pulls image %s still (%s), and the next attempt to create the container joins "+
+			"it: %w", source, progress, cause)
+	}
+	j.end()
+	<-j.done
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.jobs[source] != j {
-		return nil, fmt.Errorf("image %s: another request has taken it: %w", source, errdefs.ErrAlreadyExists)
+	err = closeAll(j.layers) // it may have ended well in the same moment
+	j.layers = nil
+	return errors.Join(fmt.Errorf("image %s is not pulled any more: %w", source, cause), err)
+}
+
+// leave counts a call out that has joined a pull. With forget, and if it is the last, the pull is given up.
+func (p *Puller) leave(source string, j *job, forget bool) (progress string, ended bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	j.waiting--
+	ended = forget && j.waiting == 0
+	if ended && p.jobs[source] == j {
+		delete(p.jobs, source)
 	}
-	delete(p.jobs, source)
-	return j.layers, j.err
+	return j.progress, ended
+}
+
+// Take returns the layers of an image that was fetched, the topmost first. They are the caller's.
+func (p *Puller) Take(source string) ([]layer.Pulled, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if j := p.jobs[source]; j != nil {
+		select {
+		case <-j.done:
+			delete(p.jobs, source)
+			return j.layers, j.err
+		default:
+		}
+	}
+	return nil, fmt.Errorf("image %s is not here (another request may have taken it): create the container again: %w",
+		source, errdefs.ErrUnavailable)
 }
 
 // join returns the pull of an image, which it begins if there is none.
@@ -116,24 +158,40 @@ func (p *Puller) join(source string) (*job, error) {
 		return nil, fmt.Errorf("the guest ends: %w", errdefs.ErrUnavailable)
 	}
 	if j := p.jobs[source]; j != nil {
+		j.waiting++
 		return j, nil
 	}
-	j := &job{done: make(chan struct{}), progress: "starts coco-trust"}
+	ctx, end := context.WithCancel(p.life)
+	j := &job{done: make(chan struct{}), end: end, waiting: 1, progress: "starts coco-trust"}
 	p.jobs[source] = j
 	p.serial++
 	name := strconv.Itoa(p.serial)
 	p.wg.Go(func() {
-		defer close(j.done)
-		if j.layers, j.err = p.run(p.life, j, name, source, want); j.err != nil {
-			j.err = fmt.Errorf("image %s: %w", source, j.err)
-		}
+		defer end()
+		layers, err := p.run(ctx, j, name, source, want)
+		p.finish(source, j, layers, err)
 	})
 	return j, nil
 }
 
+// finish notes the outcome of a pull. Nobody takes that of one which was given up.
+func (p *Puller) finish(source string, j *job, layers []layer.Pulled, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.jobs[source] != j {
+		err = errors.Join(err, closeAll(layers))
+		layers = nil
+	}
+	if err != nil {
+		err = fmt.Errorf("image %s: %w", source, err)
+	}
+	j.layers, j.err = layers, err
+	close(j.done)
+}
+
 // run pulls an image into a directory of its own.
-func (p *Puller) run(ctx context.Context, j *job, name, source string, want []string,
-) (_ []storage.PulledLayer, err error) {
+func (p *Puller) run(ctx context.Context, j *job, name, source string, want Image,
+) (_ []layer.Pulled, err error) {
 	dir, err := p.makeDir(name)
 	if err != nil {
 		return nil, err
@@ -148,7 +206,7 @@ func (p *Puller) run(ctx context.Context, j *job, name, source string, want []st
 	defer program.End()
 	var last wire.PullAnswer
 	err = program.Talk(ctx, func(c io.ReadWriter) (err error) {
-		last, err = p.talk(ctx, c, j)
+		last, err = p.talk(ctx, c, j, want)
 		return err
 	})
 	if err == nil && last.Error != nil {
@@ -157,7 +215,7 @@ func (p *Puller) run(ctx context.Context, j *job, name, source string, want []st
 	if err != nil {
 		return nil, p.after(j, err)
 	}
-	return take(dir, last.Layers, want)
+	return take(dir, last.Layers, want.Layers)
 }
 
 // after says how far a pull was that has failed.
@@ -168,7 +226,7 @@ func (p *Puller) after(j *job, err error) error {
 }
 
 // talk answers a coco-trust that pulls, and returns what it says last.
-func (p *Puller) talk(ctx context.Context, c io.ReadWriter, j *job) (wire.PullAnswer, error) {
+func (p *Puller) talk(ctx context.Context, c io.ReadWriter, j *job, img Image) (wire.PullAnswer, error) {
 	for {
 		var a wire.PullAnswer
 		if err := wire.Read(c, &a); err != nil {
@@ -178,6 +236,10 @@ func (p *Puller) talk(ctx context.Context, c io.ReadWriter, j *job) (wire.PullAn
 		case a.Error != nil, len(a.Layers) > 0:
 			return a, nil
 		case a.Need != "":
+			if a.Need != p.cfg.Login && !slices.Contains(img.Keys, a.Need) {
+				return a, fmt.Errorf("coco-trust asks for %.300q, which is neither a key of the image by the policy nor "+
+					"initdata's login: %w", a.Need, errdefs.ErrPermissionDenied)
+			}
 			secret, err := p.cfg.Resource(ctx, a.Need)
 			out := wire.Answer{Secret: secret}
 			if err != nil {
@@ -228,7 +290,7 @@ func (p *Puller) makeDir(name string) (string, error) {
 }
 
 // take opens the files of layers that are those of the policy.
-func take(dir string, made []wire.Layer, want []string) (out []storage.PulledLayer, err error) {
+func take(dir string, made []wire.Layer, want []string) (out []layer.Pulled, err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, closeAll(out))
@@ -252,7 +314,7 @@ func take(dir string, made []wire.Layer, want []string) (out []storage.PulledLay
 		if err != nil {
 			return out, fmt.Errorf("layer %s: %w", want[i], err)
 		}
-		out = append(out, storage.PulledLayer{File: f, Params: p})
+		out = append(out, layer.Pulled{File: f, Params: p})
 	}
 	return out, nil
 }
@@ -286,7 +348,7 @@ func open(dir, name string, p verity.Params) (*os.File, error) {
 	return f, nil
 }
 
-func closeAll(layers []storage.PulledLayer) error {
+func closeAll(layers []layer.Pulled) error {
 	var errs []error
 	for _, l := range layers {
 		errs = append(errs, l.File.Close())

@@ -12,11 +12,11 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/coco-shim/coco/agent/cotrust"
+	"github.com/coco-shim/coco/agent/layer"
 	"github.com/coco-shim/coco/agent/reap"
 	"github.com/coco-shim/coco/image/verity"
 	"github.com/coco-shim/coco/trust/wire"
@@ -55,14 +55,7 @@ func help(mode string) {
 	path := filepath.Join(s.Pull.Dir, l.File)
 	_ = os.WriteFile(path, make([]byte, 4096), 0o600) // its absence is what the test would see
 	switch mode {
-	case "slow":
-		for { // until the test says that it has seen enough
-			if _, err := os.Stat(filepath.Join(filepath.Dir(s.Pull.Dir), "go")); err == nil {
-				break
-			}
-			time.Sleep(time.Millisecond)
-		}
-	case "key":
+	case "key", "slow":
 		say(wire.PullAnswer{Need: "kbs:///a/b/c"})
 		var a wire.Answer
 		if err := wire.Read(conn, &a); err != nil || string(a.Secret) != "key of kbs:///a/b/c" {
@@ -83,6 +76,12 @@ func help(mode string) {
 		l.DataBlocks, l.HashOffset = 2, 8192
 	case "nonsense":
 		l.DataBlocks = 1 << 62
+	case "greedy":
+		say(wire.PullAnswer{Need: "kbs:///a/b/other"})
+		var a wire.Answer
+		if err := wire.Read(conn, &a); err == nil {
+			say(wire.PullAnswer{Error: &wire.Failure{Code: wire.Image, Text: "got another's secret"}})
+		}
 	case "two":
 		say(wire.PullAnswer{Layers: []wire.Layer{l, l}})
 	}
@@ -103,7 +102,9 @@ func puller(t *testing.T, mode string) (p *Puller, started *int) {
 	}
 	p = New(Config{
 		Initdata: "document", Dir: filepath.Join(t.TempDir(), "images"),
-		Want:     func(s string) ([]string, bool) { return []string{hash}, s == source },
+		Want: func(s string) (Image, bool) {
+			return Image{Layers: []string{hash}, Keys: []string{"kbs:///a/b/c"}}, s == source
+		},
 		Resource: func(_ context.Context, uri string) ([]byte, error) { return []byte("key of " + uri), nil },
 		Program: cotrust.Config{
 			Open: func(context.Context, string) (string, error) { return part, nil },
@@ -126,12 +127,20 @@ func puller(t *testing.T, mode string) (p *Puller, started *int) {
 	return p, started
 }
 
+// image fetches an image and takes it.
+func image(ctx context.Context, p *Puller, source string) ([]layer.Pulled, error) {
+	if err := p.Fetch(ctx, source); err != nil {
+		return nil, err
+	}
+	return p.Take(source)
+}
+
 func TestImagesOfThePolicy(t *testing.T) {
 	for _, mode := range []string{"good", "key"} {
 		p, _ := puller(t, mode)
-		got, err := p.Image(t.Context(), source)
+		got, err := image(t.Context(), p, source)
 		if err != nil || len(got) != 1 || got[0].Hex() != hash || string(got[0].Salt) != string(verity.Salt) {
-			t.Fatalf("%s: Image() = %v, %v", mode, got, err)
+			t.Fatalf("%s: image() = %v, %v", mode, got, err)
 		}
 		if err := closeAll(got); err != nil {
 			t.Error(err)
@@ -147,46 +156,106 @@ func TestWhatCocoTrustGetsWrong(t *testing.T) {
 		"refuses": "image " + source + ": (layer 3/7, 45 %, fetch) [image] no such image",
 		"dies":    "coco-trust has ended", "other": "layer 1 of 1 from the top has root hash \"2222",
 		"link": "0.layer", "up": "passwd", "short": "has 4096 bytes", "nonsense": "data blocks",
-		"two": "the image has 2 layers, and the policy has 1",
+		"greedy": "coco-trust asks for \"kbs:///a/b/other\", which is neither a key of the image",
+		"two":    "the image has 2 layers, and the policy has 1",
 	} {
 		p, _ := puller(t, mode)
-		if got, err := p.Image(t.Context(), source); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: Image() = %v, %v, want %q", mode, got, err, want)
+		if got, err := image(t.Context(), p, source); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: image() = %v, %v, want %q", mode, got, err, want)
 		}
 	}
 	p, started := puller(t, "good")
-	if got, err := p.Image(t.Context(), "r.example/other@sha256:0"); !errdefs.IsPermissionDenied(err) || *started > 0 {
+	if got, err := image(t.Context(), p, "r.example/other@sha256:0"); !errdefs.IsPermissionDenied(err) || *started > 0 {
 		t.Errorf("an image that the policy has not: %v, %v", got, err)
 	}
 	if err := p.Close(); err != nil {
 		t.Error(err)
 	}
-	if _, err := p.Image(t.Context(), source); !errdefs.IsUnavailable(err) {
+	if _, err := image(t.Context(), p, source); !errdefs.IsUnavailable(err) {
 		t.Errorf("after the end: %v", err)
 	}
 }
 
+// slow is a puller whose pull waits for a key until the test closes answer. It says so by asked.
+func slow(t *testing.T) (p *Puller, started *int, asked, answer chan struct{}) {
+	t.Helper()
+	p, started = puller(t, "slow")
+	asked, answer = make(chan struct{}, 10), make(chan struct{})
+	p.cfg.Resource = func(ctx context.Context, uri string) ([]byte, error) {
+		asked <- struct{}{}
+		select {
+		case <-answer:
+			return []byte("key of " + uri), nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return p, started, asked, answer
+}
+
+// fetchUntil fetches until the test ends it with a cause.
+func fetchUntil(t *testing.T, p *Puller) (end context.CancelCauseFunc, result chan error) {
+	ctx, end := context.WithCancelCause(t.Context())
+	result = make(chan error, 1)
+	go func() { result <- p.Fetch(ctx, source) }()
+	return end, result
+}
+
 // TestARepeatedRequestJoinsThePull: a request that is given up tells how far the pull is, and does not end it.
 func TestARepeatedRequestJoinsThePull(t *testing.T) {
-	p, started := puller(t, "slow")
+	p, started, asked, answer := slow(t)
+	end, result := fetchUntil(t, p)
+	<-asked
 	cause := errors.New("not done in time")
-	for {
-		ctx, cancel := context.WithTimeoutCause(t.Context(), 20*time.Millisecond, cause)
-		_, err := p.Image(ctx, source)
-		cancel()
-		if !errors.Is(err, cause) || !strings.Contains(err.Error(), "joins it") {
-			t.Fatalf("Image() = %v", err)
-		}
-		if strings.Contains(err.Error(), "(layer 3/7, 45 %, fetch)") {
-			break
-		}
+	end(cause)
+	if err := <-result; !errors.Is(err, cause) || !strings.Contains(err.Error(), "(layer 3/7, 45 %, fetch)") ||
+		!strings.Contains(err.Error(), "joins it") {
+		t.Fatalf("Fetch() = %v", err)
 	}
-	if err := os.WriteFile(filepath.Join(p.cfg.Dir, "go"), nil, 0o600); err != nil {
+	if _, err := p.Take(source); !errdefs.IsUnavailable(err) {
+		t.Errorf("Take() before the end = %v", err)
+	}
+	close(answer)
+	got, err := image(t.Context(), p, source)
+	if err != nil || len(got) != 1 || *started != 1 {
+		t.Errorf("image() = %v, %v after %d starts", got, err, *started)
+	}
+	if err := closeAll(got); err != nil {
+		t.Error(err)
+	}
+	if _, err := p.Take(source); !errdefs.IsUnavailable(err) {
+		t.Errorf("Take() again = %v", err)
+	}
+}
+
+// A removed container's pull ends, with all that it has made, but not while another container waits for the image.
+func TestAPullThatIsGivenUp(t *testing.T) {
+	p, started, asked, answer := slow(t)
+	end, result := fetchUntil(t, p)
+	<-asked
+	end(errdefs.ErrAborted)
+	if err := <-result; !errdefs.IsAborted(err) || !strings.Contains(err.Error(), "is not pulled any more") {
+		t.Fatalf("Fetch() = %v", err)
+	}
+	if left, err := filepath.Glob(p.cfg.Dir + "/*"); err != nil || len(left) > 0 || len(p.jobs) > 0 {
+		t.Errorf("left are %v, %v, %v", left, p.jobs, err)
+	}
+
+	end, result = fetchUntil(t, p)
+	<-asked
+	j, err := p.join(source) // as Fetch does
+	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := p.Image(t.Context(), source)
-	if err != nil || len(got) != 1 || *started != 1 {
-		t.Errorf("Image() = %v, %v after %d starts", got, err, *started)
+	end(errdefs.ErrAborted)
+	if err := <-result; !errdefs.IsAborted(err) {
+		t.Errorf("Fetch() = %v", err)
+	}
+	close(answer)
+	<-j.done
+	got, err := p.Take(source)
+	if err != nil || len(got) != 1 || *started != 2 {
+		t.Errorf("the other container's image: %v, %v after %d starts", got, err, *started)
 	}
 	if err := closeAll(got); err != nil {
 		t.Error(err)
@@ -195,11 +264,12 @@ func TestARepeatedRequestJoinsThePull(t *testing.T) {
 
 // A pull that nobody waits for any more ends with the guest, and so does what it has made.
 func TestTheGuestsEndEndsPulls(t *testing.T) {
-	p, _ := puller(t, "slow")
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
-	if _, err := p.Image(ctx, source); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("Image() = %v", err)
+	p, _, asked, _ := slow(t)
+	end, result := fetchUntil(t, p)
+	<-asked
+	end(context.DeadlineExceeded)
+	if err := <-result; !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Fetch() = %v", err)
 	}
 	if err := p.Close(); err != nil {
 		t.Error(err)

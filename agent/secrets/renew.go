@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path"
@@ -19,6 +20,7 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/coco-shim/coco/agent/beneath"
 	"github.com/coco-shim/coco/internal/fdpass"
 	"github.com/coco-shim/coco/policy"
 	"github.com/coco-shim/coco/trust/wire"
@@ -194,9 +196,7 @@ func (r *renewal) renewFile(f *renewed) (changed bool, err error) {
 	if r.gone {
 		return false, fmt.Errorf("the container has been removed: %w", errdefs.ErrNotFound)
 	}
-	last, err := os.ReadFile(f.at)
-	defer clear(last)
-	if err != nil || bytes.Equal(last, secret) {
+	if same, err := r.has(f.at, secret); err != nil || same {
 		return false, err
 	}
 	if err = writeFile(r.spare, f.Secret, secret, r.owner); err == nil {
@@ -206,6 +206,31 @@ func (r *renewal) renewFile(f *renewed) (changed bool, err error) {
 		return false, errors.Join(err, ignoreAbsent(os.Remove(r.spare)))
 	}
 	return true, nil
+}
+
+// has says whether a file has a secret. Nothing but a file of the renewal's own directory is opened, and nothing longer
+// than the secret is read.
+func (r *renewal) has(at string, secret []byte) (bool, error) {
+	found, err := beneath.Dir(filepath.Dir(r.spare)).Open(at)
+	if err != nil {
+		return false, err
+	}
+	defer found.Close()
+	f, err := beneath.Reopen(found)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil || st.Size() != int64(len(secret)) {
+		return false, err
+	}
+	last := make([]byte, len(secret))
+	defer clear(last)
+	if _, err := io.ReadFull(f, last); err != nil {
+		return false, err
+	}
+	return bytes.Equal(last, secret), nil
 }
 
 func ignoreAbsent(err error) error {

@@ -4,6 +4,7 @@
 package secrets
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -77,6 +78,34 @@ func TestFilesAreRenewedOnRequest(t *testing.T) {
 	}
 	if n, err := s.Renew("name of id"); n != 0 || err == nil {
 		t.Errorf("Renew() after the container's end = %d, %v", n, err)
+	}
+}
+
+// What a file may have become is not followed, and not read further than the secret is long.
+func TestTheLastFileIsReadWithCare(t *testing.T) {
+	s, dir, _ := renewing(t, policy.Secret{Resource: uri("same"), File: "/run/db/same", Renew: policy.RenewOnRequest})
+	at := filepath.Join(dir, "same")
+	want := readFile(t, dir, "same")
+	other := filepath.Join(t.TempDir(), "other")
+	if err := os.WriteFile(other, []byte(want), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for what, put := range map[string]func() error{
+		"a link":      func() error { return os.Symlink(other, at) },
+		"a directory": func() error { return os.Mkdir(at, 0o700) },
+	} {
+		if err := errors.Join(os.RemoveAll(at), put()); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := s.Renew("name of id"); n != 0 || err == nil {
+			t.Errorf("%s: Renew() = %d, %v", what, n, err)
+		}
+	}
+	if err := errors.Join(os.RemoveAll(at), os.WriteFile(at, []byte(want+" and more"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := s.Renew("name of id"); n != 1 || err != nil || readFile(t, dir, "same") != want {
+		t.Errorf("a longer file: Renew() = %d, %v", n, err)
 	}
 }
 

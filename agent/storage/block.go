@@ -121,7 +121,7 @@ func (m *Manager) openLayer(point, name, number string, mt *mounted, p verity.Pa
 		return fmt.Errorf("layer %s: %w", p.Hex(), err)
 	}
 	mt.undo.Push("close "+path, func(context.Context) error { return vd.Close() })
-	layer := &verityLayer{rootHash: p.Hex(), device: vd}
+	layer := &verityLayer{p.Hex(), vd, mt.storage.GetDriver() == contract.DriverPull}
 	if err = checkImage(path, int64(p.DataBlocks*verity.BlockSize)); err == nil { //nolint:gosec // of an open device
 		err = m.mountAt(point, mt, beneath.FileSystem{Type: layerType, Source: path, Flags: flags | unix.MS_RDONLY})
 	}

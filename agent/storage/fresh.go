@@ -7,20 +7,16 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/agent/beneath"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/image/ext4"
 	"github.com/coco-shim/coco/image/verity/dm"
+	"github.com/containerd/errdefs"
 )
 
 // freshModules are the kernel modules that such a disk needs. Any of them may be built in.
@@ -70,23 +66,12 @@ func (m *Manager) mountFresh(ctx context.Context, point string, mt *mounted, opt
 		return fmt.Errorf("encrypt: %w", err)
 	}
 	mt.undo.Push("close "+cd.Path, func(context.Context) error { return cd.Close() })
-	if err := format(cd.Path, fs); err != nil {
+	if err := ext4.FormatDevice(cd.Path, fs); err != nil {
 		return err
 	}
 	return m.mountAt(point, mt, beneath.FileSystem{
 		Type: "ext4", Source: cd.Path, Flags: opts.flags, Data: strings.Split(ext4.MountOptions, ","),
 	})
-}
-
-func format(path string, o ext4.Options) error {
-	f, err := os.OpenFile(path, os.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("make a file system: %w", err)
-	}
-	if err := errors.Join(ext4.Format(f, o), f.Close()); err != nil {
-		return fmt.Errorf("make a file system: %w", err)
-	}
-	return nil
 }
 
 // loadFresh loads the modules, once for all.

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 
 	"github.com/containerd/errdefs"
@@ -15,30 +14,41 @@ import (
 
 	"github.com/coco-shim/coco/agent/beneath"
 	"github.com/coco-shim/coco/agent/disk"
+	"github.com/coco-shim/coco/agent/layer"
+	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
-	"github.com/coco-shim/coco/image/verity"
 )
 
 func init() { register(contract.DriverPull, driver{mount: (*Manager).mountPull}) }
 
-// PulledLayer is a layer that the guest has fetched itself: an EROFS image with its hash tree. The root hash is the
-// policy's.
-type PulledLayer struct {
-	File *os.File
-	verity.Params
+// Fetch fetches the images among storages that the guest pulls and that are not mounted yet, so that Add waits for no
+// registry.
+func (m *Manager) Fetch(ctx context.Context, storages []*agent.Storage) error {
+	for _, s := range storages {
+		m.mu.Lock()
+		mt := m.mounts[s.GetMountPoint()]
+		m.mu.Unlock()
+		if s.GetDriver() != contract.DriverPull || mt != nil || m.Images == nil {
+			continue
+		}
+		if err := m.Images.Fetch(ctx, s.GetSource()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// mountPull fetches an image and mounts its layers, each opened with its root hash, as the layers of the host are. The
-// mount stays for the pod's life: a container that is created again does not fetch again.
-func (m *Manager) mountPull(ctx context.Context, point string, mt *mounted, opts options) (err error) {
+// mountPull takes an image that was fetched and mounts its layers, each opened with its root hash, as the layers of the
+// host are. The mount stays for the pod's life: a container that is created again does not fetch again.
+func (m *Manager) mountPull(_ context.Context, point string, mt *mounted, opts options) (err error) {
 	source := mt.storage.GetSource()
 	switch {
-	case m.Pull == nil:
+	case m.Images == nil:
 		return fmt.Errorf("the pod's policy has no image that the guest pulls: %w", errdefs.ErrFailedPrecondition)
 	case opts.flags != unix.MS_RDONLY || len(opts.data) > 0 || mt.storage.GetFstype() != "overlay":
 		return invalid(fmt.Errorf("an image that the guest pulls is mounted as overlay with the option ro alone"))
 	}
-	layers, err := m.Pull(ctx, source)
+	layers, err := m.Images.Take(source)
 	if err != nil {
 		return err
 	}
@@ -55,7 +65,8 @@ func (m *Manager) mountPull(ctx context.Context, point string, mt *mounted, opts
 	var at []string
 	for i, l := range layers {
 		to := point + ".layers/" + strconv.Itoa(i)
-		if err := m.mountPulled(to, "pulled-"+strconv.FormatUint(mt.serial, 10)+"-"+strconv.Itoa(i), mt, l); err != nil {
+		name := "pulled-" + strconv.FormatUint(mt.serial, 10) + "-" + strconv.Itoa(i)
+		if err := m.mountPulled(to, name, mt, l); err != nil {
 			return err
 		}
 		at = append(at, to)
@@ -64,7 +75,7 @@ func (m *Manager) mountPull(ctx context.Context, point string, mt *mounted, opts
 }
 
 // mountPulled opens a layer with its root hash and mounts it.
-func (m *Manager) mountPulled(at, name string, mt *mounted, l PulledLayer) error {
+func (m *Manager) mountPulled(at, name string, mt *mounted, l layer.Pulled) error {
 	loop, number, err := disk.Loop(l.File)
 	if err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/coco-shim/coco/agent/layer"
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/plan/rootfs"
 )
@@ -26,10 +27,23 @@ func (g *guest) pulled(cid string) []*agent.Storage {
 	return g.moved(ss)
 }
 
+// fakeImages are images that are there when they are taken. Fetch takes one and gives it up.
+type fakeImages func() ([]layer.Pulled, error)
+
+func (f fakeImages) Fetch(context.Context, string) error {
+	layers, err := f()
+	for _, l := range layers {
+		err = errors.Join(err, l.File.Close())
+	}
+	return err
+}
+
+func (f fakeImages) Take(string) ([]layer.Pulled, error) { return f() }
+
 // serve has the guest pull an image of layers of one file each, the topmost first. It counts the pulls.
 func (g *guest) serve(names ...string) (pulls *int) {
 	pulls = new(int)
-	g.Pull = func(context.Context, string) (out []PulledLayer, err error) {
+	g.Images = fakeImages(func() (out []layer.Pulled, err error) {
 		*pulls++
 		for _, name := range names {
 			p, file := g.layerFile(name, name+" pulled")
@@ -37,10 +51,10 @@ func (g *guest) serve(names ...string) (pulls *int) {
 			if err != nil {
 				return nil, err
 			}
-			out = append(out, PulledLayer{f, p})
+			out = append(out, layer.Pulled{File: f, Params: p})
 		}
 		return out, nil
-	}
+	})
 	return pulls
 }
 
@@ -54,6 +68,9 @@ func TestAnImageThatTheGuestPulls(t *testing.T) {
 					t.Skipf("needs loop devices: %v", err)
 				}
 				t.Fatal(err)
+			}
+			if err := g.Fetch(t.Context(), g.pulled("again")); err != nil { // it is mounted: nothing is fetched
+				t.Error(err)
 			}
 			for _, name := range names {
 				if got := g.read(cid + "/rootfs/" + name); got != name+" pulled" {
@@ -80,9 +97,12 @@ func TestPullsThatAreRefused(t *testing.T) {
 		t.Errorf("without a policy: %v", err)
 	}
 	boom := errors.New("boom")
-	g.Pull = func(context.Context, string) ([]PulledLayer, error) { return nil, boom }
-	if err := g.Add(t.Context(), "c", g.pulled("c")); !errors.Is(err, boom) {
+	g.Images = fakeImages(func() ([]layer.Pulled, error) { return nil, boom })
+	if err := g.Fetch(t.Context(), g.pulled("c")); !errors.Is(err, boom) {
 		t.Errorf("a pull that fails: %v", err)
+	}
+	if err := g.Add(t.Context(), "c", g.pulled("c")); !errors.Is(err, boom) {
+		t.Errorf("an image that is not there: %v", err)
 	}
 	for what, change := range map[string]func(*agent.Storage){
 		"a driver option": func(s *agent.Storage) { s.DriverOptions = []string{"proxy=http://evil"} },

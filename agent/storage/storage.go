@@ -24,6 +24,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coco-shim/coco/agent/beneath"
+	"github.com/coco-shim/coco/agent/layer"
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/image/verity"
 	"github.com/coco-shim/coco/image/verity/dm"
@@ -40,9 +41,8 @@ type Manager struct {
 	// HostFiles reports whether directories that the host shares (virtio-fs) may be mounted; nil: no. Set
 	// it before use.
 	HostFiles func() bool
-	// Pull fetches the layers of an image that the pod's policy has the guest pull, the topmost first; nil: it has none.
-	// Set it before use.
-	Pull func(ctx context.Context, source string) ([]PulledLayer, error)
+	// Images pulls images; nil: the pod's policy has the guest pull none. Set it before use.
+	Images layer.Images
 
 	root string
 	dir  beneath.Dir // the root
@@ -73,6 +73,7 @@ type mounted struct {
 type verityLayer struct {
 	rootHash string
 	device   verityDevice
+	pulled   bool // by the guest itself
 }
 
 // verityDevice is an open dm.Device.
@@ -324,15 +325,7 @@ func (l *verityLayer) check(point string) error {
 		return fmt.Errorf("layer %s at %s: %w", l.rootHash, point, err)
 	}
 	if bad {
-		return &CorruptLayerError{RootHash: l.rootHash, MountPoint: point}
+		return &layer.CorruptError{RootHash: l.rootHash, MountPoint: point, Pulled: l.pulled}
 	}
 	return nil
-}
-
-// CorruptLayerError is the error for a layer whose data does not match its root hash.
-type CorruptLayerError struct{ RootHash, MountPoint string }
-
-func (e *CorruptLayerError) Error() string {
-	return fmt.Sprintf("layer %s at %s is corrupted: a block that was read does not match the root hash; remove the "+
-		"layer from the node's cache so that it is built again", e.RootHash, e.MountPoint)
 }

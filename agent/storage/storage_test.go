@@ -20,6 +20,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"go.uber.org/goleak"
 
+	own "github.com/coco-shim/coco/agent/layer"
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/hypervisor"
@@ -323,10 +324,10 @@ func TestACorruptLayerIsNamed(t *testing.T) {
 	l := g.layer("f", "x")
 	l.RootHash[5] ^= 1
 	err := g.Add(t.Context(), "c1", g.storages("c1", l))
-	var corrupt *CorruptLayerError
+	var corrupt *own.CorruptError
 	if !errors.As(err, &corrupt) || corrupt.RootHash != l.Hex() ||
 		!strings.Contains(err.Error(), "/"+contract.LayersName+"/"+l.Hex()) {
-		t.Errorf("Add = %v, want a CorruptLayerError", err)
+		t.Errorf("Add = %v, want a CorruptError", err)
 	}
 	if m := g.mounted(); len(m) != 0 {
 		t.Errorf("still mounted: %v", m)
@@ -371,7 +372,7 @@ func TestCorruptionThatIsFoundLater(t *testing.T) {
 			mt.verity[0].device = loopDevice{corrupt: true}
 		}
 	}
-	var corrupt *CorruptLayerError
+	var corrupt *own.CorruptError
 	if err := g.Corrupted("c1"); !errors.As(err, &corrupt) {
 		t.Errorf("Corrupted = %v", err)
 	}

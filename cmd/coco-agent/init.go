@@ -139,6 +139,7 @@ type found struct {
 	evidence wire.Setup // for coco-trust: the key broker that initdata names, and the workload API
 	rego     *string    // text of a policy of Kata's agent; nil: none
 	initdata string     // the document; "": none
+	login    string     // the key broker's resource with the logins of registries; "": none
 }
 
 // trusted finds the pod's policy before the guest serves anything, and what coco-trust is told where the initdata names
@@ -150,7 +151,8 @@ func trusted(mods *boot.Loader) (f found) {
 	broker := false
 	c.Keep = func(d *initdata.Document) {
 		_, aa := d.Data[initdata.FileAA]
-		_, cdh := d.Data[initdata.FileCDH]
+		settings, cdh := d.Data[initdata.FileCDH]
+		f.login = loginResource(settings)
 		broker, f.initdata = aa || cdh, string(d.Text)
 		if rules, ok := d.Data[initdata.FileRego]; ok {
 			f.rego = &rules

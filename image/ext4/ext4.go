@@ -11,9 +11,11 @@ package ext4
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math/bits"
+	"os"
 )
 
 // The layout, fixed but for the number of groups.
@@ -101,6 +103,18 @@ func (l layout) used(group uint32) uint32 {
 		return l.start(0) + 2 + l.table + 1
 	}
 	return 2 + l.table
+}
+
+// FormatDevice writes an empty file system to the device with a path.
+func FormatDevice(path string, o Options) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("make a file system: %w", err)
+	}
+	if err := errors.Join(Format(f, o), f.Close()); err != nil {
+		return fmt.Errorf("make a file system: %w", err)
+	}
+	return nil
 }
 
 // Format writes an empty file system to a device.

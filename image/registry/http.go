@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -93,13 +94,19 @@ func (t Transport) dialTLS(ctx context.Context, d *net.Dialer, network, address 
 	return c, nil
 }
 
+// metadata are addresses of clouds' services for their machines that lie outside of the link's: of EC2 by IPv6, of
+// Azure's WireServer, and of Alibaba.
+var metadata = []netip.Addr{
+	netip.MustParseAddr("fd00:ec2::254"), netip.MustParseAddr("168.63.129.16"), netip.MustParseAddr("100.100.100.200"),
+}
+
 // Forbidden returns an error for addresses that no registry has: of this machine, of the link, where clouds have their
-// metadata service, and of groups.
+// metadata service, of such services elsewhere, and of groups.
 func Forbidden(a netip.Addr) error {
 	a = a.Unmap()
 	switch {
 	case a.IsLoopback(), a.IsUnspecified(), a.IsLinkLocalUnicast(), a.IsMulticast(),
-		a == netip.MustParseAddr("fd00:ec2::254"):
+		slices.Contains(metadata, a):
 		return &finalError{fmt.Errorf("%s is no address of a registry: it is this machine's, or a metadata service's", a)}
 	}
 	return nil

@@ -163,7 +163,7 @@ var edges = Edges{
 	"agent/burst":   {},
 	"agent/upper":   {"agent/gate", "api/contract", "internal/upperwire"},
 	"agent/cotrust": {"agent/reap", "api/contract", "trust/wire"},
-	"agent/pull":    {"agent/beneath", "agent/cotrust", "agent/storage", "image/verity", "trust/wire"},
+	"agent/pull":    {"agent/beneath", "agent/cotrust", "agent/layer", "image/verity", "trust/wire"},
 	"agent/secrets": {
 		"agent/beneath", "agent/cotrust", "agent/reap", "internal/fdpass", "internal/undo", "policy", "trust/wire",
 	},

@@ -280,14 +280,12 @@ func (e *Engine) Secrets(id string) []policy.Secret {
 	return nil
 }
 
-// Pulled lists the root hashes of the image that the guest pulls from a source, the topmost layer's first. ok is false
-// if the policy has none.
-func (e *Engine) Pulled(source string) (layers []string, ok bool) {
+// Pulled returns the image that the guest pulls from a source. ok is false if the policy has none.
+func (e *Engine) Pulled(source string) (img policy.Image, ok bool) {
 	if e.policy == nil {
-		return nil, false
+		return policy.Image{}, false
 	}
-	img, ok := e.policy.Pulled(source)
-	return img.Layers, ok
+	return e.policy.Pulled(source)
 }
 
 // Pulls says whether the guest pulls images.
