@@ -34,7 +34,7 @@ func (p problems) err() error {
 }
 
 // Validate checks what the format alone does not, and returns all problems.
-func (p *Policy) Validate() error { return p.problems(p.sealedProblems()).err() }
+func (p *Policy) Validate() error { return p.problems(p.azureProblems(p.sealedProblems())).err() }
 
 // problems adds to out. The guest's agent runs these checks alone (Load), because each byte of it counts.
 func (p *Policy) problems(out problems) problems {

@@ -19,6 +19,7 @@ type Workload struct {
 	ExportKey bool `json:"exportKey,omitempty"`
 	// Evidence is "" or EvidenceRaw.
 	Evidence string `json:"evidence,omitempty"`
+	Azure    Azure  `json:"azure,omitzero"`
 }
 
 // Calls of Workload.Calls.
@@ -34,7 +35,7 @@ const (
 const EvidenceRaw = "raw"
 
 // Opens says whether the container may ask for anything.
-func (w Workload) Opens() bool { return len(w.Resources)+len(w.Calls) > 0 }
+func (w Workload) Opens() bool { return len(w.Resources)+len(w.Calls) > 0 || w.Azure.Opens() }
 
 // UsesWorkloadAPI says whether any container may ask for anything.
 func (p *Policy) UsesWorkloadAPI() bool {
@@ -83,7 +84,7 @@ func (p *problems) workloadPort(of *Policy) {
 		return
 	}
 	if !of.UsesWorkloadAPI() {
-		p.add("pod.workloadPort", "is %d, and no container has a workload with resources or calls", port)
+		p.add("pod.workloadPort", "is %d, and no container has a workload that opens anything", port)
 	}
 	if slices.Contains(of.Pod.PortForward, port) {
 		p.add("pod.portForward", "has %d, the port of the workload API, which is never forwarded", port)

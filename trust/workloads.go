@@ -53,6 +53,11 @@ func serveWorkloads(ctx context.Context, s wire.Setup, g *Guest, broken error, d
 		closeTokens = tokens.Close
 		cfg.Broker, cfg.Tokens, cfg.Attester = g, tokens, g
 	}
+	closeAzure, err := openAzure(&cfg, s.TEE, d, device)
+	if err != nil {
+		closeTokens()
+		return nil, err
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan struct{})
 	go func() {
@@ -62,6 +67,7 @@ func serveWorkloads(ctx context.Context, s wire.Setup, g *Guest, broken error, d
 	return func() {
 		cancel()
 		<-ended
+		closeAzure()
 		closeTokens()
 	}, nil
 }

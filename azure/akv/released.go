@@ -146,6 +146,7 @@ type Key struct {
 	KID string
 	// Kind is "oct", "RSA" or "EC".
 	Kind string
+	Ops  []string // what the vault says that the key is for
 	// Material are the bytes of a symmetric key, or PKCS #8.
 	Material []byte
 	Policy   *release.Envelope
@@ -184,7 +185,8 @@ func (r *Released) Unwrap(with *rsa.PrivateKey) (*Key, error) {
 		return nil, err
 	}
 	k := &Key{
-		KID: r.JWK.KID, Kind: strings.TrimSuffix(r.JWK.KTY, "-HSM"), Material: material, Policy: r.Policy, Clock: r.Clock,
+		KID: r.JWK.KID, Kind: strings.TrimSuffix(r.JWK.KTY, "-HSM"), Ops: r.JWK.Ops, Material: material, Policy: r.Policy,
+		Clock: r.Clock,
 	}
 	if err := k.check(r.JWK); err != nil {
 		k.Wipe()

@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -121,15 +122,33 @@ func (e errFinal) Unwrap() error { return e.error }
 // New returns an HTTP client that trusts the system's CAs, or those of roots instead. It asks no proxy, since the host
 // chooses the environment.
 func New(roots []*x509.Certificate) *http.Client {
-	return &http.Client{
-		CheckRedirect: sameHost,
-		Transport: guesttls.Transport(tls.VersionTLS12, func(chain []*x509.Certificate, host string) error {
-			if err := guesttls.Verify(chain, roots, host); err != nil {
+	t := guesttls.Transport(tls.VersionTLS12, nil)
+	t.DialTLSContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		host, _, err := net.SplitHostPort(addr)
+		if err != nil {
+			return nil, errFinal{err}
+		}
+		raw, err := t.DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		cfg := t.TLSClientConfig.Clone()
+		cfg.ServerName = host
+		cfg.VerifyConnection = func(s tls.ConnectionState) error { // s has no name if it is an address
+			if err := guesttls.Verify(s.PeerCertificates, roots, host); err != nil {
 				return errFinal{fmt.Errorf("certificate of %q: %w", host, err)}
 			}
 			return nil
-		}),
+		}
+		c := tls.Client(raw, cfg)
+		ctx, cancel := context.WithTimeout(ctx, t.TLSHandshakeTimeout)
+		defer cancel()
+		if err := c.HandshakeContext(ctx); err != nil {
+			return nil, errors.Join(err, raw.Close())
+		}
+		return c, nil
 	}
+	return &http.Client{CheckRedirect: sameHost, Transport: t}
 }
 
 // sameHost follows a redirect to the same scheme, host and port.

@@ -22,6 +22,7 @@ import (
 
 	"github.com/coco-shim/coco/attestation"
 	"github.com/coco-shim/coco/attestation/snp"
+	"github.com/coco-shim/coco/attestation/tpm"
 	"github.com/coco-shim/coco/azure/release"
 )
 
@@ -162,10 +163,30 @@ func (f *Fake) snpClaims(body, runtime []byte) (map[string]any, error) {
 	}, nil
 }
 
-// sampleClaims takes evidence that proves nothing. No policy that asks for sevsnpvm or tdxvm can take its token.
-func (f *Fake) sampleClaims(_, _ []byte) (map[string]any, error) {
+// sampleClaims takes evidence that proves nothing: CoCo's sample evidence, and that of a TPM which some host runs. No
+// policy that asks for sevsnpvm or tdxvm can take its token.
+func (f *Fake) sampleClaims(body, runtime []byte) (map[string]any, error) {
 	if !f.opts.AllowInsecure {
 		return nil, errors.New("sample evidence proves nothing: it is taken with --allow-insecure only")
+	}
+	var e struct {
+		Data  []byte `json:"report_data"`
+		Quote struct {
+			Message []byte `json:"message"`
+		} `json:"tpm_quote"`
+	}
+	if err := json.Unmarshal(body, &e); err != nil {
+		return nil, fmt.Errorf("sample evidence: %w", err)
+	}
+	if e.Quote.Message != nil {
+		q, err := tpm.Parse(e.Quote.Message)
+		if err != nil {
+			return nil, err
+		}
+		e.Data = q.ExtraData
+	}
+	if sum := sha256.Sum256(runtime); len(e.Data) < len(sum) || !bytes.Equal(e.Data[:len(sum)], sum[:]) {
+		return nil, errors.New("report-data: the sample evidence was made for other runtime data")
 	}
 	return map[string]any{release.ClaimType: "insecure"}, nil
 }

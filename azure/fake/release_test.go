@@ -6,8 +6,11 @@ package fake_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"maps"
 	"net/http"
 	"slices"
@@ -254,16 +257,32 @@ func TestTheVaultRefusesWhatAHonestClientDoesNotSend(t *testing.T) {
 	}
 }
 
+// sampleBody is a request with sample evidence for data, and other data beside it.
+func sampleBody(data, beside string) []byte {
+	sum := sha256.Sum256([]byte(data))
+	enc := base64.URLEncoding.EncodeToString
+	report := fmt.Sprintf(`{"svn":"1","report_data":%q}`, base64.StdEncoding.EncodeToString(sum[:]))
+	return fmt.Appendf(nil, `{"report":%q,"runtimeData":{"data":%q,"dataType":"JSON"}}`, enc([]byte(report)),
+		enc([]byte(beside)))
+}
+
 func TestSampleEvidenceIsMarked(t *testing.T) {
 	for _, allow := range []bool{false, true} {
 		w := newWorld(t, func(o *fake.Options) { o.AllowInsecure = allow })
 		c := w.client("attestation service")
 		a, err := c.Do(t.Context(), azhttp.Request{
 			Method: http.MethodPost, URL: w.fake.URL(fake.MAA) + "/attest/Sample?api-version=1",
-			Body: []byte(`{"report":"e30","runtimeData":{"data":"e30=","dataType":"JSON"}}`),
+			Body: sampleBody("{}", "{}"),
 		})
 		if allow != (err == nil) {
 			t.Fatalf("allowed %t: %v", allow, err)
+		}
+		_, err = c.Do(t.Context(), azhttp.Request{
+			Method: http.MethodPost, URL: w.fake.URL(fake.MAA) + "/attest/Sample?api-version=1",
+			Body: sampleBody("{}", `{"keys":[]}`),
+		})
+		if err == nil || allow && !strings.Contains(err.Error(), "made for other runtime data") {
+			t.Errorf("evidence for other data: %v", err)
 		}
 		if allow {
 			id := w.load(fake.Vault, "pay", secret, w.policy(nil), false)

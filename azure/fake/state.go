@@ -20,6 +20,7 @@ import (
 	"io"
 	"log"
 	"math/big"
+	"net"
 	"time"
 
 	"github.com/coco-shim/coco/azure/release"
@@ -108,10 +109,14 @@ func certificate(c, parent *x509.Certificate, pub crypto.PublicKey, by *ecdsa.Pr
 
 // leaf makes a certificate for a host.
 func (s *state) leaf(host string, from, until time.Time, pub crypto.PublicKey) ([]byte, error) {
-	return certificate(&x509.Certificate{
+	c := &x509.Certificate{
 		Subject: pkix.Name{CommonName: host}, DNSNames: []string{host}, NotBefore: from, NotAfter: until,
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}, s.ca, pub, s.caKey)
+	}
+	if ip := net.ParseIP(host); ip != nil {
+		c.DNSNames, c.IPAddresses = nil, []net.IP{ip}
+	}
+	return certificate(c, s.ca, pub, s.caKey)
 }
 
 // serverCert makes the certificate of the listeners.

@@ -28,12 +28,16 @@ import (
 
 // Guest is a guest that wants keys.
 type Guest struct {
+	// Evidence makes evidence for runtime data. Nil: a report of SNP, with Certificates.
+	Evidence func(ctx context.Context, runtime []byte) (maa.Evidence, error)
 	// Report returns a report with these bytes in REPORT_DATA.
 	Report func(ctx context.Context, data [64]byte) ([]byte, error)
 	// Certificates has the chip's certificates.
 	Certificates *thim.Store
 	MAA          *maa.Client
 	Vault        *akv.Client
+	// Key makes the wrapping key of one request. Nil: NewKey.
+	Key func(ctx context.Context) (*rsa.PrivateKey, error)
 	// Endorsements are statements on the launch digest (COSE_Sign1) for the attestation service, or none.
 	Endorsements [][]byte
 }
@@ -44,38 +48,52 @@ const (
 
 	// Fields of a report: SEV-SNP firmware ABI, AMD 56860, table "ATTESTATION_REPORT structure".
 	reportSize  = 1184
-	offReported = 0x180
+	offReported = 0x180 // REPORTED_TCB
 	offChip     = 0x1A0
 )
 
 // Release returns a key of the vault. The caller wipes it.
 func (g *Guest) Release(ctx context.Context, id akv.KeyID, wrap kwp.Scheme) (*akv.Key, error) {
-	k, err := rsa.GenerateKey(rand.Reader, wrappingBits)
+	key := g.Key
+	if key == nil {
+		key = NewKey
+	}
+	k, err := key(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("wrapping key: %w", err)
 	}
-	defer wipe(k)
+	defer Wipe(k)
 	runtime, err := runtimeData(&k.PublicKey)
 	if err != nil {
 		return nil, err
 	}
-	e, err := g.evidence(ctx, runtime)
+	token, err := g.Attest(ctx, runtime)
 	if err != nil {
-		return nil, err
-	}
-	token, at, err := g.MAA.Attest(ctx, e)
-	if err != nil {
-		return nil, err
-	}
-	want := maa.Expect{Kind: maa.SevSnpVM, At: at, RuntimeData: runtime}
-	if _, err := g.MAA.Check(ctx, token, want); err != nil {
 		return nil, err
 	}
 	return g.Vault.Release(ctx, akv.Ask{Key: id, Token: token, Wrap: wrap}, k)
 }
 
-// evidence makes a report, and gets the certificates that belong to it.
-func (g *Guest) evidence(ctx context.Context, runtime []byte) (maa.Evidence, error) {
+// Attest returns a token for runtime data, which is checked.
+func (g *Guest) Attest(ctx context.Context, runtime []byte) (string, error) {
+	evidence := g.Evidence
+	if evidence == nil {
+		evidence = g.SNP
+	}
+	e, err := evidence(ctx, runtime)
+	if err != nil {
+		return "", err
+	}
+	token, at, err := g.MAA.Attest(ctx, e)
+	if err != nil {
+		return "", err
+	}
+	_, err = g.MAA.Check(ctx, token, maa.Expect{Kind: e.Kind, At: at, RuntimeData: runtime})
+	return token, err
+}
+
+// SNP makes a report, and gets the certificates that belong to it.
+func (g *Guest) SNP(ctx context.Context, runtime []byte) (maa.Evidence, error) {
 	var err error
 	for range tries {
 		var report, chain []byte
@@ -85,7 +103,7 @@ func (g *Guest) evidence(ctx context.Context, runtime []byte) (maa.Evidence, err
 		if len(report) != reportSize {
 			return maa.Evidence{}, fmt.Errorf("report: %d bytes, and a report of SNP has %d", len(report), reportSize)
 		}
-		chip := thim.Chip{ID: [64]byte(report[offChip:]), TCB: binary.LittleEndian.Uint64(report[offReported:])}
+		chip := thim.Chip{ID: [64]byte(report[offChip:]), TCB: TCB(report)}
 		if chain, err = g.Certificates.Chain(ctx, chip); err == nil {
 			return maa.Evidence{
 				Kind: maa.SevSnpVM, Report: report, Chain: chain, Endorsements: g.Endorsements, RuntimeData: runtime,
@@ -97,6 +115,9 @@ func (g *Guest) evidence(ctx context.Context, runtime []byte) (maa.Evidence, err
 	}
 	return maa.Evidence{}, err
 }
+
+// TCB is REPORTED_TCB of a report.
+func TCB(report []byte) uint64 { return binary.LittleEndian.Uint64(report[offReported:]) }
 
 // runtimeData names the wrapping key, as the sidecars of Microsoft do.
 func runtimeData(k *rsa.PublicKey) ([]byte, error) {
@@ -115,8 +136,13 @@ func runtimeData(k *rsa.PublicKey) ([]byte, error) {
 	}}})
 }
 
-// wipe clears the private key. Copies that package rsa has made for itself are out of reach.
-func wipe(k *rsa.PrivateKey) {
+// NewKey makes a wrapping key.
+func NewKey(context.Context) (*rsa.PrivateKey, error) {
+	return rsa.GenerateKey(rand.Reader, wrappingBits)
+}
+
+// Wipe clears a private key. Copies that package rsa has made for itself are out of reach.
+func Wipe(k *rsa.PrivateKey) {
 	for _, n := range append([]*big.Int{k.D, k.Precomputed.Dp, k.Precomputed.Dq, k.Precomputed.Qinv}, k.Primes...) {
 		if n != nil {
 			clear(n.Bits())

@@ -200,10 +200,11 @@ var edges = Edges{
 	"azure/...": {
 		"azure/akv", "azure/azhttp", "azure/kwp", "azure/maa", "azure/release", "azure/thim", "internal/guesttls",
 	},
-	"azure/fake": {"attestation", "attestation/snp", "azure/akv", "azure/kwp", "azure/release"},
+	"azure/fake": {"attestation", "attestation/snp", "attestation/tpm", "azure/akv", "azure/kwp", "azure/release"},
 	"trust": {
 		"attestation/...", "internal/fdpass", "internal/initdata", "internal/tpm2", "internal/version", "policy", "trust/...",
 	},
+	"trust/azure":     {"attestation/snp", "attestation/tdx", "azure/...", "internal/initdata", "policy"},
 	"trust/images":    {"image/pull", "image/registry", "internal/initdata", "policy", "trust/config", "trust/wire"},
 	"trust/workload":  {"attestation/kbs/client", "internal/fdpass", "policy", "trust/wire"},
 	"trust/config":    {"attestation/kbs", "internal/initdata"},

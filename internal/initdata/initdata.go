@@ -40,6 +40,9 @@ const (
 	FileCDH = "cdh.toml"
 )
 
+// FileAzure says how a guest reaches Azure's services for the endpoints of docs/azure.md.
+const FileAzure = "azure.toml"
+
 // FileRego is the file, by CoCo's name, with a policy that is written for Kata's agent.
 const FileRego = "policy.rego"
 

@@ -70,7 +70,7 @@ func example() *policy.Policy {
 			Linux: policy.Linux{Seccomp: []string{policy.NoSeccomp}},
 			Workload: policy.Workload{
 				Resources: []string{"kbs:///a/b/c"}, Calls: []string{policy.CallToken, policy.CallEvidence},
-				ExportKey: true, Evidence: policy.EvidenceRaw,
+				ExportKey: true, Evidence: policy.EvidenceRaw, Azure: policy.Azure{Calls: []string{policy.AzureRaw}},
 			},
 		}},
 	}
@@ -88,7 +88,8 @@ func TestWhatIsLeftToTheHost(t *testing.T) {
 		"warning volume h is", "warning container c exec", "note container c logs", "warning container c stdin",
 		"warning container c env", "warning container c, mount /x content", "warning container c has",
 		"note container c may", "note container c fetches", "warning container c workload.exportKey",
-		"warning container c workload.evidence", "warning container c is",
+		"warning container c workload.evidence", "warning container c workload.azure.calls",
+		"warning container c is",
 	} {
 		if !slices.Contains(got, want) {
 			t.Errorf("lint tells %q, want %q among them", got, want)

@@ -5,6 +5,7 @@ package lint
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/coco-shim/coco/policy"
 )
@@ -30,6 +31,10 @@ func (f *findings) workload(c *policy.Container) {
 	}
 	if w.Evidence == policy.EvidenceRaw {
 		f.warn(at, "workload.evidence is raw: it can attest to any key broker in the pod's name")
+	}
+	if len(w.Azure.Calls) > 0 {
+		f.warn(at, "workload.azure.calls has %s: with reports or tokens for data of its own it gets all keys that vaults "+
+			"release to the pod, whatever workload.azure.keys says", strings.Join(w.Azure.Calls, ", "))
 	}
 	if c.Allow.Exec.Any {
 		f.warn(at, "exec is open: the host can run a program in it that asks for what workload has")

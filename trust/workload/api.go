@@ -44,6 +44,7 @@ type Config struct {
 	// that key.
 	Broker, Tokens Broker
 	Attester       Attester // nil: the guest has none
+	Azure          Azure    // nil: the policy opens nothing of it
 }
 
 // API answers the requests of containers.
@@ -92,6 +93,10 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request, c *policy.Container)
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
+	if c != nil && a.cfg.Azure != nil && a.cfg.Azure.Has(r.URL.Path) {
+		a.azure(w, r, c)
+		return
+	}
 	out, err := a.answer(r, c)
 	if err == nil {
 		h.Set("Content-Type", out.kind)

@@ -150,6 +150,12 @@ func workloadRows(row func(string, string, ...any), w policy.Workload) {
 	for _, r := range w.Resources {
 		row("    secret", "%s", r)
 	}
+	for _, k := range w.Azure.Keys {
+		row("    key of Azure", "https://%s/keys/%s, attested by %s", k.Vault, k.KID, k.MAA)
+	}
+	if len(w.Azure.Calls) > 0 {
+		row("    of Azure", "%s, WITH KEYS OF ITS OWN %s", strings.Join(w.Azure.Calls, " "), strings.Join(w.Azure.MAA, " "))
+	}
 }
 
 func secretText(s policy.Secret) string {

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command ask sends a request and prints the status and the answer in one line. Its arguments are where to connect
-// ("unix" or "tcp4", and the address), the path, and the method where it is not GET.
+// ("unix" or "tcp4", and the address), the path, and, where wanted, the method (else GET) and a body.
 package main
 
 import (
@@ -23,7 +23,8 @@ func main() {
 			return (&net.Dialer{}).DialContext(ctx, os.Args[1], os.Args[2])
 		}},
 	}
-	req, err := http.NewRequest(strings.Join(os.Args[4:], ""), "http://127.0.0.1"+os.Args[3], http.NoBody)
+	more := append(os.Args[4:], "", "")
+	req, err := http.NewRequest(more[0], "http://127.0.0.1"+os.Args[3], strings.NewReader(more[1]))
 	if err != nil {
 		fmt.Println(err)
 		return
