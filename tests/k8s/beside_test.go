@@ -57,7 +57,7 @@ spec:
     volumeMounts: [{name: host, mountPath: /host, readOnly: true}, {name: none, mountPath: /masked}]
   - name: image
     image: IMAGE
-    command: [sh, -c, "stat -c '%s %a' /img/model; ls /img/many | wc -l; touch /img/x || echo read-only"]
+    command: [sh, -c, "stat -c '%s %a' /img/model; ls /img/many | wc -l; touch /img/x 2>&1 || echo read-only"]
     volumeMounts: [{name: model, mountPath: /img}]
   - name: routes
     image: IMAGE
@@ -189,7 +189,8 @@ func searched(message string) string {
 func besidePage(runc, coco map[string]string) string {
 	var b strings.Builder
 	intro := suite.Intro("make k8s-beside", "What users of Kubernetes met ([boundaries](../decisions/boundaries.md), C), "+
-		"row by row, under a kubelet of Kubernetes "+kube.Version+" with containerd "+primary)
+		"row by row, under a kubelet of Kubernetes "+kube.Version+" with containerd "+primary+". The kubelet evicts no "+
+		"static pod; `TestPodsOverTheirLimitsAreEvictedAlone` shows limits of ephemeral-storage in a cluster")
 	fmt.Fprintf(&b, "# A pod under runc and under coco\n\n%s\n\n| row | runc | coco |\n|---|---|---|\n", intro)
 	cell := func(s string) string {
 		s = strings.NewReplacer("|", "/", "\n", "; ").Replace(strings.TrimSuffix(strings.TrimSpace(s), "<nil>"))

@@ -211,11 +211,11 @@ func (c client) copies() {
 	}
 }
 
-// TestAFullEmptyDirEvictsItsPodAlone: the kubelet sees what the guest's encrypted disk takes on the host.
-func TestAFullEmptyDirEvictsItsPodAlone(t *testing.T) {
+// TestPodsOverTheirLimitsAreEvictedAlone: the kubelet sees what the guest's encrypted disk takes on the host.
+func TestPodsOverTheirLimitsAreEvictedAlone(t *testing.T) {
 	c := client{cluster(t), t}
 	noLeaks(t, c.Node)
-	pod := func(name, command, limit string) string {
+	pod := func(name, command, volume, storage string) string {
 		return fmt.Sprintf(`---
 apiVersion: v1
 kind: Pod
@@ -229,16 +229,21 @@ spec:
     image: IMAGE
     command: [sh, -c, %q]
     volumeMounts: [{name: v, mountPath: /v}]
+    resources: {limits: {ephemeral-storage: %s}}
   volumes: [{name: v, emptyDir: {%s}}]
-`, name, command, limit)
+`, name, command, storage, volume)
 	}
-	c.apply(pod("fills", "head -c 100000000 /dev/urandom >/v/f; sync; sleep 1000", "sizeLimit: 32Mi")+
-		pod("lives", "echo kept >/v/f; sleep 1000", ""), "fills", "lives")
+	c.apply(pod("fills", "head -c 100000000 /dev/urandom >/v/f; sync; sleep 1000", "sizeLimit: 32Mi", "1Gi")+
+		pod("writes", "head -c 100000000 /dev/urandom >/f; sync; sleep 1000", "", "32Mi")+
+		pod("lives", "echo kept >/v/f; sleep 1000", "", "1Gi"), "fills", "writes", "lives")
 	c.do("", "wait", "--for=condition=Ready", "pod/lives", "--timeout=180s")
-	c.do("", "wait", "--for=jsonpath={.status.reason}=Evicted", "pod/fills", "--timeout=240s")
-	if why := c.do("", "get", "pod", "fills", "-o", "jsonpath={.status.message}"); !strings.Contains(why,
-		"exceeds the limit") {
-		t.Errorf("the eviction's message is %q", why)
+	for name, want := range map[string]string{"fills": "exceeds the limit", "writes": "ephemeral local storage"} {
+		c.do("", "wait", "--for=jsonpath={.status.reason}=Evicted", "pod/"+name, "--timeout=240s")
+		why := c.do("", "get", "pod", name, "-o", "jsonpath={.status.message}")
+		if !strings.Contains(why, want) {
+			t.Errorf("the eviction's message is %q, want %q", why, want)
+		}
+		t.Logf("%s: %s", name, why)
 	}
 	if got := c.do("", "exec", "lives", "--", "cat", "/v/f"); got != "kept" {
 		t.Errorf("the other pod's file holds %q", got)
