@@ -142,6 +142,7 @@ stage: build image ## like install, into dist/prefix, for the tests and the demo
 .PHONY: setup
 setup: ## packages and other versions of containerd, QEMU and Docker that the tests need
 	tests/setup.sh packages containerd-1.7 containerd-2.1 containerd-2.4 qemu-10.0 qemu-11.1 virtiofsd-1.13 docker podman python
+	cd tests/azkeys && $(GO) mod download
 
 .PHONY: demo
 demo: ## set up everything, boot a microVM and run a container in it
@@ -154,6 +155,10 @@ demo-secret: ## a broker, and pods on platform vtpm that get their secrets or ar
 .PHONY: demo-attest
 demo-attest: ## an unprivileged container on platform vtpm shows its claims: evidence, verified, and the broker's token
 	tests/demo-attest.sh
+
+.PHONY: demo-azure
+demo-azure: ## containers of a pod get keys of Azure's vault from their guest, or are refused; the services are fakes
+	tests/demo-azure.sh
 
 # Test programs run one at a time, under a lock: they boot VMs and look for what others leave behind. Meanwhile the second
 # processor compiles what comes next, checks the code, and compiles Kubernetes, which only the last package needs.
