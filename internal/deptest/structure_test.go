@@ -63,9 +63,12 @@ var edges = Edges{
 	"policy/engine": {
 		"policy", "policy/compare", "policy/copies", "api/...", "internal/...",
 	},
-	"policy/signed":        {},
-	"policy/decisions":     {"internal/words"},
-	"policy/gen":           {"api/agent", "api/contract", "plan/request", "plan/volume", "policy", "policy/gen/..."},
+	"policy/signed":    {},
+	"policy/decisions": {"internal/words"},
+	"policy/gen":       {"api/agent", "api/contract", "plan/request", "plan/volume", "policy", "policy/gen/..."},
+	"policy/gen/engine": { // converts what an engine wrote as gen converts what it predicts
+		"api/agent", "api/contract", "plan/request", "plan/volume", "policy", "policy/gen",
+	},
 	"policy/gen/filters":   {},
 	"policy/gen/manifest":  {},
 	"policy/gen/predict":   {"api/contract", "policy"},
@@ -247,8 +250,15 @@ var edges = Edges{
 	"cmd/coco/internal/secret": {"attestation/sealed", "cmd/coco/internal/cli", "cmd/coco/internal/show"},
 	"cmd/coco/internal/policy": {
 		"api/contract", "cmd/coco/internal/cli", "cmd/coco/internal/measure", "cmd/coco/internal/pods",
-		"cmd/coco/internal/policy/foresee", "cmd/coco/internal/progress", "cmd/coco/internal/show",
-		"cmd/coco/internal/signer", "configs", "image/resolve", "internal/initdata", "policy/...", "trust/config",
+		"cmd/coco/internal/policy/...", "cmd/coco/internal/progress", "cmd/coco/internal/show",
+		"cmd/coco/internal/signer", "configs", "internal/initdata", "policy/...", "trust/config",
+	},
+	"cmd/coco/internal/policy/container": { // its own command: package policy is as large as packages get
+		"cmd/coco/internal/cli", "cmd/coco/internal/policy/images", "cmd/coco/internal/progress", "internal/initdata",
+		"policy", "policy/gen/engine",
+	},
+	"cmd/coco/internal/policy/images": { // the flags that gen and gen container have in common
+		"cmd/coco/internal/progress", "image/resolve", "policy", "policy/gen", "policy/gen/predict",
 	},
 	"cmd/coco/internal/policy/foresee": {
 		"api/agent", "cmd/coco/internal/cli", "internal/foresee", "policy", "policy/compare", "policy/engine",

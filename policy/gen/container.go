@@ -49,7 +49,7 @@ func (g *generator) container(c *corev1.Container) (policy.Container, error) {
 	if err != nil {
 		return policy.Container{}, err
 	}
-	out.Image = policy.Image{Manifest: img.Manifest, Layers: layers(img.Layers)}
+	out.Image = policy.Image{Manifest: img.Manifest, Layers: Layers(img.Layers)}
 	if g.Options.GuestPull {
 		out.Image.Pull = img.Repository
 	}
@@ -73,8 +73,8 @@ func expectSealed(c *policy.Container) {
 	}
 }
 
-// layers lists the root hashes as the agent mounts them: the topmost first, each once.
-func layers(lowestFirst []string) (out []string) {
+// Layers lists the root hashes as the agent mounts them: the topmost first, each once.
+func Layers(lowestFirst []string) (out []string) {
 	for _, l := range slices.Backward(lowestFirst) {
 		if !slices.Contains(out, l) {
 			out = append(out, l)
@@ -108,8 +108,8 @@ func (g *generator) converted(
 	})
 	oci := req.GetOCI()
 	out := policy.Container{
-		Name: c.Name, Process: g.process(oci.GetProcess()), Linux: linux(oci.GetLinux()),
-		ReadonlyRfs: oci.GetRoot().GetReadonly(), Annotations: annotations(oci.GetAnnotations()),
+		Name: c.Name, Process: g.process(oci.GetProcess()), Linux: Linux(oci.GetLinux()),
+		ReadonlyRfs: oci.GetRoot().GetReadonly(), Annotations: Annotations(oci.GetAnnotations()),
 		Hostname: oci.GetHostname() != "", Disks: slices.Sorted(maps.Keys(disks)),
 	}
 	if req.GetSandboxPidns() {
@@ -119,24 +119,25 @@ func (g *generator) converted(
 		pm := sources[i]
 		pm.Destination, pm.Type, pm.Options = m.GetDestination(), m.GetType(), m.GetOptions()
 		if pm.Source == (policy.Source{}) {
-			pm.Source = fixedSource(m)
+			pm.Source = FixedSource(m)
 		}
 		out.Mounts = append(out.Mounts, pm)
 	}
 	return out, nil
 }
 
-// fixedSource is the source of a mount that is no volume and no copy.
-func fixedSource(m *agent.Mount) policy.Source {
+// FixedSource is the source of a mount that is no volume and no copy.
+func FixedSource(m *agent.Mount) policy.Source {
 	if m.GetSource() == contract.ShmDir {
 		return policy.Source{Shm: true}
 	}
 	return policy.Source{Is: &m.Source}
 }
 
-func (g *generator) process(p *agent.Process) policy.Process {
+// Process takes over the process of a request, without its environment.
+func Process(p *agent.Process) policy.Process {
 	u, caps := p.GetUser(), p.GetCapabilities()
-	out := policy.Process{
+	return policy.Process{
 		Args: p.GetArgs(), Cwd: p.GetCwd(), TTY: p.GetTerminal(), NoNewPrivileges: p.GetNoNewPrivileges(),
 		User: policy.User{UID: u.GetUID(), GID: u.GetGID(), Groups: u.GetAdditionalGids()},
 		Caps: policy.Caps{
@@ -145,6 +146,10 @@ func (g *generator) process(p *agent.Process) policy.Process {
 		},
 		Rlimits: policy.Rlimits{FromHost: true}, // containerd's CRI passes none
 	}
+}
+
+func (g *generator) process(p *agent.Process) policy.Process {
+	out := Process(p)
 	for _, e := range p.GetEnv() {
 		name, text, _ := strings.Cut(e, "=")
 		v := value(text)
@@ -185,7 +190,8 @@ func (g *generator) apiServer(have []policy.Env) (out []policy.Env) {
 	return out
 }
 
-func linux(l *agent.Linux) policy.Linux {
+// Linux takes over a section of a request, without its filter.
+func Linux(l *agent.Linux) policy.Linux {
 	out := policy.Linux{
 		Sysctls: l.GetSysctl(), Propagation: l.GetRootfsPropagation(),
 		Readonly: policy.Paths{Required: l.GetReadonlyPaths()},
@@ -219,7 +225,8 @@ func isPassed(key string) bool {
 	return strings.HasPrefix(key, "io.coco.") || strings.HasPrefix(key, "io.katacontainers.")
 }
 
-func annotations(all map[string]string) (out []policy.Annotation) {
+// Annotations takes over the annotations of a request.
+func Annotations(all map[string]string) (out []policy.Annotation) {
 	for _, k := range sortedKeys(all) {
 		a := policy.Annotation{Key: k, Value: value(all[k]), Optional: isPassed(k)}
 		switch k {

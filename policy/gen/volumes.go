@@ -361,7 +361,7 @@ func (g *generator) source(c *corev1.Container, img Image, b volume.Bind) (m pol
 			m.Optional = true
 		}
 	case volume.Termination:
-		m.Source.Copy = single(nil) // kubelet makes an empty file
+		m.Source.Copy = Single(nil) // kubelet makes an empty file
 	case volume.Copied:
 		m.Source.Copy, err = g.copied(c, img, b)
 	default:
@@ -370,8 +370,8 @@ func (g *generator) source(c *corev1.Container, img Image, b volume.Bind) (m pol
 	return m, err
 }
 
-// single pins a mount that is one file.
-func single(b []byte) *policy.Content {
+// Single pins a mount that is one file.
+func Single(b []byte) *policy.Content {
 	return &policy.Content{Rule: policy.ContentDigest, Files: []policy.File{{Path: ".", SHA256: digest(b)}}}
 }
 
@@ -385,7 +385,7 @@ func (g *generator) copied(c *corev1.Container, img Image, b volume.Bind) (*poli
 		return nil, nil
 	case "/etc/hostname":
 		if names, _ := predict.Marks(g.meta.Hostname); len(names) == 0 {
-			return single([]byte(g.meta.Hostname + "\n")), nil
+			return Single([]byte(g.meta.Hostname + "\n")), nil
 		}
 		return unpinned(), nil
 	case "/etc/hosts", "/etc/resolv.conf": // have addresses that only the node knows

@@ -9,18 +9,17 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/spf13/cobra"
 
 	"github.com/coco-shim/coco/cmd/coco/internal/cli"
+	"github.com/coco-shim/coco/cmd/coco/internal/policy/container"
+	"github.com/coco-shim/coco/cmd/coco/internal/policy/images"
 	"github.com/coco-shim/coco/cmd/coco/internal/progress"
 	"github.com/coco-shim/coco/cmd/coco/internal/show"
 	"github.com/coco-shim/coco/cmd/coco/internal/signer"
-	"github.com/coco-shim/coco/image/resolve"
 	"github.com/coco-shim/coco/internal/initdata"
 	"github.com/coco-shim/coco/policy"
 	"github.com/coco-shim/coco/policy/gen"
@@ -30,12 +29,12 @@ import (
 
 // genOptions are the flags of coco policy gen.
 type genOptions struct {
-	images                          []string
-	platform, cache                 string
-	offline, insecure, lock, asJSON bool
-	allow, seccomp                  []string
-	output, class, algorithm        string
-	base, config                    string
+	images                   images.Flags
+	lock, asJSON             bool
+	allow                    images.Allow
+	seccomp                  []string
+	output, class, algorithm string
+	base, config             string
 	gen.Options
 }
 
@@ -48,14 +47,6 @@ const (
 )
 
 var forms = []string{formManifest, formAnnotation, formInitdata, formPolicy}
-
-// capabilities are the words of --allow.
-var capabilities = map[string]func(*gen.Allow) *bool{
-	"exec": func(a *gen.Allow) *bool { return &a.Exec }, "logs": func(a *gen.Allow) *bool { return &a.Logs },
-	"stdin": func(a *gen.Allow) *bool { return &a.Stdin }, "stats": func(a *gen.Allow) *bool { return &a.Stats },
-	"debug": func(a *gen.Allow) *bool { return &a.Debug }, "copy": func(a *gen.Allow) *bool { return &a.Copy },
-	"port-forward": func(a *gen.Allow) *bool { return &a.PortForward },
-}
 
 func genCommand() *cobra.Command {
 	var o genOptions
@@ -82,19 +73,14 @@ func genCommand() *cobra.Command {
 		},
 	}
 	o.flags(cmd)
+	cmd.AddCommand(container.Command())
 	return cmd
 }
 
 func (o *genOptions) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringArrayVar(&o.images, "images", nil,
-		"OCI layout or docker archive with images, before registries; may be repeated")
-	f.StringVar(&o.platform, "platform", "linux/amd64", "platform of an index's image")
-	f.BoolVar(&o.offline, "offline", false, "ask no registry")
-	f.BoolVar(&o.insecure, "insecure-registry", false, "ask registries by HTTP")
-	f.StringVar(&o.cache, "cache", defaultCache(),
-		"directory with the results of images that were read before; \"\": none")
-	f.StringSliceVar(&o.allow, "allow", nil, "open capabilities: "+strings.Join(capabilityNames(), ", "))
+	o.images.Add(f)
+	o.allow.Add(f)
 	f.StringArrayVar(&o.seccomp, "seccomp", nil,
 		"file with the filter that RuntimeDefault is on the nodes (a container's specification, as ctr container info\n"+
 			"prints it), or PROFILE=FILE for a profile of type Localhost; may be repeated")
@@ -126,22 +112,6 @@ func (o *genOptions) flags(cmd *cobra.Command) {
 		"configuration of the RuntimeClass: the pods' launch reference values go to stderr, or into --json")
 	f.BoolVar(&o.OldContainerd, "containerd-1", false, "the nodes run containerd 1.x")
 	f.BoolVar(&o.asJSON, "json", false, "print JSON")
-}
-
-func capabilityNames() (out []string) {
-	for name := range capabilities {
-		out = append(out, name)
-	}
-	slices.Sort(out)
-	return out
-}
-
-// defaultCache is where results are kept for this user.
-func defaultCache() string {
-	if d, err := os.UserCacheDir(); err == nil {
-		return filepath.Join(d, "coco", "images")
-	}
-	return ""
 }
 
 // result is what was made for one workload.
@@ -197,12 +167,8 @@ func (o *genOptions) run(cmd *cobra.Command, args []string) error {
 }
 
 func (o *genOptions) check() error {
-	for _, word := range o.allow {
-		open, ok := capabilities[word]
-		if !ok {
-			return fmt.Errorf("--allow %q: known are %s", word, strings.Join(capabilityNames(), ", "))
-		}
-		*open(&o.Allow) = true
+	if err := o.allow.Open(&o.Allow); err != nil {
+		return err
 	}
 	if err := o.filters(); err != nil {
 		return err
@@ -247,13 +213,12 @@ func (o *genOptions) results(cmd *cobra.Command, set *manifest.Set) ([]*result, 
 		checkContainers("--workload", o.Workload.Containers, set.Workloads), signer.Check(o.Secrets, o.Sealed)); err != nil {
 		return nil, err
 	}
-	finder, err := o.finder()
+	steps := progress.New(cmd.ErrOrStderr())
+	finder, err := o.images.Finder(steps)
 	if err != nil {
 		return nil, err
 	}
-	steps := progress.New(cmd.ErrOrStderr())
-	finder.Progress = shown{steps}
-	images := map[string]gen.Image{}
+	found := map[string]gen.Image{}
 	pinned := map[string]string{}
 	var out []*result
 	var errs []error
@@ -263,7 +228,7 @@ func (o *genOptions) results(cmd *cobra.Command, set *manifest.Set) ([]*result, 
 			cmd.PrintErrf("note: %s has another RuntimeClass than %q: it is passed over\n", w, o.class)
 			continue
 		}
-		in := gen.Input{Workload: w, Objects: set, Images: images, Options: o.Options}
+		in := gen.Input{Workload: w, Objects: set, Images: found, Options: o.Options}
 		r, err := o.result(cmd.Context(), finder, in, pinned)
 		if err != nil {
 			errs = append(errs, err)
@@ -296,45 +261,19 @@ func (o *genOptions) unsigned(list []*result) error {
 	return nil
 }
 
-// shown shows the resolver's steps.
-type shown struct{ progress.Shown }
-
-// Step begins a step.
-func (s shown) Step(title string, total int64) resolve.Task { return s.Shown.Step(title, total) }
-
-func (o *genOptions) finder() (*resolve.Finder, error) {
-	platform, err := v1.ParsePlatform(o.platform)
-	if err != nil {
-		return nil, fmt.Errorf("--platform: %w", err)
-	}
-	f := &resolve.Finder{Offline: o.offline, Insecure: o.insecure, Platform: platform, Cache: resolve.Cache(o.cache)}
-	for _, path := range o.images {
-		s, err := resolve.OpenStore(path)
-		if err != nil {
-			return nil, fmt.Errorf("--images: %w", err)
-		}
-		f.Local = append(f.Local, s)
-	}
-	return f, nil
-}
-
 // result makes one policy. Images that are resolved already are in the input.
 func (o *genOptions) result(
-	ctx context.Context, f *resolve.Finder, in gen.Input, pinned map[string]string,
+	ctx context.Context, f *images.Finder, in gen.Input, pinned map[string]string,
 ) (*result, error) {
 	w := in.Workload
 	r := &result{Kind: w.Kind, Namespace: w.Namespace, Name: w.Name, Images: map[string]string{}}
 	for _, ref := range gen.References(w) {
 		if _, ok := in.Images[ref]; !ok {
-			img, err := f.Resolve(ctx, ref)
+			img, as, err := f.Image(ctx, ref)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", w, err)
 			}
-			as := imageOf(img)
-			if as.Repository, err = img.Repository(); err != nil {
-				return nil, fmt.Errorf("%s: %w", w, err)
-			}
-			in.Images[ref], pinned[ref] = as, img.Pinned()
+			in.Images[ref], pinned[ref] = img, as
 		}
 		r.Images[ref] = pinned[ref]
 	}
@@ -347,24 +286,6 @@ func (o *genOptions) result(
 		return nil, fmt.Errorf("%s: %w", w, err)
 	}
 	return r, o.bind(r)
-}
-
-func imageOf(i resolve.Image) gen.Image {
-	out := gen.Image{
-		Manifest: i.Digest, Layers: i.Layers, Files: map[string][]policy.File{},
-		Config: predict.Image{
-			Entrypoint: i.Config.Entrypoint, Cmd: i.Config.Cmd, Env: i.Config.Env, User: i.Config.User,
-			WorkingDir: i.Config.WorkingDir, Passwd: i.Passwd, Group: i.Group,
-		},
-	}
-	for v, files := range i.Volumes {
-		out.Config.Volumes = append(out.Config.Volumes, v)
-		for _, f := range files {
-			out.Files[v] = append(out.Files[v], policy.File{Path: f.Path, SHA256: f.SHA256})
-		}
-	}
-	slices.Sort(out.Config.Volumes)
-	return out
 }
 
 // print writes the results in the form that was asked for.
