@@ -185,6 +185,26 @@ func searched(message string) string {
 	return strings.Join(has, ", ")
 }
 
+// besideRows are the rows in words.
+var besideRows = map[string]string{
+	"absent":            "a command that is absent",
+	"absent in an exec": "a command of an exec that is absent",
+	"directory":         "a command that is a directory",
+	"execs at once":     "40 execs at once",
+	"figure":            "the kubelet's figure for 300 MB in the writable layer is 300 to 400 MB",
+	"image":             "an image volume of 40 MiB and 9000 files",
+	"layer":             "300 MB in the writable layer",
+	"limits":            "limits that nobody asked for (`ulimit -a`, `-Ha`)",
+	"names":             "odd names, owners and times of a hostPath's files; `/dev/null` as one",
+	"oom":               "20 MiB of memory, more wanted",
+	"outputs":           "300 lines on each of stdout and stderr, in their order",
+	"relative":          "a command without a path that is absent",
+	"rights":            "devices and interfaces of a privileged container",
+	"routes":            "rules, a second table and blackhole routes of a network plug-in",
+	"text":              "a command that is a text file",
+	"umask":             "umask of an exec",
+}
+
 // besidePage is the comparison as a page of docs/conformance.
 func besidePage(runc, coco map[string]string) string {
 	var b strings.Builder
@@ -201,7 +221,11 @@ func besidePage(runc, coco map[string]string) string {
 		if ours == of {
 			ours = "the same"
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s |\n", row, of, ours)
+		words := besideRows[row]
+		if words == "" {
+			words = row
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s |\n", words, of, ours)
 	}
 	return b.String()
 }
