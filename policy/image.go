@@ -4,12 +4,17 @@
 package policy
 
 import (
+	"encoding/base64"
 	"slices"
+	"strconv"
 	"strings"
 )
 
 // maxRepository bounds the name of a repository with its registry.
 const maxRepository = 255
+
+// maxPublicKey is more than an RSA key of 8192 bits has.
+const maxPublicKey = 2048
 
 func (p *problems) image(at string, i Image) {
 	if d, ok := strings.CutPrefix(i.Manifest, "sha256:"); !ok || !isHash(d) {
@@ -27,6 +32,50 @@ func (p *problems) image(at string, i Image) {
 	if len(i.Keys) > 0 && i.Pull == "" {
 		p.add(at+".keys", "is for an image that the guest pulls, and pull is missing")
 	}
+	p.signedImage(at, i)
+}
+
+// signedImage checks the members about a signature. coco-trust reads the key, and refuses kinds that it does not know.
+func (p *problems) signedImage(at string, i Image) {
+	if i.SignedBy == "" {
+		if i.Tag != "" || i.MinVersion != "" {
+			p.add(at+".signedBy", "is missing, and tag and minVersion are for signed images")
+		}
+		return
+	}
+	if i.Pull == "" {
+		p.add(at+".signedBy", "is for an image that the guest pulls, and pull is missing")
+	}
+	if der, err := base64.StdEncoding.Strict().DecodeString(i.SignedBy); err != nil || len(der) > maxPublicKey {
+		p.add(at+".signedBy", "is not base64 of a public key of at most %d bytes", maxPublicKey)
+	}
+	if !isTag(i.Tag) {
+		p.add(at+".tag", "%s is no tag, under which the registry has the image", clip(i.Tag))
+	}
+	if i.MinVersion != "" && ImageVersion(i.MinVersion) == nil {
+		p.add(at+".minVersion", "%s is not of numbers with dots, such as 1.4.0", clip(i.MinVersion))
+	}
+}
+
+func isTag(s string) bool {
+	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"
+	return s != "" && len(s) <= 128 && strings.Contains(letters, s[:1]) && strings.Trim(s, letters+".-") == ""
+}
+
+// ImageVersion reads the version of an image: up to eight numbers with dots, a "v" in front or not. nil: it is none.
+// The result is compared by slices.Compare; zeros at the end are left out.
+func ImageVersion(s string) (out []uint64) {
+	for part := range strings.SplitSeq(strings.TrimPrefix(s, "v"), ".") {
+		n, err := strconv.ParseUint(part, 10, 63)
+		if err != nil || len(out) == 8 {
+			return nil
+		}
+		out = append(out, n)
+	}
+	for len(out) > 1 && out[len(out)-1] == 0 {
+		out = out[:len(out)-1]
+	}
+	return out
 }
 
 // isRepository checks what the registry's client does not: that the text is one word which names a registry.
@@ -50,11 +99,18 @@ func (p *problems) pulls(list []Container) {
 		if source == "" {
 			continue
 		}
-		if o := known[source]; o != nil && !(slices.Equal(o.Layers, img.Layers) && slices.Equal(o.Keys, img.Keys)) {
-			p.add("containers["+list[i].Name+"].image", "has other layers or keys than the same image of another container")
+		if o := known[source]; o != nil && !o.same(img) {
+			p.add("containers["+list[i].Name+"].image",
+				"has other layers, keys or signers than the same image of another container")
 		}
 		known[source] = img
 	}
+}
+
+// same compares what a guest needs of an image.
+func (i *Image) same(o *Image) bool {
+	return slices.Equal(i.Layers, o.Layers) && slices.Equal(i.Keys, o.Keys) && i.SignedBy == o.SignedBy &&
+		i.Tag == o.Tag && i.MinVersion == o.MinVersion
 }
 
 // Pulled returns the image that a guest pulls from a source, as Image.Source writes it.

@@ -4,6 +4,7 @@
 package policy
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -60,7 +61,79 @@ func TestImagesThatTheGuestPulls(t *testing.T) {
 	second.Name = "second"
 	second.Image.Layers = []string{strings.Repeat("0", 64)}
 	two.Containers = append(two.Containers, second)
-	if err := two.Validate(); err == nil || !strings.Contains(err.Error(), "other layers or keys") {
+	if err := two.Validate(); err == nil || !strings.Contains(err.Error(), "other layers, keys or signers") {
 		t.Errorf("two lists of layers for one image: Validate() = %v", err)
+	}
+}
+
+func TestSignedImages(t *testing.T) {
+	with := func(change func(*Image)) *Policy {
+		p := sample()
+		i := &p.Containers[0].Image
+		i.Pull, i.SignedBy, i.Tag, i.MinVersion = "r.example/app", "a2V5", "stable-1", "1.4.0"
+		change(i)
+		return p
+	}
+	b, err := Encode(with(func(*Image) {}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, err := Load(b); err != nil || p.Containers[0].Image.SignedBy != "a2V5" {
+		t.Errorf("Load() = %v", err)
+	}
+	for what, c := range map[string]struct {
+		change func(*Image)
+		want   string
+	}{
+		"no key":         {func(i *Image) { i.SignedBy = "" }, ".image.signedBy: is missing"},
+		"no tag":         {func(i *Image) { i.Tag = "" }, ".image.tag"},
+		"a path":         {func(i *Image) { i.Tag = "a/b" }, ".image.tag"},
+		"a digest":       {func(i *Image) { i.Tag = "sha256:0" }, ".image.tag"},
+		"a dot in front": {func(i *Image) { i.Tag = ".a" }, ".image.tag"},
+		"no pull":        {func(i *Image) { i.Pull = "" }, ".image.signedBy: is for an image that the guest pulls"},
+		"PEM":            {func(i *Image) { i.SignedBy = "-----BEGIN" }, ".image.signedBy: is not base64"},
+		"a long key":     {func(i *Image) { i.SignedBy = strings.Repeat("AAAA", 1000) }, ".image.signedBy: is not base64"},
+		"no version":     {func(i *Image) { i.MinVersion = "latest" }, ".image.minVersion"},
+		"a pre-release":  {func(i *Image) { i.MinVersion = "1.0-rc1" }, ".image.minVersion"},
+	} {
+		if err := with(c.change).Validate(); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: Validate() = %v, want %q", what, err, c.want)
+		}
+	}
+	for what, change := range map[string]func(*Image){
+		"key": func(i *Image) { i.SignedBy = "b3RoZXI=" }, "tag": func(i *Image) { i.Tag = "x" },
+		"version": func(i *Image) { i.MinVersion = "2" },
+	} {
+		p := with(func(*Image) {})
+		second := p.Containers[0]
+		second.Name = "second"
+		change(&second.Image)
+		p.Containers = append(p.Containers, second)
+		if err := p.Validate(); err == nil || !strings.Contains(err.Error(), "than the same image of another container") {
+			t.Errorf("another %s for one image: Validate() = %v", what, err)
+		}
+	}
+}
+
+func TestVersionsOfImages(t *testing.T) {
+	for i, list := range [][]string{{"0"}, {"1", "v1", "1.0.0"}, {"1.0.1"}, {"1.4", "1.4.0"}, {"1.10"}, {"2"}} {
+		for _, v := range list {
+			if got := ImageVersion(v); slices.Compare(got, ImageVersion(list[0])) != 0 || got == nil {
+				t.Errorf("%s = %v", v, got)
+			}
+			if i > 0 && slices.Compare(ImageVersion("0.9.99"), ImageVersion(v)) >= 0 {
+				t.Errorf("%s is older than 0.9.99", v)
+			}
+		}
+	}
+	if slices.Compare(ImageVersion("1.4"), ImageVersion("1.10")) >= 0 {
+		t.Error("1.10 is older than 1.4")
+	}
+	for _, bad := range []string{
+		"", "v", "x", "1.", ".1", "1..2", "-1", "+1", "1.4-rc1", "1 ", "99999999999999999999", "1.2.3.4.5.6.7.8.9",
+	} {
+		if got := ImageVersion(bad); got != nil {
+			t.Errorf("ImageVersion(%q) = %v", bad, got)
+		}
 	}
 }

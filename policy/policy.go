@@ -148,6 +148,13 @@ type Image struct {
 	// Keys has the keys of the pod's key broker (kbs:///repository/type/tag) with which the guest may decrypt the image
 	// that it pulls.
 	Keys []string `json:"keys,omitempty"`
+	// SignedBy lets the guest run a later image than Manifest: the one that the registry has under Tag, if this key has
+	// signed it for the repository. It is a public key, P-256, P-384, RSA or Ed25519: base64 of its PKIX form. Manifest
+	// and Layers then say no more than for which image the policy was written, and name the request of the host.
+	SignedBy string `json:"signedBy,omitempty"`
+	Tag      string `json:"tag,omitempty"`
+	// MinVersion refuses images whose org.opencontainers.image.version is older: numbers with dots. "": any.
+	MinVersion string `json:"minVersion,omitempty"`
 }
 
 // Source is what a guest pulls: the repository and the digest of the manifest. It is "" for an image of the host's.

@@ -48,6 +48,8 @@ type Config struct {
 // Image is what a policy says of an image.
 type Image struct {
 	Layers []string // root hashes, the topmost first
+	// Signed says that the image is the one which coco-trust finds signed by the policy's key, and Layers is not compared.
+	Signed bool
 	Keys   []string // resources of the key broker that may decrypt it
 }
 
@@ -215,7 +217,13 @@ func (p *Puller) run(ctx context.Context, j *job, name, source string, want Imag
 	if err != nil {
 		return nil, p.after(j, err)
 	}
-	return take(dir, last.Layers, want.Layers)
+	roots := want.Layers
+	if want.Signed {
+		if roots, err = rootsOf(last.Layers); err != nil {
+			return nil, err
+		}
+	}
+	return take(dir, last.Layers, roots)
 }
 
 // after says how far a pull was that has failed.
@@ -287,6 +295,25 @@ func (p *Puller) makeDir(name string) (string, error) {
 		return dir, nil
 	}
 	return dir, os.Chown(dir, cotrust.User, cotrust.User)
+}
+
+// maxLayers is how many layers a root file system may have.
+const maxLayers = 400
+
+// rootsOf returns the root hashes that coco-trust has computed.
+func rootsOf(made []wire.Layer) (out []string, err error) {
+	if len(made) > maxLayers {
+		return nil, fmt.Errorf("the image has %d layers, more than %d: %w", len(made), maxLayers,
+			errdefs.ErrFailedPrecondition)
+	}
+	for _, l := range made {
+		b, err := hex.DecodeString(l.RootHash)
+		if err != nil || len(b) != len(verity.Params{}.RootHash) {
+			return nil, fmt.Errorf("%.80q is no root hash: %w", l.RootHash, errdefs.ErrFailedPrecondition)
+		}
+		out = append(out, l.RootHash)
+	}
+	return out, nil
 }
 
 // take opens the files of layers that are those of the policy.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -82,6 +83,10 @@ func help(mode string) {
 		if err := wire.Read(conn, &a); err == nil {
 			say(wire.PullAnswer{Error: &wire.Failure{Code: wire.Image, Text: "got another's secret"}})
 		}
+	case "nohash":
+		l.RootHash = "../x"
+	case "many":
+		say(wire.PullAnswer{Layers: slices.Repeat([]wire.Layer{l}, 401)})
 	case "two":
 		say(wire.PullAnswer{Layers: []wire.Layer{l, l}})
 	}
@@ -89,6 +94,17 @@ func help(mode string) {
 }
 
 var reaper = sync.OnceValue(reap.New)
+
+// forSigned changes what the policy says of the image: its key decides, and no list of layers.
+func forSigned(p *Puller) *Puller {
+	want := p.cfg.Want
+	p.cfg.Want = func(s string) (Image, bool) {
+		img, ok := want(s)
+		img.Layers, img.Signed = []string{"of the image that the policy was written for"}, true
+		return img, ok
+	}
+	return p
+}
 
 func puller(t *testing.T, mode string) (p *Puller, started *int) {
 	t.Helper()
@@ -259,6 +275,28 @@ func TestAPullThatIsGivenUp(t *testing.T) {
 	}
 	if err := closeAll(got); err != nil {
 		t.Error(err)
+	}
+}
+
+// The layers of a signed image are those that coco-trust has made, and they are opened with their root hashes.
+func TestASignedImage(t *testing.T) {
+	for mode, n := range map[string]int{"good": 1, "other": 1, "two": 2} {
+		p, _ := puller(t, mode)
+		got, err := image(t.Context(), forSigned(p), source)
+		if err != nil || len(got) != n {
+			t.Errorf("%s: image() = %v, %v", mode, got, err)
+		}
+		if err := closeAll(got); err != nil {
+			t.Error(err)
+		}
+	}
+	for mode, want := range map[string]string{
+		"refuses": "[image] no such image", "nohash": "is no root hash", "many": "has 401 layers", "short": "has 4096 bytes",
+	} {
+		p, _ := puller(t, mode)
+		if got, err := image(t.Context(), forSigned(p), source); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: image() = %v, %v, want %q", mode, got, err, want)
+		}
 	}
 }
 

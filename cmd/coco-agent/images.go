@@ -51,7 +51,7 @@ func (g *guest) pullImages(disks *parts.Parts, owner found) {
 		Initdata: owner.initdata, Login: owner.login, Resource: g.provisions.secrets.Get, Dir: imagesDir,
 		Want: func(source string) (pull.Image, bool) {
 			img, ok := e.Pulled(source)
-			return pull.Image{Layers: img.Layers, Keys: img.Keys}, ok
+			return pull.Image{Layers: img.Layers, Keys: img.Keys, Signed: img.SignedBy != ""}, ok
 		},
 	})
 	g.mounts.Images = g.images

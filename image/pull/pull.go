@@ -66,7 +66,9 @@ type Config struct {
 	Dir *os.Root
 	// Progress is told how far the pull is, often; nil: nobody is.
 	Progress func(Progress)
-	Limits   Limits
+	// Version judges what the image says of its version, "" if it says nothing; nil: nobody asks.
+	Version func(string) error
+	Limits  Limits
 }
 
 // Progress is how far a pull is.
@@ -183,6 +185,8 @@ type manifest struct {
 	Config        descriptor      `json:"config"`
 	Layers        []descriptor    `json:"layers"`
 	Manifests     json.RawMessage `json:"manifests"` // of an index
+
+	Annotations map[string]string `json:"annotations"`
 }
 
 type config struct {
@@ -191,6 +195,9 @@ type config struct {
 	RootFS       struct {
 		DiffIDs []string `json:"diff_ids"`
 	} `json:"rootfs"`
+	Config struct {
+		Labels map[string]string `json:"Labels"`
+	} `json:"config"`
 }
 
 // describe reads manifest and configuration.
@@ -231,7 +238,21 @@ func (w *work) describe(ctx context.Context, digest string) ([]descriptor, []str
 			return nil, nil, fmt.Errorf("configuration %s: diff id: %w", m.Config.Digest, err)
 		}
 	}
-	return m.Layers, c.RootFS.DiffIDs, nil
+	return m.Layers, c.RootFS.DiffIDs, w.version(m, c)
+}
+
+// versionKey names the annotation or label with an image's version (OCI image specification, annotations).
+const versionKey = "org.opencontainers.image.version"
+
+func (w *work) version(m manifest, c config) error {
+	if w.Version == nil {
+		return nil
+	}
+	v := m.Annotations[versionKey]
+	if v == "" {
+		v = c.Config.Labels[versionKey]
+	}
+	return w.Version(v)
 }
 
 // layer makes the next layer's file. diff "" stands for an empty layer.

@@ -131,8 +131,9 @@ func isComponent(s string) bool {
 	}
 }
 
-// accepted are the media types of single manifests. An index is not one: the digest that is asked for is a manifest's.
-const accepted = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
+// accepted are the media types of manifests and indexes. Where a manifest is wanted, its reader refuses an index.
+const accepted = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json, " +
+	"application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json"
 
 // Manifest returns the bytes with a digest, "sha256:…".
 func (r *Repository) Manifest(ctx context.Context, digest string) ([]byte, error) {
@@ -141,6 +142,40 @@ func (r *Repository) Manifest(ctx context.Context, digest string) ([]byte, error
 		return nil, fmt.Errorf("manifest %s of %s: %w", digest, r.name, err)
 	}
 	return b, nil
+}
+
+// Tagged returns the manifest or index that the registry has under a tag now, and its digest. Nothing is known of it
+// but that: the caller has to have another reason to believe in the digest.
+func (r *Repository) Tagged(ctx context.Context, tag string) (text []byte, digest string, err error) {
+	if text, err = r.any(ctx, "/manifests/"+url.PathEscape(tag), MaxManifest); err != nil {
+		return nil, "", fmt.Errorf("tag %s of %s: %w", tag, r.name, err)
+	}
+	sum := sha256.Sum256(text)
+	return text, "sha256:" + hex.EncodeToString(sum[:]), nil
+}
+
+// Referrers returns an index of what refers to a digest, as the registry says. nil: there is nothing.
+func (r *Repository) Referrers(ctx context.Context, digest string) ([]byte, error) {
+	if err := CheckDigest(digest); err != nil {
+		return nil, err
+	}
+	text, err := r.any(ctx, "/referrers/"+digest, MaxManifest)
+	if Missing(err) { // a registry without the API has them under a tag
+		text, _, err = r.Tagged(ctx, strings.Replace(digest, ":", "-", 1))
+	}
+	if Missing(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("referrers of %s in %s: %w", digest, r.name, err)
+	}
+	return text, nil
+}
+
+// Missing says whether the registry does not have what it was asked for.
+func Missing(err error) bool {
+	var s *StatusError
+	return errors.As(err, &s) && s.Status == http.StatusNotFound
 }
 
 // Small returns a blob whose size is known to fit into memory.
@@ -159,6 +194,16 @@ func (r *Repository) small(ctx context.Context, path, digest string, most int64)
 	if err := CheckDigest(digest); err != nil {
 		return nil, err
 	}
+	text, err := r.any(ctx, path, most)
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(text)
+	return text, compare(digest, sum[:])
+}
+
+// any returns bytes of which nothing is known.
+func (r *Repository) any(ctx context.Context, path string, most int64) ([]byte, error) {
 	b := &body{repo: r, ctx: ctx, path: path, size: -1}
 	defer b.Close()
 	text, err := io.ReadAll(io.LimitReader(b, most+1))
@@ -168,8 +213,7 @@ func (r *Repository) small(ctx context.Context, path, digest string, most int64)
 	if int64(len(text)) > most {
 		return nil, fmt.Errorf("has more than %d bytes", most)
 	}
-	sum := sha256.Sum256(text)
-	return text, compare(digest, sum[:])
+	return text, nil
 }
 
 // Blob returns a reader of a blob. Its end is io.EOF only if all bytes were those of the digest and there were as many

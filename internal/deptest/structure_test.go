@@ -207,8 +207,10 @@ var edges = Edges{
 	"trust": {
 		"attestation/...", "internal/fdpass", "internal/initdata", "internal/tpm2", "internal/version", "policy", "trust/...",
 	},
-	"trust/azure":     {"attestation/snp", "attestation/tdx", "azure/...", "internal/initdata", "policy"},
-	"trust/images":    {"image/pull", "image/registry", "internal/initdata", "policy", "trust/config", "trust/wire"},
+	"trust/azure": {"attestation/snp", "attestation/tdx", "azure/...", "internal/initdata", "policy"},
+	"trust/images": {
+		"image/pull", "image/registry", "image/sign", "internal/initdata", "policy", "trust/config", "trust/wire",
+	},
 	"trust/workload":  {"attestation/kbs/client", "internal/fdpass", "policy", "trust/wire"},
 	"trust/config":    {"attestation/kbs", "internal/initdata"},
 	"trust/wire":      {},

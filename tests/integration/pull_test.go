@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -24,9 +25,15 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/coco-shim/coco/image/resolve"
+	"github.com/coco-shim/coco/image/sign"
 	"github.com/coco-shim/coco/internal/initdata"
 	"github.com/coco-shim/coco/internal/testimage"
 	"github.com/coco-shim/coco/policy"
@@ -99,6 +106,29 @@ func (r *podRegistry) behave(wrong func(w http.ResponseWriter, r *http.Request) 
 	r.wrong, r.asked = wrong, nil
 }
 
+// remote are the options of a client that trusts the registry.
+func (r *podRegistry) remote(t *testing.T) remote.Option {
+	t.Helper()
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM([]byte(r.cert))
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}
+	t.Cleanup(transport.CloseIdleConnections)
+	return remote.WithTransport(transport)
+}
+
+// store puts an image into the registry under a tag.
+func (r *podRegistry) store(t *testing.T, tag string, img v1.Image) name.Reference {
+	t.Helper()
+	ref, err := name.ParseReference(r.host + "/team/app:" + tag)
+	if err == nil {
+		err = remote.Write(ref, img, r.remote(t))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ref
+}
+
 // push puts an image into the registry, and returns what a policy pins of it.
 func (r *podRegistry) push(t *testing.T, im testimage.Image) policy.Image {
 	t.Helper()
@@ -106,17 +136,7 @@ func (r *podRegistry) push(t *testing.T, im testimage.Image) policy.Image {
 	if err != nil {
 		t.Fatal(err)
 	}
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM([]byte(r.cert))
-	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}
-	defer transport.CloseIdleConnections()
-	ref, err := name.ParseReference(r.host + "/team/app:1")
-	if err == nil {
-		err = remote.Write(ref, img, remote.WithTransport(transport))
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	ref := r.store(t, "1", img)
 	archive := filepath.Join(t.TempDir(), "app.tar")
 	if err := im.WriteFile(archive, ref.String()); err != nil {
 		t.Fatal(err)
@@ -138,6 +158,44 @@ func (r *podRegistry) push(t *testing.T, im testimage.Image) policy.Image {
 		layers[len(layers)-1-i] = l // a policy has the topmost first
 	}
 	return policy.Image{Manifest: digest.String(), Layers: layers, Pull: r.host + "/team/app"}
+}
+
+// release puts an image of a version under the tag stable, and cosign's payload of a signer for it, if there is one.
+func (r *podRegistry) release(t *testing.T, im testimage.Image, version string, by *sign.Signer) {
+	t.Helper()
+	img, err := im.Build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, ok := mutate.Annotations(img, map[string]string{"org.opencontainers.image.version": version}).(v1.Image)
+	if !ok {
+		t.Fatal("no image")
+	}
+	r.store(t, "stable", img)
+	if by == nil {
+		return
+	}
+	digest, err := img.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	about := sign.Image{Repository: r.host + "/team/app", Digest: digest.String()}
+	text, err := sign.Payload(about)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sig, err := by.Sign(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	statement, err := mutate.Append(mutate.MediaType(empty.Image, types.OCIManifestSchema1), mutate.Addendum{
+		Layer: static.NewLayer(text, sign.PayloadType), MediaType: sign.PayloadType,
+		Annotations: map[string]string{sign.SignatureAnnotation: base64.StdEncoding.EncodeToString(sig)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.store(t, sign.Tag(about), statement)
 }
 
 // config is that of a pod whose initdata has a policy and the registry's CA.
@@ -203,6 +261,30 @@ func TestAGuestPullsItsImage(t *testing.T) {
 		return true
 	})
 	refused(t, runIn(t, d, netns, config, command...), "the registry sent bytes with digest sha256:44136fa")
+
+	// A later image runs under a policy with the key that has signed it, and not without a signature.
+	r.behave(nil)
+	signer, err := sign.NewSigner()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, public, err := signer.PEM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(public)
+	at := &p.Containers[0].Image
+	at.SignedBy, at.Tag, at.MinVersion = base64.StdEncoding.EncodeToString(block.Bytes), "stable", "1.4"
+	bySigner := r.config(t, p)
+	later := im.WithLayer(testimage.File{Path: "pulled", Mode: 0o644, Data: []byte("a later one\n")})
+	r.release(t, later, "1.4.1", &signer)
+	got = runIn(t, d, netns, bySigner, command...)
+	if got.Code != 0 || got.Stdout != "a later one\nin the guest\n" {
+		t.Errorf("a later image that is signed: %+v", got)
+	}
+	r.release(t, later, "1.5", nil)
+	refused(t, runIn(t, d, netns, bySigner, command...), "the image has no signature")
+	at.SignedBy, at.Tag, at.MinVersion = "", "", ""
 
 	// A policy with other root hashes than the image has: the layer is not mounted.
 	r.behave(nil)

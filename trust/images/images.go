@@ -91,11 +91,18 @@ func (p *puller) pull(ctx context.Context, s wire.Setup) ([]wire.Layer, error) {
 		return nil, err
 	}
 	defer dir.Close()
+	reach := registry.Config{Transport: p.transport(how), Login: logins.find}
+	digest := img.Manifest
+	if img.SignedBy != "" {
+		if digest, err = signed(ctx, reach, img); err != nil {
+			return nil, err
+		}
+	}
 	made, err := pull.Image(ctx, pull.Config{
-		Registry: registry.Config{Transport: p.transport(how), Login: logins.find},
-		Keys:     func(_ context.Context, kid string) ([]byte, error) { return p.key(img, kid) },
-		Dir:      dir, Progress: p.progress,
-	}, img.Pull, img.Manifest)
+		Registry: reach, Version: newEnough(img.MinVersion),
+		Keys: func(_ context.Context, kid string) ([]byte, error) { return p.key(img, kid) },
+		Dir:  dir, Progress: p.progress,
+	}, img.Pull, digest)
 	if err != nil {
 		return nil, err
 	}

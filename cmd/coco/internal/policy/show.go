@@ -90,6 +90,14 @@ func table(out io.Writer, n named) error {
 func containerRows(row func(string, string, ...any), c policy.Container) {
 	row("CONTAINER "+c.Name, "%s, restarted %s", c.Kind, c.Restart)
 	row("  image", "%s", c.Image.Manifest)
+	if c.Image.SignedBy != "" {
+		least := "of any version"
+		if c.Image.MinVersion != "" {
+			least = "from version " + c.Image.MinVersion
+		}
+		row("    or", "%s:%s %s, signed by %s; the layers are then those of that image", c.Image.Pull, c.Image.Tag, least,
+			c.Image.SignedBy)
+	}
 	for i, l := range c.Image.Layers {
 		row(fmt.Sprintf("    layer %d", len(c.Image.Layers)-i), "%s", l)
 	}
