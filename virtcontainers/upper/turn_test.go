@@ -65,7 +65,7 @@ func TestAMergeThatTheKernelHoldsIsGivenUp(t *testing.T) {
 	served := make(chan error, 1)
 	go func() {
 		served <- w.Serve(func() error {
-			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
 			err := p.Do(ctx, func() error {
 				_, err := p.Bring(bytes.NewReader(in), small)
