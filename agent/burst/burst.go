@@ -11,6 +11,8 @@ package burst
 import (
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
+	"strings"
 	"sync"
 	"time"
 
@@ -58,6 +60,51 @@ func (w *Watch) note() {
 func giveBack() {
 	runtime.GC()
 	debug.FreeOSMemory()
+	for range tries {
+		if free, released := idle(); free <= spare() || free+released > most {
+			return
+		}
+		useIdle()
+		debug.FreeOSMemory()
+	}
+}
+
+// Sizes of the runtime's heap.
+const (
+	cached = 512 << 10 // free pages that each processor may keep for itself
+	block  = 32 << 10  // the biggest of the runtime's size classes
+	tries  = 4         // the scavenger can come between each time
+	most   = 48 << 20  // of unused heap: useIdle can make it grow by 4 MiB of addresses
+)
+
+// spare is how much stays free in the heap: what processors keep, and as much in pieces that are smaller than a block.
+func spare() uint64 { return uint64(max(0, runtime.GOMAXPROCS(0))+1) * cached }
+
+// useIdle allocates the heap's unused pages in blocks, without touching them, and drops them.
+//
+// FreeOSMemory passes over a part of the heap (4 MiB) that the runtime's own scavenger has marked as done, until a page
+// in it is freed again. The scavenger does so wrongly when pages are freed above the place where it searches: it only
+// goes down from there. Megabytes then stay for good (Go 1.26, runtime/mgcscavenge.go: find, scavengeOne, setEmpty).
+// Freeing a block in each part removes the marks.
+func useIdle() {
+	free, released := idle()
+	blocks := make([]strings.Builder, (free+released)/block)
+	for i := range blocks {
+		if free, released = idle(); free+released < spare() {
+			break // the heap would have to grow
+		}
+		blocks[i].Grow(block) // does not clear it, as make would
+	}
+	runtime.KeepAlive(blocks)
+}
+
+// idle is how many bytes the heap has that are not in use: those that it holds, and those that the kernel has back.
+func idle() (free, released uint64) {
+	s := []metrics.Sample{
+		{Name: "/memory/classes/heap/free:bytes"}, {Name: "/memory/classes/heap/released:bytes"},
+	}
+	metrics.Read(s)
+	return s[0].Value.Uint64(), s[1].Value.Uint64()
 }
 
 // Close ends the wait.
