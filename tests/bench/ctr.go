@@ -108,8 +108,8 @@ func benchMemory(ctx context.Context, b *bench) ([]Figure, error) {
 			beyond(alive.memory)),
 		alone("memory", "translated code, only under emulation", "MiB", "≤ 128", v["jit"]/mib),
 		alone("memory", "agent RSS, at boot", "MiB", "", rss),
-		alone("memory", "guest memory in use at idle (MemTotal − MemAvailable)", "MiB", "≤ 64",
-			(guestRAM["MemTotal"]-guestRAM["MemAvailable"])/mib),
+		alone("memory", "guest memory in use at idle (MemTotal − MemAvailable − free pages of processors)", "MiB", "≤ 64",
+			(guestRAM["MemTotal"]-guestRAM["MemAvailable"]-guestRAM[cachedPages])/mib),
 	}
 	sizes, err := benchSizes()
 	return append(figures, sizes...), err
@@ -175,15 +175,24 @@ func smaps(pid int) (map[string]float64, error) {
 	return sum, nil
 }
 
+// cachedPages is the key under which guestMeminfo counts the free pages that processors keep for themselves. MemAvailable
+// leaves them out; in a fresh guest they are up to 23 MiB, which go back within half a minute.
+const cachedPages = "cached pages"
+
+// guestMeminfo is /proc/meminfo of a container's guest, in KiB, and cachedPages.
 func (b *bench) guestMeminfo(ctx context.Context, id string) (map[string]float64, error) {
-	r, err := b.ctr(ctx, "task", "exec", "--exec-id", b.id(), id, "cat", "/proc/meminfo")
+	r, err := b.ctr(ctx, "task", "exec", "--exec-id", b.id(), id, "cat", "/proc/meminfo", "/proc/zoneinfo")
 	if err != nil {
 		return nil, err
 	}
 	m := map[string]float64{}
 	for _, l := range strings.Split(r.Stdout, "\n") {
-		if f := strings.Fields(l); len(f) == 3 {
+		switch f := strings.Fields(l); {
+		case len(f) == 3 && f[2] == "kB":
 			m[strings.TrimSuffix(f[0], ":")], _ = strconv.ParseFloat(f[1], 64)
+		case len(f) == 2 && f[0] == "count:": // of a processor's pageset in a zone, in pages of 4 KiB
+			pages, _ := strconv.ParseFloat(f[1], 64)
+			m[cachedPages] += pages * 4
 		}
 	}
 	return m, nil
