@@ -48,7 +48,7 @@ func TestAFailedRemovalBreaksTheGuest(t *testing.T) {
 	}
 }
 
-// What is decided is noted, by ids, with the denial and without what was asked; health checks are not.
+// Decisions are noted by ids, with the denial and without the request's content; health checks are not noted.
 func TestDecisionsAreNoted(t *testing.T) {
 	const canary = "canary-91"
 	hostname := "a"

@@ -29,7 +29,7 @@ var seed = maphash.MakeSeed()
 // errReplaced is the error of a file that another one has replaced while it was looked at.
 var errReplaced = errors.New("it was replaced while it was read")
 
-// remember begins the memory of a stream. What a process writes into memory that it has mapped changes a file's time
+// remember begins the memory of a stream. A write into a mapped page changes a file's time
 // only once until the page is written to its disk: so everything is written first. Where there is no disk, nothing is
 // noted.
 func (t *tree) remember(fd int) error {

@@ -16,7 +16,7 @@ const (
 	GreetingFull = "no"
 )
 
-// What the shim may ask PortUpper for: all files of a container that has ended or is paused; all files of one that may
+// Requests of the shim on PortUpper: all files of a container that has ended or is paused; all files of one that may
 // run; of such a one those that have changed since the last stream, the rest of which is named.
 const (
 	UpperStill   = 1

@@ -55,7 +55,7 @@ func TestAddressesHaveTheirShare(t *testing.T) {
 	}
 }
 
-// What cannot be written into the audit log does not happen.
+// A change that cannot be written into the audit log does not happen.
 func TestNoChangeWithoutAudit(t *testing.T) {
 	w := begin(t, true, nil)
 	if err := w.b.cfg.Audit.Close(); err != nil {

@@ -24,7 +24,7 @@ import (
 	"time"
 )
 
-// What the broker has to bear on two cores, beside the program that asks it.
+// Load that the broker has to bear on two cores, beside the program that asks it.
 const (
 	loadAttestations = 200 // a second
 	loadResources    = 500 // a second

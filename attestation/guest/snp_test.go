@@ -14,7 +14,7 @@ import (
 	"github.com/coco-shim/coco/attestation/snp/snptest"
 )
 
-// What is encoded is read as the same bytes, so that signatures hold.
+// An encoded report is read as the same bytes, so that signatures hold.
 func TestEvidenceIsReadAsItWasWritten(t *testing.T) {
 	for _, s := range []snptest.Spec{
 		{Product: snp.Milan, Version: 2},

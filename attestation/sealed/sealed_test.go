@@ -113,7 +113,7 @@ func TestEveryChangedCharacterIsRefused(t *testing.T) {
 	}
 }
 
-// What the host can do with texts that it has, and with its own.
+// Attacks of a host with sealed texts that it has, and with its own.
 func TestTheHostIsRefused(t *testing.T) {
 	w := newWorld(t)
 	const allowed = "default/db/password"

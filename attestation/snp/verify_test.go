@@ -87,7 +87,7 @@ func TestSienaAndBergamoBelongToGenoa(t *testing.T) {
 	}
 }
 
-// What is allowed explicitly is accepted.
+// A report that is allowed explicitly is accepted.
 func TestEachAllowanceAccepts(t *testing.T) {
 	for _, tc := range []struct {
 		name string

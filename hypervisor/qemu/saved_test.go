@@ -75,8 +75,8 @@ func (h host) key(change func(*hypervisor.VMSpec)) string {
 	return key
 }
 
-// A VM starts only from a template of the very same VM. What belongs to a pod, and is plugged in later, is not part of
-// that.
+// A VM starts only from a template of the very same VM. Devices of a pod, which are plugged in later, are not part
+// of that.
 func TestTemplatesAreOfTheSameVM(t *testing.T) {
 	h := newHost(t)
 	first := h.key(nil)

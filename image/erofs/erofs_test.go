@@ -367,7 +367,7 @@ func TestMissingDirectory(t *testing.T) {
 	}
 }
 
-// What a container has written keeps its times; of an unpacked directory, one with a fraction is that of the unpacking.
+// Files that a container has written keep their times. A directory's time that has a fraction is that of the unpacking.
 func TestTimesOfDirectoriesThatAContainerHasWritten(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.Mkdir(filepath.Join(dir, "d"), 0o755); err != nil {

@@ -47,7 +47,7 @@ func TestTheDigestOfAFilter(t *testing.T) {
 	}
 }
 
-// What RuntimeDefault and a profile of the node are, the owner says, and the policy pins no other filter.
+// The owner says which filters RuntimeDefault and a profile of the node are, and the policy pins no other filter.
 func TestFiltersThatTheOwnerGives(t *testing.T) {
 	const pod = `{apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {automountServiceAccountToken: false,
 		containers: [{name: c, image: i, securityContext: {seccompProfile: PROFILE}}]}}`

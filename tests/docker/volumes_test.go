@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// checkVolumes writes to a named volume, an anonymous one and a directory of the host. What a container writes is
-// there for the next one, under coco and under runc, and what the host writes is there for the container.
+// checkVolumes writes to a named volume, an anonymous one and a directory of the host. The next container
+// sees what one has written, under coco and under runc, and a container sees what the host writes.
 func checkVolumes(t *testing.T, d *daemon) {
 	t.Helper()
 	defer d.docker("rm", "-f", "-v", "keeper")

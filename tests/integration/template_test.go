@@ -317,7 +317,7 @@ func TestTemplatesOnAFullFileSystem(t *testing.T) {
 	}
 }
 
-// What is in the memory of one pod is in no other pod's, and in no template.
+// A canary in the memory of one pod is in no other pod's, and in no template.
 func TestTheMemoryOfAPodIsItsOwn(t *testing.T) {
 	d := daemon(t, primary)
 	noLeaks(t)

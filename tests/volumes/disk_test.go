@@ -31,8 +31,8 @@ func allocated(t *testing.T, name string) int64 {
 	return st.Blocks * 512
 }
 
-// An emptyDir on disk is a file system that the guest makes in a disk that it encrypts. What a
-// container writes to it, to its writable layer and reads from a secret is in no file of the host.
+// An emptyDir on disk is a file system that the guest makes in a disk that it encrypts. No
+// file of the host has what a container writes to it or to its writable layer, or reads from a secret.
 func TestNothingOfAContainerIsInAHostFile(t *testing.T) {
 	p := newPod(t, nil)
 	dir, secret := p.make("empty-dir", "data", 0o777), p.make("secret", "secret", 0o755)

@@ -78,7 +78,7 @@ func write(t *testing.T, name, text string) {
 	must(t, os.WriteFile(name, []byte(text), 0o644))
 }
 
-// What the host writes the container sees, and the other way round; a read-only mount refuses writes; a file
+// The container sees what the host writes, and the other way round; a read-only mount refuses writes; a file
 // is a file; claims that the host has mounted are live as well. The host has no mount of it, at any time.
 func TestLiveFilesOfTheHost(t *testing.T) { daemons(t, liveFiles) }
 

@@ -5,7 +5,7 @@
 // is CoCo's REST API (api-server-rest of guest-components): the same paths, parameters, bodies and status codes.
 //
 // Containers reach it over a Unix socket of their own and, if the policy opens a port, over the guest's loopback
-// address. What a container may ask for stands in its part of the policy (policy.Workload); a container without such a
+// address. A container's part of the policy says what it may ask for (policy.Workload); a container without such a
 // part has no socket, and a pod without any has no port. The agent accepts the connections, finds out whose they are
 // and passes them on (agent/workload). Connections of others are answered with 403, so those of the agent's
 // port-forward.

@@ -3,8 +3,8 @@
 
 // Package tdxtest plays a platform with TDX for tests: keys and certificates of a root of its own, quotes of each type
 // of
-// body, and the documents that Intel would publish on it. What it makes is right unless a test edits it before it is
-// signed, so that a test breaks one thing and all signatures still hold.
+// body, and the documents that Intel would publish on it. A document is right unless a test edits it before it
+// is signed, so that a test breaks one thing and all signatures still hold.
 package tdxtest
 
 import (

@@ -1,9 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package tpmtest plays a TPM for tests: an attestation key and its quotes, in the bytes that a TPM writes. What it
-// makes
-// is right unless a test edits it before it is signed. A test of package tpm holds it to a real one (swtpm).
+// Package tpmtest plays a TPM for tests: an attestation key and its quotes, in the bytes that a TPM writes. A
+// quote is right unless a test edits it before it is signed. A test of package tpm holds it to a real one (swtpm).
 package tpmtest
 
 import (

@@ -34,7 +34,7 @@ func TestSignalsAreReadAsRuncDoes(t *testing.T) {
 	}
 }
 
-// What has no effect on a VM is refused, and the error names it.
+// An option without effect on a VM is refused, and the error names it.
 func TestWhatIsNotSupportedIsRefusedByName(t *testing.T) {
 	for _, tc := range []struct {
 		args []string

@@ -34,8 +34,9 @@ func keyproviderCommand() *cobra.Command {
 		Use:   "keyprovider",
 		Short: "Serve keys to tools that encrypt images with ocicrypt",
 		Long: "Serves ocicrypt's key provider protocol (gRPC, without TLS) until it is ended, so that skopeo, buildah or\n" +
-			"nerdctl encrypt and decrypt images with the keys of --kek. Whoever reaches the address can decrypt with them:\n" +
-			"listen on the loopback interface or a Unix socket only. With this file in OCICRYPT_KEYPROVIDER_CONFIG\n\n" +
+			"nerdctl encrypt and decrypt images with the keys of --kek. Any program that reaches the\n" +
+			"address can decrypt with them: listen on the loopback interface or a Unix socket only. With this file in\n" +
+			"OCICRYPT_KEYPROVIDER_CONFIG\n\n" +
 			`  {"key-providers": {"attestation-agent": {"grpc": "127.0.0.1:50000"}}}` + "\n\n" +
 			"skopeo encrypts with --encryption-key provider:attestation-agent:keyid=KID and decrypts with\n" +
 			"--decryption-key provider:attestation-agent. Of CoCo's parameters keyid and algorithm are known; keys are never\n" +
