@@ -150,11 +150,11 @@ demo: ## set up everything, boot a microVM and run a container in it
 
 .PHONY: demo-secret
 demo-secret: ## a broker, and pods on platform vtpm that get their secrets or are refused, with the reasons
-	tests/demo-secret.sh
+	tests/demo-test.sh TestAPodProvesWhatItIsAndGetsItsSecrets
 
 .PHONY: demo-attest
 demo-attest: ## an unprivileged container on platform vtpm shows its claims: evidence, verified, and the broker's token
-	tests/demo-attest.sh
+	tests/demo-test.sh TestAnUnprivilegedContainerShowsItsClaims
 
 .PHONY: demo-azure
 demo-azure: ## containers of a pod get keys of Azure's vault from their guest, or are refused; the services are fakes
