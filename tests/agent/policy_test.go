@@ -310,8 +310,8 @@ func (s *shell) rested(t *testing.T, booted time.Time) int {
 	return s.used(t)
 }
 
-// By how many KiB the guest's memory in use may differ after all attacks, and after the first one. Go's runtime keeps the
-// descriptions of a thousand goroutines and the tables of a heap of 20 MiB for good: 1.5 to 2.4 MiB.
+// By how many KiB the guest's memory in use may differ after all attacks, and after the first one. Go's runtime keeps
+// the descriptions of a thousand goroutines and the tables of a heap of 20 MiB for good: 1.5 to 2.4 MiB.
 const (
 	slack      = 2 << 10
 	firstSlack = 3 << 10

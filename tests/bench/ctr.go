@@ -175,8 +175,8 @@ func smaps(pid int) (map[string]float64, error) {
 	return sum, nil
 }
 
-// cachedPages is the key under which guestMeminfo counts the free pages that processors keep for themselves. MemAvailable
-// leaves them out; in a fresh guest they are up to 23 MiB, which go back within half a minute.
+// cachedPages is the key under which guestMeminfo counts the free pages that processors keep for themselves.
+// MemAvailable leaves them out; in a fresh guest they are up to 23 MiB, which go back within half a minute.
 const cachedPages = "cached pages"
 
 // guestMeminfo is /proc/meminfo of a container's guest, in KiB, and cachedPages.

@@ -141,8 +141,8 @@ func killAtEachMoment(t *testing.T, d *harness.Daemon, flags []string) {
 	}
 }
 
-// startedBefore tells whether the shim had logged the end of a start that succeeded when it or its VMM was killed: on a busy
-// machine the start goes on while the test reads the log and sends the signal.
+// startedBefore tells whether the shim had logged the end of a start that succeeded when it or its VMM was killed: on a
+// busy machine the start goes on while the test reads the log and sends the signal.
 func startedBefore(ctx context.Context, t *testing.T, f *harness.Follower, id string, killed time.Time) bool {
 	t.Helper()
 	line, err := f.Until(ctx, func(l string) bool { return strings.Contains(l, id) && strings.Contains(l, lastOfStart) })
