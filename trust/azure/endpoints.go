@@ -129,7 +129,9 @@ func with(call string) func(*policy.Azure) bool {
 func hasKeys(a *policy.Azure) bool { return len(a.Keys) > 0 }
 
 // Has says whether a path is one of the endpoints.
-func (e *Endpoints) Has(path string) bool { return calls[path].serve != nil }
+func (e *Endpoints) Has(path string) bool {
+	return calls[path].serve != nil || strings.HasPrefix(path, service)
+}
 
 // Answer answers a request of a container: a status, and what is sent as JSON.
 func (e *Endpoints) Answer(ctx context.Context, c *policy.Container, method, path string, body []byte) (int, any) {
@@ -148,6 +150,8 @@ func (e *Endpoints) Answer(ctx context.Context, c *policy.Container, method, pat
 func (e *Endpoints) answer(ctx context.Context, c *policy.Container, method, path string, body []byte) (any, error) {
 	call := calls[path]
 	switch {
+	case call.serve == nil:
+		return nil, refuse(http.StatusNotFound, "%.100q is a call of gRPC", path)
 	case !call.opens(&c.Workload.Azure):
 		return nil, refuse(http.StatusNotFound, "the policy does not open %s to container %s: containers[%s].workload.azure",
 			path, c.Name, c.Name)
@@ -238,8 +242,13 @@ func (e *Endpoints) combined(ctx context.Context, _ *policy.Container, body []by
 	if err != nil {
 		return nil, err
 	}
+	return e.attested(ctx, q.runtime)
+}
+
+// attested is the report over runtime data, with all that a verifier needs.
+func (e *Endpoints) attested(ctx context.Context, runtime []byte) (map[string]string, error) {
 	g := &skr.Guest{Report: e.report, Certificates: e.store}
-	ev, err := g.SNP(ctx, q.runtime)
+	ev, err := g.SNP(ctx, runtime)
 	if err != nil {
 		return nil, err
 	}
@@ -332,6 +341,17 @@ func (e *Endpoints) release(ctx context.Context, c *policy.Container, body []byt
 	if err != nil {
 		return nil, err
 	}
+	k, err := e.released(ctx, c, q)
+	if err != nil {
+		return nil, err
+	}
+	defer k.Wipe()
+	text, err := jwk(k)
+	return map[string]string{"key": string(text)}, err
+}
+
+// released gets a key of the policy.
+func (e *Endpoints) released(ctx context.Context, c *policy.Container, q question) (*akv.Key, error) {
 	if !slices.Contains(c.Workload.Azure.Keys, policy.AzureKey{KID: q.KID, Vault: q.Vault, MAA: q.MAA}) {
 		return nil, refuse(http.StatusForbidden, "secure key release failed: the policy does not open key %.200q of %.200q "+
 			"with attestation by %.200q to container %s: containers[%s].workload.azure.keys", q.KID, q.Vault, q.MAA, c.Name,
@@ -347,9 +367,7 @@ func (e *Endpoints) release(ctx context.Context, c *policy.Container, body []byt
 	if err != nil {
 		return nil, fmt.Errorf("secure key release failed: releasing the key %s failed: %w", q.KID, err)
 	}
-	defer k.Wipe()
-	text, err := jwk(k)
-	return map[string]string{"key": string(text)}, err
+	return k, nil
 }
 
 // jwk writes a key as a JSON Web Key.

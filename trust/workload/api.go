@@ -94,7 +94,11 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request, c *policy.Container)
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
 	if c != nil && a.cfg.Azure != nil && a.cfg.Azure.Has(r.URL.Path) {
-		a.azure(w, r, c)
+		if isGRPC(r) {
+			a.grpc(w, r, c)
+		} else {
+			a.azure(w, r, c)
+		}
 		return
 	}
 	out, err := a.answer(r, c)

@@ -20,6 +20,8 @@ type Azure interface {
 	Has(path string) bool
 	// Answer answers a request of a container with a status, and what is sent as JSON.
 	Answer(ctx context.Context, c *policy.Container, method, path string, body []byte) (int, any)
+	// Call answers a call of gRPC with a message, or with a code other than 0 and its text.
+	Call(ctx context.Context, c *policy.Container, path string, message []byte) (out []byte, code int, text string)
 }
 
 // maxBody bounds the body of a request to them. Runtime data are keys, and bearer tokens have a few KiB.

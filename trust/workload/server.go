@@ -165,7 +165,11 @@ func (a *API) Serve(ctx context.Context, file *os.File) error {
 
 // server bounds size and time of a request and its answer.
 func (a *API) server(ctx context.Context) *http.Server {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(a.cfg.Azure != nil) // for gRPC
 	return &http.Server{
+		Protocols: protocols,
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			c, _ := r.Context().Value(containerKey{}).(*policy.Container)
 			if !direct(r) {
