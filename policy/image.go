@@ -80,9 +80,9 @@ func ImageVersion(s string) (out []uint64) {
 
 // isRepository checks what the registry's client does not: that the text is one word which names a registry.
 func isRepository(s string) bool {
-	registry, name, ok := strings.Cut(s, "/")
+	registry, name, _ := strings.Cut(s, "/") // without a slash the name has a part that is ""
 	const letters = "abcdefghijklmnopqrstuvwxyz0123456789"
-	return ok && len(s) <= maxRepository && strings.Trim(registry, letters+"ABCDEFGHIJKLMNOPQRSTUVWXYZ.-:[]") == "" &&
+	return len(s) <= maxRepository && strings.Trim(registry, letters+"ABCDEFGHIJKLMNOPQRSTUVWXYZ.-:[]") == "" &&
 		(registry == "localhost" || strings.ContainsAny(registry, ".:")) &&
 		strings.Trim(name, letters+"._-/") == "" &&
 		!slices.ContainsFunc(strings.Split(name, "/"), func(part string) bool {

@@ -41,6 +41,8 @@ func TestImagesThatTheGuestPulls(t *testing.T) {
 	for what, pull := range map[string]string{
 		"no registry": "team/app", "a tag": "r.example/app:1", "a digest": "r.example/app@sha256:0",
 		"a scheme": "https://r.example/app", "a part without a name": "r.example/a//b", "a way up": "r.example/../b",
+		"a sign at first": "r.example/-a", "a sign at last": "r.example/a-", "a registry of two words": "r x.example/a",
+		"only a registry": "r.example", "one too long": "r.example/" + strings.Repeat("a", maxRepository-9),
 		"upper case": "r.example/App", "a blank": "r.example/a b", "long": "r.example/" + strings.Repeat("a", 300),
 	} {
 		bad := with(func(c *Container) { c.Image.Pull = pull })
@@ -56,13 +58,50 @@ func TestImagesThatTheGuestPulls(t *testing.T) {
 			t.Errorf("%s: Validate() = %v", what, err)
 		}
 	}
-	two := with(func(c *Container) { c.Image.Pull = "r.example/a" })
-	second := two.Containers[0]
-	second.Name = "second"
-	second.Image.Layers = []string{strings.Repeat("0", 64)}
-	two.Containers = append(two.Containers, second)
-	if err := two.Validate(); err == nil || !strings.Contains(err.Error(), "other layers, keys or signers") {
-		t.Errorf("two lists of layers for one image: Validate() = %v", err)
+	for _, pull := range []string{
+		"localhost/a", "r.example/" + strings.Repeat("a", maxRepository-10), "[::1]:5000/a_b/c.d",
+	} {
+		if err := with(func(c *Container) { c.Image.Pull = pull }).Validate(); err != nil {
+			t.Errorf("%s: Validate() = %v", pull, err)
+		}
+	}
+	for _, digest := range []string{someHash, "sha512:" + someHash, "sha256:" + someHash[1:], "sha256:", ""} {
+		bad := with(func(c *Container) { c.Image.Manifest = digest })
+		if err := bad.Validate(); err == nil || !strings.Contains(err.Error(), ".image.manifest") {
+			t.Errorf("manifest %q: Validate() = %v", digest, err)
+		}
+	}
+}
+
+// TestContainersOfOneImage: what the guest pulls once has one list of layers and keys; images of the host's are apart.
+func TestContainersOfOneImage(t *testing.T) {
+	other, key := []string{strings.Repeat("0", 64)}, "kbs:///default/key/a"
+	for what, tc := range map[string]struct {
+		first, second func(*Image)
+		bad           bool
+	}{
+		"the same": {func(i *Image) { i.Pull = "r.example/a" }, func(i *Image) { i.Pull = "r.example/a" }, false},
+		"other layers": {
+			func(i *Image) { i.Pull = "r.example/a" }, func(i *Image) { i.Pull, i.Layers = "r.example/a", other }, true,
+		},
+		"other keys": {
+			func(i *Image) { i.Pull = "r.example/a" }, func(i *Image) { i.Pull, i.Keys = "r.example/a", []string{key} }, true,
+		},
+		"another repository": {
+			func(i *Image) { i.Pull = "r.example/a" }, func(i *Image) { i.Pull, i.Layers = "r.example/b", other }, false,
+		},
+		"the host's": {func(*Image) {}, func(i *Image) { i.Layers = other }, false},
+	} {
+		p := sample()
+		second := p.Containers[0]
+		second.Name = "second"
+		tc.first(&p.Containers[0].Image)
+		tc.second(&second.Image)
+		p.Containers = append(p.Containers, second)
+		err := p.Validate()
+		if (err != nil) != tc.bad || tc.bad && !strings.Contains(err.Error(), "other layers, keys or signers") {
+			t.Errorf("%s: Validate() = %v", what, err)
+		}
 	}
 }
 

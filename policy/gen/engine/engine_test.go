@@ -46,7 +46,8 @@ func nerdctl(id string) *specs.Spec {
 			Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 1, Hard: 2}},
 		},
 		Mounts: []specs.Mount{
-			{Destination: "/proc", Type: "proc", Source: "proc"}, bind("resolv.conf"), bind("hostname"), bind("hosts"),
+			{Destination: "/proc", Type: "proc", Source: "proc"},
+			bind("resolv.conf"), bind("hostname"), bind("hosts"),
 			{Destination: "/dev/shm", Type: "bind", Source: files + "mounts/shm", Options: []string{"rbind"}},
 		},
 		Linux: &specs.Linux{
