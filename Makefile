@@ -86,6 +86,13 @@ check-generate: generate ## fail when the committed generated code is stale
 fuzz-short: ## every fuzz target for FUZZTIME (default 10s) each
 	tests/fuzz.sh $${FUZZTIME:-10s}
 
+FUZZ_POLICY := '^agent/trust FuzzJudge' '^internal/initdata FuzzFromDisk' '^policy FuzzLoad' '^policy/engine FuzzCheck' \
+  '^agent/gate FuzzMessage' '^plan/request FuzzConvert' '^agent/ocispec FuzzSpec'
+
+.PHONY: fuzz-policy
+fuzz-policy: ## what a hostile host hands to the guest's policy, FUZZTIME (default 10m) each; writes docs/conformance/policy-fuzz.md
+	COCO_FUZZ_COMMIT=1 COCO_FUZZ_RECORD=docs/conformance/policy-fuzz.md GOMAXPROCS=1 nice -n 19 tests/fuzz.sh $${FUZZTIME:-10m} $(FUZZ_POLICY)
+
 .PHONY: mutate
 mutate: ## drops each comparison of the policy's evaluator in turn; a test has to notice (minutes); writes docs/conformance/policy-mutations.md
 	$(GO) run ./tests/mutate -reasons tests/mutate/reasons.txt -report docs/conformance/policy-mutations.md

@@ -5,7 +5,8 @@
 #   tests/fuzz.sh 5m agent/ Spec  those whose "package target" matches one of the patterns, in the patterns' order
 #
 # COCO_FUZZ_CPU makes internal/worktest judge processor time too: an input that takes too long is a finding.
-# With COCO_FUZZ_RECORD=docs/fuzzing.md it keeps the table there. A finding ends a target, not the run; the exit status tells.
+# With COCO_FUZZ_RECORD=docs/fuzzing.md it keeps the table there; COCO_FUZZ_COMMIT=1 adds to a row the inputs that found
+# new paths, of all that are kept, and the commit. A finding ends a target, not the run; the exit status tells.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH=$PATH:/usr/local/go/bin CGO_ENABLED=0 COCO_FUZZ_CPU=1
@@ -20,9 +21,10 @@ targets() {
 }
 
 # note replaces a target's row in the record, or adds it.
-note() { # PACKAGE TARGET SECONDS EXECS FINDINGS
+note() { # PACKAGE TARGET SECONDS EXECS FINDINGS INPUTS
   [ -n "$record" ] || return 0
   local row="| $1 | $2 | $(date -u +%F) | $3 s | $4 | $5 |"
+  [ -z "${COCO_FUZZ_COMMIT:-}" ] || row+=" $6 | $(git rev-parse --short=12 HEAD) |"
   if grep -qF "| $1 | $2 |" "$record"; then
     awk -v key="| $1 | $2 |" -v row="$row" 'index($0, key) == 1 { print row; next } { print }' "$record" >"$record.new"
   else
@@ -42,11 +44,12 @@ run() { # PACKAGE TARGET
     findings=$((findings + 1))
     tail -40 "$out"
   fi
-  local execs
+  local execs inputs
   execs=$(grep -oE 'execs: [0-9]+' "$out" | tail -1 | cut -d' ' -f2)
+  inputs=$(grep -oE 'new interesting: [0-9]+ \(total: [0-9]+' "$out" | tail -1 | sed 's/.*: \(.*\) (total: /\1 of /')
   tail -2 "$out"
   rm -f "$out"
-  note "$1" "$2" $((SECONDS - start)) "${execs:-0}" "$found"
+  note "$1" "$2" $((SECONDS - start)) "${execs:-0}" "$found" "${inputs:-0}"
 }
 
 [ $# -gt 0 ] || set -- .
