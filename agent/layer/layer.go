@@ -13,7 +13,7 @@ import (
 )
 
 // Pulled is a layer that the guest has fetched itself: an EROFS image with its hash tree. The root hash is the
-// policy's.
+// policy's, or for a signed image coco-trust's.
 type Pulled struct {
 	File *os.File
 	verity.Params

@@ -3,7 +3,8 @@
 
 // Package pull is the agent's side of images that the guest pulls. It starts a coco-trust for each, which fetches the
 // layers into a directory of the guest's memory, and takes the files that come out if they are under the root hashes of
-// the policy. Whoever mounts a layer opens it with its root hash, so coco-trust is not trusted with its content.
+// the policy. A layer is mounted with its root hash, so coco-trust is not trusted with its content. For an image that
+// the policy names by a key it is: it checks the signature, and the root hashes are those that it has computed.
 //
 // A pull goes on when the request that began it ends: the next request for the image joins it, or finds it done. Pulls
 // end with Close.

@@ -3,7 +3,8 @@
 
 // Package images is the work of a coco-trust that pulls an image for its guest. What it pulls, how it reaches the
 // registry and which keys it may use stands in the pod's initdata. The agent compares the root hashes of the layers
-// with the policy, and each block of them when it is read: this program is not trusted with that.
+// with the policy, and each block of them when it is read: this program is not trusted with that, except for images
+// that the policy names by the key of their signer.
 package images
 
 import (
