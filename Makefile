@@ -165,7 +165,7 @@ demo-attest: ## an unprivileged container on platform vtpm shows its claims: evi
 
 .PHONY: demo-azure
 demo-azure: ## containers of a pod get keys of Azure's vault from their guest, or are refused; the services are fakes
-	tests/demo-azure.sh
+	tests/demo-test.sh TestAzureEndpoints ./tests/agent
 
 # Test programs run one at a time, under a lock: they boot VMs and look for what others leave behind. Meanwhile the second
 # processor compiles what comes next, checks the code, and compiles Kubernetes, which only the last package needs.
