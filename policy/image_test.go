@@ -4,6 +4,7 @@
 package policy
 
 import (
+	"encoding/base64"
 	"slices"
 	"strings"
 	"testing"
@@ -105,6 +106,9 @@ func TestContainersOfOneImage(t *testing.T) {
 	}
 }
 
+// keyOf is a key of so many bytes.
+func keyOf(n int) string { return base64.StdEncoding.EncodeToString(make([]byte, n)) }
+
 func TestSignedImages(t *testing.T) {
 	with := func(change func(*Image)) *Policy {
 		p := sample()
@@ -125,6 +129,10 @@ func TestSignedImages(t *testing.T) {
 		want   string
 	}{
 		"no key":         {func(i *Image) { i.SignedBy = "" }, ".image.signedBy: is missing"},
+		"a tag alone":    {func(i *Image) { i.SignedBy, i.MinVersion = "", "" }, ".image.signedBy: is missing"},
+		"a version":      {func(i *Image) { i.SignedBy, i.Tag = "", "" }, ".image.signedBy: is missing"},
+		"a long tag":     {func(i *Image) { i.Tag = strings.Repeat("a", 129) }, ".image.tag"},
+		"a key too long": {func(i *Image) { i.SignedBy = keyOf(maxPublicKey + 1) }, ".image.signedBy: is not base64"},
 		"no tag":         {func(i *Image) { i.Tag = "" }, ".image.tag"},
 		"a path":         {func(i *Image) { i.Tag = "a/b" }, ".image.tag"},
 		"a digest":       {func(i *Image) { i.Tag = "sha256:0" }, ".image.tag"},
@@ -137,6 +145,15 @@ func TestSignedImages(t *testing.T) {
 	} {
 		if err := with(c.change).Validate(); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: Validate() = %v, want %q", what, err, c.want)
+		}
+	}
+	for what, change := range map[string]func(*Image){
+		"no version":      func(i *Image) { i.MinVersion = "" },
+		"the longest tag": func(i *Image) { i.Tag = strings.Repeat("a", 128) },
+		"the longest key": func(i *Image) { i.SignedBy = keyOf(maxPublicKey) },
+	} {
+		if err := with(change).Validate(); err != nil {
+			t.Errorf("%s: Validate() = %v", what, err)
 		}
 	}
 	for what, change := range map[string]func(*Image){
