@@ -15,7 +15,7 @@ import (
 )
 
 // azureMemory is how much memory a coco-trust with Azure's endpoints should get by with.
-const azureMemory = 18 << 20
+const azureMemory = 14 << 20
 
 // openAzure adds the endpoints for Azure where the policy opens them to a container.
 func openAzure(cfg *workload.Config, tee string, d *initdata.Document, device io.ReadWriter) (stop func(), err error) {
