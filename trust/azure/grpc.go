@@ -165,11 +165,11 @@ func (e *Endpoints) unwrapKey(ctx context.Context, c *policy.Container, text str
 	parsed, err := x509.ParsePKCS8PrivateKey(k.Material)
 	key, ok := parsed.(*rsa.PrivateKey)
 	if k.Kind != "RSA" || err != nil || !ok {
-		return nil, errors.New("Unwrapping failed: the released key is not an RSA private key")
+		return nil, errors.New("unwrapping failed: the released key is not an RSA private key")
 	}
 	plain, err := rsa.DecryptOAEP(sha256.New(), nil, key, p.Wrapped, nil)
 	if err != nil {
-		return nil, errors.New("Unwrapping failed: wrapped_data was not encrypted for the released key, or altered")
+		return nil, errors.New("unwrapping failed: wrapped_data was not encrypted for the released key, or altered")
 	}
 	defer clear(plain)
 	var out struct {
