@@ -17,6 +17,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -118,6 +119,25 @@ type errFinal struct{ error }
 
 // Unwrap returns the failure.
 func (e errFinal) Unwrap() error { return e.error }
+
+// Certificates reads one or more in PEM, as roots for New.
+func Certificates(b []byte) (out []*x509.Certificate, err error) {
+	for {
+		var block *pem.Block
+		if block, b = pem.Decode(b); block == nil {
+			break
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, c)
+	}
+	if len(out) == 0 {
+		return nil, errors.New("there is no certificate in PEM")
+	}
+	return out, nil
+}
 
 // New returns an HTTP client that trusts the system's CAs, or those of roots instead. It asks no proxy, since the host
 // chooses the environment.

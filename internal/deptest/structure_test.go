@@ -260,7 +260,8 @@ var edges = Edges{
 		"policy", "policy/gen/engine",
 	},
 	"cmd/coco/internal/policy/images": { // the flags that gen and gen container have in common
-		"cmd/coco/internal/progress", "image/resolve", "policy", "policy/gen", "policy/gen/predict",
+		"cmd/coco/internal/cli", "cmd/coco/internal/progress", "image/resolve", "internal/initdata", "policy", "policy/gen",
+		"policy/gen/predict",
 	},
 	"cmd/coco/internal/policy/foresee": {
 		"api/agent", "cmd/coco/internal/cli", "internal/foresee", "policy", "policy/compare", "policy/engine",

@@ -7,12 +7,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
-	"encoding/hex"
 	"fmt"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -25,7 +22,6 @@ import (
 	"github.com/coco-shim/coco/azure/entra"
 	"github.com/coco-shim/coco/azure/fake"
 	"github.com/coco-shim/coco/internal/initdata"
-	"github.com/coco-shim/coco/internal/testvm"
 	plan "github.com/coco-shim/coco/plan/rootfs"
 	"github.com/coco-shim/coco/policy"
 	"github.com/coco-shim/coco/policy/policytest"
@@ -131,23 +127,8 @@ func azurePolicy(t *testing.T, layer plan.Attached, f *fake.Fake) *initdata.Docu
 // bootAzure boots a guest that reaches the fakes over its pod's network.
 func bootAzure(t *testing.T, f *fake.Fake) *pinned {
 	t.Helper()
-	testvm.Need(t, testvm.Root, testvm.QEMU, testvm.GuestImage, testvm.Busybox)
-	part, err := os.ReadFile(filepath.Join(testvm.GuestDir(), contract.PartTrust+contract.PartSuffix))
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := askingBottom(t)
-	d := newDisks(t)
-	d.n = 1
-	p := &pinned{layer: d.add(dir, nil)}
-	d.drive(part, "scsi-hd,scsi-id=1,lun=0,serial="+contract.PartTrust)
-	doc := azurePolicy(t, p.layer, f)
-	d.n = 0
-	d.drive(doc.Disk(), "scsi-hd,scsi-id=0,lun=0,serial="+initdata.DiskID)
-	params := fmt.Sprintf("%s %s=%s:%s %s=1", contract.Cmdline, contract.ParamInitdata, doc.Algorithm,
-		hex.EncodeToString(doc.Digest()), contract.ParamPortForward)
-	p.vm = boot(t, buildInitrd(t), append(d.args, "-append", params, "-netdev", "user,id=n0",
-		"-device", "virtio-net-pci,netdev=n0,mac="+userMAC)...)
+	p := bootTrust(t, func(l plan.Attached) *initdata.Document { return azurePolicy(t, l, f) },
+		"-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,mac="+userMAC)
 	ctx := within(t, 30*time.Second)
 	if _, err := p.agent.UpdateInterface(ctx, &pb.UpdateInterfaceRequest{Interface: &types.Interface{
 		Device: "eth0", Name: "eth0", HwAddr: userMAC, Mtu: 1500,

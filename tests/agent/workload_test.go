@@ -71,8 +71,21 @@ func askingBottom(t *testing.T) (dir string) {
 	return dir
 }
 
-// bootAsking boots a guest whose containers may ask it, with the part of the image that answers.
+// bootAsking boots a guest whose containers may ask it, and makes its sandbox.
 func bootAsking(t *testing.T) *pinned {
+	t.Helper()
+	p := bootTrust(t, func(l plan.Attached) *initdata.Document { return workloadPolicy(t, l) })
+	if _, err := p.agent.CreateSandbox(within(t, 20*time.Second), &pb.CreateSandboxRequest{
+		Hostname: "pod-host", SandboxId: "pod",
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// bootTrust boots a guest with the part of the image that answers its containers, and further arguments for QEMU.
+// bind makes the initdata for the layer of its containers.
+func bootTrust(t *testing.T, bind func(plan.Attached) *initdata.Document, args ...string) *pinned {
 	t.Helper()
 	testvm.Need(t, testvm.Root, testvm.QEMU, testvm.GuestImage, testvm.Busybox)
 	part, err := os.ReadFile(filepath.Join(testvm.GuestDir(), contract.PartTrust+contract.PartSuffix))
@@ -84,17 +97,12 @@ func bootAsking(t *testing.T) *pinned {
 	d.n = 1
 	p := &pinned{layer: d.add(dir, nil)}
 	d.drive(part, "scsi-hd,scsi-id=1,lun=0,serial="+contract.PartTrust)
-	doc := workloadPolicy(t, p.layer)
+	doc := bind(p.layer)
 	d.n = 0
 	d.drive(doc.Disk(), "scsi-hd,scsi-id=0,lun=0,serial="+initdata.DiskID)
 	params := fmt.Sprintf("%s %s=%s:%s %s=1", contract.Cmdline, contract.ParamInitdata, doc.Algorithm,
 		hex.EncodeToString(doc.Digest()), contract.ParamPortForward)
-	p.vm = boot(t, buildInitrd(t), append(d.args, "-append", params)...)
-	if _, err := p.agent.CreateSandbox(within(t, 20*time.Second), &pb.CreateSandboxRequest{
-		Hostname: "pod-host", SandboxId: "pod",
-	}); err != nil {
-		t.Fatal(err)
-	}
+	p.vm = boot(t, buildInitrd(t), append(append(d.args, "-append", params), args...)...)
 	return p
 }
 

@@ -6,8 +6,6 @@ package azure
 import (
 	"crypto/x509"
 	"encoding/base64"
-	"encoding/pem"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -85,8 +83,8 @@ func (f file) config() (Config, error) {
 		Attempts: defaultAttempts, Insecure: f.Insecure,
 	}
 	var err error
-	if c.Roots, err = certificates([]byte(f.CA)); err != nil {
-		return c, fmt.Errorf("ca: %w", err)
+	if c.Roots, err = azhttp.Certificates([]byte(f.CA)); err != nil {
+		return c, fmt.Errorf("ca: %w (a guest has no CAs of a system)", err)
 	}
 	if f.Metadata != "" {
 		c.Metadata = f.Metadata
@@ -119,23 +117,4 @@ func (f file) config() (Config, error) {
 		c.Attempts = f.Attempts
 	}
 	return c, nil
-}
-
-// certificates reads PEM. A guest has no CAs of a system's.
-func certificates(b []byte) (out []*x509.Certificate, err error) {
-	for {
-		var block *pem.Block
-		if block, b = pem.Decode(b); block == nil {
-			break
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, c)
-	}
-	if len(out) == 0 {
-		return nil, errors.New("there is no certificate in PEM, and a guest trusts no others")
-	}
-	return out, nil
 }

@@ -14,7 +14,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/coco-shim/coco/api/contract"
-	"github.com/coco-shim/coco/cmd/coco/internal/cli"
+	"github.com/coco-shim/coco/cmd/coco/internal/policy/images"
 	"github.com/coco-shim/coco/configs"
 	"github.com/coco-shim/coco/internal/initdata"
 	"github.com/coco-shim/coco/policy"
@@ -42,18 +42,10 @@ func (o *genOptions) chooseAlgorithm() error {
 }
 
 // bind puts a policy into initdata.
-func (o *genOptions) bind(r *result) (err error) {
-	files := map[string]string{}
-	if o.base != "" {
-		b, err := cli.ReadFile(o.base, initdata.MaxText)
-		if err != nil {
-			return fmt.Errorf("--initdata: %w", err)
-		}
-		d, err := initdata.FromText(b)
-		if err != nil {
-			return fmt.Errorf("--initdata %s: %w", o.base, err)
-		}
-		files = d.Data
+func (o *genOptions) bind(r *result) error {
+	files, err := images.InitdataFiles(o.base)
+	if err != nil {
+		return err
 	}
 	files[policy.FileName] = string(r.text)
 	if err := checkBroker(r.Policy, files); err != nil {

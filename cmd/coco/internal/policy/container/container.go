@@ -132,17 +132,9 @@ func (o *options) print(cmd *cobra.Command, p *policy.Policy) error {
 		_, err := fmt.Fprintf(out, "%s\n", text)
 		return err
 	}
-	files := map[string]string{}
-	if o.base != "" {
-		b, err := cli.ReadFile(o.base, initdata.MaxText)
-		if err != nil {
-			return fmt.Errorf("--initdata: %w", err)
-		}
-		d, err := initdata.FromText(b)
-		if err != nil {
-			return fmt.Errorf("--initdata %s: %w", o.base, err)
-		}
-		files = d.Data
+	files, err := images.InitdataFiles(o.base)
+	if err != nil {
+		return err
 	}
 	files[policy.FileName] = string(text)
 	doc, err := initdata.New(o.digest, files)

@@ -16,8 +16,10 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/spf13/pflag"
 
+	"github.com/coco-shim/coco/cmd/coco/internal/cli"
 	"github.com/coco-shim/coco/cmd/coco/internal/progress"
 	"github.com/coco-shim/coco/image/resolve"
+	"github.com/coco-shim/coco/internal/initdata"
 	"github.com/coco-shim/coco/policy"
 	"github.com/coco-shim/coco/policy/gen"
 	"github.com/coco-shim/coco/policy/gen/predict"
@@ -129,4 +131,21 @@ func (a Allow) Open(of *gen.Allow) error {
 		*open(of) = true
 	}
 	return nil
+}
+
+// InitdataFiles returns the files of the initdata that the flag --initdata names, to which a command adds its policy.
+// It returns none for "".
+func InitdataFiles(path string) (map[string]string, error) {
+	if path == "" {
+		return map[string]string{}, nil
+	}
+	b, err := cli.ReadFile(path, initdata.MaxText)
+	if err != nil {
+		return nil, fmt.Errorf("--initdata: %w", err)
+	}
+	d, err := initdata.FromText(b)
+	if err != nil {
+		return nil, fmt.Errorf("--initdata %s: %w", path, err)
+	}
+	return d.Data, nil
 }
