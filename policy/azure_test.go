@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// What a policy says of Azure's endpoints names hosts and keys, and nothing that leads elsewhere.
+// A policy's part for Azure's endpoints names hosts and keys, and nothing that leads elsewhere.
 func TestAzureMembers(t *testing.T) {
 	key := AzureKey{KID: "pay/0123", Vault: "shop.vault.azure.net", MAA: "10.0.0.1:8443"}
 	with := func(change func(*AzureKey)) Azure {

@@ -114,7 +114,7 @@ func (c *Container) takeFiles(ctx context.Context) {
 	c.untaken(c.pod.m.Upper.Do(ctx, func() error { return c.tryTake(ctx) }))
 }
 
-// untaken logs an error: the engine has gone on by then, and cannot be told.
+// untaken logs an error: the engine has gone on by then, so that no answer can carry it.
 func (c *Container) untaken(err error) {
 	if err != nil {
 		c.pod.log.Error("files that an engine has put into the running container are not there before its next start",

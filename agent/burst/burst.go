@@ -77,7 +77,8 @@ const (
 	most   = 48 << 20  // of unused heap: useIdle can make it grow by 4 MiB of addresses
 )
 
-// spare is how much stays free in the heap: what processors keep, and as much in pieces that are smaller than a block.
+// spare is how much stays free in the heap: the pages that processors keep, and as much again in pieces smaller than a
+// block.
 func spare() uint64 { return uint64(max(0, runtime.GOMAXPROCS(0))+1) * cached }
 
 // useIdle allocates the heap's unused pages in blocks, without touching them, and drops them.

@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package layer has what the packages that pull layers and those that mount them say to each other.
+// Package layer has the types in which the package that pulls layers hands them to the one that mounts them.
 package layer
 
 import (

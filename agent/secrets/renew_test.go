@@ -81,7 +81,7 @@ func TestFilesAreRenewedOnRequest(t *testing.T) {
 	}
 }
 
-// What a file may have become is not followed, and not read further than the secret is long.
+// A link in place of the last file is not followed, and a longer file is not read to its end.
 func TestTheLastFileIsReadWithCare(t *testing.T) {
 	s, dir, _ := renewing(t, policy.Secret{Resource: uri("same"), File: "/run/db/same", Renew: policy.RenewOnRequest})
 	at := filepath.Join(dir, "same")

@@ -25,7 +25,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/security/keyvault/azkeys"
 )
 
-// input are URLs, the CA that they have, the time that its certificates are judged at, and what is asked for.
+// input has the URLs of the fakes, their CA and the time at which it is valid, and the key with its policies and token.
 type input struct {
 	Vault, Metadata, CA string
 	Now                 time.Time

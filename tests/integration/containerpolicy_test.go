@@ -13,8 +13,8 @@ import (
 	"github.com/coco-shim/coco/tests/harness"
 )
 
-// TestAContainerRunsUnderThePolicyOfItsDescription takes what ctr tells of a container that was created, makes a policy
-// of it alone, and starts that container under it. One of another command line is refused.
+// TestAContainerRunsUnderThePolicyOfItsDescription takes ctr's description of a container that was created, makes a
+// policy of it alone, and starts that container under it. One of another command line is refused.
 func TestAContainerRunsUnderThePolicyOfItsDescription(t *testing.T) {
 	d := daemon(t, primary)
 	noLeaks(t)

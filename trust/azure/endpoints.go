@@ -44,7 +44,7 @@ type Attester interface {
 // Endpoints are those of one pod. Their methods may be called by several goroutines.
 type Endpoints struct {
 	cfg      Config
-	broken   error // what is wrong in initdata
+	broken   error // the fault in azure.toml; nil: it has none
 	attester Attester
 	noReport error // with attester nil
 	http     *http.Client
@@ -133,7 +133,7 @@ func (e *Endpoints) Has(path string) bool {
 	return calls[path].serve != nil || strings.HasPrefix(path, service)
 }
 
-// Answer answers a request of a container: a status, and what is sent as JSON.
+// Answer answers a request of a container with a status and a body, which the caller sends as JSON.
 func (e *Endpoints) Answer(ctx context.Context, c *policy.Container, method, path string, body []byte) (int, any) {
 	out, err := e.answer(ctx, c, method, path, body)
 	if err == nil {

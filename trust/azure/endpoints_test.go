@@ -286,7 +286,7 @@ func TestTheCallersBearerToken(t *testing.T) {
 	}
 }
 
-// What is wrong in azure.toml is named, and every call but the status answers with it.
+// A fault in azure.toml is named, and every call but the status answers with it.
 func TestConfig(t *testing.T) {
 	p := newPod(t, "snp", "")
 	ca := "ca = '''\n" + string(p.fake.CA()) + "'''\n"

@@ -18,7 +18,7 @@ import (
 type Azure interface {
 	// Has says whether a path is one of them.
 	Has(path string) bool
-	// Answer answers a request of a container with a status, and what is sent as JSON.
+	// Answer answers a request of a container with a status and a body, which is sent as JSON.
 	Answer(ctx context.Context, c *policy.Container, method, path string, body []byte) (int, any)
 	// Call answers a call of gRPC with a message, or with a code other than 0 and its text.
 	Call(ctx context.Context, c *policy.Container, path string, message []byte) (out []byte, code int, text string)

@@ -72,8 +72,8 @@ func (l *Layer) Watch() (*Watch, error) {
 	return w, nil
 }
 
-// markOverlay has the group told of each file that is closed after it was written in the overlay that an engine has
-// mounted. Where no overlay is mounted (any more) nothing is marked: it would be the host's own file system.
+// markOverlay has the group receive an event for each file that is closed after a write in the overlay that an engine
+// has mounted. Where no overlay is mounted (any more) nothing is marked: it would be the host's own file system.
 func markOverlay(group int, merged string) error {
 	if merged == "" {
 		return nil

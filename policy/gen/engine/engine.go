@@ -32,8 +32,8 @@ type Input struct {
 	Interfaces []string
 }
 
-// Policy makes the policy of a container that is a pod of its own. Notes tell people what is pinned less than it could
-// be.
+// Policy makes the policy of a container that is a pod of its own. A note names each value that is pinned less strictly
+// than it could be.
 func Policy(in Input) (p *policy.Policy, notes []string, err error) {
 	g := generator{Input: in, spec: in.Container.Spec}
 	if p, err = g.policy(); err != nil {

@@ -46,8 +46,9 @@ const (
 	nerdctlNetworks = nerdctlLabels + "networks"
 )
 
-// errDocker tells why: Docker puts a layer of its own between an image and each container, with empty files to mount on
-// and the times at which it made them, so its root hash is another one for each container. A policy lists all layers.
+// errDocker refuses Docker's containers. Docker puts a layer between an image and each container, with empty files to
+// mount on and the times at which it made them, so its root hash is another one for each container. A policy lists all
+// layers.
 var errDocker = errors.New("it is a container of Docker, and no policy can be made of it: Docker adds a layer of its " +
 	"own to the image, which differs for each container, and a policy pins all layers; run the image with ctr or " +
 	"nerdctl")

@@ -1,7 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package images has the flags of commands that make policies: where images come from, and what is opened.
+// Package images has the flags that commands which make policies share: sources of images, capabilities that are
+// opened, and the initdata to which a policy is added.
 package images
 
 import (
