@@ -109,12 +109,30 @@ func TestContainersOfOneImage(t *testing.T) {
 // keyOf is a key of so many bytes.
 func keyOf(n int) string { return base64.StdEncoding.EncodeToString(make([]byte, n)) }
 
+// signing is sample with an image that the guest pulls and that a key signs.
+func signing() *Policy {
+	p := sample()
+	i := &p.Containers[0].Image
+	i.Pull, i.SignedBy, i.Tag, i.MinVersion = "r.example/app", "a2V5", "stable-1", "1.4.0"
+	return p
+}
+
+// pulling is signing with a second image, which is encrypted.
+func pulling() *Policy {
+	p := signing()
+	second := p.Containers[0]
+	second.Name, second.Image = "second", Image{
+		Manifest: "sha256:" + someHash, Layers: []string{someHash}, Pull: "localhost/other",
+		Keys: []string{"kbs:///default/key/a"},
+	}
+	p.Containers = append(p.Containers, second)
+	return p
+}
+
 func TestSignedImages(t *testing.T) {
 	with := func(change func(*Image)) *Policy {
-		p := sample()
-		i := &p.Containers[0].Image
-		i.Pull, i.SignedBy, i.Tag, i.MinVersion = "r.example/app", "a2V5", "stable-1", "1.4.0"
-		change(i)
+		p := signing()
+		change(&p.Containers[0].Image)
 		return p
 	}
 	b, err := Encode(with(func(*Image) {}))

@@ -296,6 +296,8 @@ func FuzzLoad(f *testing.F) {
 	f.Add(b)
 	f.Add(bytes.Replace(b, []byte(`"stats":true`), []byte(`"Stats":true`), 1))
 	f.Add([]byte(`{"apiVersion":"` + APIVersion + `","pod":{"hostname":{"is":"a"}}}`))
+	f.Add(mustEncode(f, pulling()))
+	f.Add(bytes.Replace(mustEncode(f, pulling()), []byte(`"tag":"stable-1",`), nil, 1)) // a signed image has one
 	f.Fuzz(func(t *testing.T, b []byte) {
 		defer worktest.Bound(t, len(b))()
 		if p, err := Load(b); err == nil {
