@@ -57,6 +57,9 @@ func (w *walker) readDir(root *os.File) (*Tree, error) {
 	if err := w.walk(n, fd, "."); err != nil {
 		return nil, err
 	}
+	if !w.written {
+		n = asDocker(n)
+	}
 	return newTree(n, dirContent{root})
 }
 

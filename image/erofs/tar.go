@@ -73,7 +73,7 @@ func FromSmallTar(ctx context.Context, most int, r io.Reader, spool *os.File, lo
 	if err := freeze(root, lower); err != nil {
 		return nil, fmt.Errorf("layer tar: %w", err)
 	}
-	return newTree(root, t.content)
+	return newTree(asDocker(root), t.content)
 }
 
 type readSeekerAt interface {

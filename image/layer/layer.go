@@ -34,7 +34,7 @@ import (
 )
 
 // FormatVersion changes whenever the same source gives other bytes than before.
-const FormatVersion = 2
+const FormatVersion = 3
 
 // Kind is what a source is.
 type Kind string

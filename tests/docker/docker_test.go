@@ -30,6 +30,12 @@ const perCommand = 90 * time.Second
 
 const image = "busybox:coco"
 
+// Files in the directory of a daemon.
+const (
+	archive = "busybox.tar" // the image, as docker save writes it
+	pinned  = "pinned.toml" // the configuration of the runtime of that name
+)
+
 func TestMain(m *testing.M) {
 	harness.AdoptOrphans()
 	if err := harness.UseTemplates(configs.TemplatePrivate); err != nil {
@@ -42,9 +48,11 @@ func TestMain(m *testing.M) {
 
 // daemon is a private dockerd.
 type daemon struct {
-	t      *testing.T
-	dir    string
-	socket string
+	t          *testing.T
+	dir        string
+	socket     string
+	containerd *harness.Daemon
+	namespace  string // of containerd
 }
 
 // start brings up containerd and dockerd. snapshotter is whether images live in containerd's snapshotter; otherwise
@@ -74,13 +82,15 @@ func start(t *testing.T, snapshotter bool, bridge, address string) *daemon {
 	t.Cleanup(func() { run(t, "ip", "link", "delete", bridge) })
 	run(t, "ip", "address", "add", address, "dev", bridge)
 	run(t, "ip", "link", "set", bridge, "up")
-	d := &daemon{t: t, dir: dir, socket: filepath.Join(dir, "d.sock")}
+	d := &daemon{t: t, dir: dir, socket: filepath.Join(dir, "d.sock"), containerd: c, namespace: bridge}
 	config := fmt.Sprintf(
 		`{"data-root": %q, "exec-root": %q, "pidfile": %q, "hosts": ["unix://%s"], "containerd": %q, "bridge": %q,
  "features": {"containerd-snapshotter": %t}, "default-ulimits": {"nofile": {"Name": "nofile", "Hard": 4096, "Soft": 4096}},
- "runtimes": {"coco": {"runtimeType": "io.containerd.coco.v2"}}, "containerd-namespace": %q, "containerd-plugins-namespace": %q}`,
+ "runtimes": {"coco": {"runtimeType": "io.containerd.coco.v2"},
+  "pinned": {"runtimeType": "io.containerd.coco.v2", "options": {"ConfigPath": %q}}},
+ "containerd-namespace": %q, "containerd-plugins-namespace": %q}`,
 		filepath.Join(dir, "docker"), filepath.Join(dir, "exec"), filepath.Join(dir, "d.pid"), d.socket, c.Socket(),
-		bridge, snapshotter,
+		bridge, snapshotter, filepath.Join(dir, pinned),
 		bridge, bridge+"-plugins")
 	if !snapshotter {
 		config = strings.Replace(config, "{", `{"storage-driver": "overlay2", `, 1)
@@ -89,7 +99,7 @@ func start(t *testing.T, snapshotter bool, bridge, address string) *daemon {
 		t.Fatal(err)
 	}
 	d.serve()
-	archive := filepath.Join(dir, "busybox.tar")
+	archive := filepath.Join(dir, archive)
 	im, err := testimage.Busybox("")
 	if err == nil {
 		err = im.WriteFile(archive, "docker.io/library/"+image)
@@ -206,6 +216,7 @@ func TestDockerRunsContainersInMicroVMs(t *testing.T) {
 				d := start(t, i == 1, fmt.Sprintf("cocodk%d", i), fmt.Sprintf("10.213.%d.1/24", i))
 				checkForeground(t, d)
 				checkService(t, d)
+				checkPolicy(t, d, i == 0)
 				if i == 0 { // how images are stored makes no difference to it
 					checkNetworks(t, d)
 					checkNoNetworkAtFirst(t, d)

@@ -109,7 +109,7 @@ func (g *generator) container() (out policy.Container, err error) {
 		Name: Name, Kind: policy.App, Restart: policy.Always, Process: g.process(oci.GetProcess()),
 		Linux: gen.Linux(oci.GetLinux()), ReadonlyRfs: oci.GetRoot().GetReadonly(), Hostname: oci.GetHostname() != "",
 		Annotations: g.annotations(oci.GetAnnotations()),
-		Image:       policy.Image{Manifest: g.Image.Manifest, Layers: gen.Layers(g.Image.Layers)},
+		Image:       policy.Image{Manifest: g.Image.Manifest, Layers: gen.Layers(g.layers())},
 		Allow: policy.Capabilities{
 			Logs: g.Allow.Logs, Stdin: g.Allow.Stdin, Exec: policy.Exec{Any: g.Allow.Exec},
 		},
@@ -126,6 +126,14 @@ func (g *generator) container() (out policy.Container, err error) {
 		})
 	}
 	return out, nil
+}
+
+// layers are those of the root file system, the lowest first.
+func (g *generator) layers() []string {
+	if !g.Container.Docker {
+		return g.Image.Layers
+	}
+	return append(slices.Clone(g.Image.Layers), dockerLayer)
 }
 
 func (g *generator) process(p *agent.Process) policy.Process {

@@ -272,7 +272,6 @@ func TestDescriptionsThatAreNone(t *testing.T) {
 		`{"ID":"a"}`: "no description of a container with its ID",
 		`[{"Id":"a","Config":{"Image":"b"},"HostConfig":{}}]`:                                             "without the specification that the runtime gets",
 		`{"ID":"a","Spec":{"process":{},"linux":{},"annotations":{"` + contract.CRISandboxID + `":"s"}}}`: "pod of Kubernetes",
-		`{"ID":"a","Labels":{"com.docker/engine.bundle.path":"/x"},"Spec":{"process":{},"linux":{}}}`:     "a container of Docker",
 		`{"ID":"a","Labels":{"nerdctl/networks":"x"},"Spec":{"process":{},"linux":{}}}`:                   "label nerdctl/networks",
 	} {
 		if _, err := Parse([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {

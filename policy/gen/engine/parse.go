@@ -1,7 +1,7 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package engine makes the policy of a container that is not a pod's: one of ctr or nerdctl.
+// Package engine makes the policy of a container that is not a pod's: one of ctr, nerdctl or Docker.
 //
 // Such a container is the product of a command line, of the configuration of its engine and of its image. Package
 // engine predicts nothing of that: it reads the OCI specification that the engine itself has written, which is what the
@@ -27,9 +27,11 @@ type Container struct {
 	Spec  *specs.Spec
 	// Interfaces are those of the container's network, as far as the description tells.
 	Interfaces []string
+	// Docker says that Docker made the container, with a layer of its own on the image.
+	Docker bool
 }
 
-// described is what `ctr container info` prints, and nerdctl of itself.
+// described is what `ctr container info` prints, also of Docker's containers, and nerdctl of itself.
 type described struct {
 	ID, Image string
 	Labels    map[string]string
@@ -46,15 +48,12 @@ const (
 	nerdctlNetworks = nerdctlLabels + "networks"
 )
 
-// errDocker refuses Docker's containers. Docker puts a layer between an image and each container, with empty files to
-// mount on and the times at which it made them, so its root hash is another one for each container. A policy lists all
-// layers.
-var errDocker = errors.New("it is a container of Docker, and no policy can be made of it: Docker adds a layer of its " +
-	"own to the image, which differs for each container, and a policy pins all layers; run the image with ctr or " +
-	"nerdctl")
-
 // dockerBundle is a label that Docker gives its containers in containerd.
 const dockerBundle = "com.docker/engine.bundle.path"
+
+// dockerLayer is the root hash of the layer that Docker puts between an image and its container: empty files to mount
+// on. Each container has a directory of its own for it, and image/erofs makes the same layer of all of them.
+const dockerLayer = "bf64aecdc29b27f72b34f374f330f11600b3ccd99e1862fde8416876deb3515f"
 
 // Parse reads the description of one container: what `ctr container info` prints, or `nerdctl container inspect
 // --mode=native`.
@@ -72,9 +71,8 @@ func Parse(text []byte) (Container, error) {
 		return Container{}, fmt.Errorf("it describes %d containers: give one", len(list))
 	case list[0].Spec == nil && list[0].Config != nil:
 		return Container{}, errors.New("it is a description of Docker's kind, without the specification that the runtime " +
-			"gets: give what ctr container info ID prints, or nerdctl container inspect --mode=native")
-	case list[0].Labels[dockerBundle] != "":
-		return Container{}, errDocker
+			"gets: give what nerdctl container inspect --mode=native prints, or for Docker ctr -n moby container info ID " +
+			"while the container runs")
 	case list[0].Spec == nil || list[0].Spec.Process == nil || list[0].Spec.Linux == nil || list[0].ID == "":
 		return Container{}, errors.New("it is no description of a container with its ID and its OCI specification: give " +
 			"what ctr container info ID prints, or nerdctl container inspect --mode=native")
@@ -85,7 +83,7 @@ func Parse(text []byte) (Container, error) {
 			return Container{}, errors.New("it belongs to a pod of Kubernetes: make the policy from the pod's manifest")
 		}
 	}
-	out := Container{ID: d.ID, Image: d.Image, Spec: d.Spec}
+	out := Container{ID: d.ID, Image: d.Image, Spec: d.Spec, Docker: d.Labels[dockerBundle] != ""}
 	out.Interfaces, err = interfaces(d)
 	return out, err
 }

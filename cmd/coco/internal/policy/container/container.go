@@ -1,7 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package container has the command that makes the policy of a container that is no pod's: one of ctr or nerdctl.
+// Package container has the command that makes the policy of a container that is no pod's: one of ctr, nerdctl or
+// Docker.
 package container
 
 import (
@@ -46,11 +47,12 @@ func Command() *cobra.Command {
 	var o options
 	cmd := &cobra.Command{
 		Use:   "container FILE",
-		Short: "Make the policy of a container of ctr or nerdctl",
+		Short: "Make the policy of a container of ctr, nerdctl or Docker",
 		Long: "Makes the policy of one container that is no pod's. FILE, or - for stdin, is what the engine tells of it:\n" +
 			"what ctr container info ID prints, or nerdctl container inspect --mode=native ID. So nothing of a command\n" +
-			"line is guessed; the policy allows what the runtime gets of such a container, and nothing else. Docker's\n" +
-			"containers have a layer that differs for each, and are refused.\n\n" +
+			"line is guessed; the policy allows what the runtime gets of such a container, and nothing else. For Docker it\n" +
+			"is what ctr -n moby container info ID prints while the container runs; --image and --interface tell the\n" +
+			"rest.\n\n" +
 			"The result is initdata, for hypervisor.initdata of the configuration with which the container runs. The image\n" +
 			"comes from --images, else from its registry. All capabilities are closed but those that --allow names: open\n" +
 			"logs to see the container's output.",
