@@ -121,6 +121,7 @@ func guestOf(t *testing.T, b *kbsServer, accepted policy.Sealed) func(wire.Reque
 	if err := wire.Write(agent, wire.Setup{Initdata: string(d.Text), TEE: "sample"}); err != nil {
 		t.Fatal(err)
 	}
+	hello(t, agent)
 	return func(req wire.Request) (a wire.Answer) {
 		if err := wire.Write(agent, req); err != nil {
 			t.Fatal(err)

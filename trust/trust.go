@@ -183,6 +183,9 @@ func Run(ctx context.Context, conn io.ReadWriter, devices Devices) error {
 		debug.SetMemoryLimit(pullMemory)
 		return images.Pull(ctx, conn, s, images.Options{})
 	}
+	if err := wire.Write(conn, wire.Hello{Insecure: insecure(s)}); err != nil {
+		return fmt.Errorf("greet the agent: %w", err)
+	}
 	var device io.ReadWriter
 	if s.TEE == "tpm" {
 		device = devices.TPM()

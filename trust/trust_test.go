@@ -37,6 +37,15 @@ Fw0yNjAxMDEwMDAwMDBaFw0zNjAxMDEwMDAwMDBaMBAxDjAMBgNVBAMTBWNhLml0
 -----END CERTIFICATE-----
 `
 
+// hello reads the first message of coco-trust.
+func hello(t *testing.T, agent io.Reader) (h wire.Hello) {
+	t.Helper()
+	if err := wire.Read(agent, &h); err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
 // talk runs coco-trust for a Setup and returns its answer to one request.
 func talk(t *testing.T, run func(conn io.ReadWriter) error, messages ...any) wire.Answer {
 	t.Helper()
@@ -46,6 +55,9 @@ func talk(t *testing.T, run func(conn io.ReadWriter) error, messages ...any) wir
 	for _, m := range messages {
 		if err := wire.Write(agent, m); err != nil {
 			t.Fatal(err)
+		}
+		if _, ok := m.(wire.Setup); ok {
+			hello(t, agent)
 		}
 	}
 	var a wire.Answer

@@ -93,6 +93,7 @@ func TestWorkloadsWithoutABroker(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
+		hello(t, agent)
 		for path, want := range map[string]string{
 			"/aa/evidence?runtime_data=x": want, "/cdh/resource/r/t/a": "500 [config] initdata names no key broker",
 			"/aa/token?token_type=kbs": "500 [config] initdata names no key broker",

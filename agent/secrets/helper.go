@@ -34,6 +34,17 @@ func (s *Store) start(ctx context.Context) (*helper, error) {
 		}
 		return nil, err
 	}
+	var hello wire.Hello
+	if err := p.Talk(ctx, func(c io.ReadWriter) error { return wire.Read(c, &hello) }); err != nil {
+		p.End()
+		if way != nil {
+			_ = way.Close()
+		}
+		return nil, err
+	}
+	for _, what := range hello.Insecure {
+		s.cfg.Log.Warn("insecure: " + what)
+	}
 	s.setWay(way)
 	if way != nil {
 		s.wg.Go(func() { s.serveRenewals(way) })

@@ -32,7 +32,8 @@ func TestIsCocoTrust(t *testing.T) {
 		return
 	}
 	var s wire.Setup
-	if err := wire.Read(os.NewFile(wire.Socket, "agent"), &s); err != nil || !s.Workload {
+	conn := os.NewFile(wire.Socket, "agent")
+	if err := wire.Read(conn, &s); err != nil || !s.Workload || wire.Write(conn, wire.Hello{}) != nil {
 		os.Exit(1)
 	}
 	c, err := net.FileConn(os.NewFile(wire.API, "api"))

@@ -45,6 +45,9 @@ func help(mode string) {
 	if err := wire.Read(conn, &s); err != nil || s.Initdata != "document" || s.TEE != "sample" {
 		os.Exit(3)
 	}
+	if wire.Write(conn, wire.Hello{Insecure: []string{"a switch of " + mode}}) != nil {
+		return
+	}
 	for n := 1; ; n++ {
 		var req wire.Request
 		if err := wire.Read(conn, &req); err != nil {

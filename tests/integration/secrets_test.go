@@ -322,6 +322,9 @@ func TestInsecureSecretsNeedBothSides(t *testing.T) {
 	if r := texts.runPod(t, d, netns, good); r.Code != 0 || r.Stdout != seen {
 		t.Errorf("both sides agree: %+v\n%s", r, open.do(t, "attestations"))
 	}
+	if log, err := os.ReadFile(d.Log()); err != nil || !bytes.Contains(log, []byte("insecure: aa.toml in the pod")) {
+		t.Errorf("the log does not tell that the pod is insecure (%v)", err)
+	}
 	// The host exchanges the sealed texts of two places, or brings a text of its own.
 	moved := sealedPod{dir: texts.dir, variable: texts.file, file: texts.variable}
 	refused(t, moved.runPod(t, d, netns, good),

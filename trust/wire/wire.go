@@ -2,8 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package wire is how the agent and coco-trust talk over the socket pair between them, which nobody else can reach. A
-// message is four bytes with its length, the most significant first, and JSON. The agent sends a Setup first, then one
-// Request after the other; coco-trust sends an Answer to each, in the same order.
+// message is four bytes with its length, the most significant first, and JSON. The agent sends a Setup first, which
+// coco-trust answers with a Hello. Then the agent sends one Request after the other; coco-trust sends an Answer to
+// each, in the same order.
 package wire
 
 import (
@@ -33,6 +34,13 @@ type Setup struct {
 	// Pull is the one thing that this coco-trust has to do, if it is there. It talks with no broker: what it needs of one
 	// it asks the agent for.
 	Pull *Pull `json:"pull,omitempty"`
+}
+
+// Hello is the first message of a coco-trust that does not pull.
+type Hello struct {
+	// Insecure has a sentence for each switch of the initdata with which something unproven is accepted. They belong in
+	// the log: coco-trust has none.
+	Insecure []string `json:"insecure,omitempty"`
 }
 
 // Pull asks for the layers of an image.

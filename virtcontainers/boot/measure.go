@@ -48,6 +48,9 @@ func (c *creation) addInitdata(d *initdata.Document) error {
 	c.initdata = f
 	c.vmspec.Blocks = []hypervisor.Block{{ID: initdata.DiskID, File: f, ReadOnly: true}}
 	c.log.Info("pod has initdata", "pod", c.opts.ID, "algorithm", d.Algorithm, "digest", fmt.Sprintf("%x", d.Digest()))
+	for _, file := range d.Insecure() {
+		c.log.Warn("insecure: "+file+" in the pod's initdata accepts what nobody proves", "pod", c.opts.ID)
+	}
 	return nil
 }
 
