@@ -192,8 +192,8 @@ test: setup stage $(TOOLS)/gotestsum ## lint and all tests: unit, real VMs, real
 
 # What boots here and starts from templates in `make test`: each way of starting a pod, several containers in a VM, disks
 # and volumes, memory, and kills. The rest of a suite is about what happens long after the start.
-BOOT_SUITES := ./tests/integration ./tests/cri ./tests/volumes ./tests/sandbox ./tests/docker ./tests/podman
-BOOT_TESTS  ?= KillAtEachMoment|KillOfShim|TwoCreates|EveryContainerd|RunLooksTheSame|ThirtyContainers|WantsMoreThanItsMemory|ContainersShareAPod|InitContainers|ExecProbes|PodOfTwoContainers|VMThatDies|VolumesThatKeepData|EmptyDirsAreThePods|DaemonRestarts|DockerRuns|PodmanRuns|KilledProcesses
+BOOT_SUITES := ./tests/integration ./tests/cri ./tests/volumes ./tests/sandbox ./tests/docker ./tests/podman ./tests/k8s
+BOOT_TESTS  ?= KillAtEachMoment|KillOfShim|TwoCreates|EveryContainerd|RunLooksTheSame|ThirtyContainers|WantsMoreThanItsMemory|ContainersShareAPod|InitContainers|ExecProbes|PodOfTwoContainers|VMThatDies|VolumesThatKeepData|EmptyDirsAreThePods|DaemonRestarts|DockerRuns|PodmanRuns|KilledProcesses|ContainersEndAs|PodDeletedWhile|StaticPodUnderEach
 
 .PHONY: test-boot
 test-boot: setup stage $(TOOLS)/gotestsum ## the suites whose VMs start from templates in `make test`, once more with VMs that boot

@@ -34,7 +34,7 @@ var nodes struct {
 
 func TestMain(m *testing.M) {
 	harness.AdoptOrphans()
-	if err := harness.UseTemplates(configs.TemplateOff); err != nil {
+	if err := harness.UseTemplates(configs.TemplatePrivate); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
