@@ -233,6 +233,12 @@ bench: setup-bench stage ## figures beside their baselines, as a table and bench
 bench-kbs: ## the key broker under load for ten seconds of each kind: times, rates, memory
 	COCO_KBS_LOAD=10s $(GO) test -count=1 -v -timeout 5m -run 'TestLoad$$' ./attestation/broker
 
+.PHONY: kbs-page
+kbs-page: ## the key broker's page in Chromium, with a picture of it in docs/kbs-page.png
+	tests/setup.sh chromium
+	COCO_BROWSER=/usr/bin/chromium-headless-shell COCO_BROWSER_PICTURE=$(CURDIR)/docs/kbs-page.png \
+	  $(GO) test -count=1 -v -timeout 5m -run TestThePage ./cmd/coco/internal/kbs
+
 .PHONY: setup-bench
 setup-bench:
 	tests/setup.sh packages containerd-2.4

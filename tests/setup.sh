@@ -13,6 +13,7 @@
 #   compose          Docker's compose plugin 2 from Debian trixie, likewise
 #   podman           Podman with conmon and crun, from Debian
 #   python           a Python with other implementations of JOSE and JCS; tests that compare with them skip without it
+#   chromium         Debian's Chromium without windows, for `make kbs-page`
 #   kubelet          the kubelet of Kubernetes 1.37, built from the Go module proxy (about five minutes)
 #   k8s              etcd and a static bash from Debian; API server, controller manager, scheduler, kubectl and the e2e suite with its
 #                    test images' programs, built likewise (about ten minutes more)
@@ -264,6 +265,7 @@ for want in "$@"; do
     compose) compose_2 ;;
     podman) (podman_43) ;;
     python) python_env ;;
+    chromium) debian chromium-headless-shell ;;
     kubelet) kubelet ;;
     k8s) k8s ;;
     *) echo "setup: unknown thing $want" >&2; exit 2 ;;

@@ -247,8 +247,10 @@ var edges = Edges{
 	},
 	"cmd/coco/internal/cli": {},
 	"cmd/coco/internal/kbs": {
-		"attestation/...", "cmd/coco/internal/cli", "cmd/coco/internal/show", "policy/rego",
+		"attestation/...", "cmd/coco/internal/cli", "cmd/coco/internal/kbs/page", "cmd/coco/internal/pods",
+		"cmd/coco/internal/show", "policy/rego",
 	},
+	"cmd/coco/internal/kbs/page": {"attestation/broker/references", "attestation/broker/store"},
 	"cmd/coco/internal/secret": {"attestation/sealed", "cmd/coco/internal/cli", "cmd/coco/internal/show"},
 	"cmd/coco/internal/policy": {
 		"api/contract", "cmd/coco/internal/cli", "cmd/coco/internal/measure", "cmd/coco/internal/pods",

@@ -19,6 +19,7 @@ func Command() *cobra.Command {
 	cmd.AddCommand(initCommand(), serveCommand(), getCommand(), auditCommand())
 	for _, of := range []func(*connection) *cobra.Command{
 		resourceCommand, policyCommand, referenceCommand, checkCommand, whatIfCommand, attestationsCommand, backupCommand,
+		pageCommand,
 	} {
 		c := &connection{}
 		below := of(c)

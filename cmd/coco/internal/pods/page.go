@@ -141,6 +141,16 @@ func nodeCommand(cmd *cobra.Command, address string, routes func(*source, *http.
 func serveNode(ctx context.Context, address string, s *source, routes func(*source, *http.ServeMux) string) error {
 	mux := http.NewServeMux()
 	path := routes(s, mux)
+	return serveLocal(ctx, address, path, s.log, mux)
+}
+
+// ServeLocal serves GET requests of clients on this host at an address of the loopback interface, or at a Unix socket,
+// until ctx ends. It writes to log where.
+func ServeLocal(ctx context.Context, address string, log io.Writer, handler http.Handler) error {
+	return serveLocal(ctx, address, "", log, handler)
+}
+
+func serveLocal(ctx context.Context, address, path string, log io.Writer, handler http.Handler) error {
 	l, err := listen(ctx, address)
 	if err != nil {
 		return err
@@ -149,6 +159,6 @@ func serveNode(ctx context.Context, address string, s *source, routes func(*sour
 	if strings.HasPrefix(address, unixScheme) {
 		at = address + ", path /" + path
 	}
-	fmt.Fprintf(s.log, "coco: serving at %s\n", at)
-	return serve(ctx, l, guarded(mux))
+	fmt.Fprintf(log, "coco: serving at %s\n", at)
+	return serve(ctx, l, guarded(handler))
 }
