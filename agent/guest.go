@@ -11,7 +11,6 @@ import (
 	"io"
 	"math"
 	"os"
-	"path/filepath"
 	"runtime"
 	"runtime/metrics"
 	"strconv"
@@ -24,6 +23,7 @@ import (
 	"github.com/coco-shim/coco/agent/beneath"
 	"github.com/coco-shim/coco/agent/guard"
 	"github.com/coco-shim/coco/agent/storage"
+	"github.com/coco-shim/coco/agent/sysctl"
 	pb "github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/api/agent/types"
 	"github.com/coco-shim/coco/api/contract"
@@ -39,6 +39,9 @@ func (s *service) GetGuestDetails(_ context.Context, req *pb.GuestDetailsRequest
 			contract.FeatureSignalAll, contract.FeatureRules, contract.FeatureOneOutput,
 		},
 	}}
+	if s.Policy.Files() == nil {
+		resp.AgentDetails.ExtraFeatures = append(resp.AgentDetails.ExtraFeatures, contract.FeatureRewrite)
+	}
 	if req.MemBlockSize {
 		if b, err := os.ReadFile("/sys/devices/system/memory/block_size_bytes"); err == nil {
 			resp.MemBlockSizeBytes, _ = strconv.ParseUint(strings.TrimSpace(string(b)), 16, 64)
@@ -73,16 +76,19 @@ func (s *service) CopyFile(_ context.Context, req *pb.CopyFileRequest) (*emptypb
 		}
 		return &emptypb.Empty{}, s.root.Copy(root, req)
 	}
+	if s.waits(req) {
+		return &emptypb.Empty{}, s.copy.Rewrite(req)
+	}
 	return &emptypb.Empty{}, s.copy.Copy(req)
 }
 
 // OnlineCPUMem brings processors and memory blocks into use that the VMM has added.
 func (s *service) OnlineCPUMem(_ context.Context, req *pb.OnlineCPUMemRequest) (*emptypb.Empty, error) {
-	if err := online("/sys/devices/system/cpu/cpu[0-9]*/online", "0", "1"); err != nil {
+	if err := sysctl.Switch("/sys/devices/system/cpu/cpu[0-9]*/online", "0", "1"); err != nil {
 		return nil, err
 	}
 	if !req.CpuOnly {
-		if err := online("/sys/devices/system/memory/memory*/state", "offline", "online"); err != nil {
+		if err := sysctl.Switch("/sys/devices/system/memory/memory*/state", "offline", "online"); err != nil {
 			return nil, err
 		}
 	}
@@ -90,23 +96,6 @@ func (s *service) OnlineCPUMem(_ context.Context, req *pb.OnlineCPUMemRequest) (
 		return nil, fmt.Errorf("%d processors are asked for, %d are there: %w", req.NbCpus, n, errdefs.ErrFailedPrecondition)
 	}
 	return &emptypb.Empty{}, nil
-}
-
-func online(pattern, from, to string) error {
-	names, err := filepath.Glob(pattern)
-	if err != nil {
-		return err
-	}
-	for _, n := range names {
-		b, err := os.ReadFile(n)
-		if err != nil || strings.TrimSpace(string(b)) != from {
-			continue
-		}
-		if err := os.WriteFile(n, []byte(to), 0); err != nil {
-			return fmt.Errorf("bring into use: %w", err)
-		}
-	}
-	return nil
 }
 
 // UpdateInterface configures a network interface.

@@ -20,6 +20,7 @@ import (
 	"github.com/coco-shim/coco/plan/request"
 	"github.com/coco-shim/coco/virtcontainers/hooks"
 	"github.com/coco-shim/coco/virtcontainers/process"
+	"github.com/coco-shim/coco/virtcontainers/share"
 	"github.com/coco-shim/coco/virtcontainers/upper"
 )
 
@@ -37,6 +38,7 @@ type Container struct {
 	spec       *specs.Spec
 	init       *process.Process
 	held       undo.Stack // releases its devices
+	mounts     *share.Mounts
 	watch      atomic.Pointer[upper.Watch]
 
 	mu        sync.Mutex
@@ -89,12 +91,27 @@ func (c *Container) start(ctx context.Context) error {
 	if err := c.pod.m.NICs.ConnectLate(ctx); err != nil {
 		return fmt.Errorf("start container %s: %w", c.id, err)
 	}
+	if err := c.renewFiles(ctx); err != nil {
+		return fmt.Errorf("start container %s: %w", c.id, err)
+	}
 	err := c.pod.m.Agent.Call(ctx, "start container "+c.id, func(ctx context.Context) error {
 		_, err := c.pod.m.Agent.StartContainer(ctx, &agent.StartContainerRequest{ContainerId: c.id})
 		return err
 	})
 	c.pod.recordStep(c.id, "start", began)
 	return err
+}
+
+// renewFiles brings files up to date that the engine has changed since the container was created: Docker 28 writes its
+// resolv.conf between creation and start.
+func (c *Container) renewFiles(ctx context.Context) error {
+	if !c.isFirst() {
+		return nil
+	}
+	if err := c.pod.m.Volumes.Renew(ctx, c.mounts); err != nil {
+		return err
+	}
+	return c.pod.m.AskNames(ctx)
 }
 
 // started begins what lasts as long as the container runs, and runs the hooks that follow the start.

@@ -232,7 +232,7 @@ func (a *fakeAgent) DestroySandbox(context.Context, *agent.DestroySandboxRequest
 func (a *fakeAgent) GetGuestDetails(context.Context, *agent.GuestDetailsRequest) (*agent.GuestDetailsResponse, error) {
 	d := &agent.AgentDetails{Version: "fake", SupportsSeccomp: true}
 	if !a.vm.w.noStreams {
-		d.ExtraFeatures = []string{contract.FeatureStreams}
+		d.ExtraFeatures = []string{contract.FeatureStreams, contract.FeatureRewrite}
 		if a.vm.w.oneOutput {
 			d.ExtraFeatures = append(d.ExtraFeatures, contract.FeatureOneOutput)
 		}

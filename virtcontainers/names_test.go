@@ -118,3 +118,47 @@ func TestAContainerWhoseNamesNobodyAnswersIsRefused(t *testing.T) {
 		t.Errorf("done: %q, left: %q", w.ops, w.left())
 	}
 }
+
+// Docker 28 writes resolv.conf between the creation and the start of a container.
+func TestNamesOfAResolvConfThatComesLate(t *testing.T) {
+	w := newWorld(t)
+	o := w.options("sleep")
+	m := resolvConf(w, o.ID)
+	late, err := os.ReadFile(m.Source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(m.Source, []byte("nameserver 192.0.2.1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o.Spec.Mounts = append(o.Spec.Mounts, m)
+	p, _ := start(t, w, o)
+	if w.did("ask for names") {
+		t.Error("names are asked for before resolv.conf says so")
+	}
+	if err := os.WriteFile(m.Source, late, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := p.Container(o.ID)
+	if err == nil {
+		_, err = c.Init().Start(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !w.did("ask for names") || !w.did("dial 1029") {
+		t.Errorf("names are not asked for: %q", w.ops)
+	}
+	copies := 0
+	a := w.vm().agent
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for name, f := range a.files {
+		if strings.HasSuffix(name, "resolv.conf") && string(f.GetData()) == string(late) {
+			copies++
+		}
+	}
+	if copies != 1 {
+		t.Errorf("the guest has the late resolv.conf %d times", copies)
+	}
+}

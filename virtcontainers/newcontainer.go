@@ -57,6 +57,7 @@ func (c *Container) create(ctx context.Context, req ContainerRequest, u *undo.St
 	if err != nil {
 		return stream.Streams{}, err
 	}
+	c.mounts = mounts
 	if f := mounts.Message; f != nil {
 		u.Push("close "+f.Name(), func(context.Context) error { return mounts.Close() })
 	}

@@ -9,6 +9,7 @@ const (
 	FeatureStreams   = "coco-streams"    // byte streams of processes on PortStreams
 	FeatureRemove    = "coco-remove"     // CopyFile takes files away
 	FeatureRawPath   = "coco-raw-path"   // CopyFile takes names that are not UTF-8
+	FeatureRewrite   = "coco-rewrite"    // CopyFile gives files of a container that has not started other content
 	FeatureRules     = "coco-rules"      // routes of all tables and types, with metrics, and rules
 	FeatureSignalAll = "coco-signal-all" // SignalProcess reaches every process of a container
 	FeatureOneOutput = "coco-one-output" // a stream that is named as stdout and as stderr takes both, as they are written

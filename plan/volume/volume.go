@@ -82,6 +82,7 @@ type Bind struct {
 	Sub         string // the part of the volume that is mounted, a relative path; "": all
 	Destination string
 	ReadOnly    bool // overrides the specification; of a live share: the share is read-only
+	Made        bool // a file that the engine makes for every container
 }
 
 // Input has the inputs of a plan.
@@ -288,7 +289,7 @@ func (in Input) named(m specs.Mount, src string) (Bind, error) {
 	made := slices.Contains(engineFiles, dest) && slices.Contains(strings.Split(src, "/"), in.ID)
 	switch live := in.LiveBinds && !in.TEE; {
 	case made:
-		return Bind{Source: src, Origin: Named}, nil
+		return Bind{Source: src, Origin: Named, Made: true}, nil
 	case live:
 		return Bind{Kind: Shared, Source: src, Origin: Named, ReadOnly: readOnly(m)}, nil
 	case readOnly(m):

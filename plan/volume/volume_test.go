@@ -300,12 +300,12 @@ func TestPlan(t *testing.T) {
 		{name: "volume of Docker that would be a copy", source: db, change: copies, refused: `runtime.binds = "live"`},
 		{
 			name: "Docker's resolv.conf", source: "/x/containers/ctr-1/resolv.conf", dest: "/etc/resolv.conf",
-			change: alone, want: Bind{Origin: Named, Source: "/x/containers/ctr-1/resolv.conf"},
+			change: alone, want: Bind{Origin: Named, Source: "/x/containers/ctr-1/resolv.conf", Made: true},
 		},
 		{
 			name: "Docker's resolv.conf in a TEE", source: "/x/containers/ctr-1/resolv.conf", dest: "/etc/resolv.conf",
 			change: func(in *Input) { copies(in); in.TEE = true },
-			want:   Bind{Origin: Named, Source: "/x/containers/ctr-1/resolv.conf"},
+			want:   Bind{Origin: Named, Source: "/x/containers/ctr-1/resolv.conf", Made: true},
 		},
 		{
 			name: "a person's own resolv.conf", source: "/opt/resolv.conf", dest: "/etc/resolv.conf", change: copies,

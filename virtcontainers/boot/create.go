@@ -80,8 +80,15 @@ type Machine struct {
 	StateDir string
 	Plan
 
+	later
+}
+
+// later is for the only container of a pod of one.
+type later struct {
+	names func(context.Context) error // AskNames
+
 	mu    sync.Mutex
-	first *layers.Search // layers of the pod of one; nil once taken, guarded by mu
+	first *layers.Search // layers; nil once taken, guarded by mu
 }
 
 // Plan is what was decided before the VM was launched.

@@ -51,6 +51,25 @@ func engineNames(first *First) (bool, error) {
 	}), nil
 }
 
+// AskNames lets the guest ask the engine's resolver if the container's resolv.conf has come to name it since the pod
+// was made: Docker 28 writes it after the creation of the task, and before its start.
+func (m *Machine) AskNames(ctx context.Context) error { return m.names(ctx) }
+
+// askLate is what AskNames does.
+func (c *creation) askLate(ctx context.Context) (err error) {
+	if c.asksNames {
+		return nil
+	}
+	if err := c.checkNames(ctx); err != nil || !c.asksNames {
+		return err
+	}
+	if err := c.openNames(ctx); err != nil {
+		c.asksNames = false // a second start tries again
+		return err
+	}
+	return nil
+}
+
 // checkNames refuses a container whose names its guest would not ask the host for, before the VM boots.
 func (c *creation) checkNames(context.Context) error {
 	asks, err := engineNames(c.opts.First)
@@ -69,6 +88,7 @@ func (c *creation) checkNames(context.Context) error {
 
 // openNames lets the guest ask the engine's resolver.
 func (c *creation) openNames(ctx context.Context) error {
+	c.names = c.askLate
 	if !c.asksNames {
 		return nil
 	}

@@ -50,6 +50,7 @@ type Features struct {
 	SignalsAll bool // any signal reaches every process of a container
 	Rules      bool // routing rules and further tables
 	RawNames   bool // file names that are not UTF-8
+	Rewrites   bool // other content for the files of a container that has not started
 	OneOutput  bool // one byte stream for both outputs of a process
 }
 
@@ -132,7 +133,7 @@ func (l *Link) AskDetails(ctx context.Context) error {
 	l.features.Store(&Features{
 		Streams: has(contract.FeatureStreams), Seccomp: d.GetSupportsSeccomp(), Removes: has(contract.FeatureRemove),
 		SignalsAll: has(contract.FeatureSignalAll), Rules: has(contract.FeatureRules), RawNames: has(contract.FeatureRawPath),
-		OneOutput: has(contract.FeatureOneOutput),
+		OneOutput: has(contract.FeatureOneOutput), Rewrites: has(contract.FeatureRewrite),
 	})
 	return nil
 }

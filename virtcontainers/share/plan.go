@@ -39,6 +39,7 @@ type Mounts struct {
 	volumes []mounted
 	raw     map[string]*shared  // raw block devices, by path in the container
 	sources map[int]volume.Bind // sources to copy for this container, by index of the mount
+	made    []*made             // those of them that the engine makes for every container
 	// The container's termination message: the file on the host, and its path in the container.
 	Message     *os.File // nil: it has none
 	MessagePath string

@@ -211,6 +211,9 @@ func (s *Set) copyIn(ctx context.Context, c request.Copy, m *Mounts) error {
 		return err
 	}
 	defer f.Close()
+	if b.Made {
+		return m.add(b, c.Guest).sync(ctx, f, s)
+	}
 	return copytree.Copy(ctx, f, s.target(c.Guest))
 }
 
