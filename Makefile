@@ -210,9 +210,9 @@ client-suite: setup-bench stage ## all of containerd's client suite under runc a
 	  -suite.report $(CURDIR)/docs/conformance/client-suite.md
 
 .PHONY: frontends
-frontends: setup stage ## a hundred actions of Docker and of Podman beside runc, page in docs/frontends.md (half an hour)
-	tests/setup.sh compose
-	COCO_FRONTENDS=$(CURDIR)/docs/frontends COCO_REQUIRE=all $(GO) test -count=1 -p 1 -timeout 120m -run TestEveryAction ./tests/docker ./tests/podman
+frontends: setup stage ## a hundred actions of Docker and of Podman beside runc, page in docs/frontends.md (an hour; COCO_FRONTENDS_FOR=8m: for that time, and on where it stopped)
+	tests/setup.sh compose docker-28 containerd-2.4
+	COCO_FRONTENDS=$(CURDIR)/docs/frontends COCO_REQUIRE=all $(GO) test -count=1 -p 1 -timeout 120m -run TestEveryAction ./tests/docker ./tests/podman ./tests/integration
 	UPDATE_GOLDEN=1 $(GO) test -count=1 -run TestThePage ./tests/frontends
 
 .PHONY: hostile

@@ -10,6 +10,7 @@
 #   qemu-11.1        QEMU 11.1 from Debian sid with the libraries that it needs, likewise
 #   virtiofsd-1.13   virtiofsd from Debian trixie with the libraries that it needs, likewise: Debian 12 has QEMU's old one
 #   docker           Docker 26 from Debian trixie, likewise: Debian 12's refuses the names of other shims
+#   docker-28        Docker 28 from Debian sid, likewise; make frontends runs it beside 26
 #   compose          Docker's compose plugin 2 from Debian trixie, likewise
 #   podman           Podman with conmon and crun, from Debian
 #   python           a Python with other implementations of JOSE and JCS; tests that compare with them skip without it
@@ -199,13 +200,13 @@ virtiofsd_113() {
   "$dir/bin/virtiofsd" --version >&2
 }
 
-docker_26() {
-  local dir=$CACHE/docker
+docker_from() { # DIRECTORY SUITE
+  local dir=$CACHE/$1
   [ -x "$dir/bin/dockerd" ] && return
-  say "unpacking Docker 26 from Debian trixie"
+  say "unpacking Docker from Debian $2"
   rm -rf "$dir"; mkdir -p "$dir/deb"
-  private_apt trixie apt-get update
-  (cd "$dir/deb" && private_apt trixie apt-get download docker.io docker-cli && for d in *.deb; do dpkg -x "$d" .; done)
+  private_apt "$2" apt-get update
+  (cd "$dir/deb" && private_apt "$2" apt-get download docker.io docker-cli && for d in *.deb; do dpkg -x "$d" .; done)
   mv "$dir/deb/usr/bin" "$dir/bin"
   mv "$dir"/deb/usr/sbin/* "$dir/bin/"
   rm -rf "$dir/deb"
@@ -237,7 +238,7 @@ compose_2() {
   rm -rf "$dir/deb"
 }
 
-[ $# -gt 0 ] || { sed -n '2,18p' "$0"; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,19p' "$0"; exit 2; }
 [ "$(id -u)" = 0 ] || { echo "setup: run as root: sudo $0 $*" >&2; exit 1; }
 mkdir -p "$CACHE"
 # python has its packages from PyPI. Where that cannot be reached, the tests that want them skip with that reason.
@@ -261,7 +262,8 @@ for want in "$@"; do
     qemu-10.0) qemu_10 ;;
     qemu-11.1) qemu_11 ;;
     virtiofsd-1.13) virtiofsd_113 ;;
-    docker) docker_26 ;;
+    docker) docker_from docker trixie ;;
+    docker-28) docker_from docker-28 sid ;;
     compose) compose_2 ;;
     podman) (podman_43) ;;
     python) python_env ;;

@@ -40,6 +40,7 @@ var (
 	QEMU111     = Cap{"QEMU 11.1", needUnpacked("qemu-11.1", "qemu-system-x86_64")}
 	Virtiofsd13 = Cap{"virtiofsd 1.13", needUnpacked("virtiofsd-1.13", "virtiofsd")}
 	Docker      = Cap{"Docker 26", needUnpacked("docker", "dockerd")}
+	Docker28    = Cap{"Docker 28", needUnpacked("docker-28", "dockerd")}
 	Compose     = Cap{"Docker's compose", needUnpacked("compose", "docker-compose")}
 	Podman      = Cap{"Podman", needProgram("podman", "podman")}
 	Crun        = Cap{"crun", needProgram("crun", "crun")}

@@ -51,6 +51,7 @@ type daemon struct {
 	t          *testing.T
 	dir        string
 	socket     string
+	bin        string // directory of Docker's programs
 	containerd *harness.Daemon
 	namespace  string // of containerd
 }
@@ -59,7 +60,14 @@ type daemon struct {
 // in Docker's own overlay2.
 func start(t *testing.T, snapshotter bool, bridge, address string) *daemon {
 	t.Helper()
-	testvm.Need(t, testvm.Root, testvm.Netns, testvm.Tap, testvm.QEMU, testvm.Docker, testvm.GuestImage)
+	testvm.Need(t, testvm.Docker)
+	return startVersion(t, "docker", snapshotter, bridge, address)
+}
+
+// startVersion does so with the Docker of a directory of the cache.
+func startVersion(t *testing.T, version string, snapshotter bool, bridge, address string) *daemon {
+	t.Helper()
+	testvm.Need(t, testvm.Root, testvm.Netns, testvm.Tap, testvm.QEMU, testvm.GuestImage)
 	dir, err := os.MkdirTemp("/var/tmp", "coco-docker-")
 	if err != nil {
 		t.Fatal(err)
@@ -82,7 +90,10 @@ func start(t *testing.T, snapshotter bool, bridge, address string) *daemon {
 	t.Cleanup(func() { run(t, "ip", "link", "delete", bridge) })
 	run(t, "ip", "address", "add", address, "dev", bridge)
 	run(t, "ip", "link", "set", bridge, "up")
-	d := &daemon{t: t, dir: dir, socket: filepath.Join(dir, "d.sock"), containerd: c, namespace: bridge}
+	d := &daemon{
+		t: t, dir: dir, socket: filepath.Join(dir, "d.sock"), bin: filepath.Dir(testvm.Unpacked(version, "dockerd")),
+		containerd: c, namespace: bridge,
+	}
 	config := fmt.Sprintf(
 		`{"data-root": %q, "exec-root": %q, "pidfile": %q, "hosts": ["unix://%s"], "containerd": %q, "bridge": %q,
  "features": {"containerd-snapshotter": %t}, "default-ulimits": {"nofile": {"Name": "nofile", "Hard": 4096, "Soft": 4096}},
@@ -114,7 +125,6 @@ func start(t *testing.T, snapshotter bool, bridge, address string) *daemon {
 // serve starts dockerd and waits until it answers.
 func (d *daemon) serve() {
 	d.t.Helper()
-	bin := filepath.Dir(testvm.Unpacked("docker", "dockerd"))
 	// A dockerd that switches forwarding on drops what it does not forward, on the whole host and also after its end:
 	// pods of tests/k8s then do not reach each other.
 	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o600); err != nil {
@@ -124,8 +134,8 @@ func (d *daemon) serve() {
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	cmd := exec.Command(filepath.Join(bin, "dockerd"), "--config-file", filepath.Join(d.dir, "daemon.json"))
-	cmd.Env = append(os.Environ(), "PATH="+bin+":/usr/sbin:/usr/bin:/sbin:/bin")
+	cmd := exec.Command(filepath.Join(d.bin, "dockerd"), "--config-file", filepath.Join(d.dir, "daemon.json"))
+	cmd.Env = append(os.Environ(), "PATH="+d.bin+":/usr/sbin:/usr/bin:/sbin:/bin")
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		d.t.Fatal(err)
@@ -174,7 +184,7 @@ func (d *daemon) docker(args ...string) (stdout, stderr string, code int) {
 	d.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), perCommand)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, testvm.Unpacked("docker", "docker"),
+	cmd := exec.CommandContext(ctx, filepath.Join(d.bin, "docker"),
 		append([]string{"-H", "unix://" + d.socket}, args...)...)
 	cmd.Env = append(os.Environ(), "DOCKER_CONFIG="+d.dir)
 	var out, errs bytes.Buffer
@@ -224,7 +234,7 @@ func TestDockerRunsContainersInMicroVMs(t *testing.T) {
 					checkSharing(t, d)
 					checkVolumes(t, d)
 					checkNames(t, d)
-					checkActions(t, d, frontends.Quick)
+					checkActions(t, d, frontends.QuickWork(frontends.Docker))
 				}
 			})
 			left, err := harness.Leaks(t.Context(), before, 10*time.Second)

@@ -4,6 +4,7 @@
 package docker
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,7 +17,7 @@ import (
 )
 
 // checkActions does actions of the list under runc and under coco.
-func checkActions(t *testing.T, d *daemon, selected func(frontends.Action) bool) frontends.Results {
+func checkActions(t *testing.T, d *daemon, w frontends.Work) {
 	t.Helper()
 	plugins := filepath.Join(d.dir, "cli-plugins")
 	if err := os.Mkdir(plugins, 0o700); err != nil {
@@ -28,25 +29,36 @@ func checkActions(t *testing.T, d *daemon, selected func(frontends.Action) bool)
 	}
 	side := func(runtime string) frontends.Side {
 		return frontends.Side{
-			Command: []string{testvm.Unpacked("docker", "docker"), "-H", "unix://" + d.socket},
+			Command: []string{filepath.Join(d.bin, "docker"), "-H", "unix://" + d.socket},
 			Env:     []string{"DOCKER_CONFIG=" + d.dir}, Runtime: "--runtime " + runtime, Image: image,
 		}
 	}
-	r := frontends.Run(t.Context(), frontends.Work{
-		Engine: frontends.Docker, Dir: d.dir, Runc: side("runc"), Coco: side("coco"), Select: selected,
-	}, func(err error) { t.Error(err) })
-	r.Version = "Docker " + strings.TrimSpace(d.must("version", "-f", "{{.Server.Version}}"))
-	return r
+	w.Dir, w.Runc, w.Coco = d.dir, side("runc"), side("coco")
+	version, _, _ := strings.Cut(strings.TrimSpace(d.must("version", "-f", "{{.Server.Version}}")), "+")
+	w.Version = "Docker " + version
+	frontends.Run(t.Context(), w, func(err error) { t.Error(err) })
 }
 
 // TestEveryAction does all actions of the list and writes their results where make frontends wants them.
 func TestEveryAction(t *testing.T) {
-	out := os.Getenv("COCO_FRONTENDS")
-	if out == "" {
+	if os.Getenv("COCO_FRONTENDS") == "" {
 		t.Skip("takes a quarter of an hour: make frontends runs it")
 	}
+	for i, name := range []string{"docker-26", "docker-28"} {
+		t.Run(name, func(t *testing.T) { everyAction(t, name, fmt.Sprintf("cocofe%d", i), fmt.Sprintf("10.216.%d.1/24", i)) })
+	}
+}
+
+func everyAction(t *testing.T, name, bridge, address string) {
+	t.Helper()
 	testvm.Need(t, testvm.Compose)
-	selected, err := frontends.Asked()
+	version := name
+	if name == "docker-26" {
+		version = "docker"
+	} else {
+		testvm.Need(t, testvm.Docker28)
+	}
+	work, err := frontends.Asked(name, frontends.Docker)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,10 +67,7 @@ func TestEveryAction(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Run("work", func(t *testing.T) {
-		d := start(t, false, "cocofe0", "10.216.0.1/24")
-		if err := checkActions(t, d, selected).Write(filepath.Clean(out), selected); err != nil {
-			t.Error(err)
-		}
+		checkActions(t, startVersion(t, version, false, bridge, address), work)
 	})
 	left, err := harness.Leaks(t.Context(), before, 20*time.Second)
 	if err != nil {

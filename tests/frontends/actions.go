@@ -8,7 +8,7 @@ import "slices"
 // Actions is the list, in the order of the page.
 func Actions() []Action {
 	return slices.Concat(running(), streams(), files(), volumes(), limits(), rights(), sharing(), networks(), life(),
-		looking(), composed(), pods())
+		looking(), composed(), pods(), ctr())
 }
 
 // running has the actions that start a container, and look at its process.
@@ -35,7 +35,11 @@ func running() []Action {
 		{Name: "`--cidfile`", Script: `once --cidfile $D/cid $I true; wc -c <$D/cid`},
 		{Name: "`--label`, `inspect`", Script: `e create $R --name one --label k=v $I true >/dev/null; e inspect -f '{{.Config.Labels.k}}' one`},
 		{Name: "`--rm` leaves nothing", Script: `once $I true; e ps -aq | wc -l`},
-		{Name: "`--umask`", Only: Podman, Script: `once --umask 0077 $I sh -c umask`},
+		{Name: "`--umask`", Only: Podman, Script: `once --umask 0077 $I sh -c umask`, Differ: &Difference{
+			Outcome: Refused, Words: "umask",
+			What:   "the agent's protocol, which is Kata's, carries no umask, and 0022 is what processes have there",
+			WayOut: "`sh -c 'umask 0077; exec …'`",
+		}},
 		{Name: "`--secret`", Only: Podman, Script: `echo word | e secret create word - >/dev/null; once --secret word $I cat /run/secrets/word; e secret rm word >/dev/null`},
 		{Name: "`--preserve-fds`", Only: Podman, Script: `once --preserve-fds 1 $I sh -c 'cat <&3' 3</etc/hostname`, Differ: &Difference{
 			Outcome: Refused, Words: "--preserve-fds",
@@ -53,7 +57,7 @@ func streams() []Action {
 		{Name: "`run -i`: 1.6 MB in", Script: `yes 0123456789abcde | head -c 1600000 | once -i $I md5sum`},
 		{Name: "`run`: 8 MB out", Script: `once $I sh -c 'yes 0123456789abcde | head -c 8000000' | md5sum`},
 		{Name: "`run -t`", Script: `once -t $I sh -c 'tty; exit 5'`},
-		{Name: "`run -it` at a terminal", Script: `script -qec "stty cols 77 rows 33; $E run --rm $R $N -it $I sh -c 'stty size; exit 3'" /dev/null`},
+		{Name: "`run -it` at a terminal", Script: `script -qec "stty cols 77 rows 33; $E run --rm $R $N -it $I sh -c 'stty size; exit 3'" /dev/null >$D/o </dev/null; c=$?; tr -d '^@' <$D/o; exit $c`},
 		{Name: "`exec`", Script: `new one $I sleep 1000; e exec one sh -c 'echo in; exit 9'`},
 		{Name: "`exec -i`", Script: `new one $I sleep 1000; yes abc | head -c 1000000 | e exec -i one md5sum`},
 		{Name: "`exec -t`", Script: `new one $I sleep 1000; e exec -t one sh -c 'tty; exit 4'`},
@@ -74,9 +78,9 @@ func streams() []Action {
 func files() []Action {
 	const fill = `sh -c 'echo kept >/kept; mkdir /dir; echo x >/dir/x; rm -r /home; trap "exit 0" TERM; touch /ready; while :; do sleep 0.1; done'; wait_for e exec one test -e /ready; `
 	stale := &Difference{
-		Outcome: Differs,
-		What: "the engine reads a directory of the host and asks no shim; it shows the files as they were at the start, " +
-			"or at the last pause",
+		On: Podman, Outcome: Differs,
+		What: "Podman does not go through the directories that the shim watches; it shows the files as they were at the " +
+			"start, or at the last pause",
 		WayOut: "`pause` before; or `exec CONTAINER tar c PATH`",
 	}
 	return []Action{
@@ -86,9 +90,9 @@ func files() []Action {
 		{Name: "`cp` into a created container", Script: `echo brought >$D/f; e create $R $N --name one $I cat /f >/dev/null; e cp $D/f one:/f; e start -a one`},
 		{Name: "`cp` into a stopped container", Script: `echo brought >$D/f; new one $I sh -c 'cat /f || echo none'; e wait one; e cp $D/f one:/f; e start -a one`},
 		{Name: "`cp` into a running container", Script: `echo brought >$D/f; new one $I sleep 1000; e cp $D/f one:/f; e exec one cat /f`, Differ: &Difference{
-			Outcome: Differs,
-			What: "the file is in the engine's directory of the host, and in the container from its next start on; the " +
-				"engine asks no shim",
+			On: Podman, Outcome: Differs,
+			What: "the file is in Podman's directory of the host, and in the container from its next start on; Podman does " +
+				"not go through the directories that the shim watches",
 			WayOut: "`exec -i CONTAINER tar x`",
 		}},
 		{Name: "`diff` of a stopped container", Script: `new one $I ` + fill + `e stop one >/dev/null; e diff one | sort`},
@@ -110,7 +114,13 @@ func volumes() []Action {
 		{Name: "`-v /d`: an anonymous volume", Script: `new one -v /d $I sh -c 'echo line >>/d/f; cat /d/f'; e wait one; e start -a one`},
 		{Name: "`--mount type=volume`", Script: `once --mount type=volume,src=vol,dst=/d $I sh -c 'echo kept >/d/f'; once --mount type=volume,src=vol,dst=/d,ro $I sh -c 'cat /d/f; touch /d/x || echo no'`},
 		{Name: "`--volumes-from`", Script: `new one -v /d $I sh -c 'echo kept >/d/f; sleep 1000'; wait_for e exec one test -s /d/f; once --volumes-from one $I cat /d/f`},
-		{Name: "`cp` out of a volume of a running container", Script: `new one -v vol:/d $I sh -c 'echo kept >/d/f; sleep 1000'; wait_for e exec one test -s /d/f; e cp one:/d/f - | tar xO`},
+		{Name: "`cp` out of a volume of a running container", Script: `new one -v vol:/d $I sh -c 'echo kept >/d/f; sleep 1000'; wait_for e exec one test -s /d/f; e cp one:/d/f - | tar xO`, Only: Docker},
+		{Name: "`cp` out of a volume of a running container, with Podman", Only: Podman, Script: `new one -v vol:/d $I sh -c 'echo kept >/d/f; sleep 1000'; wait_for e exec one test -s /d/f; e cp one:/d/f $D/f && cat $D/f`, Differ: &Difference{
+			Outcome: Refused, Words: "could not be found",
+			What: "Podman enters the mount namespace of the container's pid, which is the stand-in's; it has the files of the " +
+				"container and not its volumes",
+			WayOut: "the volume's directory (`podman volume inspect`); or `exec CONTAINER cat FILE`",
+		}},
 		{Name: "`-v DIR:/d`: the host has what it writes", Script: `once -v $D:/d $I sh -c 'echo seen >/d/f'; cat $D/f`},
 		{Name: "`-v DIR:/d`: it has what the host writes later", Script: `new one -v $D:/d $I sleep 1000; e exec one ls /d; echo late >$D/late; wait_for e exec one test -s /d/late; e exec one cat /d/late`},
 		{Name: "`-v DIR:/d:ro`", Script: `echo in >$D/f; once -v $D:/d:ro $I sh -c 'cat /d/f; touch /d/x || echo no'`},
@@ -121,7 +131,11 @@ func volumes() []Action {
 			Outcome: Refused, Words: "socket", What: "a socket ends in the host's kernel",
 			WayOut: "a published port; a network that both are in",
 		}},
-		{Name: "`-v DIR:/d:O`: an overlay", Only: Podman, Script: `echo in >$D/f; once -v $D:/d:O $I sh -c 'cat /d/f; echo no >/d/f'; cat $D/f`},
+		{Name: "`-v DIR:/d:O`: an overlay", Only: Podman, Script: `echo in >$D/f; once -v $D:/d:O $I sh -c 'cat /d/f; echo no >/d/f' && cat $D/f`, Differ: &Difference{
+			Outcome: Refused, Words: "a file system of type \"overlay\"",
+			What:   "the overlay of a directory is a file system of the host, which the guest's kernel cannot mount",
+			WayOut: "`-v DIR:/d:ro`; or a copy of the directory as a volume",
+		}},
 		{Name: "`-v DIR:/d:U`: chowned", Only: Podman, Script: `echo in >$D/f; once -u 7:8 -v $D:/d:U $I stat -c %u:%g /d/f`},
 		{Name: "`-v DIR:/d:rshared`", Script: `mkdir $D/m; new one -v $D/m:/d:rshared $I sleep 1000; e exec one test -d /d`},
 	}

@@ -3,6 +3,8 @@
 
 package frontends
 
+import "github.com/coco-shim/coco/api/contract"
+
 // limits are of memory, processors, processes and disks.
 func limits() []Action {
 	return []Action{
@@ -14,7 +16,11 @@ func limits() []Action {
 		{Name: "`--pids-limit`", Script: `once --pids-limit 10 $I sh -c 'for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 3 & done; echo all' 2>/dev/null`},
 		{Name: "`--ulimit`", Script: `once --ulimit nofile=100:200 --ulimit core=0 --ulimit nproc=4096:4096 $I sh -c 'ulimit -n; ulimit -Hn; ulimit -c'`},
 		{Name: "`--oom-score-adj`", Script: `once --oom-score-adj 500 $I cat /proc/self/oom_score_adj`},
-		{Name: "`--device-read-bps`", Script: `once --device-read-bps /dev/vda:1mb $I true`},
+		{Name: "`--device-read-bps`", Script: `once --device-read-bps /dev/vda:1mb $I true`, Differ: &Difference{
+			Outcome: Refused, Words: "names devices of the host",
+			What:   "the limit is of a disk of the host, which the VM does not have",
+			WayOut: "leave the option out",
+		}},
 		{Name: "`update --memory`", Script: `new one --memory 100m $I sleep 1000; e update --memory 64m --memory-swap 64m one >/dev/null; e exec one sh -c 'cd /sys/fs/cgroup; cat memory.max 2>/dev/null || cat memory/memory.limit_in_bytes'`},
 		{Name: "`update --cpus`", Only: Docker, Script: `new one $I sleep 1000; e update --cpus 0.25 one >/dev/null; e exec one sh -c 'cd /sys/fs/cgroup; cat cpu.max 2>/dev/null || echo $(cat cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us)'`},
 		{Name: "`update --pids-limit`", Only: Docker, Script: `new one $I sleep 1000; e update --pids-limit 33 one >/dev/null; e exec one sh -c 'cd /sys/fs/cgroup; cat pids.max 2>/dev/null || cat pids/pids.max'`},
@@ -34,7 +40,12 @@ func rights() []Action {
 			WayOut: "none; a program that needs it would need the host's hardware",
 		}},
 		{Name: "`--security-opt no-new-privileges`", Script: `once --security-opt no-new-privileges $I grep NoNewPrivs /proc/self/status`},
-		{Name: "seccomp by default", Script: `once $I sh -c 'grep Seccomp: /proc/self/status; unshare -U true 2>/dev/null || echo no'`},
+		{Name: "seccomp by default", Script: `once $I sh -c 'grep Seccomp: /proc/self/status; unshare -U true 2>/dev/null || echo no'`, Differ: &Difference{
+			On: Podman, Outcome: Differs,
+			What: "Podman's filter allows user namespaces, which need CAP_SYS_ADMIN in the guest; making one is refused with " +
+				"an error",
+			WayOut: "`" + contract.ParamUserns + "` among `hypervisor.kernel_params`",
+		}},
 		{Name: "`--security-opt seccomp=unconfined`", Script: `once --security-opt seccomp=unconfined $I grep Seccomp: /proc/self/status`},
 		{Name: "`--security-opt seccomp=FILE`", Script: `echo '{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO"}]}' >$D/p; once --security-opt seccomp=$D/p $I sh -c 'mkdir /x 2>/dev/null || echo no'`},
 		{Name: "`--sysctl` of the network", Script: `once --sysctl net.ipv4.ip_default_ttl=33 $I cat /proc/sys/net/ipv4/ip_default_ttl`},
@@ -47,7 +58,7 @@ func rights() []Action {
 		{Name: "`--device /dev/fuse`", Script: `once --device /dev/fuse $I test -c /dev/fuse`},
 		{Name: "`--device-cgroup-rule`", Script: `once --device-cgroup-rule 'c 1:3 rwm' $I true`},
 		{Name: "`--gpus all`", Only: Docker, Script: `once --gpus all $I true`},
-		{Name: "masked and read-only paths", Script: `once $I sh -c 'wc -c </proc/kcore; echo 1 >/proc/sys/kernel/msgmax || echo no' 2>/dev/null`},
+		{Name: "masked and read-only paths", Script: `once $I sh -c 'wc -c </proc/keys; echo 1 >/proc/sys/kernel/msgmax || echo no' 2>/dev/null`},
 	}
 }
 

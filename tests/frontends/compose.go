@@ -46,6 +46,10 @@ c up -d; rows
 c logs --no-log-prefix app; c cp db:/data/rows - | tar xO` + end,
 		},
 		{
+			Name: "compose: `logs -f`", Only: Docker,
+			Script: project + `c logs -f --no-log-prefix app >$D/l 2>&1 & l=$!; wait_for grep -q serving $D/l; kill $l; cat $D/l` + end,
+		},
+		{
 			Name: "compose: `restart`", Only: Docker,
 			Script: project + `c restart -t 1 db; wait_for c exec -T db test -e /ready; c restart -t 1 app web; rows` + end,
 		},

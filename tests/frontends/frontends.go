@@ -1,10 +1,10 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package frontends is a list of what people do with Docker and with Podman, and compares each action under runc and
-// under coco: what it prints on stdout, and its exit status. tests/docker and tests/podman run it with their engines:
-// the quick part in CI, all of it by make frontends, which writes the results to docs/frontends/ENGINE.json. The page
-// docs/frontends.md is made of the list and these files.
+// Package frontends is a list of what people do with Docker, with Podman and with ctr, and compares each action under
+// runc and under coco: what it prints on stdout, and its exit status. tests/docker, tests/podman and tests/integration
+// run it with their engines: the quick part in CI, all of it by make frontends, which writes the results to
+// docs/frontends/NAME.json. The page docs/frontends.md is made of the list and these files.
 //
 // An action that differs says so in the list, with the reason and the way out. A difference that the list does not
 // have fails the test, and so does one that it has and that is gone.
@@ -12,6 +12,7 @@ package frontends
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,6 +37,7 @@ const (
 const (
 	Docker = "docker"
 	Podman = "podman"
+	Ctr    = "ctr" // which has a list of its own, since its options have other names
 )
 
 // Action is something that people do: a script of commands of an engine. In it, e runs a command of the engine,
@@ -51,6 +53,7 @@ type Action struct {
 
 // Difference describes an action that is not the same as under runc, for docs/frontends.md.
 type Difference struct {
+	On      string // the engine that has it; "" is for each
 	Outcome string // Refused or Differs
 	Words   string // which the error of a refused action has
 	What    string // what is different, and why
@@ -58,11 +61,11 @@ type Difference struct {
 }
 
 // For is whether an engine has the action.
-func (a Action) For(engine string) bool { return a.Only == "" || a.Only == engine }
+func (a Action) For(engine string) bool { return a.Only == engine || a.Only == "" && engine != Ctr }
 
-// want is the outcome that the list has.
-func (a Action) want() string {
-	if a.Differ == nil {
+// want is the outcome that the list has for an engine.
+func (a Action) want(engine string) string {
+	if a.Differ == nil || a.Differ.On != "" && a.Differ.On != engine {
 		return Same
 	}
 	return a.Differ.Outcome
@@ -76,24 +79,23 @@ type Side struct {
 	Network string   // options of run in once and new
 	AtOnce  string   // options of rm -f by which it waits for no container
 	Image   string
+	Words   string // of scripts; "" for those of Docker and Podman
 }
 
 // perAction bounds one action. A VM boot under TCG takes seconds, and some actions boot several.
 const perAction = 3 * time.Minute
 
-// prelude has the words of scripts; its first %s is the engine's command.
-const prelude = `e() { %s "$@"; }
-once() { e run --rm $R $N "$@"; }
+// words are those of scripts. tidy removes what an action has left with its engine.
+const words = `once() { e run --rm $R $N "$@"; }
 new() { n=$1; shift; e run --detach $R $N --name "$n" "$@" >/dev/null; }
 wait_for() { i=0; until "$@" >/dev/null 2>&1; do i=$((i+1)); [ $i -lt 300 ] || return 1; sleep 0.1; done; }
-`
-
-// tidy removes what an action has left with its engine.
-const tidy = `e pod rm -f -a
-c=$(e ps -aq); [ -z "$c" ] || e rm -f -v $T $c
-c=$(e volume ls -q); [ -z "$c" ] || e volume rm $c
-e network prune -f
-rm -rf "$D"; mkdir "$D"
+tidy() {
+  [ -z "$(e pod ls -q 2>/dev/null)" ] || e pod rm -f -a
+  c=$(e ps -aq); [ -z "$c" ] || e rm -f -v $T $c
+  c=$(e volume ls -q); [ -z "$c" ] || e volume rm $c
+  e network prune -f
+  rm -rf "$D"; mkdir "$D"
+}
 `
 
 // result is how a script ended.
@@ -108,12 +110,13 @@ func (r result) String() string { return fmt.Sprintf("exit %d, %q, %q", r.code, 
 func (s Side) do(ctx context.Context, script string, env ...string) (result, error) {
 	ctx, cancel := context.WithTimeout(ctx, perAction)
 	defer cancel()
-	words := make([]string, len(s.Command))
+	quoted := make([]string, len(s.Command))
 	for i, w := range s.Command {
-		words[i] = "'" + w + "'"
+		quoted[i] = "'" + w + "'"
 	}
-	engine := strings.Join(words, " ")
-	cmd := exec.CommandContext(ctx, "sh", "-c", fmt.Sprintf(prelude, engine)+script)
+	engine := strings.Join(quoted, " ")
+	cmd := exec.CommandContext(ctx, "sh", "-c", "e() { "+engine+` "$@"; }
+`+cmp.Or(s.Words, words)+script)
 	cmd.Env = slices.Concat(os.Environ(), s.Env, env, []string{
 		"E=" + strings.Join(s.Command, " "), "R=" + s.Runtime, "N=" + s.Network, "I=" + s.Image, "T=" + s.AtOnce,
 	})
@@ -130,7 +133,7 @@ func (s Side) do(ctx context.Context, script string, env ...string) (result, err
 
 // Compare does an action under runc and under coco, and returns what the results file has of it. An error is a
 // difference that the list does not have, or the lack of one that it has.
-func (a Action) Compare(ctx context.Context, dir string, runc, coco Side) (Result, error) {
+func (a Action) Compare(ctx context.Context, engine, dir string, runc, coco Side) (Result, error) {
 	var got [2]result
 	for i, s := range []Side{runc, coco} {
 		d := filepath.Join(dir, "d")
@@ -139,18 +142,19 @@ func (a Action) Compare(ctx context.Context, dir string, runc, coco Side) (Resul
 			return Result{}, err
 		}
 		env := []string{"D=" + d, "P=" + port}
-		if _, err := s.do(ctx, tidy, env...); err != nil {
-			return Result{}, fmt.Errorf("before %s: %w", a.Name, err)
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return Result{}, err
 		}
-		if got[i], err = s.do(ctx, a.Script, env...); err != nil {
+		if got[i], err = s.do(ctx, "cd \"$D\"\n"+a.Script, env...); err != nil {
 			return Result{}, fmt.Errorf("%s: %w", a.Name, err)
 		}
-		if _, err := s.do(ctx, tidy, env...); err != nil {
+		if _, err := s.do(ctx, "tidy", env...); err != nil {
 			return Result{}, fmt.Errorf("after %s: %w", a.Name, err)
 		}
 	}
-	r := a.judge(got[0], got[1])
-	if want := a.want(); r.Outcome != want {
+	want := a.want(engine)
+	r := a.judge(want, got[0], got[1])
+	if r.Outcome != want {
 		return r, fmt.Errorf("%s: %s, but the list has it as %s:\nrunc: %s\ncoco: %s", a.Name, r.Outcome, want, got[0],
 			got[1])
 	}
@@ -159,11 +163,11 @@ func (a Action) Compare(ctx context.Context, dir string, runc, coco Side) (Resul
 
 // judge is what came of an action. Only an error with the words of the list is a refusal: a script may also fail
 // because an earlier command of it had no effect.
-func (a Action) judge(runc, coco result) Result {
+func (a Action) judge(want string, runc, coco result) Result {
 	switch {
 	case runc.out == coco.out && runc.code == coco.code:
 		return Result{Outcome: Same}
-	case a.want() == Refused && coco.code != 0 && coco.code != runc.code && strings.Contains(coco.errs, a.Differ.Words):
+	case want == Refused && coco.code != 0 && coco.code != runc.code && strings.Contains(coco.errs, a.Differ.Words):
 		return Result{Outcome: Refused, Error: plain(coco.errs)}
 	}
 	return Result{Outcome: Differs}

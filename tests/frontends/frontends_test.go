@@ -17,16 +17,14 @@ import (
 // TestThePageIsMadeOfTheResults compares the committed page with the list and the committed results.
 func TestThePageIsMadeOfTheResults(t *testing.T) {
 	docs := filepath.Join(testvm.RepoRoot(), "docs")
-	var all []Results
-	for _, engine := range []string{Docker, Podman} {
-		r, err := Read(filepath.Join(docs, "frontends"), engine)
-		if err != nil {
-			t.Fatal(err)
-		}
+	all, err := ReadAll(filepath.Join(docs, "frontends"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range all {
 		if err := r.check(); err != nil {
 			t.Error(err)
 		}
-		all = append(all, r)
 	}
 	path, want := filepath.Join(docs, "frontends.md"), Page(all...)
 	if os.Getenv("UPDATE_GOLDEN") != "" {
@@ -89,7 +87,7 @@ func TestJudge(t *testing.T) {
 		{"words without effect on the exit status", refusal, result{errs: no}, Result{Outcome: Differs}},
 		{"other output", Action{}, result{out: "y\n"}, Result{Outcome: Differs}},
 	} {
-		if got := tc.action.judge(ok, tc.coco); got != tc.want {
+		if got := tc.action.judge(tc.action.want(Docker), ok, tc.coco); got != tc.want {
 			t.Errorf("%s: %+v, want %+v", tc.name, got, tc.want)
 		}
 	}

@@ -4,15 +4,18 @@
 package frontends
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Result is what came of an action.
@@ -21,80 +24,155 @@ type Result struct {
 	Error   string `json:"error,omitempty"` // of a refused one
 }
 
-// Results are those of one engine, as docs/frontends/ENGINE.json has them.
+// Results are those of one version of an engine, as docs/frontends/NAME.json has them.
 type Results struct {
-	Engine  string            `json:"engine"`
+	Name    string            `json:"-"`       // of the file: docker-26
+	Engine  string            `json:"engine"`  // for which the list has actions: docker
 	Version string            `json:"version"` // as the engine prints it
 	Actions map[string]Result `json:"actions"` // by name
+	Failed  map[string]string `json:"failed,omitempty"`
 }
 
 // Work is what Run does.
 type Work struct {
-	Engine     string
+	Results           // what there is before; Actions may be nil
 	Dir        string // for files of the actions
 	Runc, Coco Side
 	Select     func(Action) bool // of the engine's actions
+	Out        string            // directory of the results file, written after each action; "" for none
+	Until      time.Time         // no action begins later; zero for no end
 }
 
-// Run does actions of an engine under both runtimes and returns what came of them. report gets each error; such an
-// action has no result.
-func Run(ctx context.Context, w Work, report func(error)) Results {
-	out := Results{Engine: w.Engine, Actions: map[string]Result{}}
+// Run does actions of an engine under both runtimes. report gets each error; such an action has no result.
+func Run(ctx context.Context, w Work, report func(error)) {
+	if w.Actions == nil {
+		w.Actions = map[string]Result{}
+	}
+	if w.Failed == nil {
+		w.Failed = map[string]string{}
+	}
 	for _, a := range Actions() {
 		if !a.For(w.Engine) || !w.Select(a) {
 			continue
 		}
-		r, err := a.Compare(ctx, w.Dir, w.Runc, w.Coco)
+		if !w.Until.IsZero() && time.Now().After(w.Until) {
+			return
+		}
+		began := time.Now()
+		r, err := a.Compare(ctx, w.Engine, w.Dir, w.Runc, w.Coco)
+		delete(w.Actions, a.Name)
+		delete(w.Failed, a.Name)
 		if err != nil {
 			report(err)
+			w.Failed[a.Name] = err.Error()
+		} else {
+			w.Actions[a.Name] = r
+		}
+		if w.Out == "" {
 			continue
 		}
-		out.Actions[a.Name] = r
-	}
-	return out
-}
-
-// Quick selects what CI runs.
-func Quick(a Action) bool { return a.Quick }
-
-// Asked selects the actions that COCO_FRONTENDS_ONLY names by a regular expression; without it, all.
-func Asked() (func(Action) bool, error) {
-	only, err := regexp.Compile(os.Getenv("COCO_FRONTENDS_ONLY"))
-	if err != nil {
-		return nil, fmt.Errorf("COCO_FRONTENDS_ONLY: %w", err)
-	}
-	return func(a Action) bool { return only.MatchString(a.Name) }, nil
-}
-
-// Write writes results to ENGINE.json in a directory. Results of actions that were not selected stay as they were.
-func (r Results) Write(dir string, selected func(Action) bool) error {
-	before, err := Read(dir, r.Engine)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	for _, a := range Actions() {
-		if old, ok := before.Actions[a.Name]; ok && a.For(r.Engine) && !selected(a) {
-			r.Actions[a.Name] = old
+		fmt.Fprintf(os.Stderr, "%s: %s: %s%s, after %s\n", w.Name, a.Name, r.Outcome, w.Failed[a.Name],
+			time.Since(began).Round(time.Second/10))
+		if err := w.write(w.Out); err != nil {
+			report(err)
+			return
 		}
 	}
-	data, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return fmt.Errorf("encode the results of %s: %w", r.Engine, err)
-	}
-	return os.WriteFile(filepath.Join(dir, r.Engine+".json"), append(data, '\n'), 0o644)
 }
 
-// Read reads the results of an engine.
-func Read(dir, engine string) (Results, error) {
-	var r Results
-	data, err := os.ReadFile(filepath.Join(dir, engine+".json"))
+// QuickWork is what CI runs.
+func QuickWork(engine string) Work {
+	return Work{Results: Results{Engine: engine}, Select: func(a Action) bool { return a.Quick }}
+}
+
+// Asked is the work that the environment asks for: COCO_FRONTENDS is the directory of the results,
+// COCO_FRONTENDS_ONLY a regular expression of actions. With COCO_FRONTENDS_FOR, a duration, the work goes on where it
+// stopped: it leaves out the actions that have a result or have failed, and begins none after that time.
+func Asked(name, engine string) (Work, error) {
+	w := Work{Results: Results{Name: name, Engine: engine}, Out: filepath.Clean(os.Getenv("COCO_FRONTENDS"))}
+	only, err := regexp.Compile(os.Getenv("COCO_FRONTENDS_ONLY"))
 	if err != nil {
-		return r, fmt.Errorf("results of %s: %w", engine, err)
+		return w, fmt.Errorf("COCO_FRONTENDS_ONLY: %w", err)
+	}
+	if before, err := Read(w.Out, name); err == nil {
+		w.Results = before
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return w, err
+	}
+	w.forget()
+	w.Select = func(a Action) bool { return only.MatchString(a.Name) }
+	slice := os.Getenv("COCO_FRONTENDS_FOR")
+	if slice == "" {
+		return w, nil
+	}
+	d, err := time.ParseDuration(slice)
+	if err != nil {
+		return w, fmt.Errorf("COCO_FRONTENDS_FOR: %w", err)
+	}
+	w.Until = time.Now().Add(d)
+	w.Select = func(a Action) bool {
+		_, done := w.Actions[a.Name]
+		_, failed := w.Failed[a.Name]
+		return !done && !failed && only.MatchString(a.Name)
+	}
+	return w, nil
+}
+
+// forget drops results that the list no longer has like that.
+func (r Results) forget() {
+	want := map[string]string{}
+	for _, a := range Actions() {
+		if a.For(r.Engine) {
+			want[a.Name] = a.want(r.Engine)
+		}
+	}
+	for name, got := range r.Actions {
+		if want[name] != got.Outcome {
+			delete(r.Actions, name)
+		}
+	}
+}
+
+// write writes results to NAME.json in a directory.
+func (r Results) write(dir string) error {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(r); err != nil {
+		return fmt.Errorf("encode the results of %s: %w", r.Name, err)
+	}
+	return os.WriteFile(filepath.Join(dir, r.Name+".json"), b.Bytes(), 0o644)
+}
+
+// Read reads the results of a version of an engine.
+func Read(dir, name string) (Results, error) {
+	r := Results{Name: name}
+	data, err := os.ReadFile(filepath.Join(dir, name+".json"))
+	if err != nil {
+		return r, fmt.Errorf("results of %s: %w", name, err)
 	}
 	if err := json.Unmarshal(data, &r); err != nil {
-		return r, fmt.Errorf("results of %s: %w", engine, err)
+		return r, fmt.Errorf("results of %s: %w", name, err)
 	}
 	return r, nil
+}
+
+// ReadAll reads all results in a directory.
+func ReadAll(dir string) ([]Results, error) {
+	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
+	if err != nil {
+		return nil, err
+	}
+	var all []Results
+	for _, f := range files {
+		r, err := Read(dir, strings.TrimSuffix(filepath.Base(f), ".json"))
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, r)
+	}
+	return all, nil
 }
 
 // check compares results with the list: none has another outcome than the list, and none is of no action.
@@ -106,24 +184,27 @@ func (r Results) check() error {
 			continue
 		}
 		known[a.Name] = true
-		if got, ok := r.Actions[a.Name]; ok && got.Outcome != a.want() {
-			errs = append(errs, fmt.Errorf("%s: %s is %q in the results and %q in the list", r.Engine, a.Name, got.Outcome,
-				a.want()))
+		if got, ok := r.Actions[a.Name]; ok && got.Outcome != a.want(r.Engine) {
+			errs = append(errs, fmt.Errorf("%s: %s is %q in the results and %q in the list", r.Name, a.Name, got.Outcome,
+				a.want(r.Engine)))
 		}
 	}
 	for name := range r.Actions {
 		if !known[name] {
-			errs = append(errs, fmt.Errorf("%s: the results have %s, which the list has not", r.Engine, name))
+			errs = append(errs, fmt.Errorf("%s: the results have %s, which the list has not", r.Name, name))
 		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Failed)) {
+		errs = append(errs, fmt.Errorf("%s: %s", r.Name, r.Failed[name]))
 	}
 	return errors.Join(errs...)
 }
 
-const head = `# Docker and Podman beside runc, action by action
+const head = `# Docker, Podman and ctr beside runc, action by action
 
 <!-- Made by make frontends from tests/frontends and docs/frontends/*.json. -->
 
-What people do with Docker and Podman, done under runc and under coco in the same run, on platform ` + "`none`" + ` under QEMU: the same
+What people do with Docker, Podman and ctr, done under runc and under coco in the same run, on platform ` + "`none`" + ` under QEMU: the same
 output and the same exit status, or a row below. ` + "`make frontends`" + ` does all of it and writes this page; CI does a few of the actions on
 every change.
 
@@ -148,7 +229,7 @@ func Page(all ...Results) string {
 	rows(&b, Differs, all)
 	b.WriteString("\n## As under runc\n\n")
 	for _, a := range Actions() {
-		if in := engines(a, all); a.Differ == nil && len(in) > 0 {
+		if in := engines(a, Same, all); len(in) > 0 {
 			fmt.Fprintf(&b, "- %s (%s)\n", cell(a.Name), strings.Join(in, ", "))
 		}
 	}
@@ -163,7 +244,7 @@ func missing(b *strings.Builder, all []Results) {
 		var in []string
 		for _, r := range all {
 			if _, ok := r.Actions[a.Name]; a.For(r.Engine) && !ok {
-				in = append(in, r.Engine)
+				in = append(in, r.label())
 			}
 		}
 		if len(in) > 0 {
@@ -179,10 +260,11 @@ func missing(b *strings.Builder, all []Results) {
 
 func rows(b *strings.Builder, outcome string, all []Results) {
 	for _, a := range Actions() {
-		if a.want() != outcome || len(engines(a, all)) == 0 {
+		in := engines(a, outcome, all)
+		if len(in) == 0 {
 			continue
 		}
-		fmt.Fprintf(b, "| %s | %s | %s | %s |", cell(a.Name), strings.Join(engines(a, all), ", "), cell(a.Differ.What),
+		fmt.Fprintf(b, "| %s | %s | %s | %s |", cell(a.Name), strings.Join(in, ", "), cell(a.Differ.What),
 			cell(a.Differ.WayOut))
 		if outcome == Refused {
 			fmt.Fprintf(b, " %s |", cell(message(a, all)))
@@ -191,11 +273,18 @@ func rows(b *strings.Builder, outcome string, all []Results) {
 	}
 }
 
-func engines(a Action, all []Results) []string {
+// label is the engine in a row of the page: Docker 26.
+func (r Results) label() string {
+	version, _, _ := strings.Cut(r.Version, ".")
+	return version
+}
+
+// engines are those with an outcome of an action.
+func engines(a Action, outcome string, all []Results) []string {
 	var out []string
 	for _, r := range all {
-		if _, ok := r.Actions[a.Name]; ok {
-			out = append(out, r.Engine)
+		if got, ok := r.Actions[a.Name]; ok && got.Outcome == outcome {
+			out = append(out, r.label())
 		}
 	}
 	slices.Sort(out)

@@ -66,6 +66,7 @@ func start(t *testing.T, runtime string) *engine {
 	})
 	e := &engine{t: t, dir: dir, runtime: runtime}
 	conf := "[engine]\nevents_logger=\"file\"\ncgroup_manager=\"cgroupfs\"\n" +
+		"infra_image=\"" + image + "\"\ninfra_command=\"/bin/sleep 1000\"\n" +
 		"[containers]\ndefault_ulimits=[\"nofile=4096:4096\",\"nproc=4096:4096\"]\n"
 	if runtime == "coco-oci" {
 		config, err := harness.WriteConfig(dir)
@@ -236,7 +237,7 @@ func TestPodmanRunsContainersInMicroVMs(t *testing.T) {
 		if got := e.must(run("uname", "-r")...); got == strings.TrimSpace(string(kernel)) {
 			t.Errorf("the kernel in the container is the host's: %s", got)
 		}
-		checkActions(t, base, e, frontends.Quick)
+		checkActions(t, base, e, frontends.QuickWork(frontends.Podman))
 	})
 	checkNothingLeft(t, before)
 }
