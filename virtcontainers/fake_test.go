@@ -50,6 +50,7 @@ type world struct {
 	slow      map[string]chan string  // operations that wait until the channel is closed
 	noStreams bool                    // the agent takes no byte streams
 	oneOutput bool                    // the agent takes one stream for both outputs
+	noStats   bool                    // the guest's policy does not open statistics
 	mute      bool                    // the agent never answers
 	elsewhere bool                    // VMs run on another machine
 	lies      *lie                    // stands before the agent; nil: it is honest

@@ -245,6 +245,9 @@ func (a *fakeAgent) SetGuestDateTime(context.Context, *agent.SetGuestDateTimeReq
 }
 
 func (a *fakeAgent) GetOOMEvent(ctx context.Context, _ *agent.GetOOMEventRequest) (*agent.OOMEvent, error) {
+	if a.vm.w.noStats {
+		return nil, status.Error(codes.PermissionDenied, "denied [capability] GetOOMEvent")
+	}
 	select {
 	case id := <-a.oom:
 		return &agent.OOMEvent{ContainerId: id}, nil

@@ -7,6 +7,8 @@ import (
 	"context"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/virtcontainers/guest"
 	"github.com/coco-shim/coco/virtcontainers/process"
@@ -21,13 +23,20 @@ const (
 )
 
 // watchOOM publishes the guest's OOM events, one per GetOOMEvent call. After an implausible event it waits for oomEvery
-// before the next call, which bounds the load that a hostile guest can cause.
+// before the next call, which bounds the load that a hostile guest can cause. A guest whose policy closes statistics
+// refuses the first call: that is no fault.
 func (p *Pod) watchOOM(ctx context.Context) {
 	for ctx.Err() == nil {
 		ev, err := p.m.Agent.GetOOMEvent(ctx, &agent.GetOOMEventRequest{})
 		if err != nil {
-			if ctx.Err() == nil && !guest.Lost(err) {
-				p.log.Warn("no OOM events from the agent", "vm", p.m.VM.ID(), "error", guest.Classify(err))
+			err = guest.Classify(err)
+			switch {
+			case ctx.Err() != nil || guest.Lost(err):
+			case errdefs.IsPermissionDenied(err):
+				p.log.Info("the policy of the guest does not open stats: no container is reported as killed for lack of memory",
+					"vm", p.m.VM.ID())
+			default:
+				p.log.Warn("no OOM events from the agent", "vm", p.m.VM.ID(), "error", err)
 			}
 			return
 		}

@@ -4,6 +4,7 @@
 package virtcontainers
 
 import (
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -57,6 +58,19 @@ func TestOOMEventsArePassedOn(t *testing.T) {
 	w.vm().agent.oom <- "c1"
 	if id := <-got; id != "c1" {
 		t.Errorf("OnOOM(%q), want c1", id)
+	}
+}
+
+// TestAPolicyWithoutStatsIsNoFault of a pod, and worth one line of its log.
+func TestAPolicyWithoutStatsIsNoFault(t *testing.T) {
+	w := newWorld(t)
+	w.noStats = true
+	o, log := w.options("sleep"), &logged{}
+	o.Log = slog.New(slog.NewTextHandler(log, nil))
+	start(t, w, o)
+	until(t, func() bool { return strings.Contains(log.String(), "does not open stats") })
+	if strings.Contains(log.String(), "level=WARN") {
+		t.Errorf("the log has a warning: %s", log)
 	}
 }
 
