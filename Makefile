@@ -260,6 +260,13 @@ k8s-soak: setup-k8s stage ## a hundred pods one after another: does anything gro
 k8s-load: setup-k8s stage ## half an hour of exec, logs and output: does shim, VMM or containerd grow?
 	$(GO) run ./tests/k8s/cmd/coco-k8s load $(K8S)
 
+POLICY_PODS = StaticPod|KubeletReportsIt|RestartsInALivingPod|SecurityContexts|OfAStaticPod|VMMKilled|MayRestart|WhileItStarts|FiveStarts|WithKubectl|EvictedAlone|WhyAPodCannotBe
+.PHONY: policy-pods
+policy-pods: setup-k8s stage ## pods of tests/k8s under the policies of their manifests (minutes); writes docs/conformance/policy-pods.md
+	tests/setup.sh packages containerd-1.7 containerd-2.4 kubelet
+	COCO_POLICY_PODS=$(CURDIR)/docs/conformance/policy-pods.md COCO_REQUIRE=all $(GO) test -count=1 -v -timeout 20m -run \
+		'$(POLICY_PODS)' ./tests/k8s
+
 .PHONY: k8s-beside
 k8s-beside: stage ## one pod under runc and under coco, row by row what users met, page in docs/conformance
 	tests/setup.sh packages containerd-2.4 kubelet

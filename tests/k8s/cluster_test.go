@@ -89,7 +89,8 @@ func (c client) do(stdin string, args ...string) string {
 // apply makes pods, which go when the test ends.
 func (c client) apply(manifest string, pods ...string) {
 	c.t.Helper()
-	c.do(strings.ReplaceAll(manifest, "IMAGE", kube.Busybox), "apply", "-f", "-")
+	manifest = pinnedPod(c.t, c.Node, c.Images, strings.ReplaceAll(manifest, "IMAGE", kube.Busybox), "", pods...)
+	c.do(manifest, "apply", "-f", "-")
 	c.t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()

@@ -39,6 +39,10 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	code := m.Run()
+	if err := writeReport(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
 	if err := stopCluster(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		code = 1

@@ -21,7 +21,7 @@ const podTime = 150 * time.Second
 // static runs a static pod and removes it when the test ends. The text is what follows metadata and "spec:".
 func static(t *testing.T, n *kube.Node, name, spec string) {
 	t.Helper()
-	put(t, n, name, manifestOf(name, spec))
+	put(t, n, name, pinnedPod(t, n, nodes.images, manifestOf(name, spec), "-localhost", name))
 }
 
 // manifestOf is the manifest of a static pod.
