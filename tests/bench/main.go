@@ -63,6 +63,7 @@ var suites = []suite{
 	{"layer", benchLayer},
 	{"parallel", benchParallel},
 	{"template", benchTemplate},
+	{"policy", benchPolicy},
 }
 
 // bench is what the suites share.
@@ -76,7 +77,7 @@ type bench struct {
 func main() {
 	out := flag.String("out", "dist/bench.json", "file for the JSON report")
 	only := flag.String("only", "",
-		"comma-separated groups to run (default: all): start,pod,exec,stream,memory,layer,parallel,template")
+		"comma-separated groups to run (default: all): start,pod,exec,stream,memory,layer,parallel,template,policy")
 	runs := flag.Int("runs", 5, "runs per figure; the median counts")
 	tree := flag.String("build-layer", "", "internal: build one layer from this directory, and end")
 	cache := flag.String("build-cache", "", "internal: cache for -build-layer")
