@@ -58,7 +58,8 @@ func benchPolicy(ctx context.Context, b *bench) ([]Figure, error) {
 	return []Figure{
 		against("policy", "start of a container's VM and of the container, with a policy", "s", "≤ 1.05", took[true],
 			"without", took[false]),
-		against("policy", "agent RSS with a policy, a container running", "MiB", "+3", memory[true], "without", memory[false]),
+		against("policy", "agent RSS with a policy, a container running", "MiB", "+3", memory[true], "without",
+			memory[false]),
 		alone("policy", "a decision in the guest about a container of 5 with 40 variables each", "ms", "≤ 2", decisions...),
 	}, nil
 }
@@ -90,8 +91,8 @@ func (b *bench) pin(ctx context.Context, file string) error {
 	return os.WriteFile(file, text, 0o600)
 }
 
-// startOnce times the start of a container, from exec of ctr to its exit, and reads the resident memory of its agent, in
-// MiB.
+// startOnce times the start of a container, from exec of ctr to its exit, and reads the resident memory of its agent,
+// in MiB.
 func (b *bench) startOnce(ctx context.Context, config string) (seconds, rss float64, err error) {
 	id := b.id()
 	defer func() {

@@ -117,6 +117,17 @@ func addRow(r row) {
 	report.rows = append(report.rows, r)
 }
 
+const reportHead = `# Pods of the suites under the policies of their manifests
+
+"make policy-pods" runs tests of tests/k8s with each pod under a policy that "coco policy gen" makes of its manifest and
+images alone (--allow %s). What the test expects of the pod has to hold all the same. The
+last column has what the guest denied by its log of decisions, but for the clock, which no guest with a policy takes of
+its host. %s.
+
+| test | pods | containerd | outcome | denials, or the reason |
+|---|---|---|---|---|
+`
+
 // writeReport writes the page of the tests that were run.
 func writeReport() error {
 	if reportFile == "" {
@@ -126,12 +137,7 @@ func writeReport() error {
 	defer report.Unlock()
 	slices.SortStableFunc(report.rows, func(a, b row) int { return strings.Compare(a.test, b.test) })
 	var b strings.Builder
-	fmt.Fprintf(&b, "# Pods of the suites under the policies of their manifests\n\n`make policy-pods` runs tests of `tests/k8s` "+
-		"with each pod under a policy that `coco policy gen` makes of its\nmanifest and images alone\n(`--allow %s`). What "+
-		"the test expects of the pod has to hold all the same.\nThe last column has what the guest denied by its log of "+
-		"decisions, but for the clock,\nwhich no guest with a policy takes of its host. %s.\n\n"+
-		"| test | pods | containerd | outcome | denials, or the reason |\n|---|---|---|---|---|\n",
-		opened, time.Now().UTC().Format("2006-01-02"))
+	fmt.Fprintf(&b, reportHead, opened, time.Now().UTC().Format("2006-01-02"))
 	for _, r := range report.rows {
 		denied := strings.ReplaceAll(strings.ReplaceAll(r.denied, "|", "\\|"), "\n", " ")
 		if denied == "" {
