@@ -239,6 +239,12 @@ kbs-page: ## the key broker's page in Chromium, with a picture of it in docs/kbs
 	COCO_BROWSER=/usr/bin/chromium-headless-shell COCO_BROWSER_PICTURE=$(CURDIR)/docs/kbs-page.png \
 	  $(GO) test -count=1 -v -timeout 5m -run TestThePage ./cmd/coco/internal/kbs
 
+.PHONY: interop
+interop: ## crates of others read the broker's messages and tokens, and judge evidence; needs cargo and libssl-dev; writes docs/conformance/crates.md
+	cd tests/interop && OPENSSL_NO_VENDOR=1 CARGO_TARGET_DIR=$(CURDIR)/dist/interop cargo build --locked
+	COCO_CRATES=$(CURDIR)/dist/interop/debug/coco-interop COCO_CRATES_REPORT=$(CURDIR)/docs/conformance/crates.md \
+	  $(GO) test -count=1 -v -timeout 5m -run TestCratesAgree ./attestation/broker
+
 .PHONY: setup-bench
 setup-bench:
 	tests/setup.sh packages containerd-2.4

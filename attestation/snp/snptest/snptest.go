@@ -68,9 +68,9 @@ type Spec struct {
 // Made is evidence with what its verification needs.
 type Made struct {
 	Evidence attestation.Evidence
-	// Leaf, Middle and List are DER; Root stands in the verifier.
-	Leaf, Middle, List []byte
-	Verifier           snp.Verifier
+	// Leaf, Middle, Root and List are DER. The verifier has the root, too.
+	Leaf, Middle, Root, List []byte
+	Verifier                 snp.Verifier
 
 	key *ecdsa.PrivateKey // of the leaf
 }
@@ -93,7 +93,7 @@ func Make(tb testing.TB, s Spec) *Made {
 	tb.Helper()
 	s.defaults()
 	root := s.root(tb)
-	m := &Made{Verifier: snp.NewVerifier(map[snp.Product]snp.Issuers{s.Product: {Root: root}})}
+	m := &Made{Root: root.Raw, Verifier: snp.NewVerifier(map[snp.Product]snp.Issuers{s.Product: {Root: root}})}
 	middle := s.issuer()
 	middleKey := issuerKey()
 	m.Middle = once(s.Issuer == nil, string(s.Product)+middle.Subject.CommonName, func() []byte {
