@@ -273,6 +273,13 @@ policy-pods: setup-k8s stage ## pods of tests/k8s under the policies of their ma
 	COCO_POLICY_PODS=$(CURDIR)/docs/conformance/policy-pods.md COCO_REQUIRE=all $(GO) test -count=1 -v -timeout 20m -run \
 		'$(POLICY_PODS)' ./tests/k8s
 
+.PHONY: rego-regopy
+rego-regopy: ## random policies, coco-rego's evaluator beside regopy's (minutes; gets regopy from PyPI); writes docs/conformance/rego-regopy.md
+	python3 -m venv dist/regopy
+	dist/regopy/bin/pip install -q regopy==1.5.2
+	COCO_REGOPY_REPORT=$(CURDIR)/docs/conformance/rego-regopy.md COCO_REGOPY_POLICIES=400 \
+	  COCO_REGOPY=$(CURDIR)/dist/regopy/bin/python $(GO) test -count=1 -v -timeout 20m -run TestRegopyAgrees ./policy/katarego
+
 .PHONY: k8s-beside
 k8s-beside: stage ## one pod under runc and under coco, row by row what users met, page in docs/conformance
 	tests/setup.sh packages containerd-2.4 kubelet
