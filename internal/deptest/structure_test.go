@@ -251,7 +251,7 @@ var edges = Edges{
 		"cmd/coco/internal/show", "policy/rego",
 	},
 	"cmd/coco/internal/kbs/page": {"attestation/broker/references", "attestation/broker/store"},
-	"cmd/coco/internal/secret": {"attestation/sealed", "cmd/coco/internal/cli", "cmd/coco/internal/show"},
+	"cmd/coco/internal/secret":   {"attestation/sealed", "cmd/coco/internal/cli", "cmd/coco/internal/show"},
 	"cmd/coco/internal/policy": {
 		"api/contract", "cmd/coco/internal/cli", "cmd/coco/internal/measure", "cmd/coco/internal/pods",
 		"cmd/coco/internal/policy/...", "cmd/coco/internal/progress", "cmd/coco/internal/show",

@@ -61,8 +61,8 @@ type shown struct {
 		InitData string          `json:"init_data"`
 		Asked    map[string]bool `json:"asked"` // whether the secret was given, by its name
 	}
-	Secrets []store.Entry
-	Sets    []references.Set
+	Secrets  []store.Entry
+	Sets     []references.Set
 	Policies [2]policy
 }
 
