@@ -40,7 +40,11 @@ func ctr() []Action {
 		{Name: "ctr: `task exec --cwd --user`", Script: `new one $I sleep 1000; e task exec --exec-id y --cwd /tmp --user 65534 one sh -c 'pwd; id -u'`},
 		{Name: "ctr: `task pause`, `task resume`", Script: `new one $I sleep 1000; e task pause one; e task ls | grep -c PAUSED; e task resume one; in_it one echo again`},
 		{Name: "ctr: `task attach`", Script: `new one $I sh -c 'sleep 4; exit 6'; e task attach one`},
-		{Name: "ctr: `task metrics`", Script: `new one $I sleep 1000; e task metrics one | grep -c '^memory'`},
+		{Name: "ctr: `task metrics`", Script: `new one $I sleep 1000; e task metrics one | grep -c '^memory'`, Differ: &Difference{
+			Outcome: Differs,
+			What:    "the figures are those of control groups of version 2, which the guest has; this host has version 1",
+			WayOut:  "the names of version 2",
+		}},
 		{Name: "ctr: files after a task and a new one", Script: `e c create $R $I one sh -c 'echo line >>/f; cat /f'; e task start one; e task rm one; e task start one`},
 		{Name: "ctr: `--net-host`", Script: `once --net-host $I true`, Differ: &Difference{
 			Outcome: Refused, Words: "--net host", What: "the guest has no namespaces of the host", WayOut: "`--cni`",

@@ -94,18 +94,5 @@ func pods() []Action {
 	return []Action{
 		{Name: "`pod create --infra=false`, `run --pod`", Only: Podman, Script: `e pod create --infra=false --name p >/dev/null; once --pod p $I echo in`, Differ: differ},
 		{Name: "`pod create`, `run --pod`", Only: Podman, Script: `e pod create --infra=true --infra-image $I --infra-command 'sleep 1000' --share ipc --name p >/dev/null; e run --rm $R --pod p $I true; c=$?; e pod rm -f p >/dev/null 2>&1; exit $c`, Differ: differ},
-		{Name: "`kube play` of a pod with a volume", Only: Podman, Script: `cat >$D/pod.yaml <<END
-apiVersion: v1
-kind: Pod
-metadata: {name: shop}
-spec:
-  containers:
-  - name: db
-    image: $I
-    command: [sh, -c, "echo row >>/data/rows; sleep 1000"]
-    volumeMounts: [{name: rows, mountPath: /data}]
-  volumes: [{name: rows, persistentVolumeClaim: {claimName: rows}}]
-END
-e kube play --network none $D/pod.yaml >/dev/null && wait_for e exec shop-db test -s /data/rows && e exec shop-db cat /data/rows`, Differ: differ},
 	}
 }

@@ -66,7 +66,6 @@ func start(t *testing.T, runtime string) *engine {
 	})
 	e := &engine{t: t, dir: dir, runtime: runtime}
 	conf := "[engine]\nevents_logger=\"file\"\ncgroup_manager=\"cgroupfs\"\n" +
-		"infra_image=\"" + image + "\"\ninfra_command=\"/bin/sleep 1000\"\n" +
 		"[containers]\ndefault_ulimits=[\"nofile=4096:4096\",\"nproc=4096:4096\"]\n"
 	if runtime == "coco-oci" {
 		config, err := harness.WriteConfig(dir)
