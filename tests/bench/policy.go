@@ -80,7 +80,7 @@ func (b *bench) pin(ctx context.Context, file string) error {
 		return err
 	}
 	cmd := exec.CommandContext(ctx, filepath.Join(harness.Prefix(), "bin", "coco"), "policy", "gen", "container",
-		"--offline", "--cache", "", "--images", archive, "--allow", "logs,stats", "-")
+		"--offline", "--cache", "", "--images", archive, "--allow", "logs,stdin,stats", "-")
 	cmd.Stdin = strings.NewReader(r.Stdout)
 	var problems bytes.Buffer
 	cmd.Stderr = &problems
