@@ -233,6 +233,10 @@ bench: setup-bench stage ## figures beside their baselines, as a table and bench
 bench-kbs: ## the key broker under load for ten seconds of each kind: times, rates, memory
 	COCO_KBS_LOAD=10s $(GO) test -count=1 -v -timeout 5m -run 'TestLoad$$' ./attestation/broker
 
+.PHONY: kill-store
+kill-store: ## the broker's store is killed 500 times while it writes: no acknowledged write is lost (a minute)
+	COCO_KILL_ROUNDS=500 $(GO) test -count=1 -v -timeout 10m -run TestKilledWriters ./attestation/broker/store
+
 .PHONY: kbs-page
 kbs-page: ## the key broker's page in Chromium, with a picture of it in docs/kbs-page.png
 	tests/setup.sh chromium

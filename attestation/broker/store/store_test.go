@@ -234,6 +234,10 @@ func TestKilledWriters(t *testing.T) {
 	if testing.Short() {
 		rounds = 5
 	}
+	if n, err := strconv.Atoi(os.Getenv("COCO_KILL_ROUNDS")); err == nil {
+		rounds = n // make kill-store
+	}
+	wrote, writes := 0, 0
 	path := filepath.Join(t.TempDir(), "state")
 	for round := range rounds {
 		cmd := exec.Command(os.Args[0], "-test.run=^TestKilledWriters$")
@@ -243,7 +247,7 @@ func TestKilledWriters(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Duration(20+round*3) * time.Millisecond) // a random moment of its work
+		time.Sleep(time.Duration(20+round%40*3) * time.Millisecond) // a random moment of its work
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		acked := 0
@@ -252,13 +256,19 @@ func TestKilledWriters(t *testing.T) {
 				acked = n
 			}
 		}
+		if acked > 0 {
+			wrote++
+		}
 		s, err := Open(path, secret, time.Now)
 		if err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
 		if _, n, err := s.Get("b", "k"); acked > 0 && (err != nil || n < acked) {
 			t.Errorf("round %d: version %d, %v; acknowledged was %d", round, n, err, acked)
+		} else {
+			writes = max(writes, n)
 		}
 		s.Close()
 	}
+	t.Logf("killed %d times, %d times after an acknowledged write; %d writes in all", rounds, wrote, writes)
 }
