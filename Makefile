@@ -225,6 +225,12 @@ hostile: setup-bench stage ## ten minutes of a guest that lies, a host that does
 big-write: stage ## 1 GiB into a container's writable layer, and a search for it in the host's files; CI writes 288 MiB
 	COCO_WRITE_MIB=1024 COCO_GUEST_DIR=$(CURDIR)/$(GUEST) COCO_REQUIRE=all $(GO) test -count=1 -v -timeout 20m -run TestNothingOfAContainer ./tests/volumes
 
+.PHONY: standby
+standby: stage ## VMs that wait for their pods: initdata, eight replicas at once, times beside boots
+	tests/setup.sh packages containerd-2.4
+	COCO_STANDBY=1 COCO_REQUIRE=all $(GO) test -count=1 -v -timeout 20m -run 'VMsThatWait|ThatWaits' ./tests/integration
+	COCO_TEST_STANDBY=1 COCO_REQUIRE=all $(GO) test -count=1 -v -timeout 10m -run AKubernetesPodStartsInAVMThatWaits ./tests/cri
+
 .PHONY: bench
 bench: setup-bench stage ## figures beside their baselines, as a table and bench.json
 	$(GO) run ./tests/bench -out dist/bench.json

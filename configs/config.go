@@ -152,6 +152,7 @@ type Runtime struct {
 	HealthInterval    Duration // between two questions whether the agent lives
 	HealthMisses      int      // how many intervals it may be silent before the VM is ended; 0: for ever
 	Template          string   // whether VMs start from saved ones: "private" or "off"
+	Standby           int      // how many VMs of each description wait, booted, for their pods; 0: none
 	LogLevel          string   // "error", "warn", "info" or "debug"
 	EnableAnnotations []string // "section.key" that pods may set by annotation
 	Rehearse          string   // configuration of a TEE whose launch digest is published too; "" is none

@@ -308,7 +308,7 @@ func (d *decoder) validate() {
 	d.driver(h)
 	d.platform(h)
 	d.liveFiles()
-	d.template()
+	d.warm()
 	if d.cfg.Runtime.Rehearse != "" && h.Platform != "none" {
 		d.blame("runtime.rehearse", fmt.Sprintf("is for platform \"none\": on %q the VM's own launch digest is published",
 			h.Platform), "\"\"")

@@ -128,6 +128,7 @@ var schema = []field{
 	row("runtime.health_misses", func(c *Config) any { return &c.Runtime.HealthMisses }, between(0, 1000), byFile, false),
 	row("runtime.template", func(c *Config) any { return &c.Runtime.Template },
 		oneOf(TemplatePrivate, TemplateOff), byFile, true),
+	row("runtime.standby", func(c *Config) any { return &c.Runtime.Standby }, between(0, 16), byFile, false),
 	row("runtime.log_level", func(c *Config) any { return &c.Runtime.LogLevel },
 		oneOf("error", "warn", "info", "debug"), byFile, true),
 	row("runtime.enable_annotations", func(c *Config) any { return &c.Runtime.EnableAnnotations },

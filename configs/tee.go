@@ -143,9 +143,14 @@ func (d *decoder) live(key, others string) {
 	}
 }
 
-// template checks where VMs can start from saved ones.
-func (d *decoder) template() {
+// warm checks where VMs can start from saved ones, and where they can wait for their pods. Cloud Hypervisor has no
+// ports.
+func (d *decoder) warm() {
 	h := d.cfg.Hypervisor
+	if d.cfg.Runtime.Standby > 0 && h.HotplugPorts == 0 {
+		d.blame("runtime.standby", "plugs the pod's network interface into a VM that runs, which needs a PCIe port of QEMU",
+			"0, or hotplug_ports = 1")
+	}
 	switch {
 	case d.cfg.Runtime.Template == TemplateOff:
 	case h.Platform != "none":

@@ -98,6 +98,16 @@ func TestDecodeTEEKeys(t *testing.T) {
 			"runtime.template: \"private\" is not supported with Cloud Hypervisor",
 		},
 		{"templates switched off", snp + "[runtime]\ntemplate = \"off\"\n", ""},
+		{
+			"a VM that waits without a port", "[hypervisor]\nhotplug_ports = 0\n[runtime]\nstandby = 1\n",
+			"runtime.standby: plugs the pod's network interface",
+		},
+		{
+			"a VM that waits with Cloud Hypervisor", "[hypervisor]\ntype = \"clh\"\n[runtime]\nstandby = 1\n",
+			"a PCIe port of QEMU",
+		},
+		{"a VM that waits on SNP", snp + "hotplug_ports = 1\n[runtime]\nstandby = 1\n", ""},
+		{"a VM that waits", "[runtime]\nstandby = 1\n", ""},
 		{"a template elsewhere", "[runtime]\ntemplate = \"private\"\n", ""},
 		{"an unknown template", "[runtime]\ntemplate = \"shared\"\n", "expected one of \"private\", \"off\""},
 		{"host's model on SNP", strings.Replace(snp, "EPYC-v4", "host", 1), "\"host\" is not one model"},

@@ -16,6 +16,7 @@ package hypervisor
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"time"
@@ -174,6 +175,19 @@ type Process interface {
 	Kill() error
 	// Stderr is the tail of what the process wrote to its standard error.
 	Stderr() string
+}
+
+// End kills the process and waits until it is gone.
+func End(ctx context.Context, proc Process) error {
+	if err := proc.Kill(); err != nil {
+		return err
+	}
+	select {
+	case <-proc.Done():
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("process %d did not end: %w", proc.PID(), context.Cause(ctx))
+	}
 }
 
 // Emptier is a process whose root has what a program needs to start. A driver calls Empty once the VMM

@@ -38,6 +38,8 @@ type Env = bootstrap.Env
 type Backend struct {
 	// MakePod returns the maker of the pod, given the process it will live in.
 	MakePod func(env Env) func(ctx context.Context, r task.PodRequest) (task.Pod, error)
+	// Warm finds processes that wait for pods; nil: there are none.
+	Warm bootstrap.Warm
 	// Cleanup releases the resources of a pod whose shim is gone.
 	Cleanup func(ctx context.Context, bundle string) error
 }
@@ -99,7 +101,7 @@ func act(ctx context.Context, b Backend, inv bootstrap.Invocation) ([]byte, erro
 	if err != nil {
 		return nil, fmt.Errorf("find the shim's executable: %w", err)
 	}
-	return bootstrap.Start(ctx, params, bundle.Dir(dir), exe)
+	return bootstrap.Start(ctx, params, bundle.Dir(dir), exe, b.Warm)
 }
 
 // program is the services of one pod.
@@ -123,16 +125,23 @@ func (p program) Stop(ctx context.Context) error {
 
 // serve serves the task and the sandbox service with their events.
 func serve(b Backend, inv bootstrap.Invocation) error {
-	return bootstrap.Serve(inv, func(env bootstrap.Env) (bootstrap.Program, error) {
-		publisher := events.New(events.Config{
-			Namespace: env.Namespace, TTRPCAddress: env.TTRPCAddress,
-			GRPCAddress: env.Address, Binary: env.PublishBinary, Log: env.Log,
-		})
-		tasks := task.New(task.Config{
-			Namespace: env.Namespace, MakePod: b.MakePod(env), Events: publisher, Log: env.Log,
-		})
-		return program{tasks, sandbox.New(tasks, env.Log)}, nil
+	return bootstrap.Serve(inv, b.program)
+}
+
+// ServeHanded is the serving process of a pod that a process was handed which has waited for it (bootstrap.Warm).
+func ServeHanded(b Backend, text []byte, files []*os.File) error {
+	return bootstrap.ServeHanded(text, files, b.program)
+}
+
+func (b Backend) program(env Env) (bootstrap.Program, error) {
+	publisher := events.New(events.Config{
+		Namespace: env.Namespace, TTRPCAddress: env.TTRPCAddress,
+		GRPCAddress: env.Address, Binary: env.PublishBinary, Log: env.Log,
 	})
+	tasks := task.New(task.Config{
+		Namespace: env.Namespace, MakePod: b.MakePod(env), Events: publisher, Log: env.Log,
+	})
+	return program{tasks, sandbox.New(tasks, env.Log)}, nil
 }
 
 // info answers containerd's question what this runtime is.

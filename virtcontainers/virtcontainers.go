@@ -98,13 +98,15 @@ type Options struct {
 	// JoinCgroup says that this process serves this pod and nothing else: it goes into the pod's cgroup.
 	JoinCgroup bool
 	Host       boot.Host
+	// Warm is a VM that may become the pod's. CreatePod uses it, or ends it.
+	Warm *boot.Warm
 }
 
 // boot are the inputs of the VM's boot.
 func (o Options) boot(p *Pod) (boot.Options, error) {
 	b := boot.Options{
 		ID: o.ID, Namespace: o.Namespace, Bundle: o.Bundle, Spec: o.Spec, Config: o.Config, Rehearse: o.Rehearse,
-		Initdata: o.Initdata, Log: o.Log, JoinCgroup: o.JoinCgroup, Host: o.Host,
+		Initdata: o.Initdata, Log: o.Log, JoinCgroup: o.JoinCgroup, Host: o.Host, Warm: o.Warm,
 		Step: p.recordPodStep, Ending: p.ending, Use: p.use,
 	}
 	if o.First == nil {

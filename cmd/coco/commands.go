@@ -21,6 +21,7 @@ import (
 	"github.com/coco-shim/coco/cmd/coco/internal/pods"
 	"github.com/coco-shim/coco/cmd/coco/internal/policy"
 	"github.com/coco-shim/coco/cmd/coco/internal/secret"
+	"github.com/coco-shim/coco/cmd/coco/internal/standby"
 	"github.com/coco-shim/coco/cmd/coco/internal/template"
 	"github.com/coco-shim/coco/cmd/coco/internal/verify"
 	"github.com/coco-shim/coco/cmd/coco/internal/version"
@@ -49,6 +50,7 @@ func commands() []*cobra.Command {
 		policy.Command(),
 		secret.Command(),
 		verify.Command(),
+		standby.Command(),
 		template.Command(),
 		version.Command(),
 	}

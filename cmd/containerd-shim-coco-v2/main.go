@@ -8,7 +8,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 
@@ -18,7 +20,9 @@ import (
 	"github.com/coco-shim/coco/shim"
 	"github.com/coco-shim/coco/shim/task"
 	"github.com/coco-shim/coco/virtcontainers"
+	"github.com/coco-shim/coco/virtcontainers/boot"
 	"github.com/coco-shim/coco/virtcontainers/host"
+	"github.com/coco-shim/coco/virtcontainers/share"
 )
 
 // launchFailed is the status of a launcher that could not become the VMM.
@@ -31,41 +35,73 @@ func main() {
 		}
 		os.Exit(launchFailed)
 	}
-	os.Exit(shim.Main(shim.Backend{MakePod: makePod, Cleanup: virtcontainers.Cleanup}))
+	if len(os.Args) > 1 && os.Args[1] == standbyArg {
+		if err := standbyMain(os.Stdin); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(shim.Main(backend(nil, nil)))
 }
 
-// makePod makes pods from the configuration that their options and annotations describe.
-func makePod(env shim.Env) func(context.Context, task.PodRequest) (task.Pod, error) {
+// makePod makes pods from the configuration that their options and annotations describe. The first one may get the VM
+// that waits, if there is one.
+func makePod(env shim.Env, warm *boot.Warm) func(context.Context, task.PodRequest) (task.Pod, error) {
 	return func(ctx context.Context, r task.PodRequest) (task.Pod, error) {
-		cfg, overrides, notes, err := config(r)
+		w := warm
+		warm = nil
+		d, notes, err := describe(r, env.Log)
 		for _, n := range notes {
 			env.Log.Warn(n, "pod", r.ID)
 		}
 		if err != nil {
+			if w != nil {
+				err = errors.Join(err, w.End(ctx))
+			}
 			return nil, err
 		}
-		rehearse, err := rehearsal(cfg, overrides)
-		if err != nil {
-			return nil, err
-		}
-		exe, err := os.Executable()
-		if err != nil {
-			return nil, fmt.Errorf("find the shim's executable: %w", err)
-		}
-		h, err := host.New(cfg, exe, env.Log)
-		if err != nil {
-			return nil, err
-		}
+		outside := newOutside(d.Config)
+		sayWhyCold(env.Log, d, w)
 		pod, err := virtcontainers.CreatePod(ctx, virtcontainers.Options{
-			ID: r.ID, Namespace: env.Namespace, Bundle: r.Bundle, Spec: r.Spec, Config: cfg,
-			First: r.First, OnOOM: r.OnOOM, Log: env.Log, ShimExe: exe, Host: h, JoinCgroup: true,
-			Rehearse: rehearse, Initdata: overrides[contract.KataInitdata],
+			ID: r.ID, Namespace: env.Namespace, Bundle: r.Bundle, Spec: r.Spec, Config: d.Config,
+			First: r.First, OnOOM: r.OnOOM, Log: env.Log, ShimExe: d.exe, Host: d.Host, JoinCgroup: true,
+			Rehearse: d.Rehearse, Initdata: d.Initdata, Warm: w,
 		})
 		if err != nil {
 			return nil, err
 		}
+		replenish(outside, d, r, env.Log)
 		return task.PodOf(pod), nil
 	}
+}
+
+// description is a pod's VM as its options and annotations describe it.
+type description struct {
+	boot.Options
+	exe string // of the shim
+}
+
+// describe finds the configuration and the parts of the host that it names.
+func describe(r task.PodRequest, log *slog.Logger) (d description, notes []string, err error) {
+	cfg, overrides, notes, err := config(r)
+	if err != nil {
+		return d, notes, err
+	}
+	d.Options = boot.Options{
+		ID: r.ID, Bundle: r.Bundle, Spec: r.Spec, Config: cfg, Log: log, Initdata: overrides[contract.KataInitdata],
+	}
+	if r.First != nil {
+		d.First = &boot.First{Request: share.Request{ID: r.ID, Bundle: r.Bundle, Spec: r.Spec}}
+	}
+	if d.Rehearse, err = rehearsal(cfg, overrides); err != nil {
+		return d, notes, err
+	}
+	if d.exe, err = os.Executable(); err != nil {
+		return d, notes, fmt.Errorf("find the shim's executable: %w", err)
+	}
+	d.Host, err = host.New(cfg, d.exe, log)
+	return d, notes, err
 }
 
 // config reads the configuration that the options name or hold, and applies the overrides, which it

@@ -53,7 +53,7 @@ var large = map[string]exception{
 		"builder of the image; to be cut into packages, files and boot archive",
 	},
 	"configs.Hypervisor":                    {30, oneKeyAField},
-	"configs.Runtime":                       {23, oneKeyAField},
+	"configs.Runtime":                       {24, oneKeyAField},
 	"guest.Options":                         {19, oneKeyAField},
 	"cmd/coco/internal/measure/sev.Options": {18, oneKeyAField},
 	"plan/launch.Expected":                  {16, oneKeyAField},

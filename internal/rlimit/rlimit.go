@@ -99,3 +99,38 @@ func Host(files string) ([]specs.POSIXRlimit, error) {
 	}
 	return out, nil
 }
+
+// Limits are those of a process, in the order of resources.
+type Limits []unix.Rlimit
+
+// Mine returns this process's limits.
+func Mine() (Limits, error) {
+	out := make(Limits, len(resources))
+	for i, r := range resources {
+		if err := unix.Getrlimit(r.number, &out[i]); err != nil {
+			return nil, fmt.Errorf("read %s: %w", r.name, err)
+		}
+	}
+	return out, nil
+}
+
+// Take gives this process the limits of another one, but for core files, which stay forbidden. It is for a process that
+// began under another parent than containerd. Host returns the limits of the other process then.
+func Take(l Limits) error {
+	if len(l) != len(resources) {
+		return fmt.Errorf("%d limits came, not %d", len(l), len(resources))
+	}
+	for i, r := range resources {
+		if r.number == unix.RLIMIT_CORE {
+			core = &l[i]
+			continue
+		}
+		if r.number == unix.RLIMIT_NOFILE { // as Go's runtime does at the start
+			l[i].Cur = l[i].Max
+		}
+		if err := unix.Setrlimit(r.number, &l[i]); err != nil {
+			return fmt.Errorf("set %s: %w", r.name, err)
+		}
+	}
+	return nil
+}

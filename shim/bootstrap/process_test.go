@@ -114,7 +114,7 @@ func awaitGone(t *testing.T, p bundle.Process) {
 
 func TestStartServesUntilItsProgramIsDone(t *testing.T) {
 	p, dir := startParams(t, "c1")
-	answer, err := Start(t.Context(), p, dir, os.Args[0])
+	answer, err := Start(t.Context(), p, dir, os.Args[0], nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +126,7 @@ func TestStartServesUntilItsProgramIsDone(t *testing.T) {
 	if !ok {
 		t.Fatal("the bundle names no serving process")
 	}
-	if _, err := Start(t.Context(), p, dir, os.Args[0]); !errors.Is(err, errdefs.ErrAlreadyExists) {
+	if _, err := Start(t.Context(), p, dir, os.Args[0], nil); !errors.Is(err, errdefs.ErrAlreadyExists) {
 		t.Errorf("second Start = %v, want ErrAlreadyExists", err)
 	}
 
@@ -136,7 +136,7 @@ func TestStartServesUntilItsProgramIsDone(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(string(other), "config.json"), []byte(spec), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if answer, err := Start(t.Context(), member, other, os.Args[0]); err != nil || string(answer) != address {
+	if answer, err := Start(t.Context(), member, other, os.Args[0], nil); err != nil || string(answer) != address {
 		t.Errorf("Start of a container in the pod = %q, %v, want %q", answer, err, address)
 	}
 	if _, ok := other.Shim(); ok {
@@ -148,7 +148,7 @@ func TestStartServesUntilItsProgramIsDone(t *testing.T) {
 	if _, err := os.Stat(strings.TrimPrefix(address, scheme)); !os.IsNotExist(err) {
 		t.Errorf("socket after the end: %v", err)
 	}
-	if _, err := Start(t.Context(), member, other, os.Args[0]); !errors.Is(err, errdefs.ErrUnavailable) {
+	if _, err := Start(t.Context(), member, other, os.Args[0], nil); !errors.Is(err, errdefs.ErrUnavailable) {
 		t.Errorf("Start of a container whose sandbox is gone = %v, want ErrUnavailable", err)
 	}
 }
@@ -156,7 +156,7 @@ func TestStartServesUntilItsProgramIsDone(t *testing.T) {
 func TestStartTellsWhyServingFails(t *testing.T) {
 	p, dir := startParams(t, "c1")
 	t.Setenv(envFail, "1")
-	_, err := Start(t.Context(), p, dir, os.Args[0])
+	_, err := Start(t.Context(), p, dir, os.Args[0], nil)
 	if err == nil || !strings.Contains(err.Error(), "no such machine") {
 		t.Errorf("Start = %v, want the reason", err)
 	}
@@ -167,7 +167,7 @@ func TestStartTellsWhyServingFails(t *testing.T) {
 
 func TestTerminateEndsTheShim(t *testing.T) {
 	p, dir := startParams(t, "c1")
-	if _, err := Start(t.Context(), p, dir, os.Args[0]); err != nil {
+	if _, err := Start(t.Context(), p, dir, os.Args[0], nil); err != nil {
 		t.Fatal(err)
 	}
 	shim, _ := dir.Shim()
@@ -185,7 +185,7 @@ func TestTerminateEndsTheShim(t *testing.T) {
 
 func TestDeleteEndsAShimThatWasGivenUp(t *testing.T) {
 	p, dir := startParams(t, "c1")
-	if _, err := Start(t.Context(), p, dir, os.Args[0]); err != nil {
+	if _, err := Start(t.Context(), p, dir, os.Args[0], nil); err != nil {
 		t.Fatal(err)
 	}
 	shim, _ := dir.Shim()

@@ -52,7 +52,7 @@ type Env struct {
 
 // Serve is the serving process: it sets the process up, makes the program and serves it on the
 // inherited socket until the program is done or the process is told to terminate.
-func Serve(inv Invocation, build func(Env) (Program, error)) (err error) {
+func Serve(inv Invocation, build func(Env) (Program, error)) error {
 	wd, err := os.Getwd()
 	if err != nil {
 		return fmt.Errorf("find the bundle: %w", err)
@@ -63,9 +63,15 @@ func Serve(inv Invocation, build func(Env) (Program, error)) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := setUpProcess(); err != nil {
+	if err := SetUp(); err != nil {
 		return errors.Join(err, l.Close())
 	}
+	return serve(env, l, ready, build)
+}
+
+// serve makes the program and serves it.
+func serve(env Env, l net.Listener, ready *os.File, build func(Env) (Program, error)) error {
+	inv := env.Invocation
 	logs, err := openLog(inv.Debug)
 	if err != nil {
 		return errors.Join(err, l.Close())
@@ -133,6 +139,11 @@ func inheritedListener(inv Invocation) (net.Listener, error) {
 	if f == nil {
 		return nil, errors.New("no socket was inherited: this process is started by `start`")
 	}
+	return listenerOf(f)
+}
+
+// listenerOf makes a file the listener that finish removes.
+func listenerOf(f *os.File) (net.Listener, error) {
 	l, err := net.FileListener(f)
 	_ = f.Close() // the listener has a duplicate
 	if err != nil {
@@ -158,8 +169,8 @@ func sayReady(ready *os.File) error {
 	return nil
 }
 
-// setUpProcess makes this process the parent of what its children leave behind and a small one.
-func setUpProcess() error {
+// SetUp makes this process the parent of what its children leave behind and a small one.
+func SetUp() error {
 	if err := closeMemory(); err != nil {
 		return err
 	}

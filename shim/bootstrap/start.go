@@ -48,7 +48,8 @@ func ReadStdin(r io.Reader) ([]byte, error) {
 
 // Start finds or starts the shim that serves the container whose bundle is dir and returns what
 // belongs on standard output. exe is the shim's executable.
-func Start(ctx context.Context, p Params, dir bundle.Dir, exe string) ([]byte, error) {
+// warm finds processes that wait for pods; nil: there are none.
+func Start(ctx context.Context, p Params, dir bundle.Dir, exe string, warm Warm) ([]byte, error) {
 	role, err := bundle.ReadRole(string(dir), p.ID)
 	if err != nil {
 		return nil, err
@@ -62,7 +63,7 @@ func Start(ctx context.Context, p Params, dir bundle.Dir, exe string) ([]byte, e
 			return nil, fmt.Errorf("container %s belongs to sandbox %s, whose shim does not answer at %s: %w",
 				p.ID, role.PodID, address, errdefs.ErrUnavailable)
 		}
-	} else if err := startServing(ctx, p, dir, exe, address); err != nil {
+	} else if err := startServing(ctx, p, dir, exe, address, warm); err != nil {
 		return nil, err
 	}
 	if err := dir.WriteAddress(address); err != nil {
@@ -71,7 +72,7 @@ func Start(ctx context.Context, p Params, dir bundle.Dir, exe string) ([]byte, e
 	return p.answer(address)
 }
 
-func startServing(ctx context.Context, p Params, dir bundle.Dir, exe, address string) (err error) {
+func startServing(ctx context.Context, p Params, dir bundle.Dir, exe, address string, warm Warm) (err error) {
 	l, err := listen(address)
 	if err != nil {
 		return err
@@ -87,11 +88,15 @@ func startServing(ctx context.Context, p Params, dir bundle.Dir, exe, address st
 			err = errors.Join(err, removeSocket(address))
 		}
 	}()
-	return spawn(ctx, p, dir, exe, l)
+	id, why := handOver(ctx, p, dir, l, warm)
+	if why != nil || id.PID == 0 {
+		return spawn(ctx, p, dir, exe, l, why)
+	}
+	return dir.WriteShim(id)
 }
 
-// spawn runs the serving process and waits until it serves or says why not.
-func spawn(ctx context.Context, p Params, dir bundle.Dir, exe string, l *net.UnixListener) (err error) {
+// spawn runs the serving process and waits until it serves or says why not. cold is why no process that waits serves.
+func spawn(ctx context.Context, p Params, dir bundle.Dir, exe string, l *net.UnixListener, cold error) (err error) {
 	socket, err := l.File()
 	if err != nil {
 		return fmt.Errorf("hand over socket: %w", err)
@@ -109,6 +114,9 @@ func spawn(ctx context.Context, p Params, dir bundle.Dir, exe string, l *net.Uni
 		return err
 	}
 	cmd.Env = append(cmd.Env, rlimit.Env+"="+strconv.FormatUint(files, 10))
+	if cold != nil {
+		cmd.Env = append(cmd.Env, EnvCold+"="+cold.Error())
+	}
 	cmd.ExtraFiles = []*os.File{socketFD - 3: socket, readyFD - 3: childReady}
 	cmd.Stderr = childReady // until it has its log
 	err = cmd.Start()
@@ -143,7 +151,7 @@ func serveCommand(p Params, dir bundle.Dir, exe string) *exec.Cmd {
 	cmd.Env = []string{envTTRPCAddress + "=" + p.TTRPCAddress}
 	for _, e := range os.Environ() {
 		if !strings.HasPrefix(e, envTTRPCAddress+"=") && !strings.HasPrefix(e, envMaxVersion+"=") &&
-			!strings.HasPrefix(e, rlimit.Env+"=") {
+			!strings.HasPrefix(e, rlimit.Env+"=") && !strings.HasPrefix(e, EnvCold+"=") {
 			cmd.Env = append(cmd.Env, e)
 		}
 	}

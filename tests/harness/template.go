@@ -28,6 +28,10 @@ import (
 // coco template rm --all.
 const EnvTemplate = "COCO_TEST_TEMPLATE"
 
+// EnvStandby is the environment variable with how many VMs wait for the pods of a suite; make standby sets it. Such VMs
+// stay until coco standby rm.
+const EnvStandby = "COCO_TEST_STANDBY"
+
 // buildTimeout is for the boot of a template on a busy machine.
 const buildTimeout = 3 * time.Minute
 
@@ -60,7 +64,11 @@ func UseTemplates(suite string) error {
 // WriteConfig writes the shim's configuration for the suite into a directory.
 func WriteConfig(dir string) (path string, err error) {
 	path = filepath.Join(dir, "coco.toml")
-	return path, os.WriteFile(path, []byte("[runtime]\n"+TemplateKey()), 0o644)
+	text := "[runtime]\n" + TemplateKey()
+	if n := os.Getenv(EnvStandby); n != "" {
+		text += "standby = " + n + "\n"
+	}
+	return path, os.WriteFile(path, []byte(text), 0o644)
 }
 
 // build makes the template for pods of the default size.

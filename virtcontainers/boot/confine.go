@@ -28,6 +28,9 @@ const filesThreads = 128
 
 // takeUser finds a user id for the VMM that no other pod of this host has.
 func (c *creation) takeUser(context.Context) error {
+	if c.opts.Warm != nil {
+		return c.inheritUser()
+	}
 	r, h := c.opts.Config.Runtime, c.opts.Config.Hypervisor
 	c.u.Push("give the user id back", func(context.Context) error {
 		if c.user == 0 {
@@ -44,10 +47,7 @@ func (c *creation) takeUser(context.Context) error {
 }
 
 func (c *creation) launch(ctx context.Context) error {
-	place, err := c.opts.Host.Driver.Begin(ctx, hypervisor.Place{
-		ID: c.opts.ID, NetNS: c.netns, User: c.user, Dir: c.vmmDir(),
-		Processes: c.threads(),
-	})
+	place, err := c.begin(ctx)
 	if err != nil {
 		return err
 	}
@@ -66,7 +66,7 @@ func (c *creation) launch(ctx context.Context) error {
 	if err := c.Journal.Update(func(p *state.Pod) { p.VMM = &id }); err != nil {
 		return err
 	}
-	if !c.ownNetNS {
+	if !c.ownNetNS || c.opts.Warm != nil {
 		return nil
 	}
 	if err := c.opts.Host.Network.Delete(c.netns); err != nil {
@@ -76,21 +76,19 @@ func (c *creation) launch(ctx context.Context) error {
 	return c.Journal.Update(func(p *state.Pod) { p.OwnNetNS = "" })
 }
 
+// begin makes the place where the VM will run, or takes the one where it runs already.
+func (c *creation) begin(ctx context.Context) (hypervisor.Pending, error) {
+	if w := c.opts.Warm; w != nil {
+		return w.c.Place, nil
+	}
+	return c.opts.Host.Driver.Begin(ctx, hypervisor.Place{
+		ID: c.opts.ID, NetNS: c.netns, User: c.user, Dir: c.vmmDir(),
+		Processes: c.threads(),
+	})
+}
+
 // vmmDir is the directory that the VMM may write to: not the pod's own, where the journal is.
 func (c *creation) vmmDir() string { return filepath.Join(c.StateDir, "vmm") }
-
-// end kills the process and waits until it is gone.
-func end(ctx context.Context, proc hypervisor.Process) error {
-	if err := proc.Kill(); err != nil {
-		return err
-	}
-	select {
-	case <-proc.Done():
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("process %d did not end: %w", proc.PID(), context.Cause(ctx))
-	}
-}
 
 // joinCgroups puts the VMM, and the shim where it is this pod's alone, into leaves of the pod's group.
 func (c *creation) joinCgroups(context.Context) error {

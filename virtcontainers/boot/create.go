@@ -50,6 +50,7 @@ type Options struct {
 	// JoinCgroup says that this process serves this pod and nothing else: it goes into the pod's cgroup.
 	JoinCgroup bool
 	Host       Host
+	Warm       *Warm // a VM that may become the pod's; nil: the pod's VM boots
 	// Step is told each step of the boot that is done, and when it began.
 	Step func(name string, began time.Time)
 	// Ending reports whether the pod is about to end.
@@ -101,27 +102,6 @@ type Plan struct {
 	Pulls     launch.Pulls        // images that the guest pulls
 }
 
-// creation is a machine being made, with the results of each step for the next ones.
-type creation struct {
-	*Machine
-	opts     Options
-	log      *slog.Logger
-	u        *undo.Stack
-	vmspec   hypervisor.VMSpec
-	user     uint32 // the VMM's, and nobody else's
-	netns    string // path; the launcher's own once it runs
-	ownNetNS bool
-	leaves   []string // cgroups that the pod's processes are in
-	attached nic.Attachment
-
-	asksNames bool // the guest asks the engine's resolver
-
-	opened    []*os.File // the boot chains and disks; closed once the VMM has them
-	initdata  *os.File   // nil without one
-	measuring *measuring // nil where nothing is measured
-	verdict   *verdict   // nil without a policy
-}
-
 // step is one phase of a pod's start. Each pushes its own undo.
 type step struct {
 	name string
@@ -130,21 +110,27 @@ type step struct {
 
 // Start boots the VM of a pod: it runs, the agent answers and the sandbox is set up. On error nothing is
 // left, and the error names the step.
-func Start(ctx context.Context, opts Options) (err error) {
+func Start(ctx context.Context, opts Options) error {
 	if err := checkOptions(&opts); err != nil {
-		return fmt.Errorf("create pod %s: %w", opts.ID, err)
+		return errors.Join(fmt.Errorf("create pod %s: %w", opts.ID, err), opts.endWarm(ctx))
 	}
-	m := &Machine{Life: newLife(), Plan: Plan{SharedShm: needsSharedShm(opts)}}
-	c := &creation{Machine: m, opts: opts, log: opts.Log, u: &undo.Stack{}}
-	defer func() {
-		if err != nil { // before the undo, which releases resources that this still uses
-			m.Life.cancel(errEnded)
-		}
-		c.u.RunOnError(&err)
-		if err != nil {
-			m.Life.End(errEnded)
-		}
-	}()
+	err := start(ctx, opts)
+	if opts.Warm != nil && errors.Is(err, errFewPorts) { // nothing of it is left
+		opts.Log.Info(BootsAnyway, "pod", opts.ID, "reason", err)
+		opts.Warm = nil
+		err = start(ctx, opts)
+	}
+	if err != nil {
+		err = errors.Join(err, opts.endWarm(ctx))
+	}
+	return err
+}
+
+func start(ctx context.Context, opts Options) (err error) {
+	c := newCreation(opts)
+	m := c.Machine
+	m.SharedShm = needsSharedShm(opts)
+	defer c.endOnError(&err)
 	for _, s := range c.steps() {
 		start := time.Now()
 		if err := s.do(ctx); err != nil {
@@ -163,6 +149,7 @@ func (c *creation) steps() []step {
 		{"files", c.findUpper},
 		{"layers", c.beginLayers},
 		{"boot files", c.openBootFiles},
+		{"standby", c.checkWarm},
 		{"measurement", c.beginMeasuring},
 		{"journal", c.openJournal},
 		{"network namespace", c.makeNetNS},
@@ -187,7 +174,7 @@ func (c *creation) steps() []step {
 
 // checkOptions refuses early what cannot become a pod.
 func checkOptions(o *Options) error {
-	if err := o.Host.check(); err != nil {
+	if err := o.Host.Check(); err != nil {
 		return err
 	}
 	if o.Spec == nil || o.Spec.Linux == nil {
@@ -251,7 +238,7 @@ func (c *creation) openBootFiles(context.Context) error {
 		return err
 	}
 	for _, f := range bootfiles.Files(boot) {
-		if err := readableByAll(f); err != nil {
+		if err := bootfiles.ReadableByAll(f); err != nil {
 			return err
 		}
 	}
@@ -342,6 +329,10 @@ func (c *creation) makeNetNS(context.Context) error {
 		}
 		return nil
 	}
+	if w := c.opts.Warm; w != nil {
+		c.netns, c.ownNetNS = fmt.Sprintf("/proc/%d/ns/net", w.c.Place.PID()), true
+		return nil
+	}
 	c.netns, c.ownNetNS = filepath.Join(c.StateDir, "netns"), true
 	if err := c.Journal.Update(func(p *state.Pod) { p.OwnNetNS = c.netns }); err != nil {
 		return err
@@ -362,7 +353,7 @@ func (c *creation) runHooks(ctx context.Context) error {
 		return nil
 	}
 	if err := c.Journal.Update(func(p *state.Pod) {
-		p.Hooks, p.Annotations = journalHooks(h.Poststop), c.opts.Spec.Annotations
+		p.Hooks, p.Annotations = hooks.Journal(h.Poststop), c.opts.Spec.Annotations
 	}); err != nil {
 		return err
 	}
@@ -414,6 +405,9 @@ func (c *creation) startVMM(ctx context.Context) error {
 	if err := c.finishMeasuring(ctx); err != nil {
 		return err
 	}
+	if c.opts.Warm != nil {
+		return c.adopt(ctx)
+	}
 	var first []hypervisor.Block
 	if c.first != nil {
 		if list, ok := c.first.Ready(); ok {
@@ -436,6 +430,11 @@ func (c *creation) startVMM(ctx context.Context) error {
 	c.VM = vm
 	c.u.Push("stop the VM", vm.Stop)
 	c.Disks = disk.New(vm, c.Journal, c.opts.Config.Runtime, c.opts.alone())
+	return errors.Join(c.closeFiles(), c.Disks.Adopt(first))
+}
+
+// closeFiles closes the files that the VMM has its own descriptors of.
+func (c *creation) closeFiles() error {
 	var errs []error
 	for _, n := range c.attached.NICs {
 		errs = append(errs, n.CloseFiles())
@@ -443,7 +442,7 @@ func (c *creation) startVMM(ctx context.Context) error {
 	if f := c.vmspec.HostFiles; f != nil { // the server ends with the VMM's
 		errs = append(errs, closeOnce(f.Socket))
 	}
-	if t := c.vmspec.Boot.TPM; t != nil { // the TPM must see the VMM's end
+	if t := c.vmspec.Boot.TPM; t != nil && t.Control != nil { // the TPM must see the VMM's end
 		errs = append(errs, closeOnce(t.Control))
 	}
 	for _, f := range append(c.opened, c.initdata) {
@@ -451,7 +450,6 @@ func (c *creation) startVMM(ctx context.Context) error {
 			errs = append(errs, closeOnce(f))
 		}
 	}
-	errs = append(errs, c.Disks.Adopt(first))
 	return errors.Join(errs...)
 }
 

@@ -7,19 +7,14 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
-	"path"
 	"time"
 
 	"github.com/containerd/errdefs"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/hypervisor"
-	"github.com/coco-shim/coco/plan/request"
-	"github.com/coco-shim/coco/plan/volume"
 	"github.com/coco-shim/coco/virtcontainers/guest"
-	"github.com/coco-shim/coco/virtcontainers/hostvolume"
 	"github.com/coco-shim/coco/virtcontainers/share"
 )
 
@@ -77,26 +72,6 @@ func (c *creation) renew(ctx context.Context) error {
 		_, err := c.Agent.ReseedRandomDev(ctx, &agent.ReseedRandomDevRequest{Data: fresh})
 		return err
 	})
-}
-
-// shmSize is that of the pod's /dev/shm in bytes: of the tmpfs that the engine has made for it on the host, or what all
-// engines make by default.
-func shmSize(s *specs.Spec) uint64 {
-	size := uint64(64 << 20)
-	for _, m := range s.Mounts {
-		if path.Clean(m.Destination) != "/dev/shm" || !request.IsBind(m) {
-			continue
-		}
-		f, err := hostvolume.Open(volume.Named, m.Source) // its size is all that is looked at
-		if err != nil {
-			continue
-		}
-		if shape, err := hostvolume.ShapeOf(f); err == nil && shape.Tmpfs && shape.Bytes > 0 {
-			size = shape.Bytes
-		}
-		_ = f.Close() // nothing was written
-	}
-	return size
 }
 
 func (c *creation) createSandbox(ctx context.Context) error {

@@ -5,42 +5,15 @@ package boot
 
 import (
 	"context"
-	"log/slog"
 	"slices"
 
-	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/coco-shim/coco/api/agent"
 	"github.com/coco-shim/coco/internal/initdata"
 	"github.com/coco-shim/coco/plan/request"
+	"github.com/coco-shim/coco/virtcontainers/share"
 )
-
-// Foresight asks the pod's policy about requests before a guest gets them, so that a pod that the guest would refuse
-// fails before a VM is booted or a layer is built for it. The guest decides in any case: where there is no answer, the
-// pod goes on.
-type Foresight struct {
-	judge  Judge
-	policy string
-	box    *agent.CreateSandboxRequest
-	pod    string
-	log    *slog.Logger
-}
-
-// Container returns the policy's denial of a container; c nil: of the sandbox. f may be nil.
-func (f *Foresight) Container(ctx context.Context, c *agent.CreateContainerRequest) error {
-	if f == nil {
-		return nil
-	}
-	err := f.judge.Foresee(ctx, f.policy, f.box, c)
-	if err != nil && !errdefs.IsPermissionDenied(err) && ctx.Err() == nil {
-		f.log.Info("the policy is asked by the guest only", "pod", f.pod, "reason", err)
-	}
-	if errdefs.IsPermissionDenied(err) {
-		return err
-	}
-	return nil
-}
 
 // verdict is an answer on its way.
 type verdict struct {
@@ -54,7 +27,7 @@ func (c *creation) beginVerdict(d *initdata.Document) error {
 		return nil
 	}
 	c.Foresight = &Foresight{
-		judge: c.opts.Host.Judge, policy: d.Data[initdata.FilePolicy], box: c.sandboxRequest(), pod: c.opts.ID, log: c.log,
+		Judge: c.opts.Host.Judge, Policy: d.Data[initdata.FilePolicy], Box: c.sandboxRequest(), Pod: c.opts.ID, Log: c.log,
 	}
 	first, err := c.firstRequest()
 	if err != nil {
@@ -92,7 +65,7 @@ func (c *creation) awaitVerdict(ctx context.Context) error {
 func (c *creation) sandboxRequest() *agent.CreateSandboxRequest {
 	in := request.SandboxInput{ID: c.opts.ID, Spec: c.opts.Spec, Alone: c.opts.First != nil, SharedShm: c.SharedShm}
 	if c.SharedShm {
-		in.ShmBytes = shmSize(c.opts.Spec)
+		in.ShmBytes = share.ShmSize(c.opts.Spec)
 	}
 	return request.Sandbox(in)
 }

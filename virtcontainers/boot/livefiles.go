@@ -80,7 +80,7 @@ func (c *creation) serveFiles(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.u.Push("end the server of files", func(ctx context.Context) error { return end(ctx, proc) })
+	c.u.Push("end the server of files", func(ctx context.Context) error { return hypervisor.End(ctx, proc) })
 	id, err := state.Identify(proc.PID()) // as with the VMM, nothing is lost before the next line
 	if err != nil {
 		return err

@@ -103,15 +103,3 @@ func (c *creation) runPoststop(ctx context.Context) error {
 	}
 	return c.Journal.Update(func(p *state.Pod) { p.Hooks = nil })
 }
-
-func journalHooks(in []specs.Hook) []state.Hook {
-	var out []state.Hook
-	for _, h := range in {
-		s := state.Hook{Path: h.Path, Args: h.Args, Env: h.Env}
-		if h.Timeout != nil {
-			s.Timeout = *h.Timeout
-		}
-		out = append(out, s)
-	}
-	return out
-}

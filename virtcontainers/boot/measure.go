@@ -6,14 +6,12 @@ package boot
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 
 	"github.com/coco-shim/coco/api/contract"
 	"github.com/coco-shim/coco/configs"
@@ -40,7 +38,7 @@ func (c *creation) addInitdata(d *initdata.Document) error {
 	if d == nil {
 		return nil
 	}
-	f, err := memoryFile(initdata.DiskID, d.Disk())
+	f, err := bootfiles.InMemory(initdata.DiskID, d.Disk())
 	if err != nil {
 		return fmt.Errorf("initdata: %w", err)
 	}
@@ -73,34 +71,6 @@ func (c *creation) addParts(parts []string) error {
 		c.vmspec.Blocks = append(c.vmspec.Blocks, hypervisor.Block{ID: name, File: f, ReadOnly: true})
 	}
 	return nil
-}
-
-// readableByAll refuses a boot file that the VMM, which opens it again as a user of its own, could not read.
-func readableByAll(f *os.File) error {
-	st, err := f.Stat()
-	if err == nil && st.Mode().Perm()&0o004 == 0 {
-		err = fmt.Errorf("%s cannot be read by the VMM, which runs as a user of its own: chmod o+r %[1]s: %w", f.Name(),
-			errdefs.ErrFailedPrecondition)
-	}
-	return err
-}
-
-// memoryFile is a read-only descriptor of a file in memory that nobody can change.
-func memoryFile(name string, content []byte) (_ *os.File, err error) {
-	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	if err != nil {
-		return nil, fmt.Errorf("file in memory: %w", err)
-	}
-	w := os.NewFile(uintptr(fd), name)
-	defer func() { err = errors.Join(err, w.Close()) }()
-	if _, err := w.Write(content); err != nil {
-		return nil, err
-	}
-	seals := unix.F_SEAL_WRITE | unix.F_SEAL_GROW | unix.F_SEAL_SHRINK | unix.F_SEAL_SEAL
-	if _, err := unix.FcntlInt(w.Fd(), unix.F_ADD_SEALS, seals); err != nil {
-		return nil, fmt.Errorf("seal a file in memory: %w", err)
-	}
-	return os.Open(fmt.Sprintf("/proc/self/fd/%d", w.Fd()))
 }
 
 // measuring is the launch digest on its way. It is computed beside the other steps.

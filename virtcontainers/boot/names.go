@@ -7,49 +7,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"path"
 	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/coco-shim/coco/api/contract"
-	"github.com/coco-shim/coco/plan/request"
-	"github.com/coco-shim/coco/virtcontainers/hostvolume"
+	"github.com/coco-shim/coco/virtcontainers/share"
 )
-
-// Names asks the engine's resolver in a pod's network namespace. Package network/nameserver implements it.
-type Names interface {
-	// Serve answers the questions of a guest that come over c until ctx or the connection ends. It closes c.
-	Serve(ctx context.Context, c net.Conn) error
-	// Close is idempotent.
-	Close() error
-}
-
-const maxResolvConf = 64 << 10
-
-// engineNames says whether the only container's resolv.conf names the resolver that its engine has in the network
-// namespace.
-func engineNames(first *First) (bool, error) {
-	if first == nil {
-		return false, nil
-	}
-	i := slices.IndexFunc(first.Spec.Mounts, func(m specs.Mount) bool {
-		return request.IsBind(m) && path.Clean(m.Destination) == "/etc/resolv.conf"
-	})
-	if i < 0 {
-		return false, nil
-	}
-	text, err := hostvolume.ReadNamed(first.Spec.Mounts[i].Source, maxResolvConf)
-	if err != nil {
-		return false, fmt.Errorf("resolv.conf: %w", err)
-	}
-	return slices.ContainsFunc(strings.Split(string(text), "\n"), func(line string) bool {
-		return strings.Join(strings.Fields(line), " ") == contract.ResolverLine
-	}), nil
-}
 
 // AskNames lets the guest ask the engine's resolver if the container's resolv.conf has come to name it since the pod
 // was made: Docker 28 writes it after the creation of the task, and before its start.
@@ -72,7 +37,10 @@ func (c *creation) askLate(ctx context.Context) (err error) {
 
 // checkNames refuses a container whose names its guest would not ask the host for, before the VM boots.
 func (c *creation) checkNames(context.Context) error {
-	asks, err := engineNames(c.opts.First)
+	if c.opts.First == nil {
+		return nil
+	}
+	asks, err := share.AsksEngine(c.opts.First.Spec)
 	if err != nil || !asks {
 		return err
 	}

@@ -6,7 +6,6 @@ package boot
 import (
 	"context"
 	"fmt"
-	"os"
 
 	"github.com/containerd/errdefs"
 
@@ -14,15 +13,6 @@ import (
 	"github.com/coco-shim/coco/virtcontainers/cgroups"
 	"github.com/coco-shim/coco/virtcontainers/state"
 )
-
-// TPMServer makes a process the virtual TPM of one VM. Package virtcontainers/host has the one that uses swtpm.
-type TPMServer interface {
-	// Begin forks a waiting process into the network namespace that the path netns names, with a jail and a user.
-	Begin(ctx context.Context, netns string, user uint32) (hypervisor.Process, error)
-	// Serve turns proc into a TPM that is new and empty, and returns the VMM's end of their connection, which is the
-	// caller's, as the process is.
-	Serve(ctx context.Context, proc hypervisor.Process) (*os.File, error)
-}
 
 // serveTPM starts the VM's TPM, in the pod's cgroup like the VMM.
 func (c *creation) serveTPM(ctx context.Context) error {
@@ -34,11 +24,12 @@ func (c *creation) serveTPM(ctx context.Context) error {
 	}
 	c.log.Info("the VM has a virtual TPM that this host runs: its quotes prove what was booted to whoever trusts the "+
 		"host, and nothing hides the guest's memory from the host", "pod", c.opts.ID)
-	proc, err := c.opts.Host.TPM.Begin(ctx, c.netns, c.user)
+	proc, err := c.beginTPM(ctx)
 	if err != nil {
 		return err
 	}
-	c.u.Push("end the virtual TPM", func(ctx context.Context) error { return end(ctx, proc) })
+	c.tpm = proc
+	c.u.Push("end the virtual TPM", func(ctx context.Context) error { return hypervisor.End(ctx, proc) })
 	id, err := state.Identify(proc.PID()) // as with the VMM, nothing is lost before the next line
 	if err != nil {
 		return err
@@ -49,6 +40,9 @@ func (c *creation) serveTPM(ctx context.Context) error {
 	if err := cgroups.Apply(nil, c.leaves, proc.PID(), nil); err != nil {
 		return err
 	}
+	if c.opts.Warm != nil {
+		return nil // it serves
+	}
 	socket, err := c.opts.Host.TPM.Serve(ctx, proc)
 	if err != nil {
 		return err
@@ -56,4 +50,12 @@ func (c *creation) serveTPM(ctx context.Context) error {
 	c.u.Push("close the virtual TPM's connection", func(context.Context) error { return closeOnce(socket) })
 	c.vmspec.Boot.TPM = &hypervisor.TPM{Control: socket}
 	return nil
+}
+
+// beginTPM forks the process, or takes the one that serves the VM already.
+func (c *creation) beginTPM(ctx context.Context) (hypervisor.Process, error) {
+	if w := c.opts.Warm; w != nil {
+		return w.c.tpm, nil
+	}
+	return c.opts.Host.TPM.Begin(ctx, c.netns, c.user)
 }

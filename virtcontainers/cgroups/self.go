@@ -74,3 +74,14 @@ func enter(group string, pid int) error {
 	}
 	return nil
 }
+
+// SpareLikeSelf has the kernel, when memory is short, spare processes as it spares this one.
+func SpareLikeSelf(pids []int) error {
+	score, err := os.ReadFile("/proc/self/oom_score_adj")
+	for _, pid := range pids {
+		if err == nil {
+			err = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), score, 0)
+		}
+	}
+	return err
+}

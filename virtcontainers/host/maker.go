@@ -45,25 +45,37 @@ const (
 	maxOrder     = 2 << 20
 )
 
-// maker starts processes that make templates of a configuration.
-type maker struct {
-	exe    string // calls Maker when its arguments are MakerArgs
-	config configs.Config
+// Outside starts processes that do not belong to this process's pod: in the cgroup where this process was when Outside
+// was made.
+type Outside struct {
 	trees  []cgroups.Hierarchy
 	home   cgroups.Membership
 	unable error // why none can be started; nil: it can
+}
+
+// NewOutside remembers in which cgroup this process is, before it moves to that of its pod. On a host whose cgroups
+// cannot be read no process can be started.
+func NewOutside() (o Outside) {
+	if o.trees, o.unable = cgroups.Hierarchies(); o.unable == nil {
+		o.home, o.unable = cgroups.Self(o.trees)
+	}
+	return o
+}
+
+// maker starts processes that make templates of a configuration.
+type maker struct {
+	Outside
+	exe    string // calls Maker when its arguments are MakerArgs
+	config configs.Config
 	log    *slog.Logger
 }
 
-// newMaker remembers in which cgroup this process is, before it moves to that of its pod. exe is the shim. A host whose
-// cgroups cannot be read gets no templates, and its VMs boot.
+// newMaker makes the one of a host. exe is the shim. A host where no process can be started gets no templates, and its
+// VMs boot.
 func newMaker(c configs.Config, exe string, log *slog.Logger) maker {
-	m := maker{exe: filepath.Join(filepath.Dir(exe), makerName), config: c, log: log}
+	m := maker{Outside: NewOutside(), exe: filepath.Join(filepath.Dir(exe), makerName), config: c, log: log}
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
-	}
-	if m.trees, m.unable = cgroups.Hierarchies(); m.unable == nil {
-		m.home, m.unable = cgroups.Self(m.trees)
 	}
 	return m
 }
@@ -74,11 +86,8 @@ func (m maker) missing(key string, spec hypervisor.VMSpec) {
 		m.log.Debug("no template is made", "template", key, "reason", err)
 		return
 	}
-	if m.unable != nil {
-		m.log.Warn("no template is made", "template", key, "error", m.unable)
-		return
-	}
-	pid, err := m.start(order{m.config, plan.Shape{VCPUs: spec.CPU.Count, MemoryMiB: spec.MemoryMiB}, key})
+	shape := plan.Shape{VCPUs: spec.CPU.Count, MemoryMiB: spec.MemoryMiB}
+	pid, err := m.Start(m.exe, MakerArgs, order{m.config, shape, key})
 	if err != nil {
 		m.log.Warn("no template is made", "template", key, "error", err)
 		return
@@ -86,32 +95,39 @@ func (m maker) missing(key string, spec hypervisor.VMSpec) {
 	m.log.Info("a template is made in the background", "template", key, "pid", pid)
 }
 
-func (m maker) start(o order) (pid int, err error) {
-	text, err := json.Marshal(o)
+// Start starts a program that reads from its standard input what to do, as JSON. Nobody waits for it.
+func (o Outside) Start(exe string, args []string, todo any) (pid int, err error) {
+	if o.unable != nil {
+		return 0, o.unable
+	}
+	text, err := json.Marshal(todo)
 	if err != nil {
-		return 0, fmt.Errorf("describe a template: %w", err)
+		return 0, fmt.Errorf("describe what to do: %w", err)
 	}
 	in, out, err := os.Pipe()
 	if err != nil {
 		return 0, err
 	}
 	defer out.Close()
-	cmd := exec.Command(m.exe, MakerArgs...) // it outlives this call
+	cmd := exec.Command(exe, args...) //nolint:gosec // ours; it outlives this call
 	cmd.Stdin, cmd.Dir, cmd.Env = in, "/", []string{"PATH=" + os.Getenv("PATH")}
+	if name, ok := os.LookupEnv(configs.EnvFile); ok { // it finds the same configuration
+		cmd.Env = append(cmd.Env, configs.EnvFile+"="+name)
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
 	_ = in.Close() // the child has its own
 	if err != nil {
-		return 0, fmt.Errorf("start the maker of a template: %w", err)
+		return 0, fmt.Errorf("start %s in the background: %w", exe, err)
 	}
-	err = m.home.Return(m.trees, cmd.Process.Pid)
+	err = o.home.Return(o.trees, cmd.Process.Pid)
 	if err == nil {
 		err = errors.Join(out.SetWriteDeadline(time.Now().Add(orderTimeout)), write(out, text))
 	}
 	if err != nil {
 		_ = cmd.Process.Kill() // may have ended by itself
 		_ = cmd.Wait()         // its status says less than err
-		return 0, fmt.Errorf("tell the maker of a template what to make: %w", err)
+		return 0, fmt.Errorf("tell %s what to do: %w", exe, err)
 	}
 	pid = cmd.Process.Pid
 	return pid, cmd.Process.Release() // a subreaper, or PID 1, collects it
@@ -144,8 +160,8 @@ func Maker(ctx context.Context, in io.Reader) error {
 	return err
 }
 
-// enoughMemory refuses to boot a VM that others would have to make room for.
-func enoughMemory(mib uint64) error {
+// EnoughMemory refuses to boot a VM that others would have to make room for.
+func EnoughMemory(mib uint64) error {
 	text, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
 		return err

@@ -83,7 +83,7 @@ func TestTheMakerIsToldWhatToMake(t *testing.T) {
 	}
 	m.trees, m.home = hs, leaves
 	want := order{c, plan.Shape{VCPUs: 3, MemoryMiB: 640}, "a key"}
-	pid, err := m.start(want)
+	pid, err := m.Start(m.exe, MakerArgs, want)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +109,7 @@ func TestTheMakerIsToldWhatToMake(t *testing.T) {
 		t.Errorf("its argument is %q: %v", b, err)
 	}
 	m.exe = filepath.Join(dir, "absent")
-	if _, err := m.start(want); err == nil || !strings.Contains(err.Error(), "start the maker") {
+	if _, err := m.Start(m.exe, MakerArgs, want); err == nil || !strings.Contains(err.Error(), "in the background") {
 		t.Errorf("a program that is absent: %v", err)
 	}
 }
@@ -129,10 +129,10 @@ func eventually(t *testing.T, name string) string {
 }
 
 func TestATemplateTakesNoMemoryThatOthersNeed(t *testing.T) {
-	if err := enoughMemory(1); err != nil {
+	if err := EnoughMemory(1); err != nil {
 		t.Error(err)
 	}
-	if err := enoughMemory(1 << 40); !errdefs.IsResourceExhausted(err) {
+	if err := EnoughMemory(1 << 40); !errdefs.IsResourceExhausted(err) {
 		t.Errorf("a VM that is larger than any host: %v", err)
 	}
 }

@@ -98,7 +98,7 @@ func makeTemplate(ctx context.Context, o order, exe string, log *slog.Logger) (k
 		if o.Key != key { // a file of the guest or QEMU has changed since
 			return fmt.Errorf("it would be of another VM, %.12s: %w", key, errdefs.ErrFailedPrecondition)
 		}
-		if err := enoughMemory(spec.MemoryMiB); err != nil {
+		if err := EnoughMemory(spec.MemoryMiB); err != nil {
 			return err
 		}
 		return saving{c, driver}.save(ctx, spec, f)

@@ -35,6 +35,12 @@ func Identify(pid int) (Process, error) {
 	return Process{PID: pid, StartTime: st.start}, nil
 }
 
+// Lives reports whether the process runs: it has not ended, nor waits to be reaped.
+func (p Process) Lives() bool {
+	st, err := readStat(p.PID)
+	return err == nil && st.start == p.StartTime && st.state != 'Z' && st.state != 'X'
+}
+
 type stat struct {
 	state byte
 	start uint64

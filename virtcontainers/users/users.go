@@ -61,6 +61,26 @@ func Free(dir string, id uint32, owner string) error {
 	return nil
 }
 
+// Give makes an id that one owner has another one's. The id is taken at every moment.
+func Give(dir string, id uint32, from, to string) error {
+	target, err := os.Readlink(link(dir, id))
+	if err == nil && target != from {
+		err = fmt.Errorf("it is that of %s: %w", target, errdefs.ErrFailedPrecondition)
+	}
+	aside := filepath.Join(dir, fmt.Sprint(".user-", id))
+	if err == nil {
+		_ = os.Remove(aside) // of a process that was killed
+		err = os.Symlink(to, aside)
+	}
+	if err == nil {
+		err = os.Rename(aside, link(dir, id))
+	}
+	if err != nil {
+		return fmt.Errorf("give user id %d to %s: %w", id, to, err)
+	}
+	return nil
+}
+
 // FreeAll gives back every id that an owner has, for one that is gone and whose ids nobody knows.
 func FreeAll(dir, owner string) error {
 	links, err := filepath.Glob(filepath.Join(dir, "user-*"))

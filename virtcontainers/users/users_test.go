@@ -96,3 +96,30 @@ func TestAllIdsOfAnOwnerAreGivenBack(t *testing.T) {
 		t.Errorf("left: %v, %v", left, err)
 	}
 }
+
+// An id that is given to another owner is taken at every moment, and only its owner can give it.
+func TestAnIDChangesItsOwner(t *testing.T) {
+	dir := t.TempDir()
+	id, err := Take(dir, Range{1000, 1}, "/a", func(uint32) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Give(dir, id, "/x", "/b"); err == nil {
+		t.Error("one who does not have it gave it")
+	}
+	if err := Give(dir, id, "/a", "/b"); err != nil {
+		t.Fatal(err)
+	}
+	if err := Free(dir, id, "/a"); err != nil { // not its any more
+		t.Fatal(err)
+	}
+	if _, err := Take(dir, Range{1000, 1}, "/c", func(uint32) error { return nil }); err == nil {
+		t.Error("it was free")
+	}
+	if err := Free(dir, id, "/b"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Take(dir, Range{1000, 1}, "/c", func(uint32) error { return nil }); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,7 +1,8 @@
 // Copyright The coco Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package boot
+// Package life owns the goroutines of a pod.
+package life
 
 import (
 	"context"
@@ -18,7 +19,8 @@ type Life struct {
 	wg    sync.WaitGroup
 }
 
-func newLife() *Life {
+// New begins a life.
+func New() *Life {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	return &Life{ctx: ctx, cancel: cancel}
 }
@@ -42,6 +44,9 @@ func (l *Life) End(cause error) {
 	l.cancel(cause)
 	l.wg.Wait()
 }
+
+// Cancel cancels the context. Goroutines can be started until End.
+func (l *Life) Cancel(cause error) { l.cancel(cause) }
 
 // Context is the context that the goroutines are handed.
 func (l *Life) Context() context.Context { return l.ctx }
