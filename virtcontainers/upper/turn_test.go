@@ -23,8 +23,10 @@ import (
 func frozen(t *testing.T) (p place, freeze, thaw func()) {
 	t.Helper()
 	testvm.Need(t, testvm.Root)
-	if _, err := exec.LookPath("fsfreeze"); err != nil {
-		t.Skip("needs fsfreeze (package util-linux)")
+	for program, pkg := range map[string]string{"fsfreeze": "util-linux", "mkfs.ext4": "e2fsprogs"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skipf("needs %s (package %s)", program, pkg)
+		}
 	}
 	p = newPlace(t)
 	at := filepath.Join(p.dir, "disk")
