@@ -81,6 +81,9 @@ func (s *Service) Start(ctx context.Context, r *api.StartRequest) (*api.StartRes
 	}
 	settle(err == nil)
 	if err != nil {
+		if r.ExecId != "" { // a client of containerd 1.6 waits for its end before it deletes it
+			p.end(vcprocess.ExitStatus{Code: notStartedCode, At: time.Now()}, func() {})
+		}
 		return nil, about(r.Id, err, "start process %q in container %s", r.ExecId, r.Id)
 	}
 	return &api.StartResponse{Pid: c.pid}, nil

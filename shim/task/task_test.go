@@ -335,6 +335,11 @@ func TestAFailedExecCanBeDeleted(t *testing.T) {
 	f.exec("c1", "x1", "/no/such")
 	_, err := f.Start(t.Context(), &api.StartRequest{Id: "c1", ExecId: "x1"})
 	wantClass(t, "Start of a missing program", err, errdefs.ErrInvalidArgument)
+	if s, code := f.status("c1", "x1"), f.wait("c1", "x1"); s != api.Status_STOPPED || code != notStartedCode {
+		t.Errorf("after a failed start it is %s, exit %d", s, code)
+	}
+	_, err = f.Kill(t.Context(), &api.KillRequest{Id: "c1", ExecId: "x1", Signal: 9})
+	wantClass(t, "Kill after a failed start", err, errdefs.ErrNotFound)
 	_, err = f.Exec(t.Context(), &api.ExecProcessRequest{Id: "c1", ExecId: "x1", Spec: processSpec(t, "/bin/true")})
 	wantClass(t, "Exec with a used id", err, errdefs.ErrAlreadyExists)
 	f.remove("c1", "x1")

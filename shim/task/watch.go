@@ -15,7 +15,10 @@ import (
 	vcprocess "github.com/coco-shim/coco/virtcontainers/process"
 )
 
-const killedCode = 128 + uint32(unix.SIGKILL)
+const (
+	killedCode     = 128 + uint32(unix.SIGKILL)
+	notStartedCode = 255 // of an exec whose start failed
+)
 
 // watchProcess waits for the exit of a process and publishes it.
 func (s *Service) watchProcess(c *container, p *process, pod Pod) {
