@@ -19,7 +19,8 @@ func dockers(at int64) []item {
 	}
 	return []item{
 		empty(".dockerenv"),
-		{path: "dev", kind: tar.TypeDir, mode: 0o755, mtime: at}, empty("dev/console"),
+		{path: "dev", kind: tar.TypeDir, mode: 0o755, mtime: at},
+		empty("dev/console"),
 		{path: "dev/pts", kind: tar.TypeDir, mode: 0o755, mtime: at},
 		{path: "dev/shm", kind: tar.TypeDir, mode: 0o755, mtime: at},
 		{path: "etc", kind: tar.TypeDir, mode: 0o755, mtime: at},
