@@ -109,7 +109,7 @@ func (o Outside) Start(exe string, args []string, todo any) (pid int, err error)
 		return 0, err
 	}
 	defer out.Close()
-	cmd := exec.Command(exe, args...) //nolint:gosec // ours; it outlives this call
+	cmd := exec.Command(exe, args...) // it outlives this call
 	cmd.Stdin, cmd.Dir, cmd.Env = in, "/", []string{"PATH=" + os.Getenv("PATH")}
 	if name, ok := os.LookupEnv(configs.EnvFile); ok { // it finds the same configuration
 		cmd.Env = append(cmd.Env, configs.EnvFile+"="+name)
