@@ -249,7 +249,8 @@ var edges = Edges{
 		"attestation/...", "cmd/coco/internal/cli", "cmd/coco/internal/kbs/page", "cmd/coco/internal/pods",
 		"cmd/coco/internal/show", "policy/rego",
 	},
-	"cmd/coco/internal/kbs/page": {"attestation/broker/references", "attestation/broker/store"},
+	"cmd/coco/internal/kbs/page": {"attestation/broker/...", "cmd/coco/internal/webpage"},
+	"cmd/coco/internal/webpage":  {},
 	"cmd/coco/internal/secret":   {"attestation/sealed", "cmd/coco/internal/cli", "cmd/coco/internal/show"},
 	"cmd/coco/internal/policy": {
 		"api/contract", "cmd/coco/internal/cli", "cmd/coco/internal/measure", "cmd/coco/internal/pods",
@@ -286,9 +287,9 @@ var edges = Edges{
 	},
 	"node/...": {"node/..."},
 	"cmd/coco/internal/pods": {
-		"cmd/coco/internal/show", "configs", "metrics", "plan/launch", "virtcontainers", "virtcontainers/boot",
-		"internal/words", "api/contract", "api/containerd", "internal/initdata", "policy", "policy/decisions",
-		"shim/bundle", "virtcontainers/state",
+		"cmd/coco/internal/show", "cmd/coco/internal/webpage", "configs", "metrics", "plan/launch", "virtcontainers",
+		"virtcontainers/boot", "internal/words", "api/contract", "api/containerd", "internal/initdata", "policy",
+		"policy/decisions", "shim/bundle", "virtcontainers/state",
 	},
 	"cmd/coco/internal/debug":    {"cmd/coco/internal/pods", "configs", "virtcontainers", "virtcontainers/state"},
 	"cmd/coco/internal/announce": {"internal/words"},

@@ -6,9 +6,7 @@ package pods
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	_ "embed"
-	"encoding/base64"
 	"fmt"
 	"html/template"
 	"io"
@@ -17,27 +15,18 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/coco-shim/coco/cmd/coco/internal/webpage"
 )
 
 //go:embed page.html
 var pageText string
 
-//go:embed page.css
-var pageStyle string
-
-// pagePolicy allows nothing but the page's own style, named by its digest: no script, image, font, frame or form.
-var pagePolicy = func() string {
-	sum := sha256.Sum256([]byte(pageStyle))
-	return "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) +
-		"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-}()
-
-var pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
+var pageTemplate = webpage.Template(pageText, template.FuncMap{
 	"mib":     mib,
 	"short":   Short,
 	"seconds": func(s float64) string { return fmt.Sprintf("%.2f s", s) },
-	"style":   func() template.CSS { return template.CSS(pageStyle) }, //nolint:gosec // a file of ours
-}).Parse(pageText))
+})
 
 // pageData is the content of the page: all pods, or one.
 type pageData struct {
@@ -73,10 +62,7 @@ func (s *source) servePage(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the page cannot be made: "+err.Error(), http.StatusInternalServerError)
 		return
 	}
-	h := w.Header()
-	h.Set("Content-Type", "text/html; charset=utf-8")
-	h.Set("Content-Security-Policy", pagePolicy)
-	h.Set("Referrer-Policy", "no-referrer")
+	webpage.SetHeader(w.Header())
 	_, _ = b.WriteTo(w) // the client may be gone
 }
 

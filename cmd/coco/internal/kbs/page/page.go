@@ -9,7 +9,6 @@ package page
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	_ "embed"
 	"encoding/base64"
 	"fmt"
@@ -20,29 +19,19 @@ import (
 
 	"github.com/coco-shim/coco/attestation/broker/references"
 	"github.com/coco-shim/coco/attestation/broker/store"
+	"github.com/coco-shim/coco/cmd/coco/internal/webpage"
 )
 
 //go:embed page.html
 var pageText string
 
-//go:embed page.css
-var pageStyle string
-
-// contentPolicy allows nothing but the page's own style, named by its digest: no script, image, font, frame or form.
-var contentPolicy = func() string {
-	sum := sha256.Sum256([]byte(pageStyle))
-	return "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) +
-		"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-}()
-
-var pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
-	"style": func() template.CSS { return template.CSS(pageStyle) }, //nolint:gosec // a file of ours
+var pageTemplate = webpage.Template(pageText, template.FuncMap{
 	"at":    func(t time.Time) string { return t.UTC().Format(time.DateTime) },
 	"day":   func(t time.Time) string { return t.UTC().Format(time.DateOnly) },
 	"short": func(digest string) string { return digest[:min(len(digest), 12)] },
 	// Names in attestations begin with that of the plugin.
 	"secret": func(name string) string { return strings.TrimPrefix(name, "resource/") },
-}).Parse(pageText))
+})
 
 // Ask gets the JSON of an administrator's route of the broker into v.
 type Ask func(ctx context.Context, path string, v any) error
@@ -98,10 +87,7 @@ func Handler(broker string, ask Ask) http.Handler {
 			http.Error(w, "the broker does not answer: "+err.Error(), http.StatusBadGateway)
 			return
 		}
-		h := w.Header()
-		h.Set("Content-Type", "text/html; charset=utf-8")
-		h.Set("Content-Security-Policy", contentPolicy)
-		h.Set("Referrer-Policy", "no-referrer")
+		webpage.SetHeader(w.Header())
 		_, _ = b.WriteTo(w) // the client may be gone
 	})
 }
