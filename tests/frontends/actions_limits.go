@@ -18,7 +18,8 @@ func limits() []Action {
 		{Name: "`--oom-score-adj`", Script: `once --oom-score-adj 500 $I cat /proc/self/oom_score_adj`},
 		{Name: "`--device-read-bps`", Script: `once --device-read-bps /dev/vda:1mb $I true`, Differ: &Difference{
 			On: Podman, Outcome: Refused, Words: "names devices of the host",
-			What:   "the limit is of a disk of the host, which the VM does not have; Docker leaves it out here, with a warning",
+			What: "the limit is of a disk of the host, which the VM does not have; on this machine Docker drops the option " +
+				"itself, also with runc",
 			WayOut: "leave the option out",
 		}},
 		{Name: "`update --memory`", Script: `new one --memory 100m $I sleep 1000; e update --memory 64m --memory-swap 64m one >/dev/null; e exec one sh -c 'cd /sys/fs/cgroup; cat memory.max 2>/dev/null || cat memory/memory.limit_in_bytes'`},
