@@ -52,20 +52,18 @@ type Report struct {
 type suite struct {
 	name string
 	run  func(ctx context.Context, b *bench) ([]Figure, error)
-	// named suites run only when -only names them.
-	named bool
 }
 
 var suites = []suite{
-	{"start", benchStart, false},
-	{"pod", benchPod, false},
-	{"exec", benchExec, false},
-	{"stream", benchStream, false},
-	{"memory", benchMemory, false},
-	{"layer", benchLayer, false},
-	{"parallel", benchParallel, false},
-	{"template", benchTemplate, false},
-	{"policy", benchPolicy, true},
+	{"start", benchStart},
+	{"pod", benchPod},
+	{"exec", benchExec},
+	{"stream", benchStream},
+	{"memory", benchMemory},
+	{"layer", benchLayer},
+	{"parallel", benchParallel},
+	{"template", benchTemplate},
+	{"policy", benchPolicy},
 }
 
 // bench is what the suites share.
@@ -79,8 +77,7 @@ type bench struct {
 func main() {
 	out := flag.String("out", "dist/bench.json", "file for the JSON report")
 	only := flag.String("only", "",
-		"comma-separated groups to run (default: all but policy): "+
-			"start,pod,exec,stream,memory,layer,parallel,template,policy")
+		"comma-separated groups to run (default: all): start,pod,exec,stream,memory,layer,parallel,template,policy")
 	runs := flag.Int("runs", 5, "runs per figure; the median counts")
 	tree := flag.String("build-layer", "", "internal: build one layer from this directory, and end")
 	cache := flag.String("build-cache", "", "internal: cache for -build-layer")
@@ -118,7 +115,7 @@ func run(ctx context.Context, out, only string, runs int) error {
 		Kernel: strings.TrimSpace(string(release)),
 	}
 	for _, s := range suites {
-		if only == "" && s.named || only != "" && !strings.Contains(","+only+",", ","+s.name+",") {
+		if only != "" && !strings.Contains(","+only+",", ","+s.name+",") {
 			continue
 		}
 		fmt.Fprintf(os.Stderr, "bench: %s …\n", s.name)
